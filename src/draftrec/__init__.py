@@ -1,0 +1,20 @@
+"""draftrec makes LLM-based recommender systems fast: draft cheaply, verify in one forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Generator", "__version__"]
+
+if TYPE_CHECKING:
+    from draftrec.knowledge.generator import Generator as Generator
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch and transformers take seconds to import; `import draftrec` must not pay for them.
+    if name == "Generator":
+        from draftrec.knowledge.generator import Generator
+
+        return Generator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

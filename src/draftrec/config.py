@@ -1,0 +1,72 @@
+"""Every knob, with its one default. Unknown keys are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Frozen):
+    """How the target model is loaded."""
+
+    model: str
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:<i>")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = Field(False, description="torch.compile the model's layers")
+
+
+class AcceptConfig(_Frozen):
+    """Which draft tokens are kept, and how the target's own token is chosen."""
+
+    accept: Literal["strict", "relaxed"] = "strict"
+    top_k: Annotated[int, Field(ge=1)] = 2
+    min_prob: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    seed: int = 0
+    eos_guard: bool = Field(True, description="relaxed: never pass an EOS that is the argmax")
+    tie_break: Literal["probable", "first"] = Field(
+        "probable", description="relaxed: which of two equally long paths wins; first = the paper's"
+    )
+    max_deviations: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="relaxed: most non-argmax tokens per text"
+    )
+    max_loss: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="relaxed: most nats of log-probability given up per text"
+    )
+
+
+class DraftConfig(_Frozen):
+    """What is drafted and how much of it is verified per forward pass."""
+
+    draft: Literal["pool", "prompt", "none"] = "pool"
+    budget: Annotated[int, Field(ge=0, le=4096)] | Auto = Field(
+        "auto", description="draft nodes per sequence and forward pass; auto = while they pay"
+    )
+    depth: Annotated[int, Field(ge=1, le=256)] = Field(24, description="longest drafted path")
+
+
+class BatchConfig(_Frozen):
+    """How many sequences run together."""
+
+    batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    prefill_chunk: Annotated[int, Field(ge=1)] = Field(
+        512, description="most prompt tokens of one sequence computed in one forward pass"
+    )
+
+
+class GenerateConfig(_Frozen):
+    """Everything `Generator` needs to know."""
+
+    target: ModelConfig
+    accept: AcceptConfig = AcceptConfig()
+    draft: DraftConfig = DraftConfig()
+    batch: BatchConfig = BatchConfig()

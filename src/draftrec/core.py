@@ -1,0 +1,129 @@
+"""Values and protocols shared by every floor. Depends on NumPy only.
+
+Shapes: `n` draft nodes of one sequence, `m` accepted nodes, `R` scored rows of a whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+FinishReason = Literal["eos", "length"]
+
+#: Where a draft node came from; `DraftTree.sources` holds positions in this tuple.
+SOURCES = ("prompt", "previous", "group", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTree:
+    """Continuations proposed for one sequence, as a flat tree.
+
+    `token_ids` int32 `[n]`; `parents` int32 `[n]`, a position smaller than the node's own or -1 for
+    a child of the last committed token; `probs` float32 `[n]`, the estimated probability that the
+    whole path down to the node is accepted; `sources` uint8 `[n]`, positions in `SOURCES`.
+    Siblings carry distinct tokens.
+    """
+
+    token_ids: IntArray
+    parents: IntArray
+    probs: FloatArray
+    sources: ByteArray
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+EMPTY_TREE = DraftTree(
+    np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.uint8)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to write: `prompt_ids` int32 `[p]`, p >= 1, special tokens included.
+
+    `previous_ids` is the entity's own earlier text (refresh), the first thing to draft from.
+    `key` seeds the sampling of this text alone, so that it depends on no other request.
+    """
+
+    entity_id: str
+    prompt_ids: IntArray
+    group: str | None = None
+    previous_ids: IntArray | None = None
+    key: int = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one sequence cost and what its drafts were worth. All are plain counts."""
+
+    target_calls: int = 0
+    draft_calls: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    relaxed_tokens: int = 0
+    accepted_by_source: list[int] = field(default_factory=lambda: [0] * len(SOURCES))
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished text. `token_ids` int32: new tokens only, EOS included if it was emitted."""
+
+    entity_id: str
+    token_ids: IntArray
+    finish_reason: FinishReason
+    prompt_tokens: int
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What verification decided for one sequence in one step.
+
+    `path` int32 `[m]`: accepted nodes from the root down. `token_ids` int32: their tokens, then the
+    bonus token unless the path ended in EOS. `relaxed`: accepted nodes that were not the target's
+    own choice. `loss`: nats of log-probability given up by them.
+    """
+
+    path: IntArray
+    token_ids: IntArray
+    relaxed: int = 0
+    loss: float = 0.0
+
+
+class SequenceView(Protocol):
+    """What a drafter may know of a running sequence."""
+
+    @property
+    def request(self) -> Request: ...
+    @property
+    def context(self) -> IntArray:
+        """int32: prompt and committed tokens so far, a view that must not be written to."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Tokens this sequence may still emit."""
+        ...
+
+
+class Drafter(Protocol):
+    """Proposes continuations. The lifecycle of a sequence is start, (draft, observe)*, stop."""
+
+    def start(self, sequence: SequenceView) -> None: ...
+
+    def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+        """One tree of at most `limit` nodes, `depth` deep, per sequence; empty = plain decoding."""
+        ...
+
+    def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None: ...
+
+    def stop(self, sequence: SequenceView) -> None: ...
