@@ -1,0 +1,154 @@
+"""Prompt templates: the four published knowledge frameworks, or a Jinja2 file of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from draftrec.errors import DraftrecError
+
+Side = Literal["user", "item"]
+FRAMEWORKS = ("kar", "trawl", "once", "rlmrec")
+
+_OPTIONAL = re.compile(r"\{#-?\s*optional:\s*([\w\s,]*?)\s*-?#\}")
+
+#: What a template of the user's own can raise on a record it was not written for.
+_RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A checked template. Holds plain values only, so that workers can be sent a copy."""
+
+    name: str
+    source: str
+    fingerprint: str
+    required_fields: tuple[str, ...]
+
+    def render(self, record: Mapping[str, Any]) -> str:
+        """Fill in one record. A null field counts as missing."""
+        fields = _clean(record)
+        missing = [name for name in self.required_fields if name not in fields]
+        if missing:
+            raise DraftrecError(
+                f"template {self.name!r} needs the field {missing[0]!r}, which is missing or null "
+                f"in the record; add it, or choose a template that does not use it"
+            )
+        if "history" in self.required_fields and isinstance(fields["history"], str):
+            raise DraftrecError(
+                f"template {self.name!r} needs 'history' as a list, but the record holds one "
+                f"string; give a list of titles or of objects with a title"
+            )
+        try:
+            return _compile(self.source).render(fields)
+        except jinja2.UndefinedError as error:
+            raise DraftrecError(
+                f"template {self.name!r} asks for something the record lacks: {error}; add it to "
+                f"the record or test for it with 'is defined'"
+            ) from error
+        except _RENDER_ERRORS as error:
+            raise DraftrecError(
+                f"template {self.name!r} cannot be filled in with this record: {error}; "
+                f"check the field's type against what the template does with it"
+            ) from error
+
+
+def load_template(name_or_path: str, side: Side) -> Template:
+    """Load a framework's template by name (`kar`, `trawl`, `once`, `rlmrec`) or a file by path."""
+    if name_or_path in FRAMEWORKS:
+        name = f"{name_or_path}_{side}"
+        folder = resources.files("draftrec") / "data" / "prompts"
+        return _parse(name, (folder / f"{name}.j2").read_text(encoding="utf-8"))
+    return _parse(name_or_path, _read(Path(name_or_path)))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DraftrecError(
+            f"template {str(path)!r} is neither one of {', '.join(FRAMEWORKS)} nor an existing "
+            f"file; name one of these or give the path of a Jinja2 file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DraftrecError(
+            f"template file {str(path)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise DraftrecError(
+            f"template file {str(path)!r} cannot be read: {error.strerror}; check path and rights"
+        ) from error
+
+
+def _parse(name: str, source: str) -> Template:
+    try:
+        tree = _environment().parse(source)
+        _compile(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise DraftrecError(
+            f"template {name!r} line {error.lineno}: {error.message}; mend the Jinja2 syntax there"
+        ) from error
+    required = meta.find_undeclared_variables(tree) - _optional_fields(source, tree)
+    fingerprint = hashlib.sha256(source.encode()).hexdigest()
+    return Template(name, source, fingerprint, tuple(sorted(required)))
+
+
+def _optional_fields(source: str, tree: nodes.Template) -> set[str]:
+    """Fields declared in an `optional:` comment, tested with `is defined` or given a default."""
+    found: set[str] = set()
+    for match in _OPTIONAL.finditer(source):
+        found.update(name.strip() for name in match[1].split(",") if name.strip())
+    for node in tree.find_all((nodes.Test, nodes.Filter)):
+        guards = node.name in ("defined", "undefined", "default", "d")
+        if guards and isinstance(node.node, nodes.Name):
+            found.add(node.node.name)
+    return found
+
+
+def _clean(value: Any) -> Any:
+    """Drop nulls from mappings (columnar files fill absent fields with them); show 4.0 as 4."""
+    if isinstance(value, Mapping):
+        return {key: _clean(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_clean(inner) for inner in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    # Jinja's own tojson escapes for HTML; a prompt is read by a language model.
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@lru_cache(maxsize=32)
+def _compile(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
