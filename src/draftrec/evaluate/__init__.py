@@ -1,0 +1,1 @@
+"""What a run was worth: reports and plots, made from plain numbers."""
