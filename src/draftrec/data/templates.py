@@ -142,7 +142,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     # Jinja's own tojson escapes for HTML; a prompt is read by a language model.
     environment.filters["tojson"] = _to_json
+    environment.filters["only"] = _only
     return environment
+
+
+def _only(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: fields[name] for name in names if name in fields}
 
 
 def _to_json(value: Any) -> str:
