@@ -8,7 +8,7 @@ Entity number i is the same whatever the number of entities, so records can be s
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -135,7 +135,7 @@ def is_held_out(entity_id: str, share: float = 0.2) -> bool:
 
 
 def split_warm(
-    records: Iterator[dict[str, Any]], share: float = 0.2
+    records: Iterable[dict[str, Any]], share: float = 0.2
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Split records into warm and held-out ones."""
     warm: list[dict[str, Any]] = []
