@@ -70,3 +70,25 @@ class GenerateConfig(_Frozen):
     accept: AcceptConfig = AcceptConfig()
     draft: DraftConfig = DraftConfig()
     batch: BatchConfig = BatchConfig()
+
+
+class RecordsConfig(_Frozen):
+    """Which records are read, and how they become prompts."""
+
+    template: str | None = Field(None, description="a framework's name or a Jinja2 file")
+    side: Literal["user", "item"] = "user"
+    chat: bool | None = Field(None, description="None: where the tokenizer has a chat template")
+    id_column: str = "entity_id"
+    prompt_column: str = "prompt"
+    group_column: str = "group"
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class JobConfig(_Frozen):
+    """Everything that decides what a knowledge-generation job writes, input files apart."""
+
+    generate: GenerateConfig
+    records: RecordsConfig = RecordsConfig()
+    shard_size: Annotated[int, Field(ge=1)] = Field(
+        1024, description="records that are written, and resumed from, together"
+    )

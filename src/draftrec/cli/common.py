@@ -1,0 +1,151 @@
+"""What commands share: options as dataclasses, settings files, signals, messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from draftrec.errors import DraftrecError
+
+DONE, BAD_INPUT, SOME_REJECTED, INTERRUPTED = 0, 2, 3, 130
+
+Options = TypeVar("Options")
+
+
+def say(message: str) -> None:
+    """A line for people, on standard error."""
+    print(f"draftrec: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """The summary for programs: one object on the last line of standard output."""
+    print(json.dumps(values), flush=True)  # noqa: T201
+
+
+def command(options: type[Options]) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
+    """Make a command of a function whose options are the fields of a dataclass.
+
+    Typer reads a signature, and one with thirty parameters helps nobody; so the fields
+    (`Annotated[type, typer.Option(...)] = default`) are presented to it as one.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(field),
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(options)  # type: ignore[arg-type]
+    ]
+
+    def wrap(function: Callable[[Options], int]) -> Callable[..., int]:
+        def run(**values: Any) -> int:
+            raise typer.Exit(function(options(**values)))
+
+        run.__doc__ = function.__doc__
+        run.__annotations__ = {**hints, "return": int}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return wrap
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    missing = field.default is dataclasses.MISSING
+    return inspect.Parameter.empty if missing else field.default
+
+
+def _read_settings(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a YAML file set the defaults of all options of the command that is being parsed."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DraftrecError(f"settings file {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise DraftrecError(f"settings file {path} must hold `option: value` lines")
+    settings = {str(key).replace("-", "_"): value for key, value in values.items()}
+    known = {p.name for p in context.command.params} - {"input", "config", "help"}
+    if unknown := sorted(settings.keys() - known):
+        raise DraftrecError(
+            f"settings file {path} has the unknown key {unknown[0]!r}; known are "
+            f"{', '.join(sorted(str(name) for name in known))}"
+        )
+    context.default_map = {**(context.default_map or {}), **settings}
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_read_settings,
+        is_eager=True,
+        help="YAML file of `option: value` lines; the command line goes before it.",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the summary as JSON, last line of standard output.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+
+
+def auto_or_number(option: str, value: str) -> Any:
+    """`auto`, or a whole number."""
+    if value == "auto":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise DraftrecError(f"--{option} must be auto or a whole number, not {value!r}") from None
+
+
+class StopSignal(AbstractContextManager["StopSignal"]):
+    """Ctrl-C and SIGTERM as a question that the job asks between steps.
+
+    Until it is armed, and the second time, the signal interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.armed or self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        say("stopping after this step; once more stops at once")

@@ -1,0 +1,81 @@
+"""The `draftrec` command: finds the command, runs it, turns what goes wrong into one sentence."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence as Seq
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from draftrec import __version__
+from draftrec.cli.common import INTERRUPTED, say
+from draftrec.errors import DraftrecError
+
+#: Command -> module that defines a function of that name.
+_COMMANDS = {"demo": "draftrec.cli.demo", "generate": "draftrec.cli.generate"}
+#: Whatever the parser refuses. Typer exports the class's child only.
+_ClickError = typer.BadParameter.__mro__[2]
+
+
+def main(argv: Seq[str] | None = None) -> None:
+    """Entry point; leaves with the contract's exit codes."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line; its exit code."""
+    debug = "--debug" in argv
+    try:
+        code = _app(argv)(argv, prog_name="draftrec", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted; what is finished is kept, run the same command again to continue")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort, so that nobody meets a traceback
+        if debug:
+            traceback.print_exc()
+        message, code = _explain(error)
+        say(" ".join(message.split()))
+        return code
+
+
+def _app(argv: list[str]) -> typer.Typer:
+    """All commands that are installed, or the one that is called: the rest need not load."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.callback(no_args_is_help=True)(_root)
+    for name, module in _COMMANDS.items():
+        if argv[:1] == [name] or (argv[:1] not in [[n] for n in _COMMANDS] and find_spec(module)):
+            app.command(name)(getattr(import_module(module), name))
+    return app
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer's callback signature
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    """Fast LLM-based recommenders: draft cheaply, verify in one forward pass."""
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, DraftrecError):
+        return str(error), 2
+    if isinstance(error, _ClickError):
+        return error.format_message(), error.exit_code  # type: ignore[attr-defined]
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error)).lower()
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{reason}{place}; mend that and run the same command again to continue", 2
+    kind = type(error).__name__
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"unexpected {kind}: {first_line}; run again with --debug for the traceback", 1

@@ -1,0 +1,265 @@
+"""Streaming readers: Parquet, JSONL or CSV; a file, a folder of part files, or a glob.
+
+Nothing here holds more than one batch of rows, and rows are read only when they are asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.errors import DraftrecError
+
+Kind = Literal["parquet", "jsonl", "csv"]
+
+_KINDS: dict[str, Kind] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+}
+_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_READABLE = ".parquet, .jsonl or .csv, the last two also as .gz or .zst"
+_BATCH_ROWS = 256
+_BUFFER_BYTES = 1 << 20
+#: JSON lines carry no schema; a column exists if one of this many first rows has it.
+_JSON_PEEK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record as it was found. `line`, from 1: of a text file, or the row of a Parquet file."""
+
+    values: dict[str, Any]
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """Files of one kind, read in order as one stream of rows."""
+
+    files: tuple[Path, ...]
+    kind: Kind
+
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+        """Every row, lazily. `columns` narrows what Parquet decodes; others may come along."""
+        for path in self.files:
+            with _explained(path):
+                yield from _READERS[self.kind](path, columns)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the files' contents in order (names and times do not count)."""
+        whole = hashlib.sha256()
+        for path in self.files:
+            with _explained(path), path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
+
+    def require(self, columns: Collection[str], mend: str) -> None:
+        """Raise when a file lacks one of `columns`; `mend` says what the user can do about it."""
+        for path in self.files:
+            found = self._columns_of(path)
+            missing = [name for name in columns if name not in found]
+            if missing and found:
+                names = " and ".join(repr(name) for name in missing)
+                raise DraftrecError(
+                    f"{path} has no column {names}, it has {', '.join(found)}; {mend}"
+                )
+
+    def refuse_type(self, column: str, allowed: str) -> None:
+        """Raise when a Parquet column is typed but neither text nor whole numbers."""
+        for path in self.files if self.kind == "parquet" else ():
+            with _explained(path):
+                schema = pq.read_schema(path)
+            if column not in schema.names:
+                continue
+            kind = schema.field(column).type
+            value = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (_is_text(value) or pa.types.is_integer(value) or pa.types.is_null(value)):
+                raise DraftrecError(
+                    f"{path}: column {column!r} is {kind}, but must be {allowed}; convert it first"
+                )
+
+    def _columns_of(self, path: Path) -> tuple[str, ...]:
+        with _explained(path):
+            if self.kind == "parquet":
+                return tuple(pq.read_schema(path).names)
+            if self.kind == "csv":
+                with _open_text(path) as file:
+                    return tuple(next(csv.reader(file), ()))
+            names: dict[str, None] = {}
+            for row in islice(_read_jsonl(path, None), _JSON_PEEK):
+                names.update(dict.fromkeys(row.values))
+            return tuple(names)
+
+
+def open_records(location: str | Path) -> RecordSource:
+    """Find the files behind a path, a folder or a glob, and check that they hold rows."""
+    files = _find_files(str(location))
+    kinds = {_kind_of(path) for path in files}
+    if len(kinds) > 1:
+        found = " and ".join(sorted(str(kind) for kind in kinds))
+        raise DraftrecError(f"{location} mixes {found} files; name one kind with a glob")
+    kind = kinds.pop()
+    if kind is None:
+        raise DraftrecError(f"{files[0]} is of no readable kind; give a file ending in {_READABLE}")
+    source = RecordSource(tuple(files), kind)
+    if not any(True for path in files if _has_rows(path, kind)):
+        what = f"{location} holds no records" if len(files) > 1 else f"{files[0]} is empty"
+        raise DraftrecError(f"{what}; give a file with at least one record")
+    return source
+
+
+def _find_files(location: str) -> list[Path]:
+    path = Path(location)
+    if path.is_dir():
+        return _parts_of(path)
+    if path.exists():
+        return [path]
+    if glob.has_magic(location):
+        found = [Path(name) for name in glob.glob(location, recursive=True)]  # noqa: PTH207 - absolute patterns too
+        files = sorted((p for p in found if p.is_file()), key=_natural)
+        if not files:
+            raise DraftrecError(f"no file matches {location}; check the pattern")
+        return files
+    raise DraftrecError(f"{location} does not exist; check the path")
+
+
+def _parts_of(folder: Path) -> list[Path]:
+    """Readable files of a folder: `part-*` alone where there are any, as job outputs name them."""
+    with _explained(folder):
+        visible = [p for p in folder.iterdir() if p.is_file() and p.name[0] not in "._"]
+    files = sorted((p for p in visible if _kind_of(p)), key=_natural)
+    if not files:
+        raise DraftrecError(
+            f"folder {folder} holds no readable part; put files in it that end in {_READABLE}"
+        )
+    return [p for p in files if p.name.startswith("part-")] or files
+
+
+def _natural(path: Path) -> list[str | int]:
+    """Sort key under which part-100000 follows part-99999."""
+    return [int(bit) if bit.isdigit() else bit for bit in re.split(r"(\d+)", str(path))]
+
+
+def _kind_of(path: Path) -> Kind | None:
+    inner = Path(path.stem) if path.suffix in _COMPRESSION else path
+    kind = _KINDS.get(inner.suffix.lower())
+    return None if kind == "parquet" and inner != path else kind
+
+
+def _has_rows(path: Path, kind: Kind) -> bool:
+    """Whether there is a row. Opens every Parquet footer: a truncated file shows at once."""
+    if kind != "parquet":
+        with _explained(path):
+            return any(True for _ in islice(_READERS[kind](path, None), 1))
+    if path.stat().st_size == 0:
+        raise DraftrecError(f"{path} is empty; write the file again or leave it out")
+    with _explained(path), pq.ParquetFile(path) as file:
+        return file.metadata.num_rows > 0
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+    # A buffered stream keeps whole column chunks of large row groups out of memory.
+    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        wanted = columns and [name for name in file.schema_arrow.names if name in columns]
+        line = 0
+        for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
+            for values in batch.to_pylist():
+                line += 1
+                yield Row(values, path.name, line)
+
+
+def _read_jsonl(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+    with _open_text(path) as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                values = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise DraftrecError(
+                    f"{path} line {line} is not JSON ({error}); mend or remove the line"
+                ) from error
+            if not isinstance(values, dict):
+                raise DraftrecError(
+                    f"{path} line {line} is not a JSON object; write one record per line"
+                )
+            yield Row(values, path.name, line)
+
+
+def _read_csv(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+    # Every cell is text ("007" stays "007") and an empty cell is null.
+    csv.field_size_limit(sys.maxsize)
+    with _open_text(path) as file:
+        reader = csv.reader(file, strict=True)
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise DraftrecError(f"{path} names a column twice in its header; rename one")
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(names):
+                raise DraftrecError(
+                    f"{path} line {reader.line_num} has {len(cells)} cells where the header has "
+                    f"{len(names)}; mend or remove the line"
+                )
+            values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+            yield Row(values, path.name, reader.line_num)
+
+
+_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "csv": _read_csv}
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+    compression = _COMPRESSION.get(path.suffix)
+    with (
+        path.open("rb") as raw,
+        pa.input_stream(raw, compression=compression) if compression else raw as stream,
+        # utf-8-sig: spreadsheets put a byte-order mark in front.
+        io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,  # type: ignore[arg-type]
+    ):
+        yield text
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises into one sentence about the file."""
+    try:
+        yield
+    except DraftrecError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DraftrecError(
+            f"{path} is not UTF-8 text ({error.reason}); convert it first"
+        ) from error
+    except (pa.ArrowException, csv.Error, OSError, EOFError, ValueError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DraftrecError(f"cannot read {path}: {error.strerror}; check the file") from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DraftrecError(
+            f"{path} cannot be read, it may be truncated ({reason}); write the file again"
+        ) from error

@@ -1,0 +1,258 @@
+"""Entities in: which columns a record needs, which records are rejected, which inputs refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from draftrec.data.readers import RecordSource, Row, open_records
+from draftrec.data.templates import Template
+from draftrec.errors import DraftrecError
+
+_ID_TYPES = "a string or an integer"
+_HASH_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One text to write: who it is about, the prompt, and who it shares a pool with."""
+
+    entity_id: str
+    prompt: str
+    group: str | None
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that cannot be served. The job goes on without it."""
+
+    entity_id: str | None
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the values of an entity are found. Without a template, `prompt` is a column."""
+
+    template: Template | None = None
+    entity_id: str = "entity_id"
+    prompt: str = "prompt"
+    group: str = "group"
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        fields = self.template.required_fields if self.template else (self.prompt,)
+        return (self.entity_id, *(name for name in fields if name != self.entity_id))
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """What to read; None = everything, as a template may use fields it does not require."""
+        return None if self.template else (self.entity_id, self.prompt, self.group)
+
+
+class _RejectError(Exception):
+    """Raised with the reason why a record is rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntityReader:
+    """Streams a source as entities, rejecting single records and refusing unusable inputs."""
+
+    source: RecordSource
+    layout: Layout = Layout()
+    groups: GroupTable | None = None
+    limit: int | None = None
+    skip: int = 0
+
+    def check_columns(self) -> None:
+        """Raise when the input as a whole lacks what every record needs."""
+        layout = self.layout
+        self.source.require([layout.entity_id], "rename it, or name it with --id-column")
+        if layout.template:
+            need = f"template {layout.template.name!r} needs it"
+            self.source.require(
+                layout.required, f"{need}; rename a column or choose another template"
+            )
+        else:
+            self.source.require(
+                layout.required, "name it with --prompt-column, or choose a --template"
+            )
+        self.source.refuse_type(layout.entity_id, _ID_TYPES)
+
+    def check_ids(self) -> int:
+        """Read all ids once; the number of records, or an error naming a repeated id.
+
+        Holds 8 bytes per record: the ids' hashes. Where two are equal a second pass compares the
+        ids themselves, so the answer is exact.
+        """
+        blocks, block = [], []
+        for row in self._rows(only_id=True):
+            block.append(_short_hash(row.values.get(self.layout.entity_id)))
+            if len(block) == _HASH_BLOCK:
+                blocks.append(np.array(block, np.uint64))
+                block = []
+        hashes = np.concatenate([*blocks, np.array(block, np.uint64)])
+        hashes.sort()
+        known = hashes[hashes > 0]
+        repeated = known[1:][known[1:] == known[:-1]]
+        if len(repeated):
+            self._find_repeated(set(repeated.tolist()))
+        return len(hashes)
+
+    def __iter__(self) -> Iterator[Entity | Rejected]:
+        for row in self._rows():
+            entity_id = None
+            try:
+                entity_id = _as_id(row.values.get(self.layout.entity_id), self.layout.entity_id)
+                prompt, group = self._prompt(row), self._group(row, entity_id)
+                yield Entity(entity_id, prompt, group, row.file, row.line)
+            except _RejectError as error:
+                yield Rejected(entity_id, row.file, row.line, str(error))
+
+    def _rows(self, *, only_id: bool = False) -> Iterator[Row]:
+        columns = [self.layout.entity_id] if only_id else self.layout.columns
+        return islice(self.source.rows(columns), self.skip, self.limit)
+
+    def _prompt(self, row: Row) -> str:
+        layout = self.layout
+        for name in layout.required:
+            if row.values.get(name) is None:
+                raise _RejectError(f"{name} is null")
+        if layout.template is None:
+            prompt = row.values[layout.prompt]
+            if not isinstance(prompt, str):
+                raise _RejectError(f"{layout.prompt} is {type(prompt).__name__}, not text")
+        else:
+            try:
+                prompt = layout.template.render(row.values)
+            except DraftrecError as error:
+                raise _RejectError(str(error)) from error
+        if not prompt:
+            raise _RejectError("the prompt is empty")
+        if not _is_unicode(prompt):
+            raise _RejectError(
+                "the prompt holds half of a surrogate pair, which is not valid Unicode"
+            )
+        return prompt
+
+    def _group(self, row: Row, entity_id: str) -> str | None:
+        if self.groups is not None:
+            return self.groups.get(entity_id)
+        group = row.values.get(self.layout.group)
+        return None if group is None else _as_id(group, self.layout.group)
+
+    def _find_repeated(self, hashes: set[int]) -> None:
+        """Raise for the first id that really occurs twice among those with these hashes."""
+        seen: dict[str, Row] = {}
+        name = self.layout.entity_id
+        for row in self._rows(only_id=True):
+            value = row.values.get(name)
+            if _short_hash(value) not in hashes:
+                continue
+            first = seen.setdefault(str(value), row)
+            if first is not row:
+                raise DraftrecError(
+                    f"{name} {str(value)!r} is repeated in {first.file} line {first.line} and "
+                    f"{row.file} line {row.line}; ids must be unique, remove or rename one"
+                )
+
+
+class GroupTable:
+    """Entity -> group from a file with `entity_id, group`. About 20 bytes per entity.
+
+    Ids are kept as 128-bit hashes, so that even a thousand million of them do not collide.
+    """
+
+    def __init__(self, source: RecordSource) -> None:
+        self.fingerprint = source.fingerprint()
+        self._names: dict[str, int] = {}
+        blocks = list(self._blocks(source))
+        keys = np.concatenate([keys for keys, _ in blocks])
+        codes = np.concatenate([codes for _, codes in blocks])
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        self._keys, self._codes = keys[order], codes[order]
+        if (self._keys[1:] == self._keys[:-1]).all(axis=1).any():
+            raise DraftrecError(
+                f"{source.files[0]} lists an entity more than once; keep one row per entity_id"
+            )
+        self._labels = list(self._names)
+
+    @classmethod
+    def load(cls, location: str | Path) -> GroupTable:
+        """Read a groups file (Parquet, JSONL or CSV)."""
+        source = open_records(location)
+        source.require(["entity_id", "group"], "a groups file has the columns entity_id and group")
+        return cls(source)
+
+    def get(self, entity_id: str) -> str | None:
+        """The entity's group, or None where the file does not name one."""
+        high, low = _long_hash(entity_id)
+        start = int(np.searchsorted(self._keys[:, 0], high, "left"))
+        stop = int(np.searchsorted(self._keys[:, 0], high, "right"))
+        for i in range(start, stop):
+            if self._keys[i, 1] == low:
+                return self._labels[self._codes[i]]
+        return None
+
+    def _blocks(
+        self, source: RecordSource
+    ) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]:
+        rows = source.rows(["entity_id", "group"])
+        while block := list(islice(rows, _HASH_BLOCK)):
+            keys, codes = [], []
+            for row in block:
+                if row.values.get("group") is None:
+                    continue
+                try:
+                    entity_id = _as_id(row.values.get("entity_id"), "entity_id")
+                    group = _as_id(row.values["group"], "group")
+                except _RejectError as error:
+                    raise DraftrecError(
+                        f"{row.file} line {row.line}: {error}; mend the groups file"
+                    ) from error
+                keys.append(_long_hash(entity_id))
+                codes.append(self._names.setdefault(group, len(self._names)))
+            yield np.array(keys, np.uint64).reshape(-1, 2), np.array(codes, np.int32)
+
+
+def _as_id(value: Any, name: str) -> str:
+    if value is None:
+        raise _RejectError(f"{name} is null")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _RejectError(f"{name} is {type(value).__name__}, not {_ID_TYPES}")
+    if isinstance(value, str) and not _is_unicode(value):
+        raise _RejectError(f"{name} is not valid Unicode")
+    return str(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _short_hash(value: Any) -> int:
+    """64 bits, never 0; 0 stands for a missing id, which may repeat."""
+    if value is None:
+        return 0
+    digest = hashlib.blake2b(str(value).encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def _long_hash(entity_id: str) -> tuple[np.uint64, np.uint64]:
+    digest = hashlib.blake2b(entity_id.encode(), digest_size=16).digest()
+    high, low = np.frombuffer(digest, np.uint64)
+    return high, low

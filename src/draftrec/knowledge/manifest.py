@@ -1,0 +1,192 @@
+"""What a run folder says about itself: settings, inputs, which shards are done, what they cost."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence as Seq
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from draftrec.config import JobConfig
+from draftrec.core import SOURCES, Generation
+from draftrec.errors import DraftrecError
+
+_PACKAGES = ("draftrec", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "numba")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class ShardEntry(_Part):
+    """A finished shard. `records` = `rows` written + `rejected`; the sizes are in bytes."""
+
+    records: int
+    rows: int
+    rejected: int
+    part_size: int
+    stats_size: int
+
+
+class Totals(_Part):
+    """Sums over all finished shards, however many times the job was interrupted."""
+
+    entities: int = 0
+    rejected: int = 0
+    new_tokens: int = 0
+    target_calls: int = 0
+    draft_calls: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    relaxed_tokens: int = 0
+    accepted_by_source: list[int] = Field(default_factory=lambda: [0] * len(SOURCES))
+    wall_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def add(self, generations: Seq[Generation], rejected: int) -> None:
+        """Count the texts of one shard."""
+        self.entities += len(generations)
+        self.rejected += rejected
+        for generation in generations:
+            counts = generation.counts
+            self.new_tokens += len(generation.token_ids)
+            self.target_calls += counts.target_calls
+            self.draft_calls += counts.draft_calls
+            self.drafted_tokens += counts.drafted_tokens
+            self.accepted_tokens += counts.accepted_tokens
+            self.relaxed_tokens += counts.relaxed_tokens
+            for i, n in enumerate(counts.accepted_by_source):
+                self.accepted_by_source[i] += n
+
+    def rates(self) -> dict[str, float]:
+        """What the counts mean; 0 where nothing was counted."""
+        return {
+            "tokens_per_call": _ratio(self.new_tokens, self.target_calls),
+            "mean_accepted_tokens": _ratio(self.accepted_tokens, self.draft_calls),
+            "acceptance_rate": _ratio(self.accepted_tokens, self.drafted_tokens),
+            "relaxed_share": _ratio(self.relaxed_tokens, self.new_tokens),
+            "tokens_per_second": _ratio(self.new_tokens, self.wall_seconds),
+        }
+
+
+class InputEntry(_Part):
+    """The records a run was started on."""
+
+    sha256: str
+    files: int
+    records: int
+
+
+class Manifest(_Part):
+    """The content of `manifest.json`.
+
+    `settings` and `fingerprints` must be equal for a run to be continued; `paths` and `versions`
+    only inform. `rejected_size` is how much of `rejected.jsonl` belongs to finished shards.
+    """
+
+    format: Literal["draftrec-run"] = "draftrec-run"
+    format_version: Literal[1] = 1
+    settings: dict[str, Any]
+    fingerprints: dict[str, str | None]
+    paths: dict[str, str | None]
+    versions: dict[str, str]
+    input: InputEntry
+    device: str = ""
+    dtype: str = ""
+    shards: list[ShardEntry] = Field(default_factory=list)
+    rejected_size: int = 0
+    totals: Totals = Field(default_factory=Totals)
+    cost_state: dict[str, Any] | None = None
+    finished: bool = False
+
+    @property
+    def records_done(self) -> int:
+        """Records of the input that finished shards cover."""
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def shards_complete(self) -> bool:
+        """Whether every record of the input is covered."""
+        return self.records_done >= self.input.records
+
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`."""
+        totals = self.totals.model_dump()
+        by_source = dict(zip(SOURCES, totals.pop("accepted_by_source"), strict=True))
+        names = {name: self.settings[name] for name in ("model", "accept", "draft")}
+        where = {"device": self.device, "dtype": self.dtype}
+        return {**totals, **self.totals.rates(), "accepted_by_source": by_source, **where, **names}
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest at `path`, or None where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return Manifest.model_validate_json(text)
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DraftrecError(
+            f"{path} was not written by this version of draftrec generate; choose another --output"
+        ) from error
+
+
+def settings_of(config: JobConfig) -> dict[str, Any]:
+    """Every setting under the name of its command-line option."""
+    flat: dict[str, Any] = {}
+    pending: list[dict[str, Any]] = [config.model_dump(mode="json")]
+    while pending:
+        for key, value in pending.pop().items():
+            if isinstance(value, dict):
+                pending.append(value)
+            else:
+                flat[key] = value
+    # Its content decides, not where it lies; see the fingerprints.
+    del flat["template"]
+    model = Path(flat["model"])
+    if model.exists():
+        flat["model"] = str(model.resolve())
+    return dict(sorted(flat.items()))
+
+
+def differences(
+    then: Manifest, settings: dict[str, Any], fingerprints: dict[str, str | None]
+) -> list[str]:
+    """What was otherwise when the run was started, one phrase each."""
+    found: list[str] = []
+    for name in sorted({*then.settings, *settings}):
+        old, new = then.settings.get(name), settings.get(name)
+        if old != new:
+            found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
+    for name, new in fingerprints.items():
+        old = then.fingerprints.get(name)
+        if old != new:
+            change = "added" if old is None else "left out" if new is None else "changed"
+            found.append(f"the {name} was {change}")
+    return found
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the output."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0

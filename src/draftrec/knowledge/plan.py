@@ -1,0 +1,149 @@
+"""What a job is asked to do, and whether it may: inputs, settings, and the run already there."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from draftrec.config import JobConfig
+from draftrec.data.readers import RecordSource, open_records
+from draftrec.data.records import EntityReader, GroupTable, Layout
+from draftrec.data.templates import load_template
+from draftrec.errors import DraftrecError
+from draftrec.knowledge.manifest import (
+    InputEntry,
+    Manifest,
+    differences,
+    package_versions,
+    settings_of,
+)
+from draftrec.knowledge.shards import RunFolder
+
+if TYPE_CHECKING:
+    from draftrec.knowledge.job import TextGenerator
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What to do: the settings, and the files that they are applied to."""
+
+    config: JobConfig
+    input: str
+    output: Path
+    groups: Path | None = None
+    pool: Path | None = None
+    save_pool: Path | None = None
+    overwrite: bool = False
+
+
+class Plan:
+    """A job's inputs, opened and checked; nothing is written here."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        records = spec.config.records
+        self.source: RecordSource = open_records(spec.input)
+        template = load_template(records.template, records.side) if records.template else None
+        columns = (records.id_column, records.prompt_column, records.group_column)
+        groups = GroupTable.load(spec.groups) if spec.groups else None
+        self.reader = EntityReader(self.source, Layout(template, *columns), groups, records.limit)
+        self.reader.check_columns()
+        folder = RunFolder(spec.output)
+        if any(folder.holds(path) for path in self.source.files):
+            raise DraftrecError(f"{spec.input} lies in the output folder; choose another --output")
+        drafts_from_pool = spec.config.generate.draft.draft == "pool"
+        if spec.save_pool:
+            _check_save_pool(spec.save_pool, drafts_from_pool=drafts_from_pool)
+        self.settings = settings_of(spec.config)
+        self.fingerprints: dict[str, str | None] = {
+            "input": self.source.fingerprint(),
+            "template": template.fingerprint if template else None,
+            "groups": groups.fingerprint if groups else None,
+            "pool": _pool_fingerprint(spec.pool) if spec.pool and drafts_from_pool else None,
+        }
+
+    def check(self) -> None:
+        """Read the whole input once for repeated ids and unreadable places."""
+        self.records  # noqa: B018 - computed and kept
+
+    @cached_property
+    def records(self) -> int:
+        """How many records there are."""
+        return self.reader.check_ids()
+
+    def manifest(self, generator: TextGenerator) -> Manifest:
+        """The manifest of a run that has not begun."""
+        spec = self.spec
+        paths = {
+            "input": spec.input,
+            "template": spec.config.records.template,
+            "groups": spec.groups,
+            "pool": spec.pool,
+            "save_pool": spec.save_pool,
+        }
+        return Manifest(
+            settings=self.settings,
+            fingerprints={**self.fingerprints, **generator.fingerprint},
+            paths={name: None if path is None else str(path) for name, path in paths.items()},
+            versions=package_versions(),
+            input=InputEntry(
+                sha256=str(self.fingerprints["input"]),
+                files=len(self.source.files),
+                records=self.records,
+            ),
+            device=generator.device,
+            dtype=generator.dtype,
+            cost_state=generator.cost_state,
+        )
+
+
+def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
+    """The manifest to go on from; None to start anew; refuses to mix two runs."""
+    spec = plan.spec
+    manifest = folder.manifest()
+    if manifest is None or spec.overwrite or not manifest.shards:
+        return None
+    now = dict(plan.fingerprints)
+    if manifest.shards_complete and spec.save_pool and spec.save_pool == spec.pool:
+        del now["pool"]  # the run may have been cut off after it had saved its pool over this one
+    refuse_different(folder, differences(manifest, plan.settings, now))
+    if manifest.finished and spec.save_pool and str(spec.save_pool) != manifest.paths["save_pool"]:
+        raise DraftrecError(
+            f"the run in {folder.path} is finished and kept no pool at {spec.save_pool}; build one "
+            f"from its texts with `draftrec pool build`"
+        )
+    folder.check_parts(manifest)
+    return manifest
+
+
+def refuse_different(folder: RunFolder, found: list[str]) -> None:
+    if found:
+        raise DraftrecError(
+            f"{folder.path} holds a run that was started otherwise ({'; '.join(found)}); choose "
+            f"another --output, or start again with --overwrite"
+        )
+
+
+def _pool_fingerprint(folder: Path) -> str:
+    """Of a pool's manifest, which holds the checksums of its arrays."""
+    path = folder / "manifest.json"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DraftrecError(
+            f"{folder} is not a pool, {path.name} cannot be read ({error.strerror}); give a folder "
+            f"that --save-pool or `draftrec pool build` made"
+        ) from error
+
+
+def _check_save_pool(folder: Path, *, drafts_from_pool: bool) -> None:
+    """Find out before the work, not after it, that the pool cannot be kept there."""
+    if not drafts_from_pool:
+        raise DraftrecError("--save-pool needs a pool to save; use it with --draft pool")
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise DraftrecError(
+            f"{folder} exists and is not a pool; name a new folder with --save-pool"
+        )

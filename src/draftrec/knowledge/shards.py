@@ -1,0 +1,260 @@
+"""The files of a run folder. A shard is finished when the manifest says so, never before."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.core import SOURCES, Generation, IntArray
+from draftrec.data.records import Rejected
+from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet, sync_folder
+from draftrec.errors import DraftrecError
+from draftrec.knowledge.manifest import Manifest, ShardEntry, read_manifest
+
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("entity_id", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("new_tokens", pa.int32(), nullable=False),
+    ]
+)
+_COUNTS = (
+    "target_calls",
+    "draft_calls",
+    "drafted_tokens",
+    "accepted_tokens",
+    "relaxed_tokens",
+    *(f"accepted_{source}" for source in SOURCES),
+)
+STATS_SCHEMA = pa.schema(
+    [
+        pa.field("entity_id", pa.string(), nullable=False),
+        *(pa.field(name, pa.int32(), nullable=False) for name in _COUNTS),
+    ]
+)
+_SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
+_OTHER_FILES = ("manifest.json", "metrics.jsonl", "rejected.jsonl", "summary.json")
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One text, ready to be stored."""
+
+    generation: Generation
+    group: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    path: Path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder and keep other processes from writing to it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as file:
+            if not _lock(file.fileno()):
+                raise DraftrecError(
+                    f"another process is writing to {self.path}; wait for it, or choose another "
+                    f"--output"
+                )
+            yield
+
+    def manifest(self) -> Manifest | None:
+        """The run's manifest, None for a new folder; refuses data files of unknown origin."""
+        manifest = read_manifest(self.path / "manifest.json")
+        if manifest is None and any(_SHARD_FILE.fullmatch(p.name) for p in self._files()):
+            raise DraftrecError(
+                f"{self.path} holds Parquet parts but no manifest.json, so they are not a run's; "
+                f"choose another --output"
+            )
+        return manifest
+
+    def check_parts(self, manifest: Manifest) -> None:
+        """Raise when a finished shard's files are not as the run left them."""
+        for index, shard in enumerate(manifest.shards):
+            sizes = {self._part(index): shard.part_size, self._stats(index): shard.stats_size}
+            for path, size in sizes.items():
+                if not path.is_file() or path.stat().st_size != size:
+                    raise DraftrecError(
+                        f"{path} is missing or was changed since the run wrote it; put it back, "
+                        f"or start again with --overwrite"
+                    )
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest. This is the moment at which a shard counts as finished."""
+        text = manifest.model_dump_json(indent=1) + "\n"
+        replace_file(self.path / "manifest.json", text.encode())
+
+    def clear(self) -> None:
+        """Remove everything that a run wrote here, the manifest last, and nothing else."""
+        for path in self._files():
+            if _SHARD_FILE.fullmatch(path.name) or path.name in _OTHER_FILES[1:]:
+                path.unlink()
+        self._remove_temporaries()
+        (self.path / "manifest.json").unlink(missing_ok=True)
+        sync_folder(self.path)
+
+    def drop_unfinished(self, manifest: Manifest) -> None:
+        """Remove what a crash left behind of a shard that was not finished."""
+        self._remove_temporaries()
+        for path in self._files():
+            match = _SHARD_FILE.fullmatch(path.name)
+            if match and int(match[1]) >= len(manifest.shards):
+                path.unlink()
+        _cut(self.path / "rejected.jsonl", manifest.rejected_size)
+        _cut_torn_line(self.path / "metrics.jsonl")
+
+    def write_shard(
+        self, index: int, texts: Seq[Written], rejected: Seq[Rejected], rejected_size: int
+    ) -> tuple[ShardEntry, int]:
+        """Write data, statistics and rejected records; the entry and the new rejected size."""
+        part_size = replace_parquet(self._part(index), _part_table(texts))
+        stats_size = replace_parquet(self._stats(index), _stats_table(texts))
+        # Cut first: an attempt that failed halfway may have left lines behind.
+        path = self.path / "rejected.jsonl"
+        _cut(path, rejected_size)
+        with path.open("ab") as file:
+            for record in rejected:
+                file.write(_json_line(_rejected_object(record)))
+            file.flush()
+            os.fsync(file.fileno())
+            rejected_size = file.tell()
+        records = len(texts) + len(rejected)
+        entry = ShardEntry(
+            records=records,
+            rows=len(texts),
+            rejected=len(rejected),
+            part_size=part_size,
+            stats_size=stats_size,
+        )
+        return entry, rejected_size
+
+    def texts(self, index: int) -> list[tuple[IntArray, str | None]]:
+        """Token ids and group of a finished shard's texts, in order."""
+        table = pq.read_table(self._part(index), columns=["token_ids", "group"])
+        ids = table["token_ids"].combine_chunks()
+        flat = np.asarray(ids.flatten(), np.int32)
+        lengths = np.asarray(ids.value_lengths(), np.int64)
+        ends = np.cumsum(lengths)
+        parts = [flat[end - n : end] for end, n in zip(ends, lengths, strict=True)]
+        return list(zip(parts, table["group"].to_pylist(), strict=True))
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add one object to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("ab") as file:
+            file.write(_json_line(values))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace `summary.json`."""
+        replace_file(self.path / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+
+    def holds(self, file: Path) -> bool:
+        """Whether a file lies in this folder."""
+        return file.resolve().is_relative_to(self.path.resolve())
+
+    def _part(self, index: int) -> Path:
+        return self.path / f"part-{index:05d}.parquet"
+
+    def _stats(self, index: int) -> Path:
+        return self.path / f"stats-{index:05d}.parquet"
+
+    def _files(self) -> list[Path]:
+        return [p for p in self.path.iterdir() if p.is_file()] if self.path.is_dir() else []
+
+    def _remove_temporaries(self) -> None:
+        for path in self._files():
+            name = path.name.removesuffix(TEMPORARY)
+            if name != path.name and (_SHARD_FILE.fullmatch(name) or name in _OTHER_FILES):
+                path.unlink()
+
+
+def _part_table(texts: Seq[Written]) -> pa.Table:
+    generations = [t.generation for t in texts]
+    lengths = [len(g.token_ids) for g in generations]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = np.concatenate([np.empty(0, np.int32), *(g.token_ids for g in generations)])
+    columns = {
+        "entity_id": [g.entity_id for g in generations],
+        "group": [t.group for t in texts],
+        "text": [t.text for t in texts],
+        "token_ids": pa.ListArray.from_arrays(offsets, flat.astype(np.int32)),
+        "finish_reason": [g.finish_reason for g in generations],
+        "prompt_tokens": [g.prompt_tokens for g in generations],
+        "new_tokens": lengths,
+    }
+    return pa.table(columns, schema=PART_SCHEMA)
+
+
+def _stats_table(texts: Seq[Written]) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for text in texts:
+        counts = text.generation.counts
+        row: dict[str, Any] = {
+            name: getattr(counts, name) for name in _COUNTS if hasattr(counts, name)
+        }
+        for source, accepted in zip(SOURCES, counts.accepted_by_source, strict=True):
+            row[f"accepted_{source}"] = accepted
+        rows.append({"entity_id": text.generation.entity_id, **row})
+    return pa.Table.from_pylist(rows, schema=STATS_SCHEMA)
+
+
+def _rejected_object(record: Rejected) -> dict[str, Any]:
+    return {
+        "entity_id": record.entity_id,
+        "line": record.line,
+        "reason": record.reason,
+        "file": record.file,
+    }
+
+
+def _json_line(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _cut(path: Path, size: int) -> None:
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop a last line that a crash left without its end, so that the file stays JSON lines."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - (1 << 16))
+        file.seek(start)
+        tail = file.read()
+    _cut(path, start + tail.rfind(b"\n") + 1)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock, which ends with the process. Systems without flock go without."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
