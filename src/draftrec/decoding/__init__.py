@@ -1,0 +1,1 @@
+"""Draft, verify, commit: the loop and its parts."""

@@ -1,0 +1,179 @@
+"""Running sequences and the slots they occupy: continuous batching without tensors.
+
+A finished sequence frees its slot at once and the next waiting request takes it in the same step.
+Prompt tokens that already lie in some slot (a template's instructions, say) are not computed again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+
+from draftrec.core import Counts, FinishReason, Generation, IntArray, Request, Verdict
+
+# A shared prefix shorter than this is cheaper to compute than to look after.
+_LEAST_SHARED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sequences at once, new tokens per text, tokens of prompt and text together."""
+
+    slots: int
+    max_new_tokens: int
+    context_length: int
+
+
+class RunningSequence:
+    """One text being written. `computed` rows of its context are in the KV slab."""
+
+    def __init__(self, order: int, slot: int, request: Request, max_new_tokens: int) -> None:
+        self.order, self.slot, self.request = order, slot, request
+        self.prompt_tokens = len(request.prompt_ids)
+        self._tokens = np.empty(self.prompt_tokens + max_new_tokens, np.int32)
+        self._tokens[: self.prompt_tokens] = request.prompt_ids
+        self.length = self.prompt_tokens
+        self.computed = 0
+        self.counts = Counts()
+        self.loss = 0.0
+        self.finish: FinishReason | None = None
+        self.uniforms = np.empty(0, np.float64)
+
+    @property
+    def context(self) -> IntArray:
+        return self._tokens[: self.length]
+
+    @property
+    def new_tokens(self) -> int:
+        return self.length - self.prompt_tokens
+
+    @property
+    def room(self) -> int:
+        return len(self._tokens) - self.length
+
+    @property
+    def pending(self) -> int:
+        """Known tokens whose KV rows are not there yet; 1 while decoding."""
+        return self.length - self.computed
+
+    def extend(self, verdict: Verdict, eos_ids: frozenset[int]) -> None:
+        """Take over a verdict's tokens and finish on EOS or on a full text."""
+        self.computed = self.length + len(verdict.path)
+        end = self.length + len(verdict.token_ids)
+        self._tokens[self.length : end] = verdict.token_ids
+        self.length = end
+        self.loss += verdict.loss
+        if int(self._tokens[end - 1]) in eos_ids:
+            self.finish = "eos"
+        elif self.room == 0:
+            self.finish = "length"
+
+    def result(self) -> Generation:
+        if self.finish is None:
+            raise RuntimeError("this text is not finished")
+        new = self._tokens[self.prompt_tokens : self.length].copy()
+        return Generation(self.request.entity_id, new, self.finish, self.prompt_tokens, self.counts)
+
+
+class Batch:
+    """At most `slots` running sequences, and the requests that wait. Results keep input order."""
+
+    def __init__(
+        self,
+        requests: Seq[Request],
+        limits: Limits,
+        copy_prefix: Callable[[int, int, int], None],
+    ) -> None:
+        self.waiting = deque(enumerate(requests))
+        self.running: list[RunningSequence] = []
+        self.results: list[Generation | None] = [None] * len(requests)
+        self.limits = limits
+        self._free = list(range(limits.slots))
+        self._resident: dict[int, IntArray] = {}
+        self._copy_prefix = copy_prefix
+
+    @property
+    def active(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def refill(self) -> list[RunningSequence]:
+        """Give free slots to waiting requests; returns the newcomers."""
+        arrived: list[RunningSequence] = []
+        while self.waiting and self._free:
+            order, request = self.waiting[0]
+            shared, source = self._longest_prefix(request.prompt_ids)
+            if self._being_computed(request.prompt_ids) >= shared + _LEAST_SHARED:
+                break  # one step later those rows can be copied instead
+            self.waiting.popleft()
+            slot = self._take_slot(source, shared)
+            sequence = RunningSequence(order, slot, request, self._room(request))
+            if shared >= _LEAST_SHARED:
+                if source != slot:
+                    self._copy_prefix(source, slot, shared)
+                sequence.computed = shared
+            self._resident[slot] = request.prompt_ids[: sequence.computed]
+            self.running.append(sequence)
+            arrived.append(sequence)
+        return arrived
+
+    def note_computed(self, sequence: RunningSequence) -> None:
+        """The slot now holds the KV rows of the sequence's first `computed` tokens."""
+        self._resident[sequence.slot] = sequence.context[: sequence.computed]
+
+    def retire(self) -> list[RunningSequence]:
+        """Move finished sequences to `results` and free their slots; returns them."""
+        done = [s for s in self.running if s.finish]
+        for sequence in done:
+            self.results[sequence.order] = sequence.result()
+            self._free.append(sequence.slot)
+        if done:
+            self.running = [s for s in self.running if not s.finish]
+            self._free.sort()
+        return done
+
+    def finished(self) -> list[Generation]:
+        """All results in input order. Raises RuntimeError while some are missing."""
+        done = [r for r in self.results if r is not None]
+        if len(done) != len(self.results):
+            raise RuntimeError("some texts are not finished")
+        return done
+
+    def _room(self, request: Request) -> int:
+        left = self.limits.context_length - len(request.prompt_ids)
+        return min(self.limits.max_new_tokens, left)
+
+    def _take_slot(self, source: int, shared: int) -> int:
+        """The slot that already holds the prefix if it is free, else the lowest free one."""
+        if shared >= _LEAST_SHARED and source in self._free:
+            self._free.remove(source)
+            return source
+        return self._free.pop(0)
+
+    def _longest_prefix(self, prompt: IntArray) -> tuple[int, int]:
+        """How many first tokens of `prompt` some slot holds, and which; one is left to compute."""
+        best = max(
+            ((_common(prompt, rows), -slot) for slot, rows in self._resident.items()),
+            default=(0, 0),
+        )
+        return min(best[0], len(prompt) - 1), -best[1]
+
+    def _being_computed(self, prompt: IntArray) -> int:
+        return max(
+            (
+                _common(prompt, s.request.prompt_ids)
+                for s in self.running
+                if s.computed < s.prompt_tokens
+            ),
+            default=0,
+        )
+
+
+def _common(a: IntArray, b: IntArray) -> int:
+    """Length of the longest common prefix."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    return int(differs.argmax()) if differs.any() else n

@@ -1,0 +1,156 @@
+"""How many draft nodes a forward pass may carry: as many as pay for themselves.
+
+A pass over `r` rows takes `t(r)` seconds, measured once for this model, device, dtype and batch.
+With tokens flowing at `rate` per second, a set of nodes is worth its expected accepted tokens minus
+`rate` times the seconds it adds (Dinkelbach's form of maximising tokens per second). Nodes compete
+across the whole batch, best first, so an uncertain sequence yields its share to a predictable one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from draftrec.core import EMPTY_TREE, DraftTree, Verdict
+from draftrec.tokens.tree import trim
+
+DoubleArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CostCurve:
+    """Seconds of a forward pass against its rows, linear between measured points."""
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def __call__(self, rows: npt.ArrayLike) -> DoubleArray:
+        """float64 seconds; never falling with rows, the last slope continued past the end."""
+        x = np.asarray(rows, np.float64)
+        xs, ys = np.array(self.rows, float), np.maximum.accumulate(np.array(self.seconds))
+        inside = np.interp(x, xs, ys)
+        if len(xs) < 2:
+            return inside * np.maximum(1.0, x / xs[-1])
+        slope = max((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]), ys[-1] / xs[-1] * 0.5)
+        return inside + slope * np.maximum(0.0, x - xs[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows": list(self.rows), "seconds": list(self.seconds)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CostCurve:
+        return cls(tuple(data["rows"]), tuple(data["seconds"]))
+
+
+class Budget(Protocol):
+    """Decides how much to draft and which of the drafted nodes to verify."""
+
+    def limit(self, active: int) -> int:
+        """Most nodes worth drafting per sequence when `active` sequences run."""
+        ...
+
+    def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
+        """The trees, cut to the nodes worth a row; `plain_rows` rows run in any case."""
+        ...
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None: ...
+
+
+class FixedBudget:
+    """`nodes` per sequence, always: reproducible, whatever the machine."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+
+    def limit(self, active: int) -> int:
+        return self.nodes
+
+    def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
+        return list(trees)
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None:
+        """Nothing to learn."""
+
+
+class AutoBudget:
+    """Spends nodes while they raise expected accepted tokens per second."""
+
+    def __init__(self, cost: CostCurve, most: int = 64) -> None:
+        self.cost, self.most = cost, most
+        self.calibration = Calibration()
+        self._tokens = self._seconds = 0.0
+
+    def limit(self, active: int) -> int:
+        return max(8, min(self.most, 1024 // max(active, 1)))
+
+    def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
+        """Keep the nodes whose expected tokens outweigh the time they take from everyone."""
+        sizes = [len(t) for t in trees]
+        if not sum(sizes):
+            return list(trees)
+        probs = self.calibration(np.concatenate([t.probs for t in trees]))
+        order = np.argsort(-probs, kind="stable")
+        seconds = self.cost(plain_rows + np.arange(len(order) + 1))
+        worth = np.concatenate(([0.0], np.cumsum(probs[order])))
+        count = int(np.argmax(worth - self._rate(len(trees), seconds[0]) * seconds))
+        keep = np.zeros(len(order), np.bool_)
+        keep[order[:count]] = True
+        if not count:
+            return [EMPTY_TREE] * len(trees)
+        parts = np.split(keep, np.cumsum(sizes)[:-1])
+        return [trim(t, k) for t, k in zip(trees, parts, strict=True)]
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None:
+        """Learn how often nodes of each estimate are accepted, and how fast tokens flow."""
+        self.calibration.observe(trees, verdicts)
+        self._tokens = 0.98 * self._tokens + sum(len(v.token_ids) for v in verdicts)
+        self._seconds = 0.98 * self._seconds + float(self.cost(rows))
+
+    def _rate(self, active: int, plain_seconds: float) -> float:
+        """Tokens per second lately, by the cost curve's clock; at the start, plain decoding's."""
+        return (self._tokens + 4 * active) / (self._seconds + 4 * plain_seconds)
+
+
+class Calibration:
+    """Maps a drafter's estimated path probability to the share accepted in fact.
+
+    Accepted and verified nodes are counted in bins of the estimate's log-odds; the estimate itself
+    is the prior, worth `prior` observations. Non-decreasing, so it never reorders nodes.
+    """
+
+    def __init__(self, bins: int = 16, prior: float = 24.0) -> None:
+        self.edges = np.linspace(-6.0, 6.0, bins - 1)
+        self.prior = prior
+        self.seen = np.zeros(bins)
+        self.kept = np.zeros(bins)
+        self.expected = np.zeros(bins)
+
+    def __call__(self, probs: npt.NDArray[np.float32]) -> DoubleArray:
+        """float64 `[n]`: calibrated probabilities."""
+        p = probs.astype(np.float64)
+        ratio = (self.kept + self.prior) / (self.expected + self.prior)
+        return np.clip(p * np.interp(_log_odds(p), self._centres(), ratio), 0.0, 1.0)
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict]) -> None:
+        """Count what was verified. Old counts fade, since pools and texts change."""
+        for counts in (self.seen, self.kept, self.expected):
+            counts *= 0.9995
+        for tree, verdict in zip(trees, verdicts, strict=True):
+            if len(tree):
+                place = np.digitize(_log_odds(tree.probs.astype(np.float64)), self.edges)
+                np.add.at(self.seen, place, 1.0)
+                np.add.at(self.expected, place, tree.probs)
+                np.add.at(self.kept, place[verdict.path], 1.0)
+
+    def _centres(self) -> DoubleArray:
+        step = self.edges[1] - self.edges[0]
+        return np.concatenate((self.edges - step / 2, [self.edges[-1] + step / 2]))
+
+
+def _log_odds(p: DoubleArray) -> DoubleArray:
+    clipped = np.clip(p, 1e-4, 1 - 1e-4)
+    return np.log(clipped / (1 - clipped))

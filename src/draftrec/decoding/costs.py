@@ -1,0 +1,52 @@
+"""Measuring what a forward pass costs against its rows, on this model, device, dtype and batch."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from draftrec.decoding.budget import CostCurve
+from draftrec.models.packing import Segment
+from draftrec.models.target import Target
+from draftrec.tokens.tree import chain
+
+_GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def measure_cost(
+    target: Target, slots: int, context: int, *, repeats: int = 5, seconds: float = 6.0
+) -> CostCurve:
+    """Median seconds of a pass at growing numbers of rows, `context` cached tokens per sequence.
+
+    Up to `slots` rows each row is a sequence of its own; beyond, the sequences carry draft nodes.
+    Stops at 64 nodes per sequence, where a pass costs eight plain ones, or after `seconds`.
+    """
+    target.reserve(slots, context + 66)
+    wanted = sorted({*(r for r in _GRID if r <= 65 * slots), slots})
+    started, rows, medians = time.perf_counter(), [], []
+    _timed(target, slots, min(2 * slots, 4), context)
+    for count in wanted:
+        times = [_timed(target, slots, count, context) for _ in range(repeats)]
+        rows.append(count)
+        medians.append(float(np.median(times)))
+        plain = medians[rows.index(slots)] if slots in rows else medians[-1]
+        late = time.perf_counter() - started > seconds
+        if count >= 2 * slots and (medians[-1] > 8 * plain or late):
+            break
+    return CostCurve(tuple(rows), tuple(medians))
+
+
+def _timed(target: Target, slots: int, rows: int, context: int) -> float:
+    sequences = min(slots, rows)
+    sizes = [rows // sequences + (i < rows % sequences) - 1 for i in range(sequences)]
+    pending = np.zeros(1, np.int32)
+    trees = {n: chain([1] * n) for n in set(sizes)}
+    segments = [Segment(i, context, pending, trees[n]) for i, n in enumerate(sizes)]
+    start = time.perf_counter()
+    logits = target.score(segments).logits
+    logits.argmax(-1).cpu()
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
+    return time.perf_counter() - start

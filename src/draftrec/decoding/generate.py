@@ -1,0 +1,186 @@
+"""THE loop: draft, score, accept, commit. Plain decoding is this loop with an empty draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from draftrec.config import AcceptConfig
+from draftrec.core import EMPTY_TREE, Drafter, DraftTree, Generation, Request, Verdict
+from draftrec.decoding import stats
+from draftrec.decoding.acceptance import AcceptanceRule, uniforms_for
+from draftrec.decoding.batch import Batch, Limits, RunningSequence
+from draftrec.decoding.budget import Budget
+from draftrec.decoding.stats import StepStats, Timing
+from draftrec.models.packing import Segment
+from draftrec.models.target import Target
+from draftrec.tokens.tree import depths, trim
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """The caller asked to stop; the step under way was finished."""
+
+
+@dataclass(slots=True)
+class Engine:
+    """The parts of the loop, and the settings that are not theirs."""
+
+    target: Target
+    drafter: Drafter
+    rule: AcceptanceRule
+    budget: Budget
+    accept: AcceptConfig
+    eos_ids: frozenset[int]
+    slots: int
+    max_new_tokens: int
+    context_length: int = 1 << 30
+    depth: int = 24
+    prefill_chunk: int = 512
+    timing: Timing = field(default_factory=Timing)
+
+
+def generate(
+    engine: Engine,
+    requests: Seq[Request],
+    on_step: Callable[[StepStats], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Generation]:
+    """Write all texts; results in the order of `requests`.
+
+    Raises Interrupted, after finishing a step, once `should_stop()` is true.
+    """
+    batch = start(engine, requests)
+    while batch.active:
+        if should_stop and should_stop():
+            raise Interrupted
+        admit(engine, batch)
+        trees = draft(engine, batch)
+        segments = lay_out(engine, batch, trees)
+        verdicts = verify(engine, batch, segments)
+        finish_step(engine, batch, segments, verdicts, on_step)
+    return batch.finished()
+
+
+def start(engine: Engine, requests: Seq[Request]) -> Batch:
+    """An empty batch with all requests waiting, and a slab that holds the longest of them."""
+    longest = max((len(r.prompt_ids) for r in requests), default=1)
+    slots = max(1, min(engine.slots, len(requests)))
+    room = longest + engine.max_new_tokens + engine.budget.limit(slots) + 1
+    engine.target.reserve(engine.slots, room)
+    slab = engine.target.slab
+    assert slab is not None
+    limits = Limits(slots, engine.max_new_tokens, engine.context_length)
+    return Batch(requests, limits, slab.copy_prefix)
+
+
+def admit(engine: Engine, batch: Batch) -> None:
+    """Let waiting requests into free slots."""
+    for sequence in batch.refill():
+        accept = engine.accept
+        if accept.temperature > 0:
+            key = sequence.request.key
+            sequence.uniforms = uniforms_for(accept.seed, key, engine.max_new_tokens + 1)
+        engine.drafter.start(sequence)
+
+
+def draft(engine: Engine, batch: Batch) -> dict[int, DraftTree]:
+    """Trees worth verifying, by slot, for sequences whose prompt is done after this pass."""
+    ready, prompt_rows = _ready(engine, batch)
+    if not ready:
+        return {}
+    with engine.timing.drafting():
+        limit = engine.budget.limit(len(ready))
+        depth = min(engine.depth, max(s.room for s in ready) - 1)
+        if limit == 0 or depth <= 0:
+            return {s.slot: EMPTY_TREE for s in ready}
+        trees = engine.drafter.draft(ready, limit, depth)
+        trees = [_within(t, s.room - 1) for t, s in zip(trees, ready, strict=True)]
+        trees = engine.budget.choose(trees, prompt_rows)
+    return {s.slot: t for s, t in zip(ready, trees, strict=True)}
+
+
+def lay_out(
+    engine: Engine, batch: Batch, trees: dict[int, DraftTree]
+) -> list[tuple[RunningSequence, Segment]]:
+    """Pending tokens and tree of every sequence that takes part in the next pass."""
+    pairs: list[tuple[RunningSequence, Segment]] = []
+    for sequence, rows in _shares(engine, batch):
+        tree = trees.get(sequence.slot)
+        pending = sequence.context[sequence.computed : sequence.computed + rows]
+        scored = tree is not None
+        segment = Segment(sequence.slot, sequence.computed, pending, tree or EMPTY_TREE, scored)
+        pairs.append((sequence, segment))
+    return pairs
+
+
+def verify(
+    engine: Engine, batch: Batch, pairs: Seq[tuple[RunningSequence, Segment]]
+) -> list[Verdict]:
+    """One forward pass, verdicts for the scored sequences, their accepted KV rows kept."""
+    scored = [(q, s) for q, s in pairs if s.scored]
+    prompt = sum(len(s.pending) for _, s in pairs) - len(scored)
+    with engine.timing.passing(prompt / sum(s.rows for _, s in pairs)):
+        scores = engine.target.score([s for _, s in pairs])
+        verdicts: list[Verdict] = []
+        if scored:
+            sequences, segments = [q for q, _ in scored], [s for _, s in scored]
+            verdicts = engine.rule.accept(sequences, [s.tree for s in segments], scores.logits)
+            engine.target.commit(segments, [v.path for v in verdicts])
+    return verdicts
+
+
+def finish_step(
+    engine: Engine,
+    batch: Batch,
+    pairs: Seq[tuple[RunningSequence, Segment]],
+    verdicts: Seq[Verdict],
+    on_step: Callable[[StepStats], None] | None,
+) -> None:
+    """Extend the texts, let the drafter and the budget learn, retire what is finished."""
+    scored = [(q, s) for q, s in pairs if s.scored]
+    for sequence, segment in pairs:
+        sequence.counts.target_calls += 1
+        if not segment.scored:
+            sequence.computed += len(segment.pending)
+    for (sequence, segment), verdict in zip(scored, verdicts, strict=True):
+        stats.record(sequence, segment.tree, verdict)
+        sequence.extend(verdict, engine.eos_ids)
+    for sequence, _ in pairs:
+        batch.note_computed(sequence)
+    sequences, trees = [q for q, _ in scored], [s.tree for _, s in scored]
+    with engine.timing.drafting():
+        engine.drafter.observe(sequences, verdicts)
+    rows = sum(s.rows for _, s in pairs)
+    if rows == sum(1 + len(t) for t in trees):  # prompt rows would blur what a draft row costs
+        engine.budget.observe(trees, verdicts, rows)
+    if on_step:
+        active = [q for q, _ in pairs]
+        on_step(stats.step_stats(active, len(batch.waiting), rows, trees, verdicts))
+    for sequence in batch.retire():
+        engine.drafter.stop(sequence)
+
+
+def _shares(engine: Engine, batch: Batch) -> list[tuple[RunningSequence, int]]:
+    """Pending rows each sequence computes in the next pass: prompts share one chunk."""
+    left = engine.prefill_chunk
+    shares: list[tuple[RunningSequence, int]] = []
+    for sequence in batch.running:
+        rows = sequence.pending if sequence.pending == 1 else min(sequence.pending, left)
+        if rows:
+            shares.append((sequence, rows))
+            left -= rows if sequence.pending > 1 else 0
+    return shares
+
+
+def _ready(engine: Engine, batch: Batch) -> tuple[list[RunningSequence], int]:
+    """Sequences that get logits in the next pass, and the rows that run even without drafts."""
+    shares = _shares(engine, batch)
+    return [q for q, rows in shares if rows == q.pending], sum(rows for _, rows in shares)
+
+
+def _within(tree: DraftTree, depth: int) -> DraftTree:
+    """The tree without nodes deeper than `depth`."""
+    if len(tree) <= depth:
+        return tree
+    return trim(tree, depths(tree) < depth)

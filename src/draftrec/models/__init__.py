@@ -1,0 +1,1 @@
+"""Target models. The only floor that touches transformers."""

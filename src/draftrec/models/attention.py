@@ -1,0 +1,249 @@
+"""Attention of packed rows over the KV slab, registered with transformers as `draftrec_packed`.
+
+All new rows of all sequences run through the model as one row of length S, so linear layers see no
+padding. Here, in each layer, new keys and values go to the slab and every query attends to the
+committed rows of its own slot plus the new rows its visibility allows. Sequences are attended to
+one by one, or as one padded block, whichever touches less memory; the plan is made once per forward
+pass and serves every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from draftrec.errors import UnsupportedModelError
+from draftrec.models.kv_cache import KVSlab
+from draftrec.models.packing import Packed, visibility
+
+NAME = "draftrec_packed"
+
+# Memory traffic of one more kernel launch, in score elements: what a separate block must save.
+_LAUNCH_COST = {"cpu": 2_000, "cuda": 2_000_000}
+# What attention functions may be passed and mean nothing here.
+_HARMLESS = {
+    "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
+    "output_router_logits", "return_dict", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+    "max_length_k", "is_causal", "head_mask", "position_embeddings",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Block:
+    """Queries attended to in one call: slots `first .. last-1`, `width` rows each, `length` keys.
+
+    `rows` int64 `[slots * width]` gathers queries into the block (None: they already lie so);
+    `back` picks the real rows out of the result, `place` says where they go.
+    """
+
+    first: int
+    last: int
+    width: int
+    length: int
+    start: torch.Tensor
+    seen: torch.Tensor
+    own_positions: torch.Tensor
+    rows: torch.Tensor | None
+    back: torch.Tensor | None
+    place: slice | torch.Tensor
+    masks: dict[tuple[int | None, int, torch.dtype], torch.Tensor | None] = field(
+        default_factory=dict
+    )
+
+    def mask(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Additive `[slots, 1, repeat * width, length]`, or None where everything is visible."""
+        key = (window, repeat, dtype)
+        if key not in self.masks:
+            self.masks[key] = self._build(window, repeat, dtype)
+        return self.masks[key]
+
+    def _build(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
+        columns = torch.arange(self.length, device=self.start.device)
+        own = columns[None, :] - self.start[:, None]  # column as a new row of its segment
+        slots = len(self.start)
+        if self.width == 1 and slots == 1 and (window is None or self.length <= window):
+            return None
+        place = own.clamp(0, self.width - 1)[:, None, :].expand(slots, self.width, self.length)
+        fresh = torch.gather(self.seen, 2, place) & (own < self.width)[:, None, :]
+        visible = (own < 0)[:, None, :] | fresh
+        if window is not None:
+            theirs = torch.where(
+                own < 0, columns[None, :], torch.gather(self.own_positions, 1, place[:, 0])
+            )
+            visible &= theirs[:, None, :] > self.own_positions[:, :, None] - window
+        mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
+        mask.masked_fill_(~visible, float("-inf"))
+        return mask.repeat(1, repeat, 1)[:, None]
+
+
+@dataclass(slots=True)
+class Plan:
+    """Where new rows go in the slab and which blocks attend; made once, read by every layer."""
+
+    slab: KVSlab
+    slots: torch.Tensor  # int64 [S]
+    columns: torch.Tensor  # int64 [S]
+    spans: list[tuple[int, int, int, int]]  # slot, first row, last row, first column
+    blocks: list[Block]
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store keys and values `[kv_heads, S, dim]` of one layer."""
+        key_rows, value_rows = self.slab.keys[layer], self.slab.values[layer]
+        if len(self.spans) <= 4:
+            for slot, first, last, column in self.spans:
+                end = column + last - first
+                key_rows[slot, :, column:end] = keys[:, first:last]
+                value_rows[slot, :, column:end] = values[:, first:last]
+            return
+        rows = len(self.slots)
+        dtype = key_rows.dtype
+        key_rows[self.slots, :, self.columns] = keys[:, :rows].transpose(0, 1).to(dtype)
+        value_rows[self.slots, :, self.columns] = values[:, :rows].transpose(0, 1).to(dtype)
+
+
+def make_plan(packed: Packed, slab: KVSlab) -> Plan:
+    """Choose blocks and move the index arrays to the slab's device."""
+    device = slab.keys.device
+    spans = [
+        (s.slot, int(a), int(b), s.start)
+        for s, a, b in zip(packed.segments, packed.row_start, packed.row_start[1:], strict=False)
+    ]
+    slots = np.concatenate([np.full(b - a, slot) for slot, a, b, _ in spans])
+    columns = np.concatenate([np.arange(c, c + b - a) for _, a, b, c in spans])
+    groups = _group(spans, _LAUNCH_COST.get(device.type, _LAUNCH_COST["cuda"]))
+    return Plan(
+        slab,
+        torch.as_tensor(slots, device=device),
+        torch.as_tensor(columns, device=device),
+        spans,
+        [_block(packed, spans, members, device) for members in groups],
+    )
+
+
+def _group(spans: list[tuple[int, int, int, int]], launch: int) -> list[list[int]]:
+    """Segments that share a block: all narrow ones together if padding costs less than launches."""
+    widths = [b - a for _, a, b, _ in spans]
+    narrow = [i for i, w in enumerate(widths) if w <= 4 * float(np.median(widths)) + 8]
+    alone = [[i] for i in range(len(spans)) if i not in set(narrow)]
+    if len(narrow) == 1:
+        return [[narrow[0]], *alone]
+    slots = [spans[i][0] for i in narrow]
+    width = max(widths[i] for i in narrow)
+    length = max(spans[i][3] + widths[i] for i in narrow)
+    padded = (max(slots) - min(slots) + 1) * width * length
+    single = sum(widths[i] * (spans[i][3] + widths[i]) + launch for i in narrow)
+    return [narrow, *alone] if padded <= single else [[i] for i in narrow] + alone
+
+
+def _block(
+    packed: Packed, spans: list[tuple[int, int, int, int]], members: Seq[int], device: torch.device
+) -> Block:
+    """Arrays of one block. Slots in between that run no segment see their own first row only."""
+    first = min(spans[i][0] for i in members)
+    last = max(spans[i][0] for i in members) + 1
+    width = max(spans[i][2] - spans[i][1] for i in members)
+    length = max(spans[i][3] + spans[i][2] - spans[i][1] for i in members)
+    start = np.zeros(last - first, np.int64)
+    seen = np.zeros((last - first, width, width), np.bool_)
+    rows = np.zeros((last - first, width), np.int64)
+    positions = np.zeros((last - first, width), np.int64)
+    real = np.zeros((last - first, width), np.bool_)
+    views = visibility(packed, members, width)
+    for view, i in zip(views, members, strict=True):
+        slot, a, b, column = spans[i]
+        place = slot - first
+        start[place], seen[place] = column, view
+        rows[place, : b - a] = np.arange(a, b)
+        positions[place, : b - a] = packed.positions[a:b]
+        real[place, : b - a] = True
+    seen[..., 0] |= ~seen.any(-1)
+
+    def put(x: Any) -> torch.Tensor:
+        return torch.as_tensor(x, device=device)
+
+    single = len(members) == 1
+    return Block(
+        first, last, width, length, put(start), put(seen), put(positions),
+        None if single else put(rows.reshape(-1)),
+        None if single or real.all() else put(np.flatnonzero(real.reshape(-1))),
+        slice(int(rows[0, 0]), int(rows[0, -1]) + 1) if single else put(rows[real]),
+    )  # fmt: skip
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that transformers calls in every layer.
+
+    `query` `[1, heads, S, dim]`, `key` and `value` `[1, kv_heads, S, dim]`; returns
+    `[1, S, heads, dim]`. Raises UnsupportedModelError for options whose meaning is unknown here.
+    """
+    plan: Plan = options.pop("draftrec_plan")
+    window, softcap, sinks = (options.pop(k, None) for k in ("sliding_window", "softcap", "s_aux"))
+    scaling = options.pop("scaling", None)
+    options.pop("dropout", None)
+    unknown = {k for k, v in options.items() if v is not None} - _HARMLESS
+    if unknown or attention_mask is not None:
+        what = ", ".join(sorted(unknown)) or "a mask of its own"
+        raise UnsupportedModelError(f"{type(module).__name__} asks for {what} in its attention")
+    layer = int(getattr(module, "layer_idx"))  # noqa: B009
+    plan.write(layer, key[0], value[0])
+    heads, _, dim = query.shape[1:]
+    kv_heads = key.shape[1]
+    keys, values = plan.slab.keys[layer], plan.slab.values[layer]
+    wide = query[0].to(keys.dtype)
+    out = query.new_zeros((query.shape[2], heads, value.shape[-1]))
+    scale = dim**-0.5 if scaling is None else scaling
+    for block in plan.blocks:
+        mask = block.mask(window, heads // kv_heads, keys.dtype)
+        rows = wide[:, block.place] if block.rows is None else wide[:, block.rows]
+        n, repeat = block.last - block.first, heads // kv_heads
+        q = rows.view(kv_heads, repeat, n, block.width, dim).permute(2, 0, 1, 3, 4)
+        q = q.reshape(n, kv_heads, repeat * block.width, dim)
+        k = keys[block.first : block.last, :, : block.length]
+        v = values[block.first : block.last, :, : block.length]
+        if softcap is None and sinks is None:
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        else:
+            found = _explicit(q, k, v, mask, scale, softcap, sinks)
+        found = found.view(n, kv_heads, repeat, block.width, -1).permute(0, 3, 1, 2, 4)
+        flat = found.reshape(n * block.width, heads, -1).to(out.dtype)
+        out[block.place] = flat if block.back is None else flat[block.back]
+    return out[None], None
+
+
+def _explicit(  # noqa: PLR0913
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention written out, for soft-capped scores (Gemma 2) and attention sinks (GPT-OSS)."""
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    if sinks is not None:
+        kv_heads, rows = q.shape[1], q.shape[2]
+        column = (
+            sinks.float()
+            .view(1, kv_heads, -1, 1)
+            .repeat_interleave(rows // (sinks.numel() // kv_heads), dim=2)
+        )
+        scores = torch.cat([scores, column.expand(len(scores), -1, -1, -1)], dim=-1)
+        return (scores.softmax(-1)[..., :-1].to(v.dtype)) @ v
+    return scores.softmax(-1).to(v.dtype) @ v

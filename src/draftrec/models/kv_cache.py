@@ -1,0 +1,56 @@
+"""The KV slab: one fixed block of memory, one slot per running sequence.
+
+Keys and values are `[layers, slots, kv_heads, capacity, dim]`. A sequence's rows are columns
+`0 .. length-1` of its slot; rows beyond are scratch for the tree under verification. Committing
+copies the few accepted rows into place, a finished sequence leaves no trace, and nothing is ever
+concatenated. The slab knows no tokens and no lengths: whoever holds the slot does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from draftrec.core import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one cached row of one layer looks like; equal for all layers."""
+
+    layers: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        width = self.key_dim + self.value_dim
+        return self.layers * self.kv_heads * width * dtype.itemsize
+
+
+class KVSlab:
+    """Key and value memory for `slots` sequences of at most `capacity` rows."""
+
+    def __init__(
+        self, shape: KVShape, slots: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.slots, self.capacity = slots, capacity
+        rows = (shape.layers, slots, shape.kv_heads, capacity)
+        self.keys = torch.zeros((*rows, shape.key_dim), device=device, dtype=dtype)
+        self.values = torch.zeros((*rows, shape.value_dim), device=device, dtype=dtype)
+
+    def move_rows(self, slots: IntArray, source: IntArray, target: IntArray) -> None:
+        """Copy row `source[i]` of slot `slots[i]` to row `target[i]`, in every layer at once.
+
+        All three are int `[moves]`. Sources are read before any target is written.
+        """
+        device = self.keys.device
+        slot, src, dst = (torch.as_tensor(x, device=device).long() for x in (slots, source, target))
+        for rows in (self.keys, self.values):
+            rows[:, slot, :, dst] = rows[:, slot, :, src]
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Give slot `target` the first `length` rows of slot `source`."""
+        for rows in (self.keys, self.values):
+            rows[:, target, :, :length] = rows[:, source, :, :length]

@@ -1,0 +1,195 @@
+"""The target adapter: an unmodified transformers causal LM that scores draft trees.
+
+One call, `score`, runs one forward pass over pending tokens and draft nodes of any number of
+sequences; `commit` keeps the KV rows of what was accepted. Two ways to run the model stand behind
+it: packed rows with our own attention function (models with an attention backend), and a padded
+batch with a 4-D mask over the same slab (the others).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+
+from draftrec.core import IntArray
+from draftrec.errors import UnsupportedModelError
+from draftrec.models import attention, padded
+from draftrec.models.kv_cache import KVShape, KVSlab
+from draftrec.models.packing import Packed, Segment, pack
+
+AttentionInterface.register(attention.NAME, attention.packed_attention)
+
+_SERVED_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Logits `[R, vocabulary]` of one forward pass, on the device, and the segments they answer.
+
+    Rows come segment by segment: the last pending token's, then its nodes'. `segments` are the
+    positions, in the call, of the segments that were scored.
+    """
+
+    logits: torch.Tensor
+    segments: list[int]
+
+
+class Runner(Protocol):
+    """One way of running the model over a slab."""
+
+    kv_dtype: torch.dtype
+
+    def shape(self) -> KVShape: ...
+    def run(self, packed: Packed, slab: KVSlab) -> torch.Tensor: ...
+
+
+class Target:
+    """A causal LM, a KV slab, and nothing else.
+
+    Raises UnsupportedModelError when the architecture cannot be served exactly.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        check_served(model)
+        self.model = model.eval()
+        self.device = model.device
+        self.dtype = model.dtype
+        backend = bool(getattr(model, "_supports_attention_backend", False))
+        self.runner: Runner = PackedRunner(model) if backend else padded.PaddedRunner(model)
+        self.kv_shape = self.runner.shape()
+        self.slab: KVSlab | None = None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes that one token of one sequence takes."""
+        return self.kv_shape.bytes_per_token(self.runner.kv_dtype)
+
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Make room for `slots` sequences of `capacity` rows. Forgets whatever was cached."""
+        if self.slab and self.slab.slots == slots and self.slab.capacity >= capacity:
+            return
+        self.slab = None  # free the old memory before taking the new
+        rounded = -(-capacity // 64) * 64
+        self.slab = KVSlab(self.kv_shape, slots, rounded, self.device, self.runner.kv_dtype)
+
+    def compile(self) -> None:
+        """Compile the model's forward pass for changing shapes. Takes tens of seconds at first."""
+        self.model.forward = torch.compile(self.model.forward, dynamic=True)
+
+    @torch.inference_mode()
+    def score(self, segments: Seq[Segment]) -> Scores:
+        """One forward pass. Writes KV rows `start .. start + rows - 1` of every segment's slot."""
+        if self.slab is None:
+            raise RuntimeError("call reserve() before score()")
+        logits = self.runner.run(pack(segments), self.slab)
+        return Scores(logits, [i for i, s in enumerate(segments) if s.scored])
+
+    @torch.inference_mode()
+    def commit(self, segments: Seq[Segment], paths: Seq[IntArray]) -> None:
+        """Keep the rows of the accepted nodes: `paths[i]` int32, root down, of `segments[i]`.
+
+        Afterwards rows `0 .. start + pending + len(path) - 1` of the slot are the committed text.
+        """
+        moves: list[tuple[int, int, int]] = []
+        for segment, path in zip(segments, paths, strict=True):
+            base = segment.start + len(segment.pending)
+            moves += [
+                (segment.slot, base + node, base + place)
+                for place, node in enumerate(path.tolist())
+                if node != place
+            ]
+        if moves and self.slab:
+            slots, source, target = np.asarray(moves, np.int32).T
+            self.slab.move_rows(slots, source, target)
+
+
+class PackedRunner:
+    """All rows of all sequences as one row, attention through `models.attention`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        model.set_attn_implementation(attention.NAME)
+        cpu = model.device.type == "cpu"
+        # On CPU, attention in float32 is up to five times faster than in bfloat16, and exact.
+        self.kv_dtype = torch.float32 if cpu else model.dtype
+        # One row of bfloat16 takes another, slower kernel than two, with other rounding.
+        self.least_rows = 2 if cpu and model.dtype == torch.bfloat16 else 1
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @torch.inference_mode()
+    def shape(self) -> KVShape:
+        """Run one token through the model and note what each layer asks to be cached."""
+        probe = _Probe()
+        ids = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
+        self.model(input_ids=ids, position_ids=ids, use_cache=False, draftrec_plan=probe)
+        return probe.shape(type(self.model).__name__)
+
+    def run(self, packed: Packed, slab: KVSlab) -> torch.Tensor:
+        """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
+        device = self.model.device
+        fill = max(0, self.least_rows - len(packed.token_ids))
+        ids, positions, scored = packed.token_ids, packed.positions, packed.scored
+        wanted = np.pad(scored, (0, max(0, self.least_rows - len(scored))))
+        options: dict[str, Any] = {"draftrec_plan": attention.make_plan(packed, slab)}
+        if self.keeps:
+            options["logits_to_keep"] = torch.as_tensor(wanted, device=device)
+        logits = self.model(
+            input_ids=torch.as_tensor(np.pad(ids, (0, fill)), device=device)[None],
+            position_ids=torch.as_tensor(np.pad(positions, (0, fill)), device=device)[None],
+            use_cache=False,
+            **options,
+        ).logits[0]
+        return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
+
+
+class _Probe:
+    """Stands in for a plan during the one-token forward pass that finds the KV shape."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[int, int, int]] = {}
+        self.blocks: list[attention.Block] = []
+        self.slab = self
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.seen[layer] = (keys.shape[0], keys.shape[-1], values.shape[-1])
+        self.keys[layer], self.values[layer] = keys, values
+
+    def shape(self, name: str) -> KVShape:
+        shapes = set(self.seen.values())
+        if len(shapes) != 1 or sorted(self.seen) != list(range(len(self.seen))):
+            raise UnsupportedModelError(
+                f"{name} cannot be served: its layers cache keys and values of different shapes "
+                f"({len(shapes)} found); draftrec needs the same in every layer."
+            )
+        return KVShape(len(self.seen), *shapes.pop())
+
+
+def check_served(model: PreTrainedModel) -> None:
+    """Refuse what is known not to work: encoders, state-space and chunked layers."""
+    config = model.config.get_text_config()
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} cannot be served: it is an encoder-decoder, draftrec needs a decoder-only LM."
+        )
+    if getattr(config, "alibi", False):
+        raise UnsupportedModelError(
+            f"{name} cannot be served: its ALiBi biases follow columns, not positions, so a tree of "
+            "drafts cannot be placed; use a model with rotary or learned positions."
+        )
+    odd = set(getattr(config, "layer_types", None) or ()) - _SERVED_LAYERS
+    if odd:
+        raise UnsupportedModelError(
+            f"{name} cannot be served: it has {', '.join(sorted(odd))} layers, whose state cannot "
+            "be rolled back to an accepted path; use a model with attention layers only."
+        )
+    if not model.can_generate():
+        raise UnsupportedModelError(f"{name} cannot be served: it has no language-model head.")

@@ -1,0 +1,1 @@
+"""Texts written before, indexed for continuation. Knows token ids, not models."""

@@ -1,0 +1,123 @@
+"""The retrieval index: texts in, draft trees out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from draftrec.core import EMPTY_TREE, DraftTree, IntArray
+from draftrec.pool import ngrams
+from draftrec.pool.ngrams import ORDER, START, Arrays
+
+
+class NgramIndex:
+    """Counts of what followed every context of up to 8 tokens, grown text by text.
+
+    The same class serves a pool of thousands of texts and the prompt of one sequence.
+    """
+
+    def __init__(self, tokens: int = 64) -> None:
+        nodes = max(64, tokens * (ORDER + 1) + 1)
+        self.arrays = _allocate(nodes)
+        self.texts = 0
+        self.tokens = 0
+        self._active = _fresh()
+
+    def add_text(self, token_ids: IntArray) -> None:
+        """Count a finished text, its beginning included."""
+        self.begin()
+        self.extend(np.concatenate((np.array([START], np.int32), token_ids)))
+        self.texts += 1
+
+    def begin(self) -> None:
+        """Forget the running context: what comes next follows nothing."""
+        self._active = _fresh()
+
+    def extend(self, token_ids: IntArray) -> None:
+        """Count tokens that continue the running text."""
+        self._reserve(len(token_ids) * (ORDER + 1))
+        ngrams.insert(self.arrays, token_ids, self._active, 1)
+        self.tokens += len(token_ids)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
+
+    def _reserve(self, nodes: int) -> None:
+        needed = int(self.arrays.size[0]) + nodes
+        if needed > len(self.arrays.token):
+            self.arrays = _grow(self.arrays, max(needed, 2 * len(self.arrays.token)))
+
+
+class TreeBuilder:
+    """Draws one merged draft tree from several indexes.
+
+    `weights` say how much one observation in each source counts; `escape` how much the blend
+    trusts short contexts; paths less likely than `least_prob` are not proposed.
+    """
+
+    def __init__(self, escape: float = 4.0, least_prob: float = 0.001) -> None:
+        self._settings = np.array([escape, least_prob])
+
+    def build(
+        self,
+        sources: Seq[tuple[NgramIndex, IntArray, float, int]],
+        limit: int,
+        depth: int,
+    ) -> DraftTree:
+        """A tree of at most `limit` nodes from (index, context tail, weight, source id) tuples."""
+        if not sources or limit <= 0 or depth <= 0:
+            return EMPTY_TREE
+        out = (
+            np.empty(limit, np.int32),
+            np.empty(limit, np.int32),
+            np.empty(limit, np.float32),
+            np.empty(limit, np.uint8),
+        )
+        n = ngrams.draft(
+            tuple(s[0].arrays for s in sources),
+            np.array([s[2] for s in sources]),
+            tuple(s[1] for s in sources),
+            limit,
+            depth,
+            self._settings,
+            out,
+        )
+        names = np.array([s[3] for s in sources], np.uint8)
+        tokens, parents, probs, origin = (a[:n] for a in out)
+        return DraftTree(tokens, parents, probs, names[origin])
+
+
+def tail_of_text(token_ids: IntArray) -> IntArray:
+    """The context that pools are asked for: the last tokens of a text, or its beginning."""
+    if len(token_ids) >= ORDER:
+        return np.ascontiguousarray(token_ids[-ORDER:])
+    return np.concatenate((np.array([START], np.int32), token_ids))
+
+
+def _fresh() -> IntArray:
+    active = np.full(ORDER + 1, -1, np.int32)
+    active[0] = 0
+    return active
+
+
+def _allocate(nodes: int) -> Arrays:
+    ints = [np.zeros(nodes, np.int32) for _ in range(7)]
+    table = 1 << (2 * nodes - 1).bit_length()
+    arrays = Arrays(
+        *ints, np.full(table, -1, np.int64), np.zeros(table, np.int32), np.ones(1, np.int64)
+    )
+    arrays.child[0] = -1
+    return arrays
+
+
+def _grow(old: Arrays, nodes: int) -> Arrays:
+    new = _allocate(nodes)
+    used = int(old.size[0])
+    for name in ("token", "count", "follows", "kinds", "child", "after", "before"):
+        getattr(new, name)[:used] = getattr(old, name)[:used]
+    new.size[0] = used
+    filled = old.keys != -1
+    ngrams.rehash(new.keys, new.places, old.keys[filled], old.places[filled])
+    return new

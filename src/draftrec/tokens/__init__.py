@@ -1,0 +1,1 @@
+"""Trees of tokens. Knows nothing of models."""
