@@ -1,0 +1,264 @@
+"""Small plots as inline SVG: bars with spread, lines, histograms, shares.
+
+Nothing is drawn but shapes with class names; colours, light or dark, come from the page's style
+sheet (`report.css`). Every plot carries a title and a description for those who cannot see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+WIDTH = 460
+_LETTER = 6.3  # pixels that a letter of the 12 pixel label font takes, roughly
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Words on and around a plot. `x` and `y` name the axes with their units."""
+
+    title: str
+    description: str
+    x: str = ""
+    y: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar, with an optional spread from `low` to `high`. `tone` picks a colour, 0 to 5."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    tone: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of one line, or the counts of one histogram at the integers `x`."""
+
+    label: str
+    x: Seq[float]
+    y: Seq[float]
+    tone: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One bar divided into named parts; the parts are shown as shares of their sum."""
+
+    label: str
+    parts: Seq[tuple[str, float]]
+
+
+def bars(data: Seq[Bar], labels: Labels, reference: float | None = None) -> Markup:
+    """Horizontal bars from zero, values written out; `reference` draws a dashed line."""
+    left, right, top, step = _gutter(b.label for b in data), 70, 10, 44
+    bottom = top + step * len(data)
+    ticks = _ticks(max([b.high or b.value for b in data] + [reference or 0.0]), 5)
+    scale = _Scale(0.0, ticks[-1], left, WIDTH - right)
+    parts = [_x_axis(scale, ticks, top, bottom, labels.x)]
+    for i, bar in enumerate(data):
+        y = top + step * i + step / 2
+        parts.append(_text(left - 10, y + 4, bar.label, "label end"))
+        width = max(1.0, scale(bar.value) - left)
+        parts.append(_shape("rect", f"c{bar.tone}", x=left, y=y - 11, width=width, height=22, rx=3))
+        parts.append(_whisker(scale, bar, y))
+        edge = scale(max(bar.value, bar.high or 0.0))
+        parts.append(_text(edge + 8, y + 4, bar.note or _number(bar.value), "value"))
+    if reference is not None:
+        x = scale(reference)
+        parts.append(_shape("line", "reference", x1=x, x2=x, y1=top, y2=bottom))
+    return _svg(parts, bottom + 44, labels)
+
+
+def lines(series: Seq[Series], labels: Labels, *, doubling: bool = False) -> Markup:
+    """Lines through marked points, y from zero. `doubling` spaces powers of two evenly on x."""
+    left, right, top, bottom = 52, WIDTH - 18, 34 if len(series) > 1 else 12, 236
+    xs = sorted({x for s in series for x in s.x})
+    ticks = _ticks(max(max(s.y) for s in series), 4)
+    across = _Scale(xs[0], xs[-1], left + 12, right - 12, doubling=doubling)
+    up = _Scale(0.0, ticks[-1], bottom, top)
+    parts = [_y_axis(up, ticks, left, right, labels.y)]
+    marks = _spaced([x for x in xs if not doubling or math.log2(max(x, 1)).is_integer()], across)
+    parts += [_text(across(x), bottom + 18, _number(x), "tick middle") for x in marks]
+    parts.append(_text((left + right) / 2, bottom + 38, labels.x, "axis middle"))
+    for one in series:
+        points = [(across(x), up(y)) for x, y in zip(one.x, one.y, strict=True)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(_shape("polyline", f"line s{one.tone}", points=path))
+        parts += [_shape("circle", f"c{one.tone} dot", cx=x, cy=y, r=3.5) for x, y in points]
+    parts.append(_legend([(s.label, s.tone) for s in series]))
+    return _svg(parts, bottom + 48, labels)
+
+
+def histogram(series: Seq[Series], labels: Labels, most: int = 16) -> Markup:
+    """Shares in percent of counts at 0, 1, 2 ...; whatever lies past `most` joins the last bin."""
+    left, right, top, bottom = 52, WIDTH - 12, 34, 236
+    folded = [_fold(one, most) for one in series]
+    bins = max(len(f) for f in folded)
+    ticks = _ticks(max(max(f, default=0.0) for f in folded) or 1.0, 4)
+    up = _Scale(0.0, ticks[-1], bottom, top)
+    slot = (right - left) / bins
+    width = slot * 0.78 / len(series)
+    parts = [_y_axis(up, ticks, left, right, labels.y)]
+    for place, (one, shares) in enumerate(zip(series, folded, strict=True)):
+        for i, share in enumerate(shares):
+            x, y = left + slot * (i + 0.11) + width * place, up(share)
+            parts.append(
+                _shape("rect", f"c{one.tone}", x=x, y=y, width=width, height=bottom - y, rx=1)
+            )
+    more = any(max(one.x, default=0) > most for one in series)
+    every = 1 if bins <= 17 else 2
+    for i in range((bins - 1) % every if more else 0, bins, every):
+        name = f"{i}+" if more and i == bins - 1 else str(i)
+        parts.append(_text(left + slot * (i + 0.5), bottom + 18, name, "tick middle"))
+    parts.append(_text((left + right) / 2, bottom + 38, labels.x, "axis middle"))
+    parts.append(_legend([(s.label, s.tone) for s in series]))
+    return _svg(parts, bottom + 48, labels)
+
+
+def shares(data: Seq[Stack], labels: Labels, first_tone: int = 3) -> Markup:
+    """One full-width bar per stack, divided by the parts' shares; parts keep their colours."""
+    names = list(dict.fromkeys(name for s in data for name, value in s.parts if value > 0))
+    tones = {name: (first_tone + i) % 6 for i, name in enumerate(names)}
+    left, right, top, step = _gutter(s.label for s in data), WIDTH - 18, 40, 58
+    parts = [_legend(list(tones.items()))]
+    for i, stack in enumerate(data):
+        y = top + step * i + step / 2
+        parts.append(_text(left - 10, y + 4, stack.label, "label end"))
+        total, x = sum(value for _, value in stack.parts), float(left)
+        for name, value in stack.parts:
+            if value <= 0:
+                continue
+            width = (right - left) * value / total
+            box = {"x": x, "y": y - 17, "width": width, "height": 34}
+            parts.append(_shape("rect", f"c{tones[name]} part", **box))
+            if width > 34:
+                label = f"{100 * value / total:.0f} %"
+                parts.append(_text(x + width / 2, y + 4, label, "inside middle"))
+            x += width
+    bottom = top + step * len(data)
+    parts.append(_text((left + right) / 2, bottom + 20, labels.x, "axis middle"))
+    return _svg(parts, bottom + (30 if labels.x else 8), labels)
+
+
+class _Scale:
+    """From data to pixels, linear or in powers of two."""
+
+    def __init__(
+        self, low: float, high: float, start: float, end: float, *, doubling: bool = False
+    ) -> None:
+        self._warp = (lambda v: math.log2(max(v, 1e-9))) if doubling else float
+        self._low, self._span = self._warp(low), (self._warp(high) - self._warp(low)) or 1.0
+        self._start, self._end = start, end
+
+    def __call__(self, value: float) -> float:
+        share = (self._warp(value) - self._low) / self._span
+        return self._start + share * (self._end - self._start)
+
+
+def _ticks(high: float, about: int) -> list[float]:
+    """Round numbers from zero to at least `high`."""
+    raw = max(high, 1e-9) / about
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
+    return [i * step for i in range(math.ceil(high / step * 0.999) + 1)]
+
+
+def _spaced(values: Seq[float], scale: _Scale, apart: float = 30.0) -> list[float]:
+    """Those values whose labels do not run into one another."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or abs(scale(value) - scale(kept[-1])) >= apart:
+            kept.append(value)
+    return kept
+
+
+def _fold(series: Series, most: int) -> list[float]:
+    total = sum(series.y) or 1.0
+    last = min(most, int(max(series.x, default=0)))
+    out = [0.0] * (last + 1)
+    for x, y in zip(series.x, series.y, strict=True):
+        out[min(int(x), most)] += 100.0 * y / total
+    return out
+
+
+def _gutter(names: Iterable[str]) -> float:
+    return 24 + _LETTER * max((len(n) for n in names), default=0)
+
+
+def _number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.3g}"
+
+
+def _x_axis(scale: _Scale, ticks: Seq[float], top: float, bottom: float, name: str) -> Markup:
+    parts: list[Markup] = []
+    for tick in ticks:
+        x = scale(tick)
+        parts.append(_shape("line", "grid", x1=x, x2=x, y1=top, y2=bottom))
+        parts.append(_text(x, bottom + 16, _number(tick), "tick middle"))
+    middle = (scale(ticks[0]) + scale(ticks[-1])) / 2
+    return Markup("").join([*parts, _text(middle, bottom + 36, name, "axis middle")])
+
+
+def _y_axis(scale: _Scale, ticks: Seq[float], left: float, right: float, name: str) -> Markup:
+    parts: list[Markup] = []
+    for tick in ticks:
+        y = scale(tick)
+        parts.append(_shape("line", "grid", x1=left, x2=right, y1=y, y2=y))
+        parts.append(_text(left - 8, y + 4, _number(tick), "tick end"))
+    middle = (scale(ticks[0]) + scale(ticks[-1])) / 2
+    turned = Markup('<g transform="translate(13 {:.1f}) rotate(-90)">{}</g>')
+    return Markup("").join([*parts, turned.format(middle, _text(0, 0, name, "axis middle"))])
+
+
+def _whisker(scale: _Scale, bar: Bar, y: float) -> Markup:
+    if bar.low is None or bar.high is None or bar.high <= bar.low:
+        return Markup("")
+    low, high = scale(bar.low), scale(bar.high)
+    ends = [_shape("line", "spread", x1=x, x2=x, y1=y - 5, y2=y + 5) for x in (low, high)]
+    return Markup("").join([_shape("line", "spread", x1=low, x2=high, y1=y, y2=y), *ends])
+
+
+def _legend(entries: Seq[tuple[str, int]]) -> Markup:
+    if len(entries) < 2:
+        return Markup("")
+    parts: list[Markup] = []
+    x = 4.0
+    for label, tone in entries:
+        parts.append(_shape("rect", f"c{tone}", x=x, y=6, width=11, height=11, rx=2))
+        parts.append(_text(x + 17, 16, label, "label"))
+        x += 17 + _LETTER * len(label) + 18
+    return Markup("").join(parts)
+
+
+def _shape(tag: str, names: str, **attributes: float | str) -> Markup:
+    pairs = (
+        (key, f"{value:.1f}" if isinstance(value, int | float) else value)
+        for key, value in attributes.items()
+    )
+    written = Markup(" ").join(Markup('{}="{}"').format(key, value) for key, value in pairs)
+    return Markup('<{} class="{}" {}/>').format(tag, names, written)
+
+
+def _text(x: float, y: float, content: str, names: str) -> Markup:
+    if not content:
+        return Markup("")
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(names, x, y, content)
+
+
+def _svg(parts: Iterable[Markup], height: float, labels: Labels) -> Markup:
+    head = Markup('<svg class="plot" role="img" viewBox="0 0 {} {:.0f}" aria-label="{}">').format(
+        WIDTH, height, labels.title
+    )
+    words = Markup("<title>{}</title><desc>{}</desc>").format(labels.title, labels.description)
+    return head + words + Markup("").join(parts) + Markup("</svg>")

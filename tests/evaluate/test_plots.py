@@ -1,0 +1,73 @@
+"""Plots keep within their frame, whatever the numbers."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+
+from draftrec.evaluate import plots
+from draftrec.evaluate.plots import Bar, Labels, Series, Stack
+
+LABELS = Labels("Title & more", "What <is> shown.", "across, ms", "up, %")
+positive = st.floats(0, 1e7, allow_nan=False)
+
+
+def inside(svg: Markup) -> ElementTree.Element:
+    """Parse, and check that every coordinate lies in the view box."""
+    root = ElementTree.fromstring(svg)
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    for node in root.iter():
+        get = lambda key, node=node: float(node.attrib.get(key, 0))  # noqa: E731
+        if node.tag == "rect":
+            assert get("width") >= 0
+            assert get("height") >= 0
+            assert -0.1 <= get("x") <= get("x") + get("width") <= width + 0.2
+            assert -0.1 <= get("y") <= get("y") + get("height") <= height + 0.2
+        for key in ("x1", "x2", "cx"):
+            assert -0.1 <= get(key) <= width + 0.1
+        for key in ("y1", "y2", "cy"):
+            assert -0.1 <= get(key) <= height + 0.1
+    return root
+
+
+@given(st.lists(st.tuples(positive, positive), min_size=1, max_size=5))
+def test_bars(values: list[tuple[float, float]]) -> None:
+    data = [Bar(f"arm {i}", min(v), min(v), max(v), i) for i, v in enumerate(values)]
+    root = inside(plots.bars(data, LABELS, reference=1.0))
+    assert len(root.findall("rect")) == len(data)
+
+
+@given(st.dictionaries(st.integers(1, 4096), positive, min_size=1), st.booleans())
+def test_lines(points: dict[int, float], doubling: bool) -> None:  # noqa: FBT001
+    series = Series("cost", sorted(points), [points[x] for x in sorted(points)])
+    root = inside(plots.lines([series, series], LABELS, doubling=doubling))
+    assert len(root.findall("circle")) == 2 * len(points)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(4, 30))
+def test_histogram(counts: list[int], most: int) -> None:
+    root = inside(plots.histogram([Series("a", range(len(counts)), counts)], LABELS, most))
+    assert len(root.findall("rect")) == min(len(counts), most + 1)
+    assert (f"{most}+" in "".join(root.itertext())) == (len(counts) > most + 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4))
+def test_shares(rows: list[tuple[int, int]]) -> None:
+    data = [Stack(f"arm {i}", [("pool", a), ("prompt", b)]) for i, (a, b) in enumerate(rows)]
+    inside(plots.shares(data, LABELS))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3.0, "3"), (0.125, "0.125"), (1234.5, "1.23e+03")])
+def test_values_are_written_out(value: float, shown: str) -> None:
+    assert f">{shown}<" in plots.bars([Bar("only", value)], LABELS)
+
+
+def test_words_are_escaped() -> None:
+    svg = plots.bars([Bar("<b>", 1.0)], LABELS)
+    assert "<b>" not in svg
+    assert not re.search(r"&(?!\w+;|#\d+;)", svg)
