@@ -28,14 +28,14 @@ TRAIN_SEED = 7
 EVAL_SEED = 0
 #: The demo writes KAR texts, the others are there to be tried.
 MIX = {
-    ("kar", "user"): 0.34,
+    ("kar", "user"): 0.40,
     ("kar", "item"): 0.24,
-    ("trawl", "user"): 0.07,
-    ("trawl", "item"): 0.07,
-    ("once", "user"): 0.05,
-    ("once", "item"): 0.07,
-    ("rlmrec", "user"): 0.09,
-    ("rlmrec", "item"): 0.07,
+    ("trawl", "user"): 0.06,
+    ("trawl", "item"): 0.06,
+    ("once", "user"): 0.06,
+    ("once", "item"): 0.06,
+    ("rlmrec", "user"): 0.06,
+    ("rlmrec", "item"): 0.06,
 }
 Pair = tuple[str, str]
 Example = tuple[list[int], list[int]]
@@ -258,7 +258,7 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--checkpoint", type=Path, help="written every 200 steps, continued from")

@@ -63,8 +63,8 @@ USER_SENTENCES: dict[str, tuple[str, ...]] = {
     "breadth": (
         "The choices stay open to {second}, so surprise is allowed.",
         "Now and then the list turns to {second} for variety.",
-        "{last}, the latest pick, keeps to the familiar pattern.",
-        "The most recent book, {last}, points in the same direction.",
+        "{first}, the oldest entry, already shows the pattern.",
+        "An early choice, {first}, points in the same direction.",
         "Nothing on the list was badly received, which suggests a careful chooser.",
         "An occasional detour into {second} shows some range.",
     ),

@@ -71,15 +71,20 @@ class _Fields(dict[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What a history shows. `least` is None where nothing was rated 2 or lower."""
+    """What a history shows.
+
+    `title` is the latest well-rated book, which sets theme and tone; `shelves` are the categories
+    it starts and ends with; `least` is None where nothing was rated 2 or lower.
+    """
 
     category: str
     second: str
     theme: str
     tone: str
-    favourite: str
+    title: str
     rating: int
-    last: str
+    first: str
+    shelves: str
     count: int
     least: str | None
     low: int
@@ -89,9 +94,9 @@ class _Reader:
         fixed = {
             "category": self.category,
             "second": self.second,
-            "title": self.favourite,
+            "title": self.title,
             "rating": str(self.rating),
-            "last": self.last,
+            "first": self.first,
             "count": str(self.count),
             "least": self.least or "",
             "low": str(self.low),
@@ -135,24 +140,23 @@ class _Book:
 
 
 def _read_history(history: Sequence[Mapping[str, Any]]) -> _Reader:
-    votes: dict[str, Counter[str]] = {"category": Counter(), "theme": Counter(), "tone": Counter()}
+    votes: Counter[str] = Counter()
     for entry in history:
-        votes["category"][entry["category"]] += entry["rating"]
-        for facet, value in _read_title(entry["title"]).items():
-            if facet != "category":
-                # One loved book says more about a theme than two tolerated ones.
-                votes[facet][value] += entry["rating"] ** 2
-    ranked = [name for name, _ in votes["category"].most_common()]
-    best = max(history, key=lambda entry: entry["rating"])
+        votes[entry["category"]] += entry["rating"]
+    ranked = [name for name, _ in votes.most_common()]
+    # Tastes change: the latest book that was liked says more than an older one.
+    liked = [entry for entry in history if entry["rating"] >= 4] or [history[-1]]
     worst = min(history, key=lambda entry: entry["rating"])
+    facets = _read_title(liked[-1]["title"])
     return _Reader(
         category=ranked[0],
         second=ranked[1] if len(ranked) > 1 else "anything well told",
-        theme=votes["theme"].most_common(1)[0][0],
-        tone=votes["tone"].most_common(1)[0][0],
-        favourite=best["title"],
-        rating=best["rating"],
-        last=history[-1]["title"],
+        theme=facets["theme"],
+        tone=facets["tone"],
+        title=liked[-1]["title"],
+        rating=liked[-1]["rating"],
+        first=history[0]["title"],
+        shelves=f"{history[0]['category']}/{history[-1]['category']}",
         count=len(history),
         least=worst["title"] if worst["rating"] <= 2 else None,
         low=worst["rating"],
@@ -195,10 +199,10 @@ def _item_sentence(kind: str, book: _Book, pen: _Pen) -> str:
 
 def _kar_user(reader: _Reader, pen: _Pen) -> str:
     fields = reader.fields(pen)
-    plan = pen.pick(phrases.USER_PLANS, "plan", reader.theme)
+    plan = pen.pick(phrases.USER_PLANS, "plan", reader.tone)
     return " ".join(
         [
-            pen.sentence(phrases.USER_OPENINGS, "opening", reader.theme, fields),
+            pen.sentence(phrases.USER_OPENINGS, "opening", reader.shelves, fields),
             *(_user_sentence(kind, reader, pen) for kind in plan),
             pen.sentence(phrases.USER_CLOSINGS, "closing", reader.tone, fields),
         ]
