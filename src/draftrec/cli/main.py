@@ -28,6 +28,7 @@ def main(argv: Seq[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command line; its exit code."""
+    argv = argv or ["--help"]
     debug = "--debug" in argv
     try:
         code = _app(argv)(argv, prog_name="draftrec", standalone_mode=False)
@@ -46,7 +47,7 @@ def run(argv: list[str]) -> int:
 def _app(argv: list[str]) -> typer.Typer:
     """All commands that are installed, or the one that is called: the rest need not load."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.callback(no_args_is_help=True)(_root)
+    app.callback()(_root)
     for name, module in _COMMANDS.items():
         if argv[:1] == [name] or (argv[:1] not in [[n] for n in _COMMANDS] and find_spec(module)):
             app.command(name)(getattr(import_module(module), name))

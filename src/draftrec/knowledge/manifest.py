@@ -169,7 +169,7 @@ def differences(
         old = then.fingerprints.get(name)
         if old != new:
             change = "added" if old is None else "left out" if new is None else "changed"
-            found.append(f"the {name} was {change}")
+            found.append(f"{name} {change}")
     return found
 
 
