@@ -36,7 +36,8 @@ def pick_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise DraftrecError(
-                f"Device {name!r} is not there: PyTorch sees {count} CUDA devices; use --device cpu."
+                f"Device {name!r} is not there: PyTorch sees {count} CUDA devices; "
+                "use --device cpu."
             )
     return device
 

@@ -7,6 +7,9 @@ import torch
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
     """int64 `[R]`: the most probable token of each row, the smallest id among equals."""
+    if logits.device.type == "cpu":
+        # PyTorch's argmax takes 1.8 ms for 16 x 32,000 bfloat16 on a CPU core, NumPy's 0.05 ms.
+        return torch.from_numpy(logits.float().numpy().argmax(-1))
     return logits.argmax(-1)
 
 
@@ -19,23 +22,31 @@ def sample(
     a text is the same whatever was drafted. `top_p` < 1 keeps the smallest set of most probable
     tokens whose mass reaches it (nucleus sampling, arXiv 1904.09751).
     """
-    probs = torch.softmax(logits.double() / temperature, -1)
+    probs = torch.softmax(logits.float() / temperature, -1)
     if top_p >= 1.0:
         return _invert(probs, uniforms)
-    ordered, ids = probs.sort(-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0.0)
+    ordered, ids = _nucleus(probs, top_p)
     return ids.gather(-1, _invert(ordered, uniforms)[:, None])[:, 0]
+
+
+def _nucleus(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities in falling order, 0 outside the nucleus, and their token ids."""
+    # Sorting 32,000 columns costs twenty times as much as finding the first 256 of them.
+    ordered, ids = probs.topk(min(256, probs.shape[-1]), -1)
+    if bool((ordered.sum(-1) < top_p).any()):
+        ordered, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    return ordered.masked_fill(before >= top_p, 0.0), ids
 
 
 def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """First column whose cumulative weight exceeds the row's uniform share of the total."""
-    total = weights.cumsum(-1)
-    wanted = uniforms[:, None].to(total) * total[:, -1:]
-    found = torch.searchsorted(total, wanted, right=True)[:, 0]
-    # Rounding can carry the share past the last token that has any weight at all.
-    last = weights.shape[-1] - 1 - (weights > 0).flip(-1).int().argmax(-1)
-    return torch.minimum(found, last)
+    mass = weights.cumsum(-1)
+    total = mass[:, -1:]
+    # Rounding must not carry the share past the last token that has any weight.
+    below = torch.nextafter(total, torch.zeros_like(total))
+    wanted = torch.minimum((uniforms[:, None] * total.double()).to(mass.dtype), below)
+    return torch.searchsorted(mass, wanted, right=True)[:, 0]
 
 
 def most_probable(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

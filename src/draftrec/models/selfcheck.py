@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from draftrec.core import EMPTY_TREE
+from draftrec.errors import UnsupportedModelError
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target, check_served
-from draftrec.errors import UnsupportedModelError
 from draftrec.tokens.tree import make_tree
-
-import numpy as np
 
 
 def checked_target(model: PreTrainedModel) -> Target:
@@ -36,8 +35,8 @@ def checked_target(model: PreTrainedModel) -> Target:
     allowed = 2e-3 if model.dtype == torch.float32 else 0.3
     if not error <= allowed:
         raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be served: scoring a draft tree gives other logits than "
-            f"its own forward pass (difference {error:.2g} standard deviations); it probably uses "
+            f"{type(model).__name__} cannot be served: scoring a draft tree gives other logits "
+            f"than its own forward pass (difference {error:.2g} standard deviations); it probably uses "
             "positions or state that draftrec does not know."
         )
     return target

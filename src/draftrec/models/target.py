@@ -21,7 +21,7 @@ from draftrec.core import IntArray
 from draftrec.errors import UnsupportedModelError
 from draftrec.models import attention, padded
 from draftrec.models.kv_cache import KVShape, KVSlab
-from draftrec.models.packing import Packed, Segment, pack
+from draftrec.models.packing import LongArray, Packed, Segment, pack
 
 AttentionInterface.register(attention.NAME, attention.packed_attention)
 
@@ -133,19 +133,27 @@ class PackedRunner:
     def run(self, packed: Packed, slab: KVSlab) -> torch.Tensor:
         """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
         device = self.model.device
-        fill = max(0, self.least_rows - len(packed.token_ids))
-        ids, positions, scored = packed.token_ids, packed.positions, packed.scored
-        wanted = np.pad(scored, (0, max(0, self.least_rows - len(scored))))
+        ids, positions = (
+            _at_least(x, self.least_rows) for x in (packed.token_ids, packed.positions)
+        )
+        scored = packed.scored
         options: dict[str, Any] = {"draftrec_plan": attention.make_plan(packed, slab)}
         if self.keeps:
-            options["logits_to_keep"] = torch.as_tensor(wanted, device=device)
+            options["logits_to_keep"] = torch.as_tensor(
+                _at_least(scored, self.least_rows), device=device
+            )
         logits = self.model(
-            input_ids=torch.as_tensor(np.pad(ids, (0, fill)), device=device)[None],
-            position_ids=torch.as_tensor(np.pad(positions, (0, fill)), device=device)[None],
+            input_ids=torch.as_tensor(ids, device=device)[None],
+            position_ids=torch.as_tensor(positions, device=device)[None],
             use_cache=False,
             **options,
         ).logits[0]
         return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
+
+
+def _at_least(values: LongArray, rows: int) -> LongArray:
+    """`values`, padded with zeros to `rows`."""
+    return values if len(values) >= rows else np.pad(values, (0, rows - len(values)))
 
 
 class _Probe:
@@ -182,8 +190,8 @@ def check_served(model: PreTrainedModel) -> None:
         )
     if getattr(config, "alibi", False):
         raise UnsupportedModelError(
-            f"{name} cannot be served: its ALiBi biases follow columns, not positions, so a tree of "
-            "drafts cannot be placed; use a model with rotary or learned positions."
+            f"{name} cannot be served: its ALiBi biases follow columns, not positions, so a tree "
+            "of drafts cannot be placed; use a model with rotary or learned positions."
         )
     odd = set(getattr(config, "layer_types", None) or ()) - _SERVED_LAYERS
     if odd:

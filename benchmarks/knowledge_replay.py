@@ -1,0 +1,174 @@
+"""Replay half of knowledge.py: a 341M Llama with random weights 'writes' recorded real texts.
+
+Each forward pass costs what it costs, the verdict comes from the recorded text. This is the honest
+case: real LLM-written texts repeat themselves less than a small model's.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from common import spread
+from replay import ReplayRule
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from draftrec.config import AcceptConfig
+from draftrec.core import EMPTY_TREE, IntArray, Request
+from draftrec.decoding import generate as loop
+from draftrec.decoding.budget import AutoBudget, FixedBudget
+from draftrec.decoding.costs import measure_cost
+from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.models.packing import Segment
+from draftrec.models.selfcheck import checked_target
+from draftrec.models.target import Target
+from draftrec.pool.store import Pool
+
+TRACES = {
+    "chatqa_ml1m_user": "chatqa_user",
+    "agent4rec_ml1m_persona_like": None,
+    "gear_ml1m_user": "gear_user",
+    "gear_ml1m_item": "gear_item",
+}
+
+
+def build_model(seed: int, layers: int = 24, width: int = 1024) -> Any:
+    """A Llama of 24 layers x 1024 (341M parameters), vocabulary 32,000, random weights, bf16."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=32_000, hidden_size=width, intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers, num_attention_heads=width // 64,
+        num_key_value_heads=width // 64, max_position_embeddings=4096, tie_word_embeddings=True,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+class Trace:
+    """Recorded texts of one source, split by entity: `tests` to replay, a pool of the others."""
+
+    def __init__(
+        self, folder: Path, name: str, tokenizer: Any, counts: tuple[int, int, int]
+    ) -> None:
+        tests, warm, seed = counts
+        rows = pq.read_table(folder / "texts" / f"{name}.parquet").to_pylist()
+        order = np.random.default_rng(seed).permutation(len(rows))
+        rows = [rows[i] for i in order]
+        prompts = self._prompts(folder, TRACES[name])
+
+        def encode(text: str) -> IntArray:
+            ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            return np.array([*ids, tokenizer.eos_token_id], np.int32)
+
+        self.eos: int = tokenizer.eos_token_id
+        self.requests: list[Request] = []
+        self.texts: dict[str, IntArray] = {}
+        for row in rows[:tests]:
+            prompt = row["prompt"] or prompts.get(row["entity_id"], "")
+            ids = np.array(tokenizer(prompt, verbose=False).input_ids, np.int32)
+            self.requests.append(Request(row["entity_id"], ids, row["group"]))
+            self.texts[row["entity_id"]] = encode(row["text"])
+        self.pool = Pool("replay")
+        self.pool.add((encode(r["text"]), r["group"]) for r in rows[tests:][-warm:])
+
+    @staticmethod
+    def _prompts(folder: Path, task: str | None) -> dict[str, str]:
+        rows = pq.read_table(folder / "profiles.parquet", columns=["task", "entity_id", "prompt"])
+        return {r["entity_id"]: r["prompt"] for r in rows.to_pylist() if r["task"] == task}
+
+
+def run_engine(
+    target: Target, trace: Trace, requests: list[Request], slots: int, cost: Any
+) -> dict[str, float]:
+    """Replay `requests`; `cost` None is plain decoding. Returns seconds, tokens and calls."""
+    engine = loop.Engine(
+        target=target,
+        drafter=NoDrafter() if cost is None else PoolDrafter(trace.pool),
+        rule=ReplayRule(trace.texts),
+        budget=FixedBudget(0) if cost is None else AutoBudget(cost),
+        accept=AcceptConfig(),
+        eos_ids=frozenset([trace.eos]),
+        slots=slots,
+        max_new_tokens=max(len(t) for t in trace.texts.values()),
+    )
+    start = time.perf_counter()
+    done = loop.generate(engine, requests)
+    seconds = time.perf_counter() - start
+    for generation in done:
+        if not np.array_equal(generation.token_ids, trace.texts[generation.entity_id]):
+            raise RuntimeError("the replay emitted other tokens than the recorded text")
+    return {
+        "seconds": seconds,
+        "decode_seconds": seconds - engine.timing.prefill_seconds,
+        "draft_seconds": engine.timing.draft_seconds,
+        "tokens": sum(len(g.token_ids) for g in done),
+        "calls": sum(g.counts.target_calls for g in done),
+        "drafted": sum(g.counts.drafted_tokens for g in done),
+    }
+
+
+def replay_trace(
+    target: Target, trace: Trace, batch: int, cost: Any, rounds: int
+) -> dict[str, Any]:
+    """Plain and drafted runs in turn over slices of the requests; ratios are paired per slice."""
+    slices = [list(x) for x in np.array_split(np.arange(len(trace.requests)), rounds)]
+    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+    for turn, part in enumerate(slices):
+        requests = [trace.requests[i] for i in part]
+        order = [None, cost] if turn % 2 == 0 else [cost, None]
+        runs = {c is None: run_engine(target, trace, requests, batch, c) for c in order}
+        pairs.append((runs[True], runs[False]))
+
+    def total(which: int, key: str) -> float:
+        return sum(p[which][key] for p in pairs)
+
+    return {
+        "texts": len(trace.requests),
+        "speedup": spread([a["seconds"] / b["seconds"] for a, b in pairs]),
+        "speedup_of_sums": round(total(0, "seconds") / total(1, "seconds"), 3),
+        "decode_speedup_of_sums": round(total(0, "decode_seconds") / total(1, "decode_seconds"), 3),
+        "tokens_per_call": round(total(1, "tokens") / total(1, "calls"), 3),
+        "drafted_per_call": round(total(1, "drafted") / total(1, "calls"), 2),
+        "draft_share_of_time": round(total(1, "draft_seconds") / total(1, "seconds"), 4),
+        "plain_ms_per_call": round(1e3 * total(0, "decode_seconds") / total(0, "calls"), 2),
+    }
+
+
+def best_plain(target: Target, repeats: int = 9) -> dict[str, Any]:
+    """Milliseconds of one plain step at batch 1: one row, and padded to two (what we run)."""
+    target.reserve(2, 512)
+    segment = [Segment(0, 400, np.array([5], np.int32), EMPTY_TREE)]
+    runner: Any = target.runner
+    times: dict[str, list[float]] = {"one_row": [], "two_rows": []}
+    for _ in range(repeats):
+        for name, rows in (("one_row", 1), ("two_rows", 2)):
+            runner.least_rows = rows
+            start = time.perf_counter()
+            target.score(segment)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    runner.least_rows = 2
+    return {name: spread(values) for name, values in times.items()}
+
+
+def run_replay(
+    folder: Path, tokenizer: Any, sizes: dict[int, int], seed: int, model: Any
+) -> dict[str, Any]:
+    """All traces at all batch sizes; `sizes` maps batch to the number of texts replayed."""
+    target = checked_target(model)
+    found: dict[str, Any] = {"plain_step_ms_at_batch_1": best_plain(target), "traces": {}}
+    costs = {b: measure_cost(target, b, 300, seconds=25.0) for b in sizes}
+    found["cost_curves"] = {str(b): c.to_json() for b, c in costs.items()}
+    for name in TRACES:
+        trace = Trace(folder, name, tokenizer, (max(sizes.values()), 2000, seed))
+        found["traces"][name] = {}
+        everything = trace.requests
+        for batch, count in sizes.items():
+            trace.requests = everything[:count]
+            rounds = count if batch == 1 else max(1, count // (2 * batch))
+            result = replay_trace(target, trace, batch, costs[batch], rounds)
+            found["traces"][name][str(batch)] = result
+            print(name, "batch", batch, result, flush=True)
+    return found
