@@ -17,9 +17,9 @@ class ModelConfig(_Frozen):
     """How the target model is loaded."""
 
     model: str
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:<i>")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = Field(False, description="torch.compile the model's layers")
+    compile: bool = Field(default=False, description="torch.compile the model's layers")
 
 
 class AcceptConfig(_Frozen):
@@ -31,15 +31,18 @@ class AcceptConfig(_Frozen):
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     seed: int = 0
-    eos_guard: bool = Field(True, description="relaxed: never pass an EOS that is the argmax")
+    eos_guard: bool = Field(
+        default=True, description="relaxed: never pass an EOS that is the argmax"
+    )
     tie_break: Literal["probable", "first"] = Field(
-        "probable", description="relaxed: which of two equally long paths wins; first = the paper's"
+        default="probable",
+        description="relaxed: which of two equally long paths wins; first = the paper's",
     )
     max_deviations: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="relaxed: most non-argmax tokens per text"
+        default=None, description="relaxed: most non-argmax tokens per text"
     )
     max_loss: Annotated[float, Field(ge=0.0)] | None = Field(
-        None, description="relaxed: most nats of log-probability given up per text"
+        default=None, description="relaxed: most nats of log-probability given up per text"
     )
 
 
@@ -48,9 +51,12 @@ class DraftConfig(_Frozen):
 
     draft: Literal["pool", "prompt", "none"] = "pool"
     budget: Annotated[int, Field(ge=0, le=4096)] | Auto = Field(
-        "auto", description="draft nodes per sequence and forward pass; auto = while they pay"
+        default="auto",
+        description="draft nodes per sequence and forward pass; auto = while they pay",
     )
-    depth: Annotated[int, Field(ge=1, le=256)] = Field(24, description="longest drafted path")
+    depth: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=24, description="longest drafted path"
+    )
 
 
 class BatchConfig(_Frozen):
@@ -59,7 +65,7 @@ class BatchConfig(_Frozen):
     batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
     max_new_tokens: Annotated[int, Field(ge=1)] = 512
     prefill_chunk: Annotated[int, Field(ge=1)] = Field(
-        512, description="most prompt tokens of one sequence computed in one forward pass"
+        default=512, description="most prompt tokens of one sequence computed in one forward pass"
     )
 
 
@@ -75,9 +81,11 @@ class GenerateConfig(_Frozen):
 class RecordsConfig(_Frozen):
     """Which records are read, and how they become prompts."""
 
-    template: str | None = Field(None, description="a framework's name or a Jinja2 file")
+    template: str | None = Field(default=None, description="a framework's name or a Jinja2 file")
     side: Literal["user", "item"] = "user"
-    chat: bool | None = Field(None, description="None: where the tokenizer has a chat template")
+    chat: bool | None = Field(
+        default=None, description="None: where the tokenizer has a chat template"
+    )
     id_column: str = "entity_id"
     prompt_column: str = "prompt"
     group_column: str = "group"
@@ -90,5 +98,5 @@ class JobConfig(_Frozen):
     generate: GenerateConfig
     records: RecordsConfig = RecordsConfig()
     shard_size: Annotated[int, Field(ge=1)] = Field(
-        1024, description="records that are written, and resumed from, together"
+        default=1024, description="records that are written, and resumed from, together"
     )

@@ -25,7 +25,9 @@ def measure_cost(
     """
     target.reserve(slots, context + 66)
     wanted = sorted({*(r for r in _GRID if r <= 65 * slots), slots})
-    started, rows, medians = time.perf_counter(), [], []
+    rows: list[int] = []
+    medians: list[float] = []
+    started = time.perf_counter()
     _timed(target, slots, min(2 * slots, 4), context)
     for count in wanted:
         times = [_timed(target, slots, count, context) for _ in range(repeats)]

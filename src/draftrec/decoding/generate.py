@@ -18,7 +18,7 @@ from draftrec.models.target import Target
 from draftrec.tokens.tree import depths, trim
 
 
-class Interrupted(Exception):  # noqa: N818 - an event, not an error
+class Interrupted(Exception):
     """The caller asked to stop; the step under way was finished."""
 
 

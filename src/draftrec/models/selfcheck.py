@@ -36,8 +36,8 @@ def checked_target(model: PreTrainedModel) -> Target:
     if not error <= allowed:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be served: scoring a draft tree gives other logits "
-            f"than its own forward pass (difference {error:.2g} standard deviations); it probably uses "
-            "positions or state that draftrec does not know."
+            f"than its own forward pass (difference {error:.2g} standard deviations); it probably "
+            "uses positions or state that draftrec does not know."
         )
     return target
 

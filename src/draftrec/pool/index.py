@@ -69,12 +69,8 @@ class TreeBuilder:
         """A tree of at most `limit` nodes from (index, context tail, weight, source id) tuples."""
         if not sources or limit <= 0 or depth <= 0:
             return EMPTY_TREE
-        out = (
-            np.empty(limit, np.int32),
-            np.empty(limit, np.int32),
-            np.empty(limit, np.float32),
-            np.empty(limit, np.uint8),
-        )
+        tokens, parents = np.empty(limit, np.int32), np.empty(limit, np.int32)
+        probs, origin = np.empty(limit, np.float32), np.empty(limit, np.uint8)
         n = ngrams.draft(
             tuple(s[0].arrays for s in sources),
             np.array([s[2] for s in sources]),
@@ -82,11 +78,10 @@ class TreeBuilder:
             limit,
             depth,
             self._settings,
-            out,
+            (tokens, parents, probs, origin),
         )
         names = np.array([s[3] for s in sources], np.uint8)
-        tokens, parents, probs, origin = (a[:n] for a in out)
-        return DraftTree(tokens, parents, probs, names[origin])
+        return DraftTree(tokens[:n], parents[:n], probs[:n], names[origin[:n]])
 
 
 def tail_of_text(token_ids: IntArray) -> IntArray:
@@ -103,11 +98,11 @@ def _fresh() -> IntArray:
 
 
 def _allocate(nodes: int) -> Arrays:
-    ints = [np.zeros(nodes, np.int32) for _ in range(7)]
+    token, count, follows, kinds, child, after, before = np.zeros((7, nodes), np.int32)
     table = 1 << (2 * nodes - 1).bit_length()
-    arrays = Arrays(
-        *ints, np.full(table, -1, np.int64), np.zeros(table, np.int32), np.ones(1, np.int64)
-    )
+    keys, places = np.full(table, -1, np.int64), np.zeros(table, np.int32)
+    size = np.ones(1, np.int64)
+    arrays = Arrays(token, count, follows, kinds, child, after, before, keys, places, size)
     arrays.child[0] = -1
     return arrays
 

@@ -35,7 +35,7 @@ class Arrays(NamedTuple):
     """
 
     token: Ints
-    count: Ints
+    count: Ints  # pyright: ignore[reportIncompatibleMethodOverride] - tuple.count is not needed
     follows: Ints
     kinds: Ints
     child: Ints
@@ -148,8 +148,10 @@ def _contexts(index, tail, out):
 
 
 @njit(cache=True, nogil=True)
-def _candidates(sources, weights, contexts, escape, tokens, probs, origin):
-    """Blended next-token estimates at one node: fills `tokens`, `probs`, `origin`; returns how many.
+def _candidates(  # noqa: C901, PLR0913 - one kernel: calls and tuples cost time here
+    sources, weights, contexts, escape, tokens, probs, origin
+):
+    """Blended next-token estimates at one node: fills `tokens`, `probs`, `origin`, returns a count.
 
     Orders are interpolated from short to long, each with escape mass in proportion to the number
     of different continuations seen (method C of prediction by partial matching, as a blend).
@@ -195,7 +197,9 @@ def _candidates(sources, weights, contexts, escape, tokens, probs, origin):
 
 
 @njit(cache=True, nogil=True)
-def draft(sources, weights, tails, limit, depth, settings, out):
+def draft(  # noqa: PLR0913 - one kernel: calls and tuples cost time here
+    sources, weights, tails, limit, depth, settings, out
+):
     """Best-first expansion of the blended estimates to at most `limit` nodes; returns how many.
 
     `sources`: tuple of Arrays; `tails`: tuple of int32 contexts, one per source; `settings`

@@ -151,7 +151,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         _ = manifest["format_version"], manifest["tokenizer"], manifest["checksums"]
     except FileNotFoundError:
         raise DraftrecError(
-            f"{folder} is not a pool: it has no manifest.json; name a folder that --save-pool wrote."
+            f"{folder} is not a pool: it has no manifest.json; "
+            "name a folder that --save-pool wrote."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DraftrecError(
