@@ -255,6 +255,15 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
             assert name in refusal(path)
 
 
+def test_a_truncated_part_shows_before_the_first_record_is_read(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"part-{i}.parquet", [{"entity_id": i, "prompt": "p"}])
+    last = tmp_path / "part-2.parquet"
+    last.write_bytes(last.read_bytes()[:-9])
+    with pytest.raises(DraftrecError, match=r"part-2\.parquet cannot be read"):
+        open_records(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

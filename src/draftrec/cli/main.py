@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,8 +36,7 @@ def run(argv: list[str]) -> int:
         code = _app(argv)(argv, prog_name="draftrec", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted; what is finished is kept, run the same command again to continue")
-        return INTERRUPTED
+        return _interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort, so that nobody meets a traceback
         if debug:
             traceback.print_exc()
@@ -50,8 +51,26 @@ def _app(argv: list[str]) -> typer.Typer:
     app.callback()(_root)
     for name, module in _COMMANDS.items():
         if argv[:1] == [name] or (argv[:1] not in [[n] for n in _COMMANDS] and find_spec(module)):
-            app.command(name)(getattr(import_module(module), name))
+            app.command(name)(_stoppable(getattr(import_module(module), name)))
     return app
+
+
+def _stoppable(function: Callable[..., int]) -> Callable[..., int]:
+    """Typer would end an interrupted command without a word."""
+
+    @wraps(function)
+    def run(**values: Any) -> int:
+        try:
+            return function(**values)
+        except KeyboardInterrupt:
+            raise typer.Exit(_interrupted()) from None
+
+    return run
+
+
+def _interrupted() -> int:
+    say("interrupted; what is finished is kept, run the same command again to continue")
+    return INTERRUPTED
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer's callback signature

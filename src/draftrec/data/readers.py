@@ -112,15 +112,16 @@ class RecordSource:
 def open_records(location: str | Path) -> RecordSource:
     """Find the files behind a path, a folder or a glob, and check that they hold rows."""
     files = _find_files(str(location))
-    kinds = {_kind_of(path) for path in files}
+    kinds: set[Kind | None] = {_kind_of(path) for path in files}
     if len(kinds) > 1:
-        found = " and ".join(sorted(str(kind) for kind in kinds))
+        found = " and ".join(sorted(map(str, kinds)))
         raise DraftrecError(f"{location} mixes {found} files; name one kind with a glob")
     kind = kinds.pop()
     if kind is None:
         raise DraftrecError(f"{files[0]} is of no readable kind; give a file ending in {_READABLE}")
     source = RecordSource(tuple(files), kind)
-    if not any(True for path in files if _has_rows(path, kind)):
+    # A sum looks into every file, where any() would stop at the first good one.
+    if sum(_has_rows(path, kind) for path in files) == 0:
         what = f"{location} holds no records" if len(files) > 1 else f"{files[0]} is empty"
         raise DraftrecError(f"{what}; give a file with at least one record")
     return source

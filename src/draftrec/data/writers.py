@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,12 +17,36 @@ TEMPORARY = ".tmp"
 def replace_file(path: Path, content: bytes | pa.Buffer) -> None:
     """Write to a temporary name, force it to disk, rename it into place."""
     temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
+    try:
+        with naming(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk, what it holds is needed
+        raise
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def append_file(path: Path, content: bytes) -> int:
+    """Add to the end of a file and force it to disk; the file's new size."""
+    with naming(path), path.open("ab") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+        return file.tell()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have errors of writing say where; a full disk does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

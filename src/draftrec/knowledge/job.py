@@ -12,7 +12,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from draftrec.core import Generation, IntArray, Request
 from draftrec.data.records import Entity, Rejected
@@ -133,9 +133,10 @@ def load_generator(spec: JobSpec, cost_state: dict[str, Any] | None) -> TextGene
         # Before the model, which may take minutes to load only to find that the pool is not its.
         tokenizer = loading.load_tokenizer(config.target.model)
         pool = Pool.load(spec.pool, loading.tokenizer_fingerprint(tokenizer))
-    return Generator.from_pretrained(
+    made = Generator.from_pretrained(
         config.target.model, config=config, pool=pool, cost_state=cost_state
     )
+    return cast(TextGenerator, made)  # pyright does not see that a cached property is one
 
 
 def _uses_chat(spec: JobSpec, generator: TextGenerator) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -157,7 +158,7 @@ def settings_of(config: JobConfig) -> dict[str, Any]:
 
 
 def differences(
-    then: Manifest, settings: dict[str, Any], fingerprints: dict[str, str | None]
+    then: Manifest, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]
 ) -> list[str]:
     """What was otherwise when the run was started, one phrase each."""
     found: list[str] = []

@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 
 from draftrec.core import SOURCES, Generation, IntArray
 from draftrec.data.records import Rejected
-from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet, sync_folder
+from draftrec.data.writers import (
+    TEMPORARY,
+    append_file,
+    naming,
+    replace_file,
+    replace_parquet,
+    sync_folder,
+)
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, ShardEntry, read_manifest
 
@@ -133,12 +140,8 @@ class RunFolder:
         # Cut first: an attempt that failed halfway may have left lines behind.
         path = self.path / "rejected.jsonl"
         _cut(path, rejected_size)
-        with path.open("ab") as file:
-            for record in rejected:
-                file.write(_json_line(_rejected_object(record)))
-            file.flush()
-            os.fsync(file.fileno())
-            rejected_size = file.tell()
+        lines = b"".join(_json_line(_rejected_object(record)) for record in rejected)
+        rejected_size = append_file(path, lines)
         records = len(texts) + len(rejected)
         entry = ShardEntry(
             records=records,
@@ -161,7 +164,8 @@ class RunFolder:
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add one object to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("ab") as file:
+        path = self.path / "metrics.jsonl"
+        with naming(path), path.open("ab") as file:
             file.write(_json_line(values))
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Records, templates, the fictional world: what goes into a job and how it is stored."""
