@@ -24,6 +24,7 @@ from draftrec.errors import DraftrecError
 from draftrec.models import loading
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
+from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 
 _MOST_SLOTS = {"cpu": 16, "cuda": 128}
@@ -54,6 +55,8 @@ class Generator:
         self.pool = pool
         if config.draft.draft == "pool" and pool is None:
             self.pool = Pool(self.fingerprint["tokenizer"])
+        if config.draft.draft != "none":
+            warm_up()
         self.timing = Timing()
         self.cost_state = cost_state
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from functools import cache
 
 import numpy as np
 
-from draftrec.core import EMPTY_TREE, DraftTree, IntArray
+from draftrec.core import EMPTY_TREE, SOURCES, DraftTree, IntArray
 from draftrec.pool import ngrams
 from draftrec.pool.ngrams import ORDER, START, Arrays
 
@@ -66,9 +67,16 @@ class TreeBuilder:
         limit: int,
         depth: int,
     ) -> DraftTree:
-        """A tree of at most `limit` nodes from (index, context tail, weight, source id) tuples."""
+        """A tree of at most `limit` nodes from (index, context tail, weight, source id) tuples.
+
+        Raises ValueError for more sources than `SOURCES` names.
+        """
         if not sources or limit <= 0 or depth <= 0:
             return EMPTY_TREE
+        if len(sources) > len(SOURCES):
+            raise ValueError(f"a tree is drawn from at most {len(SOURCES)} sources")
+        # The kernel is compiled for one number of sources, so the missing ones are empty.
+        sources = [*sources, *[_nothing()] * (len(SOURCES) - len(sources))]
         tokens, parents = np.empty(limit, np.int32), np.empty(limit, np.int32)
         probs, origin = np.empty(limit, np.float32), np.empty(limit, np.uint8)
         n = ngrams.draft(
@@ -89,6 +97,19 @@ def tail_of_text(token_ids: IntArray) -> IntArray:
     if len(token_ids) >= ORDER:
         return np.ascontiguousarray(token_ids[-ORDER:])
     return np.concatenate((np.array([START], np.int32), token_ids))
+
+
+def warm_up() -> None:
+    """Compile the kernels (seconds on first use, then cached on disk), so that no step pays."""
+    index = NgramIndex()
+    index.add_text(np.arange(4, dtype=np.int32))
+    index.extend(np.arange(64, dtype=np.int32))
+    TreeBuilder().build([(index, tail_of_text(np.arange(2, dtype=np.int32)), 1.0, 0)], 4, 4)
+
+
+@cache
+def _nothing() -> tuple[NgramIndex, IntArray, float, int]:
+    return NgramIndex(), np.empty(0, np.int32), 0.0, 0
 
 
 def _fresh() -> IntArray:
