@@ -13,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from draftrec.data.templates import load_template
 from draftrec.data.world import knowledge_text, stream_records
+from draftrec.data.world_texts import facts
 
 TRAIN_SEED = 7
 EVAL_SEED = 0
@@ -37,6 +39,14 @@ MIX = {
     ("rlmrec", "user"): 0.06,
     ("rlmrec", "item"): 0.06,
 }
+#: Reading exercises: the same records, but the answer names plain facts of them. They teach a small
+#: model to find a title in a list, which it would not learn from the few mentions in the texts.
+EXERCISE = "Facts:"
+#: (last step, seed, mix): first the language, then reading as well.
+PHASES = (
+    (1000, TRAIN_SEED, MIX),
+    (2800, TRAIN_SEED + 1, {**MIX, (EXERCISE, "user"): 0.30, (EXERCISE, "item"): 0.10}),
+)
 Pair = tuple[str, str]
 Example = tuple[list[int], list[int]]
 
@@ -45,10 +55,14 @@ def pairs(seed: int, mix: dict[Pair, float], items: int = 8000) -> Iterator[Pair
     """An endless stream of (prompt, text), every entity once."""
     rng = random.Random(f"{seed}:mix")
     streams = {side: stream_records(side, seed=seed, items=items) for side in ("user", "item")}
-    templates = {key: load_template(*key) for key in mix}
+    templates = {(name, side): load_template(name, side) for name, side in MIX}
     while True:
         framework, side = rng.choices(list(mix), list(mix.values()))[0]
         record = next(streams[side])
+        if framework == EXERCISE:
+            listing = templates["kar", side].render(record).rpartition("\n")[0]
+            yield f"{listing}\n{EXERCISE}", "\n".join(facts(record).values())
+            continue
         prompt = templates[framework, side].render(record)
         yield prompt, knowledge_text(record, framework, seed)
 
@@ -100,25 +114,30 @@ def build_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, size: int, skip: int
+    tokenizer: PreTrainedTokenizerFast, size: int, first: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Right-padded ids and labels; texts of similar length share a batch."""
-    stream = pairs(TRAIN_SEED, MIX)
+    """Padded ids and labels of every step from `first` on, through all phases."""
+    began = 0
+    for last, seed, mix in PHASES:
+        stream = phase_batches(tokenizer, pairs(seed, mix), size)
+        # Steps already taken are drawn again and dropped: resuming changes nothing.
+        yield from islice(stream, max(0, first - began), last - began)
+        began = last
+
+
+def phase_batches(
+    tokenizer: PreTrainedTokenizerFast, stream: Iterator[Pair], size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """An endless stream of batches in which examples of similar length stand together."""
     rng = random.Random(f"{TRAIN_SEED}:batches")
     chunk = 32
-    number = 0
     while True:
-        drawn = [next(stream) for _ in range(size * chunk)]
+        examples = encode(tokenizer, [next(stream) for _ in range(size * chunk)])
+        examples.sort(key=lambda one: len(one[0]) + len(one[1]))
         groups = list(range(chunk))
         rng.shuffle(groups)
-        if number + chunk <= skip:
-            number += chunk
-            continue
-        examples = sorted(encode(tokenizer, drawn), key=lambda one: len(one[0]) + len(one[1]))
         for group in groups:
-            number += 1
-            if number > skip:
-                yield collate(examples[group * size : (group + 1) * size])
+            yield collate(examples[group * size : (group + 1) * size])
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, drawn: list[Pair]) -> list[Example]:
@@ -170,7 +189,7 @@ def train(
     chosen = optimizers(model)
     full = [group["lr"] for optimizer in chosen for group in optimizer.param_groups]
     first = restore(checkpoint, model, chosen) if checkpoint else 0
-    source = batches(tokenizer, size, skip=first)
+    source = batches(tokenizer, size, first)
     smooth, began = 0.0, time.perf_counter()
     for step in range(first, steps):
         groups = [group for optimizer in chosen for group in optimizer.param_groups]
@@ -258,7 +277,7 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=PHASES[-1][0], help="fewer for a trial run")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--checkpoint", type=Path, help="written every 200 steps, continued from")

@@ -31,6 +31,16 @@ def write_text(record: Mapping[str, Any], framework: str, rng: random.Random) ->
     return _ITEM_WRITERS[framework](_read_item(record), _Pen(rng))
 
 
+def facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a careful reader finds in a record: the facts that its texts are built on."""
+    if "history" in record:
+        reader = _read_history(record["history"])
+        names = ("title", "theme", "tone", "category", "first", "least")
+        return {name: str(getattr(reader, name)) for name in names}
+    book = _read_item(record)
+    return {name: getattr(book, name) for name in ("title", "theme", "tone", "setting", "pace")}
+
+
 class _Pen:
     """Chooses phrases: by habit from a facet's value, otherwise by chance."""
 
