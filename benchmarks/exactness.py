@@ -1,0 +1,189 @@
+"""Is the strict text the model's own? Token ids against `model.generate`, prompt by prompt.
+
+    PYTHONPATH=src python benchmarks/exactness.py [--model DIR] [--prompts FILE] [--limit 300]
+
+The reference is Hugging Face's greedy search, one prompt at a time and unpadded, in float32.
+draftrec runs at several batch sizes, drafting from a pool of texts that the model itself wrote for
+train prompts. Every text must be equal; the first that is not is named, with the gap between the
+two largest logits where the texts part (a gap of rounding size is a tie, anything else a bug).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from common import SHARED, note, write_result
+from transformers import AutoModelForCausalLM
+
+from draftrec.core import Generation, IntArray, Request
+from draftrec.knowledge.generator import Generator, make_config
+from draftrec.pool.store import Pool
+
+Texts = dict[str, list[int]]
+
+
+def read_prompts(path: Path, split: str, per_task: int) -> list[dict[str, Any]]:
+    """The first `per_task` rows of every task in a split, the tasks taking turns."""
+    columns = ["task", "entity_id", "prompt", "split"]
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for row in pq.read_table(path, columns=columns).to_pylist():
+        if row["split"] == split:
+            rows = tasks.setdefault(row["task"], [])
+            if len(rows) < per_task:
+                rows.append(row)
+    longest = max((len(rows) for rows in tasks.values()), default=0)
+    return [rows[i] for i in range(longest) for rows in tasks.values() if i < len(rows)]
+
+
+def requests_for(rows: list[dict[str, Any]], generator: Generator) -> list[Request]:
+    """Requests named `task/entity`, in the groups of their tasks."""
+    ids = generator.encode([row["prompt"] for row in rows])
+    return [
+        Request(f"{row['task']}/{row['entity_id']}", x, row["task"])
+        for row, x in zip(rows, ids, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def reference_texts(
+    model: Any, requests: list[Request], generator: Generator, longest: int
+) -> Texts:
+    """What `model.generate` writes, one prompt at a time."""
+    texts: Texts = {}
+    for count, request in enumerate(requests):
+        prompt = torch.as_tensor(request.prompt_ids, dtype=torch.long, device=model.device)[None]
+        room = min(longest, generator.context_length - prompt.shape[1])
+        output = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=room,
+            pad_token_id=generator.tokenizer.pad_token_id,
+        )  # fmt: skip
+        texts[request.entity_id] = output[0, prompt.shape[1] :].tolist()
+        if (count + 1) % 50 == 0:
+            note(f"reference: {count + 1} of {len(requests)}")
+    return texts
+
+
+def warm_pool(generator: Generator, rows: list[dict[str, Any]]) -> Pool:
+    """Texts the model itself writes for `rows`."""
+    requests = requests_for(rows, generator)
+    pool = Pool(generator.fingerprint["tokenizer"])
+    done = generator.run(requests)
+    pool.add((g.token_ids, r.group) for g, r in zip(done, requests, strict=True))
+    return pool
+
+
+@torch.inference_mode()
+def first_difference(model: Any, prompt: IntArray, expected: list[int], found: list[int]) -> Any:
+    """Where two texts part, and how far apart the reference's two largest logits are there."""
+    shortest = min(len(expected), len(found))
+    differing = (i for i in range(shortest) if expected[i] != found[i])
+    place = next(differing, shortest)
+    context = torch.as_tensor([*prompt.tolist(), *expected[:place]], device=model.device)[None]
+    best = model(context).logits[0, -1].float().topk(2)
+    return {
+        "position": place,
+        "expected": expected[place : place + 1],
+        "found": found[place : place + 1],
+        "top_two": best.indices.tolist(),
+        "logit_gap": float(best.values[0] - best.values[1]),
+    }
+
+
+def compare(
+    model: Any, requests: list[Request], expected: Texts, done: list[Generation]
+) -> dict[str, Any]:
+    """How many texts are equal; all that are not, by entity, the first one described."""
+    found = {g.entity_id: g.token_ids.tolist() for g in done}
+    different = [r for r in requests if found[r.entity_id] != expected[r.entity_id]]
+    report: dict[str, Any] = {
+        "prompts": len(requests),
+        "identical": len(requests) - len(different),
+        "different": [r.entity_id for r in different],
+    }
+    if different:
+        one = different[0]
+        texts = expected[one.entity_id], found[one.entity_id]
+        report["first_difference"] = {
+            "entity": one.entity_id,
+            **first_difference(model, one.prompt_ids, *texts),
+        }
+    return report
+
+
+def run_batch(
+    generator: Generator, requests: list[Request], settings: dict[str, Any], pool: Pool
+) -> tuple[list[Generation], dict[str, Any]]:
+    """All requests at one batch size, and what drafting was worth."""
+    model = generator.config.target.model
+    config = make_config(model, **settings, draft="pool", accept="strict")
+    start = time.perf_counter()
+    done = generator.with_config(config, pool=pool).run(requests)
+    seconds = time.perf_counter() - start
+    calls = sum(g.counts.target_calls for g in done)
+    drafted = sum(g.counts.drafted_tokens for g in done)
+    return done, {
+        "tokens_per_call": round(sum(len(g.token_ids) for g in done) / calls, 3),
+        "drafted_tokens": drafted,
+        "accepted_tokens": sum(g.counts.accepted_tokens for g in done),
+        "eos": sum(g.finish_reason == "eos" for g in done),
+        "seconds": round(seconds, 2),
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Reference, warm pool, every batch size; the payload."""
+    base = {"dtype": "float32", "device": args.device, "max_new_tokens": args.max_new_tokens}
+    settings = {**base, "budget": args.budget if args.budget == "auto" else int(args.budget)}
+    generator = Generator.from_pretrained(args.model, **base, batch_size=16, draft="none")
+    held_out = read_prompts(args.prompts, "heldout", args.limit)
+    requests = requests_for(held_out, generator)[: args.limit]
+    pool = warm_pool(generator, read_prompts(args.prompts, "train", args.warm))
+    note(f"pool: {len(pool)} texts, {pool.tokens:,} tokens; {len(requests)} prompts to write")
+    # Its own copy of the model: draftrec's has another attention function.
+    model: Any = AutoModelForCausalLM.from_pretrained(str(args.model), dtype=torch.float32)
+    model = model.to(generator.target.device).eval()
+    start = time.perf_counter()
+    expected = reference_texts(model, requests, generator, args.max_new_tokens)
+    payload: dict[str, Any] = {
+        "prompts": len(requests),
+        "pool_texts": len(pool),
+        "budget": args.budget,
+        "max_new_tokens": args.max_new_tokens,
+        "reference_tokens": int(np.sum([len(t) for t in expected.values()])),
+        "reference_seconds": round(time.perf_counter() - start, 2),
+        "batch": {},
+    }
+    for batch in args.batch:
+        done, worth = run_batch(generator, requests, {**settings, "batch_size": batch}, pool)
+        report = compare(model, requests, expected, done)
+        payload["batch"][str(batch)] = {**report, **worth}
+        note(f"batch {batch}: {report['identical']} of {report['prompts']} identical")
+    return payload
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, measure, write benchmarks/results/exactness.json; 1 if any text differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=SHARED / "models" / "profile-lm")
+    parser.add_argument("--prompts", type=Path, default=SHARED / "data" / "profiles.parquet")
+    parser.add_argument("--limit", type=int, default=300, help="held-out prompts, tasks in turn")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--warm", type=int, default=40, help="train prompts per task for the pool")
+    parser.add_argument("--budget", default="auto", help="auto, or draft nodes per pass")
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--results", type=Path, help="folder of the result file")
+    args = parser.parse_args(argv)
+    payload = measure(args)
+    write_result("exactness", payload, folder=args.results)
+    return int(any(b["identical"] != b["prompts"] for b in payload["batch"].values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
