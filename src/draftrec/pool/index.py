@@ -47,8 +47,8 @@ class NgramIndex:
 
     def _reserve(self, nodes: int) -> None:
         needed = int(self.arrays.size[0]) + nodes
-        if needed > len(self.arrays.token):
-            self.arrays = _grow(self.arrays, max(needed, 2 * len(self.arrays.token)))
+        if needed > len(self.arrays.nodes):
+            self.arrays = _grow(self.arrays, max(needed, 2 * len(self.arrays.nodes)))
 
 
 class TreeBuilder:
@@ -119,21 +119,16 @@ def _fresh() -> IntArray:
 
 
 def _allocate(nodes: int) -> Arrays:
-    token, count, follows, kinds, child, after, before = np.zeros((7, nodes), np.int32)
-    table = 1 << (2 * nodes - 1).bit_length()
-    keys, places = np.full(table, -1, np.int64), np.zeros(table, np.int32)
-    size = np.ones(1, np.int64)
-    arrays = Arrays(token, count, follows, kinds, child, after, before, keys, places, size)
-    arrays.child[0] = -1
+    table = np.full((1 << (2 * nodes - 1).bit_length(), 2), -1, np.int64)
+    arrays = Arrays(np.zeros((nodes, 8), np.int32), table, np.ones(1, np.int64))
+    arrays.nodes[0, ngrams.CHILD] = -1
     return arrays
 
 
 def _grow(old: Arrays, nodes: int) -> Arrays:
     new = _allocate(nodes)
     used = int(old.size[0])
-    for name in ("token", "count", "follows", "kinds", "child", "after", "before"):
-        getattr(new, name)[:used] = getattr(old, name)[:used]
+    new.nodes[:used] = old.nodes[:used]
     new.size[0] = used
-    filled = old.keys != -1
-    ngrams.rehash(new.keys, new.places, old.keys[filled], old.places[filled])
+    ngrams.rehash(new.table, old.table)
     return new

@@ -28,32 +28,29 @@ Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class Arrays(NamedTuple):
-    """The index. Node arrays int32 `[capacity]`; `keys` int64 and `places` int32 `[2**k]`.
+# Columns of a node.
+TOKEN, COUNT, FOLLOWS, KINDS, CHILD, AFTER, BEFORE = range(7)
 
-    `size` int64 `[1]`: nodes in use.
+
+class Arrays(NamedTuple):
+    """The index. `nodes` int32 `[capacity, 8]`, one row per node, so that a look at a node touches
+    one cache line; `table` int64 `[2**k, 2]`, hashed (key, node) pairs; `size` int64 `[1]`, nodes
+    in use.
     """
 
-    token: Ints
-    count: Ints  # pyright: ignore[reportIncompatibleMethodOverride] - tuple.count is not needed
-    follows: Ints
-    kinds: Ints
-    child: Ints
-    after: Ints
-    before: Ints
-    keys: Longs
-    places: Ints
+    nodes: Ints
+    table: Longs
     size: Longs
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _slot(keys, parent, token):
+def _slot(table, parent, token):
     key = (np.int64(parent) << 32) | np.int64(np.uint32(token))
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
-    mask = np.uint64(len(keys) - 1)
+    mask = np.uint64(len(table) - 1)
     place = mixed & mask
-    while keys[place] != -1 and keys[place] != key:
+    while table[place, 0] != -1 and table[place, 0] != key:
         place = (place + np.uint64(1)) & mask
     return place, key
 
@@ -61,43 +58,43 @@ def _slot(keys, parent, token):
 @njit(cache=True, nogil=True)
 def find(index, parent, token):
     """The child of `parent` for `token`, or -1."""
-    place, key = _slot(index.keys, parent, token)
-    return index.places[place] if index.keys[place] == key else -1
+    place, key = _slot(index.table, parent, token)
+    return index.table[place, 1] if index.table[place, 0] == key else -1
 
 
 @njit(cache=True, nogil=True)
 def _increment(index, parent, token, weight):
     """Count `token` after `parent`; returns the child's node."""
-    place, key = _slot(index.keys, parent, token)
-    if index.keys[place] == key:
-        node = index.places[place]
+    place, key = _slot(index.table, parent, token)
+    if index.table[place, 0] == key:
+        node = index.table[place, 1]
     else:
         node = np.int32(index.size[0])
         index.size[0] += 1
-        index.keys[place] = key
-        index.places[place] = node
-        index.token[node] = token
-        index.count[node] = 0
-        index.follows[node] = 0
-        index.kinds[node] = 0
-        index.child[node] = -1
-        head = index.child[parent]
+        index.table[place, 0] = key
+        index.table[place, 1] = node
+        index.nodes[node, TOKEN] = token
+        index.nodes[node, COUNT] = 0
+        index.nodes[node, FOLLOWS] = 0
+        index.nodes[node, KINDS] = 0
+        index.nodes[node, CHILD] = -1
+        head = index.nodes[parent, CHILD]
         # A newcomer goes behind the head: what is frequent stays near the front.
         if head < 0:
-            index.child[parent] = node
-            index.after[node] = -1
-            index.before[node] = -1
+            index.nodes[parent, CHILD] = node
+            index.nodes[node, AFTER] = -1
+            index.nodes[node, BEFORE] = -1
         else:
-            index.after[node] = index.after[head]
-            index.before[node] = head
-            if index.after[head] >= 0:
-                index.before[index.after[head]] = node
-            index.after[head] = node
-        index.kinds[parent] += 1
-    index.count[node] += weight
-    index.follows[parent] += weight
-    ahead = index.before[node]
-    if ahead >= 0 and index.count[node] > index.count[ahead]:
+            index.nodes[node, AFTER] = index.nodes[head, AFTER]
+            index.nodes[node, BEFORE] = head
+            if index.nodes[head, AFTER] >= 0:
+                index.nodes[index.nodes[head, AFTER], BEFORE] = node
+            index.nodes[head, AFTER] = node
+        index.nodes[parent, KINDS] += 1
+    index.nodes[node, COUNT] += weight
+    index.nodes[parent, FOLLOWS] += weight
+    ahead = index.nodes[node, BEFORE]
+    if ahead >= 0 and index.nodes[node, COUNT] > index.nodes[ahead, COUNT]:
         _swap(index, parent, ahead, node)
     return node
 
@@ -105,15 +102,15 @@ def _increment(index, parent, token, weight):
 @njit(cache=True, nogil=True)
 def _swap(index, parent, ahead, node):
     """Exchange two neighbours in the list of children, `node` right behind `ahead`."""
-    left, right = index.before[ahead], index.after[node]
-    index.before[node], index.after[node] = left, ahead
-    index.before[ahead], index.after[ahead] = node, right
+    left, right = index.nodes[ahead, BEFORE], index.nodes[node, AFTER]
+    index.nodes[node, BEFORE], index.nodes[node, AFTER] = left, ahead
+    index.nodes[ahead, BEFORE], index.nodes[ahead, AFTER] = node, right
     if left >= 0:
-        index.after[left] = node
+        index.nodes[left, AFTER] = node
     else:
-        index.child[parent] = node
+        index.nodes[parent, CHILD] = node
     if right >= 0:
-        index.before[right] = ahead
+        index.nodes[right, BEFORE] = ahead
 
 
 @njit(cache=True, nogil=True)
@@ -162,9 +159,9 @@ def _candidates(  # noqa: C901, PLR0913 - one kernel: calls and tuples cost time
         total, kinds = 0.0, 0.0
         for s in range(len(sources)):
             node = contexts[s, j]
-            if node >= 0 and sources[s].follows[node] > 0:
-                total += weights[s] * sources[s].follows[node]
-                kinds += weights[s] * sources[s].kinds[node]
+            if node >= 0 and sources[s].nodes[node, FOLLOWS] > 0:
+                total += weights[s] * sources[s].nodes[node, FOLLOWS]
+                kinds += weights[s] * sources[s].nodes[node, KINDS]
         if total <= 0.0:
             continue
         rest = escape * kinds / (total + escape * kinds)
@@ -175,11 +172,11 @@ def _candidates(  # noqa: C901, PLR0913 - one kernel: calls and tuples cost time
             node = contexts[s, j]
             if node < 0:
                 continue
-            child = sources[s].child[node]
+            child = sources[s].nodes[node, CHILD]
             looked = 0
             while child >= 0 and looked < _FANOUT:
-                gain = weights[s] * sources[s].count[child] / (total + escape * kinds)
-                token = sources[s].token[child]
+                gain = weights[s] * sources[s].nodes[child, COUNT] / (total + escape * kinds)
+                token = sources[s].nodes[child, TOKEN]
                 i = 0
                 while i < found and tokens[i] != token:
                     i += 1
@@ -191,7 +188,7 @@ def _candidates(  # noqa: C901, PLR0913 - one kernel: calls and tuples cost time
                     if gain > share[i]:
                         share[i] = gain
                         origin[i] = s
-                child = sources[s].after[child]
+                child = sources[s].nodes[child, AFTER]
                 looked += 1
     return found
 
@@ -281,11 +278,10 @@ def _sift_down(order, value, size):
 
 
 @njit(cache=True, nogil=True)
-def rehash(keys, places, old_keys, old_places):
-    """Enter all old pairs into an empty, larger table."""
-    for i in range(len(old_keys)):
-        parent = old_keys[i] >> 32
-        token = np.int32(np.uint32(old_keys[i] & 0xFFFFFFFF))
-        place, key = _slot(keys, parent, token)
-        keys[place] = key
-        places[place] = old_places[i]
+def rehash(table, old):
+    """Enter all pairs of the `old` table into an empty, larger one."""
+    for i in range(len(old)):
+        if old[i, 0] != -1:
+            token = np.int32(np.uint32(old[i, 0] & 0xFFFFFFFF))
+            place, _ = _slot(table, old[i, 0] >> 32, token)
+            table[place] = old[i]
