@@ -218,7 +218,7 @@ def run_killed(spec: JobSpec, moments: list[int]) -> JobResult:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     moments=st.lists(st.integers(0, 60), max_size=6), accept=st.sampled_from(["strict", "relaxed"])
