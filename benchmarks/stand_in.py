@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -59,3 +60,7 @@ def save_tiny_model(folder: Path, *, seed: int = 0, width: int = 32, context: in
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    save_tiny_model(Path(sys.argv[1]))
