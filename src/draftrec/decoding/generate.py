@@ -66,7 +66,8 @@ def start(engine: Engine, requests: Seq[Request]) -> Batch:
     """An empty batch with all requests waiting, and a slab that holds the longest of them."""
     longest = max((len(r.prompt_ids) for r in requests), default=1)
     slots = max(1, min(engine.slots, len(requests)))
-    room = longest + engine.max_new_tokens + engine.budget.limit(slots) + 1
+    most = engine.budget.limit(1)  # the last one running may draft more than each of many
+    room = longest + engine.max_new_tokens + most + 1
     engine.target.reserve(engine.slots, room)
     slab = engine.target.slab
     assert slab is not None
