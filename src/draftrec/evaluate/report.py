@@ -169,10 +169,19 @@ def differing(
             continue
         # Tokens are cut out of the decoded whole: alone, some decode without their leading space.
         text = decode(other[:end])[len(decode(other[:start])) :]
-        space = text[: len(text) - len(text.lstrip())] if kind != "equal" else ""
-        found = (Piece(space), Piece(text.removeprefix(space), kind != "equal"))
-        pieces += [piece for piece in found if piece.text]
+        if kind == "equal":
+            pieces.append(Piece(text))
+        elif text:
+            pieces += _marked(text)
     return tuple(pieces)
+
+
+def _marked(text: str) -> list[Piece]:
+    """A changed stretch; the white space around it stays unmarked."""
+    body = text.strip()
+    before, _, after = text.partition(body) if body else (text, "", "")
+    found = (Piece(before), Piece(body, changed=True), Piece(after))
+    return [piece for piece in found if piece.text]
 
 
 def machine_facts() -> dict[str, str]:

@@ -1,0 +1,208 @@
+"""What the demo does: fill a pool with warm readers' texts, then race over held-out readers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftrec.core import Request
+from draftrec.data.templates import load_template
+from draftrec.data.world import demo_model_path, is_held_out, stream_records
+from draftrec.demo.race import Contender, race
+from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from draftrec.knowledge.generator import Generator
+    from draftrec.pool.store import Pool
+
+#: Stage, texts done, texts in all.
+Watch = Callable[[str, int, int], None]
+
+WARMING = "filling the pool"
+RACING = "writing the held-out texts"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The demo's size: small enough for two minutes on two cores."""
+
+    seed: int = 0
+    warm: int = 240
+    held_out: int = 24
+    repeats: int = 5
+    max_new_tokens: int = 192
+    template: str = "kar"
+    model: Path = field(default_factory=demo_model_path)
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Tokens per call on held-out prompts with a pool of `texts` texts."""
+
+    texts: int
+    tokens_per_call: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """All that happened. `contenders`: baseline, strict, relaxed."""
+
+    plan: Plan
+    prompts: list[str]
+    requests: list[Request]
+    contenders: list[Contender]
+    growth: list[Growth]
+    warm_seconds: float
+    seconds: float
+
+    @property
+    def pool(self) -> Pool:
+        pool = self.contenders[1].generator.pool
+        assert pool is not None
+        return pool
+
+
+def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
+    """Run the whole demo. Raises DraftrecError when the embedded model is not there."""
+    from draftrec.knowledge.generator import Generator, make_config
+
+    if not plan.model.is_dir():
+        raise DraftrecError(
+            f"The demo's model is missing from {plan.model}; install draftrec again."
+        )
+    start = time.perf_counter()
+    with _one_thread():
+        strict = Generator.from_pretrained(config=make_config(str(plan.model), **_settings(plan)))
+        warm, held_out = _split(plan)
+        prompts = _prompts(plan, held_out)
+        requests = _requests(strict, held_out, prompts)
+        growth = _fill_pool(strict, plan, warm, requests, watch)
+        warm_seconds = time.perf_counter() - start
+        contenders = _contenders(strict, plan, requests)
+        _race(contenders, requests, plan.repeats, watch)
+    seconds = time.perf_counter() - start
+    return Story(plan, prompts, requests, contenders, growth, warm_seconds, seconds)
+
+
+def _settings(plan: Plan, **others: Any) -> dict[str, Any]:
+    same = {"device": "cpu", "dtype": "float32", "max_new_tokens": plan.max_new_tokens}
+    return {**same, "batch_size": 1, **others}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A model this small gains nothing from a second thread, and waiting for one that shares its
+    core with other work can cost everything.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _contenders(strict: Generator, plan: Plan, requests: list[Request]) -> list[Contender]:
+    from draftrec.knowledge.generator import make_config
+
+    strict.run(requests[:1])  # measures costs once, for all who need them
+    model = str(plan.model)
+    rules = {
+        "baseline": make_config(model, **_settings(plan, draft="none")),
+        "strict": strict.config,
+        "relaxed": make_config(model, **_settings(plan, accept="relaxed")),
+    }
+    return [
+        Contender(name, strict.with_config(rule, pool=strict.pool)) for name, rule in rules.items()
+    ]
+
+
+def _race(contenders: list[Contender], requests: list[Request], repeats: int, watch: Watch) -> None:
+    total, done = len(requests) * len(contenders) * repeats, 0
+
+    def progress(texts: int) -> None:
+        nonlocal done
+        done += texts
+        watch(RACING, done, total)
+
+    race(contenders, requests, repeats, progress)
+
+
+def _split(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Warm and held-out readers, each the first of their kind."""
+
+    def chosen(held_out: bool) -> Iterator[dict[str, Any]]:  # noqa: FBT001
+        readers = stream_records("user", seed=plan.seed)  # never ends
+        return (r for r in readers if is_held_out(r["entity_id"]) == held_out)
+
+    return list(islice(chosen(False), plan.warm)), list(islice(chosen(True), plan.held_out))
+
+
+def _prompts(plan: Plan, records: Seq[dict[str, Any]]) -> list[str]:
+    template = load_template(plan.template, "user")
+    return [template.render(record) for record in records]
+
+
+def _requests(
+    generator: Generator, records: Seq[dict[str, Any]], prompts: list[str]
+) -> list[Request]:
+    encoded = generator.encode(prompts, chat=False)
+    return [
+        Request(record["entity_id"], ids, record["group"], key=i)
+        for i, (record, ids) in enumerate(zip(records, encoded, strict=True))
+    ]
+
+
+def _fill_pool(
+    generator: Generator,
+    plan: Plan,
+    warm: list[dict[str, Any]],
+    probes: list[Request],
+    watch: Watch,
+) -> list[Growth]:
+    """Write warm readers' texts shard by shard, each drafting from those before it.
+
+    Before each shard, and at the end, the held-out prompts show what the pool is worth by then.
+    """
+    requests = _requests(generator, warm, _prompts(plan, warm))
+    writer = _batched(generator, plan, "strict")
+    relaxed = _batched(generator, plan, "relaxed")
+    growth: list[Growth] = []
+    watch(WARMING, 0, plan.warm)
+    done, size = 0, max(1, plan.warm // 16)
+    while done < len(requests):
+        growth.append(_probe(done, writer, relaxed, probes))
+        shard = requests[done : done + size]
+        texts = writer.run(shard)
+        writer.commit([(g.token_ids, r.group) for g, r in zip(texts, shard, strict=True)])
+        done += len(shard)
+        size = done  # each shard doubles the pool
+        watch(WARMING, done, len(requests))
+    growth.append(_probe(done, writer, relaxed, probes))
+    return growth
+
+
+def _batched(generator: Generator, plan: Plan, accept: str) -> Generator:
+    """Same weights and pool, many texts at a time, a fixed budget: for counts, not for times."""
+    from draftrec.knowledge.generator import make_config
+
+    settings = _settings(plan, accept=accept, batch_size=16, budget=16)
+    config = make_config(str(plan.model), **settings)
+    return generator.with_config(config, pool=generator.pool)
+
+
+def _probe(texts: int, strict: Generator, relaxed: Generator, probes: list[Request]) -> Growth:
+    values: dict[str, float] = {}
+    for name, generator in (("strict", strict), ("relaxed", relaxed)):
+        done = generator.run(probes[:8])
+        calls = sum(g.counts.target_calls for g in done)
+        values[name] = sum(len(g.token_ids) for g in done) / max(calls, 1)
+    return Growth(texts, values)
