@@ -12,25 +12,31 @@ from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.tokens.tree import chain
 
+_REPEATS = 5
 _GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def measure_cost(
-    target: Target, slots: int, context: int, *, repeats: int = 5, seconds: float = 6.0
+    target: Target,
+    slots: int,
+    context: int,
+    *,
+    nodes: int = 64,
+    seconds: float = 6.0,
 ) -> CostCurve:
     """Median seconds of a pass at growing numbers of rows, `context` cached tokens per sequence.
 
     Up to `slots` rows each row is a sequence of its own; beyond, the sequences carry draft nodes.
-    Stops at 64 nodes per sequence, where a pass costs eight plain ones, or after `seconds`.
+    Stops at `nodes` per sequence, where a pass costs eight plain ones, or after `seconds`.
     """
-    target.reserve(slots, context + 66)
-    wanted = sorted({*(r for r in _GRID if r <= 65 * slots), slots})
+    target.reserve(slots, context + nodes + 2)
+    wanted = sorted({*(r for r in _GRID if r <= (nodes + 1) * slots), slots})
     rows: list[int] = []
     medians: list[float] = []
     started = time.perf_counter()
-    _timed(target, slots, min(2 * slots, 4), context)
+    _timed(target, slots, slots, context)
     for count in wanted:
-        times = [_timed(target, slots, count, context) for _ in range(repeats)]
+        times = [_timed(target, slots, count, context) for _ in range(_REPEATS)]
         rows.append(count)
         medians.append(float(np.median(times)))
         plain = medians[rows.index(slots)] if slots in rows else medians[-1]

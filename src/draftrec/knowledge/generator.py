@@ -59,6 +59,7 @@ class Generator:
             warm_up()
         self.timing = Timing()
         self.cost_state = cost_state
+        self._auto: tuple[int, AutoBudget] | None = None
 
     @classmethod
     def from_pretrained(
@@ -157,9 +158,9 @@ class Generator:
         for request in requests:
             if not 0 < len(request.prompt_ids) < self.context_length:
                 raise DraftrecError(
-                    f"The prompt of {request.entity_id!r} has {len(request.prompt_ids)} tokens, the "
-                    f"model's context {self.context_length}; shorten it or use a longer-context "
-                    "model."
+                    f"The prompt of {request.entity_id!r} has {len(request.prompt_ids)} tokens, "
+                    f"the model's context {self.context_length}; shorten it or use a model with "
+                    "a longer context."
                 )
         if not requests:
             return []
@@ -195,25 +196,39 @@ class Generator:
         return PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
 
     def _budget(self, slots: int, longest: int) -> Budget:
+        """What was learnt about costs and drafts is kept from run to run."""
         wanted = self.config.draft.budget
         if self.config.draft.draft == "none":
             return FixedBudget(0)
         if wanted != "auto":
             return FixedBudget(wanted)
+        if self._auto is None or self._auto[0] != slots:
+            self._auto = slots, AutoBudget(self._cost_curve(slots, longest))
+        return self._auto[1]
+
+    def _cost_curve(self, slots: int, longest: int) -> CostCurve:
         if self.cost_state is None or self.cost_state["slots"] != slots:
+            self.cost_state = {"slots": slots}
+        if "rows" not in self.cost_state:
             context = longest + min(self.config.batch.max_new_tokens, 256) // 2
-            curve = measure_cost(self.target, slots, min(context, self.context_length - 66))
-            self.cost_state = {"slots": slots, **curve.to_json()}
-        return AutoBudget(CostCurve.from_json(self.cost_state))
+            context = max(1, min(context, self.context_length - 66))
+            nodes = max(0, min(64, self.context_length - context - 1))
+            curve = measure_cost(self.target, slots, context, nodes=nodes)
+            self.cost_state |= curve.to_json()
+        return CostCurve.from_json(self.cost_state)
 
     def _slots(self, longest: int) -> int:
         """Sequences that run together: as asked, or as many as a share of free memory holds."""
         wanted = self.config.batch.batch_size
         if wanted != "auto":
             return wanted
+        if self.cost_state is not None:
+            return self.cost_state["slots"]
         room = min(longest + self.config.batch.max_new_tokens + 65, self.context_length + 65)
         fit = int(_free_memory(self.target.device) * 0.5) // (self.target.bytes_per_token * room)
-        return max(1, min(_MOST_SLOTS[self.target.device.type], fit))
+        slots = max(1, min(_MOST_SLOTS[self.target.device.type], fit))
+        self.cost_state = {"slots": slots}
+        return slots
 
 
 def make_config(model: str, **settings: Any) -> GenerateConfig:

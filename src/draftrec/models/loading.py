@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError, UnsupportedModelError
@@ -70,6 +71,7 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
 def load_model(config: ModelConfig) -> PreTrainedModel:
     """The model on its device in its dtype, ready to score. Raises DraftrecError."""
     device = pick_device(config.device)
+    transformers_logging.disable_progress_bar()
     folder = _check_folder(config.model)
     if folder and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         raise DraftrecError(
