@@ -51,7 +51,7 @@ def text_probs(
     return found
 
 
-def p_value(config: AcceptConfig, drafted: bool, rule: AcceptanceRule | None = None) -> float:
+def p_value(config: AcceptConfig, rule: AcceptanceRule | None = None, *, drafted: bool) -> float:
     """Chi-square of `TEXTS` sampled texts against the target's distribution over whole texts."""
     drafter = BushyDrafter(VOCABULARY, seed=3) if drafted else None
     engine = toy_engine(TABLE, config, drafter, most=LENGTH, rule=rule)
@@ -75,10 +75,10 @@ def p_value(config: AcceptConfig, drafted: bool, rule: AcceptanceRule | None = N
 @pytest.mark.parametrize("drafted", [False, True])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
 def test_texts_follow_the_targets_distribution(
-    temperature: float, top_p: float, drafted: bool
+    temperature: float, top_p: float, *, drafted: bool
 ) -> None:
     config = AcceptConfig(temperature=temperature, top_p=top_p, seed=11)
-    assert p_value(config, drafted) > THRESHOLD
+    assert p_value(config, drafted=drafted) > THRESHOLD
 
 
 class DrawsAgain(Strict):
@@ -108,7 +108,7 @@ def test_the_check_notices_biased_rules(biased: str) -> None:
     relaxed = config.model_copy(update={"accept": "relaxed", "top_k": 2, "min_prob": 0.2})
     eos = frozenset([EOS])
     rule = make_rule(relaxed, eos) if biased == "relaxed" else DrawsAgain(config, eos)
-    assert p_value(config, True, rule) < THRESHOLD
+    assert p_value(config, rule, drafted=True) < THRESHOLD
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
