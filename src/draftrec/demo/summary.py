@@ -260,8 +260,8 @@ def _histogram(one: Contender) -> tuple[int, ...]:
 
 
 def _cost(story: Story) -> Curve | None:
-    state = story.contenders[1].generator.cost_state
-    if not state:
+    state: dict[str, Any] = story.contenders[1].generator.cost_state or {}
+    if "rows" not in state:
         return None
     return Curve("pass", tuple(state["rows"]), tuple(1000 * s for s in state["seconds"]))
 
