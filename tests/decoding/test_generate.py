@@ -30,11 +30,14 @@ def truth(name: str) -> dict[str, list[int]]:
     return {str(i): plain_text(name, p) for i, p in enumerate(PROMPTS)}
 
 
-class SharedBudget(FixedBudget):
-    """`nodes` for the whole batch: whoever is left alone gets them all."""
+class GrowingBudget(FixedBudget):
+    """One node at first, `most` at the end: the slab must have room from the start."""
 
-    def limit(self, active: int) -> int:
-        return self.nodes // active
+    asked = 0
+
+    def limit(self) -> int:
+        self.asked += 1
+        return min(self.asked, self.most)
 
 
 def check(done: list[Generation], name: str, eos: frozenset[int]) -> None:
@@ -203,7 +206,7 @@ def test_slots_hold_the_largest_tree_even_of_the_last_text_running() -> None:
     """Few sequences may draft more nodes each than many; the slab must have room for that too."""
     long = np.random.default_rng(6).integers(3, zoo.VOCABULARY, 82).tolist()
     drafter = GuessingDrafter({}, hit=0.0)
-    engine = make_engine("llama", drafter, budget=SharedBudget(60))
+    engine = make_engine("llama", drafter, budget=GrowingBudget(60))
     done = generate(engine, requests([long, [4], [5]]))
     assert done[0].token_ids.tolist() == plain_text("llama", tuple(long))
 

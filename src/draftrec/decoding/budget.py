@@ -49,8 +49,11 @@ class CostCurve:
 class Budget(Protocol):
     """Decides how much to draft and which of the drafted nodes to verify."""
 
-    def limit(self, active: int) -> int:
-        """Most nodes worth drafting per sequence when `active` sequences run."""
+    most: int
+    """Most nodes that `limit` will ever allow: what the KV slab must have room for."""
+
+    def limit(self) -> int:
+        """Most nodes worth drafting per sequence just now."""
         ...
 
     def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
@@ -64,10 +67,10 @@ class FixedBudget:
     """`nodes` per sequence, always: reproducible, whatever the machine."""
 
     def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
+        self.most = nodes
 
-    def limit(self, active: int) -> int:
-        return self.nodes
+    def limit(self) -> int:
+        return self.most
 
     def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
         return list(trees)
@@ -83,9 +86,11 @@ class AutoBudget:
         self.cost, self.most = cost, most
         self.calibration = Calibration()
         self._tokens = self._seconds = 0.0
+        self._largest = float(most)
 
-    def limit(self, active: int) -> int:
-        return max(8, min(self.most, 1024 // max(active, 1)))
+    def limit(self) -> int:
+        # Drafting far more than is ever verified would cost what the verified nodes gain.
+        return max(8, min(self.most, int(2 * self._largest) + 4))
 
     def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
         """Keep the nodes whose expected tokens outweigh the time they take from everyone."""
@@ -99,9 +104,10 @@ class AutoBudget:
         count = int(np.argmax(worth - self._rate(len(trees), seconds[0]) * seconds))
         keep = np.zeros(len(order), np.bool_)
         keep[order[:count]] = True
+        parts = np.split(keep, np.cumsum(sizes)[:-1])
+        self._largest = max(0.9 * self._largest, *(float(p.sum()) for p in parts))
         if not count:
             return [EMPTY_TREE] * len(trees)
-        parts = np.split(keep, np.cumsum(sizes)[:-1])
         return [trim(t, k) for t, k in zip(trees, parts, strict=True)]
 
     def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None:

@@ -66,8 +66,7 @@ def start(engine: Engine, requests: Seq[Request]) -> Batch:
     """An empty batch with all requests waiting, and a slab that holds the longest of them."""
     longest = max((len(r.prompt_ids) for r in requests), default=1)
     slots = max(1, min(engine.slots, len(requests)))
-    most = engine.budget.limit(1)  # the last one running may draft more than each of many
-    room = longest + engine.max_new_tokens + most + 1
+    room = longest + engine.max_new_tokens + engine.budget.most + 1
     engine.target.reserve(engine.slots, room)
     slab = engine.target.slab
     assert slab is not None
@@ -91,7 +90,7 @@ def draft(engine: Engine, batch: Batch) -> dict[int, DraftTree]:
     if not ready:
         return {}
     with engine.timing.drafting():
-        limit = engine.budget.limit(len(ready))
+        limit = engine.budget.limit()
         depth = min(engine.depth, max(s.room for s in ready) - 1)
         if limit == 0 or depth <= 0:
             return {s.slot: EMPTY_TREE for s in ready}

@@ -79,8 +79,19 @@ class Target:
         self.slab = KVSlab(self.kv_shape, slots, rounded, self.device, self.runner.kv_dtype)
 
     def compile(self) -> None:
-        """Compile the model's forward pass for changing shapes. Takes tens of seconds at first."""
-        self.model.forward = torch.compile(self.model.forward, dynamic=True)
+        """Compile the feed-forward blocks, for any number of rows. Takes tens of seconds at first.
+
+        Attention stays as it is: its plan changes with every step. Raises UnsupportedModelError if
+        the model names no block `mlp`.
+        """
+        blocks = [m for name, m in self.model.named_modules() if name.endswith(".mlp")]
+        if not blocks:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no feed-forward blocks that draftrec knows how "
+                "to compile; leave --compile off."
+            )
+        for block in blocks:
+            block.compile(dynamic=True)
 
     @torch.inference_mode()
     def score(self, segments: Seq[Segment]) -> Scores:
