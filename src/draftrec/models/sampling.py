@@ -50,6 +50,11 @@ def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def most_probable(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `k` most probable tokens of each row: log-probabilities `[R, k]`, ids int64 `[R, k]`."""
+    """The `k` most probable tokens of each row: log-probabilities `[R, k]`, ids int64 `[R, k]`.
+
+    The first is the row's greedy token: `topk` alone picks any among exact ties.
+    """
     values, ids = logits.float().topk(min(k, logits.shape[-1]), -1)
+    first = greedy(logits)[:, None]
+    ids = torch.cat([first, torch.where(ids == first, ids[:, :1], ids)[:, 1:]], -1)
     return values - logits.float().logsumexp(-1, keepdim=True), ids
