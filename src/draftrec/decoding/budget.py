@@ -90,7 +90,7 @@ class AutoBudget:
 
     def limit(self) -> int:
         # Drafting far more than is ever verified would cost what the verified nodes gain.
-        return max(8, min(self.most, int(2 * self._largest) + 4))
+        return min(self.most, max(8, int(2 * self._largest) + 4))
 
     def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
         """Keep the nodes whose expected tokens outweigh the time they take from everyone."""
@@ -124,37 +124,61 @@ class AutoBudget:
 class Calibration:
     """Maps a drafter's estimated path probability to the share accepted in fact.
 
-    Accepted and verified nodes are counted in bins of the estimate's log-odds; the estimate itself
-    is the prior, worth `prior` observations. Non-decreasing, so it never reorders nodes.
+    Expected and accepted nodes are counted at knots of the estimate's log-odds, shared between the
+    two nearest; the estimate itself is the prior, worth `prior` accepted nodes. The map never
+    falls, so a node stays at least as probable as its descendants.
     """
 
-    def __init__(self, bins: int = 16, prior: float = 24.0) -> None:
-        self.edges = np.linspace(-6.0, 6.0, bins - 1)
+    def __init__(self, knots: int = 16, prior: float = 24.0) -> None:
+        self.knots = np.linspace(-6.5, 6.5, knots)
         self.prior = prior
-        self.seen = np.zeros(bins)
-        self.kept = np.zeros(bins)
-        self.expected = np.zeros(bins)
+        self.kept = np.zeros(knots)
+        self.expected = np.zeros(knots)
 
     def __call__(self, probs: npt.NDArray[np.float32]) -> DoubleArray:
         """float64 `[n]`: calibrated probabilities."""
-        p = probs.astype(np.float64)
-        ratio = (self.kept + self.prior) / (self.expected + self.prior)
-        return np.clip(p * np.interp(_log_odds(p), self._centres(), ratio), 0.0, 1.0)
+        estimate = _sigmoid(self.knots)
+        rate = estimate * (self.kept + self.prior) / (self.expected + self.prior)
+        learnt = _log_odds(_non_decreasing(rate, 1.0 + self.expected / estimate))
+        x = _log_odds(probs.astype(np.float64))
+        return _sigmoid(x + np.interp(x, self.knots, learnt - self.knots))
 
     def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict]) -> None:
         """Count what was verified. Old counts fade, since pools and texts change."""
-        for counts in (self.seen, self.kept, self.expected):
+        for counts in (self.kept, self.expected):
             counts *= 0.9995
         for tree, verdict in zip(trees, verdicts, strict=True):
-            if len(tree):
-                place = np.digitize(_log_odds(tree.probs.astype(np.float64)), self.edges)
-                np.add.at(self.seen, place, 1.0)
-                np.add.at(self.expected, place, tree.probs)
-                np.add.at(self.kept, place[verdict.path], 1.0)
+            probs = tree.probs.astype(np.float64)
+            self._count(self.expected, probs, probs)
+            self._count(self.kept, probs[verdict.path], np.ones(len(verdict.path)))
 
-    def _centres(self) -> DoubleArray:
-        step = self.edges[1] - self.edges[0]
-        return np.concatenate((self.edges - step / 2, [self.edges[-1] + step / 2]))
+    def _count(self, counts: DoubleArray, probs: DoubleArray, amount: DoubleArray) -> None:
+        place = np.interp(_log_odds(probs), self.knots, np.arange(len(self.knots)))
+        left = np.minimum(place.astype(np.int64), len(self.knots) - 2)
+        np.add.at(counts, left, amount * (1 - (place - left)))
+        np.add.at(counts, left + 1, amount * (place - left))
+
+
+def _non_decreasing(values: DoubleArray, weights: DoubleArray) -> DoubleArray:
+    """The closest non-decreasing values: neighbours that fall are replaced by their mean."""
+    means: list[float] = []
+    masses: list[float] = []
+    sizes: list[int] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        size = 1
+        while means and means[-1] > value:
+            mass = masses.pop()
+            value = (value * weight + means.pop() * mass) / (weight + mass)
+            weight += mass
+            size += sizes.pop()
+        means.append(value)
+        masses.append(weight)
+        sizes.append(size)
+    return np.repeat(means, sizes)
+
+
+def _sigmoid(x: DoubleArray) -> DoubleArray:
+    return 1.0 / (1.0 + np.exp(-x))
 
 
 def _log_odds(p: DoubleArray) -> DoubleArray:
