@@ -52,7 +52,7 @@ class Plan:
     repeats: int = 9
     copy_bytes: int = 4 << 30
     curve_seconds: float = 6.0
-    cell_seconds: float = 12.0
+    cell_seconds: float = 9.0
     seconds: float = 540.0
     warm: int = 2000
 
