@@ -28,6 +28,8 @@ from draftrec.data.world_texts import facts
 
 TRAIN_SEED = 7
 EVAL_SEED = 0
+VOCABULARY = 2048
+BATCH = 16
 #: The demo writes KAR texts, the others are there to be tried.
 MIX = {
     ("kar", "user"): 0.40,
@@ -67,7 +69,7 @@ def pairs(seed: int, mix: dict[Pair, float], items: int = 8000) -> Iterator[Pair
         yield prompt, knowledge_text(record, framework, seed)
 
 
-def train_tokenizer(vocabulary: int, texts: int = 6000) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: int = 6000) -> PreTrainedTokenizerFast:
     """Byte-level BPE: any text survives encoding and decoding; <s> in front, nothing behind."""
     stream = pairs(TRAIN_SEED, MIX)
     corpus = [part for _ in range(texts) for part in next(stream)]
@@ -75,7 +77,7 @@ def train_tokenizer(vocabulary: int, texts: int = 6000) -> PreTrainedTokenizerFa
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=VOCABULARY,
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -114,30 +116,30 @@ def build_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, size: int, first: int
+    tokenizer: PreTrainedTokenizerFast, first: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Padded ids and labels of every step from `first` on, through all phases."""
     began = 0
     for last, seed, mix in PHASES:
-        stream = phase_batches(tokenizer, pairs(seed, mix), size)
+        stream = phase_batches(tokenizer, pairs(seed, mix))
         # Steps already taken are drawn again and dropped: resuming changes nothing.
         yield from islice(stream, max(0, first - began), last - began)
         began = last
 
 
 def phase_batches(
-    tokenizer: PreTrainedTokenizerFast, stream: Iterator[Pair], size: int
+    tokenizer: PreTrainedTokenizerFast, stream: Iterator[Pair]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """An endless stream of batches in which examples of similar length stand together."""
     rng = random.Random(f"{TRAIN_SEED}:batches")
     chunk = 32
     while True:
-        examples = encode(tokenizer, [next(stream) for _ in range(size * chunk)])
+        examples = encode(tokenizer, [next(stream) for _ in range(BATCH * chunk)])
         examples.sort(key=lambda one: len(one[0]) + len(one[1]))
         groups = list(range(chunk))
         rng.shuffle(groups)
         for group in groups:
-            yield collate(examples[group * size : (group + 1) * size])
+            yield collate(examples[group * BATCH : (group + 1) * BATCH])
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, drawn: list[Pair]) -> list[Example]:
@@ -183,13 +185,13 @@ def rate(step: int, steps: int) -> float:
 
 
 def train(
-    tokenizer: PreTrainedTokenizerFast, steps: int, size: int, checkpoint: Path | None
+    tokenizer: PreTrainedTokenizerFast, steps: int, checkpoint: Path | None
 ) -> tuple[LlamaForCausalLM, float]:
     model = build_model(len(tokenizer), TRAIN_SEED)
     chosen = optimizers(model)
     full = [group["lr"] for optimizer in chosen for group in optimizer.param_groups]
     first = restore(checkpoint, model, chosen) if checkpoint else 0
-    source = batches(tokenizer, size, first)
+    source = batches(tokenizer, first)
     smooth, began = 0.0, time.perf_counter()
     for step in range(first, steps):
         groups = [group for optimizer in chosen for group in optimizer.param_groups]
@@ -258,13 +260,7 @@ def evaluate(folder: Path, framework: str, side: str, count: int) -> dict[str, o
         "tokens_per_text": sum(lengths) / count,
         "distinct_texts": len(set(texts)) / count,
         "distinct_openings": len({" ".join(text.split()[:6]) for text in texts}) / count,
-        "repeated_sentence": sum(map(repeats_itself, texts)) / count,
     }
-
-
-def repeats_itself(text: str) -> bool:
-    sentences = [part for part in text.split(". ") if part]
-    return len(set(sentences)) < len(sentences)
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -278,21 +274,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=PHASES[-1][0], help="fewer for a trial run")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--checkpoint", type=Path, help="written every 200 steps, continued from")
     parser.add_argument("--evaluate", type=int, default=200, help="held-out prompts per side")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = train_tokenizer(options.vocabulary)
-    model, loss = train(tokenizer, options.steps, options.batch, options.checkpoint)
+    tokenizer = train_tokenizer()
+    model, loss = train(tokenizer, options.steps, options.checkpoint)
     save(options.output, model, tokenizer)
     card = {
         "parameters": model.num_parameters(),
         "vocabulary": len(tokenizer),
         "seed": TRAIN_SEED,
         "steps": options.steps,
-        "batch": options.batch,
+        "batch": BATCH,
         "training_loss": round(loss, 4),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
