@@ -17,7 +17,7 @@ from draftrec.errors import DraftrecError
 from draftrec.evaluate.report import Report
 from draftrec.pool.store import Pool
 
-PLAN = Plan(warm=12, held_out=3, repeats=2, max_new_tokens=48)
+PLAN = Plan(warm=12, held_out=3, repeats=2, max_new_tokens=40)
 
 
 @pytest.fixture(scope="module")

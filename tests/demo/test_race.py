@@ -47,11 +47,17 @@ def test_each_goes_first_in_turn_after_an_uncounted_warm_up() -> None:
     log: list[str] = []
     seen: list[int] = []
     runners = contenders(log)
-    race(runners, REQUESTS, 3, seen.append)
+    race(runners, REQUESTS, 3, progress=seen.append)
     assert log == ["p1", "s1", "o1", "p3", "s3", "o3", "s3", "o3", "p3", "o3", "p3", "s3"]
     assert sum(seen) == 27
     assert all(len(one.seconds) == len(one.repeats) == 3 for one in runners)
     assert all(one.generator.timing.draft_seconds == 3.0 for one in runners)
+
+
+def test_a_slow_machine_repeats_less() -> None:
+    runners = contenders([])
+    race(runners, REQUESTS, 9, seconds=0.0)
+    assert [len(one.seconds) for one in runners] == [3, 3, 3]
 
 
 def test_counts() -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]
 
+_LEAST_REPEATS = 3
+
 
 @dataclass(slots=True)
 class Contender:
@@ -68,14 +70,22 @@ def race(
     contenders: Seq[Contender],
     requests: Seq[Request],
     repeats: int,
+    seconds: float = float("inf"),
     progress: Progress = lambda texts: None,
 ) -> None:
-    """Let every contender write all texts `repeats` times, taking turns in going first."""
+    """Let every contender write all texts `repeats` times, taking turns in going first.
+
+    On a slow machine fewer repeats are made, but at least three, so as to take about `seconds`.
+    """
     for one in contenders:
         one.generator.run(requests[:1])  # measures costs, compiles, warms caches: not counted
         timing = one.generator.timing
         timing.draft_seconds = timing.verify_seconds = timing.prefill_seconds = 0.0
+    start = time.perf_counter()
     for repeat in range(repeats):
+        expected = (time.perf_counter() - start) * (repeat + 1) / max(repeat, 1)
+        if repeat >= _LEAST_REPEATS and expected > seconds:
+            break
         turn = repeat % len(contenders)
         for one in [*contenders[turn:], *contenders[:turn]]:
             _run(one, requests, progress)

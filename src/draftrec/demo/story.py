@@ -26,6 +26,8 @@ Watch = Callable[[str, int, int], None]
 
 WARMING = "filling the pool"
 RACING = "writing the held-out texts"
+#: Draft nodes per sequence while the pool is probed: fixed, so that the numbers depend on no clock.
+PROBE_BUDGET = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,9 @@ class Plan:
 
     seed: int = 0
     warm: int = 240
-    held_out: int = 24
+    held_out: int = 16
     repeats: int = 5
+    race_seconds: float = 60.0
     max_new_tokens: int = 192
     template: str = "kar"
     model: Path = field(default_factory=demo_model_path)
@@ -85,7 +88,7 @@ def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
         growth = _fill_pool(strict, plan, warm, requests, watch)
         warm_seconds = time.perf_counter() - start
         contenders = _contenders(strict, plan, requests)
-        _race(contenders, requests, plan.repeats, watch)
+        _race(contenders, requests, plan, watch)
     seconds = time.perf_counter() - start
     return Story(plan, prompts, requests, contenders, growth, warm_seconds, seconds)
 
@@ -125,15 +128,15 @@ def _contenders(strict: Generator, plan: Plan, requests: list[Request]) -> list[
     ]
 
 
-def _race(contenders: list[Contender], requests: list[Request], repeats: int, watch: Watch) -> None:
-    total, done = len(requests) * len(contenders) * repeats, 0
+def _race(contenders: list[Contender], requests: list[Request], plan: Plan, watch: Watch) -> None:
+    total, done = len(requests) * len(contenders) * plan.repeats, 0
 
     def progress(texts: int) -> None:
         nonlocal done
         done += texts
         watch(RACING, done, total)
 
-    race(contenders, requests, repeats, progress)
+    race(contenders, requests, plan.repeats, plan.race_seconds, progress)
 
 
 def _split(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -194,7 +197,7 @@ def _batched(generator: Generator, plan: Plan, accept: str) -> Generator:
     """Same weights and pool, many texts at a time, a fixed budget: for counts, not for times."""
     from draftrec.knowledge.generator import make_config
 
-    settings = _settings(plan, accept=accept, batch_size=16, budget=16)
+    settings = _settings(plan, accept=accept, batch_size=16, budget=PROBE_BUDGET)
     config = make_config(str(plan.model), **settings)
     return generator.with_config(config, pool=generator.pool)
 

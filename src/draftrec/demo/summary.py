@@ -11,7 +11,7 @@ from typing import Any
 
 from draftrec.core import SOURCES, Generation
 from draftrec.demo.race import Contender, spread
-from draftrec.demo.story import Story
+from draftrec.demo.story import PROBE_BUDGET, Story
 from draftrec.evaluate.report import (
     Arm,
     Curve,
@@ -40,6 +40,7 @@ def make_report(story: Story, folder: Path) -> Report:
         examples=tuple(make_examples(story)),
         cost=_cost(story),
         pool_growth=_growth(story),
+        pool_growth_note=f"Counted with {PROBE_BUDGET} draft tokens per call.",
         next_steps=tuple(next_steps(story, folder)),
         facts={"Settings": settings(story), "Machine": machine_facts()},
     )
@@ -66,7 +67,7 @@ def findings(story: Story, arms: Seq[Arm]) -> list[str]:
         "written before foretell the next tokens and the model only has to check them.",
         "Drafts get better as the pool grows: from a reader's own prompt and text alone strict "
         f"wrote {first.tokens_per_call['strict']:.1f} tokens per call, with {last.texts} texts in "
-        f"the pool {last.tokens_per_call['strict']:.1f}.",
+        f"the pool {last.tokens_per_call['strict']:.1f} ({PROBE_BUDGET} draft tokens per call).",
         "This model is tiny and its texts are more alike than those of a large model. Here much of "
         "the time goes into the work around each pass; with a large model the pass itself "
         "dominates, so the speedup comes closer to the tokens per call. Measure your own.",
@@ -97,7 +98,7 @@ def next_steps(story: Story, folder: Path) -> list[tuple[str, str]]:
     return [
         (
             f"draftrec generate {readers} --model {model} --pool {pool} --output {run}",
-            "Write these readers' texts again, as a job that can be interrupted and resumed:",
+            "Write these readers' texts again, as a job that can be resumed:",
         ),
         (
             "draftrec generate users.jsonl --model path/or/hub-id --template kar --side user "
@@ -148,7 +149,7 @@ def settings(story: Story) -> dict[str, str]:
         "budget and depth": f"{config.draft.budget} nodes, {config.draft.depth} tokens",
         "relaxed": f"among the top {rule.top_k}, at least {rule.min_prob:g} likely",
         "longest text": f"{plan.max_new_tokens} tokens",
-        "repeats": f"{plan.repeats}, interleaved",
+        "repeats": f"{len(story.contenders[0].repeats)}, interleaved",
         "seed": str(plan.seed),
     }
 
@@ -163,7 +164,7 @@ def to_json(story: Story, report: Report) -> dict[str, Any]:
         "dtype": strict.dtype,
         "threads": 1,
         "batch_size": 1,
-        "repeats": story.plan.repeats,
+        "repeats": len(story.contenders[0].repeats),
         "texts": len(story.requests),
         "wall_seconds": story.seconds,
         "warm_seconds": story.warm_seconds,

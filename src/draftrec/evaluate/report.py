@@ -119,6 +119,7 @@ class Report:
     examples: tuple[Example, ...] = ()
     cost: Curve | None = None
     pool_growth: tuple[Curve, ...] = ()
+    pool_growth_note: str = ""
     next_steps: tuple[tuple[str, str], ...] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -134,8 +135,8 @@ def render(report: Report) -> str:
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    template = environment.get_template("report.html.j2")
-    return template.render(report=report, plots=draw(report), style=Markup(style))
+    page = environment.get_template("report.html.j2")
+    return page.render(report=report, plots=draw(report), style=Markup(style))
 
 
 def write(report: Report, path: Path) -> None:
@@ -186,10 +187,12 @@ def _marked(text: str) -> list[Piece]:
 
 def machine_facts() -> dict[str, str]:
     """What this machine is, as far as Python can tell."""
-    facts = {"processor": _processor(), "cores": str(_cores())}
-    if platform.system():
-        facts["system"] = f"{platform.system()} {platform.machine()}"
-    facts["Python"] = platform.python_version()
+    facts = {
+        "processor": _processor(),
+        "cores": str(_cores()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+    }
     for name in ("draftrec", "torch", "transformers"):
         try:
             facts[name] = metadata.version(name)
@@ -222,8 +225,7 @@ def _tokens_per_call(report: Report) -> tuple[str, str, Markup] | None:
     ]
     words = ", ".join(f"{b.label} {b.note}" for b in data)
     labels = Labels("Tokens per call", f"New tokens per forward pass: {words}.", "tokens")
-    caption = "New tokens divided by forward passes of the target model."
-    return "Tokens per call", caption, plots.bars(data, labels)
+    return "Tokens per call", "New tokens per forward pass of the target.", plots.bars(data, labels)
 
 
 def _accepted(report: Report) -> tuple[str, str, Markup] | None:
@@ -252,8 +254,11 @@ def _sources(report: Report) -> tuple[str, str, Markup] | None:
     data = [Stack(a.label, list(zip(names, a.accepted_by_source, strict=True))) for a in arms]
     words = "; ".join(f"{s.label}: " + ", ".join(f"{n} {v:g}" for n, v in s.parts) for s in data)
     labels = Labels("Acceptance by source", f"Accepted draft tokens by source. {words}.")
-    caption = "Where the draft tokens that were kept came from."
-    return "Acceptance by source", caption, plots.shares(data, labels)
+    return (
+        "Acceptance by source",
+        "Where accepted draft tokens came from.",
+        plots.shares(data, labels),
+    )
 
 
 def _cost(report: Report) -> tuple[str, str, Markup] | None:
@@ -282,7 +287,7 @@ def _pool_growth(report: Report) -> tuple[str, str, Markup] | None:
         "tokens per call",
     )
     series = [Series(c.label, c.x, c.y, c.tone) for c in curves]
-    caption = "The more texts were written before, the more the drafts know."
+    caption = f"The more texts were written before, the better. {report.pool_growth_note}"
     return "Tokens per call against pool size", caption, plots.lines(series, labels)
 
 
@@ -296,7 +301,5 @@ def _processor() -> str:
 
 
 def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
