@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
-from draftrec.errors import DraftrecError
 from draftrec.evaluate import report as reports
 from draftrec.evaluate.report import (
     Arm,
@@ -167,13 +165,6 @@ def test_differing_marks_changed_words_and_keeps_the_text() -> None:
     )
     assert differing([1, 2, 3], [1], decode) == (Piece("the"),)
     assert differing([1], [], decode) == ()
-
-
-def test_write_says_what_is_wrong_with_the_path(sample: Report, tmp_path: Path) -> None:
-    reports.write(sample, tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(sample)
-    with pytest.raises(DraftrecError, match="cannot be written"):
-        reports.write(sample, tmp_path / "absent" / "report.html")
 
 
 def test_machine_facts_are_filled() -> None:

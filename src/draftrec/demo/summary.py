@@ -88,7 +88,7 @@ def _strict_finding(strict: Arm) -> str:
 
 def _times(arm: Arm) -> str:
     assert arm.speedup
-    return f"{arm.speedup.median:.1f} times"
+    return f"{arm.speedup.median:.2f} times"
 
 
 def next_steps(story: Story, folder: Path) -> list[tuple[str, str]]:

@@ -19,7 +19,6 @@ import jinja2
 from markupsafe import Markup
 
 from draftrec.core import SOURCES
-from draftrec.errors import DraftrecError
 from draftrec.evaluate import plots
 from draftrec.evaluate.plots import Bar, Labels, Series, Stack
 
@@ -137,17 +136,6 @@ def render(report: Report) -> str:
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     page = environment.get_template("report.html.j2")
     return page.render(report=report, plots=draw(report), style=Markup(style))
-
-
-def write(report: Report, path: Path) -> None:
-    """Write the page. Raises DraftrecError when the file cannot be written."""
-    try:
-        path.write_text(render(report), encoding="utf-8")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DraftrecError(
-            f"The report {path} cannot be written: {reason}; choose another folder."
-        ) from error
 
 
 def draw(report: Report) -> list[tuple[str, str, Markup]]:
