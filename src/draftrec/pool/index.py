@@ -48,7 +48,7 @@ class NgramIndex:
     def _reserve(self, nodes: int) -> None:
         needed = int(self.arrays.size[0]) + nodes
         if needed > len(self.arrays.nodes):
-            self.arrays = _grow(self.arrays, max(needed, 2 * len(self.arrays.nodes)))
+            self.arrays = _grow(self.arrays, max(needed, 3 * len(self.arrays.nodes) // 2))
 
 
 class TreeBuilder:
@@ -119,7 +119,7 @@ def _fresh() -> IntArray:
 
 
 def _allocate(nodes: int) -> Arrays:
-    table = np.full((1 << (2 * nodes - 1).bit_length(), 2), -1, np.int64)
+    table = np.full((1 << (3 * nodes // 2).bit_length(), 2), -1, np.int64)  # at most 2/3 full
     arrays = Arrays(np.zeros((nodes, 8), np.int32), table, np.ones(1, np.int64))
     arrays.nodes[0, ngrams.CHILD] = -1
     return arrays
