@@ -167,7 +167,7 @@ def run_replay(
         everything = trace.requests
         for batch, count in sizes.items():
             trace.requests = everything[:count]
-            rounds = count if batch == 1 else max(1, count // (2 * batch))
+            rounds = count if batch == 1 else max(1, count // batch)
             result = replay_trace(target, trace, batch, costs[batch], rounds)
             found["traces"][name][str(batch)] = result
             print(name, "batch", batch, result, flush=True)
