@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -82,7 +83,7 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
         stored = AutoConfig.from_pretrained(config.model)
         dtype = pick_dtype(config.dtype, getattr(stored, "dtype", None), device)
         model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         kind = UnsupportedModelError if "Unrecognized configuration class" in str(error) else None
         raise (kind or DraftrecError)(
             f"The model {config.model} could not be loaded ({_first_line(error)}); name a folder "

@@ -7,13 +7,14 @@ and renamed, so a crash leaves the old pool or the new one. Indexes are rebuilt 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -80,14 +81,11 @@ class Pool:
                 f"{folder} exists and is not a pool; name a new folder with --save-pool."
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
+        temporary.mkdir()
         try:
             self._write(temporary)
-            old = temporary.with_name(temporary.name + ".old")
-            if folder.exists():
-                folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
+            _replace(folder, temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -122,6 +120,8 @@ class Pool:
         with another tokenizer or format.
         """
         folder = Path(folder)
+        if not folder.exists():
+            folder = next(iter(_set_aside(folder)), folder)
         manifest = _read_manifest(folder)
         if manifest["format_version"] != FORMAT_VERSION:
             raise PoolMismatchError(
@@ -142,6 +142,26 @@ class Pool:
             for a, b, g in zip(offsets[:-1], offsets[1:], groups, strict=True)
         )
         return pool
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Rename `new` to `folder`; what was there goes away only then, or comes back."""
+    old = new.with_name(f"{new.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    for leftover in _set_aside(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """Old pools that a kill between two renames left beside `folder`."""
+    return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""Loading: what is found, and the sentence a user reads where something is missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from draftrec.config import ModelConfig
+from draftrec.errors import DraftrecError
+from draftrec.models import loading
+from tests.models import zoo
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def make_tokenizer(words: int = zoo.VOCABULARY, eos: str = "w2") -> PreTrainedTokenizerFast:
+    vocabulary = {f"w{i}": i for i in range(words)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token=eos)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model folder: configuration, weights in bfloat16, tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    zoo.build("llama").bfloat16().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def config(model: Path | str, **settings: Any) -> ModelConfig:
+    return ModelConfig(model=str(model), device="cpu", **settings)
+
+
+@pytest.fixture
+def broken(saved: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the folder without some of its files."""
+
+    def make(*patterns: str) -> Path:
+        folder = tmp_path / "copy"
+        shutil.copytree(saved, folder)
+        for pattern in patterns:
+            for file in folder.glob(pattern):
+                file.unlink()
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_whole_folder_loads(saved: Path, dtype: str) -> None:
+    model = loading.load_model(config(saved, dtype=dtype))
+    assert model.dtype == getattr(torch, dtype)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    tokenizer = loading.load_tokenizer(saved)
+    assert loading.eos_token_ids(model, tokenizer) == frozenset([2])
+    assert loading.context_length(model) == zoo.CONTEXT
+
+
+def refused(action: Callable[[], Any], *parts: str) -> None:
+    """Refused in one sentence that holds all `parts` and no trace of the library's own error."""
+    with pytest.raises(DraftrecError) as error:
+        action()
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    for part in parts:
+        assert part in message
+
+
+def test_missing_pieces_are_named(broken: Callable[..., Path], tmp_path: Path) -> None:
+    folder = broken("*.safetensors", "*.bin")
+    refused(lambda: loading.load_model(config(folder)), "has no weights", str(folder))
+    (folder / "config.json").unlink()
+    refused(lambda: loading.load_model(config(folder)), "no config.json", str(folder))
+    refused(lambda: loading.load_tokenizer(folder), "no config.json")
+    refused(lambda: loading.load_model(config(tmp_path / "nowhere")), "does not exist")
+
+
+def test_a_folder_without_tokenizer_is_named(broken: Callable[..., Path]) -> None:
+    folder = broken("tokenizer*", "special_tokens*")
+    refused(lambda: loading.load_tokenizer(folder), "No tokenizer", str(folder), "tokenizer.json")
+
+
+def test_damaged_weights_are_refused(broken: Callable[..., Path]) -> None:
+    folder = broken()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    refused(lambda: loading.load_model(config(folder)), "could not be loaded", str(folder))
+
+
+def test_a_config_that_is_no_language_models_is_refused(broken: Callable[..., Path]) -> None:
+    folder = broken()
+    (folder / "config.json").write_text('{"model_type": "no-such-architecture"}')
+    refused(lambda: loading.load_model(config(folder)), "could not be loaded")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", "mps", "", "cuda:-1"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    refused(lambda: loading.pick_device(name), "nknown device")
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert loading.pick_device("cuda:1").index == 1
+    refused(lambda: loading.pick_device("cuda:2"), "not there", "2 CUDA devices")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    refused(lambda: loading.pick_device("cuda"), "not there", "--device cpu")
+
+
+def test_automatic_device_is_cuda_if_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loading.pick_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert loading.pick_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_automatic_dtype_is_the_stored_one_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, *, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    narrow = torch.bfloat16 if fast else torch.float32
+    assert loading.pick_dtype("auto", torch.bfloat16, CPU) == narrow
+    assert loading.pick_dtype("auto", torch.float16, CPU) == torch.float32
+    assert loading.pick_dtype("auto", torch.float32, CPU) == torch.float32
+    assert loading.pick_dtype("auto", None, CPU) == torch.float32
+    assert loading.pick_dtype("auto", torch.float16, CUDA) == torch.float16
+    assert loading.pick_dtype("float16", torch.float32, CPU) == torch.float16
+
+
+def test_fingerprint_tells_tokenizers_apart() -> None:
+    same = loading.tokenizer_fingerprint(make_tokenizer())
+    assert loading.tokenizer_fingerprint(make_tokenizer()) == same
+    assert loading.tokenizer_fingerprint(make_tokenizer(words=96)) != same
+    assert loading.tokenizer_fingerprint(make_tokenizer(eos="w3")) != same
+
+
+def test_fingerprint_tells_checkpoints_apart() -> None:
+    same = loading.model_fingerprint(zoo.build("llama"))
+    assert loading.model_fingerprint(zoo.build("llama")) == same
+    assert loading.model_fingerprint(zoo.build("qwen2")) != same
+    trained: Any = zoo.build("llama")
+    trained.model.layers[1].mlp.up_proj.weight.data += 1e-3
+    assert loading.model_fingerprint(trained) != same
+
+
+def test_generation_settings_say_first_what_ends_a_text() -> None:
+    model: Any = zoo.build("llama")
+    model.generation_config.eos_token_id = [5, 6]
+    assert loading.eos_token_ids(model, make_tokenizer()) == frozenset([5, 6])
+    model.generation_config.eos_token_id = None
+    assert loading.eos_token_ids(model, make_tokenizer()) == frozenset([2])
+    model.config.eos_token_id = None
+    assert loading.eos_token_ids(model, make_tokenizer(eos="w7")) == frozenset([7])
+    assert loading.eos_token_ids(model, None) == frozenset()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
+def test_context_length_is_found_under_any_name(name: str) -> None:
+    assert loading.context_length(zoo.build(name)) == zoo.CONTEXT
