@@ -9,33 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError
 from draftrec.models import loading
 from tests.models import zoo
+from tests.models.folders import make_tokenizer, save
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def make_tokenizer(words: int = zoo.VOCABULARY, eos: str = "w2") -> PreTrainedTokenizerFast:
-    vocabulary = {f"w{i}": i for i in range(words)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token=eos)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model folder: configuration, weights in bfloat16, tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    zoo.build("llama").bfloat16().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return save(zoo.build("llama").bfloat16(), tmp_path_factory.mktemp("models") / "llama")
 
 
 def config(model: Path | str, **settings: Any) -> ModelConfig:
@@ -144,7 +131,7 @@ def test_fingerprint_tells_tokenizers_apart() -> None:
     same = loading.tokenizer_fingerprint(make_tokenizer())
     assert loading.tokenizer_fingerprint(make_tokenizer()) == same
     assert loading.tokenizer_fingerprint(make_tokenizer(words=96)) != same
-    assert loading.tokenizer_fingerprint(make_tokenizer(eos="w3")) != same
+    assert loading.tokenizer_fingerprint(make_tokenizer(eos=3)) != same
 
 
 def test_fingerprint_tells_checkpoints_apart() -> None:
@@ -163,7 +150,7 @@ def test_generation_settings_say_first_what_ends_a_text() -> None:
     model.generation_config.eos_token_id = None
     assert loading.eos_token_ids(model, make_tokenizer()) == frozenset([2])
     model.config.eos_token_id = None
-    assert loading.eos_token_ids(model, make_tokenizer(eos="w7")) == frozenset([7])
+    assert loading.eos_token_ids(model, make_tokenizer(eos=7)) == frozenset([7])
     assert loading.eos_token_ids(model, None) == frozenset()
 
 
