@@ -13,7 +13,7 @@ from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.tokens.tree import chain
 
-_REPEATS = 5
+_REPEATS = 3
 _GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -23,16 +23,17 @@ def measure_cost(
     context: int,
     *,
     nodes: int = 64,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
 ) -> CostCurve:
-    """Seconds of a pass at growing numbers of rows (the second fastest of five), with
+    """Seconds of a pass at growing numbers of rows (the median of three), with
     `context` cached tokens per sequence.
 
     Up to `slots` rows each row is a sequence of its own; beyond, the sequences carry draft nodes.
-    Stops at `nodes` per sequence, where a pass costs eight plain ones, or after `seconds`.
+    Stops at `nodes` per sequence, where a pass costs five plain ones, or after `seconds`.
     """
     target.reserve(slots, context + nodes + 2)
-    wanted = sorted({*(r for r in _GRID if r <= (nodes + 1) * slots), slots})
+    fewer = {r for r in (1, 2, 4, 8, 16, 32, 64, 128) if r < slots}  # the end of a job
+    wanted = sorted({*fewer, slots, *(r for r in _GRID if slots < r <= (nodes + 1) * slots)})
     rows: list[int] = []
     seconds_at: list[float] = []
     started = time.perf_counter()
@@ -43,7 +44,7 @@ def measure_cost(
         seconds_at.append(sorted(times)[1])
         plain = seconds_at[rows.index(slots)] if slots in rows else seconds_at[-1]
         late = time.perf_counter() - started > seconds
-        if count >= 2 * slots and (seconds_at[-1] > 8 * plain or late):
+        if count >= 2 * slots and (seconds_at[-1] > 5 * plain or late):
             break
     return CostCurve(tuple(rows), tuple(seconds_at))
 
