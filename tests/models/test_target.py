@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,19 +94,32 @@ def test_tree_scores_equal_plain_passes(name: str, data: st.DataObject) -> None:
             one_round(target, name, taking_part, data)
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
-def test_every_layer_forgets_what_lies_outside_its_window(name: str) -> None:
-    """A long context, a deep tree with late siblings: rows of a tree sit at other columns than
-    positions, so a window counted in columns would be wrong."""
-    target = fresh(name)
+def check_windows(target: Target, name: str) -> None:
+    """A long context and a deep path behind its siblings: rows of a tree sit at later columns than
+    positions, so a window counted in columns would reach too far back."""
     tokens = np.random.default_rng(1).integers(3, zoo.VOCABULARY, 60).astype(np.int32)
-    deep = list(range(3, 17))
-    tree = make_tree([*deep, 40, 41, 42], [*range(-1, 13), -1, 14, 2])
+    tree = make_tree([*range(40, 48), *range(3, 17)], [-1] * 8 + [-1, *range(8, 21)])
     target.score([Segment(2, 0, tokens[:50], EMPTY_TREE, scored=False)])
     found = target.score([Segment(2, 50, tokens[50:], tree)]).logits
     expected = zoo.plain_rows(zoo.plain(name), tokens.tolist(), tree)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.1, "logits this flat would hide differences"
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_every_layer_forgets_what_lies_outside_its_window(name: str) -> None:
+    check_windows(fresh(name), name)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
+def test_the_fallback_serves_the_same_models(name: str) -> None:
+    """Windows too, though today's models without an attention backend have none."""
+    model: Any = zoo.build(name)
+    model._supports_attention_backend = False
+    target = Target(model)
+    assert isinstance(target.runner, PaddedRunner)
+    target.reserve(SLOTS, CAPACITY)
+    check_windows(target, name)
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)

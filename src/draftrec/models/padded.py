@@ -121,9 +121,9 @@ class PaddedRunner:
         config = self.model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)
+        if not kinds:  # one kind of layer, with a window if the model has one at all
+            return self._mask(packed, view, window)
         full = self._mask(packed, view, None)
-        if not kinds:
-            return full
         sliding = self._mask(packed, view, window) if "sliding_attention" in kinds else full
         return {"full_attention": full, "sliding_attention": sliding}
 
