@@ -119,7 +119,7 @@ def _fresh() -> IntArray:
 
 
 def _allocate(nodes: int) -> Arrays:
-    table = np.full((1 << (3 * nodes // 2).bit_length(), 2), -1, np.int64)  # at most 2/3 full
+    table = np.full(1 << (3 * nodes // 2).bit_length(), -1, np.int32)  # at most 2/3 full
     arrays = Arrays(np.zeros((nodes, 8), np.int32), table, np.ones(1, np.int64))
     arrays.nodes[0, ngrams.CHILD] = -1
     return arrays
@@ -130,5 +130,5 @@ def _grow(old: Arrays, nodes: int) -> Arrays:
     used = int(old.size[0])
     new.nodes[:used] = old.nodes[:used]
     new.size[0] = used
-    ngrams.rehash(new.table, old.table)
+    ngrams.rehash(new.nodes, new.table, used)
     return new

@@ -29,50 +29,51 @@ Floats = npt.NDArray[np.float64]
 
 
 # Columns of a node.
-TOKEN, COUNT, FOLLOWS, KINDS, CHILD, AFTER, BEFORE = range(7)
+TOKEN, COUNT, FOLLOWS, KINDS, CHILD, AFTER, BEFORE, PARENT = range(8)
 
 
 class Arrays(NamedTuple):
     """The index. `nodes` int32 `[capacity, 8]`, one row per node, so that a look at a node touches
-    one cache line; `table` int64 `[2**k, 2]`, hashed (key, node) pairs; `size` int64 `[1]`, nodes
-    in use.
+    one cache line; `table` int32 `[2**k]`, nodes hashed by parent and token, -1 where empty;
+    `size` int64 `[1]`, nodes in use.
     """
 
     nodes: Ints
-    table: Longs
+    table: Ints
     size: Longs
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _slot(table, parent, token):
-    key = (np.int64(parent) << 32) | np.int64(np.uint32(token))
-    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+def _slot(nodes, table, parent, token):
+    """The table place of the child of `parent` for `token`, or the empty one where it belongs."""
+    key = (np.uint64(parent) << np.uint64(32)) | np.uint64(np.uint32(token))
+    mixed = key * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
     mask = np.uint64(len(table) - 1)
     place = mixed & mask
-    while table[place, 0] != -1 and table[place, 0] != key:
+    node = table[place]
+    while node >= 0 and (nodes[node, PARENT] != parent or nodes[node, TOKEN] != token):
         place = (place + np.uint64(1)) & mask
-    return place, key
+        node = table[place]
+    return place
 
 
 @njit(cache=True, nogil=True)
 def find(index, parent, token):
     """The child of `parent` for `token`, or -1."""
-    place, key = _slot(index.table, parent, token)
-    return index.table[place, 1] if index.table[place, 0] == key else -1
+    return index.table[_slot(index.nodes, index.table, parent, token)]
 
 
 @njit(cache=True, nogil=True)
 def _increment(index, parent, token, weight):
     """Count `token` after `parent`; returns the child's node."""
-    place, key = _slot(index.table, parent, token)
-    if index.table[place, 0] == key:
-        node = index.table[place, 1]
-    else:
+    place = _slot(index.nodes, index.table, parent, token)
+    node = index.table[place]
+    if node < 0:
         node = np.int32(index.size[0])
         index.size[0] += 1
-        index.table[place, 0] = key
-        index.table[place, 1] = node
+        index.table[place] = node
+        index.nodes[node, PARENT] = parent
         index.nodes[node, TOKEN] = token
         index.nodes[node, COUNT] = 0
         index.nodes[node, FOLLOWS] = 0
@@ -278,10 +279,7 @@ def _sift_down(order, value, size):
 
 
 @njit(cache=True, nogil=True)
-def rehash(table, old):
-    """Enter all pairs of the `old` table into an empty, larger one."""
-    for i in range(len(old)):
-        if old[i, 0] != -1:
-            token = np.int32(np.uint32(old[i, 0] & 0xFFFFFFFF))
-            place, _ = _slot(table, old[i, 0] >> 32, token)
-            table[place] = old[i]
+def rehash(nodes, table, size):
+    """Enter the first `size` nodes, but the root, into an empty table."""
+    for node in range(1, size):
+        table[_slot(nodes, table, nodes[node, PARENT], nodes[node, TOKEN])] = node

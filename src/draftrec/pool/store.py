@@ -29,8 +29,8 @@ _ARRAYS = ("tokens", "offsets", "groups")
 class Pool:
     """Texts of all groups under one index, and of each group under its own.
 
-    `max_bytes` bounds the indexes: once reached, further texts are not indexed (they are still
-    saved). Raises nothing on growth.
+    `max_bytes` bounds the indexes, about: once it is passed, further texts are left out, so that
+    memory does not follow the number of records of a job.
     """
 
     def __init__(self, tokenizer_fingerprint: str, *, max_bytes: int = 2 << 30) -> None:
@@ -53,12 +53,17 @@ class Pool:
         return self.all.nbytes + sum(g.nbytes for g in self.groups.values())
 
     def add(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
-        """Add (token_ids, group) pairs. EOS belongs to a text, so that it is drafted as well."""
+        """Add (token_ids, group) pairs while there is room.
+
+        EOS belongs to a text, so that it is drafted as well.
+        """
         for token_ids, group in texts:
+            if self.nbytes > self.max_bytes:
+                return
             ids = np.ascontiguousarray(token_ids, np.int32)
             self._texts.append(ids)
             self._names.append(group)
-            if not len(ids) or self.nbytes > self.max_bytes:
+            if not len(ids):
                 continue
             self.all.add_text(ids)
             if group is not None:
