@@ -180,3 +180,18 @@ def test_overwritten_slots_are_not_offered_as_prefixes() -> None:
         write(batch, rows, sequence, 0)  # asserts that the slot holds what is taken for computed
         batch.retire()
     assert not batch.active
+
+
+def test_a_slot_that_was_just_filled_by_copying_is_not_taken_for_what_it_held() -> None:
+    """Three newcomers at once; one gets its prefix copied over rows that another might want."""
+    other = tuple(range(50, 80))
+    first = [request(*SHARED, 1), request(*other, 1), request(7)]
+    batch, rows = make_batch([*first, request(*SHARED, 2), request(*other, 3)], slots=3)
+    running, *short = batch.refill()
+    for sequence in short:
+        write(batch, rows, sequence, 0)
+    write(batch, rows, running, 9)
+    batch.retire()
+    for sequence in batch.refill():
+        write(batch, rows, sequence, 0)
+    assert rows.copies == [(0, 1, 30)]

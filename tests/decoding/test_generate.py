@@ -122,12 +122,15 @@ def test_texts_end_where_the_context_ends(name: str) -> None:
         assert text.finish_reason == "length"
 
 
-def test_the_last_position_of_the_model_can_be_used() -> None:
+def test_the_last_position_of_the_model_can_be_used_and_none_after_it() -> None:
+    """A neighbour with more room may be drafted for more deeply; position 256 is an error."""
     prompt = np.random.default_rng(3).integers(3, zoo.VOCABULARY, zoo.CONTEXT - 3).tolist()
     expected = plain_text("gpt2", tuple(prompt), most=3)
-    drafter = GuessingDrafter({"0": [*expected, 5, 5, 5]}, hit=1.0)
-    engine = make_engine("gpt2", drafter, prefill_chunk=100)
-    assert generate(engine, requests([prompt]))[0].token_ids.tolist() == expected
+    drafter = GuessingDrafter({"0": [*expected, *[5] * 20], "1": []}, hit=1.0)
+    engine = make_engine("gpt2", drafter, prefill_chunk=400, budget=FixedBudget(30))
+    done = generate(engine, requests([prompt, [7]]))
+    assert done[0].token_ids.tolist() == expected
+    assert done[1].token_ids.tolist() == plain_text("gpt2", (7,))
 
 
 def test_plain_decoding_is_one_call_per_token() -> None:
