@@ -239,3 +239,18 @@ def test_bfloat16_texts_differ_by_rounding_only(folder: Path) -> None:
     assert plain.target.dtype == torch.bfloat16
     texts = ids(plain.run(requests()))
     assert sum(a == b for a, b in zip(texts, expected(), strict=True)) >= 3
+
+
+@pytest.mark.usefixtures("fixed_costs")
+@pytest.mark.parametrize("accept", ["strict", "relaxed"])
+def test_a_resumed_run_decides_as_the_uninterrupted_one(folder: Path, accept: str) -> None:
+    whole = load(folder, budget="auto", accept=accept)
+    first = whole.run(requests())
+    shard = [(g.token_ids, None) for g in first]
+    whole.commit(shard)
+    second = whole.run(requests())
+    resumed = load(folder, budget="auto", accept=accept, cost_state=whole.cost_state)
+    resumed.commit(shard)
+    for a, b in zip(second, resumed.run(requests()), strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist()
+        assert a.counts == b.counts

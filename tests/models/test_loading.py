@@ -113,16 +113,11 @@ def test_automatic_device_is_cuda_if_there_is_any(monkeypatch: pytest.MonkeyPatc
     assert loading.pick_device("auto").type == "cpu"
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_automatic_dtype_is_the_stored_one_where_it_is_fast(
-    monkeypatch: pytest.MonkeyPatch, *, fast: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    narrow = torch.bfloat16 if fast else torch.float32
-    assert loading.pick_dtype("auto", torch.bfloat16, CPU) == narrow
-    assert loading.pick_dtype("auto", torch.float16, CPU) == torch.float32
-    assert loading.pick_dtype("auto", torch.float32, CPU) == torch.float32
-    assert loading.pick_dtype("auto", None, CPU) == torch.float32
+def test_automatic_dtype_is_the_stored_one_but_exact_on_the_cpu() -> None:
+    for stored in (torch.bfloat16, torch.float16, torch.float32, None):
+        assert loading.pick_dtype("auto", stored, CPU) == torch.float32
+    assert loading.pick_dtype("auto", torch.bfloat16, CUDA) == torch.bfloat16
+    assert loading.pick_dtype("bfloat16", torch.float32, CPU) == torch.bfloat16
     assert loading.pick_dtype("auto", torch.float16, CUDA) == torch.float16
     assert loading.pick_dtype("float16", torch.float32, CPU) == torch.float16
 

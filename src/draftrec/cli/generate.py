@@ -142,7 +142,8 @@ class GenerateOptions:
     )
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = _TARGET.device
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Option(help="Precision of the weights.")
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
     ] = _TARGET.dtype
     compile: Annotated[
         bool, Option("--compile/--no-compile", help="Compile the model's layers.")

@@ -59,7 +59,6 @@ class Generator:
             warm_up()
         self.timing = Timing()
         self.cost_state = cost_state
-        self._auto: tuple[int, AutoBudget] | None = None
 
     @classmethod
     def from_pretrained(
@@ -196,15 +195,14 @@ class Generator:
         return PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
 
     def _budget(self, slots: int, longest: int) -> Budget:
-        """What was learnt about costs and drafts is kept from run to run."""
         wanted = self.config.draft.budget
         if self.config.draft.draft == "none":
             return FixedBudget(0)
         if wanted != "auto":
             return FixedBudget(wanted)
-        if self._auto is None or self._auto[0] != slots:
-            self._auto = slots, AutoBudget(self._cost_curve(slots, longest))
-        return self._auto[1]
+        # Learning starts anew with every run, so that a resumed job decides as an uninterrupted
+        # one does: its costs come from the manifest, its drafts from the shards before.
+        return AutoBudget(self._cost_curve(slots, longest))
 
     def _cost_curve(self, slots: int, longest: int) -> CostCurve:
         if self.cost_state is None or self.cost_state["slots"] != slots:
