@@ -30,11 +30,14 @@ def run_live(args: argparse.Namespace, generator: Generator) -> dict[str, Any]:
     pool = Pool(generator.fingerprint["tokenizer"])
     pool.add((ids, r.group) for ids, r in zip(map(_array, written.texts), warm, strict=True))
     found: dict[str, Any] = {"warm_texts": len(warm), "dtype": args.dtype}
+    narrow = args.dtype != "float32"
+    other_dtype = "float32" if narrow else "bfloat16"
+    other = Generator.from_pretrained(args.model, dtype=other_dtype, draft="none")
     for temperature in (0.0, 0.8):
         for batch in args.batch:
             count = {1: args.prompts, 4: 2 * args.prompts}.get(batch, 4 * args.prompts)
             requests = requests_from(path, generator, "heldout", count, args.seed + 1)
-            ways = engines(generator, path, batch, temperature, pool)
+            ways = engines(generator, other, batch, temperature, pool)
             name = f"{'greedy' if temperature == 0 else 'sampled'}_batch_{batch}"
             found[name] = compare(ways, requests, args.rounds)
             print(name, found[name], flush=True)

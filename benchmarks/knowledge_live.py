@@ -103,9 +103,12 @@ def _generate(
 
 
 def engines(
-    base: Generator, path: Path, batch: int, temperature: float, pool: Any
+    base: Generator, other: Generator, batch: int, temperature: float, pool: Any
 ) -> dict[str, Engine]:
-    """Every way of running the model at this batch size and temperature."""
+    """Every way of running the model at this batch size and temperature.
+
+    `other` is the same model in another dtype: its plain decoding may be the faster baseline.
+    """
     model_path, tokenizer = base.config.target.model, base.tokenizer
     common = {"batch_size": batch, "max_new_tokens": MAX_NEW, "temperature": temperature}
     sampled = {"do_sample": temperature > 0} | (
@@ -123,7 +126,9 @@ def engines(
         config = make_config(model_path, dtype=dtype, **common, **settings)
         return ours(base.with_config(config, pool=pool if settings["draft"] == "pool" else None))
 
+    plain = make_config(model_path, dtype=other.config.target.dtype, draft="none", **common)
     found["plain"] = make(draft="none")
+    found["plain_other_dtype"] = ours(other.with_config(plain))
     found["strict"] = make(draft="pool")
     found["relaxed"] = make(draft="pool", accept="relaxed")
     return found
@@ -145,7 +150,7 @@ def compare(engines_: dict[str, Engine], requests: list[Request], rounds: int) -
 def summarise(results: dict[str, list[Written]]) -> dict[str, Any]:
     """Tokens per second, and speedups against the best plain way, paired per round."""
     rates = {n: [w.tokens / w.seconds for w in ws] for n, ws in results.items()}
-    ways = [n for n in ("plain", "hf_generate") if n in rates]
+    ways = [n for n in ("plain", "plain_other_dtype", "hf_generate") if n in rates]
     best = max(ways, key=lambda n: float(np.median(rates[n])))
     report: dict[str, Any] = {"best_plain_way": best}
     plain_texts = [t for w in results["plain"] for t in w.texts]

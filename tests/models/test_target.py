@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from draftrec.core import EMPTY_TREE
 from draftrec.models import attention
 from draftrec.models.packing import Segment
 from draftrec.models.padded import PaddedRunner
-from draftrec.models.target import PackedRunner, Target
+from draftrec.models.target import PackedRunner, Target, bucket
 from draftrec.tokens.tree import chain, make_tree
 from tests.models import zoo
 from tests.strategies import paths, token_lists, trees
@@ -166,3 +167,31 @@ def test_reserve_keeps_what_is_large_enough_and_replaces_what_is_not() -> None:
 def test_bytes_per_token_counts_both_halves_of_every_layer() -> None:
     # 2 layers x 2 KV heads x (8 + 8) float32 values
     assert zoo.target("llama").bytes_per_token == 2 * 2 * 16 * 4
+
+
+def test_rows_are_padded_to_few_numbers() -> None:
+    assert [bucket(n) for n in (0, 1, 2, 3, 16, 17, 64, 65, 257)] == [
+        2,
+        2,
+        2,
+        3,
+        16,
+        20,
+        64,
+        80,
+        320,
+    ]
+    assert len({bucket(n) for n in range(1, 1025)}) < 60
+
+
+def test_bfloat16_on_the_cpu_scores_what_float32_does() -> None:
+    model = zoo.build("llama")
+    tree = make_tree([5, 6, 7], [-1, 0, -1])
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        target = Target(copy.deepcopy(model).to(dtype))
+        target.reserve(2, 64)
+        segments = [Segment(0, 0, np.arange(3, 20, dtype=np.int32), tree)]
+        found.append(target.score(segments).logits.float())
+    assert found[1].shape == found[0].shape == (4, found[0].shape[1])
+    assert (found[0] - found[1]).abs().max() < 0.15 * found[0].std()

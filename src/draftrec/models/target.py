@@ -129,8 +129,8 @@ class PackedRunner:
         cpu = model.device.type == "cpu"
         # On CPU, attention in float32 is up to five times faster than in bfloat16, and exact.
         self.kv_dtype = torch.float32 if cpu else model.dtype
-        # One row of bfloat16 takes another, slower kernel than two, with other rounding.
-        self.least_rows = 2 if cpu and model.dtype == torch.bfloat16 else 1
+        # Narrow types on CPU: see `bucket`. float32 has no kernel per shape.
+        self.padded_rows = bucket if cpu and model.dtype != torch.float32 else int
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
@@ -145,13 +145,13 @@ class PackedRunner:
         """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
         device = self.model.device
         ids, positions = (
-            _at_least(x, self.least_rows) for x in (packed.token_ids, packed.positions)
+            _padded(x, self.padded_rows(len(x))) for x in (packed.token_ids, packed.positions)
         )
         scored = packed.scored
         options: dict[str, Any] = {"draftrec_plan": attention.make_plan(packed, slab)}
         if self.keeps:
             options["logits_to_keep"] = torch.as_tensor(
-                _at_least(scored, self.least_rows), device=device
+                _padded(scored, self.padded_rows(len(scored))), device=device
             )
         logits = self.model(
             input_ids=torch.as_tensor(ids, device=device)[None],
@@ -162,9 +162,20 @@ class PackedRunner:
         return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
 
 
-def _at_least(values: LongArray, rows: int) -> LongArray:
-    """`values`, padded with zeros to `rows`."""
-    return values if len(values) >= rows else np.pad(values, (0, rows - len(values)))
+def bucket(rows: int) -> int:
+    """Rows that a pass over `rows` rows is padded to in bfloat16 on CPU.
+
+    oneDNN compiles and keeps a kernel for every number of rows, some 0.7 MB and a millisecond each
+    per layer shape, so the numbers must be few. One row takes another, slower kernel than two,
+    with other rounding.
+    """
+    step = 1 if rows <= 16 else 4 if rows <= 64 else 16 if rows <= 256 else 64
+    return max(2, -(-rows // step) * step)
+
+
+def _padded(values: LongArray, rows: int) -> LongArray:
+    """`values`, followed by zeros up to `rows`."""
+    return values if len(values) == rows else np.pad(values, (0, rows - len(values)))
 
 
 class _Probe:

@@ -1,0 +1,154 @@
+"""Turns committed results into docs/benchmarks.md, so that no figure there is typed by hand.
+
+`python benchmarks/tables.py` rewrites the page; a test compares it with the results.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+Result = dict[str, Any]
+
+_HEAD = """# Benchmarks
+
+Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; every figure can be
+measured again with the script named above its table (see `benchmarks/README.md`). Speedups are
+ratios of wall time on the same prompts in the same run, drafting and prompts included: the median,
+and in brackets the lowest and highest round.
+"""
+
+
+def render(folder: Path = RESULTS) -> str:
+    """The page, from whatever results there are."""
+    parts = [_HEAD]
+    for name, write in _SECTIONS.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text())
+            parts.append(write(result) + "\n" + _origin(result))
+    return "\n".join(parts)
+
+
+def _origin(result: Result) -> str:
+    m = result["machine"]
+    seed = result["seed"] if result["seed"] is not None else 0
+    state = " with local changes" if m["dirty"] else ""
+    return (
+        f"Machine: {m['cores']} cores of {m['cpu']}, {m['gpu'] or 'no GPU'}, PyTorch {m['torch']}, "
+        f"transformers {m['transformers']}; commit `{(m['commit'] or 'unknown')[:10]}`{state}, "
+        f"seed {seed}, {m['date'][:10]}.\n"
+    )
+
+
+def _row(*cells: Any) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |\n"
+
+
+def _header(*cells: str) -> str:
+    return "\n" + _row(*cells) + _row(*["---"] * len(cells))
+
+
+def _spread(value: Result | None) -> str:
+    if not value or value["median"] is None:
+        return "-"
+    return f"{value['median']:.2f} ({value['low']:.2f} - {value['high']:.2f})"
+
+
+def _replay(result: Result) -> str:
+    out = (
+        "## A large model writing real texts: `benchmarks/knowledge.py`\n\n"
+        "A Llama of 341M parameters (24 layers x 1024, bfloat16, random weights) replays recorded "
+        "LLM-written texts as its greedy output; the pool holds up to 2,000 other entities' texts. "
+        "Against the same engine with an empty draft.\n"
+    )
+    out += _header(
+        "texts", "batch", "speedup", "without prompts", "tokens per call", "drafted per call"
+    )
+    for name, by_batch in result["replay"]["traces"].items():
+        for batch, r in by_batch.items():
+            out += _row(
+                name, batch, f"{r['speedup_of_sums']:.2f} ({r['speedup']['low']:.2f} - "
+                f"{r['speedup']['high']:.2f})", f"{r['decode_speedup_of_sums']:.2f}",
+                f"{r['tokens_per_call']:.2f}", f"{r['drafted_per_call']:.1f}",
+            )  # fmt: skip
+    return out
+
+
+def _live(result: Result) -> str:
+    live = result["live"]
+    out = (
+        "## A small real model, live: `benchmarks/knowledge.py`\n\n"
+        f"A 6.8M-parameter Llama trained on real profiles writes held-out ones; the pool holds "
+        f"{live['warm_texts']} texts that it wrote for other entities. It repeats itself more than "
+        "a large model does: read these figures as what they are.\n"
+    )
+    out += _header(
+        "setting", "engine", "tokens/s", "over best plain way", "over HF generate",
+        "tokens per call", "same text as plain",
+    )  # fmt: skip
+    for setting, engines in live.items():
+        if not isinstance(engines, dict):
+            continue
+        for name, r in engines.items():
+            if name == "best_plain_way":
+                continue
+            out += _row(
+                setting.replace("_", " "), name, f"{r['tokens_per_second']['median']:.0f}",
+                _spread(r["speedup_over_best_plain"]), _spread(r["speedup_over_hf_generate"]),
+                r["tokens_per_call"] or "-", f"{r['identical_to_plain']} of {r['texts']}",
+            )  # fmt: skip
+    return out
+
+
+def _knowledge(result: Result) -> str:
+    parts = [_replay(result)] if "replay" in result else []
+    return "\n".join([*parts, _live(result)] if "live" in result else parts)
+
+
+def _exactness(result: Result) -> str:
+    out = (
+        "## Strict is exact: `benchmarks/exactness.py`\n\n"
+        "float32, pool drafting, token ids against `model.generate(do_sample=False)`.\n"
+    )
+    out += _header("batch", "identical texts")
+    for batch, r in result["batch"].items():
+        out += _row(batch, f"{r['identical']} of {r['prompts']}")
+    return out
+
+
+def _kill_resume(result: Result) -> str:
+    out = (
+        "## Interrupted jobs end in the same bytes: `benchmarks/kill_resume.py`\n\n"
+        "A job of 2,000 records, killed with signal 9 and started again until it finishes.\n"
+    )
+    out += _header("job", "kills", "byte-identical to an uninterrupted run")
+    for name, r in result["jobs"].items():
+        kills = r["kills"] if isinstance(r["kills"], int) else len(r["kills"])
+        out += _row(name.replace("_", " "), kills, "yes" if r["byte_identical"] else "no")
+    return out
+
+
+def _memory(result: Result) -> str:
+    out = "## Memory does not follow the number of records: `benchmarks/memory.py`\n"
+    out += _header("records", "peak memory, MB")
+    for records, peak in result["peak_resident_bytes"].items():
+        out += _row(f"{int(records):,}", f"{peak / 1e6:.0f}")
+    return out
+
+
+_SECTIONS = {
+    "knowledge": _knowledge,
+    "exactness": _exactness,
+    "kill-resume": _kill_resume,
+    "memory": _memory,
+}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())
+    print(PAGE.relative_to(ROOT))
