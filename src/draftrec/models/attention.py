@@ -127,9 +127,12 @@ def make_plan(packed: Packed, slab: KVSlab) -> Plan:
 
 def _group(spans: list[tuple[int, int, int, int]], launch: int) -> list[list[int]]:
     """Segments that share a block: all narrow ones together if padding costs less than launches."""
+    if len(spans) == 1:
+        return [[0]]
     widths = [b - a for _, a, b, _ in spans]
-    narrow = [i for i, w in enumerate(widths) if w <= 4 * float(np.median(widths)) + 8]
-    alone = [[i] for i in range(len(spans)) if i not in set(narrow)]
+    usual = 4 * sorted(widths)[len(widths) // 2] + 8
+    narrow = [i for i, w in enumerate(widths) if w <= usual]
+    alone = [[i] for i, w in enumerate(widths) if w > usual]
     if len(narrow) == 1:
         return [[narrow[0]], *alone]
     slots = [spans[i][0] for i in narrow]

@@ -175,7 +175,11 @@ def bucket(rows: int) -> int:
 
 def _padded(values: LongArray, rows: int) -> LongArray:
     """`values`, followed by zeros up to `rows`."""
-    return values if len(values) == rows else np.pad(values, (0, rows - len(values)))
+    if len(values) == rows:
+        return values
+    out = np.zeros(rows, np.int64)
+    out[: len(values)] = values
+    return out
 
 
 class _Probe:
