@@ -70,7 +70,7 @@ def main() -> None:
         "settings": {k: str(v) for k, v in vars(args).items() if k not in ("data", "model")}
     }
     if args.only != "live":
-        sizes = {b: args.texts if b == 1 else 2 * b for b in args.batch}
+        sizes = {b: args.texts if b == 1 else max(8, b) for b in args.batch}
         model = build_model(args.seed)
         payload["replay"] = run_replay(args.data, generator.tokenizer, sizes, args.seed, model)
     if args.only != "replay":

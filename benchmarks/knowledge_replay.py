@@ -26,6 +26,7 @@ from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.models.packing import Segment
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
+from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 
 TRACES = {
@@ -158,6 +159,7 @@ def run_replay(
     folder: Path, tokenizer: Any, sizes: dict[int, int], seed: int, model: Any
 ) -> dict[str, Any]:
     """All traces at all batch sizes; `sizes` maps batch to the number of texts replayed."""
+    warm_up()
     target = checked_target(model)
     found: dict[str, Any] = {"plain_step_ms_at_batch_1": best_plain(target), "traces": {}}
     costs = {b: measure_cost(target, b, 300, seconds=25.0) for b in sizes}
