@@ -51,7 +51,7 @@ def _array(ids: list[int]) -> Any:
 
 
 def main() -> None:
-    """Parse, run, write benchmarks/results/knowledge.json."""
+    """Parse, run, write knowledge-replay.json and knowledge-live.json to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=_SHARED / "data")
     parser.add_argument("--model", type=Path, default=_SHARED / "models" / "profile-lm")
@@ -63,19 +63,23 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=["live", "replay"])
-    parser.add_argument("--name", default="knowledge", help="result file's name")
+    parser.add_argument("--results", type=Path, help="folder of the result files")
     args = parser.parse_args()
     generator = Generator.from_pretrained(args.model, dtype=args.dtype, draft="none")
-    payload: dict[str, Any] = {
-        "settings": {k: str(v) for k, v in vars(args).items() if k not in ("data", "model")}
-    }
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("data", "model")}
+
+    def save(half: str, found: dict[str, Any]) -> None:
+        """Written after every trace, so that an interrupted run keeps what it measured."""
+        payload = {"settings": settings, half: found}
+        write_result(f"knowledge-{half}", payload, seed=args.seed, folder=args.results)
+
     if args.only != "live":
         sizes = {b: args.texts if b == 1 else max(8, b) for b in args.batch}
         model = build_model(args.seed)
-        payload["replay"] = run_replay(args.data, generator.tokenizer, sizes, args.seed, model)
+        data = args.data, generator.tokenizer
+        run_replay(data, sizes, args.seed, model, lambda found: save("replay", found))
     if args.only != "replay":
-        payload["live"] = run_live(args, generator)
-    write_result(args.name, payload)
+        save("live", run_live(args, generator))
 
 
 if __name__ == "__main__":

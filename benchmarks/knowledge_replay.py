@@ -7,6 +7,7 @@ case: real LLM-written texts repeat themselves less than a small model's.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from draftrec.pool.store import Pool
 
 TRACES = {
     "chatqa_ml1m_user": "chatqa_user",
-    "agent4rec_ml1m_persona_like": None,
     "gear_ml1m_user": "gear_user",
     "gear_ml1m_item": "gear_item",
+    "agent4rec_ml1m_persona_like": None,
 }
 
 
@@ -82,14 +83,14 @@ class Trace:
 
 
 def run_engine(
-    target: Target, trace: Trace, requests: list[Request], slots: int, cost: Any
+    target: Target, trace: Trace, requests: list[Request], slots: int, budget: AutoBudget | None
 ) -> dict[str, float]:
-    """Replay `requests`; `cost` None is plain decoding. Returns seconds, tokens and calls."""
+    """Replay `requests`; `budget` None is plain decoding. Returns seconds, tokens and calls."""
     engine = loop.Engine(
         target=target,
-        drafter=NoDrafter() if cost is None else PoolDrafter(trace.pool),
+        drafter=NoDrafter() if budget is None else PoolDrafter(trace.pool),
         rule=ReplayRule(trace.texts),
-        budget=FixedBudget(0) if cost is None else AutoBudget(cost),
+        budget=budget or FixedBudget(0),
         accept=AcceptConfig(),
         eos_ids=frozenset([trace.eos]),
         slots=slots,
@@ -115,12 +116,13 @@ def replay_trace(
     target: Target, trace: Trace, batch: int, cost: Any, rounds: int
 ) -> dict[str, Any]:
     """Plain and drafted runs in turn over slices of the requests; ratios are paired per slice."""
+    budget = AutoBudget(cost)  # learns from slice to slice, as within the shard of a job
     slices = [list(x) for x in np.array_split(np.arange(len(trace.requests)), rounds)]
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
     for turn, part in enumerate(slices):
         requests = [trace.requests[i] for i in part]
-        order = [None, cost] if turn % 2 == 0 else [cost, None]
-        runs = {c is None: run_engine(target, trace, requests, batch, c) for c in order}
+        order = [None, budget] if turn % 2 == 0 else [budget, None]
+        runs = {b is None: run_engine(target, trace, requests, batch, b) for b in order}
         pairs.append((runs[True], runs[False]))
 
     def total(which: int, key: str) -> float:
@@ -156,16 +158,23 @@ def best_plain(target: Target, repeats: int = 9) -> dict[str, Any]:
 
 
 def run_replay(
-    folder: Path, tokenizer: Any, sizes: dict[int, int], seed: int, model: Any
-) -> dict[str, Any]:
-    """All traces at all batch sizes; `sizes` maps batch to the number of texts replayed."""
+    data: tuple[Path, Any],
+    sizes: dict[int, int],
+    seed: int,
+    model: Any,
+    save: Callable[[dict[str, Any]], None],
+) -> None:
+    """All traces at all batch sizes; `sizes` maps batch to the number of texts replayed.
+
+    `data` is the folder and the tokenizer; `save` is called after every trace with all so far.
+    """
     warm_up()
     target = checked_target(model)
     found: dict[str, Any] = {"plain_step_ms_at_batch_1": best_plain(target), "traces": {}}
     costs = {b: measure_cost(target, b, 300, seconds=25.0) for b in sizes}
     found["cost_curves"] = {str(b): c.to_json() for b, c in costs.items()}
     for name in TRACES:
-        trace = Trace(folder, name, tokenizer, (max(sizes.values()), 2000, seed))
+        trace = Trace(data[0], name, data[1], (max(sizes.values()), 2000, seed))
         found["traces"][name] = {}
         everything = trace.requests
         for batch, count in sizes.items():
@@ -173,5 +182,4 @@ def run_replay(
             rounds = count if batch == 1 else max(1, count // batch)
             result = replay_trace(target, trace, batch, costs[batch], rounds)
             found["traces"][name][str(batch)] = result
-            print(name, "batch", batch, result, flush=True)
-    return found
+        save(found)

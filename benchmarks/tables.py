@@ -105,11 +105,6 @@ def _live(result: Result) -> str:
     return out
 
 
-def _knowledge(result: Result) -> str:
-    parts = [_replay(result)] if "replay" in result else []
-    return "\n".join([*parts, _live(result)] if "live" in result else parts)
-
-
 def _exactness(result: Result) -> str:
     out = (
         "## Strict is exact: `benchmarks/exactness.py`\n\n"
@@ -142,7 +137,8 @@ def _memory(result: Result) -> str:
 
 
 _SECTIONS = {
-    "knowledge": _knowledge,
+    "knowledge-replay": _replay,
+    "knowledge-live": _live,
     "exactness": _exactness,
     "kill-resume": _kill_resume,
     "memory": _memory,
