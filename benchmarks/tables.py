@@ -18,8 +18,9 @@ _HEAD = """# Benchmarks
 
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; every figure can be
 measured again with the script named above its table (see `benchmarks/README.md`). Speedups are
-ratios of wall time on the same prompts in the same run, drafting and prompts included: the median,
-and in brackets the lowest and highest round.
+ratios of wall time on the same prompts in the same run, drafting and prompts included: the median
+(for replayed texts: all texts together), and in brackets the lowest and highest round. Not measured
+so far: anything on a GPU, and what a result file below does not hold.
 """
 
 

@@ -13,7 +13,7 @@ import torch
 from draftrec.core import Generation, Request
 from draftrec.decoding.generate import Interrupted
 from draftrec.decoding.stats import StepStats
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.knowledge import generator as module
 from draftrec.knowledge.generator import Generator, make_config
 from draftrec.pool.store import Pool
@@ -198,7 +198,7 @@ def test_sampled_texts_belong_to_their_key(folder: Path) -> None:
 def test_relaxed_texts_repeat_with_a_fixed_budget_and_the_same_pool(folder: Path) -> None:
     runs = []
     for _ in range(2):
-        pool = Pool("t")
+        pool = Pool(load(folder).fingerprint["tokenizer"])
         pool.add((np.random.default_rng(i).integers(3, 97, 30), None) for i in range(60))
         pool.add((np.array(t, np.int32), None) for t in expected())
         settings = {"accept": "relaxed", "top_k": 50, "min_prob": 0.001, "budget": 24}
@@ -254,3 +254,8 @@ def test_a_resumed_run_decides_as_the_uninterrupted_one(folder: Path, accept: st
     for a, b in zip(second, resumed.run(requests()), strict=True):
         assert a.token_ids.tolist() == b.token_ids.tolist()
         assert a.counts == b.counts
+
+
+def test_a_pool_of_another_tokenizer_is_refused(folder: Path) -> None:
+    with pytest.raises(PoolMismatchError, match="another tokenizer"):
+        load(folder, pool=Pool("another"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError
@@ -152,3 +153,13 @@ def test_generation_settings_say_first_what_ends_a_text() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
 def test_context_length_is_found_under_any_name(name: str) -> None:
     assert loading.context_length(zoo.build(name)) == zoo.CONTEXT
+
+
+def test_an_incomplete_checkpoint_is_refused(broken: Callable[..., Path]) -> None:
+    folder = broken()
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(DraftrecError, match=r"lacks 1 weights .*up_proj"):
+        loading.load_model(config(folder))

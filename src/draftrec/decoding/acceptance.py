@@ -221,6 +221,8 @@ def uniforms_for(seed: int, key: int, count: int) -> DoubleArray:
 def _follow(tree: DraftTree, chosen: LongArray, eos_ids: frozenset[int]) -> list[int]:
     """The path of nodes that equal the choice of their parent's row."""
     path: list[int] = []
+    if not len(tree):
+        return path
     tail = -1
     for node in np.flatnonzero(tree.token_ids == chosen[tree.parents + 1]).tolist():
         if int(tree.parents[node]) == tail:

@@ -56,8 +56,10 @@ class StepStats:
 
 def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None:
     """Add one verified step to the sequence's counts (its target call is counted elsewhere)."""
+    if not len(tree):
+        return
     counts = sequence.counts
-    counts.draft_calls += len(tree) > 0
+    counts.draft_calls += 1
     counts.drafted_tokens += len(tree)
     counts.accepted_tokens += len(verdict.path)
     counts.relaxed_tokens += verdict.relaxed

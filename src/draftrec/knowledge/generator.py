@@ -20,7 +20,7 @@ from draftrec.decoding.budget import AutoBudget, Budget, CostCurve, FixedBudget
 from draftrec.decoding.costs import measure_cost
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.decoding.stats import StepStats, Timing
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.models import loading
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
@@ -55,6 +55,11 @@ class Generator:
         self.pool = pool
         if config.draft.draft == "pool" and pool is None:
             self.pool = Pool(self.fingerprint["tokenizer"])
+        elif pool is not None and pool.tokenizer_fingerprint != self.fingerprint["tokenizer"]:
+            raise PoolMismatchError(
+                "The pool was made with another tokenizer than the model's; use the model that "
+                "wrote it, or build a pool for this one."
+            )
         if config.draft.draft != "none":
             warm_up()
         self.timing = Timing()
@@ -74,7 +79,7 @@ class Generator:
 
         `settings` are the fields of the configuration groups by name (`accept="relaxed"`,
         `budget=16`, `dtype="float32"`, `max_new_tokens=256` ...). Raises DraftrecError for unknown
-        settings, a model that cannot be loaded or served.
+        settings, a model that cannot be loaded or served, or a pool of another tokenizer.
         """
         config = config or make_config(str(model), **settings)
         tokenizer = loading.load_tokenizer(config.target.model)

@@ -156,14 +156,17 @@ def _block(
     rows = np.zeros((last - first, width), np.int64)
     positions = np.zeros((last - first, width), np.int64)
     real = np.zeros((last - first, width), np.bool_)
-    views = visibility(packed, members, width)
-    for view, i in zip(views, members, strict=True):
-        slot, a, b, column = spans[i]
-        place = slot - first
-        start[place], seen[place] = column, view
-        rows[place, : b - a] = np.arange(a, b)
-        positions[place, : b - a] = packed.positions[a:b]
-        real[place, : b - a] = True
+    slots, begins, _, columns = np.array([spans[i] for i in members]).T
+    places = slots - first
+    start[places], seen[places] = columns, visibility(packed, members, width)
+    if width == 1:
+        rows[places, 0], positions[places, 0] = begins, packed.positions[begins]
+        real[places, 0] = True
+    for i in members if width > 1 else ():
+        slot, a, b, _ = spans[i]
+        rows[slot - first, : b - a] = np.arange(a, b)
+        positions[slot - first, : b - a] = packed.positions[a:b]
+        real[slot - first, : b - a] = True
     seen[..., 0] |= ~seen.any(-1)
 
     def put(x: Any) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -82,13 +82,23 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
     try:
         stored = AutoConfig.from_pretrained(config.model)
         dtype = pick_dtype(config.dtype, getattr(stored, "dtype", None), device)
-        model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
+        model, report = cast(
+            "tuple[Any, dict[str, Any]]",
+            AutoModelForCausalLM.from_pretrained(
+                config.model, dtype=dtype, output_loading_info=True
+            ),
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         kind = UnsupportedModelError if "Unrecognized configuration class" in str(error) else None
         raise (kind or DraftrecError)(
             f"The model {config.model} could not be loaded ({_first_line(error)}); name a folder "
             "with config.json and weights, or a Hub id that this machine can reach."
         ) from error
+    if missing := sorted(report.get("missing_keys", ())):
+        raise DraftrecError(
+            f"The model {config.model} lacks {len(missing)} weights (the first is {missing[0]}), "
+            "which would be random; save the whole model, language-model head included."
+        )
     model.requires_grad_(False)
     return model.to(device).eval()
 

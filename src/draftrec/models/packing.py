@@ -63,12 +63,17 @@ def pack(segments: Seq[Segment]) -> Packed:
     token_ids = np.empty(total, np.int64)
     positions = np.empty(total, np.int64)
     parent = np.empty(total, np.int64)
-    scored: list[LongArray] = []
+    scored: list[int] = []
     for segment, first in zip(segments, row_start.tolist(), strict=False):
         pending = len(segment.pending)
         here = slice(first, first + segment.rows)
         token_ids[here][:pending] = segment.pending
         token_ids[here][pending:] = segment.tree.token_ids
+        if segment.rows == 1:  # plain decoding: most rows of most passes
+            parent[first], positions[first] = -1, segment.start
+            if segment.scored:
+                scored.append(first)
+            continue
         above = parent[here]
         above[:pending] = np.arange(-1, pending - 1)
         above[pending:] = segment.tree.parents + pending
@@ -77,8 +82,8 @@ def pack(segments: Seq[Segment]) -> Packed:
         for i in range(pending, segment.rows):
             place[i] = place[above[i]] + 1
         if segment.scored:
-            scored.append(np.arange(first + pending - 1, first + segment.rows))
-    kept = np.concatenate(scored) if scored else np.empty(0, np.int64)
+            scored.extend(range(first + pending - 1, first + segment.rows))
+    kept = np.array(scored, np.int64)
     return Packed(segments, token_ids, positions, row_start, parent, kept)
 
 
@@ -88,6 +93,8 @@ def visibility(packed: Packed, members: Seq[int], width: int) -> npt.NDArray[np.
     A row sees itself and whatever its parent sees, which gives the causal triangle for pending
     tokens and the ancestor mask for nodes. Rows past a segment's end see only themselves.
     """
+    if width == 1:
+        return np.ones((len(members), 1, 1), np.bool_)
     seen = np.zeros((len(members), width, width), np.bool_)
     for place, b in enumerate(members):
         first, end = int(packed.row_start[b]), int(packed.row_start[b + 1])
