@@ -35,7 +35,8 @@ def run_live(args: argparse.Namespace, generator: Generator) -> dict[str, Any]:
     other = Generator.from_pretrained(args.model, dtype=other_dtype, draft="none")
     for temperature in (0.0, 0.8):
         for batch in args.batch:
-            count = {1: args.prompts, 4: 2 * args.prompts}.get(batch, 4 * args.prompts)
+            # Static batches idle while their longest text runs on: rounds must outlast one batch.
+            count = args.prompts if batch == 1 else 3 * batch * args.rounds
             requests = requests_from(path, generator, "heldout", count, args.seed + 1)
             ways = engines(generator, other, batch, temperature, pool)
             name = f"{'greedy' if temperature == 0 else 'sampled'}_batch_{batch}"
