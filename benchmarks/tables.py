@@ -130,7 +130,11 @@ def _kill_resume(result: Result) -> str:
 
 
 def _memory(result: Result) -> str:
-    out = "## Memory does not follow the number of records: `benchmarks/memory.py`\n"
+    out = (
+        "## Peak memory of small and large jobs: `benchmarks/memory.py`\n\n"
+        "With a pool that grows as the job runs; the pool's index is what grows, and it stops at "
+        "its byte limit (2 GiB unless set otherwise).\n"
+    )
     out += _header("records", "peak memory, MB")
     for records, peak in result["peak_resident_bytes"].items():
         out += _row(f"{int(records):,}", f"{peak / 1e6:.0f}")
