@@ -19,7 +19,9 @@ class ModelConfig(_Frozen):
     model: str
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = Field(default=False, description="torch.compile the model's layers")
+    compile: bool = Field(
+        default=False, description="torch.compile the model's feed-forward blocks"
+    )
 
 
 class AcceptConfig(_Frozen):

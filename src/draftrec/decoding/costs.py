@@ -41,7 +41,7 @@ def measure_cost(
     for count in wanted:
         times = [_timed(target, slots, count, context) for _ in range(_REPEATS)]
         rows.append(count)
-        seconds_at.append(sorted(times)[1])
+        seconds_at.append(sorted(times)[_REPEATS // 2])
         plain = seconds_at[rows.index(slots)] if slots in rows else seconds_at[-1]
         late = time.perf_counter() - started > seconds
         if count >= 2 * slots and (seconds_at[-1] > 5 * plain or late):

@@ -17,6 +17,9 @@ from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.tokens.tree import depths, trim
 
+#: Sequences of the next pass, each with the pending rows that it computes.
+Shares = list[tuple[RunningSequence, int]]
+
 
 class Interrupted(Exception):
     """The caller asked to stop; the step under way was finished."""
@@ -55,9 +58,10 @@ def generate(
         if should_stop and should_stop():
             raise Interrupted
         admit(engine, batch)
-        trees = draft(engine, batch)
-        segments = lay_out(engine, batch, trees)
-        verdicts = verify(engine, batch, segments)
+        shares = share_rows(engine, batch)
+        trees = draft(engine, shares)
+        segments = lay_out(shares, trees)
+        verdicts = verify(engine, segments)
         finish_step(engine, batch, segments, verdicts, on_step)
     return batch.finished()
 
@@ -84,9 +88,21 @@ def admit(engine: Engine, batch: Batch) -> None:
         engine.drafter.start(sequence)
 
 
-def draft(engine: Engine, batch: Batch) -> dict[int, DraftTree]:
+def share_rows(engine: Engine, batch: Batch) -> Shares:
+    """Pending rows each sequence computes in the next pass: prompts share one chunk."""
+    left = engine.prefill_chunk
+    shares: Shares = []
+    for sequence in batch.running:
+        rows = sequence.pending if sequence.pending == 1 else min(sequence.pending, left)
+        if rows:
+            shares.append((sequence, rows))
+            left -= rows if sequence.pending > 1 else 0
+    return shares
+
+
+def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
     """Trees worth verifying, by slot, for sequences whose prompt is done after this pass."""
-    ready, prompt_rows = _ready(engine, batch)
+    ready = [q for q, rows in shares if rows == q.pending]
     if not ready:
         return {}
     with engine.timing.drafting():
@@ -96,16 +112,14 @@ def draft(engine: Engine, batch: Batch) -> dict[int, DraftTree]:
             return {s.slot: EMPTY_TREE for s in ready}
         trees = engine.drafter.draft(ready, limit, depth)
         trees = [_within(t, s.room - 1) for t, s in zip(trees, ready, strict=True)]
-        trees = engine.budget.choose(trees, prompt_rows)
+        trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
     return {s.slot: t for s, t in zip(ready, trees, strict=True)}
 
 
-def lay_out(
-    engine: Engine, batch: Batch, trees: dict[int, DraftTree]
-) -> list[tuple[RunningSequence, Segment]]:
+def lay_out(shares: Shares, trees: dict[int, DraftTree]) -> list[tuple[RunningSequence, Segment]]:
     """Pending tokens and tree of every sequence that takes part in the next pass."""
     pairs: list[tuple[RunningSequence, Segment]] = []
-    for sequence, rows in _shares(engine, batch):
+    for sequence, rows in shares:
         tree = trees.get(sequence.slot)
         pending = sequence.context[sequence.computed : sequence.computed + rows]
         scored = tree is not None
@@ -114,9 +128,7 @@ def lay_out(
     return pairs
 
 
-def verify(
-    engine: Engine, batch: Batch, pairs: Seq[tuple[RunningSequence, Segment]]
-) -> list[Verdict]:
+def verify(engine: Engine, pairs: Seq[tuple[RunningSequence, Segment]]) -> list[Verdict]:
     """One forward pass, verdicts for the scored sequences, their accepted KV rows kept."""
     scored = [(q, s) for q, s in pairs if s.scored]
     prompt = sum(len(s.pending) for _, s in pairs) - len(scored)
@@ -159,24 +171,6 @@ def finish_step(
         on_step(stats.step_stats(active, len(batch.waiting), rows, trees, verdicts))
     for sequence in batch.retire():
         engine.drafter.stop(sequence)
-
-
-def _shares(engine: Engine, batch: Batch) -> list[tuple[RunningSequence, int]]:
-    """Pending rows each sequence computes in the next pass: prompts share one chunk."""
-    left = engine.prefill_chunk
-    shares: list[tuple[RunningSequence, int]] = []
-    for sequence in batch.running:
-        rows = sequence.pending if sequence.pending == 1 else min(sequence.pending, left)
-        if rows:
-            shares.append((sequence, rows))
-            left -= rows if sequence.pending > 1 else 0
-    return shares
-
-
-def _ready(engine: Engine, batch: Batch) -> tuple[list[RunningSequence], int]:
-    """Sequences that get logits in the next pass, and the rows that run even without drafts."""
-    shares = _shares(engine, batch)
-    return [q for q, rows in shares if rows == q.pending], sum(rows for _, rows in shares)
 
 
 def _within(tree: DraftTree, depth: int) -> DraftTree:

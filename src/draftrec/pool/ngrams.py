@@ -25,7 +25,6 @@ _CANDIDATES = 32
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 # Columns of a node.
