@@ -60,6 +60,21 @@ def _spread(value: Result | None) -> str:
     return f"{value['median']:.2f} ({value['low']:.2f} - {value['high']:.2f})"
 
 
+def _packed(result: Result) -> str:
+    out = (
+        "## Weights laid out once: `benchmarks/packed_weights.py`\n\n"
+        f"Milliseconds of all linear layers of a Llama of {result['layers']} layers x 1024, head "
+        "included, as `F.linear` runs them and as draftrec does on CPU.\n"
+    )
+    out += _header("dtype", "rows", "plain", "packed", "ratio")
+    for dtype, by_rows in result["passes"].items():
+        for r in by_rows:
+            plain, packed = r["plain_ms"], r["packed_ms"]
+            ratio = plain["median"] / packed["median"]
+            out += _row(dtype, r["rows"], _spread(plain), _spread(packed), f"{ratio:.2f}")
+    return out
+
+
 def _replay(result: Result) -> str:
     out = (
         "## A large model writing real texts: `benchmarks/knowledge.py`\n\n"
@@ -144,6 +159,7 @@ def _memory(result: Result) -> str:
 _SECTIONS = {
     "knowledge-replay": _replay,
     "knowledge-live": _live,
+    "packed-weights": _packed,
     "exactness": _exactness,
     "kill-resume": _kill_resume,
     "memory": _memory,

@@ -171,10 +171,10 @@ def test_bytes_per_token_counts_both_halves_of_every_layer() -> None:
 
 def test_rows_are_padded_to_few_numbers() -> None:
     assert [bucket(n) for n in (0, 1, 2, 3, 16, 17, 64, 65, 257)] == [
-        2,
-        2,
-        2,
-        3,
+        4,
+        4,
+        4,
+        4,
         16,
         20,
         64,

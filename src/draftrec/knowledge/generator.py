@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from draftrec.config import AcceptConfig, BatchConfig, DraftConfig, GenerateConfig, ModelConfig
 from draftrec.core import Drafter, Generation, IntArray, Request
@@ -22,6 +22,7 @@ from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.decoding.stats import StepStats, Timing
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.models import loading
+from draftrec.models.prepacked import prepack
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
 from draftrec.pool.index import warm_up
@@ -48,8 +49,10 @@ class Generator:
         *,
         pool: Pool | None = None,
         cost_state: dict[str, Any] | None = None,
+        fingerprint: dict[str, str] | None = None,
     ) -> None:
         self.target, self.tokenizer, self.config = target, tokenizer, config
+        self.fingerprint = fingerprint or fingerprint_of(target.model, tokenizer)
         self.context_length = loading.context_length(target.model)
         self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
         self.pool = pool
@@ -84,16 +87,24 @@ class Generator:
         config = config or make_config(str(model), **settings)
         tokenizer = loading.load_tokenizer(config.target.model)
         loaded = loading.load_model(config.target)
+        fingerprint = fingerprint_of(loaded, tokenizer)
+        if not config.target.compile:  # the compiler cannot look into packed weights
+            prepack(loaded)
         target = checked_target(loaded)
         if config.target.compile:
             target.compile()
-        return cls(target, tokenizer, config, pool=pool, cost_state=cost_state)
+        return cls(
+            target, tokenizer, config, pool=pool, cost_state=cost_state, fingerprint=fingerprint
+        )
 
     def with_config(self, config: GenerateConfig, *, pool: Pool | None = None) -> Generator:
         """The same weights under other settings. Measured costs are kept."""
         same_batch = config.batch == self.config.batch
         state = self.cost_state if same_batch else None
-        return Generator(self.target, self.tokenizer, config, pool=pool, cost_state=state)
+        return Generator(
+            self.target, self.tokenizer, config,
+            pool=pool, cost_state=state, fingerprint=self.fingerprint,
+        )  # fmt: skip
 
     @property
     def device(self) -> str:
@@ -106,14 +117,6 @@ class Generator:
     @property
     def has_chat_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
-
-    @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """What a run depends on: the model's weights and the tokenizer's vocabulary."""
-        return {
-            "model": loading.model_fingerprint(self.target.model),
-            "tokenizer": loading.tokenizer_fingerprint(self.tokenizer),
-        }
 
     def encode(self, prompts: Seq[str], *, chat: bool = False) -> list[IntArray]:
         """int32 token ids per prompt, special tokens as the model expects them."""
@@ -232,6 +235,17 @@ class Generator:
         slots = max(1, min(_MOST_SLOTS[self.target.device.type], fit))
         self.cost_state = {"slots": slots}
         return slots
+
+
+def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
+    """What a run depends on: the model's weights and the tokenizer's vocabulary.
+
+    Ask before the weights are packed, which hides their values.
+    """
+    return {
+        "model": loading.model_fingerprint(model),
+        "tokenizer": loading.tokenizer_fingerprint(tokenizer),
+    }
 
 
 def make_config(model: str, **settings: Any) -> GenerateConfig:

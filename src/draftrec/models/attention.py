@@ -38,7 +38,8 @@ class Block:
     """Queries attended to in one call: slots `first .. last-1`, `width` rows each, `length` keys.
 
     `rows` int64 `[slots * width]` gathers queries into the block (None: they already lie so);
-    `back` picks the real rows out of the result, `place` says where they go.
+    `back` picks the real rows out of the result, `place` says where they go. `all_visible`: the
+    only real row sees every key.
     """
 
     first: int
@@ -51,6 +52,7 @@ class Block:
     rows: torch.Tensor | None
     back: torch.Tensor | None
     place: slice | torch.Tensor
+    all_visible: bool
     masks: dict[tuple[int | None, int, torch.dtype], torch.Tensor | None] = field(
         default_factory=dict
     )
@@ -66,7 +68,7 @@ class Block:
         columns = torch.arange(self.length, device=self.start.device)
         own = columns[None, :] - self.start[:, None]  # column as a new row of its segment
         slots = len(self.start)
-        if self.width == 1 and slots == 1 and (window is None or self.length <= window):
+        if self.all_visible and (window is None or self.length <= window):
             return None
         place = own.clamp(0, self.width - 1)[:, None, :].expand(slots, self.width, self.length)
         fresh = torch.gather(self.seen, 2, place) & (own < self.width)[:, None, :]
@@ -106,8 +108,11 @@ class Plan:
         value_rows[self.slots, :, self.columns] = values[:, :rows].transpose(0, 1).to(dtype)
 
 
-def make_plan(packed: Packed, slab: KVSlab) -> Plan:
-    """Choose blocks and move the index arrays to the slab's device."""
+def make_plan(packed: Packed, slab: KVSlab, least_width: int = 1) -> Plan:
+    """Choose blocks and move the index arrays to the slab's device.
+
+    `least_width`: rows per slot that narrower blocks are padded to.
+    """
     device = slab.keys.device
     spans = [
         (s.slot, int(a), int(b), s.start)
@@ -121,7 +126,7 @@ def make_plan(packed: Packed, slab: KVSlab) -> Plan:
         torch.as_tensor(slots, device=device),
         torch.as_tensor(columns, device=device),
         spans,
-        [_block(packed, spans, members, device) for members in groups],
+        [_block(packed, [spans[i] for i in g], g, least_width, device) for g in groups],
     )
 
 
@@ -144,26 +149,30 @@ def _group(spans: list[tuple[int, int, int, int]], launch: int) -> list[list[int
 
 
 def _block(
-    packed: Packed, spans: list[tuple[int, int, int, int]], members: Seq[int], device: torch.device
+    packed: Packed,
+    spans: list[tuple[int, int, int, int]],
+    members: Seq[int],
+    least_width: int,
+    device: torch.device,
 ) -> Block:
     """Arrays of one block. Slots in between that run no segment see their own first row only."""
-    first = min(spans[i][0] for i in members)
-    last = max(spans[i][0] for i in members) + 1
-    width = max(spans[i][2] - spans[i][1] for i in members)
-    length = max(spans[i][3] + spans[i][2] - spans[i][1] for i in members)
+    slots, begins, ends, columns = np.array(spans).T
+    first, last = int(slots.min()), int(slots.max()) + 1
+    widest = int((ends - begins).max())
+    width = max(widest, least_width)
+    length = int((columns + ends - begins).max())
     start = np.zeros(last - first, np.int64)
     seen = np.zeros((last - first, width, width), np.bool_)
     rows = np.zeros((last - first, width), np.int64)
     positions = np.zeros((last - first, width), np.int64)
     real = np.zeros((last - first, width), np.bool_)
-    slots, begins, _, columns = np.array([spans[i] for i in members]).T
     places = slots - first
-    start[places], seen[places] = columns, visibility(packed, members, width)
-    if width == 1:
+    start[places] = columns
+    seen[places, :widest, :widest] = visibility(packed, members, widest)
+    if widest == 1:
         rows[places, 0], positions[places, 0] = begins, packed.positions[begins]
         real[places, 0] = True
-    for i in members if width > 1 else ():
-        slot, a, b, _ = spans[i]
+    for slot, a, b, _ in spans if widest > 1 else ():
         rows[slot - first, : b - a] = np.arange(a, b)
         positions[slot - first, : b - a] = packed.positions[a:b]
         real[slot - first, : b - a] = True
@@ -172,12 +181,13 @@ def _block(
     def put(x: Any) -> torch.Tensor:
         return torch.as_tensor(x, device=device)
 
-    single = len(members) == 1
+    in_place = len(members) == 1 and width == widest
     return Block(
         first, last, width, length, put(start), put(seen), put(positions),
-        None if single else put(rows.reshape(-1)),
-        None if single or real.all() else put(np.flatnonzero(real.reshape(-1))),
-        slice(int(rows[0, 0]), int(rows[0, -1]) + 1) if single else put(rows[real]),
+        None if in_place else put(rows.reshape(-1)),
+        None if real.all() else put(np.flatnonzero(real.reshape(-1))),
+        slice(int(begins[0]), int(ends[0])) if len(members) == 1 else put(rows[real]),
+        all_visible=widest == 1 and last - first == 1,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from draftrec.errors import UnsupportedModelError
 from draftrec.models import attention, padded
 from draftrec.models.kv_cache import KVShape, KVSlab
 from draftrec.models.packing import LongArray, Packed, Segment, pack
+from draftrec.models.prepacked import is_prepacked
 
 AttentionInterface.register(attention.NAME, attention.packed_attention)
 
@@ -127,10 +128,13 @@ class PackedRunner:
         self.model = model
         model.set_attn_implementation(attention.NAME)
         cpu = model.device.type == "cpu"
-        # On CPU, attention in float32 is up to five times faster than in bfloat16, and exact.
-        self.kv_dtype = torch.float32 if cpu else model.dtype
-        # Narrow types on CPU: see `bucket`. float32 has no kernel per shape.
-        self.padded_rows = bucket if cpu and model.dtype != torch.float32 else int
+        # Half precision has no fast attention on CPU.
+        half = model.dtype == torch.float16
+        self.kv_dtype = torch.float32 if cpu and half else model.dtype
+        self.least_width = _least_width(model) if cpu and model.dtype == torch.bfloat16 else 1
+        # See `bucket`; plain float32 layers have no kernel per number of rows.
+        one_dnn = model.dtype != torch.float32 or is_prepacked(model)
+        self.padded_rows = bucket if cpu and one_dnn else int
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
@@ -148,7 +152,8 @@ class PackedRunner:
             _padded(x, self.padded_rows(len(x))) for x in (packed.token_ids, packed.positions)
         )
         scored = packed.scored
-        options: dict[str, Any] = {"draftrec_plan": attention.make_plan(packed, slab)}
+        plan = attention.make_plan(packed, slab, self.least_width)
+        options: dict[str, Any] = {"draftrec_plan": plan}
         if self.keeps:
             options["logits_to_keep"] = torch.as_tensor(
                 _padded(scored, self.padded_rows(len(scored))), device=device
@@ -162,15 +167,27 @@ class PackedRunner:
         return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
 
 
-def bucket(rows: int) -> int:
-    """Rows that a pass over `rows` rows is padded to in bfloat16 on CPU.
+def _least_width(model: PreTrainedModel) -> int:
+    """Rows per sequence that give every key-value head four queries.
 
-    oneDNN compiles and keeps a kernel for every number of rows, some 0.7 MB and a millisecond each
-    per layer shape, so the numbers must be few. One row takes another, slower kernel than two,
-    with other rounding.
+    With fewer, bfloat16 attention on CPU takes another kernel: half as fast for a single query,
+    and with other rounding.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 1)
+    repeat = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    return -(-4 // max(1, repeat))
+
+
+def bucket(rows: int) -> int:
+    """Rows that a pass over `rows` rows is padded to where oneDNN runs the linear layers.
+
+    It compiles and keeps a kernel for every number of rows, some 0.7 MB and a millisecond each
+    per layer shape, so the numbers must be few. One row takes another kernel than two, with other
+    rounding; one and two take longer than four.
     """
     step = 1 if rows <= 16 else 4 if rows <= 64 else 16 if rows <= 256 else 64
-    return max(2, -(-rows // step) * step)
+    return max(4, -(-rows // step) * step)
 
 
 def _padded(values: LongArray, rows: int) -> LongArray:
