@@ -173,3 +173,31 @@ def test_measured_curve_covers_plain_rows_and_drafts() -> None:
     assert all(0 < s < 1 for s in curve.seconds)
     assert target.slab is not None
     assert target.slab.capacity >= 20 + 9
+
+
+def _run(budget: AutoBudget, steps: int, accepted: int) -> list[bool]:
+    """In which steps one sequence was drafted for, if `accepted` of a chain's nodes are kept."""
+    drafted: list[bool] = []
+    for _ in range(steps):
+        drafted.append(budget.limit() > 0)
+        tree = chain([1, 2, 3], 0.5) if drafted[-1] else EMPTY_TREE
+        path = np.arange(accepted if drafted[-1] else 0, dtype=np.int32)
+        verdict = Verdict(path, np.ones(len(path) + 1, np.int32))
+        budget.observe([tree], [verdict], 1 + len(tree))
+    return drafted
+
+
+def test_drafting_rests_while_it_costs_more_than_it_gains() -> None:
+    budget = AutoBudget(CostCurve((1, 64), (1.0, 1.1), draft_seconds=2.0))
+    assert _run(budget, 64, accepted=1) == [i % 16 == 0 for i in range(64)]
+
+
+def test_drafting_never_rests_while_it_pays() -> None:
+    budget = AutoBudget(CostCurve((1, 64), (1.0, 1.1), draft_seconds=0.5))
+    assert all(_run(budget, 64, accepted=1))
+
+
+def test_drafting_wakes_up_once_it_pays() -> None:
+    budget = AutoBudget(CostCurve((1, 64), (1.0, 1.1), draft_seconds=0.5))
+    assert not all(_run(budget, 40, accepted=0))
+    assert all(_run(budget, 200, accepted=3)[-100:])

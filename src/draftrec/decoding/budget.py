@@ -20,13 +20,18 @@ from draftrec.tokens.tree import trim
 
 DoubleArray = npt.NDArray[np.float64]
 
+# Steps without drafts before the next try.
+_REST = 15
+
 
 @dataclass(frozen=True, slots=True)
 class CostCurve:
-    """Seconds of a forward pass against its rows, linear between measured points."""
+    """Seconds of a forward pass against its rows, linear between measured points, and
+    `draft_seconds` that drafting for one sequence takes."""
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
+    draft_seconds: float = 0.0
 
     def __call__(self, rows: npt.ArrayLike) -> DoubleArray:
         """float64 seconds; never falling with rows, the last slope continued past the end."""
@@ -39,11 +44,15 @@ class CostCurve:
         return inside + slope * np.maximum(0.0, x - xs[-1])
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": list(self.rows), "seconds": list(self.seconds)}
+        return {
+            "rows": list(self.rows),
+            "seconds": list(self.seconds),
+            "draft_seconds": self.draft_seconds,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CostCurve:
-        return cls(tuple(data["rows"]), tuple(data["seconds"]))
+        return cls(tuple(data["rows"]), tuple(data["seconds"]), data.get("draft_seconds", 0.0))
 
 
 class Budget(Protocol):
@@ -80,15 +89,25 @@ class FixedBudget:
 
 
 class AutoBudget:
-    """Spends nodes while they raise expected accepted tokens per second."""
+    """Spends nodes while they raise expected accepted tokens per second.
+
+    Drafting itself takes time. While what was accepted lately was not worth that, it rests and
+    tries again after `_REST` steps. All clocks are the cost curve's, so that a run repeats its
+    decisions.
+    """
 
     def __init__(self, cost: CostCurve, most: int = 64) -> None:
         self.cost, self.most = cost, most
         self.calibration = Calibration()
         self._tokens = self._seconds = 0.0
         self._largest = float(most)
+        self._gain, self._rested = 0.0, 0
 
     def limit(self) -> int:
+        if self._gain < 0 and self._rested < _REST:
+            self._rested += 1
+            return 0
+        self._rested = 0
         # Drafting far more than is ever verified would cost what the verified nodes gain.
         return min(self.most, max(8, int(2 * self._largest) + 4))
 
@@ -114,7 +133,12 @@ class AutoBudget:
         """Learn how often nodes of each estimate are accepted, and how fast tokens flow."""
         self.calibration.observe(trees, verdicts)
         self._tokens = 0.98 * self._tokens + sum(len(v.token_ids) for v in verdicts)
-        self._seconds = 0.98 * self._seconds + float(self.cost(rows))
+        drafting = 0.0 if self._rested else self.cost.draft_seconds * len(trees)
+        plain, verifying = self.cost([len(trees), rows])
+        self._seconds = 0.98 * self._seconds + verifying + drafting
+        if not self._rested:  # what the drafts gained, in tokens, their time counted as tokens too
+            lost = self._rate(len(trees), plain) * (verifying + drafting - plain)
+            self._gain += 0.05 * (sum(len(v.path) for v in verdicts) - lost - self._gain)
 
     def _rate(self, active: int, plain_seconds: float) -> float:
         """Tokens per second lately, by the cost curve's clock; at the start, plain decoding's."""

@@ -1,4 +1,5 @@
-"""Measuring what a forward pass costs against its rows, on this model, device, dtype and batch."""
+"""Measuring what a forward pass costs against its rows, on this model, device, dtype and batch,
+and what drafting costs beside it."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from draftrec.decoding.budget import CostCurve
 from draftrec.models import sampling
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target
+from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
 from draftrec.tokens.tree import chain
 
-_REPEATS = 3
+_REPEATS = 5
 _GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -25,11 +27,13 @@ def measure_cost(
     nodes: int = 64,
     seconds: float = 4.0,
 ) -> CostCurve:
-    """Seconds of a pass at growing numbers of rows (the median of three), with
-    `context` cached tokens per sequence.
+    """Seconds of a pass at growing numbers of rows, with `context` cached tokens per sequence.
 
-    Up to `slots` rows each row is a sequence of its own; beyond, the sequences carry draft nodes.
-    Stops at `nodes` per sequence, where a pass costs five plain ones, or after `seconds`.
+    The shortest of five counts: what else the machine does adds time and never takes any away.
+
+    Up to `slots` rows each row is a sequence of its own; beyond, the sequences carry draft nodes,
+    some many and most few, as in decoding. Stops at `nodes` per sequence, where a pass costs five
+    plain ones, or after `seconds`.
     """
     target.reserve(slots, context + nodes + 2)
     fewer = {r for r in (1, 2, 4, 8, 16, 32, 64, 128) if r < slots}  # the end of a job
@@ -37,21 +41,54 @@ def measure_cost(
     rows: list[int] = []
     seconds_at: list[float] = []
     started = time.perf_counter()
-    _timed(target, slots, slots, context)
+    _timed(target, slots, slots, context, nodes)
     for count in wanted:
-        times = [_timed(target, slots, count, context) for _ in range(_REPEATS)]
+        times = [_timed(target, slots, count, context, nodes) for _ in range(_REPEATS)]
         rows.append(count)
-        seconds_at.append(sorted(times)[_REPEATS // 2])
+        seconds_at.append(min(times))
         plain = seconds_at[rows.index(slots)] if slots in rows else seconds_at[-1]
         late = time.perf_counter() - started > seconds
         if count >= 2 * slots and (seconds_at[-1] > 5 * plain or late):
             break
-    return CostCurve(tuple(rows), tuple(seconds_at))
+    return CostCurve(tuple(rows), tuple(seconds_at), _draft_seconds())
 
 
-def _timed(target: Target, slots: int, rows: int, context: int) -> float:
+def _draft_seconds(nodes: int = 12) -> float:
+    """Seconds of a usual lookup: one tree from a prompt, a group and all groups."""
+    rng = np.random.default_rng(0)
+    texts = np.minimum(rng.zipf(1.5, (96, 128)), 4000).astype(np.int32)
+    index, own = NgramIndex(texts.size), NgramIndex(texts.shape[1])
+    for text in texts:
+        index.add_text(text)
+    own.extend(texts[0])
+    builder = TreeBuilder()
+    times: list[float] = []
+    for text in texts[:32]:
+        tail = tail_of_text(text[:40])
+        start = time.perf_counter()
+        builder.build(
+            [(own, tail, 6.0, 0), (index, tail, 1.0, 2), (index, tail, 1.0, 3)], nodes, 24
+        )
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def _uneven(nodes: int, sequences: int, most: int) -> list[int]:
+    """Shares of `nodes`, none above `most`, that fall with a sequence's rank as 1, 1/2, 1/3 ..."""
+    weights = np.cumsum(1.0 / np.arange(1, sequences + 1))
+    ends = np.rint(nodes * weights / weights[-1]).astype(np.int64)
+    shares: list[int] = np.minimum(np.diff(ends, prepend=0), most).tolist()
+    left = nodes - sum(shares)
+    for rank, share in enumerate(shares):
+        more = min(left, most - share)
+        shares[rank] += more
+        left -= more
+    return shares
+
+
+def _timed(target: Target, slots: int, rows: int, context: int, most: int) -> float:
     sequences = min(slots, rows)
-    sizes = [rows // sequences + (i < rows % sequences) - 1 for i in range(sequences)]
+    sizes = _uneven(rows - sequences, sequences, most)
     pending = np.zeros(1, np.int32)
     trees = {n: chain([1] * n) for n in set(sizes)}
     segments = [Segment(i, context, pending, trees[n]) for i, n in enumerate(sizes)]

@@ -23,8 +23,10 @@ from draftrec.models.packing import Packed, visibility
 
 NAME = "draftrec_packed"
 
-# Memory traffic of one more kernel launch, in score elements: what a separate block must save.
-_LAUNCH_COST = {"cpu": 2_000, "cuda": 2_000_000}
+# What decides about blocks, in scores (one query against one key of one sequence): a further call,
+# and bringing in one key with its value, which all queries of its sequence then share.
+_LAUNCH_COST = {"cpu": 6_000, "cuda": 2_000_000}
+_KEY_COST = 16
 # What attention functions may be passed and mean nothing here.
 _HARMLESS = {
     "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
@@ -38,8 +40,7 @@ class Block:
     """Queries attended to in one call: slots `first .. last-1`, `width` rows each, `length` keys.
 
     `rows` int64 `[slots * width]` gathers queries into the block (None: they already lie so);
-    `back` picks the real rows out of the result, `place` says where they go. `all_visible`: the
-    only real row sees every key.
+    `back` picks the real rows out of the result, `place` says where they go.
     """
 
     first: int
@@ -52,7 +53,6 @@ class Block:
     rows: torch.Tensor | None
     back: torch.Tensor | None
     place: slice | torch.Tensor
-    all_visible: bool
     masks: dict[tuple[int | None, int, torch.dtype], torch.Tensor | None] = field(
         default_factory=dict
     )
@@ -68,7 +68,7 @@ class Block:
         columns = torch.arange(self.length, device=self.start.device)
         own = columns[None, :] - self.start[:, None]  # column as a new row of its segment
         slots = len(self.start)
-        if self.all_visible and (window is None or self.length <= window):
+        if self.width == 1 and slots == 1 and (window is None or self.length <= window):
             return None
         place = own.clamp(0, self.width - 1)[:, None, :].expand(slots, self.width, self.length)
         fresh = torch.gather(self.seen, 2, place) & (own < self.width)[:, None, :]
@@ -108,11 +108,8 @@ class Plan:
         value_rows[self.slots, :, self.columns] = values[:, :rows].transpose(0, 1).to(dtype)
 
 
-def make_plan(packed: Packed, slab: KVSlab, least_width: int = 1) -> Plan:
-    """Choose blocks and move the index arrays to the slab's device.
-
-    `least_width`: rows per slot that narrower blocks are padded to.
-    """
+def make_plan(packed: Packed, slab: KVSlab) -> Plan:
+    """Choose blocks and move the index arrays to the slab's device."""
     device = slab.keys.device
     spans = [
         (s.slot, int(a), int(b), s.start)
@@ -126,40 +123,45 @@ def make_plan(packed: Packed, slab: KVSlab, least_width: int = 1) -> Plan:
         torch.as_tensor(slots, device=device),
         torch.as_tensor(columns, device=device),
         spans,
-        [_block(packed, [spans[i] for i in g], g, least_width, device) for g in groups],
+        [_block(packed, [spans[i] for i in g], g, device) for g in groups],
     )
 
 
 def _group(spans: list[tuple[int, int, int, int]], launch: int) -> list[list[int]]:
-    """Segments that share a block: all narrow ones together if padding costs less than launches."""
-    if len(spans) == 1:
-        return [[0]]
+    """Segments that share a block: all of at most some width together, each wider one alone.
+
+    The width is the one that costs least, padding included.
+    """
     widths = [b - a for _, a, b, _ in spans]
-    usual = 4 * sorted(widths)[len(widths) // 2] + 8
-    narrow = [i for i, w in enumerate(widths) if w <= usual]
-    alone = [[i] for i, w in enumerate(widths) if w > usual]
-    if len(narrow) == 1:
-        return [[narrow[0]], *alone]
-    slots = [spans[i][0] for i in narrow]
-    width = max(widths[i] for i in narrow)
-    length = max(spans[i][3] + widths[i] for i in narrow)
-    padded = (max(slots) - min(slots) + 1) * width * length
-    single = sum(widths[i] * (spans[i][3] + widths[i]) + launch for i in narrow)
-    return [narrow, *alone] if padded <= single else [[i] for i in narrow] + alone
+
+    def cost(members: Seq[int]) -> int:
+        slots = [spans[i][0] for i in members]
+        length = max(spans[i][3] + widths[i] for i in members)
+        width = max(widths[i] for i in members)
+        return (max(slots) - min(slots) + 1) * length * (_KEY_COST + width) + launch
+
+    every = range(len(spans))
+    alone = [cost([i]) for i in every]
+    best, groups = sum(alone), [[i] for i in every]
+    for limit in sorted(set(widths), reverse=True):
+        narrow = [i for i in every if widths[i] <= limit]
+        wide = [i for i in every if widths[i] > limit]
+        total = cost(narrow) + sum(alone[i] for i in wide)
+        if total < best:
+            best, groups = total, [narrow, *([i] for i in wide)]
+    return groups
 
 
 def _block(
     packed: Packed,
     spans: list[tuple[int, int, int, int]],
     members: Seq[int],
-    least_width: int,
     device: torch.device,
 ) -> Block:
     """Arrays of one block. Slots in between that run no segment see their own first row only."""
     slots, begins, ends, columns = np.array(spans).T
     first, last = int(slots.min()), int(slots.max()) + 1
-    widest = int((ends - begins).max())
-    width = max(widest, least_width)
+    width = int((ends - begins).max())
     length = int((columns + ends - begins).max())
     start = np.zeros(last - first, np.int64)
     seen = np.zeros((last - first, width, width), np.bool_)
@@ -168,11 +170,11 @@ def _block(
     real = np.zeros((last - first, width), np.bool_)
     places = slots - first
     start[places] = columns
-    seen[places, :widest, :widest] = visibility(packed, members, widest)
-    if widest == 1:
+    seen[places] = visibility(packed, members, width)
+    if width == 1:
         rows[places, 0], positions[places, 0] = begins, packed.positions[begins]
         real[places, 0] = True
-    for slot, a, b, _ in spans if widest > 1 else ():
+    for slot, a, b, _ in spans if width > 1 else ():
         rows[slot - first, : b - a] = np.arange(a, b)
         positions[slot - first, : b - a] = packed.positions[a:b]
         real[slot - first, : b - a] = True
@@ -181,13 +183,12 @@ def _block(
     def put(x: Any) -> torch.Tensor:
         return torch.as_tensor(x, device=device)
 
-    in_place = len(members) == 1 and width == widest
+    alone = len(members) == 1
     return Block(
         first, last, width, length, put(start), put(seen), put(positions),
-        None if in_place else put(rows.reshape(-1)),
-        None if real.all() else put(np.flatnonzero(real.reshape(-1))),
-        slice(int(begins[0]), int(ends[0])) if len(members) == 1 else put(rows[real]),
-        all_visible=widest == 1 and last - first == 1,
+        None if alone else put(rows.reshape(-1)),
+        None if alone or real.all() else put(np.flatnonzero(real.reshape(-1))),
+        slice(int(begins[0]), int(ends[0])) if alone else put(rows[real]),
     )  # fmt: skip
 
 

@@ -128,10 +128,9 @@ class PackedRunner:
         self.model = model
         model.set_attn_implementation(attention.NAME)
         cpu = model.device.type == "cpu"
-        # Half precision has no fast attention on CPU.
-        half = model.dtype == torch.float16
-        self.kv_dtype = torch.float32 if cpu and half else model.dtype
-        self.least_width = _least_width(model) if cpu and model.dtype == torch.bfloat16 else 1
+        # Exact attention: in bfloat16 more near-ties between tokens fall otherwise, a step with a
+        # draft is little faster, one without slower.
+        self.kv_dtype = torch.float32 if cpu else model.dtype
         # See `bucket`; plain float32 layers have no kernel per number of rows.
         one_dnn = model.dtype != torch.float32 or is_prepacked(model)
         self.padded_rows = bucket if cpu and one_dnn else int
@@ -152,8 +151,7 @@ class PackedRunner:
             _padded(x, self.padded_rows(len(x))) for x in (packed.token_ids, packed.positions)
         )
         scored = packed.scored
-        plan = attention.make_plan(packed, slab, self.least_width)
-        options: dict[str, Any] = {"draftrec_plan": plan}
+        options: dict[str, Any] = {"draftrec_plan": attention.make_plan(packed, slab)}
         if self.keeps:
             options["logits_to_keep"] = torch.as_tensor(
                 _padded(scored, self.padded_rows(len(scored))), device=device
@@ -165,18 +163,6 @@ class PackedRunner:
             **options,
         ).logits[0]
         return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
-
-
-def _least_width(model: PreTrainedModel) -> int:
-    """Rows per sequence that give every key-value head four queries.
-
-    With fewer, bfloat16 attention on CPU takes another kernel: half as fast for a single query,
-    and with other rounding.
-    """
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", 1)
-    repeat = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    return -(-4 // max(1, repeat))
 
 
 def bucket(rows: int) -> int:
