@@ -201,3 +201,10 @@ def test_drafting_wakes_up_once_it_pays() -> None:
     budget = AutoBudget(CostCurve((1, 64), (1.0, 1.1), draft_seconds=0.5))
     assert not all(_run(budget, 40, accepted=0))
     assert all(_run(budget, 200, accepted=3)[-100:])
+
+
+def test_prompts_in_the_first_pass_do_not_make_nodes_cheap() -> None:
+    curve = CostCurve((1, 101, 1001), (1.0, 51.0, 501.0))  # half a plain step per row
+    tree = chain([1, 2, 3, 4, 5, 6, 7, 8], 0.4)
+    assert AutoBudget(curve).choose([tree], 1) == [EMPTY_TREE]
+    assert AutoBudget(curve).choose([tree], 500) == [EMPTY_TREE]

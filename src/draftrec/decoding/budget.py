@@ -120,7 +120,7 @@ class AutoBudget:
         order = np.argsort(-probs, kind="stable")
         seconds = self.cost(plain_rows + np.arange(len(order) + 1))
         worth = np.concatenate(([0.0], np.cumsum(probs[order])))
-        count = int(np.argmax(worth - self._rate(len(trees), seconds[0]) * seconds))
+        count = int(np.argmax(worth - self._rate(len(trees)) * seconds))
         keep = np.zeros(len(order), np.bool_)
         keep[order[:count]] = True
         parts = np.split(keep, np.cumsum(sizes)[:-1])
@@ -137,12 +137,15 @@ class AutoBudget:
         plain, verifying = self.cost([len(trees), rows])
         self._seconds = 0.98 * self._seconds + verifying + drafting
         if not self._rested:  # what the drafts gained, in tokens, their time counted as tokens too
-            lost = self._rate(len(trees), plain) * (verifying + drafting - plain)
+            lost = self._rate(len(trees)) * (verifying + drafting - plain)
             self._gain += 0.05 * (sum(len(v.path) for v in verdicts) - lost - self._gain)
 
-    def _rate(self, active: int, plain_seconds: float) -> float:
-        """Tokens per second lately, by the cost curve's clock; at the start, plain decoding's."""
-        return (self._tokens + 4 * active) / (self._seconds + 4 * plain_seconds)
+    def _rate(self, active: int) -> float:
+        """Tokens per second lately, by the cost curve's clock; at the start, plain decoding's.
+
+        Prompt rows do not count: they have to be computed in any case.
+        """
+        return (self._tokens + 4 * active) / (self._seconds + 4 * float(self.cost(active)))
 
 
 class Calibration:
