@@ -132,7 +132,7 @@ class TestInputsRefusedBeforeAModelIsLoaded:
             ("--budget", ["--budget", "-1"]),
             ("No such option: --nope", ["--nope"]),
             ("--engine ray is not there yet", ["--engine", "ray"]),
-            ("--previous is not there yet", ["--previous", "run"]),
+            ("holds no finished part of a run", ["--previous", "nowhere"]),
             ("cannot be read", ["--config", "nope.yaml"]),
         ],
     )

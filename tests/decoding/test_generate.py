@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from draftrec.decoding.budget import AutoBudget, CostCurve, FixedBudget
 from draftrec.decoding.drafters import PoolDrafter
 from draftrec.decoding.generate import Interrupted, generate
 from draftrec.decoding.stats import StepStats
+from draftrec.models import prepacked
+from draftrec.models.target import Target
 from draftrec.pool.store import Pool
 from tests.decoding.helpers import (
     NEW_TOKENS,
@@ -88,6 +91,20 @@ def test_drafts_from_pools_change_nothing_but_the_number_of_calls(name: str) -> 
     assert not sum(g.counts.drafted_tokens for g in plain)
     calls = [sum(g.counts.target_calls for g in texts) for texts in (plain, done)]
     assert calls[1] < 0.8 * calls[0]
+
+
+@pytest.mark.parametrize("name", zoo.PACKED)
+def test_packed_weights_write_transformers_own_text(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference runs on the plain weights."""
+    monkeypatch.setitem(prepacked._LEAST_USUAL_SIZE, torch.float32, 0)
+    eos = observed_eos(name)
+    model = zoo.build(name)
+    prepacked.prepack(model)
+    engine = make_engine(name, GuessingDrafter(truth(name), 0.6, 3), eos=eos)
+    engine.target = Target(model)
+    check(generate(engine, requests()), name, eos)
 
 
 def test_nothing_follows_an_eos_in_the_middle_of_an_accepted_path() -> None:

@@ -92,7 +92,13 @@ class GenerateOptions:
         Path | None, Option(help="Pool to start from; without it an empty one grows.")
     ] = None
     save_pool: Annotated[Path | None, Option(help="Keep the grown pool in this folder.")] = None
-    previous: Annotated[Path | None, Option(help="Refresh an earlier run (not there yet).")] = None
+    previous: Annotated[
+        Path | None,
+        Option(
+            metavar="RUN_DIR",
+            help="Refresh an earlier run: unchanged prompts keep their text, others draft from it.",
+        ),
+    ] = None
     budget: Annotated[
         str,
         Option(metavar="auto|N", help="Draft tokens per text and pass; auto: while they pay."),
@@ -166,8 +172,6 @@ def generate(options: GenerateOptions) -> int:
     """
     if options.engine == "ray":
         raise DraftrecError("--engine ray is not there yet; use --engine local")
-    if options.previous:
-        raise DraftrecError("--previous is not there yet; leave it out")
     if not options.model or not options.output:
         missing = "--output" if options.model else "--model"
         raise DraftrecError(f"{missing} is required; `draftrec generate --help` explains it")
@@ -181,6 +185,7 @@ def generate(options: GenerateOptions) -> int:
         groups=options.groups,
         pool=options.pool,
         save_pool=options.save_pool,
+        previous=options.previous,
         overwrite=options.overwrite,
     )
     return _run(spec, as_json=options.json)
@@ -244,5 +249,7 @@ def _report(summary: dict[str, Any], output: Path) -> None:
         f"{summary['tokens_per_call']:.2f} per call, {summary['acceptance_rate']:.0%} of drafts "
         f"accepted, {summary['tokens_per_second']:,.0f} tokens/s"
     )
+    if summary["kept"]:
+        say(f"{summary['kept']:,} of them are the previous run's, their prompts being unchanged")
     if summary["rejected"]:
         say(f"{summary['rejected']:,} records were rejected, see {output / 'rejected.jsonl'}")

@@ -18,7 +18,11 @@ from draftrec.cli.common import INTERRUPTED, say
 from draftrec.errors import DraftrecError
 
 #: Command -> module that defines a function of that name.
-_COMMANDS = {"demo": "draftrec.cli.demo", "generate": "draftrec.cli.generate"}
+_COMMANDS = {
+    "demo": "draftrec.cli.demo",
+    "generate": "draftrec.cli.generate",
+    "replay": "draftrec.cli.replay",
+}
 #: Whatever the parser refuses. Typer exports the class's child only.
 _ClickError = typer.BadParameter.__mro__[2]
 

@@ -41,6 +41,10 @@ class ProgressBar(Watcher):
         self._start = self._logged = time.monotonic()
         self._done = self._tokens = self._calls = self._drafted = self._accepted = 0
 
+    def note(self, text: str) -> None:
+        """Say it before the bar starts."""
+        say(text)
+
     def begin(self, manifest: Manifest) -> None:
         """Show where the job stands, and start the clock."""
         self._done = manifest.records_done

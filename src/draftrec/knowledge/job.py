@@ -20,7 +20,8 @@ from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, differences
 from draftrec.knowledge.metrics import Metrics
 from draftrec.knowledge.plan import JobSpec, Plan, continued, refuse_different
-from draftrec.knowledge.shards import RunFolder, Written
+from draftrec.knowledge.refresh import unchanged
+from draftrec.knowledge.shards import RunFolder, Written, prompt_hash
 
 if TYPE_CHECKING:
     from draftrec.decoding.stats import StepStats, Timing
@@ -59,6 +60,9 @@ class TextGenerator(Protocol):
 
 class Watcher:
     """Is told how the job gets on. This one does not care; the command line draws a bar."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
 
     def begin(self, manifest: Manifest) -> None:
         """The generator is ready; `manifest` says what earlier runs of the job have done."""
@@ -181,11 +185,13 @@ class _Run:
     generator: TextGenerator
     watcher: Watcher
     chat: bool
+    keeps: bool = False  # texts of the previous run may stay
 
     def shards(self, should_stop: Callable[[], bool] | None) -> None:
         """Do all that are left. Raises JobInterrupted once `should_stop()` is true."""
         self.should_stop = should_stop
         self.metrics = Metrics(self.folder, self.generator, self.manifest)
+        self.keeps = self._may_keep()
         self.watcher.begin(self.manifest)
         reader = replace(self.plan.reader, skip=self.manifest.records_done)
         records = iter(reader)
@@ -194,18 +200,16 @@ class _Run:
 
     def _shard(self, block: Seq[Entity | Rejected]) -> None:
         requests, rejected = self._requests(block)
-        generations = self._decode(requests)
-        texts = [
-            Written(generation, request.group, self.generator.decode(generation.token_ids))
-            for request, generation in zip(requests, generations, strict=True)
-        ]
+        requests, kept = self._refresh(requests)
+        written = self._decode([r for r in requests if r.entity_id not in kept])
+        texts = self._texts(requests, written, kept)
         manifest = self.manifest
         entry, size = self.folder.write_shard(
             len(manifest.shards), texts, rejected, manifest.rejected_size
         )
         manifest.shards.append(entry)
         manifest.rejected_size = size
-        manifest.totals.add(generations, len(rejected))
+        manifest.totals.add(written, rejected=len(rejected), kept=len(kept))
         manifest.cost_state = self.generator.cost_state
         self.metrics.shard()
         self.folder.write_manifest(manifest)
@@ -230,6 +234,53 @@ class _Run:
                 requests.append(Request(record.entity_id, ids, record.group, key=key))
         return requests, rejected
 
+    def _may_keep(self) -> bool:
+        """Whether texts of the previous run may stay where the prompt is unchanged."""
+        if self.plan.previous is None:
+            return False
+        fingerprints = self.generator.fingerprint
+        reason = self.plan.previous.why_not_kept(self.plan.settings, fingerprints)
+        if reason:
+            self.watcher.note(
+                f"{self.plan.previous.path} was written with {reason}: no text is kept, all are "
+                f"drafted from"
+            )
+        return reason is None
+
+    def _refresh(self, requests: Seq[Request]) -> tuple[list[Request], dict[str, Written]]:
+        """Requests with their entities' earlier texts, and the texts that stay, by entity."""
+        if self.plan.previous is None:
+            return list(requests), {}
+        found = self.plan.previous.find([r.entity_id for r in requests])
+        kept: dict[str, Written] = {}
+        for request in requests:
+            earlier = found.get(request.entity_id)
+            if self.keeps and earlier and unchanged(earlier, request.prompt_ids):
+                generation = earlier.kept(request.entity_id, len(request.prompt_ids))
+                kept[request.entity_id] = Written(
+                    generation, request.group, earlier.text, earlier.prompt_hash
+                )
+        told = [
+            replace(r, previous_ids=found[r.entity_id].token_ids) if r.entity_id in found else r
+            for r in requests
+        ]
+        return told, kept
+
+    def _texts(
+        self, requests: Seq[Request], written: Seq[Generation], kept: dict[str, Written]
+    ) -> list[Written]:
+        """Kept and new texts in the order of the requests."""
+        new = iter(written)
+        texts: list[Written] = []
+        for request in requests:
+            if (text := kept.get(request.entity_id)) is None:
+                generation = next(new)
+                decoded = self.generator.decode(generation.token_ids)
+                hashed = prompt_hash(request.prompt_ids)
+                text = Written(generation, request.group, decoded, hashed)
+            texts.append(text)
+        return texts
+
     def _unfit(self, tokens: int) -> str | None:
         longest = self.generator.context_length - 1
         if tokens > longest:
@@ -242,6 +293,8 @@ class _Run:
 
         if self.should_stop and self.should_stop():
             raise JobInterrupted(self.manifest)
+        if not requests:
+            return []
         try:
             return self.generator.run(requests, on_step=self._step, should_stop=self.should_stop)
         except Interrupted:

@@ -33,10 +33,14 @@ class ShardEntry(_Part):
 
 
 class Totals(_Part):
-    """Sums over all finished shards, however many times the job was interrupted."""
+    """Sums over all finished shards, however many times the job was interrupted.
+
+    `kept` of the `entities` stayed as an earlier run wrote them; the other sums leave them out.
+    """
 
     entities: int = 0
     rejected: int = 0
+    kept: int = 0
     new_tokens: int = 0
     target_calls: int = 0
     draft_calls: int = 0
@@ -50,10 +54,11 @@ class Totals(_Part):
     prefill_seconds: float = 0.0
     peak_memory_bytes: int = 0
 
-    def add(self, generations: Seq[Generation], rejected: int) -> None:
-        """Count the texts of one shard."""
-        self.entities += len(generations)
+    def add(self, generations: Seq[Generation], *, rejected: int, kept: int) -> None:
+        """Count what one shard wrote, rejected and kept."""
+        self.entities += len(generations) + kept
         self.rejected += rejected
+        self.kept += kept
         for generation in generations:
             counts = generation.counts
             self.new_tokens += len(generation.token_ids)

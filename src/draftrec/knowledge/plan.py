@@ -20,6 +20,7 @@ from draftrec.knowledge.manifest import (
     package_versions,
     settings_of,
 )
+from draftrec.knowledge.refresh import PreviousRun
 from draftrec.knowledge.shards import RunFolder
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class JobSpec:
     groups: Path | None = None
     pool: Path | None = None
     save_pool: Path | None = None
+    previous: Path | None = None
     overwrite: bool = False
 
 
@@ -54,6 +56,7 @@ class Plan:
         folder = RunFolder(spec.output)
         if any(folder.holds(path) for path in self.source.files):
             raise DraftrecError(f"{spec.input} lies in the output folder; choose another --output")
+        self.previous = _previous_run(spec)
         drafts_from_pool = spec.config.generate.draft.draft == "pool"
         if spec.save_pool:
             _check_save_pool(spec.save_pool, drafts_from_pool=drafts_from_pool)
@@ -63,6 +66,7 @@ class Plan:
             "template": template.fingerprint if template else None,
             "groups": groups.fingerprint if groups else None,
             "pool": _pool_fingerprint(spec.pool) if spec.pool and drafts_from_pool else None,
+            "previous": self.previous.fingerprint if self.previous else None,
         }
 
     def check(self) -> None:
@@ -83,6 +87,7 @@ class Plan:
             "groups": spec.groups,
             "pool": spec.pool,
             "save_pool": spec.save_pool,
+            "previous": spec.previous,
         }
         return Manifest(
             settings=self.settings,
@@ -125,6 +130,14 @@ def refuse_different(folder: RunFolder, found: list[str]) -> None:
             f"{folder.path} holds a run that was started otherwise ({'; '.join(found)}); choose "
             f"another --output, or start again with --overwrite"
         )
+
+
+def _previous_run(spec: JobSpec) -> PreviousRun | None:
+    if spec.previous is None:
+        return None
+    if spec.previous.resolve() == spec.output.resolve():
+        raise DraftrecError("--previous and --output are one folder; write the new run elsewhere")
+    return PreviousRun(spec.previous)
 
 
 def _pool_fingerprint(folder: Path) -> str:

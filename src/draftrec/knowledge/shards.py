@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -52,6 +53,7 @@ STATS_SCHEMA = pa.schema(
     [
         pa.field("entity_id", pa.string(), nullable=False),
         *(pa.field(name, pa.int32(), nullable=False) for name in _COUNTS),
+        pa.field("prompt_hash", pa.int64(), nullable=False),
     ]
 )
 _SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
@@ -61,11 +63,12 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One text, ready to be stored."""
+    """One text, ready to be stored, and the hash of the prompt that it answers."""
 
     generation: Generation
     group: str | None
     text: str
+    prompt_hash: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class RunFolder:
     def check_parts(self, manifest: Manifest) -> None:
         """Raise when a finished shard's files are not as the run left them."""
         for index, shard in enumerate(manifest.shards):
-            sizes = {self._part(index): shard.part_size, self._stats(index): shard.stats_size}
+            sizes = {self.part(index): shard.part_size, self.stats(index): shard.stats_size}
             for path, size in sizes.items():
                 if not path.is_file() or path.stat().st_size != size:
                     raise DraftrecError(
@@ -135,8 +138,8 @@ class RunFolder:
         self, index: int, texts: Seq[Written], rejected: Seq[Rejected], rejected_size: int
     ) -> tuple[ShardEntry, int]:
         """Write data, statistics and rejected records; the entry and the new rejected size."""
-        part_size = replace_parquet(self._part(index), _part_table(texts))
-        stats_size = replace_parquet(self._stats(index), _stats_table(texts))
+        part_size = replace_parquet(self.part(index), _part_table(texts))
+        stats_size = replace_parquet(self.stats(index), _stats_table(texts))
         # Cut first: an attempt that failed halfway may have left lines behind.
         path = self.path / "rejected.jsonl"
         _cut(path, rejected_size)
@@ -154,7 +157,7 @@ class RunFolder:
 
     def texts(self, index: int) -> list[tuple[IntArray, str | None]]:
         """Token ids and group of a finished shard's texts, in order."""
-        table = pq.read_table(self._part(index), columns=["token_ids", "group"])
+        table = pq.read_table(self.part(index), columns=["token_ids", "group"])
         ids = table["token_ids"].combine_chunks()
         flat = np.asarray(ids.flatten(), np.int32)
         lengths = np.asarray(ids.value_lengths(), np.int64)
@@ -176,10 +179,10 @@ class RunFolder:
         """Whether a file lies in this folder."""
         return file.resolve().is_relative_to(self.path.resolve())
 
-    def _part(self, index: int) -> Path:
+    def part(self, index: int) -> Path:
         return self.path / f"part-{index:05d}.parquet"
 
-    def _stats(self, index: int) -> Path:
+    def stats(self, index: int) -> Path:
         return self.path / f"stats-{index:05d}.parquet"
 
     def _files(self) -> list[Path]:
@@ -218,6 +221,7 @@ def _stats_table(texts: Seq[Written]) -> pa.Table:
         }
         for source, accepted in zip(SOURCES, counts.accepted_by_source, strict=True):
             row[f"accepted_{source}"] = accepted
+        row["prompt_hash"] = text.prompt_hash
         rows.append({"entity_id": text.generation.entity_id, **row})
     return pa.Table.from_pylist(rows, schema=STATS_SCHEMA)
 
@@ -229,6 +233,12 @@ def _rejected_object(record: Rejected) -> dict[str, Any]:
         "reason": record.reason,
         "file": record.file,
     }
+
+
+def prompt_hash(prompt_ids: IntArray) -> int:
+    """A 64-bit hash of a prompt's token ids, signed as Parquet's int64 is."""
+    content = np.ascontiguousarray(prompt_ids, "<i4").tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def _json_line(values: dict[str, Any]) -> bytes:

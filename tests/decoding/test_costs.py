@@ -1,0 +1,37 @@
+"""The measured cost curve covers what a run can ask, and leaves the target usable."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from draftrec.decoding.costs import _uneven, measure_cost
+from draftrec.models.target import Target
+from tests.models import zoo
+
+
+@given(st.integers(1, 40), st.integers(1, 64), st.data())
+def test_shares_add_up_fall_and_stay_below_the_most(
+    sequences: int, most: int, data: st.DataObject
+) -> None:
+    nodes = data.draw(st.integers(0, sequences * most))
+    shares = _uneven(nodes, sequences, most)
+    assert sum(shares) == nodes
+    assert len(shares) == sequences
+    assert all(0 <= share <= most for share in shares)
+
+
+def test_a_few_sequences_carry_most_nodes() -> None:
+    shares = _uneven(16, 16, 64)
+    assert shares[0] >= 4
+    assert shares[-1] <= 1
+
+
+def test_costs_are_measured_from_one_row_to_full_trees() -> None:
+    curve = measure_cost(Target(zoo.build("llama")), 4, 20, nodes=8, seconds=60.0)
+    assert curve.rows[0] == 1
+    assert 4 in curve.rows
+    assert max(curve.rows) <= 4 * 9
+    assert len(curve.rows) == len(curve.seconds)
+    assert all(s > 0 for s in curve.seconds)
+    assert curve.draft_seconds > 0
