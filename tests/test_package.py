@@ -32,7 +32,9 @@ def test_import_is_light() -> None:
     assert loaded_by("import draftrec") == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["demo", "--help"], ["generate", "--help"], ["replay", "--help"]]
+)
 def test_help_is_light(arguments: list[str]) -> None:
     assert loaded_by(f"from draftrec.cli.main import run\nassert run({arguments!r}) == 0") == set()
 

@@ -1,0 +1,147 @@
+"""`draftrec replay`: what drafts would have saved on recorded texts, without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.config import DraftConfig
+
+Option = typer.Option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """The command line of `draftrec replay`."""
+
+    texts: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXTS",
+            help="Texts to replay: a run folder, or Parquet, JSONL or CSV with entity_id and text "
+            "(optional: prompt, group, step, timestamp); a file, a folder of parts or a glob.",
+        ),
+    ]
+    tokenizer: Annotated[
+        str, Option(help="Folder or Hub id of the model whose tokenizer counts.", metavar="PATH")
+    ]
+    pool: Annotated[Path | None, Option(help="Pool to draft from.")] = None
+    warm: Annotated[
+        str | None, Option(metavar="TEXTS", help="Texts to draft from instead of a pool.")
+    ] = None
+    groups: Annotated[
+        Path | None,
+        Option(help="Groups file (entity_id, group); takes the place of the group column."),
+    ] = None
+    budget: Annotated[int, Option(min=0, max=4096, help="Draft tokens per pass.")] = 64
+    depth: Annotated[int, Option(min=1, max=256, help="Longest drafted continuation.")] = (
+        DraftConfig().depth
+    )
+    engine: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="What drafts; repeat the option to compare: pool, all, group, prompt (our "
+            "levels), ngram, trie, trie-group (simple rivals).",
+            show_default="pool",
+        ),
+    ] = None
+    order: Annotated[
+        bool,
+        Option(
+            "--order", help="Replay in order of timestamp, step or file; pools grow on the way."
+        ),
+    ] = False
+    refresh: Annotated[
+        bool,
+        Option("--refresh", help="Replay updates: each text drafts from its entity's step before."),
+    ] = False
+    limit: Annotated[int | None, Option(min=1, help="Only the first N texts.")] = None
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(ReplayOptions)
+def replay(options: ReplayOptions) -> int:
+    """Count the forward passes that drafts would have saved on recorded TEXTS.
+
+    Strict acceptance, no model: sizes pools and budgets from logs. Tokens per step is not a
+    speedup: what a pass over many draft tokens costs is up to model and device.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from draftrec.evaluate.replay import ReplaySettings
+    from draftrec.evaluate.replay_job import ReplayJob, run_replay
+
+    job = ReplayJob(
+        texts=options.texts,
+        tokenizer=options.tokenizer,
+        engines=tuple(dict.fromkeys(options.engine or ["pool"])),
+        pool=options.pool,
+        warm=options.warm,
+        groups=options.groups,
+        settings=ReplaySettings(options.budget, options.depth, options.order, options.refresh),
+        limit=options.limit,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def watch(engine: str, done: int, total: int) -> None:
+            if engine not in tasks:
+                tasks[engine] = bar.add_task(engine, total=total)
+            bar.update(tasks[engine], completed=done)
+
+        summary = run_replay(job, watch, say)
+    _show(summary, Console(stderr=options.json))
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+_COLUMNS = {
+    "steps": ("steps", "{:,.0f}"),
+    "tokens_per_step": ("per step", "{:.2f}"),
+    "drafted_per_step": ("drafted", "{:.1f}"),
+    "lookup_us_p50": ("p50 us", "{:,.0f}"),
+    "lookup_us_p99": ("p99 us", "{:,.0f}"),
+    "build_us_per_token": ("build us", "{:.2f}"),
+    "bytes_per_token": ("bytes", "{:,.0f}"),
+}
+
+
+def _show(summary: dict[str, Any], console: Any) -> None:
+    """The figures as a table that fits 80 columns, an engine per line."""
+    from rich import box
+    from rich.table import Table
+
+    first = next(iter(summary["engines"].values()))
+    title = (
+        f"{first['texts']:,} texts of {first['tokens']:,} tokens; budget {summary['budget']}, "
+        f"depth {summary['depth']}"
+    )
+    caption = (
+        "tokens written and drafted per step; microseconds per lookup and to take a token in; "
+        "bytes per token held"
+    )
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column("engine")
+    for heading, _ in _COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for name, figures in summary["engines"].items():
+        cells = (_cell(figures[key], form) for key, (_, form) in _COLUMNS.items())
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
