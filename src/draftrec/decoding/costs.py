@@ -13,6 +13,7 @@ from draftrec.models import sampling
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
+from draftrec.pool.suffixes import ClosedIndex
 from draftrec.tokens.tree import chain
 
 _REPEATS = 5
@@ -57,9 +58,7 @@ def _draft_seconds(nodes: int = 12) -> float:
     """Seconds of a usual lookup: one tree from a prompt, a group and all groups."""
     rng = np.random.default_rng(0)
     texts = np.minimum(rng.zipf(1.5, (96, 128)), 4000).astype(np.int32)
-    index, own = NgramIndex(texts.size), NgramIndex(texts.shape[1])
-    for text in texts:
-        index.add_text(text)
+    index, own = ClosedIndex.build(list(texts)), NgramIndex(texts.shape[1])
     own.extend(texts[0])
     builder = TreeBuilder()
     times: list[float] = []

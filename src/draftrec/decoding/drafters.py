@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from draftrec.core import EMPTY_TREE, SOURCES, DraftTree, IntArray, SequenceView, Verdict
-from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
+from draftrec.core import EMPTY_TREE, SOURCES, DraftTree, SequenceView, Verdict
+from draftrec.pool.index import NgramIndex, Source, TreeBuilder, tail_of_text
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.store import Pool
 
@@ -39,55 +40,81 @@ class PoolDrafter:
     """One merged tree from the running text and its prompt, the entity's previous text, its
     group's pool and the pool of all.
 
-    `pool` None drafts from the prompt, the text and the previous text only. The pool is read, never
-    grown here: a job adds finished texts between shards.
+    `pool` None drafts from the prompt, the text and the previous text only. Its texts are
+    read, never grown here (a job adds finished ones between shards); its usage is counted.
     """
 
     def __init__(self, pool: Pool | None = None, builder: TreeBuilder | None = None) -> None:
         self.pool = pool
         self.builder = builder or TreeBuilder()
-        self._own: dict[int, NgramIndex] = {}
-        self._previous: dict[int, NgramIndex] = {}
+        self._running: dict[int, _Running] = {}
 
     def start(self, sequence: SequenceView) -> None:
         """Index the prompt and the entity's previous text."""
         prompt = sequence.request.prompt_ids
         own = NgramIndex(len(prompt) + 64)
         own.extend(prompt)
-        self._own[id(sequence)] = own
         previous = sequence.request.previous_ids
+        index = None
         if previous is not None and len(previous):
             index = NgramIndex(len(previous) + 1)
             index.add_text(np.ascontiguousarray(previous, np.int32))
-            self._previous[id(sequence)] = index
+        self._running[id(sequence)] = _Running(own, index)
 
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
-        return [self.builder.build(self._sources(s), limit, depth) for s in batch]
+        trees = self.builder.build_many([self._sources(s) for s in batch], limit, depth)
+        for sequence, tree in zip(batch, trees, strict=True):
+            from_pool = len(tree) > 0 and int(tree.sources.max()) >= GROUP
+            self._running[id(sequence)].from_pool = from_pool
+        return trees
 
     def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None:
-        """Index what was just written."""
+        """Index what was just written, and note what the pool's part in it was."""
         for sequence, verdict in zip(batch, verdicts, strict=True):
-            self._own[id(sequence)].extend(verdict.token_ids)
+            running = self._running[id(sequence)]
+            running.own.extend(verdict.token_ids)
+            if self.pool is not None:
+                running.note(len(sequence.context) - len(sequence.request.prompt_ids), verdict)
 
     def stop(self, sequence: SequenceView) -> None:
-        """Forget the sequence."""
-        del self._own[id(sequence)]
-        self._previous.pop(id(sequence), None)
+        """Forget the sequence; the pool learns what it was worth to it."""
+        running = self._running.pop(id(sequence))
+        if self.pool is not None and running.drafts:
+            text = sequence.context[len(sequence.request.prompt_ids) :]
+            self.pool.credit(sequence.request.group, text, running.drafts, running.hits)
 
-    def _sources(self, sequence: SequenceView) -> list[tuple[NgramIndex, IntArray, float, int]]:
+    def _sources(self, sequence: SequenceView) -> list[Source]:
         context, request = sequence.context, sequence.request
-        own_tail = np.ascontiguousarray(context[-ORDER:])
+        running = self._running[id(sequence)]
         tail = tail_of_text(context[len(request.prompt_ids) :])
-        found = [(self._own[id(sequence)], own_tail, WEIGHTS[PROMPT], PROMPT)]
-        if (previous := self._previous.get(id(sequence))) is not None:
-            found.append((previous, tail, WEIGHTS[PREVIOUS], PREVIOUS))
-        if self.pool is None:
-            return found
-        if request.group is not None and len(self.pool.groups) > 1:
-            group = self.pool.groups.get(request.group)
-            if group is not None:
-                found.append((group, tail, WEIGHTS[GROUP], GROUP))
-        if self.pool.all.texts:
-            found.append((self.pool.all, tail, WEIGHTS[ALL], ALL))
+        found: list[Source] = [(running.own, context[-ORDER:], WEIGHTS[PROMPT], PROMPT)]
+        if running.previous is not None:
+            found.append((running.previous, tail, WEIGHTS[PREVIOUS], PREVIOUS))
+        if self.pool is not None:
+            for name, index in self.pool.sources(request.group):
+                level = GROUP if name == "group" else ALL
+                found.append((index, tail, WEIGHTS[level], level))
         return found
+
+
+@dataclass(slots=True)
+class _Running:
+    """A sequence's own indexes, and what was accepted of trees with nodes from the pool: how many
+    tokens, and where in the text they end.
+    """
+
+    own: NgramIndex
+    previous: NgramIndex | None
+    from_pool: bool = False
+    drafts: int = 0
+    hits: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+
+    def note(self, written: int, verdict: Verdict) -> None:
+        """`written`: tokens of the text so far, those of the verdict included."""
+        drafted, self.from_pool = self.from_pool, False
+        if not drafted:
+            return
+        self.drafts += 1
+        if accepted := len(verdict.path):
+            self.hits.append((accepted, written - len(verdict.token_ids) + accepted))

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from functools import cache
+from typing import Any
 
 import numpy as np
 
-from draftrec.core import EMPTY_TREE, SOURCES, DraftTree, IntArray
-from draftrec.pool import ngrams
+from draftrec.core import EMPTY_TREE, DraftTree, IntArray
+from draftrec.pool import drafting, ngrams, views
 from draftrec.pool.ngrams import ORDER, START, Arrays
+from draftrec.pool.suffix_sort import REACH
+from draftrec.pool.suffixes import ClosedIndex
 
 
 class NgramIndex:
-    """Counts of what followed every context of up to 8 tokens, grown text by text.
+    """Counts of what followed every context of up to 8 tokens, grown token by token.
 
-    The same class serves a pool of thousands of texts and the prompt of one sequence.
+    It serves the prompt and text of one sequence, and the fresh texts of a pool until they join the
+    closed part. `handle` is what kernels know it by.
     """
 
     def __init__(self, tokens: int = 64) -> None:
         nodes = max(64, tokens * (ORDER + 1) + 1)
-        self.arrays = _allocate(nodes)
+        self._take(_allocate(nodes))
         self.texts = 0
         self.tokens = 0
         self._active = _fresh()
@@ -48,54 +51,59 @@ class NgramIndex:
     def _reserve(self, nodes: int) -> None:
         needed = int(self.arrays.size[0]) + nodes
         if needed > len(self.arrays.nodes):
-            self.arrays = _grow(self.arrays, max(needed, 3 * len(self.arrays.nodes) // 2))
+            self._take(_grow(self.arrays, max(needed, 3 * len(self.arrays.nodes) // 2)))
+
+    def _take(self, arrays: Arrays) -> None:
+        self.arrays = arrays
+        self.handle = views.trie_handle(arrays.nodes, arrays.table)
+
+
+#: An index, the last tokens of the text to go on with, what one observation counts, a source id.
+Source = tuple[NgramIndex | ClosedIndex, IntArray, float, int]
 
 
 class TreeBuilder:
-    """Draws one merged draft tree from several indexes.
+    """Draws merged draft trees from several indexes, open and closed ones.
 
-    `weights` say how much one observation in each source counts; `escape` how much the blend
-    trusts short contexts; paths less likely than `least_prob` are not proposed.
+    `escape` says how much the blend trusts short contexts; paths less likely than `least_prob` are
+    not proposed.
     """
 
     def __init__(self, escape: float = 4.0, least_prob: float = 0.001) -> None:
-        self._settings = np.array([escape, least_prob])
+        self._settings = np.concatenate(([least_prob], np.full(REACH + 1, escape)))
 
-    def build(
-        self,
-        sources: Seq[tuple[NgramIndex, IntArray, float, int]],
-        limit: int,
-        depth: int,
-    ) -> DraftTree:
+    def build(self, sources: Seq[Source], limit: int, depth: int) -> DraftTree:
         """A tree of at most `limit` nodes from (index, context tail, weight, source id) tuples.
 
-        Raises ValueError for more sources than `SOURCES` names.
+        `weight` says how much one observation in that index counts.
         """
-        if not sources or limit <= 0 or depth <= 0:
-            return EMPTY_TREE
-        if len(sources) > len(SOURCES):
-            raise ValueError(f"a tree is drawn from at most {len(SOURCES)} sources")
-        # The kernel is compiled for one number of sources, so the missing ones are empty.
-        sources = [*sources, *[_nothing()] * (len(SOURCES) - len(sources))]
-        tokens, parents = np.empty(limit, np.int32), np.empty(limit, np.int32)
-        probs, origin = np.empty(limit, np.float32), np.empty(limit, np.uint8)
-        n = ngrams.draft(
-            tuple(s[0].arrays for s in sources),
-            np.array([s[2] for s in sources]),
-            tuple(s[1] for s in sources),
-            limit,
-            depth,
+        return self.build_many([sources], limit, depth)[0]
+
+    def build_many(self, batch: Seq[Seq[Source]], limit: int, depth: int) -> list[DraftTree]:
+        """One tree per sequence, in one call that releases the GIL."""
+        width = max((len(sources) for sources in batch), default=0)
+        if width == 0 or limit <= 0 or depth <= 0:
+            return [EMPTY_TREE] * len(batch)
+        sources = _pack(batch, width)
+        tokens, parents = np.empty((2, len(batch), limit), np.int32)
+        probs = np.empty((len(batch), limit), np.float32)
+        origins, sizes = np.empty((len(batch), limit), np.uint8), np.empty(len(batch), np.int64)
+        drafting.draft(
+            sources,
+            np.array([limit, depth]),
             self._settings,
-            (tokens, parents, probs, origin),
+            (tokens, parents, probs, origins, sizes),
         )
-        names = np.array([s[3] for s in sources], np.uint8)
-        return DraftTree(tokens[:n], parents[:n], probs[:n], names[origin[:n]])
+        return [
+            DraftTree(tokens[b, :n], parents[b, :n], probs[b, :n], origins[b, :n])
+            for b, n in enumerate(sizes.tolist())
+        ]
 
 
 def tail_of_text(token_ids: IntArray) -> IntArray:
     """The context that pools are asked for: the last tokens of a text, or its beginning."""
-    if len(token_ids) >= ORDER:
-        return np.ascontiguousarray(token_ids[-ORDER:])
+    if len(token_ids) >= REACH:
+        return np.ascontiguousarray(token_ids[-REACH:])
     return np.concatenate((np.array([START], np.int32), token_ids))
 
 
@@ -104,12 +112,26 @@ def warm_up() -> None:
     index = NgramIndex()
     index.add_text(np.arange(4, dtype=np.int32))
     index.extend(np.arange(64, dtype=np.int32))
-    TreeBuilder().build([(index, tail_of_text(np.arange(2, dtype=np.int32)), 1.0, 0)], 4, 4)
+    closed = ClosedIndex.build([np.arange(32, dtype=np.int32)] * 20)
+    tail = tail_of_text(np.arange(2, dtype=np.int32))
+    TreeBuilder().build([(index, tail, 1.0, 0), (closed, tail, 1.0, 3)], 4, 4)
 
 
-@cache
-def _nothing() -> tuple[NgramIndex, IntArray, float, int]:
-    return NgramIndex(), np.empty(0, np.int32), 0.0, 0
+def _pack(batch: Seq[Seq[Source]], width: int) -> tuple[Any, Any, Any, Any, Any]:
+    """Handles, weights, tails, their lengths and source ids as the kernel takes them; missing
+    sources are empty."""
+    handles = np.zeros((len(batch), width, views.FIELDS), np.int64)
+    weights = np.zeros((len(batch), width))
+    tails = np.empty((len(batch), width, REACH), np.int32)
+    lengths = np.zeros((len(batch), width), np.int32)
+    names = np.zeros((len(batch), width), np.uint8)
+    for b, sources in enumerate(batch):
+        for s, (index, tail, weight, name) in enumerate(sources):
+            handles[b, s] = index.handle
+            weights[b, s], names[b, s] = weight, name
+            length = lengths[b, s] = min(len(tail), REACH)
+            tails[b, s, :length] = tail[len(tail) - length :]
+    return handles, weights, tails, lengths, names
 
 
 def _fresh() -> IntArray:

@@ -19,9 +19,6 @@ from numba import njit
 ORDER = 8
 #: Stands before the first token of every text: what texts begin with is learned like the rest.
 START = -2
-# Children looked at per context, most frequent first; and most candidates per draft node.
-_FANOUT = 12
-_CANDIDATES = 32
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -129,7 +126,7 @@ def insert(index, tokens, active, weight):
 
 
 @njit(cache=True, nogil=True)
-def _contexts(index, tail, out):
+def contexts(index, tail, out):
     """Nodes of the last 1 .. ORDER tokens of `tail` into `out` `[ORDER + 1]`; -1 where unseen."""
     out[:] = -1
     out[0] = 0
@@ -142,139 +139,6 @@ def _contexts(index, tail, out):
         if node < 0:
             break  # a longer suffix cannot have been seen either
         out[j] = node
-
-
-@njit(cache=True, nogil=True)
-def _candidates(  # noqa: C901, PLR0913 - one kernel: calls and tuples cost time here
-    sources, weights, contexts, escape, tokens, probs, origin
-):
-    """Blended next-token estimates at one node: fills `tokens`, `probs`, `origin`, returns a count.
-
-    Orders are interpolated from short to long, each with escape mass in proportion to the number
-    of different continuations seen (method C of prediction by partial matching, as a blend).
-    """
-    found = 0
-    share = np.zeros(_CANDIDATES)
-    for j in range(1, ORDER + 1):
-        total, kinds = 0.0, 0.0
-        for s in range(len(sources)):
-            node = contexts[s, j]
-            if node >= 0 and sources[s].nodes[node, FOLLOWS] > 0:
-                total += weights[s] * sources[s].nodes[node, FOLLOWS]
-                kinds += weights[s] * sources[s].nodes[node, KINDS]
-        if total <= 0.0:
-            continue
-        rest = escape * kinds / (total + escape * kinds)
-        for i in range(found):
-            probs[i] *= rest
-            share[i] *= rest
-        for s in range(len(sources)):
-            node = contexts[s, j]
-            if node < 0:
-                continue
-            child = sources[s].nodes[node, CHILD]
-            looked = 0
-            while child >= 0 and looked < _FANOUT:
-                gain = weights[s] * sources[s].nodes[child, COUNT] / (total + escape * kinds)
-                token = sources[s].nodes[child, TOKEN]
-                i = 0
-                while i < found and tokens[i] != token:
-                    i += 1
-                if i == found and found < _CANDIDATES:
-                    tokens[i], probs[i], share[i] = token, 0.0, 0.0
-                    found += 1
-                if i < found:
-                    probs[i] += gain
-                    if gain > share[i]:
-                        share[i] = gain
-                        origin[i] = s
-                child = sources[s].nodes[child, AFTER]
-                looked += 1
-    return found
-
-
-@njit(cache=True, nogil=True)
-def draft(  # noqa: PLR0913 - one kernel: calls and tuples cost time here
-    sources, weights, tails, limit, depth, settings, out
-):
-    """Best-first expansion of the blended estimates to at most `limit` nodes; returns how many.
-
-    `sources`: tuple of Arrays; `tails`: tuple of int32 contexts, one per source; `settings`
-    float64 `[2]`: escape weight, least path probability. `out`: tokens, parents, probs, sources.
-    """
-    escape, least = settings[0], settings[1]
-    out_tokens, out_parents, out_probs, out_sources = out
-    n_sources = len(sources)
-    contexts = np.full((limit + 1, n_sources, ORDER + 1), -1, np.int32)
-    level = np.zeros(limit + 1, np.int32)
-    for s in range(n_sources):
-        _contexts(sources[s], tails[s], contexts[0, s])
-    heap_p = np.empty(limit * _CANDIDATES + _CANDIDATES)
-    heap_from = np.empty(len(heap_p), np.int32)
-    heap_token = np.empty(len(heap_p), np.int32)
-    heap_origin = np.empty(len(heap_p), np.int32)
-    tokens = np.empty(_CANDIDATES, np.int32)
-    probs = np.empty(_CANDIDATES)
-    origin = np.zeros(_CANDIDATES, np.int32)
-    order = np.empty(len(heap_p), np.int32)
-    size, made, used = 0, 0, 0
-    place, path_prob = 0, 1.0
-    while True:
-        if level[place] < depth:
-            found = _candidates(sources, weights, contexts[place], escape, tokens, probs, origin)
-            for i in range(found):
-                p = path_prob * probs[i]
-                if tokens[i] < 0 or p < least:
-                    continue
-                heap_p[used], heap_from[used] = p, place
-                heap_token[used], heap_origin[used] = tokens[i], origin[i]
-                order[size] = used
-                _sift_up(order, heap_p, size)
-                used += 1
-                size += 1
-        if size == 0 or made == limit:
-            return made
-        top = order[0]
-        size -= 1
-        order[0] = order[size]
-        _sift_down(order, heap_p, size)
-        out_tokens[made] = heap_token[top]
-        out_parents[made] = heap_from[top] - 1
-        out_probs[made] = heap_p[top]
-        out_sources[made] = heap_origin[top]
-        made += 1
-        above, place, path_prob = heap_from[top], made, heap_p[top]
-        level[place] = level[above] + 1
-        for s in range(n_sources):
-            contexts[place, s, 0] = 0
-            for j in range(ORDER):
-                node = contexts[above, s, j]
-                if node >= 0:
-                    contexts[place, s, j + 1] = find(sources[s], node, heap_token[top])
-
-
-@njit(cache=True, nogil=True)
-def _sift_up(order, value, i):
-    while i > 0:
-        parent = (i - 1) // 2
-        if value[order[i]] <= value[order[parent]]:
-            return
-        order[i], order[parent] = order[parent], order[i]
-        i = parent
-
-
-@njit(cache=True, nogil=True)
-def _sift_down(order, value, size):
-    i = 0
-    while True:
-        best = i
-        for child in (2 * i + 1, 2 * i + 2):
-            if child < size and value[order[child]] > value[order[best]]:
-                best = child
-        if best == i:
-            return
-        order[i], order[best] = order[best], order[i]
-        i = best
 
 
 @njit(cache=True, nogil=True)

@@ -1,203 +1,289 @@
-"""A pool: texts written before, per group, in memory and on disk.
+"""A pool: texts written before, indexed per group and all together, in memory and on disk.
 
-On disk a pool is a folder: `tokens.npy`, `offsets.npy`, `groups.npy` and `manifest.json` with
-format version, tokenizer fingerprint, counts and checksums. It is written under a temporary name
-and renamed, so a crash leaves the old pool or the new one. Indexes are rebuilt when it is opened.
+On disk a pool is a folder: the texts (`tokens.npy`, `offsets.npy`, `groups.npy`), what they were
+worth (`usage.npy`), one index file per level, and `manifest.json` with format version, tokenizer,
+counts and checksums. Index files are mapped, not read: opening takes milliseconds, and processes
+that open the same pool share its memory.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
-import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from draftrec.core import IntArray
-from draftrec.errors import DraftrecError, PoolMismatchError
-from draftrec.pool.index import NgramIndex
+from draftrec.errors import PoolMismatchError
+from draftrec.pool import files
+from draftrec.pool.level import Level
+from draftrec.pool.suffixes import ClosedIndex
+from draftrec.pool.usage import ROW, Rows, Usage, fresh_rows
 
-FORMAT_VERSION = 1
-_ARRAYS = ("tokens", "offsets", "groups")
+#: A level of a pool; texts without a group are in "all" only.
+LevelName = Literal["group", "all"]
+LEVELS: tuple[LevelName, ...] = get_args(LevelName)
+# Bytes per token of a closed index, about; those of fresh texts take more, but they are few.
+_INDEX_BYTES = 21
+_ARRAYS = ("tokens", "offsets", "groups", "usage")
+
+PoolText = tuple[IntArray, str | None]
 
 
 class Pool:
-    """Texts of all groups under one index, and of each group under its own.
+    """Texts under one index for all of them and one for each group's, or only one of the two kinds.
 
-    `max_bytes` bounds the indexes, about: once it is passed, further texts are left out, so that
-    memory does not follow the number of records of a job.
+    `levels`: which indexes are kept. `max_bytes` bounds texts and indexes, about: texts that would
+    pass it are left out, so that memory does not follow the number of records of a job; `prune`
+    makes room. `rows` is what is known of each text, `usage` what the pool was worth as a whole.
     """
 
-    def __init__(self, tokenizer_fingerprint: str, *, max_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self,
+        tokenizer_fingerprint: str,
+        *,
+        max_bytes: int = 2 << 30,
+        levels: Seq[LevelName] = LEVELS,
+    ) -> None:
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.max_bytes = max_bytes
-        self.all = NgramIndex()
-        self.groups: dict[str, NgramIndex] = {}
+        self.levels: tuple[LevelName, ...] = tuple(n for n in LEVELS if n in levels)
+        self.all = Level()
+        self.groups: dict[str, Level] = {}
+        self.created = time.time()
+        self.rows = fresh_rows(0, 0.0)
+        self.usage = Usage()
         self._texts: list[IntArray] = []
         self._names: list[str | None] = []
+        self._members: dict[str, list[int]] = {}
+        self._tokens = 0
 
     def __len__(self) -> int:
         return len(self._texts)
 
+    def __iter__(self) -> Iterator[PoolText]:
+        """(token_ids int32, group) of every text, oldest first."""
+        return zip(self._texts, self._names, strict=True)
+
     @property
     def tokens(self) -> int:
-        return sum(len(t) for t in self._texts)
+        return self._tokens
 
     @property
     def nbytes(self) -> int:
-        return self.all.nbytes + sum(g.nbytes for g in self.groups.values())
+        """Bytes of the indexes."""
+        return self.all.nbytes + sum(level.nbytes for level in self.groups.values())
 
-    def add(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
-        """Add (token_ids, group) pairs while there is room.
+    def add(self, texts: Iterable[PoolText], rows: Rows | None = None) -> int:
+        """Add (token_ids, group) pairs while there is room; returns how many were added.
 
-        EOS belongs to a text, so that it is drafted as well.
+        EOS belongs to a text, so that it is drafted as well; empty texts are left out. `rows` [as
+        many]: what is known of them already.
         """
-        for token_ids, group in texts:
-            if self.nbytes > self.max_bytes:
-                return
+        each = 4 + _INDEX_BYTES * len(self.levels)
+        room = self.max_bytes // each - self._tokens
+        taken: list[PoolText] = []
+        kept: list[int] = []
+        for i, (token_ids, group) in enumerate(texts):
             ids = np.ascontiguousarray(token_ids, np.int32)
-            self._texts.append(ids)
-            self._names.append(group)
-            if not len(ids):
-                continue
-            self.all.add_text(ids)
-            if group is not None:
-                self.groups.setdefault(group, NgramIndex()).add_text(ids)
+            room -= len(ids)
+            if room < 0:
+                break
+            if len(ids):
+                taken.append((ids, group))
+                kept.append(i)
+        self._append(taken, fresh_rows(len(taken), time.time()) if rows is None else rows[kept])
+        if "all" in self.levels:
+            self.all.add([ids for ids, _ in taken])
+        if "group" in self.levels:
+            for group, own in _by_group(taken).items():
+                self.groups.setdefault(group, Level()).add(own)
+        return len(taken)
 
-    def copy(self) -> Pool:
-        """An independent pool with the same texts."""
-        other = Pool(self.tokenizer_fingerprint, max_bytes=self.max_bytes)
-        other.add(zip(self._texts, self._names, strict=True))
+    def sources(self, group: str | None) -> list[tuple[LevelName, Any]]:
+        """The indexes that a sequence of `group` drafts from, with their level. A group's own level
+        says nothing new where all texts are of one group."""
+        found: list[tuple[LevelName, Any]] = []
+        own = self.groups.get(group) if group is not None else None
+        if own is not None and (len(self.groups) > 1 or "all" not in self.levels):
+            found.extend(("group", index) for index in own.indexes)
+        found.extend(("all", index) for index in self.all.indexes)
+        return found
+
+    def credit(
+        self, group: str | None, text: IntArray, drafts: int, hits: Seq[tuple[int, int]]
+    ) -> None:
+        """Count what the pool was worth to one finished text, int32 token ids.
+
+        `drafts`: trees with nodes from the pool. `hits`: for every one of which something was
+        accepted, how many tokens, and the position in `text` after them. The credit goes to the
+        text of the pool that agrees longest with what was accepted and with what stood before it;
+        fresh texts get none yet.
+        """
+        level = self.all if "all" in self.levels else self.groups.get(group or "")
+        closed = level.closed if level else None
+        if closed is None or not hits:
+            self.usage.count(group, drafts, [])
+            return
+        accepted, ends = np.array(hits, np.int64).T
+        places, lengths = closed.locate(text, ends)
+        found = lengths > accepted  # known with what stood before, so it may have been drafted
+        accepted = accepted[found]
+        self.usage.count(group, drafts, accepted.tolist())
+        np.add.at(self.usage.by_length, lengths[found] - accepted, accepted)
+        owners = closed.owners(places[found])
+        if level is not self.all:
+            owners = np.array(self._members[group or ""], np.int64)[owners]
+        np.add.at(self.rows["accepted"], owners, accepted)
+        self.rows["used"][owners] = time.time()
+
+    def prune(self, max_bytes: int, now: float | None = None) -> Pool:
+        """A pool of the texts worth most per token, as many as `max_bytes` of files have room for.
+
+        A text is worth the more the more of its tokens were accepted, and the less the longer ago
+        that was (or, for one never used, the longer ago it was added).
+        """
+        lengths = np.array([len(ids) for ids in self._texts], np.int64)
+        last = np.maximum(self.rows["added"], self.rows["used"])
+        days = np.maximum((time.time() if now is None else now) - last, 0.0) / 86_400
+        worth = (self.rows["accepted"] + 1) / (1.0 + days) / np.maximum(lengths, 1)
+        best = np.argsort(-worth, kind="stable")
+        each = 4 + _INDEX_BYTES * len(self.levels)
+        kept = np.sort(best[np.cumsum(lengths[best]) * each <= max_bytes])
+        other = self._like()
+        other.add(((self._texts[i], self._names[i]) for i in kept.tolist()), self.rows[kept])
         return other
+
+    def merge(self, other: Pool) -> Pool:
+        """A pool of both pools' texts, each once.
+
+        Raises PoolMismatchError if they were made with different tokenizers.
+        """
+        if other.tokenizer_fingerprint != self.tokenizer_fingerprint:
+            raise PoolMismatchError(
+                "The pools were made with different tokenizers; token ids of one mean nothing in "
+                "the other."
+            )
+        both, known = self._like(), dict[tuple[bytes, str | None], int]()
+        texts: list[PoolText] = []
+        rows: list[Any] = []
+        for pool in (self, other):
+            for (ids, group), row in zip(pool, pool.rows, strict=True):
+                at = known.setdefault((ids.tobytes(), group), len(texts))
+                if at == len(texts):
+                    texts.append((ids, group))
+                    rows.append(row.copy())
+                else:
+                    rows[at]["accepted"] += row["accepted"]
+                    rows[at]["used"] = max(rows[at]["used"], row["used"])
+                    rows[at]["added"] = min(rows[at]["added"], row["added"])
+        both.add(texts, np.array(rows, ROW))
+        both.usage = self.usage.merged(other.usage)
+        both.created = min(self.created, other.created)
+        return both
 
     def save(self, folder: Path) -> None:
         """Write the pool to `folder`, replacing a pool that is there.
 
         Raises DraftrecError if `folder` exists and holds something else.
         """
-        folder = Path(folder)
-        if folder.exists() and not (folder / "manifest.json").exists():
-            raise DraftrecError(
-                f"{folder} exists and is not a pool; name a new folder with --save-pool."
+        with files.replacing(Path(folder)) as new:
+            names = sorted(self._members)
+            place = {name: i for i, name in enumerate(names)}
+            arrays = {
+                "tokens": np.concatenate([np.empty(0, np.int32), *self._texts]),
+                "offsets": np.cumsum([0, *map(len, self._texts)]).astype(np.int64),
+                "groups": np.array([-1 if n is None else place[n] for n in self._names], np.int32),
+                "usage": self.rows,
+            }
+            for name, array in arrays.items():
+                np.save(new / f"{name}.npy", array, allow_pickle=False)
+            for name, level in self._named_levels(names):
+                level.settle()
+                if level.closed is not None:
+                    level.closed.save(new / name)
+            files.write_manifest(
+                new,
+                {
+                    "created": self.created,
+                    "tokenizer": self.tokenizer_fingerprint,
+                    "texts": len(self),
+                    "tokens": self._tokens,
+                    "groups": names,
+                    "levels": list(self.levels),
+                    "usage": self.usage.to_json(),
+                },
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
-        temporary.mkdir()
-        try:
-            self._write(temporary)
-            _replace(folder, temporary)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _write(self, folder: Path) -> None:
-        names: list[str | None] = [None, *sorted({n for n in self._names if n is not None})]
-        place = {name: i for i, name in enumerate(names)}
-        lengths = np.array([len(t) for t in self._texts], np.int64)
-        arrays: dict[str, Any] = {
-            "tokens": np.concatenate([np.empty(0, np.int32), *self._texts]),
-            "offsets": np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-            "groups": np.array([place[n] for n in self._names], np.int32),
-        }
-        checksums: dict[str, str] = {}
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
-            checksums[name] = _checksum(folder / f"{name}.npy")
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "tokenizer": self.tokenizer_fingerprint,
-            "texts": len(self),
-            "tokens": int(lengths.sum()),
-            "group_names": names[1:],
-            "checksums": checksums,
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, tokenizer_fingerprint: str | None = None) -> Pool:
-        """Open a pool. `tokenizer_fingerprint` None skips the check of the tokenizer.
+    def load(
+        cls, folder: Path, tokenizer_fingerprint: str | None = None, *, verify: bool = True
+    ) -> Pool:
+        """Open a pool. `tokenizer_fingerprint` None skips the check of the tokenizer; `verify`
+        False skips the checksums, which take about a second per gigabyte: an index whose content
+        was changed may then crash the process.
 
         Raises DraftrecError for a missing or damaged pool, PoolMismatchError for one that was made
         with another tokenizer or format.
         """
-        folder = Path(folder)
-        if not folder.exists():
-            folder = next(iter(_set_aside(folder)), folder)
-        manifest = _read_manifest(folder)
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise PoolMismatchError(
-                f"The pool {folder} has format version {manifest['format_version']}, this draftrec "
-                f"reads {FORMAT_VERSION}; build it again."
-            )
-        if tokenizer_fingerprint not in (None, manifest["tokenizer"]):
-            raise PoolMismatchError(
-                f"The pool {folder} was made with another tokenizer (fingerprint "
-                f"{manifest['tokenizer'][:12]}, the model's is {str(tokenizer_fingerprint)[:12]}); "
-                "use the model that wrote it, or build a pool for this one."
-            )
-        tokens, offsets, groups = (_read_array(folder, name, manifest) for name in _ARRAYS)
-        names: list[str | None] = [None, *manifest["group_names"]]
-        pool = cls(manifest["tokenizer"])
-        pool.add(
-            (tokens[a:b], names[g])
-            for a, b, g in zip(offsets[:-1], offsets[1:], groups, strict=True)
+        folder = files.existing(Path(folder))
+        manifest = files.read_manifest(folder, tokenizer_fingerprint)
+        if verify:
+            files.verify(folder, manifest)
+        pool = cls(manifest["tokenizer"], levels=manifest["levels"])
+        pool.created = manifest["created"]
+        pool.max_bytes = max(
+            pool.max_bytes, 2 * sum(f["bytes"] for f in manifest["files"].values())
         )
+        try:
+            tokens, offsets, groups, rows = (
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in _ARRAYS
+            )
+            names: list[str | None] = [*manifest["groups"], None]
+            spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), groups.tolist(), strict=True)
+            tokens = np.asarray(tokens)
+            pool._append([(tokens[a:b], names[g]) for a, b, g in spans], np.array(rows))
+            pool.usage = Usage.from_json(manifest["usage"])
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            raise files.damaged(folder, error) from error
+        pool._open_levels(folder, manifest["groups"])
         return pool
 
+    def _open_levels(self, folder: Path, names: Seq[str]) -> None:
+        if "group" in self.levels:
+            self.groups = {name: Level() for name in names}
+        for file, level in self._named_levels(names):
+            if (folder / file).exists():
+                level.closed = ClosedIndex.open(folder / file)
 
-def _replace(folder: Path, new: Path) -> None:
-    """Rename `new` to `folder`; what was there goes away only then, or comes back."""
-    old = new.with_name(f"{new.name}.old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    for leftover in _set_aside(folder):
-        shutil.rmtree(leftover, ignore_errors=True)
+    def _named_levels(self, names: Seq[str]) -> list[tuple[str, Level]]:
+        """Levels with the names of their files."""
+        found = [("all.safetensors", self.all)]
+        for i, name in enumerate(names):
+            if name in self.groups:
+                found.append((f"group-{i:05d}.safetensors", self.groups[name]))
+        return found
 
+    def _append(self, texts: Seq[PoolText], rows: Rows) -> None:
+        for ids, group in texts:
+            if group is not None:
+                self._members.setdefault(group, []).append(len(self._texts))
+            self._texts.append(ids)
+            self._names.append(group)
+            self._tokens += len(ids)
+        self.rows = np.concatenate((self.rows, rows))
 
-def _set_aside(folder: Path) -> list[Path]:
-    """Old pools that a kill between two renames left beside `folder`."""
-    return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-        _ = manifest["format_version"], manifest["tokenizer"], manifest["checksums"]
-    except FileNotFoundError:
-        raise DraftrecError(
-            f"{folder} is not a pool: it has no manifest.json; "
-            "name a folder that --save-pool wrote."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DraftrecError(
-            f"The pool manifest {path} cannot be read ({error}); build the pool again."
-        ) from error
-    return manifest
+    def _like(self) -> Pool:
+        return Pool(self.tokenizer_fingerprint, max_bytes=self.max_bytes, levels=self.levels)
 
 
-def _read_array(folder: Path, name: str, manifest: dict[str, Any]) -> Any:
-    path = folder / f"{name}.npy"
-    try:
-        if _checksum(path) != manifest["checksums"][name]:
-            raise ValueError("its checksum does not match the manifest")
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise DraftrecError(
-            f"The pool file {path} is damaged ({error}); build the pool again."
-        ) from error
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _by_group(texts: Seq[PoolText]) -> dict[str, list[IntArray]]:
+    found: dict[str, list[IntArray]] = {}
+    for ids, group in texts:
+        if group is not None:
+            found.setdefault(group, []).append(ids)
+    return found

@@ -1,0 +1,132 @@
+"""Folders of pools: written aside, then renamed, so that a crash leaves the old one or the new."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from draftrec.errors import DraftrecError, PoolMismatchError
+
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place if the block succeeds.
+
+    Raises DraftrecError if `folder` exists and is not a pool.
+    """
+    if folder.exists() and not (folder / MANIFEST).exists():
+        raise DraftrecError(f"{folder} exists and is not a pool; name a new folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
+    new.mkdir()
+    try:
+        yield new
+        _swap(folder, new)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest: `facts`, format version, and size and checksum of every file there."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)}
+        for path in sorted(folder.iterdir())
+    }
+    manifest = {"format_version": FORMAT_VERSION, **facts, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(folder: Path, tokenizer_fingerprint: str | None = None) -> dict[str, Any]:
+    """The manifest of a pool whose files are all there, in full length.
+
+    Raises DraftrecError for a missing or damaged pool, PoolMismatchError for one that was made with
+    another tokenizer or format; `tokenizer_fingerprint` None skips that check.
+    """
+    manifest = _parsed(folder)
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise PoolMismatchError(
+            f"The pool {folder} has format version {manifest['format_version']}, this draftrec "
+            f"reads {FORMAT_VERSION}; build it again."
+        )
+    if tokenizer_fingerprint not in (None, manifest["tokenizer"]):
+        raise PoolMismatchError(
+            f"The pool {folder} was made with another tokenizer (fingerprint "
+            f"{manifest['tokenizer'][:12]}, the model's is {str(tokenizer_fingerprint)[:12]}); "
+            "use the model that wrote it, or build a pool for this one."
+        )
+    for name, known in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != known["bytes"]:
+            raise damaged(path, "it is missing or has another length")
+    return manifest
+
+
+def verify(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises DraftrecError for the first file whose content does not match the manifest."""
+    for name, known in manifest["files"].items():
+        if checksum(folder / name) != known["sha256"]:
+            raise damaged(folder / name, "its checksum does not match the manifest")
+
+
+def existing(folder: Path) -> Path:
+    """`folder`, or what a kill between two renames left of it."""
+    return folder if folder.exists() else next(iter(_set_aside(folder)), folder)
+
+
+def damaged(path: Path, why: object) -> DraftrecError:
+    """The error for a file of a pool that cannot be used."""
+    return DraftrecError(f"The pool file {path} is damaged ({why}); build the pool again.")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _swap(folder: Path, new: Path) -> None:
+    """Rename `new` to `folder`; what was there goes away only then, or comes back."""
+    old = new.with_name(f"{new.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    for leftover in _set_aside(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
+
+
+def _parsed(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        _ = manifest["format_version"], manifest["tokenizer"]
+        if manifest["format_version"] == FORMAT_VERSION:
+            _ = manifest["files"].items(), manifest["groups"], manifest["levels"]
+    except FileNotFoundError:
+        raise DraftrecError(
+            f"{folder} is not a pool: it has no {MANIFEST}; "
+            "name a folder that --save-pool or `draftrec pool build` wrote."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DraftrecError(
+            f"The pool manifest {path} cannot be read ({error}); build the pool again."
+        ) from error
+    return manifest

@@ -1,0 +1,164 @@
+"""The closed part of a pool: its texts sorted by context, in arrays that are mapped, not loaded.
+
+Every place of every text is ranked by what stands before it, read backwards. Places with the same
+last tokens are then neighbours: the longest context is at the middle, shorter ones lie around it,
+and what follows them and where that leads is written beside them. Nothing is built on opening.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from draftrec.core import IntArray
+from draftrec.errors import DraftrecError
+from draftrec.pool import contexts, suffix_sort, suffix_states, views
+
+_TYPES = {"shared": np.uint8}
+
+
+@dataclass(frozen=True, eq=False)
+class ClosedIndex:
+    """`n` places: all tokens and one mark before each text; arrays are read-only.
+
+    `vocabulary` int32 `[v]`: the tokens that occur, sorted; the dense id of one is its position
+    plus 1. `tokens` int32 `[n]`: dense ids, 0 for the mark. `order` int32 `[n]`: the place at each
+    rank. `starts` int32 `[v + 2]`: the first rank whose last token is that id. `shared` uint8
+    `[n]`: tokens of context that a rank has in common with the one before. `follows` int32
+    `[n, 2]`: the next token (its own value) and the rank of the context it ends, -1 where nothing
+    follows. `states`, `children`, `blocks`: see `suffix_states`.
+    """
+
+    vocabulary: IntArray
+    tokens: IntArray
+    order: IntArray
+    starts: IntArray
+    shared: npt.NDArray[np.uint8]
+    follows: IntArray
+    states: IntArray
+    children: IntArray
+    blocks: IntArray
+    handle: views.Handle = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, array in self.arrays().items():
+            array.setflags(write=False)
+            if array.dtype != _TYPES.get(name, np.int32) or not array.flags.c_contiguous:
+                raise DraftrecError(f"{name} of a closed index has the wrong type or layout")
+        object.__setattr__(self, "handle", views.closed_handle(self))
+
+    @classmethod
+    def build(cls, texts: Seq[IntArray]) -> ClosedIndex:
+        """Index finished texts, int32 token ids each, EOS included where it was written."""
+        vocabulary, tokens = _densify(texts)
+        kinds = len(vocabulary) + 1
+        order, shared, starts = suffix_sort.sort_contexts(tokens, kinds)
+        follows = suffix_states.link(tokens, order)
+        states = suffix_states.find_states(shared, suffix_sort.REACH)
+        children = suffix_states.count_children(states, follows, kinds)
+        blocks = suffix_states.find_blocks(states, len(tokens))
+        # Drafts of several indexes are merged by token, so continuations carry their own values.
+        values = np.concatenate((np.full(1, -1, np.int32), vocabulary))
+        follows[:, 0] = values[follows[:, 0]]
+        children[:, 0] = values[children[:, 0]]
+        return cls(vocabulary, tokens, order, starts, shared, follows, states, children, blocks)
+
+    def save(self, path: Path) -> None:
+        """Write all arrays to one safetensors file."""
+        save_file(self.arrays(), path)
+
+    @classmethod
+    def open(cls, path: Path) -> ClosedIndex:
+        """Map a file that `save` wrote into memory: read-only, shared between processes, nothing
+        read until it is asked for.
+
+        What the arrays say is trusted, since reading them all would take seconds: check the file
+        first if it may be damaged. Raises DraftrecError if it is no such file or was cut off.
+        """
+        try:
+            return cls(**_mapped(path))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DraftrecError(f"The pool file {path} is damaged ({error}).") from error
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays by name."""
+        return {name: getattr(self, name) for name in views.Sorted._fields}
+
+    @property
+    def texts(self) -> int:
+        """How many texts were indexed."""
+        return int(self.starts[1])
+
+    def locate(self, text: IntArray, ends: Any) -> tuple[Any, Any]:
+        """Where the pool agrees longest with `text` up to each of `ends` int64 `[k]`: places int64
+        `[k]` of the last token, and how many tokens agree there, at most `REACH`."""
+        return contexts.locate(self.handle, text, ends)
+
+    def owners(self, places: Any) -> Any:
+        """Numbers int64 `[k]` of the texts that hold `places`."""
+        marks = self.order[: self.texts]  # the mark's ranks come first, in the order of places
+        return np.searchsorted(marks, places, side="right") - 1
+
+    def texts_in_order(self) -> Iterator[IntArray]:
+        """The texts that were indexed, int32 each."""
+        marks = np.flatnonzero(self.tokens == 0).tolist()
+        for first, last in zip(marks, [*marks[1:], len(self.tokens)], strict=True):
+            yield self.vocabulary[self.tokens[first + 1 : last] - 1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays().values())
+
+
+def _mapped(path: Path) -> dict[str, Any]:
+    """The arrays of a safetensors file as views of one memory map."""
+    content = np.memmap(path, np.uint8, "r")
+    start = 8 + int(content[:8].view("<u8")[0])
+    found: dict[str, Any] = {}
+    for name, entry in json.loads(content[8:start].tobytes()).items():
+        first, last = entry["data_offsets"]
+        if start + last > len(content):
+            raise ValueError("it ends too early")
+        values = np.asarray(content[start + first : start + last])
+        found[name] = values.view(_TYPES.get(name, np.int32)).reshape(entry["shape"])
+    return found
+
+
+def _densify(texts: Seq[IntArray]) -> tuple[IntArray, IntArray]:
+    """The sorted vocabulary, and all texts in dense ids with a 0 before each."""
+    lengths = np.array([len(t) for t in texts], np.int64)
+    if lengths.sum() + len(texts) >= 2**31:
+        raise ValueError("a closed index holds less than 2**31 tokens; split the group")
+    flat = np.concatenate([np.empty(0, np.int32), *texts]).astype(np.int32, copy=False)
+    vocabulary = _distinct(flat)
+    tokens = np.zeros(len(flat) + len(texts), np.int32)
+    inside = np.ones(len(tokens), np.bool_)
+    inside[np.cumsum(lengths + 1) - lengths - 1] = False
+    tokens[inside] = _positions(vocabulary, flat) + 1
+    return vocabulary, tokens
+
+
+#: Token values below this are looked up in a table, which is faster than searching.
+_TABLE = 1 << 22
+
+
+def _distinct(flat: IntArray) -> IntArray:
+    if len(flat) and flat.min() >= 0 and flat.max() < _TABLE:
+        return np.flatnonzero(np.bincount(flat)).astype(np.int32)
+    return np.unique(flat)
+
+
+def _positions(vocabulary: IntArray, flat: IntArray) -> IntArray:
+    if len(vocabulary) and vocabulary[0] >= 0 and vocabulary[-1] < _TABLE:
+        table = np.empty(int(vocabulary[-1]) + 1, np.int32)
+        table[vocabulary] = np.arange(len(vocabulary), dtype=np.int32)
+        return table[flat]
+    return np.searchsorted(vocabulary, flat).astype(np.int32)
