@@ -141,7 +141,7 @@ def test_what_was_accepted_least_and_longest_ago_goes_first() -> None:
     pool.rows["added"] = [0, 99 * day, 0, 0, 0]
     pool.rows["used"] = [0, 0, 99 * day, 99 * day, 0]
     kept = [int(ids[0]) for ids, _ in pool.prune(3 * 100 * 25, now=100 * day)]
-    assert kept == [0, 2, 3]
+    assert kept == [1, 2, 3]
     assert [int(ids[0]) for ids, _ in pool.prune(2 * 100 * 25, now=100 * day)] == [2, 3]
     assert len(pool.prune(10**9)) == 5
     assert len(pool.prune(0)) == 0

@@ -174,9 +174,7 @@ def test_a_text_is_located_in_the_text_that_agrees_longest(
             assert any(text[i : i + len(core)] == core for i in range(len(text) + 1))
 
 
-def naive_first_level(
-    texts: list[list[int]], context: list[int], escape: float
-) -> dict[int, float]:
+def naive_first_level(texts: list[list[int]], context: list[int]) -> dict[int, float]:
     """Next-token estimates as the blend defines them, from counts of all orders up to REACH."""
     whole = [START, *context]
     probs: dict[int, float] = {}
@@ -189,6 +187,7 @@ def naive_first_level(
         total, kinds = sum(after.values()), len(after)
         if not total:
             continue
+        escape = 3.0 if order <= ORDER else 20.0
         rest = escape * kinds / (total + escape * kinds)
         for token, count in after.items():
             probs[token] = probs.get(token, 0.0) + residual * (1.0 - rest) * count / total
@@ -203,8 +202,8 @@ def test_estimates_are_those_of_all_orders(texts: list[list[int]], data: st.Data
     text = data.draw(st.sampled_from(texts))
     context = text[: data.draw(st.integers(0, len(text)))]
     tail = tail_of_text(ids(context))
-    tree = TreeBuilder(least_prob=0.0).build([(build(texts), tail, 1.0, 3)], 32, 1)
-    expected = naive_first_level(texts, context, 4.0)
+    tree = TreeBuilder(3.0, 20.0, 0.0).build([(build(texts), tail, 1.0, 3)], 32, 1)
+    expected = naive_first_level(texts, context)
     found = dict(zip(tree.token_ids.tolist(), tree.probs.tolist(), strict=True))
     assert sum(found.values()) <= 1.0 + 1e-6
     for token, prob in expected.items():

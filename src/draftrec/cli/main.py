@@ -9,6 +9,7 @@ from collections.abc import Sequence as Seq
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -17,10 +18,11 @@ from draftrec import __version__
 from draftrec.cli.common import INTERRUPTED, say
 from draftrec.errors import DraftrecError
 
-#: Command -> module that defines a function of that name.
+#: Command -> module that defines a function of that name, or a table SUBCOMMANDS.
 _COMMANDS = {
     "demo": "draftrec.cli.demo",
     "generate": "draftrec.cli.generate",
+    "pool": "draftrec.cli.pool",
     "replay": "draftrec.cli.replay",
 }
 #: Whatever the parser refuses. Typer exports the class's child only.
@@ -55,8 +57,18 @@ def _app(argv: list[str]) -> typer.Typer:
     app.callback()(_root)
     for name, module in _COMMANDS.items():
         if argv[:1] == [name] or (argv[:1] not in [[n] for n in _COMMANDS] and find_spec(module)):
-            app.command(name)(_stoppable(getattr(import_module(module), name)))
+            _register(app, name, import_module(module))
     return app
+
+
+def _register(app: typer.Typer, name: str, module: ModuleType) -> None:
+    if not hasattr(module, "SUBCOMMANDS"):
+        app.command(name)(_stoppable(getattr(module, name)))
+        return
+    group = typer.Typer(help=(module.__doc__ or "").partition(": ")[2].capitalize())
+    for word, function in module.SUBCOMMANDS.items():
+        group.command(word)(_stoppable(function))
+    app.add_typer(group, name=name)
 
 
 def _stoppable(function: Callable[..., int]) -> Callable[..., int]:

@@ -16,7 +16,7 @@ PROMPT, PREVIOUS, GROUP, ALL = range(len(SOURCES))
 # What one observation counts in each source. The text under way repeats its own prompt's names;
 # its weight was chosen by replaying recorded texts of entities that no reported figure uses. That
 # of the previous text is a guess so far.
-WEIGHTS = {PROMPT: 6.0, PREVIOUS: 12.0, GROUP: 1.0, ALL: 1.0}
+WEIGHTS = {PROMPT: 24.0, PREVIOUS: 40.0, GROUP: 1.0, ALL: 1.0}
 
 
 class NoDrafter:

@@ -65,12 +65,18 @@ Source = tuple[NgramIndex | ClosedIndex, IntArray, float, int]
 class TreeBuilder:
     """Draws merged draft trees from several indexes, open and closed ones.
 
-    `escape` says how much the blend trusts short contexts; paths less likely than `least_prob` are
-    not proposed.
+    `escape` is the weight of what has not been seen after a context (the larger, the more shorter
+    contexts are trusted), `long_escape` that of contexts of more than 8 tokens: one occurrence is
+    as far as those go, and repeating it 25 times over would make it a certainty. Paths less likely
+    than `least_prob` are not proposed.
     """
 
-    def __init__(self, escape: float = 4.0, least_prob: float = 0.001) -> None:
-        self._settings = np.concatenate(([least_prob], np.full(REACH + 1, escape)))
+    def __init__(
+        self, escape: float = 5.0, long_escape: float = 32.0, least_prob: float = 0.001
+    ) -> None:
+        escapes = np.full(REACH + 1, escape)
+        escapes[ORDER + 1 :] = long_escape
+        self._settings = np.concatenate(([least_prob], escapes))
 
     def build(self, sources: Seq[Source], limit: int, depth: int) -> DraftTree:
         """A tree of at most `limit` nodes from (index, context tail, weight, source id) tuples.

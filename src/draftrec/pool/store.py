@@ -28,6 +28,8 @@ LevelName = Literal["group", "all"]
 LEVELS: tuple[LevelName, ...] = get_args(LevelName)
 # Bytes per token of a closed index, about; those of fresh texts take more, but they are few.
 _INDEX_BYTES = 21
+# Accepted tokens per token that a text may be expected to bring before it was ever used.
+_UNUSED = 0.1
 _ARRAYS = ("tokens", "offsets", "groups", "usage")
 
 PoolText = tuple[IntArray, str | None]
@@ -144,13 +146,13 @@ class Pool:
         """A pool of the texts worth most per token, as many as `max_bytes` of files have room for.
 
         A text is worth the more the more of its tokens were accepted, and the less the longer ago
-        that was (or, for one never used, the longer ago it was added).
+        that was (or, for one never used, the longer ago it was added); of equals the later one.
         """
         lengths = np.array([len(ids) for ids in self._texts], np.int64)
         last = np.maximum(self.rows["added"], self.rows["used"])
         days = np.maximum((time.time() if now is None else now) - last, 0.0) / 86_400
-        worth = (self.rows["accepted"] + 1) / (1.0 + days) / np.maximum(lengths, 1)
-        best = np.argsort(-worth, kind="stable")
+        worth = (self.rows["accepted"] / np.maximum(lengths, 1) + _UNUSED) / (1.0 + days)
+        best = np.argsort(worth, kind="stable")[::-1]
         each = 4 + _INDEX_BYTES * len(self.levels)
         kept = np.sort(best[np.cumsum(lengths[best]) * each <= max_bytes])
         other = self._like()
