@@ -13,9 +13,9 @@ from draftrec.pool.ngrams import ORDER
 from draftrec.pool.store import Pool
 
 PROMPT, PREVIOUS, GROUP, ALL = range(len(SOURCES))
-# What one observation counts in each source. The text under way repeats its own prompt's names;
-# its weight was chosen by replaying recorded texts of entities that no reported figure uses. That
-# of the previous text is a guess so far.
+# What one observation counts in each source. The text under way repeats its prompt's names, and an
+# update its previous text; both weights were chosen by replaying recorded texts under another split
+# than the reported one.
 WEIGHTS = {PROMPT: 24.0, PREVIOUS: 40.0, GROUP: 1.0, ALL: 1.0}
 
 
