@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.decoding.costs import _uneven, measure_cost
+from draftrec.decoding.budget import CostCurve
+from draftrec.decoding.costs import _stairs, _uneven, measure_cost
 from draftrec.models.target import Target
 from tests.models import zoo
 
@@ -25,6 +26,19 @@ def test_a_few_sequences_carry_most_nodes() -> None:
     shares = _uneven(16, 16, 64)
     assert shares[0] >= 4
     assert shares[-1] <= 1
+
+
+def test_a_row_above_a_step_costs_the_next_step() -> None:
+    """Passes are padded to multiples of four here: 17 rows cost what 20 do."""
+    rows, seconds = _stairs(
+        [1, 4, 16, 24, 32], [1.0, 1.0, 4.0, 6.0, 10.0], lambda r: -(-r // 4) * 4
+    )
+    curve = CostCurve(tuple(rows), tuple(seconds))
+    for r in range(1, 33):
+        assert curve(r) == curve(-(-r // 4) * 4) or r > 28
+    assert curve([16, 17, 20, 21, 24]).tolist() == [4.0, 5.0, 5.0, 6.0, 6.0]
+    assert curve(40) > curve(32) == 10.0
+    assert _stairs([1, 2, 8], [1.0, 2.0, 3.0], int) == ([1, 2, 8], [1.0, 2.0, 3.0])
 
 
 def test_costs_are_measured_from_one_row_to_full_trees() -> None:

@@ -22,8 +22,10 @@ from draftrec.errors import DraftrecError
 _COMMANDS = {
     "demo": "draftrec.cli.demo",
     "generate": "draftrec.cli.generate",
+    "group": "draftrec.cli.group",
     "pool": "draftrec.cli.pool",
     "replay": "draftrec.cli.replay",
+    "tune": "draftrec.cli.tune",
 }
 #: Whatever the parser refuses. Typer exports the class's child only.
 _ClickError = typer.BadParameter.__mro__[2]

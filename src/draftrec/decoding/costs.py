@@ -4,6 +4,7 @@ and what drafting costs beside it."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -51,7 +52,29 @@ def measure_cost(
         late = time.perf_counter() - started > seconds
         if count >= 2 * slots and (seconds_at[-1] > 5 * plain or late):
             break
+    rows, seconds_at = _stairs(rows, seconds_at, target.padded_rows)
     return CostCurve(tuple(rows), tuple(seconds_at), _draft_seconds())
+
+
+def _stairs(
+    rows: list[int], seconds: list[float], padded: Callable[[int], int]
+) -> tuple[list[int], list[float]]:
+    """The curve with its steps, where a pass is padded to one of few numbers of rows.
+
+    A row more than such a number costs as much as the next of them: to a straight line between the
+    two, the first rows of a step would look cheap.
+    """
+    if all(padded(r) == r for r in range(rows[0], rows[-1] + 1)):
+        return rows, seconds
+    tops = sorted({padded(r) for r in range(rows[0], rows[-1] + 1)})
+    heights = np.interp(tops, rows, seconds).tolist()
+    steps: list[tuple[int, float]] = []
+    below = rows[0] - 1
+    for top, height in zip(tops, heights, strict=True):
+        # The last step is left open, as the slope at the end is what lies beyond.
+        steps += [(r, height) for r in sorted({below + 1, top}) if r == top or top != tops[-1]]
+        below = top
+    return [r for r, _ in steps], [h for _, h in steps]
 
 
 def _draft_seconds(nodes: int = 12) -> float:

@@ -7,6 +7,7 @@ handed to the model is a thin view of the slab.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class PaddedRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.kv_dtype = model.dtype
+        self.padded_rows: Callable[[int], int] = int
         names = inspect.signature(model.forward).parameters
         if "position_ids" not in names or "past_key_values" not in names:
             raise UnsupportedModelError(

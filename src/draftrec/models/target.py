@@ -9,6 +9,7 @@ batch with a 4-D mask over the same slab (the others).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ class Runner(Protocol):
     """One way of running the model over a slab."""
 
     kv_dtype: torch.dtype
+    padded_rows: Callable[[int], int]
 
     def shape(self) -> KVShape: ...
     def run(self, packed: Packed, slab: KVSlab) -> torch.Tensor: ...
@@ -70,6 +72,10 @@ class Target:
     def bytes_per_token(self) -> int:
         """KV bytes that one token of one sequence takes."""
         return self.kv_shape.bytes_per_token(self.runner.kv_dtype)
+
+    def padded_rows(self, rows: int) -> int:
+        """Rows that the linear layers compute in a pass over `rows` rows."""
+        return self.runner.padded_rows(rows)
 
     def reserve(self, slots: int, capacity: int) -> None:
         """Make room for `slots` sequences of `capacity` rows. Forgets whatever was cached."""
@@ -133,7 +139,7 @@ class PackedRunner:
         self.kv_dtype = torch.float32 if cpu else model.dtype
         # See `bucket`; plain float32 layers have no kernel per number of rows.
         one_dnn = model.dtype != torch.float32 or is_prepacked(model)
-        self.padded_rows = bucket if cpu and one_dnn else int
+        self.padded_rows: Callable[[int], int] = bucket if cpu and one_dnn else int
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()

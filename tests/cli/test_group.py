@@ -1,0 +1,145 @@
+"""`draftrec group`: the files it writes, and what it says about bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from draftrec.cli.main import run
+from draftrec.data.records import GroupTable
+
+
+class Command:
+    """Runs `draftrec group` and keeps what it said."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+        self.entities = self.write(
+            "entities.jsonl",
+            *({"entity_id": f"u{i}", "genre": ["noir", "war", "love"][i % 3]} for i in range(30)),
+        )
+        self.interactions = self.write(
+            "interactions.jsonl",
+            *(
+                {"user_id": f"u{u}", "item_id": f"i{(u % 2) * 10 + k}"}
+                for u in range(30)
+                for k in range(1 if u == 29 else 8)
+            ),
+        )
+        self.groups = folder / "groups.csv"
+
+    def write(self, name: str, *rows: dict[str, Any]) -> Path:
+        path = self.folder / name
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return path
+
+    def __call__(self, *words: Any) -> int:
+        self.code = run(["group", *map(str, words)])
+        self.out, self.err = self._capsys.readouterr()
+        return self.code
+
+    def tell(self, *words: Any, output: Path | None = None) -> dict[str, Any]:
+        assert self(*words, "--output", output or self.groups, "--json") == 0, self.err
+        return json.loads(self.out.splitlines()[-1])
+
+    def refuses(self, words: str, *line: Any, output: Path | None = None) -> None:
+        """Exit code 2, exactly one line, with these words in it; nothing written."""
+        assert self(*line, "--output", output or self.groups) == 2, self.err
+        assert self.err.count("\n") == 1, self.err
+        assert words in self.err
+        assert not self.groups.exists()
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_attributes_become_groups(command: Command, ending: str) -> None:
+    output = command.folder / "deep" / f"groups.{ending}"
+    found = command.tell("attribute", command.entities, "--column", "genre", output=output)
+    assert (found["entities"], found["groups"], found["largest"]) == (30, 3, 10)
+    table = GroupTable.load(output)
+    assert [table.get(f"u{i}") for i in range(3)] == ["noir", "war", "love"]
+
+
+@pytest.mark.parametrize(
+    "content", ["noir: dark\nwar: dark\n'*': light", "dark: [noir, war]\nlight: ['*']"]
+)
+def test_a_map_makes_few_groups_of_many_values(command: Command, content: str) -> None:
+    (command.folder / "map.yaml").write_text(content)
+    line = ("attribute", command.entities, "--column", "genre")
+    found = command.tell(*line, "--map", command.folder / "map.yaml")
+    assert found["groups"] == 2
+    table = GroupTable.load(command.groups)
+    assert [table.get(f"u{i}") for i in range(3)] == ["dark", "dark", "light"]
+
+
+def test_tastes_become_groups_and_the_router_serves_the_rest(command: Command) -> None:
+    command.tell("attribute", command.entities, "--column", "genre")
+    fallback = command.groups.rename(command.folder / "fallback.csv")
+    line = ("collaborative", command.interactions, "--clusters", 2, "--factors", 4)
+    found = command.tell(*line, "--fallback", fallback)
+    assert (found["by_taste"], found["grouped"], found["groups"]) == (29, 30, 3)
+    table = GroupTable.load(command.groups)
+    assert table.get("u0") == table.get("u2") != table.get("u1")
+    assert table.get("u29") == "love"
+    again = command.folder / "again.csv"
+    command.tell(*line, "--fallback", fallback, output=again)
+    assert again.read_bytes() == command.groups.read_bytes()
+    # One who comes later joins the group of the same taste, without another fit.
+    new = command.write(
+        "new.jsonl", *({"user_id": "new", "item_id": f"i{k}"} for k in (10, 12, 14, 16, 17))
+    )
+    model = command.folder / "groups.csv.model.npz"
+    command.tell("collaborative", new, "--model", model, output=again)
+    assert GroupTable.load(again).get("new") == table.get("u1")
+
+
+def test_items_are_grouped_as_well(command: Command) -> None:
+    command.tell(
+        "collaborative", command.interactions, "--clusters", 2, "--factors", 4, "--side", "item",
+    )  # fmt: skip
+    table = GroupTable.load(command.groups)
+    assert table.get("i1") == table.get("i2") != table.get("i11")
+
+
+def test_random_groups_are_a_control(command: Command) -> None:
+    found = command.tell("random", command.entities, "--clusters", 4)
+    assert (found["entities"], found["groups"]) == (30, 4)
+
+
+class TestBadInput:
+    def test_what_is_missing_is_named(self, command: Command) -> None:
+        command.refuses("does not exist", "attribute", "missing.csv", "--column", "genre")
+        command.refuses("no column 'mood'", "attribute", command.entities, "--column", "mood")
+        command.refuses("no column 'movie'", "collaborative", command.interactions, "--clusters",
+                        2, "--item-column", "movie")  # fmt: skip
+        line = ("attribute", command.entities, "--column", "genre", "--map")
+        command.refuses("cannot be read", *line, "missing.yaml")
+        line = ("collaborative", command.interactions)
+        command.refuses("either --clusters", *line)
+        command.refuses("either --clusters", *line, "--clusters", 2, "--model", "m.npz")
+        command.refuses("no model", *line, "--model", "missing.npz")
+        command.refuses("only 29 entities", *line, "--clusters", 30)
+
+    def test_files_that_say_two_things_are_refused(self, command: Command) -> None:
+        twice = command.write("twice.jsonl", *[{"entity_id": "a", "genre": "x"}] * 2)
+        command.refuses("line 2", "attribute", twice, "--column", "genre")
+        (command.folder / "map.yaml").write_text("dark: [noir]\nlight: [noir]")
+        line = ("attribute", command.entities, "--column", "genre", "--map")
+        command.refuses("'dark' and into 'light'", *line, command.folder / "map.yaml")
+        (command.folder / "map.yaml").write_text("- noir")
+        command.refuses("must hold", *line, command.folder / "map.yaml")
+
+    def test_unusable_values_and_names_are_refused(self, command: Command) -> None:
+        null = command.write("null.jsonl", {"entity_id": None, "genre": "x"})
+        command.refuses("entity_id is null", "attribute", null, "--column", "genre")
+        none = command.write("none.jsonl", {"entity_id": "a", "genre": None})
+        command.refuses("no entity has a group", "attribute", none, "--column", "genre")
+        other = command.folder / "groups.txt"
+        command.refuses("must end in", "random", command.entities, "--clusters", 2, output=other)
