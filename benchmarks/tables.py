@@ -172,9 +172,123 @@ def _memory(result: Result) -> str:
     return out
 
 
+def _pool_rivals(result: Result) -> str:
+    out = (
+        "## Draft pools against other draft structures: `benchmarks/pool.py`\n\n"
+        f"Strict replay of {result['settings']['texts']} entities' texts, at most "
+        f"{result['settings']['warm']:,} other entities' texts to draft from: tokens per step at "
+        "each budget of draft nodes, then the time of a lookup (processor time, median and 99th "
+        "percentile) and bytes per token of the texts held, as far as the engine can tell "
+        "(otherwise as the process grew).\n"
+    )
+    for trace, found in result["traces"].items():
+        budgets = list(next(iter(found["engines"].values())))
+        out += f"\n**{trace}**: {found['warm_tokens']:,} tokens in the pool.\n"
+        out += _header(
+            "engine", *(f"budget {b}" for b in budgets), f"p50 / p99 us at {budgets[-1]}",
+            "build us/token", "bytes/token",
+        )  # fmt: skip
+        for engine, by_budget in found["engines"].items():
+            last = by_budget[budgets[-1]]
+            p50, p99 = last["lookup_us_p50"]["median"], last["lookup_us_p99"]["median"]
+            held = last["bytes_per_token"]
+            held = f"{held:.0f}" if held is not None else f"~{last['rss_bytes_per_token']:.0f}"
+            out += _row(
+                engine, *(f"{by_budget[b]['tokens_per_step']:.2f}" for b in budgets),
+                f"{p50:,.0f} / {p99:,.0f}", f"{last['build_us_per_token']:.2f}", held,
+            )  # fmt: skip
+        over = found["over_best_rival"]
+        if over:
+            best = found["best_rival"]
+            ratios = [f"{over[b]:.3f} ({best[b]})" for b in budgets if b in over]
+            out += "\nOurs (pool) over the best rival: " + ", ".join(ratios) + ".\n"
+    missing = [f"{name}: {reason}" for name, reason in result["skipped"].items()]
+    return out + ("\nNot run: " + "; ".join(missing) + ".\n" if missing else "")
+
+
+def _pool_refresh(result: Result) -> str:
+    out = (
+        "## What an entity's previous text is worth: `benchmarks/pool.py --part refresh`\n\n"
+        "Chains of updated texts: tokens per step without the previous text, with earlier texts in "
+        "the pool, with the previous text as a level of its own, and with both.\n"
+    )
+    for trace, found in result["traces"].items():
+        budgets = list(next(iter(next(iter(found["engines"].values())).values())))
+        out += f"\n**{trace}**\n" + _header("engine", "way", *(f"budget {b}" for b in budgets))
+        for engine, ways in found["engines"].items():
+            for way, by_budget in ways.items():
+                rates = [f"{by_budget[b]['tokens_per_step']:.2f}" for b in budgets]
+                out += _row(engine, way.replace("_", " "), *rates)
+    return out
+
+
+def _pool_groups(result: Result) -> str:
+    out = (
+        "## What grouping is worth: `benchmarks/pool.py --part groups`\n\n"
+        "The same texts and budgets: one index over all, the sequence's own group only, or both "
+        "levels; groups by attribute, by collaborative filtering (where given), or at random.\n"
+    )
+    for trace, found in result["traces"].items():
+        out += f"\n**{trace}**\n"
+        budgets = list(found["groupings"]["global"]["all"])
+        out += _header("grouping", "groups", "drafts from", *(f"budget {b}" for b in budgets))
+        for way, engines in found["groupings"].items():
+            for engine, by_budget in engines.items():
+                if engine == "groups":
+                    continue
+                rates = [f"{by_budget[b]['tokens_per_step']:.3f}" for b in budgets]
+                told = {"all": "all", "group": "own group", "pool": "own group and all"}[engine]
+                out += _row(way, engines.get("groups", 1), told, *rates)
+    return out
+
+
+def _pool_scale(result: Result) -> str:
+    out = (
+        "## Large pools: `benchmarks/pool_scale.py`\n\n"
+        "The synthetic workload; lookups in contexts of texts that are not in the pool, index "
+        "mapped from disk, processor time, a tree from the pool of all and the running text.\n"
+    )
+    sizes = result["sizes"]
+    out += _header("", *sizes)
+    rows: list[tuple[str, Any]] = [
+        ("tokens", lambda s: f"{s['tokens']:,}"),
+        ("build, us per token", lambda s: f"{s['build_us_per_token']:.2f}"),
+        ("closed index, bytes per token", lambda s: f"{s['closed_bytes_per_token']:.1f}"),
+        ("all files, bytes per token", lambda s: f"{s['file_bytes_per_token']:.1f}"),
+        ("open, ms", lambda s: f"{s['open_ms']['median']:.1f}"),
+        ("open with checksums, ms", lambda s: f"{s['open_with_checksums_ms']:,.0f}"),
+        (
+            "memory of two readers over one",
+            lambda s: (
+                f"{s['readers']['proportional_bytes_all'] / s['readers']['mapped_bytes_each']:.2f}"
+            ),
+        ),
+        ("fresh texts, us per token", lambda s: f"{s['growth']['open_us_per_token']:.2f}"),
+        ("fresh texts, bytes per token", lambda s: f"{s['growth']['open_bytes_per_token']:.0f}"),
+        (
+            "one by one with settling, us per token",
+            lambda s: f"{s['growth']['one_by_one_with_settling_us_per_token']:.2f}",
+        ),
+    ]
+    for budget in next(iter(sizes.values()))["lookup"]:
+        rows.append(
+            (
+                f"lookup of {budget} nodes, p50 / p99 us",
+                lambda s, b=budget: f"{s['lookup'][b]['p50_us']} / {s['lookup'][b]['p99_us']}",
+            )
+        )
+    for name, cell in rows:
+        out += _row(name, *(cell(s) for s in sizes.values()))
+    return out
+
+
 _SECTIONS = {
     "knowledge-replay": _replay,
     "knowledge-live": _live,
+    "pool-rivals": _pool_rivals,
+    "pool-scale": _pool_scale,
+    "pool-refresh": _pool_refresh,
+    "pool-groups": _pool_groups,
     "packed-weights": _packed,
     "exactness": _exactness,
     "kill-resume": _kill_resume,
