@@ -171,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="replays for the times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="folder of the result file")
+    parser.add_argument("--name", help="of the result; pool-<part> by default")
     parser.add_argument("--in-process", action="store_true", help="no process of its own per run")
     args = parser.parse_args(argv)
     settings = {k: getattr(args, k) for k in ("texts", "warm", "budgets", "repeats", "traces")}
@@ -178,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         bench = Bench(args, measure)
         _PARTS[args.part](bench)
     payload = {"settings": settings, "skipped": bench.skipped, "traces": bench.found}
-    write_result(f"pool-{args.part}", payload, seed=args.seed, folder=args.results)
+    write_result(args.name or f"pool-{args.part}", payload, seed=args.seed, folder=args.results)
 
 
 if __name__ == "__main__":

@@ -286,6 +286,7 @@ _SECTIONS = {
     "knowledge-replay": _replay,
     "knowledge-live": _live,
     "pool-rivals": _pool_rivals,
+    "pool-published": _pool_rivals,
     "pool-scale": _pool_scale,
     "pool-refresh": _pool_refresh,
     "pool-groups": _pool_groups,
