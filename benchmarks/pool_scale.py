@@ -28,7 +28,7 @@ from draftrec.pool.store import Pool
 from draftrec.pool.suffixes import ClosedIndex
 
 _HELD_OUT = 200
-# Opens a pool, draws a tree, touches every page, waits for a line, says what memory is its own.
+# Opens a pool, touches every page, waits for a line, says what memory is its own, waits again.
 _READER = """
 import sys, time, pathlib, numpy as np
 from draftrec.pool.store import Pool
@@ -40,7 +40,7 @@ facts = {"Pss": 0, "Rss": 0}; inside = False
 for line in open("/proc/self/smaps"):
     if "-" in line.split(" ")[0]: inside = "safetensors" in line
     elif inside and line.split(":")[0] in facts: facts[line.split(":")[0]] += int(line.split()[1])
-print(opened, facts["Rss"] * 1024, facts["Pss"] * 1024)
+print(opened, facts["Rss"] * 1024, facts["Pss"] * 1024, flush=True); sys.stdin.readline()
 """
 
 
@@ -97,11 +97,17 @@ def readers(folder: Path, count: int = 2) -> dict[str, Any]:
     """Milliseconds to open, and memory, of processes that read one pool at once."""
     command = [sys.executable, "-c", _READER, str(folder)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen(command, **pipes) for _ in range(count)]
+    running: list[Any] = [subprocess.Popen(command, **pipes) for _ in range(count)]
+    told = [process.stdout.readline() for process in running]  # all have the pool open now
+    rows: list[list[str]] = []
     for process in running:
-        assert process.stdout is not None
-        process.stdout.readline()
-    rows = [process.communicate("\n")[0].split() for process in running]
+        process.stdin.write("\n")
+        process.stdin.flush()
+        rows.append(process.stdout.readline().split())
+    for process in running:
+        process.communicate("\n")
+    if any(line.strip() != "ready" for line in told):
+        raise RuntimeError(f"a reader failed: {told}")
     return {
         "processes": count,
         "open_ms": [round(float(r[0]), 1) for r in rows],
