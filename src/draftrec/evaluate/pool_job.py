@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence as Seq
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,12 +69,15 @@ def prune_pool(folder: Path, max_bytes: int) -> dict[str, Any]:
 def check_pool(folder: Path) -> dict[str, Any]:
     """Verify every checksum, and that the indexes hold the texts. Raises DraftrecError if not."""
     pool = Pool.load(folder)
-    for name, level in [("all", pool.all), *pool.groups.items()]:
-        wanted = sum(1 for _, g in pool if name == "all" or g == name)
-        if name in (*pool.groups, *pool.levels) and level.texts != wanted:
+    wanted = Counter(group for _, group in pool)
+    levels = [(repr(name), level, wanted[name]) for name, level in pool.groups.items()]
+    if "all" in pool.levels:
+        levels.append(("over all", pool.all, len(pool)))
+    for name, level, count in levels:
+        if level.texts != count:
             raise DraftrecError(
-                f"The index {name!r} of the pool {folder} holds {level.texts} texts instead of "
-                f"{wanted}; build the pool again."
+                f"The index {name} of the pool {folder} holds {level.texts} texts instead of "
+                f"{count}; build the pool again."
             )
     manifest = files.read_manifest(folder)
     return {"pool": str(folder), "files": len(manifest["files"]), "texts": len(pool), "ok": True}
