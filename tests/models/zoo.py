@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from packaging.version import Version
 
 from draftrec.core import DraftTree
 from draftrec.models.target import Target
@@ -68,7 +69,8 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     ),
 }  # fmt: skip
 
-FALLBACK = ["falcon", "gptj"]
+# GPT-J got an attention backend in transformers 5.24.
+FALLBACK = ["falcon"] if Version(tf.__version__) >= Version("5.24") else ["falcon", "gptj"]
 PACKED = [name for name in _CONFIGS if name not in FALLBACK]
 NAMES = [*PACKED, *FALLBACK]
 

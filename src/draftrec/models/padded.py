@@ -79,7 +79,9 @@ class PaddedRunner:
         self.kv_dtype = model.dtype
         self.padded_rows: Callable[[int], int] = int
         names = inspect.signature(model.forward).parameters
-        if "position_ids" not in names or "past_key_values" not in names:
+        # transformers 5.24 calls it `cache`, earlier releases `past_key_values`.
+        self.cache_name = "cache" if "cache" in names else "past_key_values"
+        if "position_ids" not in names or self.cache_name not in names:
             raise UnsupportedModelError(
                 f"{type(model).__name__} cannot be served: its forward pass takes no position ids "
                 "or no cache, so a tree of drafts cannot be placed; use another architecture."
@@ -89,8 +91,9 @@ class PaddedRunner:
     def shape(self) -> KVShape:
         """Run one token through the model with its own cache and read the shapes off."""
         ids = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
-        cache = self.model(input_ids=ids, position_ids=ids, use_cache=True).past_key_values
-        rows = [(x.keys, x.values) for x in cache.layers if getattr(x, "keys", None) is not None]
+        found = self.model(input_ids=ids, position_ids=ids, use_cache=True)
+        layers = found[self.cache_name].layers
+        rows = [(x.keys, x.values) for x in layers if getattr(x, "keys", None) is not None]
         shapes = {(k.shape[1], k.shape[3], v.shape[3]) for k, v in rows}
         if len(shapes) != 1:
             raise UnsupportedModelError(
@@ -112,8 +115,8 @@ class PaddedRunner:
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._masks(packed, view),
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_name: cache},
         ).logits
         scored = torch.as_tensor(packed.scored, device=device)
         return logits[view.batch[scored], view.rows[scored]]

@@ -184,15 +184,19 @@ def _implicit_factors(matrix: Any, factors: int, settings: FitSettings) -> Float
             f"--method {settings.method} needs the package implicit; install draftrec[cf], or use "
             "--method svd"
         ) from None
+    from threadpoolctl import threadpool_limits
+
     kinds = {"als": AlternatingLeastSquares, "bpr": BayesianPersonalizedRanking}
-    model = kinds[settings.method](
-        factors=factors,
-        iterations=_ROUNDS[settings.method],
-        random_state=settings.seed,
-        num_threads=1,  # several threads add numbers in another order every time
-        use_gpu=False,
-    )
-    model.fit(matrix, show_progress=False)
+    # Several threads add numbers in another order every time; BLAS's own slow implicit down besides.
+    with threadpool_limits(1, "blas"):
+        model = kinds[settings.method](
+            factors=factors,
+            iterations=_ROUNDS[settings.method],
+            random_state=settings.seed,
+            num_threads=1,
+            use_gpu=False,
+        )
+        model.fit(matrix, show_progress=False)
     # BPR's last column is the item's bias, which is no taste.
     return np.ascontiguousarray(np.asarray(model.item_factors)[:, :factors], np.float32)
 
