@@ -187,7 +187,7 @@ def _implicit_factors(matrix: Any, factors: int, settings: FitSettings) -> Float
     from threadpoolctl import threadpool_limits
 
     kinds = {"als": AlternatingLeastSquares, "bpr": BayesianPersonalizedRanking}
-    # Several threads add numbers in another order every time; BLAS's own slow implicit down besides.
+    # Several threads add numbers in another order every time, and BLAS's own slow implicit down.
     with threadpool_limits(1, "blas"):
         model = kinds[settings.method](
             factors=factors,
