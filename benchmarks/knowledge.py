@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--prompts", type=int, default=12, help="live prompts at batch 1")
     parser.add_argument("--warm", type=int, default=240, help="texts the model writes for the pool")
-    parser.add_argument("--texts", type=int, default=6, help="replayed texts per trace at batch 1")
+    parser.add_argument("--texts", type=int, default=16, help="replayed texts per trace, at least")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
@@ -75,7 +75,7 @@ def main() -> None:
         write_result(f"knowledge-{half}", payload, seed=args.seed, folder=args.results)
 
     if args.only != "live":
-        sizes = {b: args.texts if b == 1 else max(8, b) for b in args.batch}
+        sizes = {b: max(args.texts, 2 * b) if b > 1 else args.texts for b in args.batch}
         model = build_model(args.seed)
         data = args.data, generator.tokenizer
         run_replay(data, sizes, args.seed, model, lambda found: save("replay", found))
