@@ -1,0 +1,94 @@
+"""What one request may be recommended: a list of items to leave out, or the only ones to offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from draftrec.errors import DraftrecError
+from draftrec.tokens.item_trie import ItemTrie
+from draftrec.tokens.semantic_ids import Int64Array
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """Either `blocked` or `allowed` is set, the other is None.
+
+    `blocked` int64 `[b]`, sorted: nodes that must not be entered, since all items below them are
+    denied. `allowed` int64 `[a]`, sorted: nodes that may be entered, since an item below them is
+    allowed. `items` int64 `[m]`, sorted: the denied or allowed items themselves, for those that
+    share a leaf with others.
+    """
+
+    blocked: Int64Array | None
+    allowed: Int64Array | None
+    items: Int64Array
+
+    @classmethod
+    def deny(cls, trie: ItemTrie, places: Int64Array) -> Filter:
+        """Leave out the items at `places` int64 `[k]`, in any order, repeated or not; negative
+        ones (items that the catalogue does not have) are ignored.
+
+        With all items denied, the root is blocked.
+        """
+        places = _known(places)
+        nodes, counts = np.unique(trie.leaves_of(places), return_counts=True)
+        leaves = nodes - trie.level_start[-2]
+        held = trie.item_start[leaves + 1] - trie.item_start[leaves]
+        blocked = [nodes[counts == held]]
+        for level in range(trie.levels, 0, -1):
+            nodes, counts = np.unique(trie.parents(blocked[-1], level), return_counts=True)
+            held = trie.first[nodes + 1] - trie.first[nodes]
+            blocked.append(nodes[counts == held])
+        return cls(np.concatenate(blocked[::-1]), None, _items(trie, places))
+
+    @classmethod
+    def allow(cls, trie: ItemTrie, places: Int64Array) -> Filter:
+        """Offer only the items at `places` int64 `[k]`, in any order, repeated or not; negative
+        ones are ignored. To deny some of them, leave them out of `places`.
+
+        Raises DraftrecError when no item is left.
+        """
+        places = _known(places)
+        if not len(places):
+            raise DraftrecError(
+                "none of the allowed items is in the catalogue; allow at least one that is"
+            )
+        allowed = [np.unique(trie.leaves_of(places))]
+        for level in range(trie.levels, 0, -1):
+            allowed.append(np.unique(trie.parents(allowed[-1], level)))
+        return cls(None, np.concatenate(allowed[::-1]), _items(trie, places))
+
+    def legal(self, nodes: Int64Array) -> BoolArray:
+        """bool `[r]`: whether each of `nodes` int64 `[r]` may be entered; -1 may not."""
+        nodes = np.asarray(nodes, np.int64)
+        if self.allowed is not None:
+            return _among(self.allowed, nodes)
+        assert self.blocked is not None
+        return ~_among(self.blocked, nodes) & (nodes >= 0)
+
+    def keeps(self, items: Int64Array) -> BoolArray:
+        """bool `[m]`: whether each item, given by id, may be recommended."""
+        return _among(self.items, np.asarray(items, np.int64)) == (self.allowed is not None)
+
+
+def _known(places: Int64Array) -> Int64Array:
+    distinct = np.unique(np.asarray(places, np.int64))
+    return distinct[distinct >= 0]
+
+
+def _items(trie: ItemTrie, places: Int64Array) -> Int64Array:
+    """The ids, sorted, since places are in the order of ids."""
+    return trie.items[trie.positions[places]]
+
+
+def _among(known: Int64Array, wanted: Int64Array) -> BoolArray:
+    """bool, like `wanted`: what occurs in `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(wanted.shape, np.bool_)
+    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return known[places] == wanted

@@ -1,0 +1,160 @@
+"""Semantic ids: every item of a catalogue as a short tuple of tokens, held as arrays.
+
+The idea is that of TIGER (Rajput et al. 2023, section 3.1) and LC-Rec: close items share the first
+codes. Where the ids come from does not matter here; `quantise` fits them to item vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from draftrec.errors import DraftrecError
+
+Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticIds:
+    """`n` items with `L` tokens each.
+
+    `items` int64 `[n]`: distinct, ascending; an item's row is its *place*. `codes` int32 `[n, L]`:
+    positions in `tokens`, the distinct token strings, ordered by the first level they occur on and
+    then naturally (`<a_9>` before `<a_10>`). Several items may share one tuple, and one token may
+    occur on several levels.
+    """
+
+    items: Int64Array
+    codes: Int32Array
+    tokens: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def levels(self) -> int:
+        """Tokens per item."""
+        return self.codes.shape[1]
+
+    @classmethod
+    def of(cls, items: Seq[int] | Int64Array, sids: Seq[Seq[str]]) -> SemanticIds:
+        """Semantic ids from one list of tokens per item, in any order.
+
+        Raises DraftrecError for no items, ids of different lengths, an empty id or token, and an
+        item that is listed twice.
+        """
+        if len(items) != len(sids):
+            raise ValueError(f"{len(items)} items cannot have {len(sids)} semantic ids")
+        known: dict[str, int] = {}
+        levels = len(sids[0]) if len(sids) else 0
+        codes = np.empty((len(sids), levels), np.int32)
+        for row, (item, sid) in enumerate(zip(items, sids, strict=True)):
+            if len(sid) != levels or not levels:
+                raise DraftrecError(_unequal(int(item), len(sid), levels))
+            codes[row] = [known.setdefault(token, len(known)) for token in sid]
+        return cls.from_codes(np.asarray(items, np.int64), codes, list(known))
+
+    @classmethod
+    def from_codes(cls, items: Int64Array, codes: Int32Array, tokens: Seq[str]) -> SemanticIds:
+        """The same from arrays: `items` int64 `[n]` in any order, `codes` int32 `[n, L]` positions
+        in `tokens`, which are distinct, in any order, and may hold some that no item uses.
+
+        Raises DraftrecError for no items, an item that is listed twice and an empty token.
+        """
+        if not len(items):
+            raise DraftrecError("the catalogue has no items; give a semantic id for at least one")
+        order = np.argsort(items, kind="stable")
+        items, codes = items[order], codes[order]
+        same = np.flatnonzero(items[1:] == items[:-1])
+        if len(same):
+            raise DraftrecError(
+                f"item {items[same[0]]} has more than one semantic id; keep one row for each item"
+            )
+        ordered, places = _ordered(codes, tokens)
+        return cls(items, places[codes], ordered)
+
+    def find(self, items: npt.ArrayLike) -> Int64Array:
+        """The place int64 `[k]` of every item, -1 where the catalogue does not have it."""
+        wanted = np.asarray(items, np.int64)
+        places = np.minimum(np.searchsorted(self.items, wanted), len(self.items) - 1)
+        return np.where(self.items[places] == wanted, places, -1).astype(np.int64)
+
+    def places(self, items: npt.ArrayLike) -> Int64Array:
+        """The place int64 `[k]` of every item. Raises DraftrecError for the first unknown one."""
+        wanted = np.asarray(items, np.int64)
+        places = self.find(wanted)
+        unknown = np.flatnonzero(places < 0)
+        if len(unknown):
+            raise DraftrecError(
+                f"item {wanted[unknown[0]]} has no semantic id; add it to the semantic ids, or "
+                "leave it out"
+            )
+        return places
+
+    def sids_of(self, items: npt.ArrayLike) -> list[list[str]]:
+        """The tokens of every item. Raises DraftrecError for an unknown one."""
+        return [[self.tokens[code] for code in row] for row in self.codes[self.places(items)]]
+
+    def token_ids(self, token_to_id: Mapping[str, int]) -> Int32Array:
+        """The same tuples in a model's vocabulary, int32 `[n, L]`.
+
+        Raises DraftrecError for a token that the vocabulary lacks, and for two tokens to which it
+        gives one id.
+        """
+        ids = [token_to_id.get(token, -1) for token in self.tokens]
+        if -1 in ids:
+            raise DraftrecError(
+                f"the tokenizer has no token {self.tokens[ids.index(-1)]!r}; use a model that was "
+                "trained with these semantic ids"
+            )
+        if len(set(ids)) < len(ids):
+            raise DraftrecError(
+                "the tokenizer gives two tokens of the semantic ids one id; use a model that was "
+                "trained with these semantic ids"
+            )
+        return np.array(ids, np.int32)[self.codes]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over items, codes and tokens, the same on every machine."""
+        whole = hashlib.sha256(json.dumps([self.levels, self.tokens]).encode())
+        whole.update(np.ascontiguousarray(self.items, "<i8").data)
+        whole.update(np.ascontiguousarray(self.codes, "<i4").data)
+        return whole.hexdigest()
+
+
+def _ordered(codes: Int32Array, tokens: Seq[str]) -> tuple[tuple[str, ...], Int32Array]:
+    """The tokens in use, in order, and the new position int32 of every old one, -1 without use."""
+    level_of: dict[int, int] = {}
+    for level in range(codes.shape[1]):
+        for code in np.flatnonzero(np.bincount(codes[:, level])).tolist():
+            level_of.setdefault(code, level)
+    if any(not tokens[code] for code in level_of):
+        raise DraftrecError("a semantic id holds an empty token; give every level a token")
+    order = sorted(level_of, key=lambda code: (level_of[code], _natural(tokens[code])))
+    places = np.full(len(tokens), -1, np.int32)
+    places[order] = np.arange(len(order), dtype=np.int32)
+    return tuple(tokens[code] for code in order), places
+
+
+def _natural(token: str) -> tuple[list[tuple[str, int]], str]:
+    """A sort key that compares numbers inside a text as numbers."""
+    bits = re.split(r"(\d+)", token)
+    pairs = [(bits[i], int(bits[i + 1])) for i in range(0, len(bits) - 1, 2)]
+    return [*pairs, (bits[-1], -1)], token
+
+
+def _unequal(item: int, found: int, levels: int) -> str:
+    if not found:
+        return f"the semantic id of item {item} is empty; give every item at least one token"
+    return (
+        f"the semantic id of item {item} has {found} tokens where the first has {levels}; give "
+        "all items equally many"
+    )
