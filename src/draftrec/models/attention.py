@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from draftrec.errors import UnsupportedModelError
 from draftrec.models.kv_cache import KVSlab
-from draftrec.models.packing import Packed, visibility
+from draftrec.models.packing import Packed, key_positions, visibility
 
 NAME = "draftrec_packed"
 
@@ -39,8 +39,10 @@ _HARMLESS = {
 class Block:
     """Queries attended to in one call: slots `first .. last-1`, `width` rows each, `length` keys.
 
-    `rows` int64 `[slots * width]` gathers queries into the block (None: they already lie so);
-    `back` picks the real rows out of the result, `place` says where they go.
+    Columns before `start` int64 `[slots]` are seen by all, of those from there on `seen` bool
+    `[slots, width, span]` tells; `own_positions` and `key_positions` int64 are of rows and of those
+    columns. `rows` int64 `[slots * width]` gathers queries into the block (None: they already lie
+    so); `back` picks the real rows out of the result, `place` says where they go.
     """
 
     first: int
@@ -50,6 +52,7 @@ class Block:
     start: torch.Tensor
     seen: torch.Tensor
     own_positions: torch.Tensor
+    key_positions: torch.Tensor
     rows: torch.Tensor | None
     back: torch.Tensor | None
     place: slice | torch.Tensor
@@ -67,15 +70,15 @@ class Block:
     def _build(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
         columns = torch.arange(self.length, device=self.start.device)
         own = columns[None, :] - self.start[:, None]  # column as a new row of its segment
-        slots = len(self.start)
-        if self.width == 1 and slots == 1 and (window is None or self.length <= window):
+        slots, span = len(self.start), self.seen.shape[2]
+        if span == 1 and slots == 1 and (window is None or self.length <= window):
             return None
-        place = own.clamp(0, self.width - 1)[:, None, :].expand(slots, self.width, self.length)
-        fresh = torch.gather(self.seen, 2, place) & (own < self.width)[:, None, :]
+        place = own.clamp(0, span - 1)[:, None, :].expand(slots, self.width, self.length)
+        fresh = torch.gather(self.seen, 2, place) & (own < span)[:, None, :]
         visible = (own < 0)[:, None, :] | fresh
         if window is not None:
             theirs = torch.where(
-                own < 0, columns[None, :], torch.gather(self.own_positions, 1, place[:, 0])
+                own < 0, columns[None, :], torch.gather(self.key_positions, 1, place[:, 0])
             )
             visible &= theirs[:, None, :] > self.own_positions[:, :, None] - window
         mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
@@ -112,7 +115,7 @@ def make_plan(packed: Packed, slab: KVSlab) -> Plan:
     """Choose blocks and move the index arrays to the slab's device."""
     device = slab.keys.device
     spans = [
-        (s.slot, int(a), int(b), s.start)
+        (s.slot, int(a), int(b), s.column)
         for s, a, b in zip(packed.segments, packed.row_start, packed.row_start[1:], strict=False)
     ]
     slots = np.concatenate([np.full(b - a, slot) for slot, a, b, _ in spans])
@@ -163,21 +166,25 @@ def _block(
     first, last = int(slots.min()), int(slots.max()) + 1
     width = int((ends - begins).max())
     length = int((columns + ends - begins).max())
+    found = visibility(packed, members, width)
     start = np.zeros(last - first, np.int64)
-    seen = np.zeros((last - first, width, width), np.bool_)
+    seen = np.zeros((last - first, width, found.shape[2]), np.bool_)
     rows = np.zeros((last - first, width), np.int64)
     positions = np.zeros((last - first, width), np.int64)
+    keys = np.zeros((last - first, found.shape[2]), np.int64)
     real = np.zeros((last - first, width), np.bool_)
     places = slots - first
-    start[places] = columns
-    seen[places] = visibility(packed, members, width)
-    if width == 1:
+    start[places] = [packed.segments[b].start for b in members]
+    seen[places] = found
+    if found.shape[2] == 1:
         rows[places, 0], positions[places, 0] = begins, packed.positions[begins]
-        real[places, 0] = True
-    for slot, a, b, _ in spans if width > 1 else ():
-        rows[slot - first, : b - a] = np.arange(a, b)
-        positions[slot - first, : b - a] = packed.positions[a:b]
-        real[slot - first, : b - a] = True
+        keys[places, 0], real[places, 0] = packed.positions[begins], True
+    for b, (slot, begin, end, _) in zip(members, spans, strict=True) if found.shape[2] > 1 else ():
+        rows[slot - first, : end - begin] = np.arange(begin, end)
+        positions[slot - first, : end - begin] = packed.positions[begin:end]
+        real[slot - first, : end - begin] = True
+        theirs = key_positions(packed, b)
+        keys[slot - first, : len(theirs)] = theirs
     seen[..., 0] |= ~seen.any(-1)
 
     def put(x: Any) -> torch.Tensor:
@@ -185,7 +192,7 @@ def _block(
 
     alone = len(members) == 1
     return Block(
-        first, last, width, length, put(start), put(seen), put(positions),
+        first, last, width, length, put(start), put(seen), put(positions), put(keys),
         None if alone else put(rows.reshape(-1)),
         None if alone or real.all() else put(np.flatnonzero(real.reshape(-1))),
         slice(int(begins[0]), int(ends[0])) if alone else put(rows[real]),

@@ -1,7 +1,8 @@
-"""From segments (pending tokens and a draft tree per sequence) to the flat arrays of one pass.
+"""From segments (what each sequence contributes) to the flat arrays of one pass.
 
-Host code only: NumPy in, NumPy out. Rows of a segment are its pending tokens, then its draft
-nodes; row `i` is written to KV column `start + i` of its slot.
+Host code only: NumPy in, NumPy out. A text contributes a `Segment`: pending tokens, then draft
+nodes. A beam search contributes a `BeamSegment`: nodes anywhere in a tree that grows from pass to
+pass. Row `i` of a segment is written to KV column `column + i` of its slot.
 """
 
 from __future__ import annotations
@@ -36,18 +37,68 @@ class Segment:
     def rows(self) -> int:
         return len(self.pending) + len(self.tree)
 
+    @property
+    def column(self) -> int:
+        """KV column of the first row."""
+        return self.start
+
+    @property
+    def past(self) -> int:
+        """Columns between `start` and `column`."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BeamSegment:
+    """Rows of one beam search: tokens of a tree whose other nodes earlier passes computed.
+
+    Every row sees the first `start` columns of the slot (the prompt, once it is there). The `p`
+    columns after them hold the rows of earlier passes, in the order they were computed; `n` new
+    rows follow. `token_ids` int32 `[n]`; `positions` int64 `[p + n]`, of past rows and new ones;
+    `seen` bool `[n, p + n]`: ancestors, past or new, and the row itself; `wanted` int64 `[r]`: new
+    rows whose logits are asked for, ascending.
+    """
+
+    slot: int
+    start: int
+    token_ids: IntArray
+    positions: LongArray
+    seen: npt.NDArray[np.bool_]
+    wanted: LongArray
+
+    @property
+    def rows(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def past(self) -> int:
+        """Columns between `start` and `column`."""
+        return len(self.positions) - len(self.token_ids)
+
+    @property
+    def column(self) -> int:
+        """KV column of the first new row."""
+        return self.start + self.past
+
+    @property
+    def scored(self) -> bool:
+        return len(self.wanted) > 0
+
+
+AnySegment = Segment | BeamSegment
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
     """One forward pass over `B` segments with `S` rows in all.
 
     `token_ids`, `positions`: int64 `[S]`. `row_start`: `[B + 1]`, where each segment's rows begin.
-    `parent`: `[S]`, the row within the segment whose ancestors this row shares, -1 for the first.
-    `scored`: int64 `[R]`, rows whose logits are wanted: for each scored segment the last pending
-    token's, then its nodes'.
+    `parent`: `[S]`, the row within a text's segment whose ancestors this row shares, -1 for the
+    first. `scored`: int64 `[R]`, rows whose logits are wanted: for each scored text the last
+    pending token's, then its nodes'; for each beam search those it names.
     """
 
-    segments: Seq[Segment]
+    segments: Seq[AnySegment]
     token_ids: LongArray
     positions: LongArray
     row_start: LongArray
@@ -55,7 +106,7 @@ class Packed:
     scored: LongArray
 
 
-def pack(segments: Seq[Segment]) -> Packed:
+def pack(segments: Seq[AnySegment]) -> Packed:
     """Lay the rows of all segments one after another."""
     rows = np.array([s.rows for s in segments], np.int64)
     row_start = np.concatenate(([0], np.cumsum(rows)))
@@ -65,8 +116,14 @@ def pack(segments: Seq[Segment]) -> Packed:
     parent = np.empty(total, np.int64)
     scored: list[int] = []
     for segment, first in zip(segments, row_start.tolist(), strict=False):
-        pending = len(segment.pending)
         here = slice(first, first + segment.rows)
+        if isinstance(segment, BeamSegment):
+            token_ids[here] = segment.token_ids
+            positions[here] = segment.positions[segment.past :]
+            parent[here] = -1  # `seen` says it all
+            scored.extend((first + segment.wanted).tolist())
+            continue
+        pending = len(segment.pending)
         token_ids[here][:pending] = segment.pending
         token_ids[here][pending:] = segment.tree.token_ids
         if segment.rows == 1:  # plain decoding: most rows of most passes
@@ -88,21 +145,35 @@ def pack(segments: Seq[Segment]) -> Packed:
 
 
 def visibility(packed: Packed, members: Seq[int], width: int) -> npt.NDArray[np.bool_]:
-    """bool `[len(members), width, width]`: may row i of that segment see row j of it?
+    """bool `[len(members), width, span]`: may row i of that segment see its column `start + j`?
 
-    A row sees itself and whatever its parent sees, which gives the causal triangle for pending
-    tokens and the ancestor mask for nodes. Rows past a segment's end see only themselves.
+    `span` is `width` where no member has past rows, else enough for the longest of them. A row of a
+    text sees itself and whatever its parent sees, which gives the causal triangle for pending
+    tokens and the ancestor mask for nodes. Rows past a segment's end see nothing.
     """
-    if width == 1:
+    span = max((packed.segments[b].past for b in members), default=0) + width
+    if span == 1:
         return np.ones((len(members), 1, 1), np.bool_)
-    seen = np.zeros((len(members), width, width), np.bool_)
+    seen = np.zeros((len(members), width, span), np.bool_)
     for place, b in enumerate(members):
-        first, end = int(packed.row_start[b]), int(packed.row_start[b + 1])
-        pending = len(packed.segments[b].pending)
+        segment = packed.segments[b]
         view = seen[place]
+        if isinstance(segment, BeamSegment):
+            view[: segment.rows, : segment.past + segment.rows] = segment.seen
+            continue
+        first, end = int(packed.row_start[b]), int(packed.row_start[b + 1])
+        pending = len(segment.pending)
         view[:pending, :pending] = np.tri(pending, dtype=np.bool_)
         above = packed.parent[first:end]
         for i in range(pending, end - first):
             view[i] = view[above[i]]
             view[i, i] = True
     return seen
+
+
+def key_positions(packed: Packed, member: int) -> LongArray:
+    """int64 `[past + rows]`: positions of what lies from the segment's column `start` on."""
+    segment = packed.segments[member]
+    if isinstance(segment, BeamSegment):
+        return segment.positions
+    return packed.positions[int(packed.row_start[member]) : int(packed.row_start[member + 1])]

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from draftrec.errors import UnsupportedModelError
 from draftrec.models.kv_cache import KVShape, KVSlab
-from draftrec.models.packing import Packed, visibility
+from draftrec.models.packing import Packed, key_positions, visibility
 
 
 class _Layer(CacheLayerMixin):
@@ -60,7 +60,7 @@ class _View:
         self.first = min(s.slot for s in segments)
         self.last = max(s.slot for s in segments) + 1
         self.width = max(s.rows for s in segments)
-        self.length = max(s.start + s.rows for s in segments)
+        self.length = max(s.column + s.rows for s in segments)
         device = slab.keys.device
 
         def flat(parts: list[np.ndarray]) -> torch.Tensor:
@@ -68,7 +68,7 @@ class _View:
 
         self.batch = flat([np.full(s.rows, s.slot - self.first) for s in segments])
         self.rows = flat([np.arange(s.rows) for s in segments])
-        self.columns = flat([np.arange(s.start, s.start + s.rows) for s in segments])
+        self.columns = flat([np.arange(s.column, s.column + s.rows) for s in segments])
 
 
 class PaddedRunner:
@@ -138,15 +138,15 @@ class PaddedRunner:
         visible[:, :, 0] = True  # rows of padding must see something
         seen = visibility(packed, range(len(packed.segments)), view.width)
         for b, segment in enumerate(packed.segments):
-            rows, end = segment.rows, segment.start + segment.rows
+            rows, end = segment.rows, segment.column + segment.rows
             here = visible[segment.slot - view.first]
             here[:rows] = False
             here[:rows, : segment.start] = True
-            here[:rows, segment.start : end] = seen[b, :rows, :rows]
+            here[:rows, segment.start : end] = seen[b, :rows, : end - segment.start]
             if window is not None:
                 first = int(packed.row_start[b])
                 own = packed.positions[first : first + rows]
-                theirs = np.concatenate((np.arange(segment.start), own))
+                theirs = np.concatenate((np.arange(segment.start), key_positions(packed, b)))
                 here[:rows, :end] &= theirs[None, :] > own[:, None] - window
         mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.model.device)
         hidden = torch.as_tensor(~visible, device=self.model.device)

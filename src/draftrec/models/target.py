@@ -22,7 +22,7 @@ from draftrec.core import IntArray
 from draftrec.errors import UnsupportedModelError
 from draftrec.models import attention, padded
 from draftrec.models.kv_cache import KVShape, KVSlab
-from draftrec.models.packing import LongArray, Packed, Segment, pack
+from draftrec.models.packing import AnySegment, LongArray, Packed, Segment, pack
 from draftrec.models.prepacked import is_prepacked
 
 AttentionInterface.register(attention.NAME, attention.packed_attention)
@@ -101,8 +101,8 @@ class Target:
             block.compile(dynamic=True)
 
     @torch.inference_mode()
-    def score(self, segments: Seq[Segment]) -> Scores:
-        """One forward pass. Writes KV rows `start .. start + rows - 1` of every segment's slot."""
+    def score(self, segments: Seq[AnySegment]) -> Scores:
+        """One forward pass. Writes KV columns `column ..` of every segment's slot, one per row."""
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
         logits = self.runner.run(pack(segments), self.slab)

@@ -1,0 +1,158 @@
+"""A recommender's folder: a checkpoint, its tokenizer, and `genrec.json` that says what it is.
+
+Every token of a semantic id is a single token of the tokenizer. The folder is an ordinary one of
+transformers, so other programs can load it as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from draftrec.config import ModelConfig
+from draftrec.data.writers import replace_file
+from draftrec.errors import DraftrecError
+from draftrec.models.loading import load_model, load_tokenizer, tokenizer_fingerprint
+from draftrec.tokens.prompts import PromptFormat
+
+FORMAT_VERSION = 1
+INFO_FILE = "genrec.json"
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+_BLOCKS, _BLOCK = 64, 4096
+
+
+class RecommenderInfo(BaseModel):
+    """What `genrec.json` holds.
+
+    `sids` and `target` are fingerprints: of the semantic ids that the model was trained on, and,
+    for a draft, of the target that it was aligned to. `training` is a record for people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["target", "draft"] = "target"
+    objective: str = "sft"
+    levels: int = Field(ge=1)
+    prompt: dict[str, Any] = Field(default_factory=dict)
+    sids: str
+    target: str | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Recommender:
+    """A model with what is needed to ask it. `fingerprint` tells checkpoints apart."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    format: PromptFormat
+    info: RecommenderInfo
+    fingerprint: str
+
+
+def load_recommender(
+    folder: str | Path, device: str = "auto", dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+) -> Recommender:
+    """The recommender of a folder, ready to score. Raises DraftrecError for any other folder."""
+    info = read_info(folder)
+    model = load_model(ModelConfig(model=str(folder), device=device, dtype=dtype))
+    form = _form(folder, info)
+    return Recommender(model, load_tokenizer(folder), form, info, weights_fingerprint(folder))
+
+
+def save_recommender(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: RecommenderInfo
+) -> None:
+    """Write a folder that `load_recommender` reads; `genrec.json` last, as the sign that it is
+    whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INFO_FILE).unlink(missing_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    replace_file(folder / INFO_FILE, (info.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_info(folder: str | Path) -> RecommenderInfo:
+    """What `genrec.json` says. Raises DraftrecError if there is none that this version reads."""
+    path = Path(folder) / INFO_FILE
+    if not path.is_file():
+        raise DraftrecError(
+            f"{folder} has no {INFO_FILE}, so it is no recommender; name a folder that "
+            "`draftrec genrec fit` or `genrec align` wrote"
+        )
+    try:
+        info = RecommenderInfo.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DraftrecError(
+            f"{path} is damaged ({error.errors()[0]['msg']}); train the model again"
+        ) from error
+    if info.format_version > FORMAT_VERSION:
+        raise DraftrecError(
+            f"{path} has format version {info.format_version}, this draftrec reads up to "
+            f"{FORMAT_VERSION}; update draftrec"
+        )
+    return info
+
+
+def new_tokenizer(tokens: Seq[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows <pad>, <s>, </s>, <unk> and `tokens`, ids in this order.
+
+    Raises DraftrecError for a token that is listed twice or one of the four.
+    """
+    vocabulary = {token: i for i, token in enumerate((PAD, BOS, EOS, UNK, *tokens))}
+    if len(vocabulary) != len(tokens) + 4:
+        raise DraftrecError(
+            f"the tokens of the semantic ids must be distinct, and none of {PAD}, {BOS}, {EOS} and "
+            f"{UNK}; rename them"
+        )
+    raw = RawTokenizer(WordLevel(vocabulary, unk_token=UNK))
+    raw.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    # Known to the splitter as well: ids written without spaces between them are read all the same.
+    raw.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK
+    )
+
+
+def check_draft(target: Recommender, draft: Recommender) -> None:
+    """Raise DraftrecError unless token ids mean the same to both models."""
+    if tokenizer_fingerprint(target.tokenizer) != tokenizer_fingerprint(draft.tokenizer):
+        raise DraftrecError(
+            "the draft model has another vocabulary than the target, so their token ids mean "
+            "different things; align a draft to this target with `draftrec genrec align`"
+        )
+
+
+def weights_fingerprint(folder: str | Path) -> str:
+    """sha256 over sizes and evenly spread blocks of all weight files: cheap for any size, and the
+    same whatever dtype the model is loaded in."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\t{size}\n".encode())
+        with path.open("rb") as file:
+            for i in range(_BLOCKS):
+                file.seek(max(0, size - _BLOCK) * i // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def _form(folder: str | Path, info: RecommenderInfo) -> PromptFormat:
+    try:
+        return PromptFormat(**info.prompt)
+    except TypeError as error:
+        raise DraftrecError(
+            f"{Path(folder) / INFO_FILE} describes a prompt that this draftrec does not know "
+            f"({error}); update draftrec, or train the model again"
+        ) from error
