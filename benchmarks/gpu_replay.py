@@ -14,9 +14,10 @@ from replay import ReplayRule
 from draftrec.config import AcceptConfig
 from draftrec.core import Generation, Request
 from draftrec.decoding import generate as loop
-from draftrec.decoding.budget import AutoBudget, CostCurve, FixedBudget
+from draftrec.decoding.budget import AutoBudget, FixedBudget
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.decoding.stats import StepStats
+from draftrec.models.costs import CostCurve
 from draftrec.models.target import Target
 
 TEXTS_ALONE = 3

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE, DraftTree, Verdict
-from draftrec.decoding.budget import AutoBudget, Calibration, CostCurve, FixedBudget
+from draftrec.decoding.budget import AutoBudget, Calibration, FixedBudget
 from draftrec.decoding.costs import measure_cost
+from draftrec.models.costs import CostCurve
 from draftrec.tokens.tree import chain, check_tree, make_tree
 from tests.models import zoo
 from tests.strategies import trees

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.decoding.budget import CostCurve
 from draftrec.decoding.costs import _stairs, _uneven, measure_cost
+from draftrec.models.costs import CostCurve
 from draftrec.models.target import Target
 from tests.models import zoo
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import Generation, Request
-from draftrec.decoding.budget import AutoBudget, CostCurve, FixedBudget
+from draftrec.decoding.budget import AutoBudget, FixedBudget
 from draftrec.decoding.drafters import PoolDrafter
 from draftrec.decoding.generate import Interrupted, generate
 from draftrec.decoding.stats import StepStats
 from draftrec.models import prepacked
+from draftrec.models.costs import CostCurve
 from draftrec.models.target import Target
 from draftrec.pool.store import Pool
 from tests.decoding.helpers import (

@@ -9,50 +9,17 @@ across the whole batch, best first, so an uncertain sequence yields its share to
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import EMPTY_TREE, DraftTree, Verdict
+from draftrec.models.costs import CostCurve, DoubleArray
 from draftrec.tokens.tree import trim
-
-DoubleArray = npt.NDArray[np.float64]
 
 # Steps without drafts before the next try.
 _REST = 15
-
-
-@dataclass(frozen=True, slots=True)
-class CostCurve:
-    """Seconds of a forward pass against its rows, linear between measured points, and
-    `draft_seconds` that drafting for one sequence takes."""
-
-    rows: tuple[int, ...]
-    seconds: tuple[float, ...]
-    draft_seconds: float = 0.0
-
-    def __call__(self, rows: npt.ArrayLike) -> DoubleArray:
-        """float64 seconds; never falling with rows, the last slope continued past the end."""
-        x = np.asarray(rows, np.float64)
-        xs, ys = np.array(self.rows, float), np.maximum.accumulate(np.array(self.seconds))
-        inside = np.interp(x, xs, ys)
-        if len(xs) < 2:
-            return inside * np.maximum(1.0, x / xs[-1])
-        slope = max((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]), ys[-1] / xs[-1] * 0.5)
-        return inside + slope * np.maximum(0.0, x - xs[-1])
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rows": list(self.rows),
-            "seconds": list(self.seconds),
-            "draft_seconds": self.draft_seconds,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> CostCurve:
-        return cls(tuple(data["rows"]), tuple(data["seconds"]), data.get("draft_seconds", 0.0))
 
 
 class Budget(Protocol):

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from draftrec.decoding.budget import CostCurve
 from draftrec.models import sampling
+from draftrec.models.costs import CostCurve
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text

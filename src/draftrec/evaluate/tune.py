@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from draftrec.data.records import GroupTable
-from draftrec.decoding.budget import CostCurve
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.engines import PoolEngine
 from draftrec.evaluate.recordings import Recording, read_recordings
 from draftrec.evaluate.replay import ReplaySettings, replay
+from draftrec.models.costs import CostCurve
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 

@@ -16,12 +16,13 @@ from draftrec.config import AcceptConfig, BatchConfig, DraftConfig, GenerateConf
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.decoding import generate as loop
 from draftrec.decoding.acceptance import make_rule
-from draftrec.decoding.budget import AutoBudget, Budget, CostCurve, FixedBudget
+from draftrec.decoding.budget import AutoBudget, Budget, FixedBudget
 from draftrec.decoding.costs import measure_cost
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.decoding.stats import StepStats, Timing
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.models import loading
+from draftrec.models.costs import CostCurve
 from draftrec.models.prepacked import prepack
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
