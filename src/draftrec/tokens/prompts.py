@@ -1,0 +1,137 @@
+"""How a user's history becomes the token ids of a prompt: the same in training and in serving.
+
+A prompt is BOS (if the tokenizer has one), a prefix, the most recent items with a separator between
+them, and a suffix; the model then writes the L tokens of the next item. Models without text use
+empty texts. Every text is tokenised once, by itself, and ids are concatenated, so what a piece
+becomes never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from draftrec.core import IntArray
+from draftrec.errors import DraftrecError
+
+BoolArray = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
+
+
+class Tokenizer(Protocol):
+    """What is needed of a transformers tokenizer."""
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Texts around and between the items of a history, of which the last `max_items` are kept."""
+
+    prefix: str = ""
+    separator: str = ""
+    suffix: str = ""
+    max_items: int = 20
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for a JSON file; `PromptFormat(**found)` is the way back."""
+        return asdict(self)
+
+
+#: For checkpoints that know text. Suffix and separator are equal on purpose: then the place of
+#: every item in a training sequence looks like the end of a prompt, and all of them teach.
+TEXT_FORMAT = PromptFormat("A user chose, in this order: ", ", ", ", ")
+
+
+class HistoryEncoder:
+    """Makes prompts of histories.
+
+    `item_tokens` is int32 `[n, L]`: the token ids of every item by its place in the catalogue.
+    Raises DraftrecError where an empty history would give an empty prompt.
+    """
+
+    def __init__(self, form: PromptFormat, tokenizer: Tokenizer, item_tokens: IntArray) -> None:
+        if form.max_items < 1:
+            raise DraftrecError(f"a prompt keeps at least 1 item, not {form.max_items}")
+        bos = tokenizer.bos_token_id
+        self.form = form
+        self.item_tokens = np.ascontiguousarray(item_tokens, np.int32)
+        self._tokenizer = tokenizer
+        self._start = np.concatenate(
+            [np.array([] if bos is None else [bos], np.int32), _ids(tokenizer, form.prefix)]
+        )
+        self._separator = _ids(tokenizer, form.separator)
+        self._suffix = _ids(tokenizer, form.suffix)
+        if not len(self._start) + len(self._suffix):
+            raise DraftrecError(
+                "the tokenizer has no BOS token and the prompt has neither prefix nor suffix, so "
+                "an empty history would be an empty prompt; give the prompt a prefix"
+            )
+
+    @property
+    def levels(self) -> int:
+        """L, the tokens of one item."""
+        return self.item_tokens.shape[1]
+
+    def encode(self, places: Places) -> IntArray:
+        """int32 `[p]`: the prompt of a history (int64 `[h]` places, oldest first)."""
+        return np.concatenate([self._items(places[-self.form.max_items :]), self._suffix])
+
+    def fit(self, context: int) -> HistoryEncoder:
+        """An encoder that drops the oldest items until prompt and answer fit into `context`.
+
+        Raises DraftrecError if they do not fit even with a single item.
+        """
+        per_item = self.levels + len(self._separator)
+        room = context - len(self._start) - len(self._suffix) - self.levels + len(self._separator)
+        if room < per_item:
+            raise DraftrecError(
+                f"a context of {context} tokens is too short for a prompt with one item of "
+                f"{self.levels} tokens and its answer; use a model with a longer context"
+            )
+        form = replace(self.form, max_items=min(self.form.max_items, room // per_item))
+        return HistoryEncoder(form, self._tokenizer, self.item_tokens)
+
+    def lesson(self, places: Places) -> tuple[IntArray, BoolArray]:
+        """int32 `[t]` token ids of a sequence to learn from, and bool `[t]`: which are answers.
+
+        Items count as answers where the tokens before them are those of a prompt: every item if
+        there is nothing between items, all but the first if the suffix equals the separator,
+        otherwise the last one alone.
+        """
+        if len(places) < 1:
+            raise ValueError("a sequence without items teaches nothing")
+        per_item = self.levels + len(self._separator)
+        if np.array_equal(self._separator, self._suffix):
+            ids = self._items(places)
+            answers = np.zeros(len(ids), np.bool_)
+            first = 1 if len(self._separator) else 0
+            for i in range(first, len(places)):
+                begin = len(self._start) + i * per_item
+                answers[begin : begin + self.levels] = True
+            return ids, answers
+        ids = np.concatenate([self.encode(places[:-1]), self.item_tokens[places[-1]]])
+        answers = np.zeros(len(ids), np.bool_)
+        answers[-self.levels :] = True
+        return ids, answers
+
+    def _items(self, places: Places) -> IntArray:
+        """The prompt before its suffix."""
+        rows = self.item_tokens[places]
+        if len(self._separator) and len(rows):
+            between = np.broadcast_to(self._separator, (len(rows), len(self._separator)))
+            flat = np.concatenate([rows, between], axis=1).reshape(-1)
+            flat = flat[: len(flat) - len(self._separator)]
+        else:
+            flat = rows.reshape(-1)
+        return np.concatenate([self._start, flat]).astype(np.int32)
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> IntArray:
+    return np.array(tokenizer.encode(text, add_special_tokens=False) if text else [], np.int32)

@@ -1,0 +1,98 @@
+"""Folders of recommenders: what is written is read again, what is none is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from draftrec.errors import DraftrecError
+from draftrec.models.recommender import (
+    RecommenderInfo,
+    check_draft,
+    load_recommender,
+    new_tokenizer,
+    save_recommender,
+    weights_fingerprint,
+)
+from draftrec.tokens.prompts import HistoryEncoder, PromptFormat
+
+TOKENS = ("<a_0>", "<a_1>", "<b_0>", "<b_1>")
+
+
+def save(folder: Path, tokens: tuple[str, ...] = TOKENS, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = new_tokenizer(tokens)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+    info = RecommenderInfo(levels=2, sids="s", prompt=PromptFormat(max_items=3).as_dict())
+    save_recommender(folder, model, tokenizer, info)
+    return folder
+
+
+def test_tokens_of_semantic_ids_are_single_tokens():
+    tokenizer = new_tokenizer(TOKENS)
+    assert tokenizer.get_vocab() == {
+        "<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, **{t: i + 4 for i, t in enumerate(TOKENS)}
+    }  # fmt: skip
+    assert tokenizer.encode("<a_1><b_0> <b_1>", add_special_tokens=False) == [5, 6, 7]
+    assert tokenizer.bos_token_id == 1
+    with pytest.raises(DraftrecError, match="must be distinct"):
+        new_tokenizer(("<a_0>", "<a_0>"))
+    with pytest.raises(DraftrecError, match="none of <pad>"):
+        new_tokenizer(("<s>",))
+
+
+def test_a_folder_is_read_as_it_was_written(tmp_path: Path):
+    found = load_recommender(save(tmp_path / "a"), "cpu")
+    assert found.format == PromptFormat(max_items=3)
+    assert (found.info.kind, found.info.levels) == ("target", 2)
+    assert found.fingerprint == weights_fingerprint(tmp_path / "a")
+    encoder = HistoryEncoder(found.format, found.tokenizer, np.array([[4, 6], [5, 7]], np.int32))
+    prompt = encoder.encode(np.array([1, 0]))
+    assert prompt.tolist() == [1, 5, 7, 4, 6]
+    logits = found.model(input_ids=torch.from_numpy(prompt).long()[None]).logits
+    assert logits.shape == (1, 5, 8)
+
+
+def test_fingerprints_tell_checkpoints_apart(tmp_path: Path):
+    first, same, other = (
+        weights_fingerprint(save(tmp_path / name, seed=seed))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first == same
+    assert first != other
+
+
+def test_a_draft_needs_the_vocabulary_of_its_target(tmp_path: Path):
+    target = load_recommender(save(tmp_path / "a"), "cpu")
+    check_draft(target, load_recommender(save(tmp_path / "b", seed=3), "cpu"))
+    with pytest.raises(DraftrecError, match="another vocabulary"):
+        check_draft(target, load_recommender(save(tmp_path / "c", TOKENS[::-1]), "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "has no genrec.json"),
+        ("{", "is damaged"),
+        ('{"sids": "s"}', "is damaged"),
+        ('{"sids": "s", "levels": 4, "format_version": 99}', "format version 99"),
+        ('{"sids": "s", "levels": 4, "prompt": {"colour": 1}}', "does not know"),
+    ],
+)
+def test_other_folders_are_refused_in_a_sentence(tmp_path: Path, content: str | None, words: str):
+    folder = save(tmp_path / "a")
+    (folder / "genrec.json").unlink()
+    if content is not None:
+        (folder / "genrec.json").write_text(content)
+    with pytest.raises(DraftrecError, match=words) as error:
+        load_recommender(folder, "cpu")
+    assert "\n" not in str(error.value)
