@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -58,3 +60,14 @@ def most_probable(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     first = greedy(logits)[:, None]
     ids = torch.cat([first, torch.where(ids == first, ids[:, :1], ids)[:, 1:]], -1)
     return values - logits.float().logsumexp(-1, keepdim=True), ids
+
+
+def log_probs_of(
+    logits: torch.Tensor, rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """float32 `[c]`: the log-probability of `tokens[i]` after row `rows[i]`, over the whole
+    vocabulary, on the host: one gather and one transfer for a ragged list of legal tokens."""
+    device = logits.device
+    at = torch.as_tensor(rows, device=device), torch.as_tensor(tokens, device=device).long()
+    total = logits.float().logsumexp(-1)
+    return (logits[at].float() - total[at[0]]).cpu().numpy()

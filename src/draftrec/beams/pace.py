@@ -1,0 +1,151 @@
+"""How far ahead and how wide to draft: settings, or what pays by measured costs and acceptance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from draftrec.beams.state import UserSearch
+from draftrec.models.costs import CostCurve
+
+#: Widths that are considered, as shares of the widest.
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+# Passes between two plans, and between two tries where drafting does not pay.
+_REPLAN, _RETRY = 8, 16
+_FADE = 0.995
+
+
+class Pace(Protocol):
+    """Says how many nodes to draft for each level after the decided one; none: a plain step."""
+
+    most: int
+    """The widest level that it ever asks for."""
+
+    def widths(self, level: int) -> list[int]: ...
+
+    def observe(self, running: Seq[UserSearch]) -> None: ...
+
+
+class FixedPace:
+    """`width` nodes (N) for `steps` levels (gamma), as far as there are levels to draft.
+
+    The last of `depth` levels is never drafted: the pass that scores the level above it gives it.
+    """
+
+    def __init__(self, width: int, steps: int, depth: int) -> None:
+        self.most, self.steps, self.depth = width, steps, depth
+
+    def widths(self, level: int) -> list[int]:
+        return [self.most] * max(0, min(self.steps, self.depth - 1 - level))
+
+    def observe(self, running: Seq[UserSearch]) -> None:
+        """Nothing to learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of a pass by its rows: the target's and the drafter's (None: drafts need no pass).
+
+    `users` run at once, prompts have about `prompt` rows, `kept` beams (K) are scored in any case.
+    """
+
+    target: CostCurve
+    draft: CostCurve | None
+    users: int
+    prompt: int
+    kept: int
+
+    def passes(self, level: int, widths: Seq[int]) -> float:
+        """Seconds of drafting `widths` after `level` and verifying, per user."""
+        first = self.prompt if level == 0 else self.kept
+        rows = [first + sum(widths)]
+        seconds = float(self.target(self.users * rows[0]))
+        if self.draft is not None and widths:
+            seconds += sum(float(self.draft(self.users * r)) for r in (first, *widths[:-1]))
+        return seconds / self.users
+
+
+class AutoPace:
+    """The widths that finish a search soonest, by costs and by what was accepted lately.
+
+    For every level it counts, width by width, how often all beams that the target kept were among
+    the first so many drafted ones; a level that was verified with a wide draft says what narrower
+    ones would have done. Plans come from the end backwards: after `t` levels, drafting some levels
+    costs their passes and leads to t + 1 .. levels with the estimated probabilities, from where the
+    best plan goes on. Where the best plan is plain, drafting is tried again every 16 passes. All
+    clocks are the cost curves', so that a run repeats its decisions.
+    """
+
+    def __init__(self, most: int, depth: int, costs: Costs) -> None:
+        self.most, self.depth, self.costs = most, depth, costs
+        least = costs.kept
+        self.grid = sorted({max(least, round(most * s)) for s in _SHARES} | {min(least, most)})
+        # Two tries to begin with, so that nothing is certain before it was seen.
+        self.tried = np.full((depth, len(self.grid)), 2.0)
+        self.held = np.full((depth, len(self.grid)), 1.4)
+        self.plans: list[list[int]] = []
+        self._passes = 0
+
+    def widths(self, level: int) -> list[int]:
+        if not self.plans:
+            self.plans = self._plan()
+        plan = self.plans[level]
+        if not plan and self._passes % _RETRY == 0:
+            return [self.most] * (self.depth - 1 - level)
+        return plan
+
+    def observe(self, running: Seq[UserSearch]) -> None:
+        """Count at which width every verified level would have been accepted."""
+        self.tried *= _FADE
+        self.held *= _FADE
+        for search in running:
+            before = search.level - len(search.trail)
+            for i, (drafted, kept) in enumerate(zip(search.levels, search.trail, strict=False)):
+                self._count(before + i + 1, len(drafted), _needed(drafted, kept))
+        self._passes += 1
+        if self._passes % _REPLAN == 0:
+            self.plans = self._plan()
+
+    def _count(self, level: int, drafted: int, needed: int | None) -> None:
+        if level >= self.depth:
+            return
+        for place, width in enumerate(self.grid):
+            if needed is not None and needed <= width:
+                self.held[level, place] += 1
+            elif width > max(drafted, self.grid[0]):
+                continue  # a wider draft might have had them
+            self.tried[level, place] += 1
+
+    def _plan(self) -> list[list[int]]:
+        """The best widths after 0, 1, ... levels."""
+        left = [0.0] * (self.depth + 1)
+        plans: list[list[int]] = [[] for _ in range(self.depth)]
+        for level in range(self.depth - 1, -1, -1):
+            left[level] = self.costs.passes(level, []) + left[level + 1]
+            for steps in range(1, self.depth - level):
+                for place, width in enumerate(self.grid):
+                    widths = [width] * steps
+                    seconds = self.costs.passes(level, widths) + self._after(
+                        level, steps, place, left
+                    )
+                    if seconds < left[level]:
+                        left[level], plans[level] = seconds, widths
+        return plans
+
+    def _after(self, level: int, steps: int, place: int, left: Seq[float]) -> float:
+        """Seconds expected after the pass that verifies `steps` levels of a width."""
+        reached, seconds = 1.0, 0.0
+        for step in range(1, steps + 1):
+            share = float(self.held[level + step, place] / self.tried[level + step, place])
+            seconds += reached * (1 - share) * left[level + step]
+            reached *= share
+        return seconds + reached * left[level + steps + 1]
+
+
+def _needed(drafted: np.ndarray, kept: np.ndarray) -> int | None:
+    """How many drafted nodes, in their order, hold all kept ones; None if not even all do."""
+    places = np.flatnonzero(np.isin(drafted, kept))
+    return int(places[-1]) + 1 if len(places) == len(kept) and len(places) else None

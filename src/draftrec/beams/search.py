@@ -1,0 +1,156 @@
+"""THE loop of recommendation: draft levels, score, keep the target's own beams level by level.
+
+Plain beam search is this loop with nothing drafted: one level per pass. Whatever is drafted, the
+target's scores choose every beam, so the answer is plain beam search's own (AtSpeed, arXiv
+2410.05165, strict top-K verification): a level costs no pass of its own if all beams kept above it
+were drafted, and the first level that is not still comes out right, since its candidates are
+children of nodes that were scored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+
+from draftrec.beams.drafters import BeamDrafter
+from draftrec.beams.model import BeamModel
+from draftrec.beams.scored import Scored
+from draftrec.beams.state import Spread, UserSearch, pick, plain
+from draftrec.beams.tree import BeamTree
+from draftrec.beams.values import BeamRequest, Beams
+from draftrec.core import IntArray
+
+
+@dataclass(slots=True)
+class BeamEngine:
+    """The parts of the loop. `width` is K, the beams kept; `slots` users run at once; `spread` says
+    by what beams are chosen.
+    """
+
+    target: BeamModel
+    drafter: BeamDrafter
+    width: int
+    slots: int
+    spread: Spread = plain
+
+    @property
+    def depth(self) -> int:
+        """Tokens per item."""
+        return self.target.constraint.levels
+
+
+class Interrupted(Exception):
+    """The caller asked to stop; the pass under way was finished."""
+
+
+class SearchBatch:
+    """At most `slots` running searches and the requests that wait. Results keep input order."""
+
+    def __init__(self, requests: Seq[BeamRequest], slots: int) -> None:
+        self.waiting = deque(enumerate(requests))
+        self.running: list[UserSearch] = []
+        self.results: list[Beams | None] = [None] * len(requests)
+        self.free = list(range(slots))[::-1]
+
+    @property
+    def active(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def finished(self) -> list[Beams]:
+        """All results in input order. Raises RuntimeError while some are missing."""
+        done = [r for r in self.results if r is not None]
+        if len(done) != len(self.results):
+            raise RuntimeError("some searches are not finished")
+        return done
+
+
+def search(
+    engine: BeamEngine,
+    requests: Seq[BeamRequest],
+    on_step: Callable[[Seq[UserSearch]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Beams]:
+    """The best beams of every request; results in the order of `requests`.
+
+    `on_step` gets the searches that a pass has finished. Raises Interrupted, after finishing a
+    pass, once `should_stop()` is true.
+    """
+    batch = start(engine, requests)
+    while batch.active:
+        if should_stop and should_stop():
+            raise Interrupted
+        admit(engine, batch)
+        engine.drafter.draft(batch.running)
+        verify(engine, batch.running)
+        keep(engine, batch.running)
+        engine.drafter.observe(batch.running)
+        done = retire(engine, batch)
+        if on_step:
+            on_step(done)
+    return batch.finished()
+
+
+def start(engine: BeamEngine, requests: Seq[BeamRequest]) -> SearchBatch:
+    """All requests waiting, and room in every cache for the longest of them."""
+    longest = max((len(r.prompt_ids) for r in requests), default=1)
+    rows = engine.width * engine.depth + engine.drafter.most_rows
+    engine.target.target.reserve(engine.slots, longest + rows)
+    engine.drafter.reserve(engine.slots, longest)
+    return SearchBatch(requests, engine.slots)
+
+
+def admit(engine: BeamEngine, batch: SearchBatch) -> None:
+    """Let waiting requests into free slots."""
+    while batch.waiting and batch.free:
+        order, request = batch.waiting.popleft()
+        tree = BeamTree(engine.depth)
+        new = UserSearch(order, request, tree, Scored(batch.free.pop(), request, tree))
+        engine.drafter.start(new)
+        batch.running.append(new)
+
+
+def verify(engine: BeamEngine, running: Seq[UserSearch]) -> None:
+    """One pass of the target over what is missing of kept beams and drafts."""
+    work: list[tuple[Scored, IntArray]] = []
+    for s in running:
+        s.trail = []
+        nodes = np.concatenate((s.kept.nodes, *s.levels))
+        engine.target.learn_forced(s.target, nodes[nodes >= 0])
+        missing = s.target.missing(nodes)
+        if len(missing) or not s.target.started:
+            work.append((s.target, missing))
+            s.target_calls += 1
+            s.drafted += sum(len(level) for level in s.levels)
+    engine.target.rate(work)
+
+
+def keep(engine: BeamEngine, running: Seq[UserSearch]) -> None:
+    """Go down as many levels as the target can decide, and drop the cached rows left behind."""
+    moves: list[tuple[int, int, int]] = []
+    for s in running:
+        while s.level < engine.depth and len(s.kept.nodes) and s.target.rates(s.kept.nodes).all():
+            s.kept = pick(engine.spread, s.target, s.kept, engine.width)
+            s.trail.append(s.kept.nodes)
+            s.level += 1
+            if s.level < engine.depth:
+                engine.target.learn_forced(s.target, s.kept.nodes)
+        s.accepted_steps += max(0, len(s.trail) - 1)
+        if s.level < engine.depth:
+            moves += s.target.forget(s.tree.closure(s.kept.nodes))
+    engine.target.move(moves)
+
+
+def retire(engine: BeamEngine, batch: SearchBatch) -> list[UserSearch]:
+    """Move finished searches to `results` and free their slots; returns them."""
+    done = [s for s in batch.running if s.level == engine.depth or not len(s.kept.nodes)]
+    for s in done:
+        batch.results[s.order] = s.result()
+        batch.free.append(s.target.slot)
+        engine.drafter.stop(s)
+    if done:
+        batch.running = [s for s in batch.running if s.level < engine.depth and len(s.kept.nodes)]
+    return done
