@@ -71,9 +71,7 @@ def test_transformers_finds_the_same_beams() -> None:
             max_new_tokens=4,
             do_sample=False,
             length_penalty=0.0,
-            prefix_allowed_tokens_fn=lambda _, text, p=p: sorted(
-                followers[tuple(text[p:].tolist())]
-            ),
+            prefix_allowed_tokens_fn=lambda _, ids, p=p: list(followers[tuple(ids[p:].tolist())]),
             return_dict_in_generate=True,
             output_scores=True,
         )
@@ -81,6 +79,7 @@ def test_transformers_finds_the_same_beams() -> None:
         np.testing.assert_allclose(answer.sequences_scores.numpy(), beams.scores, atol=1e-4)
 
 
+#: Seed, scale of the weights and layers.
 DRAFTS = {
     "perfect": (0, 0.5, 2),
     "other": (7, 0.5, 2),

@@ -97,7 +97,7 @@ class Scored:
         return np.repeat(scores, spans[:, 1] - spans[:, 0]) + self.log_probs[ragged(spans)]
 
     def forget(self, keep: IntArray) -> list[tuple[int, int, int]]:
-        """Drop the cached rows of all nodes but `keep`; returns moves (slot, column, new column)."""
+        """Drop the cached rows of all nodes but `keep`; returns moves: slot, column, new column."""
         kept = np.isin(self.order, keep)
         if kept.all():
             return []
