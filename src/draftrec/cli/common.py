@@ -10,11 +10,13 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from draftrec.errors import DraftrecError
 
@@ -33,11 +35,43 @@ def print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values), flush=True)  # noqa: T201
 
 
-def command(options: type[Options]) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
+class ManyNumbers(TyperCommand):
+    """A command that reads `-k 1 3 5` as `-k 1 -k 3 -k 5`, for every option that may be repeated;
+    Typer's own options take a fixed number of values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give each number its option's name, then parse as usual."""
+        names = {n for p in self.params if getattr(p, "multiple", False) for n in p.opts}
+        return super().parse_args(ctx, _repeated(args, names))
+
+
+def _repeated(args: list[str], names: set[str]) -> list[str]:
+    """`args` in which whole numbers after a named option's value are preceded by its name too."""
+    words: list[str] = []
+    option = None
+    rest = iter(args)
+    for word in rest:
+        if word == "--":
+            return [*words, word, *rest]
+        if word in names:
+            option = word
+            words += [word, *islice(rest, 1)]
+        elif option and word.isdigit():
+            words += [option, word]
+        else:
+            option = None
+            words.append(word)
+    return words
+
+
+def command(
+    options: type[Options], cls: type[TyperCommand] | None = None
+) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
     """Make a command of a function whose options are the fields of a dataclass.
 
     Typer reads a signature, and one with thirty parameters helps nobody; so the fields
-    (`Annotated[type, typer.Option(...)] = default`) are presented to it as one.
+    (`Annotated[type, typer.Option(...)] = default`) are presented to it as one. `cls` parses the
+    command line in another way than Typer's.
     """
     hints = get_type_hints(options, include_extras=True)
     parameters = [
@@ -57,6 +91,7 @@ def command(options: type[Options]) -> Callable[[Callable[[Options], int]], Call
         run.__doc__ = function.__doc__
         run.__annotations__ = {**hints, "return": int}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.command_class = cls  # type: ignore[attr-defined]
         return run
 
     return wrap

@@ -65,12 +65,16 @@ def _app(argv: list[str]) -> typer.Typer:
 
 def _register(app: typer.Typer, name: str, module: ModuleType) -> None:
     if not hasattr(module, "SUBCOMMANDS"):
-        app.command(name)(_stoppable(getattr(module, name)))
+        _add(app, name, getattr(module, name))
         return
     group = typer.Typer(help=(module.__doc__ or "").partition(": ")[2].capitalize())
     for word, function in module.SUBCOMMANDS.items():
-        group.command(word)(_stoppable(function))
+        _add(group, word, function)
     app.add_typer(group, name=name)
+
+
+def _add(app: typer.Typer, name: str, function: Callable[..., int]) -> None:
+    app.command(name, cls=getattr(function, "command_class", None))(_stoppable(function))
 
 
 def _stoppable(function: Callable[..., int]) -> Callable[..., int]:

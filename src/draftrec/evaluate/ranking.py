@@ -1,0 +1,231 @@
+"""How good recommended lists are: Recall@K and NDCG@K, in the two definitions in use.
+
+*multi*: AtSpeed's (arXiv 2410.05165). A user's targets T are all items of the part;
+Recall@K = hits / |T|, NDCG@K = DCG / IDCG with the IDCG cut at min(|T|, K).
+*single*: LC-Rec's (arXiv 2311.09049) and that of most leave-one-out evaluations. The first target
+alone counts: Recall@K is hit@K, NDCG@K is 1 / log2(rank + 1).
+Both are means over users who have targets. An item listed twice counts where it comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from draftrec.data.readers import Row, open_records
+from draftrec.data.sequences import read_histories
+from draftrec.errors import DraftrecError
+
+Definition = Literal["multi", "single"]
+DEFINITIONS: tuple[Definition, ...] = get_args(Definition)
+#: The list lengths that papers report.
+KS = (1, 3, 5, 10, 20)
+
+LongArray = npt.NDArray[np.int64]
+DoubleArray = npt.NDArray[np.float64]
+Lists = Seq[LongArray]
+_COLUMNS = ("user", "items")
+#: Stands where a list has null, a sequence of tokens that is no item: a miss.
+_NO_ITEM = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class RankingScores:
+    """Means over `users`, by K. `short_lists`: users with fewer items than the largest K, whose
+    missing places count as misses."""
+
+    definition: Definition
+    users: int
+    short_lists: int
+    recall: Mapping[int, float]
+    ndcg: Mapping[int, float]
+
+    def summary(self) -> dict[str, Any]:
+        """`recall@k` and `ndcg@k` for each K, beside the rest, as one flat dictionary."""
+        figures = {f"recall@{k}": value for k, value in self.recall.items()}
+        figures |= {f"ndcg@{k}": value for k, value in self.ndcg.items()}
+        return {
+            "definition": self.definition,
+            "users": self.users,
+            "short_lists": self.short_lists,
+            **figures,
+        }
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Hits:
+    """Which places of each user's list hold a target: `found` bool `[n, m]`, m the longest list;
+    `targets` int64 `[n]`, distinct ones; `lengths` int64 `[n]`, items listed."""
+
+    found: npt.NDArray[np.bool_]
+    targets: LongArray
+    lengths: LongArray
+
+    def recall(self, k: int) -> DoubleArray:
+        """Recall@k of every user, float64 `[n]`."""
+        return self.found[:, :k].sum(axis=1) / self.targets
+
+    def ndcg(self, k: int) -> DoubleArray:
+        """NDCG@k of every user, float64 `[n]`."""
+        discounts = 1.0 / np.log2(np.arange(2, max(k, self.found.shape[1]) + 2))
+        gains = self.found[:, :k] @ discounts[: min(k, self.found.shape[1])]
+        ideal = np.cumsum(discounts)
+        return gains / ideal[np.minimum(self.targets, k) - 1]
+
+
+def find_hits(recommended: Lists, targets: Lists) -> Hits:
+    """Compare every user's list, best first, with the items that came true, in any order.
+
+    `recommended` and `targets` have one int64 array per user. Raises ValueError for unequal numbers
+    of users, and DraftrecError for a user without targets, about whom nothing can be said.
+    """
+    if len(recommended) != len(targets):
+        raise ValueError(f"{len(recommended)} lists do not fit the targets of {len(targets)} users")
+    lengths, wanted = _lengths(recommended), _lengths(targets)
+    if not len(wanted) or not wanted.all():
+        raise DraftrecError(
+            "a user without targets cannot be scored; leave out those who have none"
+        )
+    # One number per pair of user and item, so that all users are looked up at once.
+    numbers = np.concatenate([*recommended, *targets])
+    codes = np.unique(numbers, return_inverse=True)[1] + _owners(lengths, wanted) * len(numbers)
+    listed, true = codes[: lengths.sum()], np.unique(codes[lengths.sum() :])
+    first = np.zeros(len(listed), np.bool_)
+    first[np.unique(listed, return_index=True)[1]] = True
+    found = np.zeros((len(lengths), max(int(lengths.max()), 1)), np.bool_)
+    found[np.arange(found.shape[1]) < lengths[:, None]] = np.isin(listed, true) & first
+    counts = np.bincount(true // len(numbers), minlength=len(targets))
+    return Hits(found, counts.astype(np.int64), lengths)
+
+
+def multi_target(recommended: Lists, targets: Lists, ks: Seq[int] = KS) -> RankingScores:
+    """AtSpeed's Recall@K and NDCG@K: every target counts. Raises as `find_hits` does."""
+    return _scores("multi", find_hits(recommended, targets), ks)
+
+
+def single_target(recommended: Lists, targets: Lists, ks: Seq[int] = KS) -> RankingScores:
+    """LC-Rec's hit@K and NDCG@K: the first target counts alone. Raises as `find_hits` does."""
+    return _scores("single", find_hits(recommended, [t[:1] for t in targets]), ks)
+
+
+def ranking_scores(
+    recommended: Lists, targets: Lists, ks: Seq[int], definition: Definition
+) -> RankingScores:
+    """`multi_target` or `single_target`, by name."""
+    score = {"multi": multi_target, "single": single_target}[definition]
+    return score(recommended, targets, ks)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The scores of a file of recommendations, and who is not in them: users of the file
+    `without_targets`, and users with targets `without_list`."""
+
+    scores: RankingScores
+    part: str
+    without_targets: int
+    without_list: int
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as one flat dictionary, with the contract's `recall@k`, `ndcg@k`, `users`."""
+        return {
+            "part": self.part,
+            **self.scores.summary(),
+            "users_without_targets": self.without_targets,
+            "users_without_list": self.without_list,
+        }
+
+
+def evaluate_recommendations(
+    recommendations: str | Path,
+    sequences: str | Path,
+    *,
+    ks: Seq[int] = KS,
+    part: str = "test",
+    definition: Definition = "multi",
+) -> Evaluation:
+    """Compare a file of recommendations (`user`, `items`) with what users took in `part`.
+
+    Only users who have both a list and targets are scored. Raises DraftrecError for files that
+    cannot be read, a user with two lists, no user to score, and a K longer than every list.
+    """
+    lists = read_lists(recommendations)
+    histories = read_histories(sequences, part, max_items=0)
+    scored = [h for h in histories if h.user in lists]
+    if not scored:
+        raise DraftrecError(
+            f"no user of {recommendations} has items of part {part!r} in {sequences}; evaluate "
+            "with the sequences, and the part, that were recommended for"
+        )
+    longest = max(len(lists[h.user]) for h in scored)
+    if longest < max(ks):
+        raise DraftrecError(
+            f"{recommendations} lists at most {longest} items for a user, too few for k = "
+            f"{max(ks)}; recommend with -k {max(ks)}, or evaluate a smaller k"
+        )
+    targets = [h.targets for h in scored]
+    return Evaluation(
+        ranking_scores([lists[h.user] for h in scored], targets, ks, definition),
+        part,
+        len(lists) - len(scored),
+        len(histories) - len(scored),
+    )
+
+
+def read_lists(location: str | Path) -> dict[int, LongArray]:
+    """User -> recommended items int64 `[m]`, best first, from the columns `user` and `items`.
+
+    Raises DraftrecError for missing columns, unusable rows and a user who is listed twice.
+    """
+    source = open_records(location)
+    source.require(_COLUMNS, "name a file that `draftrec genrec recommend` wrote")
+    found: dict[int, LongArray] = {}
+    for row in source.rows(_COLUMNS):
+        user, items = _row_of(row)
+        if user in found:
+            raise DraftrecError(
+                f"{row.file} line {row.line}: user {user} has a list before; keep one of them"
+            )
+        found[user] = items
+    return found
+
+
+def _row_of(row: Row) -> tuple[int, LongArray]:
+    user, items = row.values.get("user"), row.values.get("items")
+    if isinstance(user, int) and isinstance(items, list):
+        values: list[Any] = [_NO_ITEM if item is None else item for item in items]
+        if all(isinstance(v, int) and _NO_ITEM <= v < -_NO_ITEM for v in values):
+            return user, np.array(values, np.int64)
+    raise DraftrecError(
+        f"{row.file} line {row.line}: user must be a whole number and items a list of them; mend "
+        "or remove the row"
+    )
+
+
+def _scores(definition: Definition, hits: Hits, ks: Seq[int]) -> RankingScores:
+    ordered = sorted(set(ks))
+    if not ordered or ordered[0] < 1:
+        raise ValueError(f"list lengths must be positive, not {list(ks)}")
+    return RankingScores(
+        definition,
+        len(hits.targets),
+        int((hits.lengths < ordered[-1]).sum()),
+        {k: float(hits.recall(k).mean()) for k in ordered},
+        {k: float(hits.ndcg(k).mean()) for k in ordered},
+    )
+
+
+def _lengths(arrays: Lists) -> LongArray:
+    return np.fromiter(map(len, arrays), np.int64, len(arrays))
+
+
+def _owners(lengths: LongArray, wanted: LongArray) -> LongArray:
+    """Whose each number of the concatenated lists and targets is."""
+    users = np.arange(len(lengths))
+    return np.concatenate((np.repeat(users, lengths), np.repeat(users, wanted)))
