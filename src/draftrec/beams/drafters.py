@@ -1,4 +1,4 @@
-"""Who drafts beams: nobody, a smaller model, a retriever of items, or the last two together.
+"""Who drafts beams: nobody, or a smaller model (`items` has the drafters that need none).
 
 A drafter writes `search.levels`: for each level after the one decided, nodes of the user's tree in
 the order in which a narrower draft would have had them.

@@ -60,6 +60,11 @@ class BeamModel:
             scored.computed(nodes)
             first += len(rows)
 
+    def knows(self, scored: Scored, nodes: IntArray) -> bool:
+        """Are all of `nodes` rated, or is what follows certain?"""
+        self.learn_forced(scored, nodes[nodes >= 0])
+        return bool(scored.rates(nodes).all())
+
     def learn_forced(self, scored: Scored, nodes: IntArray) -> None:
         """Rate the nodes that have one legal child: with renormalised scores it is certain."""
         trie = self.constraint.trie

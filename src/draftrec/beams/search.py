@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from draftrec.beams.drafters import BeamDrafter
 from draftrec.beams.model import BeamModel
+from draftrec.beams.rules import BeamRule, StrictRule
 from draftrec.beams.scored import Scored
-from draftrec.beams.state import Spread, UserSearch, pick, plain
+from draftrec.beams.state import UserSearch
 from draftrec.beams.tree import BeamTree
 from draftrec.beams.values import BeamRequest, Beams
 from draftrec.core import IntArray
@@ -27,15 +28,13 @@ from draftrec.core import IntArray
 
 @dataclass(slots=True)
 class BeamEngine:
-    """The parts of the loop. `width` is K, the beams kept; `slots` users run at once; `spread` says
-    by what beams are chosen.
-    """
+    """The parts of the loop. `width` is K, the beams kept; `slots` users run at once."""
 
     target: BeamModel
     drafter: BeamDrafter
     width: int
     slots: int
-    spread: Spread = plain
+    rule: BeamRule = field(default_factory=StrictRule)
 
     @property
     def depth(self) -> int:
@@ -132,25 +131,20 @@ def keep(engine: BeamEngine, running: Seq[UserSearch]) -> None:
     """Go down as many levels as the target can decide, and drop the cached rows left behind."""
     moves: list[tuple[int, int, int]] = []
     for s in running:
-        while s.level < engine.depth and len(s.kept.nodes) and s.target.rates(s.kept.nodes).all():
-            s.kept = pick(engine.spread, s.target, s.kept, engine.width)
-            s.trail.append(s.kept.nodes)
-            s.level += 1
-            if s.level < engine.depth:
-                engine.target.learn_forced(s.target, s.kept.nodes)
-        s.accepted_steps += max(0, len(s.trail) - 1)
-        if s.level < engine.depth:
+        engine.rule.decide(engine.target, s, engine.width)
+        s.accepted_steps += len(s.trail) - 1
+        if not s.done:
             moves += s.target.forget(s.tree.closure(s.kept.nodes))
     engine.target.move(moves)
 
 
 def retire(engine: BeamEngine, batch: SearchBatch) -> list[UserSearch]:
     """Move finished searches to `results` and free their slots; returns them."""
-    done = [s for s in batch.running if s.level == engine.depth or not len(s.kept.nodes)]
+    done = [s for s in batch.running if s.done]
     for s in done:
         batch.results[s.order] = s.result()
         batch.free.append(s.target.slot)
         engine.drafter.stop(s)
     if done:
-        batch.running = [s for s in batch.running if s.level < engine.depth and len(s.kept.nodes)]
+        batch.running = [s for s in batch.running if not s.done]
     return done

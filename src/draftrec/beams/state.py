@@ -56,14 +56,26 @@ class UserSearch:
     drafted: int = 0
     accepted_steps: int = 0
 
+    @property
+    def done(self) -> bool:
+        """Are all levels decided, or is nothing legal?"""
+        return self.level == self.tree.paths.shape[1] or not len(self.kept.nodes)
+
+    def settle(self, kept: Kept) -> None:
+        """Decide the next level."""
+        self.kept = kept
+        self.trail.append(kept.nodes)
+        self.level += 1
+
     def result(self) -> Beams:
-        """The kept beams as an answer."""
-        nodes = self.kept.nodes[self.kept.nodes >= 0]
+        """The kept beams as an answer, best first."""
+        order = np.lexsort((self.kept.ranks, -self.kept.scores))
+        nodes = self.kept.nodes[order]
         return Beams(
             self.request.key,
             self.tree.token_paths(nodes),
             self.tree.places[nodes],
-            self.kept.scores[: len(nodes)],
+            self.kept.scores[order],
             self.target_calls,
             self.accepted_steps,
             self.draft_calls,

@@ -1,0 +1,147 @@
+"""Drafts without a model: the beginnings of items that a cheap retriever proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+import numpy as np
+
+from draftrec.beams.drafters import BeamDrafter
+from draftrec.beams.pace import Pace
+from draftrec.beams.state import UserSearch
+from draftrec.beams.values import BeamRequest, DoubleArray, LongArray
+from draftrec.core import IntArray
+from draftrec.tokens.item_trie import ItemTrie
+
+
+class Proposer(Protocol):
+    """Proposes items for a history: `pool.item_retriever.ItemRetriever` is one."""
+
+    def propose(self, history: LongArray, most: int) -> tuple[LongArray, DoubleArray]:
+        """Places int64 `[m]` in the catalogue and weights float64 `[m]`, at most `most`."""
+        ...
+
+
+class Offers:
+    """Prefixes of the items proposed to running users, heaviest first: a prefix weighs what the
+    items below it weigh together."""
+
+    def __init__(self, trie: ItemTrie, proposer: Proposer, proposals: int = 256) -> None:
+        self.trie, self.proposer, self.proposals = trie, proposer, proposals
+        self._users: dict[int, list[tuple[LongArray, LongArray]]] = {}
+
+    def start(self, search: UserSearch) -> None:
+        """Ask for proposals; those that the user's filter forbids are left out."""
+        leaves, weights = self._legal(search.request)
+        self._users[search.order] = _by_level(self.trie, leaves, weights)
+
+    def stop(self, search: UserSearch) -> None:
+        """Forget the user."""
+        del self._users[search.order]
+
+    def below(self, s: UserSearch, level: int, above: IntArray, most: int) -> IntArray:
+        """The heaviest prefixes one level below `above`, nodes that all lie on `level`: at most
+        `most` nodes int32 of the user's tree."""
+        places, parents = self._users[s.order][level]
+        if level == 0:
+            under = np.full(min(most, len(places)), -1, np.int32)
+            return s.tree.add(under, self.trie.tokens[places[:most]], places[:most])
+        if not len(above):
+            return np.empty(0, np.int32)
+        order = np.argsort(s.tree.places[above])
+        known = s.tree.places[above][order]
+        at = np.minimum(np.searchsorted(known, parents), len(known) - 1)
+        here = np.flatnonzero(known[at] == parents)[:most]
+        chosen = places[here]
+        return s.tree.add(above[order][at[here]], self.trie.tokens[chosen], chosen)
+
+    def _legal(self, request: BeamRequest) -> tuple[LongArray, DoubleArray]:
+        places, weights = self.proposer.propose(request.history, self.proposals)
+        leaves = self.trie.leaves_of(places)
+        if request.filter is None:
+            return leaves, weights
+        legal = request.filter.legal(leaves)
+        return leaves[legal], weights[legal]
+
+
+class ItemDrafter:
+    """Drafts proposals alone, as many per level as `pace` says. No forward pass is needed, and
+    strict verification stays exact."""
+
+    def __init__(self, offers: Offers, pace: Pace) -> None:
+        self.offers, self.pace = offers, pace
+
+    @property
+    def most_rows(self) -> int:
+        return self.pace.most * self.offers.trie.levels
+
+    def reserve(self, slots: int, longest: int) -> None:
+        """Nothing to make room for."""
+
+    def start(self, search: UserSearch) -> None:
+        self.offers.start(search)
+
+    def draft(self, running: Seq[UserSearch]) -> None:
+        for s in running:
+            s.levels = []
+            above = s.kept.nodes
+            for step, width in enumerate(self.pace.widths(s.level)):
+                above = self.offers.below(s, s.level + step, above, width)
+                s.levels.append(above)
+
+    def observe(self, running: Seq[UserSearch]) -> None:
+        self.pace.observe(running)
+
+    def stop(self, search: UserSearch) -> None:
+        self.offers.stop(search)
+
+
+class MixedDrafter:
+    """Adds up to `extra` proposals to every level that another drafter drafts."""
+
+    def __init__(self, inner: BeamDrafter, offers: Offers, extra: int = 16) -> None:
+        self.inner, self.offers, self.extra = inner, offers, extra
+
+    @property
+    def most_rows(self) -> int:
+        return self.inner.most_rows + self.extra * self.offers.trie.levels
+
+    def reserve(self, slots: int, longest: int) -> None:
+        self.inner.reserve(slots, longest)
+
+    def start(self, search: UserSearch) -> None:
+        self.inner.start(search)
+        self.offers.start(search)
+
+    def draft(self, running: Seq[UserSearch]) -> None:
+        self.inner.draft(running)
+        for s in running:
+            above = s.kept.nodes
+            for step, level in enumerate(s.levels):
+                more = self.offers.below(s, s.level + step, above, self.extra)
+                fresh = more[~np.isin(more, level)]
+                above = s.levels[step] = np.concatenate((level, fresh))
+
+    def observe(self, running: Seq[UserSearch]) -> None:
+        self.inner.observe(running)
+
+    def stop(self, search: UserSearch) -> None:
+        self.inner.stop(search)
+        self.offers.stop(search)
+
+
+def _by_level(
+    trie: ItemTrie, leaves: LongArray, weights: DoubleArray
+) -> list[tuple[LongArray, LongArray]]:
+    """For every level, the prefixes of `leaves` and the nodes above them, heaviest first."""
+    found: list[tuple[LongArray, LongArray]] = []
+    nodes, mass = leaves, weights
+    for level in range(trie.levels, 0, -1):
+        distinct, back = np.unique(nodes, return_inverse=True)
+        mass = np.bincount(back, mass, len(distinct))
+        parents = trie.parents(distinct, level)
+        order = np.lexsort((distinct, -mass))
+        found.append((distinct[order], parents[order]))
+        nodes = parents
+    return found[::-1]
