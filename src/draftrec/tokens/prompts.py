@@ -22,10 +22,8 @@ Places = npt.NDArray[np.int64]
 
 
 class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
-
-    @property
-    def bos_token_id(self) -> int | None: ...
+    """What is needed of a transformers tokenizer, apart from its `bos_token_id`, which those of
+    transformers have without declaring it."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -59,7 +57,7 @@ class HistoryEncoder:
     def __init__(self, form: PromptFormat, tokenizer: Tokenizer, item_tokens: IntArray) -> None:
         if form.max_items < 1:
             raise DraftrecError(f"a prompt keeps at least 1 item, not {form.max_items}")
-        bos = tokenizer.bos_token_id
+        bos: int | None = getattr(tokenizer, "bos_token_id", None)
         self.form = form
         self.item_tokens = np.ascontiguousarray(item_tokens, np.int32)
         self._tokenizer = tokenizer

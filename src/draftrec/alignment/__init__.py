@@ -1,0 +1,1 @@
+"""Training targets, recording what they would recommend, and aligning drafts with that."""

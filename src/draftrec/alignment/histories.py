@@ -1,0 +1,80 @@
+"""Sequences as places in the catalogue: what is learnt from, and what is validated on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from draftrec.data.sequences import read_sequences
+from draftrec.errors import DraftrecError
+from draftrec.tokens.semantic_ids import SemanticIds
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TrainingData:
+    """`train`: a user's items each, int64 `[h]` places. `valid_histories` and `valid_targets`: what
+    was known of a user, and what came next; both empty without a part valid."""
+
+    train: list[Places]
+    valid_histories: list[Places]
+    valid_targets: list[Places]
+
+    def fingerprint(self) -> str:
+        """sha256 over everything, in order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.valid_histories, self.valid_targets):
+            for places in part:
+                digest.update(np.int64(len(places)).tobytes() + places.astype("<i8").tobytes())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+def read_training_data(
+    location: str, sids: SemanticIds, limit: int | None, *, with_valid: bool
+) -> TrainingData:
+    """The parts train and valid of a file, of the first `limit` users with train items.
+
+    With `with_valid`, valid items are learnt from and nothing is validated on. Raises DraftrecError
+    for an item without a semantic id, naming the user, and for no part train.
+    """
+    train: dict[int, Places] = {}
+    valid: dict[int, Places] = {}
+    for row in read_sequences(location, None, None):
+        part = {"train": train, "valid": valid}.get(row.part)
+        if part is not None and len(row.items):
+            part[row.user] = _places(row.user, row.items, sids)
+    if not train:
+        raise DraftrecError(
+            f"{location} holds no items of part 'train', so there is nothing to train on; give "
+            "sequences whose part is train"
+        )
+    users = list(train)[:limit]
+    known = {user: valid[user] for user in users if user in valid}
+    if not limit:
+        known = valid
+    empty = np.empty(0, np.int64)
+    if with_valid:
+        everyone = list(dict.fromkeys([*users, *known]))
+        whole = [np.concatenate([train.get(u, empty), known.get(u, empty)]) for u in everyone]
+        return TrainingData(whole, [], [])
+    return TrainingData(
+        [train[user] for user in users],
+        [train.get(user, empty) for user in known],
+        list(known.values()),
+    )
+
+
+def _places(user: int, items: Places, sids: SemanticIds) -> Places:
+    places = sids.find(items)
+    unknown = np.flatnonzero(places < 0)
+    if len(unknown):
+        raise DraftrecError(
+            f"item {items[unknown[0]]} of user {user} has no semantic id; add it to the semantic "
+            "ids, or leave it out of the sequences"
+        )
+    return places

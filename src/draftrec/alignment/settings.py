@@ -1,0 +1,106 @@
+"""How models are trained, with one default for everything."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from draftrec.errors import DraftrecError
+
+Precision = Literal["no", "bf16", "fp16"]
+Objective = Literal["sft", "wordkd", "tvdkd", "seqkd", "atspeed-s", "atspeed-r"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """One training. `batch_tokens` padded tokens make a step; the learning rate rises to `lr` over
+    the first `warmup` share of all steps and falls to zero along a cosine.
+
+    `dropout` applies to embeddings and to what every layer's parts add to its stream, `drop_items`
+    leaves items out of training sequences at random: small catalogues are learnt by heart
+    otherwise. Training ends early after `patience` epochs without a better validation.
+    """
+
+    epochs: int = 20
+    batch_tokens: int = 2048
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+    clip: float = 1.0
+    dropout: float = 0.2
+    drop_items: float = 0.1
+    patience: int = 5
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "no"
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        """Raises DraftrecError for values that cannot work."""
+        for name in ("epochs", "batch_tokens", "patience", "save_steps"):
+            if getattr(self, name) < 1:
+                raise DraftrecError(
+                    f"{_option(name)} must be at least 1, not {getattr(self, name)}"
+                )
+        for name in ("warmup", "dropout", "drop_items"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DraftrecError(
+                    f"{_option(name)} must lie between 0 and 1, not be {getattr(self, name)}"
+                )
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise DraftrecError(f"{_option(name)} must be above 0, not {getattr(self, name)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise DraftrecError(
+                f"--device must be auto, cpu or cuda, not {self.device!r}; choose among several "
+                "GPUs with CUDA_VISIBLE_DEVICES"
+            )
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what comes out: all but where and how often it is saved."""
+        kept = asdict(self)
+        return {name: kept[name] for name in kept if name not in ("device", "save_steps")}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveSettings:
+    """What a draft learns: `(1 - alpha) * next-item loss + alpha * alignment loss`.
+
+    `top_k` codes of the draft count in AtSpeed-S, `beta` weighs its density term; `tau` divides the
+    logits of AtSpeed-R and TVDKD (the published script sets 0.001, where gradients all but vanish).
+    """
+
+    objective: Objective = "atspeed-s"
+    alpha: float = 0.7
+    tau: float = 1.0
+    beta: float = 1.0
+    top_k: int = 20
+
+    def __post_init__(self) -> None:
+        """Raises DraftrecError for values that cannot work."""
+        if self.objective not in OBJECTIVES:
+            raise DraftrecError(
+                f"--objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise DraftrecError(f"--alpha must lie between 0 and 1, not be {self.alpha}")
+        if not self.tau > 0 or self.beta < 0 or self.top_k < 1:
+            raise DraftrecError("--tau must be above 0, --beta at least 0 and --top-k at least 1")
+
+
+def differing(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first setting that differs, as `name is X there and Y here`, or None."""
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            return f"{name} is {found.get(name)} there and {wanted.get(name)} here"
+    return None
+
+
+def setting_names(kind: type[Any]) -> tuple[str, ...]:
+    """The names of a settings class's fields."""
+    return tuple(field.name for field in fields(kind))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

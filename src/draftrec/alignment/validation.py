@@ -1,0 +1,105 @@
+"""Is a recommender getting better? The loss of the next item, and Recall@K by real beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import cross_entropy
+
+from draftrec.alignment.lessons import IGNORED, padded
+from draftrec.alignment.train import Validation
+from draftrec.beams.drafters import NoBeamDrafter
+from draftrec.beams.model import BeamModel, Constraint
+from draftrec.beams.search import BeamEngine, search
+from draftrec.beams.values import BeamRequest
+from draftrec.models.target import Target
+from draftrec.tokens.item_trie import ItemTrie
+from draftrec.tokens.prompts import HistoryEncoder
+
+Places = npt.NDArray[np.int64]
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Validator:
+    """Asks a model what comes after `histories` (int64 `[h]` places each) and compares with
+    `targets` (int64 `[t]` places each, t >= 1, all of what came next, in order).
+
+    `k` items are recommended from `beams` beams; users beyond `recall_users` count for the loss
+    alone, and none at all are searched for 0.
+    """
+
+    encoder: HistoryEncoder
+    trie: ItemTrie
+    histories: Seq[Places]
+    targets: Seq[Places]
+    k: int = 10
+    beams: int = 20
+    recall_users: int = 1000
+
+    def __call__(self, model: Any) -> Validation:
+        """The loss, in nats per item, and the recall; the recall decides where there is one."""
+        loss = self.loss(model)
+        if not self.recall_users:
+            return Validation({"valid_loss": loss}, -loss)
+        recall = self.recall(model)
+        name = f"valid_recall@{self.k}"
+        return Validation({"valid_loss": loss, name: recall}, recall)
+
+    @torch.inference_mode()
+    def loss(self, model: Any) -> float:
+        """Mean negative log-probability of the item that came next, all of its tokens."""
+        lessons = []
+        for history, targets in zip(self.histories, self.targets, strict=True):
+            prompt, answer = self.encoder.encode(history), self.encoder.item_tokens[targets[0]]
+            ids = np.concatenate([prompt, answer])
+            lessons.append((ids, np.arange(len(ids)) >= len(prompt)))
+        lessons.sort(key=lambda lesson: len(lesson[0]))
+        total = 0.0
+        for first in range(0, len(lessons), _BATCH):
+            batch = padded(lessons[first : first + _BATCH])
+            total += float(answer_loss(model, batch, "sum"))
+        return total / len(lessons)
+
+    def recall(self, model: Any) -> float:
+        """Share of a user's targets among the `k` recommended items, averaged over users."""
+        count = self.recall_users
+        requests = [
+            BeamRequest(i, self.encoder.encode(history))
+            for i, history in enumerate(self.histories[:count])
+        ]
+        attention = model.config._attn_implementation
+        try:
+            target = BeamModel(Target(model), Constraint(self.trie, self.encoder.levels))
+            engine = BeamEngine(target, NoBeamDrafter(), width=self.beams, slots=_BATCH)
+            found = search(engine, requests)
+        finally:
+            model.set_attn_implementation(attention)
+        ids = self.trie.items
+        hits = [
+            self._hits(beams.leaves, targets, ids)
+            for beams, targets in zip(found, self.targets[:count], strict=True)
+        ]
+        return float(np.mean(hits))
+
+    def _hits(self, leaves: Places, targets: Places, ids: Places) -> float:
+        items: list[int] = []
+        for leaf in leaves[leaves >= 0].tolist():
+            items += self.trie.items_at(leaf).tolist()
+        wanted = set(ids[self.trie.positions[targets]].tolist())
+        return len(wanted.intersection(items[: self.k])) / len(wanted)
+
+
+def answer_loss(model: Any, batch: dict[str, torch.Tensor], reduction: str) -> torch.Tensor:
+    """Cross entropy of the answers (`labels`) after what comes before them."""
+    device = next(iter(model.parameters())).device
+    logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1]
+    labels = batch["labels"][:, 1:].to(device)
+    return cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction=reduction
+    )
