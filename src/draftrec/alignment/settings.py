@@ -67,8 +67,9 @@ class TrainSettings:
 class ObjectiveSettings:
     """What a draft learns: `(1 - alpha) * next-item loss + alpha * alignment loss`.
 
-    `top_k` codes of the draft count in AtSpeed-S, `beta` weighs its density term; `tau` divides the
-    logits of AtSpeed-R and TVDKD (the published script sets 0.001, where gradients all but vanish).
+    `top_k` codes of the draft count in AtSpeed-S, `beta` weighs its density term, and `sharpen`
+    takes the place of its plain renormalisation; `tau` divides the logits of AtSpeed-R and TVDKD
+    (the published script sets 0.001, where gradients all but vanish).
     """
 
     objective: Objective = "atspeed-s"
@@ -76,6 +77,7 @@ class ObjectiveSettings:
     tau: float = 1.0
     beta: float = 1.0
     top_k: int = 20
+    sharpen: float | None = None
 
     def __post_init__(self) -> None:
         """Raises DraftrecError for values that cannot work."""
@@ -87,6 +89,8 @@ class ObjectiveSettings:
             raise DraftrecError(f"--alpha must lie between 0 and 1, not be {self.alpha}")
         if not self.tau > 0 or self.beta < 0 or self.top_k < 1:
             raise DraftrecError("--tau must be above 0, --beta at least 0 and --top-k at least 1")
+        if self.sharpen is not None and not self.sharpen > 0:
+            raise DraftrecError(f"--sharpen must be above 0, not {self.sharpen}")
 
 
 def differing(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
