@@ -1,8 +1,7 @@
-"""The published figures of AtSpeed's Amazon Beauty, computed again from the files.
+"""AtSpeed's Amazon Beauty in figures, computed with draftrec's own readers and item trie.
 
 Whoever compares recommenders on "Beauty" should know that it is the same Beauty: every figure is
-derived from the sequences and semantic ids with draftrec's own readers and item trie, and set
-beside the published one. The last line is the result.
+set beside the one that the files of AtSpeed's public repository give. The last line is the result.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ SIDS = SHARED / "data" / "items" / "atspeed_beauty_semantic_ids.parquet"
 #: Most recent items that a prompt holds.
 MAX_ITEMS = 20
 
-#: Figure -> the published value and the digits after the point that it was published with.
-PUBLISHED: dict[str, tuple[float, int]] = {
+#: Figure -> its value in the repository's data, and the digits after the point it is known to.
+REFERENCE: dict[str, tuple[float, int]] = {
     "users": (19_383, 0),
     "items": (12_035, 0),
     "interactions": (138_870, 0),
@@ -68,14 +67,14 @@ def figures(sequences: Path, sids: Path) -> dict[str, float]:
 
 
 def compare(ours: Mapping[str, float]) -> dict[str, Any]:
-    """Both values of every figure, and whether ours rounds to the published one."""
+    """Both values of every figure, and whether ours rounds to the reference."""
     table = {
         name: {
-            "published": value,
+            "reference": value,
             "ours": ours[name],
             "agrees": bool(np.isclose(round(ours[name], digits), value, rtol=1e-9)),
         }
-        for name, (value, digits) in PUBLISHED.items()
+        for name, (value, digits) in REFERENCE.items()
     }
     agree = sum(row["agrees"] for row in table.values())
     return {"compared": len(table), "agree": agree, "figures": table}
@@ -145,7 +144,7 @@ def main(argv: Seq[str] | None = None) -> None:
     found = compare(figures(args.sequences, args.sids))
     for name, row in found["figures"].items():
         mark = "" if row["agrees"] else "  DIFFERS"
-        note(f"{name:>38}  {row['published']:>12,}  {row['ours']:>14,.6g}{mark}")
+        note(f"{name:>38}  {row['reference']:>12,}  {row['ours']:>14,.6g}{mark}")
     settings = {"max_items": MAX_ITEMS, "sequences": args.sequences.name, "sids": args.sids.name}
     write_result("beauty-table", {"settings": settings, **found}, folder=args.results)
 

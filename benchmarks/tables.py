@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, ROOT
+from genrec_tables import beauty_table, item_baseline
+from markdown import header as _header
+from markdown import row as _row
+from markdown import spread as _spread
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 Result = dict[str, Any]
@@ -45,20 +49,6 @@ def _origin(result: Result) -> str:
         f"transformers {m['transformers']}; commit `{(m['commit'] or 'unknown')[:10]}`{state}, "
         f"seed {seed}, {m['date'][:10]}.\n"
     )
-
-
-def _row(*cells: Any) -> str:
-    return "| " + " | ".join(str(c) for c in cells) + " |\n"
-
-
-def _header(*cells: str) -> str:
-    return "\n" + _row(*cells) + _row(*["---"] * len(cells))
-
-
-def _spread(value: Result | None) -> str:
-    if not value or value["median"] is None:
-        return "-"
-    return f"{value['median']:.2f} ({value['low']:.2f} - {value['high']:.2f})"
 
 
 def _packed(result: Result) -> str:
@@ -294,6 +284,8 @@ _SECTIONS = {
     "exactness": _exactness,
     "kill-resume": _kill_resume,
     "memory": _memory,
+    "beauty-table": beauty_table,
+    "item-baseline": item_baseline,
 }
 
 
