@@ -102,3 +102,28 @@ class JobConfig(_Frozen):
     shard_size: Annotated[int, Field(ge=1)] = Field(
         default=1024, description="records that are written, and resumed from, together"
     )
+
+
+class RecommendConfig(_Frozen):
+    """Everything that decides what is recommended, models and files apart."""
+
+    k: Annotated[int, Field(ge=1)] = Field(default=20, description="items, and beams kept")
+    draft_beams: Annotated[int, Field(ge=1)] = Field(default=40, description="N, drafted per level")
+    draft_steps: Annotated[int, Field(ge=0)] | Auto = Field(
+        default="auto", description="levels drafted per verification; auto = what pays"
+    )
+    draft_items: Annotated[int, Field(ge=0)] = Field(
+        default=16, description="proposed items' rows per level, beside those of a draft model"
+    )
+    verify: Literal["strict", "relaxed", "sample"] = Field(
+        default="strict",
+        description="strict: the target's best; sample: an exact sample; relaxed: as published",
+    )
+    constraint: Literal["trie", "none"] = "trie"
+    renormalise: bool = Field(
+        default=False, description="log-probabilities of legal tokens only, not the model's own"
+    )
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    seed: int = 0
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="users at once")
+    exclude_seen: bool = False

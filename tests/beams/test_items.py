@@ -58,7 +58,7 @@ def test_proposals_change_nothing_but_the_number_of_calls(data: st.DataObject) -
 
 
 def test_the_right_items_save_all_further_calls() -> None:
-    """Proposals that hold every beam of every level: one pass, even beside a useless draft model."""
+    """Proposals that hold every beam of every level: one pass, beside a useless draft model too."""
     trie, ids = toys.catalogue(1, 40, 4, 5)
     asked = toys.requests(1, 4)
     everything = Offers(trie, Fixed(np.arange(len(ids))))

@@ -18,7 +18,7 @@ from draftrec.tokens.item_trie import ItemTrie
 class Proposer(Protocol):
     """Proposes items for a history: `pool.item_retriever.ItemRetriever` is one."""
 
-    def propose(self, history: LongArray, most: int) -> tuple[LongArray, DoubleArray]:
+    def propose(self, history: LongArray, most: int, /) -> tuple[LongArray, DoubleArray]:
         """Places int64 `[m]` in the catalogue and weights float64 `[m]`, at most `most`."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,7 +41,7 @@ class UserSearch:
 
     `levels` holds what was drafted for the levels after it, in the order in which a narrower draft
     would have had them; `trail` the beams that the target kept at these levels, as far as the last
-    pass went.
+    pass went. `began` is the clock's reading when the user got a slot.
     """
 
     order: int
@@ -55,6 +56,7 @@ class UserSearch:
     draft_calls: int = 0
     drafted: int = 0
     accepted_steps: int = 0
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def done(self) -> bool:

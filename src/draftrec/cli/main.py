@@ -22,6 +22,7 @@ from draftrec.errors import DraftrecError
 _COMMANDS = {
     "demo": "draftrec.cli.demo",
     "generate": "draftrec.cli.generate",
+    "genrec": "draftrec.cli.genrec",
     "group": "draftrec.cli.group",
     "pool": "draftrec.cli.pool",
     "replay": "draftrec.cli.replay",

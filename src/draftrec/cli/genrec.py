@@ -1,0 +1,8 @@
+"""`draftrec genrec`: recommend items by beam search over semantic ids, and train models for it."""
+
+from __future__ import annotations
+
+from draftrec.cli.genrec_evaluate import evaluate
+from draftrec.cli.genrec_recommend import recommend
+
+SUBCOMMANDS = {"recommend": recommend, "evaluate": evaluate}

@@ -1,0 +1,195 @@
+"""`draftrec genrec recommend`: the top-K items of every user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from draftrec.cli.common import (
+    DONE,
+    INTERRUPTED,
+    ConfigOption,
+    DebugOption,
+    JsonOption,
+    StopSignal,
+    auto_or_number,
+    command,
+    print_json,
+    say,
+)
+from draftrec.errors import DraftrecError
+
+Option = typer.Option
+
+
+class Part(StrEnum):
+    """Which items are to be predicted, from those before them."""
+
+    TRAIN = "train"
+    VALID = "valid"
+    TEST = "test"
+
+
+class Verify(StrEnum):
+    """How drafted beams become the answer."""
+
+    STRICT = "strict"
+    RELAXED = "relaxed"
+    SAMPLE = "sample"
+
+
+class Legal(StrEnum):
+    """Which tokens may follow."""
+
+    TRIE = "trie"
+    NONE = "none"
+
+
+class Dtype(StrEnum):
+    """What the models compute in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecommendOptions:
+    """The command line of `draftrec genrec recommend`."""
+
+    sequences: Annotated[
+        str,
+        typer.Argument(
+            metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part."
+        ),
+    ]
+    target: Annotated[Path, Option(metavar="DIR", help="Folder of the target model.")]
+    sids: Annotated[Path, Option(metavar="FILE", help="Semantic ids: item, sid.")]
+    output: Annotated[Path, Option(metavar="FILE", help="Parquet file to write.")]
+    draft: Annotated[
+        str,
+        Option(
+            metavar="DIR|items|none",
+            help="Who drafts: a draft model's folder, items proposed by co-occurrence, or nobody.",
+        ),
+    ] = "items"
+    part: Annotated[Part, Option(help="What to predict, from what comes before it.")] = Part.TEST
+    k: Annotated[int, Option("-k", min=1, help="Items per user, and beams kept.")] = 20
+    limit: Annotated[int | None, Option(min=1, metavar="USERS", help="First users only.")] = None
+    draft_beams: Annotated[int, Option(min=1, help="Beams drafted per level (N).")] = 40
+    draft_steps: Annotated[
+        str, Option(metavar="auto|N", help="Levels drafted per pass; auto: as many as pay.")
+    ] = "auto"
+    draft_items: Annotated[
+        int, Option(min=0, help="Proposed items' rows per level beside those of a draft model.")
+    ] = 16
+    verify: Annotated[
+        Verify,
+        Option(
+            help="strict: plain beam search's own answer; sample: an exact sample without "
+            "replacement; relaxed: AtSpeed's published sampling."
+        ),
+    ] = Verify.STRICT
+    constraint: Annotated[
+        Legal, Option(help="trie: items of the catalogue only; none: any tokens.")
+    ] = Legal.TRIE
+    renormalise: Annotated[
+        bool,
+        Option(
+            "--renormalise/--no-renormalise",
+            help="Score among legal tokens only; a level with one legal token then costs nothing.",
+        ),
+    ] = False
+    temperature: Annotated[float, Option(help="Of samples.")] = 1.0
+    seed: Annotated[int, Option(help="Of samples.")] = 0
+    batch_size: Annotated[int, Option(min=1, help="Users at once.")] = 32
+    exclude_seen: Annotated[
+        bool, Option("--exclude-seen", help="Leave out the items of the user's history.")
+    ] = False
+    shadow: Annotated[
+        float,
+        Option(min=0.0, max=1.0, help="Share of users answered again by plain search, to compare."),
+    ] = 0.0
+    device: Annotated[str, Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")] = "auto"
+    dtype: Annotated[Dtype, Option(help="What the models compute in.")] = Dtype.AUTO
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the output.")] = False
+    config: ConfigOption = None
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(RecommendOptions)
+def recommend(options: RecommendOptions) -> int:
+    """Recommend items: the K best beams of the target model, drafted and verified together."""
+    from draftrec.beams.search import Interrupted
+    from draftrec.cli.users_bar import users_bar
+    from draftrec.recommend.job import run_job
+    from draftrec.recommend.setup import prepare
+
+    settings = recommend_settings(options)
+    if options.overwrite:
+        options.output.unlink(missing_ok=True)
+    with StopSignal() as stop:
+        task = prepare(settings)
+        stop.armed = True
+        try:
+            with users_bar(len(task.histories), options.output.name) as bar:
+                summary = run_job(task.job, task.recommender, task.histories, bar, stop)
+        except Interrupted:
+            say("interrupted; finished users are kept, run the same command again to continue")
+            return INTERRUPTED
+    _report(options, summary)
+    return DONE
+
+
+def recommend_settings(options: RecommendOptions) -> Any:
+    """The command line as the settings of a task. Raises DraftrecError for impossible ones."""
+    from pydantic import ValidationError
+
+    from draftrec.config import RecommendConfig
+    from draftrec.recommend.setup import TaskSettings
+
+    try:
+        config = RecommendConfig(
+            k=options.k,
+            draft_beams=options.draft_beams,
+            draft_steps=auto_or_number("draft-steps", options.draft_steps),
+            draft_items=options.draft_items,
+            verify=options.verify.value,
+            constraint=options.constraint.value,
+            renormalise=options.renormalise,
+            temperature=options.temperature,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            exclude_seen=options.exclude_seen,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "--" + str(first["loc"][0]).replace("_", "-")
+        raise DraftrecError(f"{name}: {first['msg'].lower()}, not {first['input']!r}") from error
+    return TaskSettings(
+        sequences=options.sequences,
+        sids=options.sids,
+        target=options.target,
+        draft=options.draft,
+        output=options.output,
+        part=options.part.value,
+        limit=options.limit,
+        shadow=options.shadow,
+        device=options.device,
+        dtype=options.dtype.value,
+        config=config,
+    )
+
+
+def _report(options: RecommendOptions, summary: dict[str, Any]) -> None:
+    say(
+        f"{summary['users']:,} users in {summary['walltime_seconds']:.1f} s, "
+        f"{summary['mean_target_calls']:.2f} target calls each; {options.output}"
+    )
+    if options.json:
+        print_json(summary)

@@ -1,0 +1,1 @@
+"""Recommending items: models, catalogue and histories in, items with scores out."""

@@ -1,0 +1,80 @@
+"""The items that can be recommended, as one model's token ids: swapped as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from draftrec.beams.values import Beams
+from draftrec.errors import DraftrecError
+from draftrec.models.recommender import Recommender
+from draftrec.recommend.values import DoubleArray, LongArray, Query
+from draftrec.tokens.item_filter import Filter
+from draftrec.tokens.item_trie import ItemTrie
+from draftrec.tokens.prompts import HistoryEncoder
+from draftrec.tokens.semantic_ids import SemanticIds
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Semantic ids, their trie in a model's vocabulary, and how histories become prompts."""
+
+    sids: SemanticIds
+    trie: ItemTrie
+    encoder: HistoryEncoder
+
+    @classmethod
+    def of(cls, sids: SemanticIds, model: Recommender) -> Catalogue:
+        """The catalogue for `model`; another one can take its place while the model stays.
+
+        Raises DraftrecError for ids of another length than the model's, and unknown tokens.
+        """
+        if sids.levels != model.info.levels:
+            raise DraftrecError(
+                f"the semantic ids have {sids.levels} tokens, the model writes "
+                f"{model.info.levels}; use the ids that it was trained with"
+            )
+        tokens = sids.token_ids(model.tokenizer.get_vocab())
+        context = model.model.config.get_text_config().max_position_embeddings
+        encoder = HistoryEncoder(model.format, model.tokenizer, tokens).fit(context)
+        return cls(sids, ItemTrie.build(sids.items, tokens), encoder)
+
+    def check_width(self, k: int) -> None:
+        """Raise DraftrecError if there are not `k` items."""
+        if k > len(self.sids):
+            raise DraftrecError(
+                f"{k} items are asked for, but the catalogue has {len(self.sids)}; ask for fewer"
+            )
+
+    def filter_of(self, query: Query, *, exclude_seen: bool) -> Filter | None:
+        """What the query forbids, applied before anything is drafted. Unknown items are ignored."""
+        denied = [] if query.deny is None else [query.deny]
+        if exclude_seen:
+            denied.append(query.history)
+        deny = self.sids.find(np.concatenate(denied)) if denied else np.empty(0, np.int64)
+        if query.allow is not None:
+            return Filter.allow(self.trie, np.setdiff1d(self.sids.find(query.allow), deny))
+        return Filter.deny(self.trie, deny) if (deny >= 0).any() else None
+
+    def items_of(
+        self, beams: Beams, allowed: Filter | None, k: int
+    ) -> tuple[LongArray, DoubleArray, int]:
+        """At most `k` items of the beams with their scores, and how many beams are no item.
+
+        Items that share an id share its score and follow each other by their numbers.
+        """
+        leaves = beams.leaves
+        if (leaves < 0).any():
+            leaves = self.trie.walk(beams.tokens)[:, -1]
+        items: list[LongArray] = []
+        scores: list[float] = []
+        for leaf, score in zip(leaves.tolist(), beams.scores.tolist(), strict=True):
+            if leaf < 0 or len(scores) >= k:
+                continue
+            here = self.trie.items_at(leaf)
+            here = here if allowed is None else here[allowed.keeps(here)]
+            items.append(here)
+            scores += [score] * len(here)
+        found = np.concatenate([np.empty(0, np.int64), *items])[:k]
+        return found, np.array(scores[:k], np.float64), int((leaves < 0).sum())

@@ -1,0 +1,110 @@
+"""From settings to a beam engine: who drafts, how far ahead, who decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from draftrec.beams.costs import measure_passes
+from draftrec.beams.drafters import BeamDrafter, ModelDrafter, NoBeamDrafter
+from draftrec.beams.items import ItemDrafter, MixedDrafter, Offers
+from draftrec.beams.model import BeamModel, Constraint
+from draftrec.beams.pace import AutoPace, Costs, FixedPace, Pace
+from draftrec.beams.relaxed import RelaxedDrafter, RelaxedRule
+from draftrec.beams.rules import BeamRule, StrictRule
+from draftrec.beams.sampled import sampled
+from draftrec.beams.search import BeamEngine
+from draftrec.beams.state import plain
+from draftrec.config import RecommendConfig
+from draftrec.errors import DraftrecError
+from draftrec.models.target import Target
+from draftrec.pool.item_retriever import ItemRetriever
+from draftrec.tokens.item_trie import ItemTrie
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parts:
+    """What an engine is made of; `draft` and `retriever` where they are to draft."""
+
+    target: Target
+    trie: ItemTrie
+    draft: Target | None = None
+    retriever: ItemRetriever | None = None
+
+    @property
+    def drafts(self) -> bool:
+        return self.draft is not None or self.retriever is not None
+
+
+def check_config(config: RecommendConfig, parts: Parts) -> None:
+    """Raise DraftrecError for settings that contradict each other."""
+    if parts.drafts and config.draft_beams < config.k:
+        raise DraftrecError(
+            f"{config.draft_beams} beams are drafted per level but {config.k} are kept, so no "
+            "level could be accepted; let --draft-beams be at least -k"
+        )
+    if config.verify == "relaxed" and (parts.draft is None or config.constraint == "none"):
+        raise DraftrecError(
+            "relaxed verification samples from a draft model within the item trie; give --draft a "
+            "model's folder and leave --constraint trie"
+        )
+    if config.verify == "sample" and config.constraint == "none":
+        raise DraftrecError("samples are of legal items only; leave --constraint trie")
+    if config.constraint == "none" and (parts.retriever is not None or config.renormalise):
+        raise DraftrecError(
+            "proposed items and renormalised scores need the item trie; leave --constraint trie"
+        )
+
+
+def make_engine(parts: Parts, config: RecommendConfig, prompt: int) -> BeamEngine:
+    """The engine for prompts of about `prompt` tokens. Measures passes where the pace is auto."""
+    constrained = config.constraint == "trie"
+    most = max(config.draft_beams, config.k)
+    constraint = Constraint(
+        parts.trie if constrained else None, parts.trie.levels, config.renormalise, most
+    )
+    target = BeamModel(parts.target, constraint)
+    draft = BeamModel(parts.draft, constraint) if parts.draft else None
+    if not parts.drafts:
+        rule = StrictRule(sampled(config.seed, config.temperature) if _samples(config) else plain)
+        return BeamEngine(target, NoBeamDrafter(), config.k, config.batch_size, rule)
+    pace = _pace(target, draft, config, prompt)
+    drafter, rule = _roles(parts, draft, config, pace)
+    return BeamEngine(target, drafter, config.k, config.batch_size, rule)
+
+
+def _samples(config: RecommendConfig) -> bool:
+    return config.verify != "strict"
+
+
+def _roles(
+    parts: Parts, draft: BeamModel | None, config: RecommendConfig, pace: Pace
+) -> tuple[BeamDrafter, BeamRule]:
+    spread = sampled(config.seed, config.temperature) if config.verify == "sample" else plain
+    offers = Offers(parts.trie, parts.retriever) if parts.retriever else None
+    if draft is None:
+        assert offers is not None
+        return ItemDrafter(offers, pace), StrictRule(spread)
+    if config.verify == "relaxed":
+        relaxed = RelaxedDrafter(draft, config.k, pace, config.seed)
+        return relaxed, RelaxedRule(relaxed)
+    own = ModelDrafter(draft, config.k, pace, spread)
+    if offers is None or not config.draft_items:
+        return own, StrictRule(spread)
+    return MixedDrafter(own, offers, config.draft_items), StrictRule(spread)
+
+
+def _pace(target: BeamModel, draft: BeamModel | None, config: RecommendConfig, prompt: int) -> Pace:
+    depth = target.constraint.levels
+    if config.draft_steps != "auto":
+        return FixedPace(config.draft_beams, config.draft_steps, depth)
+    if config.verify == "relaxed":  # its drafts are drawn, so that a narrower one says nothing
+        return FixedPace(config.draft_beams, depth - 1, depth)
+    users, most = config.batch_size, config.draft_beams * (depth - 1) + config.k
+    costs = Costs(
+        measure_passes(target, users, prompt, most),
+        measure_passes(draft, users, prompt, config.draft_beams) if draft else None,
+        users,
+        prompt,
+        config.k,
+    )
+    return AutoPace(config.draft_beams, depth, costs)

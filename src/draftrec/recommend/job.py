@@ -1,0 +1,211 @@
+"""Sequences in, a file of recommendations out: in shards, so that an interruption costs one.
+
+Finished shards lie in a folder beside the output until the last one is done; then they become the
+one file. The same command continues where it stopped; other settings are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.data.sequences import History
+from draftrec.data.writers import replace_file, replace_parquet
+from draftrec.errors import DraftrecError
+from draftrec.recommend.recommender import ItemRecommender
+from draftrec.recommend.values import Query, Recommendation
+
+_SHARD = 2048
+_SETTINGS = "settings.json"
+
+SCHEMA = pa.schema(
+    [
+        ("user", pa.int64()),
+        ("items", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.float64())),
+        ("sids", pa.list_(pa.list_(pa.string()))),
+        ("target_calls", pa.int32()),
+        ("accepted_steps", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendJob:
+    """`output` is the Parquet file to write; `settings` decide what stands in it, so that a run
+    with others does not continue this one. `shadow`: the share of users who are recommended for
+    once more by plain search, to see whether the answers are the same.
+    """
+
+    output: Path
+    settings: dict[str, Any]
+    shadow: float = 0.0
+    shard_size: int = _SHARD
+
+    @property
+    def parts(self) -> Path:
+        """The folder of finished shards."""
+        return self.output.with_name(f".{self.output.name}.parts")
+
+
+def run_job(
+    job: RecommendJob,
+    recommender: ItemRecommender,
+    histories: Seq[History],
+    on_done: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Recommend for all users, write the file and return the summary.
+
+    Raises Interrupted (of `beams.search`) when asked to stop, with finished shards kept, and
+    DraftrecError for an output that other settings have begun.
+    """
+    _prepare(job)
+    facts: list[dict[str, Any]] = []
+    for number, part in enumerate(_shards(histories, job.shard_size)):
+        facts_file = job.parts / f"facts-{number:05d}.json"
+        if not facts_file.is_file():
+            found = _one_shard(job, recommender, part, on_done, should_stop)
+            replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers))
+            replace_file(facts_file, json.dumps(found.facts()).encode())
+        elif on_done:
+            on_done(len(part))
+        facts.append(json.loads(facts_file.read_bytes()))
+    _finish(job)
+    return summary_of(facts, shadow=job.shadow > 0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Shard:
+    answers: list[Recommendation]
+    walltime: float
+    same: list[bool]
+    gap: float
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary needs of a shard."""
+        searched = [a for a in self.answers if not a.popular]
+        return {
+            "users": len(self.answers),
+            "popular": len(self.answers) - len(searched),
+            "walltime_seconds": self.walltime,
+            "ms": [round(1e3 * a.seconds, 3) for a in searched],
+            "target_calls": sum(a.target_calls for a in searched),
+            "accepted_steps": sum(a.accepted_steps for a in searched),
+            "draft_calls": sum(a.draft_calls for a in searched),
+            "drafted": sum(a.drafted for a in searched),
+            "invalid": sum(a.invalid for a in self.answers),
+            "beams": sum(len(a.items) + a.invalid for a in self.answers),
+            "shadow_users": len(self.same),
+            "shadow_same": sum(self.same),
+            "shadow_gap": self.gap,
+        }
+
+
+def _one_shard(
+    job: RecommendJob,
+    recommender: ItemRecommender,
+    part: Seq[History],
+    on_done: Callable[[int], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> _Shard:
+    queries = [Query(h.user, h.items) for h in part]
+    start = time.perf_counter()
+    answers = recommender.recommend(queries, on_done, should_stop)
+    walltime = time.perf_counter() - start
+    chosen = np.linspace(0, len(queries) - 1, round(job.shadow * len(queries))).astype(np.int64)
+    again = recommender.plain().recommend([queries[i] for i in chosen], None, should_stop)
+    pairs = [(answers[i], other) for i, other in zip(chosen.tolist(), again, strict=True)]
+    same = [np.array_equal(a.items, b.items) for a, b in pairs]
+    equal = [(a.scores, b.scores) for a, b in pairs if len(a.scores) == len(b.scores)]
+    gaps = [float(np.abs(a - b).max(initial=0.0)) for a, b in equal]
+    return _Shard(answers, walltime, same, max(gaps, default=0.0))
+
+
+def summary_of(facts: Seq[dict[str, Any]], *, shadow: bool) -> dict[str, Any]:
+    """The contract's summary of all shards."""
+
+    def total(key: str) -> float:
+        return sum(f[key] for f in facts)
+
+    searched = max(1, total("users") - total("popular"))
+    latencies = np.concatenate([np.array(f["ms"], np.float64) for f in facts] or [np.zeros(0)])
+    p50, p99 = np.percentile(latencies, [50, 99]).tolist() if len(latencies) else (0.0, 0.0)
+    summary = {
+        "users": int(total("users")),
+        "popular_users": int(total("popular")),
+        "walltime_seconds": round(total("walltime_seconds"), 4),
+        "ms_per_user_p50": round(p50, 3),
+        "ms_per_user_p99": round(p99, 3),
+        "mean_target_calls": round(total("target_calls") / searched, 4),
+        "mean_accepted_steps": round(total("accepted_steps") / searched, 4),
+        "mean_draft_calls": round(total("draft_calls") / searched, 4),
+        "mean_drafted_rows": round(total("drafted") / searched, 2),
+        "invalid_rate": round(total("invalid") / max(1, total("beams")), 6),
+    }
+    if shadow:
+        users = max(1, total("shadow_users"))
+        summary |= {
+            "shadow_users": int(total("shadow_users")),
+            "shadow_exact_rate": round(total("shadow_same") / users, 6),
+            "shadow_score_gap": max(f["shadow_gap"] for f in facts),
+        }
+    return summary
+
+
+def to_table(answers: Seq[Recommendation]) -> pa.Table:
+    """The contract's rows."""
+    columns = {
+        "user": [a.user for a in answers],
+        "items": [a.items for a in answers],
+        "scores": [a.scores for a in answers],
+        "sids": [a.sids for a in answers],
+        "target_calls": [a.target_calls for a in answers],
+        "accepted_steps": [a.accepted_steps for a in answers],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _shards(histories: Seq[History], size: int) -> Iterator[Seq[History]]:
+    for first in range(0, len(histories), size):
+        yield histories[first : first + size]
+
+
+def _prepare(job: RecommendJob) -> None:
+    """Begin, or go on with what the same settings have begun."""
+    if job.output.exists():
+        raise DraftrecError(f"{job.output} exists; remove it, or name another output")
+    path = job.parts / _SETTINGS
+    job.parts.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        before = json.loads(path.read_bytes())
+        differs = sorted(
+            k for k in {*before, *job.settings} if before.get(k) != job.settings.get(k)
+        )
+        if differs:
+            raise DraftrecError(
+                f"{job.parts} holds an interrupted run with another {differs[0]} "
+                f"({before.get(differs[0])!r}); give the same settings to continue it, or remove it"
+            )
+        return
+    replace_file(path, json.dumps(job.settings, indent=1).encode())
+
+
+def _finish(job: RecommendJob) -> None:
+    """Make one file of all shards."""
+    temporary = job.output.with_name(job.output.name + ".tmp")
+    with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        for path in sorted(job.parts.glob("part-*.parquet")):
+            writer.write_table(pq.read_table(path))
+    temporary.replace(job.output)
+    shutil.rmtree(job.parts)

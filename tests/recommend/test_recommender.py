@@ -1,0 +1,238 @@
+"""Histories in, items out: the catalogue's, the same whoever drafts, none that was forbidden."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from draftrec.beams.search import Interrupted
+from draftrec.config import RecommendConfig
+from draftrec.data.sequences import read_semantic_ids
+from draftrec.errors import DraftrecError
+from draftrec.models.recommender import load_recommender
+from draftrec.recommend.catalogue import Catalogue
+from draftrec.recommend.job import run_job
+from draftrec.recommend.recommender import ItemRecommender
+from draftrec.recommend.setup import TaskSettings, fit_retriever, prepare
+from draftrec.recommend.values import Query, Recommendation
+from tests.recommend.worlds import World, make_world, save_model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make(world: World, draft: str = "none", **changes: Any) -> ItemRecommender:
+    sids = read_semantic_ids(world.sids)
+    target = load_recommender(world.target)
+    items = fit_retriever(str(world.sequences), sids)
+    config = RecommendConfig(**{"k": 5, "draft_beams": 8, "batch_size": 3, **changes})
+    return ItemRecommender(
+        target,
+        Catalogue.of(sids, target),
+        config,
+        load_recommender(world.draft) if draft in ("model", "both") else None,
+        items if draft in ("items", "both") else None,
+        items,
+    )
+
+
+def queries(count: int = 9) -> list[Query]:
+    random = np.random.default_rng(4)
+    return [
+        Query(100 + u, random.integers(10, 70, random.integers(1, 30)).astype(np.int64))
+        for u in range(count)
+    ]
+
+
+def same(a: list[Recommendation], b: list[Recommendation]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert x.user == y.user
+        assert x.items.tolist() == y.items.tolist()
+        np.testing.assert_allclose(x.scores, y.scores, atol=1e-4)
+        assert x.sids == y.sids
+
+
+DRAFTS = ["model", "items", "both"]
+
+
+@pytest.mark.parametrize("steps", ["auto", 2])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_whoever_drafts_the_items_are_the_same(world: World, draft: str, steps: Any) -> None:
+    plain = make(world).recommend(queries())
+    drafted = make(world, draft, draft_steps=steps)
+    same(drafted.recommend(queries()), plain)
+    same(drafted.plain().recommend(queries()), plain)
+    known = read_semantic_ids(world.sids)
+    for answer in plain:
+        assert len(answer.items) == 5
+        assert len(set(answer.items.tolist())) == 5
+        assert known.sids_of(answer.items) == answer.sids
+        assert answer.target_calls == 3
+        assert answer.invalid == 0
+        assert answer.seconds > 0
+
+
+def test_scores_are_the_models_own(world: World) -> None:
+    """Each score is the summed log-probability of the item's tokens after the prompt."""
+    import torch
+
+    recommender, target = make(world), load_recommender(world.target)
+    query = queries(1)[0]
+    answer = recommender.recommend([query])[0]
+    catalogue = recommender.catalogue
+    prompt = catalogue.encoder.encode(catalogue.sids.places(query.history))
+    for item, score in zip(answer.items.tolist(), answer.scores.tolist(), strict=True):
+        own = catalogue.encoder.item_tokens[catalogue.sids.places([item])[0]]
+        ids = torch.tensor([[*prompt.tolist(), *own.tolist()]])
+        with torch.inference_mode():
+            rows = torch.log_softmax(target.model(input_ids=ids).logits[0].float(), -1)
+        expected = sum(float(rows[len(prompt) - 1 + i, t]) for i, t in enumerate(own.tolist()))
+        assert score == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("draft", ["none", "both"])
+def test_what_is_forbidden_is_never_recommended(world: World, draft: str) -> None:
+    """And nothing is missed for it: the best of the allowed items remain."""
+    recommender = make(world, draft, k=40, draft_beams=50)  # so wide that nothing is pruned
+    everything = make(world, k=60, draft_beams=60).recommend(queries(3))
+    for query, whole in zip(queries(3), everything, strict=True):
+        best = whole.items.tolist()
+        deny = np.array([*best[:4], 999_999])
+        denied = recommender.recommend([Query(1, query.history, deny)])[0]
+        assert denied.items.tolist() == best[4:44]
+        allow = np.array(best[20:30])
+        allowed = recommender.recommend([Query(1, query.history, None, allow)])[0]
+        assert allowed.items.tolist() == best[20:30]
+        both = recommender.recommend([Query(1, query.history, allow[:3], allow)])[0]
+        assert both.items.tolist() == best[23:30]
+
+
+def test_seen_items_can_be_left_out(world: World) -> None:
+    for query, answer in zip(
+        queries(), make(world, "both", exclude_seen=True).recommend(queries()), strict=True
+    ):
+        assert not set(answer.items.tolist()) & set(query.history.tolist())
+        assert len(answer.items) == 5
+
+
+def test_without_a_history_the_popular_items_answer(world: World) -> None:
+    recommender = make(world)
+    assert recommender.popular is not None
+    nobody = Query(5, np.empty(0, np.int64))
+    asked = [queries(1)[0], nobody, Query(6, np.empty(0, np.int64), np.array([10]))]
+    known, answer, denied = recommender.recommend(asked)
+    popular = recommender.catalogue.sids.items[recommender.popular.popular]
+    assert answer.popular
+    assert not known.popular
+    assert answer.items.tolist() == popular[:5].tolist()
+    assert denied.items.tolist() == [i for i in popular.tolist() if i != 10][:5]
+    assert (np.diff(answer.scores) <= 0).all()
+
+
+def test_long_histories_keep_the_most_recent(world: World) -> None:
+    recommender = make(world)
+    long = np.random.default_rng(0).integers(10, 70, 200).astype(np.int64)
+    short = long[-recommender.catalogue.encoder.form.max_items :]
+    assert len(short) < 21
+    same(recommender.recommend([Query(1, long)]), recommender.recommend([Query(1, short)]))
+
+
+@pytest.mark.parametrize("verify", ["sample", "relaxed"])
+def test_samples_depend_on_seed_and_user_alone(world: World, verify: str) -> None:
+    draft = "model" if verify == "relaxed" else "both"
+    first = make(world, draft, verify=verify, draft_steps=2).recommend(queries())
+    alone = make(world, draft, verify=verify, draft_steps=2).recommend(queries()[4:5])
+    same(alone, first[4:5])
+    other = make(world, draft, verify=verify, draft_steps=2, seed=1).recommend(queries())
+    assert [a.items.tolist() for a in other] != [a.items.tolist() for a in first]
+
+
+def test_unconstrained_searches_may_find_no_item(world: World) -> None:
+    answers = make(world, constraint="none", k=20).recommend(queries())
+    assert sum(a.invalid for a in answers) > 0
+    known = set(read_semantic_ids(world.sids).items.tolist())
+    assert all(set(a.items.tolist()) <= known for a in answers)
+
+
+@pytest.mark.parametrize(
+    ("draft", "changes", "message"),
+    [
+        ("none", {"k": 61}, "the catalogue has 60"),
+        ("both", {"k": 9}, "let --draft-beams be at least -k"),
+        ("items", {"verify": "relaxed"}, "give --draft a model"),
+        ("none", {"verify": "sample", "constraint": "none"}, "leave --constraint trie"),
+        ("items", {"constraint": "none"}, "leave --constraint trie"),
+    ],
+)
+def test_impossible_settings_are_named(
+    world: World, draft: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DraftrecError, match=message):
+        make(world, draft, **changes)
+
+
+def test_unknown_items_and_other_vocabularies_are_named(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DraftrecError, match="item 4711 has no semantic id"):
+        make(world).recommend([Query(1, np.array([11, 4711]))])
+    sids = read_semantic_ids(world.sids)
+    reversed_ids = type(sids)(sids.items, sids.codes, sids.tokens[::-1])
+    save_model(tmp_path / "other", reversed_ids, 3, 1, "draft")
+    with pytest.raises(DraftrecError, match="another vocabulary"):
+        make(World(world.sequences, world.sids, world.target, tmp_path / "other"), "model")
+
+
+def task(world: World, output: Path, **changes: Any) -> TaskSettings:
+    config = RecommendConfig(k=5, draft_beams=8, batch_size=3, draft_steps=2)
+    return TaskSettings(
+        str(world.sequences), world.sids, world.target, str(world.draft), output,
+        **{"config": config, "shadow": 0.5, **changes},
+    )  # fmt: skip
+
+
+def stopper(after: int) -> Callable[[], bool]:
+    calls = iter(range(10_000))
+    return lambda: next(calls) >= after
+
+
+def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) -> None:
+    import dataclasses
+
+    def ready(name: str, **changes: Any) -> Any:
+        found = prepare(task(world, tmp_path / name, **changes))
+        return found, dataclasses.replace(found.job, shard_size=4)
+
+    whole, job = ready("whole.parquet")
+    summary = run_job(job, whole.recommender, whole.histories)
+    table = pq.read_table(tmp_path / "whole.parquet")
+    assert table["user"].to_pylist() == list(range(12))
+    assert summary["users"] == 12
+    assert summary["popular_users"] == 1
+    assert summary["shadow_exact_rate"] == 1.0
+    assert summary["shadow_users"] == 6
+    assert summary["invalid_rate"] == 0.0
+    assert 1 <= summary["mean_target_calls"] <= 3
+    for after in (0, 3, 8):
+        halted, job = ready("halted.parquet")
+        with pytest.raises(Interrupted):
+            run_job(job, halted.recommender, halted.histories, None, stopper(after))
+        assert not (tmp_path / "halted.parquet").exists()
+    other, job = ready("halted.parquet", part="test", limit=3)
+    with pytest.raises(DraftrecError, match="another limit"):
+        run_job(job, other.recommender, other.histories)
+    halted, job = ready("halted.parquet")
+    again = run_job(job, halted.recommender, halted.histories)
+    timeless = {k for k in summary if "walltime" not in k and "ms_" not in k}
+    assert {k: again[k] for k in timeless} == {k: summary[k] for k in timeless}
+    a, b = (tmp_path / n for n in ("whole.parquet", "halted.parquet"))
+    assert a.read_bytes() == b.read_bytes()
+    assert not list(tmp_path.glob(".*.parts"))
+    with pytest.raises(DraftrecError, match=re.escape("halted.parquet exists")):
+        run_job(job, halted.recommender, halted.histories)

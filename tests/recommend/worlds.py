@@ -1,0 +1,74 @@
+"""A small catalogue, users, and random models in folders on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers as tf
+
+from draftrec.data.sequences import write_semantic_ids
+from draftrec.models.recommender import RecommenderInfo, new_tokenizer, save_recommender
+from draftrec.tokens.semantic_ids import SemanticIds
+
+LEVELS = 3
+
+
+@dataclass(frozen=True)
+class World:
+    """Where everything lies."""
+
+    sequences: Path
+    sids: Path
+    target: Path
+    draft: Path
+
+
+def catalogue(items: int = 60, seed: int = 0) -> SemanticIds:
+    """Items 10, 11, ... with random ids of three tokens; some share one."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 5, (items, LEVELS))
+    names = [[f"<{'abc'[level]}_{c}>" for level, c in enumerate(row)] for row in codes.tolist()]
+    return SemanticIds.of(np.arange(10, 10 + items), names)
+
+
+def save_model(folder: Path, sids: SemanticIds, seed: int, layers: int, kind: str) -> None:
+    """A random Llama over the catalogue's tokens."""
+    tokenizer = new_tokenizer(sids.tokens)
+    torch.manual_seed(seed)
+    config = tf.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        initializer_range=0.4, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = tf.AutoModelForCausalLM.from_config(config)
+    info = RecommenderInfo.model_validate(
+        {"kind": kind, "levels": LEVELS, "sids": sids.fingerprint()}
+    )
+    save_recommender(folder, model, tokenizer, info)
+
+
+def make_world(folder: Path, users: int = 12) -> World:
+    """Files and folders; user 0 has no history, user 1 one longer than a prompt holds."""
+    sids = catalogue()
+    random = np.random.default_rng(1)
+    rows = []
+    for user in range(users):
+        length = {0: 0, 1: 30}.get(user, int(random.integers(1, 8)))
+        items = random.integers(10, 70, length + 2).tolist()
+        if length:
+            rows.append({"user": user, "items": items[:length], "part": "train"})
+        rows.append({"user": user, "items": items[length:], "part": "test"})
+    world = World(
+        folder / "sequences.parquet", folder / "sids.parquet", folder / "target", folder / "draft"
+    )
+    pq.write_table(pa.Table.from_pylist(rows), world.sequences)
+    write_semantic_ids(world.sids, sids)
+    save_model(world.target, sids, 0, 2, "target")
+    save_model(world.draft, sids, 3, 1, "draft")
+    return world
