@@ -18,7 +18,7 @@ from draftrec.errors import DraftrecError
 from draftrec.models.recommender import load_recommender
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.job import run_job
-from draftrec.recommend.recommender import ItemRecommender
+from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.recommend.setup import TaskSettings, fit_retriever, prepare
 from draftrec.recommend.values import Query, Recommendation
 from tests.recommend.worlds import World, make_world, save_model
@@ -34,14 +34,10 @@ def make(world: World, draft: str = "none", **changes: Any) -> ItemRecommender:
     target = load_recommender(world.target)
     items = fit_retriever(str(world.sequences), sids)
     config = RecommendConfig(**{"k": 5, "draft_beams": 8, "batch_size": 3, **changes})
-    return ItemRecommender(
-        target,
-        Catalogue.of(sids, target),
-        config,
-        load_recommender(world.draft) if draft in ("model", "both") else None,
-        items if draft in ("items", "both") else None,
-        items,
-    )
+    catalogue = Catalogue.of(sids, target)
+    small = load_recommender(world.draft) if draft in ("model", "both") else None
+    parts = parts_of(target, catalogue, small, items if draft in ("items", "both") else None)
+    return ItemRecommender(parts, catalogue, config, items)
 
 
 def queries(count: int = 9) -> list[Query]:

@@ -14,49 +14,62 @@ from draftrec.beams.values import BeamRequest, Beams
 from draftrec.config import RecommendConfig
 from draftrec.models.recommender import Recommender, check_draft
 from draftrec.models.selfcheck import checked_target
+from draftrec.models.target import Target
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.engines import Parts, check_config, make_engine
 from draftrec.recommend.values import Query, Recommendation
 
 
+def parts_of(
+    target: Recommender,
+    catalogue: Catalogue,
+    draft: Recommender | None = None,
+    retriever: ItemRetriever | None = None,
+) -> Parts:
+    """Loaded models as parts of an engine. They serve engines only from here on.
+
+    Raises DraftrecError for a draft of another vocabulary and architectures that cannot be served.
+    """
+    if draft is not None:
+        check_draft(target, draft)
+    small = checked_target(draft.model) if draft else None
+    return Parts(checked_target(target.model), catalogue.trie, small, retriever)
+
+
 class ItemRecommender:
     """Recommends items by beam search over their semantic ids.
 
-    `draft` is a smaller model of the same vocabulary, `retriever` proposes items; they change the
-    speed and, under strict verification, never the answer. `popular` int64, places in the
-    catalogue, answers for users without a history (None: the model does, from a bare prompt).
+    What drafts (see `Parts`) changes the speed and, under strict verification, never the answer.
+    `popular` answers with its most popular items for users without a history (None: the model
+    does, from a bare prompt). Raises DraftrecError for settings that contradict each other.
     """
 
     def __init__(
         self,
-        target: Recommender,
+        parts: Parts,
         catalogue: Catalogue,
         config: RecommendConfig,
-        draft: Recommender | None = None,
-        retriever: ItemRetriever | None = None,
         popular: ItemRetriever | None = None,
     ) -> None:
         catalogue.check_width(config.k)
-        if draft is not None:
-            check_draft(target, draft)
-        self.catalogue, self.config, self.popular = catalogue, config, popular
-        self.parts = Parts(
-            checked_target(target.model),
-            catalogue.trie,
-            checked_target(draft.model) if draft else None,
-            retriever,
-        )
-        check_config(config, self.parts)
+        check_config(config, parts)
+        self.parts, self.catalogue, self.config, self.popular = parts, catalogue, config, popular
         self._engine: BeamEngine | None = None
 
+    def variant(
+        self,
+        config: RecommendConfig | None = None,
+        draft: Target | None = None,
+        retriever: ItemRetriever | None = None,
+    ) -> ItemRecommender:
+        """The same target and catalogue with other settings, and other or no drafts."""
+        parts = Parts(self.parts.target, self.catalogue.trie, draft, retriever)
+        return ItemRecommender(parts, self.catalogue, config or self.config, self.popular)
+
     def plain(self) -> ItemRecommender:
-        """The same recommender without drafts, on the same target."""
-        twin = object.__new__(ItemRecommender)
-        twin.catalogue, twin.popular, twin._engine = self.catalogue, self.popular, None
-        twin.config = self.config
-        twin.parts = Parts(self.parts.target, self.parts.trie)
-        return twin
+        """Plain beam search for the same answers: nothing is drafted."""
+        return self.variant()
 
     def recommend(
         self,

@@ -13,7 +13,7 @@ from draftrec.models.recommender import load_recommender
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.job import RecommendJob
-from draftrec.recommend.recommender import ItemRecommender
+from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.tokens.semantic_ids import SemanticIds
 
 
@@ -59,14 +59,9 @@ def prepare(settings: TaskSettings) -> Task:
     items = fit_retriever(settings.sequences, sids)
     proposes = settings.draft == "items" or (draft is not None and settings.config.draft_items > 0)
     catalogue = Catalogue.of(sids, target)
-    recommender = ItemRecommender(
-        target,
-        catalogue,
-        settings.config,
-        draft,
-        items if proposes and settings.config.verify != "relaxed" else None,
-        items,
-    )
+    proposer = items if proposes and settings.config.verify != "relaxed" else None
+    parts = parts_of(target, catalogue, draft, proposer)
+    recommender = ItemRecommender(parts, catalogue, settings.config, items)
     facts = _facts(settings, target.fingerprint, draft.fingerprint if draft else None, sids)
     return Task(RecommendJob(settings.output, facts, settings.shadow), recommender, histories)
 

@@ -1,0 +1,207 @@
+"""Speculative beams against plain ones and Hugging Face's, on a trained target and aligned drafts.
+
+Timed: the same users, engines in turn, several rounds. Whole: every user of the part, for fidelity
+and Recall / NDCG. `--draft NAME=DIR` may be given several times. `draftrec genrec fit`, `teach` and
+`align` train the models; they are no part of the repository. The last line is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from beauty_table import SEQUENCES, SIDS
+from common import note, write_result
+from hf_beams import HfBeams
+
+from draftrec.config import RecommendConfig
+from draftrec.data.sequences import History, read_histories, read_semantic_ids
+from draftrec.evaluate.beam_speed import EngineRun, UserBeams, beam_figures
+from draftrec.models.recommender import load_recommender
+from draftrec.models.selfcheck import checked_target
+from draftrec.recommend.catalogue import Catalogue
+from draftrec.recommend.recommender import ItemRecommender, parts_of
+from draftrec.recommend.setup import fit_retriever
+from draftrec.recommend.values import Query
+
+Engine = Callable[[Seq[Query]], list[UserBeams]]
+HF, HF_MASKED, PLAIN = "hf_prefix_fn", "hf_trie_mask", "plain"
+
+
+class Bench:
+    """Models and data, loaded once."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        sids = read_semantic_ids(args.sids)
+        target = load_recommender(args.target, "auto", args.dtype)
+        self.catalogue = Catalogue.of(sids, target)
+        self.items = fit_retriever(str(args.sequences), sids)
+        config = RecommendConfig(batch_size=args.batch, k=1)
+        parts = parts_of(target, self.catalogue)
+        self.base = ItemRecommender(parts, self.catalogue, config, self.items)
+        self.drafts: dict[str, Any] = {}
+        self.sizes = {"target": _parameters(target.model)}
+        for name, folder in args.draft:
+            draft = load_recommender(folder, "auto", args.dtype)
+            self.drafts[name] = checked_target(draft.model)
+            self.sizes[name] = _parameters(draft.model)
+        # A copy of its own: the engine's target attends in its own way from now on.
+        plain = load_recommender(args.target, "auto", args.dtype)
+        pad = int(plain.tokenizer.pad_token_id or 0)
+        self.hf = HfBeams(plain.model, self.catalogue.trie, pad, args.batch)
+        histories = read_histories(args.sequences, args.part, None)[: args.limit]
+        self.histories = [h for h in histories if len(h.items)]
+        self.dropped = len(histories) - len(self.histories)
+
+    def engines(self, k: int, *, timed: bool) -> dict[str, Engine]:
+        """By name; Hugging Face's for the timed part only."""
+        found: dict[str, Engine] = {}
+        if timed:
+            found[HF_MASKED] = self._hf(k, masked=True)
+            found[HF] = self._hf(k, masked=False)
+        config = self.base.config.model_copy(
+            update={"k": k, "draft_beams": max(k, self.args.draft_beams)}
+        )
+        found[PLAIN] = _ours(self.base.variant(config))
+        found["strict items"] = _ours(self.base.variant(config, None, self.items))
+        for name, draft in self.drafts.items():
+            found[f"strict {name}"] = _ours(self.base.variant(config, draft))
+            both = self.base.variant(config, draft, self.items)
+            found[f"strict {name} + items"] = _ours(both)
+            for verify in ("relaxed", "sample"):
+                other = config.model_copy(update={"verify": verify})
+                found[f"{verify} {name}"] = _ours(self.base.variant(other, draft))
+        found["sample plain"] = _ours(
+            self.base.variant(config.model_copy(update={"verify": "sample"}))
+        )
+        return found
+
+    def _hf(self, k: int, *, masked: bool) -> Engine:
+        def run(queries: Seq[Query]) -> list[UserBeams]:
+            places = [self.catalogue.sids.places(q.history) for q in queries]
+            prompts = [self.catalogue.encoder.encode(p) for p in places]
+            return [self._as_items(b, k) for b in self.hf.run(prompts, k, masked=masked)]
+
+        return run
+
+    def _as_items(self, beams: np.ndarray, k: int) -> UserBeams:
+        trie = self.catalogue.trie
+        leaves = trie.walk(beams)[:, -1]
+        items = [trie.items_at(leaf) for leaf in leaves.tolist() if leaf >= 0]
+        found = np.concatenate([np.empty(0, np.int64), *items])[:k]
+        return UserBeams(found, (), trie.levels, 0, len(beams), int((leaves < 0).sum()))
+
+
+def _ours(recommender: ItemRecommender) -> Engine:
+    def run(queries: Seq[Query]) -> list[UserBeams]:
+        return [
+            UserBeams(
+                a.items, a.scores.tolist(), a.target_calls, a.accepted_steps,
+                len(a.items) + a.invalid, a.invalid,
+            )
+            for a in recommender.recommend(queries)
+        ]  # fmt: skip
+
+    return run
+
+
+def timed_part(bench: Bench, k: int) -> dict[str, Any]:
+    """Engines in turn over the same users; the first of them rotates."""
+    args = bench.args
+    step = max(1, len(bench.histories) // args.timed)
+    chosen = bench.histories[::step][: args.timed]
+    queries = [Query(h.user, h.items) for h in chosen]
+    engines = bench.engines(k, timed=True)
+    answers: dict[str, list[UserBeams]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    names = list(engines)
+    for turn in range(args.rounds + 1):  # the first round warms up, and lets the pace learn
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            answers[name] = engines[name](queries)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    runs = {name: EngineRun(answers[name], seconds[name]) for name in names}
+    return _figures(runs, [HF, HF_MASKED, PLAIN], chosen, k)
+
+
+def whole_part(bench: Bench, k: int) -> dict[str, Any]:
+    """Every user once."""
+    queries = [Query(h.user, h.items) for h in bench.histories]
+    runs: dict[str, EngineRun] = {}
+    for name, engine in bench.engines(k, timed=False).items():
+        start = time.perf_counter()
+        answers = engine(queries)
+        runs[name] = EngineRun(answers, [time.perf_counter() - start])
+        note(f"k={k} {name}: {runs[name].seconds[0]:.1f} s")
+    return _figures(runs, [PLAIN], bench.histories, k)
+
+
+def _figures(
+    runs: dict[str, EngineRun], baselines: list[str], histories: Seq[History], k: int
+) -> dict[str, Any]:
+    targets = [h.targets for h in histories]
+    found = beam_figures(runs, PLAIN, baselines, targets, [k])
+    return {name: figures.summary() for name, figures in found.items()}
+
+
+def _parameters(model: Any) -> int:
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, found, folder = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
+    return name, folder
+
+
+def main() -> None:
+    """Parse, run, write genrec-beauty.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--draft", type=_named, action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--sequences", type=Path, default=SEQUENCES)
+    parser.add_argument("--sids", type=Path, default=SIDS)
+    parser.add_argument("--part", default="test")
+    parser.add_argument("-k", type=int, nargs="+", default=[1, 3, 5, 10, 20])
+    parser.add_argument("--draft-beams", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--timed", type=int, default=192, help="users of the timed part")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="users of the whole part")
+    parser.add_argument("--whole", type=int, nargs="*", help="K of the whole part (default: all)")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--name", default="genrec-beauty")
+    parser.add_argument("--results", type=Path, help="folder of the result file")
+    args = parser.parse_args()
+    bench = Bench(args)
+    settings = {
+        name: getattr(args, name)
+        for name in ("part", "k", "draft_beams", "batch", "timed", "rounds", "limit", "dtype")
+    }
+    found: dict[str, Any] = {
+        "settings": settings,
+        "parameters": bench.sizes,
+        "users": len(bench.histories),
+        "users_without_history_left_out": bench.dropped,
+        "timed": {},
+        "whole": {},
+    }
+    for k in args.k:
+        found["timed"][str(k)] = timed_part(bench, k)
+        write_result(args.name, found, seed=0, folder=args.results)
+    for k in args.k if args.whole is None else args.whole:
+        found["whole"][str(k)] = whole_part(bench, k)
+        write_result(args.name, found, seed=0, folder=args.results)
+
+
+if __name__ == "__main__":
+    main()
