@@ -49,7 +49,9 @@ class TrainingFolder:
         """Make the folder, or go on in it; with `overwrite` what it and its model were goes."""
         if overwrite:
             (self.path.parent / INFO_FILE).unlink(missing_ok=True)
-            shutil.rmtree(self.path, ignore_errors=True)
+            for name in ("state.pt", "best.safetensors", "metrics.jsonl", "settings.json"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "logs", ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
         content = json.dumps(_plain(settings), indent=1) + "\n"
         replace_file(self.path / "settings.json", content.encode())

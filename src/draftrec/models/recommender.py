@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
 from draftrec.data.writers import replace_file
@@ -78,6 +79,7 @@ def save_recommender(
     whole."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INFO_FILE).unlink(missing_ok=True)
+    transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     replace_file(folder / INFO_FILE, (info.model_dump_json(indent=1) + "\n").encode())

@@ -1,0 +1,294 @@
+"""Record what a target recommends in training contexts, for drafts to learn from.
+
+For every context the target's best beams are searched, then all their prefixes are scored in one
+pass. One beam of every shard is computed again token by token, the plain way: a shift by one
+position, or an architecture whose masks are its own, does not pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from draftrec.alignment.histories import Places, read_training_data
+from draftrec.alignment.teacher_files import (
+    Catalogue,
+    Context,
+    TeacherFolder,
+    TeacherManifest,
+    legal_codes,
+)
+from draftrec.alignment.trees import context_tree, row_logits, tree_inputs
+from draftrec.beams.drafters import NoBeamDrafter
+from draftrec.beams.model import BeamModel, Constraint
+from draftrec.beams.search import BeamEngine, search
+from draftrec.beams.values import BeamRequest, Beams
+from draftrec.core import IntArray
+from draftrec.data.sequences import read_semantic_ids
+from draftrec.errors import DraftrecError, UnsupportedModelError
+from draftrec.models.loading import tokenizer_fingerprint
+from draftrec.models.recommender import Recommender, load_recommender
+from draftrec.models.target import Target
+from draftrec.tokens.item_trie import ItemTrie
+from draftrec.tokens.prompts import HistoryEncoder
+
+# float16 keeps three digits, and passes of different shapes round differently.
+_TOLERANCE = 0.05
+_SLOTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TeachSettings:
+    """`beams` (K) are recorded of each context. Every user with two train items or more gives
+    `per_user` contexts: before the last item, then before earlier ones drawn at random; with `ends`
+    one more after the last item, where nobody knows what is true."""
+
+    beams: int = 20
+    per_user: int = 1
+    ends: bool = False
+    seed: int = 0
+    shard_size: int = 512
+
+    def __post_init__(self) -> None:
+        """Raises DraftrecError for values that cannot work."""
+        for name in ("beams", "shard_size"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise DraftrecError(f"--{option} must be at least 1, not {getattr(self, name)}")
+        if self.per_user < 0 or not (self.per_user or self.ends):
+            raise DraftrecError("no contexts: --per-user must be above 0, or --ends be given")
+
+
+@dataclass(frozen=True, slots=True)
+class TeachSpec:
+    """A recording: `target` is the folder of a recommender, `limit` counts users."""
+
+    target: str
+    sequences: str
+    sids: str
+    output: Path
+    settings: TeachSettings = TeachSettings()
+    limit: int | None = None
+    device: str = "auto"
+    overwrite: bool = False
+
+
+class TeachWatcher:
+    """Is told how a recording gets on. This one does not care."""
+
+    def begin(self, manifest: TeacherManifest) -> None:
+        """Recording goes on after the shards that `manifest` lists."""
+
+    def shard(self, manifest: TeacherManifest) -> None:
+        """One more shard is finished."""
+
+
+class TeachInterrupted(Exception):
+    """The recording stopped on request, and can go on."""
+
+    def __init__(self, manifest: TeacherManifest) -> None:
+        super().__init__("interrupted")
+        self.manifest = manifest
+
+
+#: A history, and the place of the item that came next (-1: unknown).
+Ask = tuple[Places, int]
+
+
+def teach(
+    spec: TeachSpec,
+    watcher: TeachWatcher | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Record the teacher data, or what is missing of it; a summary.
+
+    Raises DraftrecError for unusable input and a model that cannot be recorded, and
+    TeachInterrupted, after a shard, once `should_stop()` is true.
+    """
+    watcher = watcher or TeachWatcher()
+    recommender = load_recommender(spec.target, spec.device)
+    sids = read_semantic_ids(spec.sids)
+    tokens = sids.token_ids(recommender.tokenizer.get_vocab())
+    encoder = HistoryEncoder(recommender.format, recommender.tokenizer, tokens)
+    data = read_training_data(spec.sequences, sids, spec.limit, with_valid=False)
+    asks = contexts_of(data.train, spec.settings)
+    folder = TeacherFolder(spec.output)
+    manifest = _begun(spec, folder, recommender, asks, sids.fingerprint())
+    if not manifest.shards:
+        folder.write_catalogue(Catalogue(sids.items, tokens, legal_codes(tokens)))
+    recorder = Recorder(recommender, encoder, ItemTrie.build(sids.items, tokens), spec.settings)
+    watcher.begin(manifest)
+    while not manifest.finished:
+        if should_stop and should_stop():
+            raise TeachInterrupted(manifest)
+        started = time.monotonic()
+        done = sum(manifest.shards)
+        contexts = recorder.record(asks[done : done + spec.settings.shard_size])
+        recorder.check(contexts[len(manifest.shards) % len(contexts)])
+        folder.write_shard(len(manifest.shards), contexts)
+        manifest.shards.append(len(contexts))
+        manifest.seconds += time.monotonic() - started
+        folder.write_manifest(manifest)
+        watcher.shard(manifest)
+    size = sum(folder.shard(i).stat().st_size for i in range(len(manifest.shards)))
+    return {
+        "output": str(spec.output),
+        "contexts": manifest.total,
+        "beams": manifest.beams,
+        "bytes": size,
+        "seconds": round(manifest.seconds, 1),
+    }
+
+
+def contexts_of(users: Seq[Places], settings: TeachSettings) -> list[Ask]:
+    """What the target is asked. Raises DraftrecError if that is nothing."""
+    found: list[Ask] = []
+    rng = np.random.default_rng(settings.seed)
+    for items in users:
+        cuts = np.arange(1, len(items))
+        chosen = cuts[-1:]
+        if settings.per_user > 1 and len(cuts) > 1:
+            more = min(settings.per_user, len(cuts)) - 1
+            chosen = np.concatenate((chosen, rng.choice(cuts[:-1], more, replace=False)))
+        if settings.per_user:
+            found += [(items[:cut], int(items[cut])) for cut in chosen.tolist()]
+        if settings.ends:
+            found.append((items, -1))
+    if not found:
+        raise DraftrecError(
+            "no user has two train items, so there are no contexts with a true answer; add --ends"
+        )
+    return found
+
+
+class Recorder:
+    """Asks one target."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        encoder: HistoryEncoder,
+        trie: ItemTrie,
+        settings: TeachSettings,
+    ) -> None:
+        self.model: Any = recommender.model
+        self.encoder, self.trie, self.settings = encoder, trie, settings
+        self.codes = legal_codes(encoder.item_tokens)
+
+    def record(self, asks: Seq[Ask]) -> list[Context]:
+        """One context for each question, in order."""
+        prompts = [self.encoder.encode(history) for history, _ in asks]
+        beams = [found.tokens for found in self._searched(prompts)]
+        truths = [self._truth(place) for _, place in asks]
+        trees = [context_tree(b, t) for b, t in zip(beams, truths, strict=True)]
+        order = sorted(range(len(asks)), key=lambda i: len(prompts[i]) + len(trees[i].tokens))
+        rows: dict[int, Any] = {}
+        for first in range(0, len(order), _SLOTS):
+            chosen = order[first : first + _SLOTS]
+            batch = tree_inputs([prompts[i] for i in chosen], [trees[i] for i in chosen])
+            levels = np.concatenate([trees[i].next_level for i in chosen])
+            found = self._legal_log_probs(batch, levels)
+            ends = np.cumsum([len(trees[i].next_level) for i in chosen])
+            rows |= dict(zip(chosen, np.split(found, ends[:-1]), strict=True))
+        return [
+            Context(prompts[i], self._answers(prompts[i], asks[i][0]), truths[i], beams[i], rows[i])
+            for i in range(len(asks))
+        ]
+
+    def check(self, context: Context) -> None:
+        """Compute one beam, and the true item, token by token, and compare.
+
+        Raises UnsupportedModelError where the recorded log-probabilities are others.
+        """
+        tree = context.tree()
+        paths = [context.beams[-1], *([context.truth] if len(context.truth) else [])]
+        for path in paths:
+            ids = torch.from_numpy(np.concatenate((context.prompt, path[:-1]))).long()[None]
+            with torch.inference_mode():
+                logits = self.model(input_ids=ids.to(self.model.device), use_cache=False).logits[0]
+            plain = logits[len(context.prompt) - 1 :].float().log_softmax(-1).cpu().numpy()
+            row = 0
+            for level, token in enumerate(path.tolist()):
+                codes = self.codes[level][self.codes[level] >= 0]
+                expected = plain[level, codes]
+                found = context.log_probs[row, : len(codes)].astype(np.float32)
+                near = np.maximum(1.0, np.abs(expected)) * _TOLERANCE
+                if not (np.abs(found - expected) <= near).all():
+                    raise UnsupportedModelError(
+                        f"{type(self.model).__name__} cannot be recorded: at level {level + 1} a "
+                        "beam has other probabilities in the tree than token by token; it probably "
+                        "uses positions or masks that draftrec does not know"
+                    )
+                child = np.flatnonzero((tree.parents == row - 1) & (tree.tokens == token))
+                row = int(child[0]) + 1 if len(child) else row
+
+    def _searched(self, prompts: Seq[IntArray]) -> list[Beams]:
+        attention = self.model.config._attn_implementation
+        try:
+            target = BeamModel(Target(self.model), Constraint(self.trie, self.trie.levels))
+            engine = BeamEngine(target, NoBeamDrafter(), self.settings.beams, _SLOTS)
+            return search(engine, [BeamRequest(i, prompt) for i, prompt in enumerate(prompts)])
+        finally:
+            self.model.set_attn_implementation(attention)
+
+    @torch.inference_mode()
+    def _legal_log_probs(self, batch: dict[str, torch.Tensor], levels: IntArray) -> Any:
+        """float16 `[R, A]`, -inf where a level has no such code."""
+        log_probs = row_logits(self.model, batch).float().log_softmax(-1)
+        codes = torch.from_numpy(self.codes[levels]).long().to(log_probs.device)
+        found = log_probs.gather(1, codes.clamp_min(0)).masked_fill(codes < 0, -torch.inf)
+        return found.half().cpu().numpy()
+
+    def _truth(self, place: int) -> IntArray:
+        return self.encoder.item_tokens[place] if place >= 0 else np.empty(0, np.int32)
+
+    def _answers(self, prompt: IntArray, history: Places) -> Any:
+        """Which tokens of a prompt teach: those of its items, where a lesson has them."""
+        answers = np.zeros(len(prompt), np.bool_)
+        kept = history[-self.encoder.form.max_items :]
+        ids, taught = self.encoder.lesson(kept) if len(kept) else (prompt[:0], answers[:0])
+        if np.array_equal(ids, prompt[: len(ids)]):
+            answers[: len(ids)] = taught
+        return answers
+
+
+def _begun(
+    spec: TeachSpec, folder: TeacherFolder, recommender: Recommender, asks: list[Ask], sids: str
+) -> TeacherManifest:
+    """The manifest of the folder, or a new one. Raises DraftrecError if it holds something else."""
+    digest = hashlib.sha256(json.dumps(asdict(spec.settings)).encode())
+    for history, truth in asks:
+        digest.update(np.array([truth, len(history), *history], "<i8").tobytes())
+    wanted = TeacherManifest(
+        target=recommender.fingerprint,
+        tokenizer=tokenizer_fingerprint(recommender.tokenizer),
+        sids=sids,
+        contexts=digest.hexdigest(),
+        levels=recommender.info.levels,
+        beams=spec.settings.beams,
+        total=len(asks),
+        prompt=recommender.format.as_dict(),
+        settings=asdict(spec.settings),
+    )
+    if spec.overwrite:
+        folder.clear()
+    found = folder.manifest()
+    if found is None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return wanted
+    for name in ("target", "sids", "contexts"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise DraftrecError(
+                f"{folder.path} holds teacher data with another {name}; choose another --output, "
+                "or give it up with --overwrite"
+            )
+    return found
