@@ -10,29 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import typer
 
-from draftrec.cli import genrec_evaluate, main
+from draftrec.cli import main
 from draftrec.cli.common import _repeated
 
 Evaluate = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def evaluate(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Evaluate:
+def evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
     """Runs the command; @LISTS and @SEQUENCES stand for the two files."""
-
-    def app(argv: list[str]) -> typer.Typer:
-        group, whole = typer.Typer(), typer.Typer()
-        group.callback()(lambda: None)
-        main._add(group, "evaluate", genrec_evaluate.evaluate)
-        whole.callback()(lambda: None)
-        whole.add_typer(group, name="genrec")
-        return whole
-
-    monkeypatch.setattr(main, "_app", app)
     lists, sequences = tmp_path / "lists.parquet", tmp_path / "sequences.jsonl"
     table = {"user": [1, 2], "items": [list(range(20)), list(range(20, 40))]}
     pq.write_table(pa.table(table), lists)
