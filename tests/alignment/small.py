@@ -49,7 +49,7 @@ def fit_spec(folder: Path, output: str = "target", **changes: object) -> FitSpec
     """A training of the smallest preset."""
     from dataclasses import replace
 
-    from draftrec.alignment.fit import ModelSource
+    from draftrec.alignment.presets import ModelSource
 
     sequences, sids = write_all(folder)
     spec = FitSpec(

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from draftrec.alignment.fit import FitSpec, ModelSource, fit
+from draftrec.alignment.fit import FitSpec, fit
 from draftrec.alignment.lora import LoraSettings
+from draftrec.alignment.presets import ModelSource
 from draftrec.alignment.train import TrainInterrupted
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import load_recommender

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -18,6 +18,14 @@ from transformers import (
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import load_model, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from: a preset's name, a configuration file, or a checkpoint."""
+
+    kind: Literal["preset", "config", "checkpoint"] = "preset"
+    name: str = "small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,18 @@ PRESETS = {
 }
 
 
+def untrained(
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase, context: int, seed: int
+) -> PreTrainedModel:
+    """A new model for this vocabulary, by a preset or a configuration file.
+
+    Raises DraftrecError as the functions below do.
+    """
+    if source.kind == "preset":
+        return new_model(preset_config(source.name, tokenizer, context), seed)
+    return new_model(file_config(Path(source.name), tokenizer, context), seed)
+
+
 def preset_config(name: str, tokenizer: PreTrainedTokenizerBase, context: int) -> LlamaConfig:
     """A configuration for this vocabulary and for sequences of up to `context` tokens.
 
@@ -47,7 +67,7 @@ def preset_config(name: str, tokenizer: PreTrainedTokenizerBase, context: int) -
         raise DraftrecError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
     shape = PRESETS[name]
     return LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary(tokenizer),
         hidden_size=shape.width,
         intermediate_size=shape.inner,
         num_hidden_layers=shape.layers,
@@ -73,7 +93,7 @@ def file_config(path: Path, tokenizer: PreTrainedTokenizerBase, context: int) ->
             f"no model configuration could be read from {path} ({reason}); give a config.json of a "
             "decoder-only transformers model"
         ) from error
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = vocabulary(tokenizer)
     for name, value in _special(tokenizer).items():
         setattr(config, name, value)
     room = getattr(config, "max_position_embeddings", context)
@@ -113,11 +133,15 @@ def extended_checkpoint(
     before = int(embeddings.weight.shape[0])
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([token for token in tokens if token not in known])
-    largest = max(tokenizer.get_vocab().values()) + 1
-    if largest > before:
+    if vocabulary(tokenizer) > before:
         torch.manual_seed(seed)
-        model.resize_token_embeddings(largest)
+        model.resize_token_embeddings(vocabulary(tokenizer))
     return model, tokenizer, min(before, len(known))
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that embeddings need for this tokenizer."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

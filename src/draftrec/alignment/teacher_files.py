@@ -167,8 +167,10 @@ class TeacherFolder:
         return self.path / f"teacher-{number:05d}.safetensors"
 
 
-def check_teacher(folder: Path, manifest: TeacherManifest | None, target: Recommender) -> None:
-    """Raise DraftrecError unless the folder is finished and speaks for this very target."""
+def check_teacher(
+    folder: Path, manifest: TeacherManifest | None, target: Recommender
+) -> TeacherManifest:
+    """The manifest. Raises DraftrecError unless it is finished and speaks for this target."""
     if manifest is None:
         raise DraftrecError(
             f"{folder} has no manifest.json, so it is no teacher data; name a folder that "
@@ -184,6 +186,7 @@ def check_teacher(folder: Path, manifest: TeacherManifest | None, target: Recomm
             f"the teacher data in {folder} stops after {sum(manifest.shards):,} of "
             f"{manifest.total:,} contexts; run the same `draftrec genrec teach` again"
         )
+    return manifest
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -117,18 +117,24 @@ def tree_inputs(prompts: Seq[IntArray], trees: Seq[ContextTree]) -> dict[str, to
 def tree_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits `[B, T, V]` of the pass that `tree_inputs` describes."""
     weights = next(iter(model.parameters()))
-    hidden = torch.zeros(batch["sees"].shape, dtype=weights.dtype, device=weights.device)
-    hidden.masked_fill_(~batch["sees"].to(weights.device), torch.finfo(weights.dtype).min)
+    sees = batch["sees"].to(weights.device)
+    if model.config._attn_implementation != "sdpa":  # the others add their mask to the scores
+        hidden = torch.zeros(sees.shape, dtype=weights.dtype, device=weights.device)
+        sees = hidden.masked_fill_(~sees, torch.finfo(weights.dtype).min)
     return model(
         input_ids=batch["input_ids"].to(weights.device),
         position_ids=batch["position_ids"].to(weights.device),
-        attention_mask=hidden,
+        attention_mask=sees,
         use_cache=False,
     ).logits
 
 
 def row_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits `[R, V]` of the rows."""
-    logits = tree_logits(model, batch)
-    rows = batch["rows"].to(logits.device)
+    return at_rows(tree_logits(model, batch), batch["rows"])
+
+
+def at_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`[R, V]` out of `[B, T, V]`, at (batch, column) pairs `[R, 2]`."""
+    rows = rows.to(logits.device)
     return logits[rows[:, 0], rows[:, 1]]
