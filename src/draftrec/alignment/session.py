@@ -81,5 +81,5 @@ def summary(output: Path, info: RecommenderInfo) -> dict[str, Any]:
         "epochs": len(record["epochs"]),
         "best_epoch": record["best_epoch"],
         "seconds": record["seconds"],
-        **{name: best[name] for name in best if name not in ("epoch", "seconds")},
+        **{name: best[name] for name in best if name not in ("epoch", "steps", "seconds")},
     }

@@ -166,7 +166,8 @@ class Trainer:
         started = time.monotonic()
         self.bare.eval()
         found = self.task.validate(self.bare)
-        record = {"epoch": float(done.epoch), "train_loss": done.loss_sum / self.steps}
+        record = {"epoch": float(done.epoch), "steps": float(done.step)}
+        record["train_loss"] = done.loss_sum / self.steps
         if found is None or found.score > done.best_score:
             done.best_epoch = done.epoch
             done.best_score = found.score if found else -math.inf

@@ -90,7 +90,7 @@ class TrainingFolder:
 
         def write(step: int, record: dict[str, float]) -> None:
             for name, value in record.items():
-                if name != "epoch":
+                if name not in ("epoch", "steps"):
                     writer.add_scalar(name, value, step)
 
         try:

@@ -4,5 +4,12 @@ from __future__ import annotations
 
 from draftrec.cli.genrec_evaluate import evaluate
 from draftrec.cli.genrec_recommend import recommend
+from draftrec.cli.genrec_train import align, fit, teach
 
-SUBCOMMANDS = {"recommend": recommend, "evaluate": evaluate}
+SUBCOMMANDS = {
+    "fit": fit,
+    "teach": teach,
+    "align": align,
+    "recommend": recommend,
+    "evaluate": evaluate,
+}
