@@ -92,7 +92,7 @@ class ModelDrafter:
     def draft(self, running: Seq[UserSearch]) -> None:
         """Level by level, one pass of the draft model over all users for each."""
         self._drop_rows(running)
-        plans = {s.order: self.pace.widths(s.level) for s in running}
+        plans = {s.order: self.pace.widths(s) for s in running}
         ahead = {s.order: (s.kept, len(s.kept.nodes)) for s in running}
         for s in running:
             s.levels = []

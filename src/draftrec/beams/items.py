@@ -31,19 +31,14 @@ class Offers:
         self.trie, self.proposer, self.proposals = trie, proposer, proposals
         self._users: dict[int, list[tuple[LongArray, LongArray]]] = {}
 
-    def start(self, search: UserSearch) -> None:
-        """Ask for proposals; those that the user's filter forbids are left out."""
-        leaves, weights = self._legal(search.request)
-        self._users[search.order] = _by_level(self.trie, leaves, weights)
-
     def stop(self, search: UserSearch) -> None:
         """Forget the user."""
-        del self._users[search.order]
+        self._users.pop(search.order, None)
 
     def below(self, s: UserSearch, level: int, above: IntArray, most: int) -> IntArray:
         """The heaviest prefixes one level below `above`, nodes that all lie on `level`: at most
         `most` nodes int32 of the user's tree."""
-        places, parents = self._users[s.order][level]
+        places, parents = self._levels(s)[level]
         if level == 0:
             under = np.full(min(most, len(places)), -1, np.int32)
             return s.tree.add(under, self.trie.tokens[places[:most]], places[:most])
@@ -55,6 +50,13 @@ class Offers:
         here = np.flatnonzero(known[at] == parents)[:most]
         chosen = places[here]
         return s.tree.add(above[order][at[here]], self.trie.tokens[chosen], chosen)
+
+    def _levels(self, s: UserSearch) -> list[tuple[LongArray, LongArray]]:
+        """Proposals are asked for when the first of them is wanted; many users never want one."""
+        if s.order not in self._users:
+            leaves, weights = self._legal(s.request)
+            self._users[s.order] = _by_level(self.trie, leaves, weights)
+        return self._users[s.order]
 
     def _legal(self, request: BeamRequest) -> tuple[LongArray, DoubleArray]:
         places, weights = self.proposer.propose(request.history, self.proposals)
@@ -80,13 +82,13 @@ class ItemDrafter:
         """Nothing to make room for."""
 
     def start(self, search: UserSearch) -> None:
-        self.offers.start(search)
+        """Nothing to prepare."""
 
     def draft(self, running: Seq[UserSearch]) -> None:
         for s in running:
             s.levels = []
             above = s.kept.nodes
-            for step, width in enumerate(self.pace.widths(s.level)):
+            for step, width in enumerate(self.pace.widths(s)):
                 above = self.offers.below(s, s.level + step, above, width)
                 s.levels.append(above)
 
@@ -112,7 +114,6 @@ class MixedDrafter:
 
     def start(self, search: UserSearch) -> None:
         self.inner.start(search)
-        self.offers.start(search)
 
     def draft(self, running: Seq[UserSearch]) -> None:
         self.inner.draft(running)

@@ -13,8 +13,9 @@ from draftrec.models.costs import CostCurve
 
 #: Widths that are considered, as shares of the widest.
 _SHARES = (0.25, 0.5, 0.75, 1.0)
-# Passes between two plans, and between two tries where drafting does not pay.
-_REPLAN, _RETRY = 8, 16
+# Passes between two plans, after the first few; of so many users one tries a wide draft where
+# drafting does not pay.
+_REPLAN, _PROBE = 8, 32
 _FADE = 0.995
 
 
@@ -24,7 +25,7 @@ class Pace(Protocol):
     most: int
     """The widest level that it ever asks for."""
 
-    def widths(self, level: int) -> list[int]: ...
+    def widths(self, search: UserSearch) -> list[int]: ...
 
     def observe(self, running: Seq[UserSearch]) -> None: ...
 
@@ -38,8 +39,8 @@ class FixedPace:
     def __init__(self, width: int, steps: int, depth: int) -> None:
         self.most, self.steps, self.depth = width, steps, depth
 
-    def widths(self, level: int) -> list[int]:
-        return [self.most] * max(0, min(self.steps, self.depth - 1 - level))
+    def widths(self, search: UserSearch) -> list[int]:
+        return [self.most] * max(0, min(self.steps, self.depth - 1 - search.level))
 
     def observe(self, running: Seq[UserSearch]) -> None:
         """Nothing to learn."""
@@ -75,26 +76,28 @@ class AutoPace:
     the first so many drafted ones; a level that was verified with a wide draft says what narrower
     ones would have done. Plans come from the end backwards: after `t` levels, drafting some levels
     costs their passes and leads to t + 1 .. levels with the estimated probabilities, from where the
-    best plan goes on. Where the best plan is plain, drafting is tried again every 16 passes. All
-    clocks are the cost curves', so that a run repeats its decisions.
+    best plan goes on. Where the best plan is plain, one user in 32 gets a wide draft to begin with
+    all the same, so that a change is noticed. All clocks are the cost curves', so that a run
+    repeats its decisions.
     """
 
     def __init__(self, most: int, depth: int, costs: Costs) -> None:
         self.most, self.depth, self.costs = most, depth, costs
         least = costs.kept
         self.grid = sorted({max(least, round(most * s)) for s in _SHARES} | {min(least, most)})
-        # Two tries to begin with, so that nothing is certain before it was seen.
+        # Two tries to begin with, so that nothing is certain before it was seen; wide drafts are
+        # expected to hold more.
         self.tried = np.full((depth, len(self.grid)), 2.0)
-        self.held = np.full((depth, len(self.grid)), 1.4)
+        self.held = self.tried * np.linspace(0.4, 0.8, len(self.grid))
         self.plans: list[list[int]] = []
         self._passes = 0
 
-    def widths(self, level: int) -> list[int]:
+    def widths(self, search: UserSearch) -> list[int]:
         if not self.plans:
             self.plans = self._plan()
-        plan = self.plans[level]
-        if not plan and self._passes % _RETRY == 0:
-            return [self.most] * (self.depth - 1 - level)
+        plan = self.plans[search.level]
+        if not plan and search.level == 0 and search.order % _PROBE == 0:
+            return [self.most] * (self.depth - 1)
         return plan
 
     def observe(self, running: Seq[UserSearch]) -> None:
@@ -106,7 +109,7 @@ class AutoPace:
             for i, (drafted, kept) in enumerate(zip(search.levels, search.trail, strict=False)):
                 self._count(before + i + 1, len(drafted), _needed(drafted, kept))
         self._passes += 1
-        if self._passes % _REPLAN == 0:
+        if self._passes < 4 or self._passes % _REPLAN == 0:
             self.plans = self._plan()
 
     def _count(self, level: int, drafted: int, needed: int | None) -> None:

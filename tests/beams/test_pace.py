@@ -1,0 +1,94 @@
+"""Drafting goes as far and as wide as pays, and stops where it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from draftrec.beams.pace import AutoPace, Costs, FixedPace
+from draftrec.beams.scored import Scored
+from draftrec.beams.state import UserSearch
+from draftrec.beams.tree import BeamTree
+from draftrec.beams.values import BeamRequest
+from draftrec.models.costs import CostCurve
+
+DEPTH, K, N = 4, 4, 16
+FLAT = CostCurve((1, 10_000), (1.0, 1.001))  # rows are free, passes are dear
+STEEP = CostCurve((1, 1001), (0.001, 10.0))  # every row costs
+CHEAP = CostCurve((1, 10_000), (0.001, 0.0011))
+
+
+def a_search(order: int, level: int = 0) -> UserSearch:
+    tree, request = BeamTree(DEPTH), BeamRequest(order, np.ones(1, np.int32))
+    return UserSearch(order, request, tree, Scored(0, request, tree), level=level)
+
+
+def verified(needed: list[int | None], widths: list[int]) -> UserSearch:
+    """A search that was drafted `widths` and of which the target kept beams, the last of them at
+    place `needed` of every level (None: one was not drafted)."""
+    s = a_search(1)
+    for need, width in zip(needed, widths, strict=True):
+        drafted = np.arange(width, dtype=np.int32)
+        s.levels.append(drafted)
+        kept = np.array([0, width + 9 if need is None else need - 1], np.int32)
+        s.trail.append(np.unique(kept))
+        s.level += 1
+        if need is None:
+            break
+    return s
+
+
+def pace(target: CostCurve, draft: CostCurve | None) -> AutoPace:
+    return AutoPace(N, DEPTH, Costs(target, draft, users=2, prompt=8, kept=K))
+
+
+def test_fixed_widths_end_before_the_last_level() -> None:
+    fixed = FixedPace(9, 2, DEPTH)
+    assert [fixed.widths(a_search(0, level)) for level in range(DEPTH)] == [
+        [9, 9], [9, 9], [9], [],
+    ]  # fmt: skip
+
+
+def test_dear_passes_are_saved_and_dear_rows_are_not_spent() -> None:
+    assert pace(FLAT, CHEAP).widths(a_search(1)) == [N, N, N]
+    assert pace(STEEP, CHEAP).widths(a_search(1)) == []
+    assert pace(FLAT, FLAT).widths(a_search(1)) == [], "a draft as dear as the target never pays"
+
+
+def test_where_nothing_pays_few_users_try() -> None:
+    auto = pace(STEEP, CHEAP)
+    tried = [order for order in range(64) if auto.widths(a_search(order))]
+    assert tried == [0, 32]
+    assert auto.widths(a_search(0)) == [N, N, N]
+    assert auto.widths(a_search(0, level=1)) == []
+
+
+def test_levels_that_are_never_accepted_are_given_up() -> None:
+    auto = pace(FLAT, CostCurve((1, 10_000), (0.2, 0.2002)))
+    assert len(auto.widths(a_search(1))) > 1
+    for _ in range(60):
+        auto.observe([verified([N // 2, None], [N, N, N][:2])])
+    assert len(auto.widths(a_search(1))) == 1, "the second level never came right"
+
+
+def test_narrow_drafts_do_where_they_hold_everything() -> None:
+    """Rows cost something: as soon as the first K drafts are enough, no more are drafted."""
+    slope = CostCurve((1, 201), (1.0, 3.0))
+    auto = AutoPace(N, DEPTH, Costs(slope, CHEAP, users=1, prompt=8, kept=K))
+    for _ in range(80):
+        auto.observe([verified([K, K, K], [N, N, N])])
+    assert auto.widths(a_search(1)) == [K, K, K]
+    for _ in range(400):
+        auto.observe([verified([N - 1, N - 1, N - 1], [N, N, N])])
+    assert auto.widths(a_search(1)) == [N, N, N]
+
+
+def test_a_narrow_draft_says_nothing_of_a_wider_one() -> None:
+    auto = pace(FLAT, CHEAP)
+    before = auto.tried.copy(), auto.held.copy()
+    auto.observe([verified([None], [K])])
+    wider = auto.grid.index(N)
+    assert auto.tried[1, wider] == pytest.approx(before[0][1, wider] * 0.995)
+    assert auto.tried[1, 0] == pytest.approx(before[0][1, 0] * 0.995 + 1)
+    auto.observe([verified([K], [K])])
+    assert auto.held[1, wider] > before[1][1, wider], "what a narrow one holds, a wide one does"
