@@ -10,8 +10,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
-from genrec_tables import beauty_table, item_baseline
+from genrec_tables import beauty_table, item_baseline, item_trie
 from markdown import header as _header
 from markdown import row as _row
 from markdown import spread as _spread
@@ -286,6 +287,10 @@ _SECTIONS = {
     "memory": _memory,
     "beauty-table": beauty_table,
     "item-baseline": item_baseline,
+    "item-trie": item_trie,
+    "beam-exactness": beam_exactness,
+    "beam-sampling": beam_sampling,
+    "genrec-beauty": genrec_beauty,
 }
 
 

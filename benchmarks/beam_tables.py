@@ -1,0 +1,77 @@
+"""The tables of beam search in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markdown import header, row, spread
+
+Result = dict[str, Any]
+
+
+def beam_exactness(result: Result) -> str:
+    """Drafted against plain beams over drawn cases."""
+    out = (
+        "## Drafted beams are the plain ones: `benchmarks/beam_exactness.py`\n\n"
+        f"{result['cases']:,} drawn cases, {result['searches']:,} searches, "
+        f"{result['mismatches']} mismatches; {result['near_ties']} searches have beams of equal "
+        "scores, up to rounding, in another order.\n"
+    )
+    out += header("drafts", "identical", "near-ties", "target calls", "plain")
+    for kind, r in sorted(result["by_draft"].items()):
+        counts = f"{r.get('identical', 0):,}", r.get("near_tie", 0)
+        out += row(kind, *counts, f"{r['target_calls']:.2f}", f"{r['plain_calls']:.2f}")
+    return out
+
+
+def beam_sampling(result: Result) -> str:
+    """What samples are samples of."""
+    out = (
+        "## What sampled beams are a sample of: `benchmarks/beam_sampling.py`\n\n"
+        f"{result['items']} items of known probability, {result['users']:,} users with one prompt. "
+        "Kept mass: the probability of the K kept items together, beside that of exact sampling "
+        "without replacement. Gap: the greatest difference of any item's frequency from the exact "
+        "one, also in standard errors of a right one (above 4 is no accident).\n"
+    )
+    for setting, rows in result["runs"].items():
+        out += f"\n**{setting}**\n"
+        out += header("verification", "kept mass", "exact", "gap", "standard errors", "calls")
+        for name, r in rows.items():
+            gap, errors = r["greatest_gap"], r["greatest_gap_in_standard_errors"]
+            out += row(
+                name, f"{r['kept_mass']:.3f}", f"{r['exact_kept_mass']:.3f}", f"{gap:.3f}",
+                f"{errors:.1f}", f"{r['target_calls']:.2f}",
+            )  # fmt: skip
+    return out
+
+
+def genrec_beauty(result: Result) -> str:
+    """Speculative beams on a trained target, all users and timed ones."""
+    sizes = ", ".join(f"{name} {n:,}" for name, n in result["parameters"].items())
+    s = result["settings"]
+    out = (
+        "## Recommending on Amazon Beauty: `benchmarks/genrec.py`\n\n"
+        f"Target and drafts trained on this data on a CPU (parameters: {sizes}); N = "
+        f"{s['draft_beams']}, {s['batch']} users at once, {s['dtype']}. Whole: all "
+        f"{result['users']:,} test users with a history, against plain search. Recall and NDCG "
+        "count every test item.\n"
+    )
+    for k, engines in result["whole"].items():
+        out += f"\n**K = {k}, all users**\n"
+        out += header(
+            "engine", "target calls", "AS@K", "same list as plain", "Recall@K", "NDCG@K", "invalid"
+        )
+        for name, r in engines.items():
+            out += row(
+                name, f"{r['target_calls']:.3f}", f"{r['accepted_steps_per_call']:.3f}",
+                f"{r['agreement']['exact_match_rate']:.4f}", f"{r['recall'][k]:.4f}",
+                f"{r['ndcg'][k]:.4f}", f"{r['invalid_rate']:.4f}",
+            )  # fmt: skip
+    for k, engines in result["timed"].items():
+        users = next(iter(engines.values()))["users"]
+        out += f"\n**K = {k}, timed: {users} users, engines in turn**\n"
+        out += header("engine", "ms per user", "WS@K over plain", "over HF, trie mask", "over HF")
+        for name, r in engines.items():
+            over = (spread(r["speedup"][b]) for b in ("plain", "hf_trie_mask", "hf_prefix_fn"))
+            out += row(name, f"{r['ms_per_user']:.2f}", *over)
+    return out
