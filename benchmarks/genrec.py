@@ -1,8 +1,9 @@
 """Speculative beams against plain ones and Hugging Face's, on a trained target and aligned drafts.
 
 Timed: the same users, engines in turn, several rounds. Whole: every user of the part, for fidelity
-and Recall / NDCG. `--draft NAME=DIR` may be given several times. `draftrec genrec fit`, `teach` and
-`align` train the models; they are no part of the repository. The last line is the result.
+and Recall / NDCG. `--draft NAME=DIR` may be given several times; all but the first are run over the
+whole part at the largest K only. `draftrec genrec fit`, `teach` and `align` train the models; they
+are no part of the repository. The last line is the result.
 """
 
 from __future__ import annotations
@@ -59,27 +60,36 @@ class Bench:
         self.histories = [h for h in histories if len(h.items)]
         self.dropped = len(histories) - len(self.histories)
 
-    def engines(self, k: int, *, timed: bool) -> dict[str, Engine]:
-        """By name; Hugging Face's for the timed part only."""
+    def engines(self, k: int, *, timed: bool, everything: bool = True) -> dict[str, Engine]:
+        """By name; Hugging Face's for the timed part only, drafts but the first only where
+        `everything` is asked for.
+
+        `N=..` drafts so many nodes for all levels that can be drafted; `auto` what pays.
+        """
         found: dict[str, Engine] = {}
         if timed:
             found[HF_MASKED] = self._hf(k, masked=True)
             found[HF] = self._hf(k, masked=False)
-        config = self.base.config.model_copy(
-            update={"k": k, "draft_beams": max(k, self.args.draft_beams)}
-        )
-        found[PLAIN] = _ours(self.base.variant(config))
-        found["strict items"] = _ours(self.base.variant(config, None, self.items))
-        for name, draft in self.drafts.items():
-            found[f"strict {name}"] = _ours(self.base.variant(config, draft))
-            both = self.base.variant(config, draft, self.items)
-            found[f"strict {name} + items"] = _ours(both)
-            for verify in ("relaxed", "sample"):
-                other = config.model_copy(update={"verify": verify})
-                found[f"{verify} {name}"] = _ours(self.base.variant(other, draft))
-        found["sample plain"] = _ours(
-            self.base.variant(config.model_copy(update={"verify": "sample"}))
-        )
+        n = max(k, self.args.draft_beams)
+        steps = self.catalogue.trie.levels - 1
+        auto = self.base.config.model_copy(update={"k": k, "draft_beams": n})
+        fixed = auto.model_copy(update={"draft_steps": steps})
+        found[PLAIN] = _ours(self.base.variant(auto))
+        found["strict items"] = _ours(self.base.variant(fixed, None, self.items))
+        found["auto items"] = _ours(self.base.variant(auto, None, self.items))
+        for place, (name, draft) in enumerate(self.drafts.items()):
+            if place and (timed or not everything):
+                break
+            found[f"strict {name}"] = _ours(self.base.variant(fixed, draft))
+            found[f"strict {name} + items"] = _ours(self.base.variant(fixed, draft, self.items))
+            relaxed = fixed.model_copy(update={"verify": "relaxed"})
+            found[f"relaxed {name}"] = _ours(self.base.variant(relaxed, draft))
+            if place:
+                continue
+            found[f"auto {name} + items"] = _ours(self.base.variant(auto, draft, self.items))
+            sample = fixed.model_copy(update={"verify": "sample"})
+            found[f"sample {name}"] = _ours(self.base.variant(sample, draft))
+            found["sample plain"] = _ours(self.base.variant(sample))
         return found
 
     def _hf(self, k: int, *, masked: bool) -> Engine:
@@ -136,7 +146,8 @@ def whole_part(bench: Bench, k: int) -> dict[str, Any]:
     """Every user once."""
     queries = [Query(h.user, h.items) for h in bench.histories]
     runs: dict[str, EngineRun] = {}
-    for name, engine in bench.engines(k, timed=False).items():
+    everything = k == max(bench.args.k)
+    for name, engine in bench.engines(k, timed=False, everything=everything).items():
         start = time.perf_counter()
         answers = engine(queries)
         runs[name] = EngineRun(answers, [time.perf_counter() - start])

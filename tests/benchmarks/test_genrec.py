@@ -27,7 +27,8 @@ def test_every_engine_finds_the_plain_items(
     found = json.loads((tmp_path / "results" / "genrec-beauty.json").read_text())
     assert found["users"] == 9
     assert found["users_without_history_left_out"] == 1
-    exact = ["plain", "strict items", "strict own", "strict own + items"]
+    exact = ["plain", "strict items", "auto items", "strict own", "strict own + items",
+             "auto own + items"]  # fmt: skip
     for k in ("1", "4"):
         for name in exact:
             assert found["whole"][k][name]["agreement"]["exact_match_rate"] == 1.0
