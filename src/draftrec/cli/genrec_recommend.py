@@ -131,8 +131,6 @@ def recommend(options: RecommendOptions) -> int:
     from draftrec.recommend.setup import prepare
 
     settings = recommend_settings(options)
-    if options.overwrite:
-        options.output.unlink(missing_ok=True)
     with StopSignal() as stop:
         task = prepare(settings)
         stop.armed = True
@@ -182,6 +180,7 @@ def recommend_settings(options: RecommendOptions) -> Any:
         shadow=options.shadow,
         device=options.device,
         dtype=options.dtype.value,
+        overwrite=options.overwrite,
         config=config,
     )
 

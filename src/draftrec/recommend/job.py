@@ -44,12 +44,14 @@ SCHEMA = pa.schema(
 class RecommendJob:
     """`output` is the Parquet file to write; `settings` decide what stands in it, so that a run
     with others does not continue this one. `shadow`: the share of users who are recommended for
-    once more by plain search, to see whether the answers are the same.
+    once more by plain search, to see whether the answers are the same. `overwrite`: replace what
+    is there, once the new file is complete.
     """
 
     output: Path
     settings: dict[str, Any]
     shadow: float = 0.0
+    overwrite: bool = False
     shard_size: int = _SHARD
 
     @property
@@ -181,23 +183,31 @@ def _shards(histories: Seq[History], size: int) -> Iterator[Seq[History]]:
         yield histories[first : first + size]
 
 
+def check_output(job: RecommendJob) -> None:
+    """Raise DraftrecError where the job would replace a file, or continue another one's work."""
+    if job.overwrite:
+        return
+    if job.output.exists():
+        raise DraftrecError(
+            f"{job.output} exists; name another output, or replace it with --overwrite"
+        )
+    path = job.parts / _SETTINGS
+    before = json.loads(path.read_bytes()) if path.is_file() else job.settings
+    differs = sorted(k for k in {*before, *job.settings} if before.get(k) != job.settings.get(k))
+    if differs:
+        raise DraftrecError(
+            f"{job.parts} holds an interrupted run with another {differs[0]} "
+            f"({before.get(differs[0])!r}); give the same settings to continue it, or --overwrite"
+        )
+
+
 def _prepare(job: RecommendJob) -> None:
     """Begin, or go on with what the same settings have begun."""
-    if job.output.exists():
-        raise DraftrecError(f"{job.output} exists; remove it, or name another output")
+    check_output(job)
     path = job.parts / _SETTINGS
+    if path.is_file() and json.loads(path.read_bytes()) != job.settings:
+        shutil.rmtree(job.parts)
     job.parts.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        before = json.loads(path.read_bytes())
-        differs = sorted(
-            k for k in {*before, *job.settings} if before.get(k) != job.settings.get(k)
-        )
-        if differs:
-            raise DraftrecError(
-                f"{job.parts} holds an interrupted run with another {differs[0]} "
-                f"({before.get(differs[0])!r}); give the same settings to continue it, or remove it"
-            )
-        return
     replace_file(path, json.dumps(job.settings, indent=1).encode())
 
 

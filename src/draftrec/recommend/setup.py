@@ -12,7 +12,7 @@ from draftrec.data.sequences import History, read_histories, read_semantic_ids, 
 from draftrec.models.recommender import load_recommender
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
-from draftrec.recommend.job import RecommendJob
+from draftrec.recommend.job import RecommendJob, check_output
 from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.tokens.semantic_ids import SemanticIds
 
@@ -29,6 +29,7 @@ class TaskSettings:
     part: str = "test"
     limit: int | None = None
     shadow: float = 0.0
+    overwrite: bool = False
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     config: RecommendConfig = field(default_factory=RecommendConfig)
@@ -63,7 +64,9 @@ def prepare(settings: TaskSettings) -> Task:
     parts = parts_of(target, catalogue, draft, proposer)
     recommender = ItemRecommender(parts, catalogue, settings.config, items)
     facts = _facts(settings, target.fingerprint, draft.fingerprint if draft else None, sids)
-    return Task(RecommendJob(settings.output, facts, settings.shadow), recommender, histories)
+    job = RecommendJob(settings.output, facts, settings.shadow, settings.overwrite)
+    check_output(job)
+    return Task(job, recommender, histories)
 
 
 def fit_retriever(sequences: str, sids: SemanticIds) -> ItemRetriever:
