@@ -220,9 +220,8 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
         with pytest.raises(Interrupted):
             run_job(job, halted.recommender, halted.histories, None, stopper(after))
         assert not (tmp_path / "halted.parquet").exists()
-    other, job = ready("halted.parquet", part="test", limit=3)
     with pytest.raises(DraftrecError, match="another limit"):
-        run_job(job, other.recommender, other.histories)
+        ready("halted.parquet", limit=3)
     halted, job = ready("halted.parquet")
     again = run_job(job, halted.recommender, halted.histories)
     timeless = {k for k in summary if "walltime" not in k and "ms_" not in k}
@@ -232,3 +231,5 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
     assert not list(tmp_path.glob(".*.parts"))
     with pytest.raises(DraftrecError, match=re.escape("halted.parquet exists")):
         run_job(job, halted.recommender, halted.histories)
+    fewer, job = ready("halted.parquet", limit=3, overwrite=True)
+    assert run_job(job, fewer.recommender, fewer.histories)["users"] == 3
