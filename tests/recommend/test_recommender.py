@@ -141,6 +141,24 @@ def test_long_histories_keep_the_most_recent(world: World) -> None:
     same(recommender.recommend([Query(1, long)]), recommender.recommend([Query(1, short)]))
 
 
+def test_a_catalogue_is_swapped_while_the_models_stay(world: World) -> None:
+    """Items come and go; the new catalogue's answers are those of a fresh start with it."""
+    recommender = make(world, "model")
+    before = recommender.recommend(queries(4))
+    sids = recommender.catalogue.sids
+    kept = np.arange(0, 60, 2)
+    fewer = type(sids).of(sids.items[kept], sids.sids_of(sids.items[kept]))
+    target = load_recommender(world.target)
+    catalogue = Catalogue.of(fewer, target)
+    asked = [Query(q.user, q.history[q.history % 2 == 0]) for q in queries(9)]
+    asked = [q for q in asked if len(q.history)][:4]
+    swapped = recommender.swapped(catalogue).recommend(asked)
+    fresh = ItemRecommender(parts_of(target, catalogue), catalogue, recommender.config)
+    same(swapped, fresh.recommend(asked))
+    assert all(set(a.items.tolist()) <= set(fewer.items.tolist()) for a in swapped)
+    same(recommender.recommend(queries(4)), before)
+
+
 @pytest.mark.parametrize("verify", ["sample", "relaxed"])
 def test_samples_depend_on_seed_and_user_alone(world: World, verify: str) -> None:
     draft = "model" if verify == "relaxed" else "both"

@@ -67,6 +67,19 @@ class ItemRecommender:
         parts = Parts(self.parts.target, self.catalogue.trie, draft, retriever)
         return ItemRecommender(parts, self.catalogue, config or self.config, self.popular)
 
+    def swapped(
+        self,
+        catalogue: Catalogue,
+        retriever: ItemRetriever | None = None,
+        popular: ItemRetriever | None = None,
+    ) -> ItemRecommender:
+        """The same models over another catalogue, while this one may still be answering.
+
+        Retrievers go by places in a catalogue, so new ones must come with it.
+        """
+        parts = Parts(self.parts.target, catalogue.trie, self.parts.draft, retriever)
+        return ItemRecommender(parts, catalogue, self.config, popular)
+
     def plain(self) -> ItemRecommender:
         """Plain beam search for the same answers: nothing is drafted."""
         return self.variant()
