@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from draftrec.data.readers import Row, open_records
+from draftrec.data.readers import RecordSource, Row, open_records
 from draftrec.data.writers import replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 from draftrec.tokens.semantic_ids import SemanticIds
 
 Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
 
 PARTS = ("train", "valid", "test")
 _SEQUENCES = "sequences have the columns user, items and part"
 _KINDS = (".parquet", ".jsonl")
+_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -102,9 +105,11 @@ def read_semantic_ids(location: str | Path) -> SemanticIds:
     """
     source = open_records(location)
     source.require(["item", "sid"], "semantic ids have the columns item and sid")
+    if source.kind == "parquet" and (found := _by_column(source)) is not None:
+        return found
     items: list[int] = []
     known: dict[str, int] = {}
-    codes: list[npt.NDArray[np.int32]] = []
+    codes: list[Int32Array] = []
     for row in source.rows(["item", "sid"]):
         items.append(_whole(row, "item"))
         sid = _texts(row)
@@ -159,6 +164,44 @@ def _history(number: int, user: _User, part: str, most: int | None) -> History:
 
 def _recent(items: Int64Array, most: int | None) -> Int64Array:
     return items if most is None else items[max(0, len(items) - most) :]
+
+
+def _by_column(source: RecordSource) -> SemanticIds | None:
+    """Semantic ids of Parquet files without a Python object per row, for catalogues of millions;
+    None at anything unusual, which reading row by row can name."""
+    items: list[Int64Array] = []
+    codes: list[Int32Array] = []
+    known: dict[str, int] = {}
+    for path in source.files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=["item", "sid"]):
+                item, sid = batch.column("item"), batch.column("sid")
+                levels = codes[0].shape[1] if codes else None
+                coded = _codes(sid, levels, known)
+                if coded is None or item.null_count or not pa.types.is_integer(item.type):
+                    return None
+                items.append(item.to_numpy(zero_copy_only=False).astype(np.int64))
+                codes.append(coded)
+    return SemanticIds.from_codes(np.concatenate(items), np.concatenate(codes), list(known))
+
+
+def _codes(column: Any, levels: int | None, known: dict[str, int]) -> Int32Array | None:
+    """int32 `[rows, L]`, numbers of tokens in `known`, which grows; None for what is no list of
+    `levels` texts (as many as the first has, if None)."""
+    kind = column.type
+    if column.null_count or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return None
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    levels = int(lengths[0]) if levels is None else levels
+    flat = column.flatten()
+    if not levels or (lengths != levels).any() or flat.null_count:
+        return None
+    if not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
+        return None
+    coded = flat.dictionary_encode()
+    numbers = [known.setdefault(token, len(known)) for token in coded.dictionary.to_pylist()]
+    places = coded.indices.to_numpy(zero_copy_only=False)
+    return np.array(numbers, np.int32)[places].reshape(-1, levels)
 
 
 def _table(sids: SemanticIds) -> pa.Table:

@@ -13,6 +13,10 @@ from draftrec.tokens.semantic_ids import Int64Array
 
 BoolArray = npt.NDArray[np.bool_]
 
+#: Questions are looked up in a table of all numbers between them while it has at most this many
+#: entries for each; beyond that, clearing it takes longer than searching.
+_TABLE_PER_QUESTION = 32
+
 
 @dataclass(frozen=True, eq=False)
 class Filter:
@@ -88,7 +92,17 @@ def _items(trie: ItemTrie, places: Int64Array) -> Int64Array:
 
 def _among(known: Int64Array, wanted: Int64Array) -> BoolArray:
     """bool, like `wanted`: what occurs in `known`, which is sorted."""
-    if not len(known):
-        return np.zeros(wanted.shape, np.bool_)
-    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return known[places] == wanted
+    found = np.zeros(wanted.shape, np.bool_)
+    if not wanted.size:
+        return found
+    # A step asks about one level, and few of the known nodes lie there, often none.
+    low, high = int(wanted.min()), int(wanted.max())
+    near = known[np.searchsorted(known, low) : np.searchsorted(known, high, side="right")]
+    if not len(near):
+        return found
+    if high - low < _TABLE_PER_QUESTION * wanted.size:
+        table = np.zeros(high - low + 1, np.bool_)
+        table[near - low] = True
+        return table[wanted - low]
+    places = np.minimum(np.searchsorted(near, wanted), len(near) - 1)
+    return near[places] == wanted

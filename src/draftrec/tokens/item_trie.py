@@ -100,7 +100,9 @@ class ItemTrie:
     def parents(self, nodes: Int64Array, level: int) -> Int64Array:
         """The nodes int64 `[k]` above `nodes`, all of them on `level` >= 1."""
         start, end = self.level_start[level - 1], self.level_start[level]
-        return np.searchsorted(self.first[start:end], nodes, side="right") - 1 + start
+        # Of one type, or NumPy would convert the whole level to the other one first.
+        wanted = np.asarray(nodes).astype(self.first.dtype, copy=False)
+        return np.searchsorted(self.first[start:end], wanted, side="right") - 1 + start
 
     def paths(self, leaves: Int64Array) -> Int32Array:
         """The token ids int32 `[k, L]` that lead to `leaves` int64 `[k]`, given as node numbers."""
@@ -133,7 +135,8 @@ class ItemTrie:
 
     def leaves_of(self, places: Int64Array) -> Int64Array:
         """The leaf nodes int64 `[k]` of the items at `places` int64 `[k]`."""
-        leaves = np.searchsorted(self.item_start, self.positions[places], side="right") - 1
+        positions = self.positions[places].astype(np.int64)
+        leaves = np.searchsorted(self.item_start, positions, side="right") - 1
         return leaves + self.level_start[-2]
 
     def _checked_leaves(self, nodes: Int64Array) -> Int64Array:

@@ -1,0 +1,191 @@
+"""Sequences and semantic ids from files: parts, limits, formats, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from draftrec.data import sequences
+from draftrec.data.sequences import (
+    History,
+    read_histories,
+    read_semantic_ids,
+    read_sequences,
+    write_semantic_ids,
+)
+from draftrec.errors import DraftrecError
+from draftrec.tokens.semantic_ids import SemanticIds
+
+ROWS = [
+    {"user": 4, "items": [1, 2, 3, 4], "part": "train"},
+    {"user": 1, "items": [9], "part": "train"},
+    {"user": 4, "items": [5], "part": "valid"},
+    {"user": 2, "items": [], "part": "train"},
+    {"user": 2, "items": [8, 7], "part": "test"},
+    {"user": 4, "items": [6, 1], "part": "test"},
+    {"user": 1, "items": [], "part": "test"},
+]
+
+
+def lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(params=["parquet", "dictionary", "jsonl", "csv"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The same rows in every format."""
+    if request.param == "jsonl":
+        return lines(tmp_path / "s.jsonl", ROWS)
+    if request.param == "csv":
+        head = "user,items,part\n"
+        rows = [f'{r["user"]},"{r["items"]}",{r["part"]}\n' for r in ROWS]
+        (tmp_path / "s.csv").write_text(head + "".join(rows))
+        return tmp_path / "s.csv"
+    table = pa.Table.from_pylist(ROWS)
+    if request.param == "dictionary":
+        kinds = {"user": pa.int32(), "items": pa.list_(pa.int32())}
+        schema = pa.schema([*kinds.items(), ("part", pa.dictionary(pa.int32(), pa.string()))])
+        table = table.cast(schema)
+    pq.write_table(table, tmp_path / "s.parquet")
+    return tmp_path / "s.parquet"
+
+
+def told(histories: list[History]) -> list[tuple[int, list[int], list[int]]]:
+    for history in histories:
+        assert history.items.dtype == history.targets.dtype == np.int64
+    return [(h.user, h.items.tolist(), h.targets.tolist()) for h in histories]
+
+
+def test_sequences_come_in_file_order(location: Path) -> None:
+    found = list(read_sequences(location, None, None))
+    assert [{"user": s.user, "items": s.items.tolist(), "part": s.part} for s in found] == ROWS
+    assert all(s.items.dtype == np.int64 for s in found)
+    assert [s.user for s in read_sequences(location, "test", None)] == [2, 4, 1]
+    assert [s.user for s in read_sequences(location, "test", 2)] == [2, 4]
+    assert not list(read_sequences(location, None, 0))
+
+
+def test_histories_of_each_part_are_what_came_before(location: Path) -> None:
+    assert told(read_histories(location, "test", None)) == [
+        (4, [1, 2, 3, 4, 5], [6, 1]),
+        (2, [], [8, 7]),
+    ]
+    assert told(read_histories(location, "valid", None)) == [(4, [1, 2, 3, 4], [5])]
+    assert told(read_histories(location, "train", None)) == [(4, [1, 2, 3], [4]), (1, [], [9])]
+
+
+def test_histories_keep_the_most_recent_items(location: Path) -> None:
+    assert told(read_histories(location, "test", 2)) == [(4, [4, 5], [6, 1]), (2, [], [8, 7])]
+    assert told(read_histories(location, "train", 1)) == [(4, [3], [4]), (1, [], [9])]
+    assert told(read_histories(location, "test", 0))[0] == (4, [], [6, 1])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"user": 1, "items": [1.5], "part": "train"}, "line 8: items is no list of whole"),
+        ({"user": 1, "items": [1, None], "part": "train"}, "items is no list"),
+        ({"user": 1, "items": [True], "part": "train"}, "items is no list"),
+        ({"user": 1, "items": [[1], [2]], "part": "train"}, "items is no list"),
+        ({"user": 1, "items": [[1], [2, 3]], "part": "train"}, "items is no list"),
+        ({"user": 1, "items": [2**70], "part": "train"}, "items is no list"),
+        ({"user": 1, "items": "1 b", "part": "train"}, "items is no list"),
+        ({"user": 1, "items": None, "part": "train"}, "items is no list"),
+        ({"user": 1, "items": {"a": 1}, "part": "train"}, "items is no list"),
+        ({"user": None, "items": [1], "part": "train"}, "user is None, not a whole number"),
+        ({"user": True, "items": [1], "part": "train"}, "user is True"),
+        ({"user": "x", "items": [1], "part": "train"}, "user is 'x'"),
+        ({"user": 1, "items": [1], "part": "dev"}, "part is 'dev', not one of train"),
+        ({"user": 4, "items": [1], "part": "test"}, "user 4 has two rows of part 'test'"),
+    ],
+)
+def test_unusable_rows_are_refused(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DraftrecError, match=words):
+        read_histories(lines(tmp_path / "s.jsonl", [*ROWS, row]), "test", None)
+
+
+def test_unusable_files_and_parts_are_refused(tmp_path: Path) -> None:
+    path = lines(tmp_path / "s.jsonl", [{"user": 1, "items": [1]}])
+    with pytest.raises(DraftrecError, match="no column 'part'"):
+        read_histories(path, "test", None)
+    path = lines(tmp_path / "s.jsonl", ROWS[:1])
+    with pytest.raises(DraftrecError, match="no items of part 'test'"):
+        read_histories(path, "test", None)
+    with pytest.raises(DraftrecError, match="no part 'dev'"):
+        list(read_sequences(path, "dev", None))
+
+
+SIDS = SemanticIds.of([3, -1], [["<a_1>", "Grüße"], ["<a_1>", "<b_0>"]])
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_semantic_ids_survive_a_file(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "deep" / f"sids.{ending}"
+    write_semantic_ids(path, SIDS)
+    assert read_semantic_ids(path).fingerprint() == SIDS.fingerprint()
+    first = path.read_bytes()
+    write_semantic_ids(path, SIDS)
+    assert path.read_bytes() == first
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_parquet_is_read_by_column_and_row_by_row_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    items = random.permutation(500)
+    wanted = SemanticIds.of(items, [[f"<{c}_{random.integers(9)}>" for c in "abc"] for _ in items])
+    turned = wanted.items[::-1]
+    for part in range(2):
+        half = turned[part::2]
+        table = pa.table({"item": half, "sid": wanted.sids_of(half)})
+        pq.write_table(table, tmp_path / f"part-{part}.parquet")
+    monkeypatch.setattr(sequences, "_BATCH_ROWS", 64)
+    assert read_semantic_ids(tmp_path).fingerprint() == wanted.fingerprint()
+    monkeypatch.setattr(sequences, "_by_column", lambda source: None)
+    assert read_semantic_ids(tmp_path).fingerprint() == wanted.fingerprint()
+
+
+def test_semantic_ids_come_from_csv_and_folders_too(tmp_path: Path) -> None:
+    (tmp_path / "part-0.csv").write_text("item,sid\n3,<a_1> Grüße\n")
+    (tmp_path / "part-1.csv").write_text("item,sid\n-1,<a_1> <b_0>\n")
+    assert read_semantic_ids(tmp_path).fingerprint() == SIDS.fingerprint()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"item": 1}], "no column 'sid'"),
+        ([{"item": "x", "sid": ["a"]}], "item is 'x'"),
+        ([{"item": 1, "sid": []}], "sid is no list of tokens"),
+        ([{"item": 1, "sid": None}], "sid is no list of tokens"),
+        ([{"item": 1, "sid": ["a", None]}], "sid is no list of tokens"),
+        ([{"item": 1, "sid": ["a", ""]}], "no list of tokens|empty token"),
+        ([{"item": 1, "sid": [3]}], "sid is no list of tokens"),
+        ([{"item": 1, "sid": ["a"]}, {"item": 2, "sid": ["a", "b"]}], "line 2: .* has 2 tokens"),
+        ([{"item": 1, "sid": ["a"]}, {"item": 1, "sid": ["b"]}], "item 1 has more than one"),
+    ],
+)
+def test_unusable_semantic_ids_are_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], words: str, ending: str
+) -> None:
+    path = tmp_path / f"sids.{ending}"
+    if ending == "jsonl":
+        lines(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DraftrecError, match=words):
+        read_semantic_ids(path)
+
+
+def test_semantic_ids_are_written_as_parquet_or_json_lines_only(tmp_path: Path) -> None:
+    with pytest.raises(DraftrecError, match="must end in"):
+        write_semantic_ids(tmp_path / "sids.csv", SIDS)
