@@ -40,11 +40,11 @@ def item_baseline(result: Result) -> str:
         "twice in these data, so leaving out what a user has is a fair help, and shown apart.\n"
     )
     for way in ("all items", "without seen items"):
-        out += f"\n**{way}**\n" + header("method", *(f"@{k}" for k in _KS))
+        out += f"\n**{way}**\n" + header("method", *(f"@{k}" for k in _KS), "error of R@10")
         for name, ways in test.items():
             found = ways[way]["multi"]
-            cells = (f"{found[f'recall@{k}']:.4f} / {found[f'ndcg@{k}']:.4f}" for k in _KS)
-            out += row(name, *cells)
+            cells = [f"{found[f'recall@{k}']:.4f} / {found[f'ndcg@{k}']:.4f}" for k in _KS]
+            out += row(name, *cells, f"{ways[way]['standard_error_of_recall@10']:.4f}")
     known, speed = result["reach"]["train"], result["speed"]
     best = (f"@{k} {known['best_possible'][f'recall@{k}']:.4f}" for k in _KS)
     return out + (
@@ -56,3 +56,37 @@ def item_baseline(result: Result) -> str:
         f"{speed['propose_us_p99']:.0f} us), in batches of 32 users in "
         f"{spread(speed['propose_us_per_user_of_32'])} us each.\n"
     )
+
+
+def item_trie(result: Result) -> str:
+    """Building, bytes and steps, beside a dictionary's."""
+    known, slow, filters = result["settings"], result["dictionary"], result["filters"]
+    beams = known["users"] * known["beams"]
+    codes = " x ".join(map(str, known["codes"]))
+    out = (
+        "## Ten million items as a trie: `benchmarks/item_trie.py`\n\n"
+        f"A synthetic catalogue of {known['items']:,} items, codes drawn evenly from {codes}, so "
+        f"that {result['distinct_tuples']:,} tuples are distinct: {result['nodes']:,} nodes, built "
+        f"in {spread(result['build_seconds'])} seconds with "
+        f"{result['build_peak_bytes_beyond_input'] / 1e6:,.0f} MB at most beyond the input, "
+        f"{result['bytes'] / 1e6:,.0f} MB in the end, {result['bytes_per_item']:.1f} bytes per "
+        f"item. A step asks for {beams:,} beams at once ({known['users']} users x "
+        f"{known['beams']}), other prefixes each time: the children as ranges, or a dense mask "
+        f"over {known['vocabulary']:,} tokens. Beside it the same with a Python dictionary from "
+        f"prefix to tokens over {slow['items']:,} of these items, built in "
+        f"{slow['build_seconds']:.1f} seconds. Microseconds of a step.\n"
+    )
+    out += header("tokens so far", "children of a beam", "children", "mask", "dictionary's mask")
+    for level, step in result["steps"].items():
+        cells = (step["children_us"], step["mask_us"], slow["steps"][level]["mask_us"])
+        out += row(level, f"{step['mean_children']:.2f}", *map(_whole, cells))
+    return out + (
+        f"\nA filter that denies {filters['denied']} items is built in "
+        f"{_whole(filters['deny_us'])} us, one that allows as many in "
+        f"{_whole(filters['allow_us'])} us; asking it about {filters['asked_nodes']:,} nodes takes "
+        f"{_whole(filters['legal_us'])} us.\n"
+    )
+
+
+def _whole(value: dict[str, Any]) -> str:
+    return f"{value['median']:,.0f} ({value['low']:,.0f} - {value['high']:,.0f})"
