@@ -26,6 +26,7 @@ _COMMANDS = {
     "group": "draftrec.cli.group",
     "pool": "draftrec.cli.pool",
     "replay": "draftrec.cli.replay",
+    "sid": "draftrec.cli.sid",
     "tune": "draftrec.cli.tune",
 }
 #: Whatever the parser refuses. Typer exports the class's child only.

@@ -1,0 +1,113 @@
+"""`draftrec sid fit`: the file it writes, its summary, and what it says about bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from draftrec.cli.main import run
+from draftrec.data.sequences import read_semantic_ids
+
+
+class Command:
+    """Runs `draftrec sid fit` and keeps what it said."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+        vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+        self.rows = vectors.tolist()
+        self.vectors = self.write("vectors.parquet", range(100, 160), self.rows)
+        self.output = folder / "deep" / "sids.parquet"
+
+    def write(self, name: str, items: Any, vectors: Any, item: str = "item") -> Path:
+        table = pa.table({item: list(items), "vector": list(vectors)})
+        pq.write_table(table, self.folder / name)
+        return self.folder / name
+
+    def __call__(self, *words: Any) -> int:
+        code = run(["sid", "fit", *map(str, words)])
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def tell(self, *words: Any) -> dict[str, Any]:
+        assert self(*words, "--output", self.output, "--json") == 0, self.err
+        return json.loads(self.out.splitlines()[-1])
+
+    def refuses(self, words: str, *line: Any, output: Path | None = None) -> None:
+        """Exit code 2, exactly one line, with these words in it; nothing written."""
+        assert self(*line, "--output", output or self.output) == 2, self.err
+        assert self.err.count("\n") == 1, self.err
+        assert words in self.err
+        assert not self.output.exists()
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, capsys)
+
+
+def test_every_item_gets_its_own_id(command: Command) -> None:
+    found = command.tell(command.vectors, "--levels", 3, "--codes", 8)
+    assert (found["items"], found["levels"], found["codes"]) == (60, 3, 8)
+    assert (found["unique"], found["collisions"], found["largest_collision"]) == (60, 0, 1)
+    assert len(found["codes_used"]) == 3
+    assert max(found["codes_used"]) <= 8
+    assert 0 < found["reconstruction_error"] < 1
+    assert found["seconds"] > 0
+    sids = read_semantic_ids(command.output)
+    assert sids.items.tolist() == list(range(100, 160))
+    assert sids.sids_of([100])[0][0].startswith("<a_")
+    first = command.output.read_bytes()
+    command.tell(command.vectors, "--levels", 3, "--codes", 8)
+    assert command.output.read_bytes() == first
+
+
+def test_what_cannot_be_told_apart_is_reported(command: Command) -> None:
+    same = command.write("same.parquet", range(10), [[1.0, 2.0]] * 10)
+    found = command.tell(same, "--levels", 2, "--codes", 2)
+    assert found["unique"] == 4
+    assert 7 <= found["collisions"] <= 10
+    assert found["largest_collision"] >= 3
+    assert f"{found['collisions']} share theirs" in command.err
+
+
+def test_other_columns_and_an_autoencoder_give_ids_too(command: Command) -> None:
+    pytest.importorskip("vector_quantize_pytorch")
+    names = command.write("named.parquet", map(str, range(60)), command.rows, "entity_id")
+    line = ("--item-column", "entity_id", "--levels", 2, "--codes", 8)
+    found = command.tell(names, *line, "--method", "rq-vae", "--epochs", 2, "--dim", 4)
+    assert (found["method"], found["items"], found["unique"]) == ("rq-vae", 60, 60)
+    assert len(read_semantic_ids(command.output)) == 60
+
+
+class TestBadInput:
+    def test_unusable_vectors_are_refused(self, command: Command) -> None:
+        command.refuses("does not exist", "missing.parquet")
+        line = (command.vectors, "--vector-column", "embedding")
+        command.refuses("no column 'embedding'", *line)
+        uneven = command.write("uneven.parquet", [1, 2], [[1.0, 2.0], [1.0]])
+        command.refuses("item 2 has 1 numbers", uneven, "--codes", 2)
+        nan = command.write("nan.parquet", [1, 2], [[1.0], [float("nan")]])
+        command.refuses("item 2 holds", nan, "--codes", 2)
+
+    @pytest.mark.parametrize("method", ["rq-kmeans", "rq-vae"])
+    def test_fewer_items_than_codes_are_refused(self, command: Command, method: str) -> None:
+        command.refuses("60 items are too few for 256 codes", command.vectors, "--method", method)
+
+    def test_unwritable_outputs_are_refused_before_any_work(self, command: Command) -> None:
+        command.refuses("must end in", "missing.parquet", output=command.folder / "sids.csv")
+        (command.folder / "file").write_text("")
+        inside = command.folder / "file" / "sids.parquet"
+        command.refuses("file", "missing.parquet", output=inside)
+
+    def test_impossible_sizes_are_refused(self, command: Command) -> None:
+        for line in (("--levels", 27), ("--codes", 1), ("--max-load", 0.5)):
+            assert command(command.vectors, *line, "--output", command.output) == 2
+        line = (command.vectors, "--method", "rq-vae", "--device", "abacus", "--codes", 8)
+        command.refuses("abacus", *line)

@@ -1,0 +1,83 @@
+"""Item vectors from Parquet: which types are read, what is refused and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from draftrec.data import vectors as module
+from draftrec.data.vectors import read_item_vectors
+from draftrec.errors import DraftrecError
+
+VECTORS = [[1.0, 2.0], [3.0, 4.5], [-1.0, 0.0]]
+
+
+def write(path: Path, items: Any, vectors: Any) -> Path:
+    pq.write_table(pa.table({"item": items, "vector": vectors}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.float32()),
+        pa.list_(pa.float64()),
+        pa.large_list(pa.float16()),
+        pa.list_(pa.float32(), 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("items", [pa.array([7, 3, 9], pa.int16()), pa.array(["7", "3", "9"])])
+def test_lists_of_numbers_are_read(tmp_path: Path, items: pa.Array, kind: pa.DataType) -> None:
+    path = write(tmp_path / "v.parquet", items, pa.array(VECTORS, kind))
+    found = read_item_vectors(path, "item", "vector")
+    assert found.items.tolist() == [7, 3, 9]
+    assert found.vectors.tolist() == VECTORS
+    assert (found.items.dtype, found.vectors.dtype) == (np.int64, np.float32)
+
+
+def test_folders_are_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_ROWS", 2)
+    for part in range(2):
+        items = [part * 3 + i for i in range(3)]
+        write(tmp_path / f"part-{part}.parquet", items, pa.array(VECTORS))
+    found = read_item_vectors(tmp_path, "item", "vector")
+    assert found.items.tolist() == list(range(6))
+    assert found.vectors.tolist() == VECTORS * 2
+
+
+@pytest.mark.parametrize(
+    ("items", "vectors", "words"),
+    [
+        ([1, 2], [[1.0, 2.0], [1.0]], "item 2 has 1 numbers where the first has 2"),
+        ([1, 2], [[1.0], None], "item 2 has 0 numbers"),
+        ([1, 2], pa.array([[], []], pa.list_(pa.float32())), "item 1 has 0 numbers"),
+        ([1, 2], [[1.0], [float("nan")]], "item 2 holds a number that is missing or not finite"),
+        ([1, 2], [[1.0], [float("inf")]], "item 2 holds"),
+        ([1, 2], [[None], [1.0]], "item 1 holds"),
+        ([1, 2], [["x"], ["y"]], "lists of numbers, not list<"),
+        ([1, 2], [1.0, 2.0], "lists of numbers, not double"),
+        ([1, None], [[1.0], [2.0]], "item is null"),
+        ([1.0, 2.0], [[1.0], [2.0]], "item must hold whole numbers .it is double"),
+        (["a", "b"], [[1.0], [2.0]], "item must hold whole numbers"),
+        ([5, 5], [[1.0], [2.0]], "item 5 is listed twice"),
+    ],
+)
+def test_unusable_rows_are_refused(tmp_path: Path, items: Any, vectors: Any, words: str) -> None:
+    path = write(tmp_path / "v.parquet", items, vectors)
+    with pytest.raises(DraftrecError, match=words):
+        read_item_vectors(path, "item", "vector")
+
+
+def test_missing_columns_and_other_kinds_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.parquet", [1], [[1.0]])
+    with pytest.raises(DraftrecError, match=r"no column 'entity_id'.*--item-column"):
+        read_item_vectors(path, "entity_id", "vector")
+    (tmp_path / "v.jsonl").write_text('{"item": 1, "vector": [1]}\n')
+    with pytest.raises(DraftrecError, match="not Parquet"):
+        read_item_vectors(tmp_path / "v.jsonl", "item", "vector")
