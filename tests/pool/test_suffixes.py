@@ -128,7 +128,6 @@ def test_states_count_what_follows_frequent_contexts(texts: list[list[int]]) -> 
 @given(many_texts)
 def test_the_innermost_state_is_found_from_every_rank(texts: list[list[int]]) -> None:
     index = build(texts)
-    arrays = views.Sorted(*(getattr(index, name) for name in views.Sorted._fields))
     for rank in range(len(index.tokens)):
         around = [
             s for s, state in enumerate(index.states.tolist()) if state[LOW] <= rank < state[HIGH]
@@ -136,7 +135,7 @@ def test_the_innermost_state_is_found_from_every_rank(texts: list[list[int]]) ->
         innermost = min(
             around, key=lambda s: index.states[s, HIGH] - index.states[s, LOW], default=-1
         )
-        assert contexts.state_of(arrays, rank, REACH) == innermost
+        assert contexts.innermost(index.handle[None], 0, rank) == innermost
         assert index.blocks[rank // BLOCK] in (-1, *range(len(index.states)))
 
 
@@ -146,7 +145,7 @@ def test_search_finds_the_longest_context(texts: list[list[int]], context: list[
     index = build(texts)
     arrays = views.Sorted(*(getattr(index, name) for name in views.Sorted._fields))
     wanted = tuple(reversed([START, *context]))[:REACH]
-    rank, length = contexts.search(arrays, tail_of_text(ids(context)))
+    rank, length = contexts.search(arrays, tail_of_text(ids(context)), np.empty(REACH, np.int32))
     best = max(agree(wanted, known) for known, _ in backwards(texts))
     assert length == best
     if length:

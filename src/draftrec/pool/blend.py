@@ -4,6 +4,9 @@ Orders are interpolated from long to short, each with escape mass in proportion 
 different continuations seen (method C of prediction by partial matching, as a blend over all
 sources at once). Orders that occurred at the same places say the same thing, so they are dealt with
 in one step: the work follows the number of different runs of places, not the order.
+
+A tree of 64 nodes comes here 63 times, so nothing is allocated and everything is written into one
+loop.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import numpy as np
 from numba import njit
 
 from draftrec.pool import contexts, ngrams, views
+from draftrec.pool.compiling import inlined, kernel
+from draftrec.pool.contexts import WALK, WINDOW
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.suffix_sort import REACH
 from draftrec.pool.suffix_states import FIRST, FOLLOWS, KINDS, LENGTH, MANY, PARENT
@@ -25,204 +30,269 @@ _FANOUT = 12
 # What the shorter orders may still say when they are left out.
 _REST = 0.01
 
-# Columns of `Scratch.source`, one row per source: the longest order it knows and the order down to
-# which that was counted; how often anything followed, and how many tokens; the state (closed) or
-# node (trie) that says so, -1 for neighbours; the order from which states speak; neighbours found,
-# neighbours counted, and different tokens among them.
-_TOP, _TOTAL, _KINDS, _STATE, _FLOOR, _FOUND, _USED, _TOKENS = range(8)
+#: Columns of a place in a trie are its contexts by order, then the longest order there is; of one
+#: in a closed source: rank and length of its context.
+TOP = ORDER + 1
+RANK, SPAN = range(2)
+PLACE = ORDER + 2
+
+# Columns of `Room.source`, one row per source: the longest order it knows; how often anything
+# followed at the present order, and how many tokens; the state (closed) or node (trie) that says
+# so; the order from which states speak; neighbours counted (-1: a state speaks), different tokens
+# among them. Then those of a walk to neighbours, see `contexts`.
+_TOP, _TOTAL, _KINDS, _STATE, _FLOOR, _USED, _TOKENS = range(WALK, WALK + 7)
+
+# Candidates are found by a hash of their token: cells, and bits by which a round's number is moved.
+_CELLS = 128
+_SHIFT = 57
+_BITS = 5
 
 
-class Candidates(NamedTuple):
-    """Next tokens: `tokens`, `origin` int32 `[CANDIDATES]`, `probs`, `share` float64 (share: the
-    most that one source said at once), `at` int32 `[CANDIDATES, sources, 2]`: rank and length of
-    the context each ends in its closed source, length 0 where unknown.
+class Room(NamedTuple):
+    """Room to work in, for all trees of a call.
+
+    Candidates for the next token: `tokens`, `origin` int32 `[CANDIDATES]`, `probs`, `share` float64
+    `[CANDIDATES]` (share: the most that one source said at once), `leads` int32 `[CANDIDATES,
+    sources, 2]`: rank and length (0: unknown) of the context each ends in its closed source;
+    `cells` int64 `[_CELLS]`: round and number of a candidate; `round` int64 `[1]`.
+
+    `ids` int32 `[REACH]` serves the search for the root's context.
+
+    Sources: `source` int32 `[sources, WALK + 7]`, `voice` float64 `[sources]` (what an observation
+    counts at the present order), `counted` int32 `[sources, WINDOW, 4]` (token, count, rank,
+    length).
     """
 
     tokens: Any
     origin: Any
     probs: Any
     share: Any
-    at: Any
-
-
-class Scratch(NamedTuple):
-    """Room to work in: `source` int32 `[sources, 8]`, `near` int32 `[sources, WINDOW, 2]` (rank,
-    tokens shared), `counted` int32 `[sources, WINDOW, 4]` (token, count, rank, length).
-    """
-
+    leads: Any
+    cells: Any
+    round: Any
+    ids: Any
     source: Any
-    near: Any
+    voice: Any
     counted: Any
 
 
 @njit(cache=True, nogil=True)
-def blend(handles, weights, place, escape, limits, candidates, scratch):  # noqa: PLR0913
-    """Fill `candidates` for one place of the tree; returns how many.
+def make_room(sources):
+    """Room for trees from at most so many sources."""
+    return Room(
+        np.empty(CANDIDATES, np.int32),
+        np.empty(CANDIDATES, np.int32),
+        np.empty(CANDIDATES),
+        np.empty(CANDIDATES),
+        np.empty((CANDIDATES, sources, 2), np.int32),
+        np.full(_CELLS, -1, np.int64),
+        np.zeros(1, np.int64),
+        np.empty(REACH, np.int32),
+        np.empty((sources, WALK + 7), np.int32),
+        np.empty(sources),
+        np.empty((sources, WINDOW, 4), np.int32),
+    )
 
-    `place` int32 `[sources, ORDER + 1]`: a trie's nodes by order, or rank and length. `escape`
-    float64 `[REACH + 1]`. `limits`: the path's probability, and the least worth having.
+
+@inlined
+def blend(handles, weights, places, place, escape, limits, room):  # noqa: PLR0913
+    """Fill the candidates in `room` for one place of the tree; returns how many.
+
+    `places` int32 `[nodes, sources, PLACE]`. `escape` float64 `[REACH + 1]`. `limits`: the path's
+    probability, the least worth having, and as how many observations a source counts at most.
     """
-    source = scratch.source
-    order = 0
+    source = room.source
+    order = np.int64(0)
     for s in range(len(weights)):
-        source[s, _TOP] = _begin(handles[s], place[s], source[s], scratch.near[s])
-        order = max(order, source[s, _TOP])
+        order = max(order, _begin(handles, s, places, place, room))
+    room.round[0] += 1
     found = 0
     residual = 1.0
     while order > 0 and residual > _REST and residual * limits[0] > limits[1]:
-        total, kinds, below = 0.0, 0.0, 0
+        total, kinds, heard, below = 0.0, 0.0, 0.0, np.int64(0)
         for s in range(len(weights)):
-            until = _look(handles[s], place[s], order, source[s], scratch.near[s],
-                          scratch.counted[s])  # fmt: skip
+            until = np.int64(source[s, _TOP])
+            room.voice[s] = 0.0
+            if until >= order:
+                until = _look(handles, s, places, place, order, room)
+                count = source[s, _TOTAL]
+                total += weights[s] * count
+                kinds += weights[s] * source[s, _KINDS]
+                if count > 0:
+                    room.voice[s] = weights[s] * min(1.0, limits[2] / count)
+                    heard += room.voice[s] * count
             below = max(below, until)
-            total += weights[s] * source[s, _TOTAL]
-            kinds += weights[s] * source[s, _KINDS]
         if total > 0.0:
-            rest = 1.0
-            for j in range(below + 1, order + 1):
-                rest *= escape[j] * kinds / (total + escape[j] * kinds)
+            rest = _escaped(escape, total, kinds, below, order)
             for s in range(len(weights)):
-                if source[s, _TOTAL] > 0:
-                    gain = residual * (1.0 - rest) * weights[s] / total
-                    found = _add(handles[s], s, gain, found, candidates, source[s],
-                                 scratch.counted[s])  # fmt: skip
+                if room.voice[s] > 0.0:
+                    gain = residual * (1.0 - rest) * room.voice[s] / heard
+                    found = _add(handles, s, gain, found, room)
             residual *= rest
         order = below
     return found
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _begin(handle, place, source, near):
+@inlined
+def _begin(handles, s, places, place, room):
     """Prepare a source; returns the longest order it knows."""
-    if handle[0] == views.TRIE:
-        order = ORDER
-        while order > 0 and place[order] < 0:
-            order -= 1
-        return order
-    if handle[0] != views.CLOSED or place[1] == 0:
-        return 0
-    index = views.sorted_of(handle)
-    rank, length = np.int64(place[0]), np.int64(place[1])
-    state = contexts.state_of(index, rank, length)
-    floor = min(np.int64(index.states[state, LENGTH]), length) if state >= 0 else 0
-    source[_STATE], source[_FLOOR] = state, floor
-    source[_USED], source[_TOKENS], source[_FOUND] = 0, 0, 0
-    if floor < length:
-        source[_FOUND] = contexts.neighbours(index, rank, length, floor, near)
-        source[_TOTAL] = source[_KINDS] = 0
-    return length
+    source = room.source
+    top = np.int64(0)
+    if handles[s, 0] == views.TRIE:
+        top = np.int64(places[place, s, TOP])
+    elif handles[s, 0] == views.CLOSED and places[place, s, SPAN] > 0:
+        top = np.int64(places[place, s, SPAN])
+        rank = np.int64(places[place, s, RANK])
+        states = views.states_of(handles, s)
+        state = contexts.outwards(states, contexts.innermost(handles, s, rank), top)
+        floor = min(np.int64(states[state, LENGTH]), top) if state >= 0 else 0
+        source[s, _STATE], source[s, _FLOOR], source[s, _USED] = state, floor, -1
+        if floor < top:
+            contexts.begin_walk(handles, s, rank, top, source)
+            source[s, _USED] = source[s, _TOTAL] = source[s, _TOKENS] = 0
+    source[s, _TOP] = top
+    return top
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _look(handle, place, order, source, near, counted):
+@inlined
+def _escaped(escape, total, kinds, below, order):
+    """The probability that none of the orders from `order` down to `below`, that excluded, speaks;
+    all of them have seen the same."""
+    rest = 1.0
+    weight, factor = -1.0, 1.0
+    for j in range(below + 1, order + 1):
+        if escape[j] != weight:
+            weight = escape[j]
+            factor = weight * kinds / (total + weight * kinds)
+        rest *= factor
+    return rest
+
+
+@inlined
+def _look(handles, s, places, place, order, room):
     """What a source counted at an order; returns the next shorter one that may say otherwise."""
-    if order > source[_TOP]:
-        source[_TOTAL] = source[_KINDS] = 0
-        return np.int64(source[_TOP])
-    if handle[0] == views.TRIE:
-        return _look_trie(views.trie_of(handle), place, order, source)
-    index = views.sorted_of(handle)
-    if order > source[_FLOOR]:
-        return _look_near(index, order, source, near, counted)
-    state = source[_STATE]
-    outer = index.states[state, PARENT]
-    while outer >= 0 and index.states[outer, LENGTH] >= order:
-        state, outer = outer, index.states[outer, PARENT]
-    source[_STATE] = state
-    source[_FOUND] = -1
-    source[_TOTAL] = index.states[state, FOLLOWS]
-    source[_KINDS] = index.states[state, KINDS]
-    return np.int64(index.states[outer, LENGTH]) if outer >= 0 else 0
+    source = room.source
+    if handles[s, 0] == views.TRIE:
+        return _look_trie(handles, s, places, place, order, source)
+    if order > source[s, _FLOOR]:
+        return _look_near(handles, s, order, room)
+    states = views.states_of(handles, s)
+    state = np.int64(source[s, _STATE])
+    outer = np.int64(states[state, PARENT])
+    below = np.int64(0)
+    while outer >= 0:
+        below = np.int64(states[outer, LENGTH])
+        if below < order:
+            break
+        state = outer
+        outer = np.int64(states[outer, PARENT])
+    source[s, _STATE], source[s, _USED] = state, -1
+    source[s, _TOTAL], source[s, _KINDS] = states[state, FOLLOWS], states[state, KINDS]
+    return below if outer >= 0 else np.int64(0)
 
 
-@njit(cache=True, nogil=True)
-def _look_trie(index, place, order, source):
-    node = place[order]
-    source[_STATE] = node
-    source[_TOTAL] = index.nodes[node, ngrams.FOLLOWS]
-    source[_KINDS] = index.nodes[node, ngrams.KINDS]
+@inlined
+def _look_trie(handles, s, places, place, order, source):
+    nodes, text = views.nodes_of(handles, s), views.text_of(handles, s)
+    context = np.int64(places[place, s, order])
+    total, kinds = ngrams.said(nodes, text, context)
+    source[s, _STATE], source[s, _TOTAL], source[s, _KINDS] = context, total, kinds
     below = order - 1
-    while (
-        below > 0
-        and index.nodes[place[below], ngrams.FOLLOWS] == source[_TOTAL]
-        and index.nodes[place[below], ngrams.KINDS] == source[_KINDS]
-    ):
+    while below > 0:
+        outer = ngrams.said(nodes, text, np.int64(places[place, s, below]))
+        if outer[0] != total or outer[1] != kinds:
+            break
         below -= 1
     return below
 
 
-@njit(cache=True, nogil=True)
-def _look_near(index, order, source, near, counted):
+@inlined
+def _look_near(handles, s, order, room):
     """Count the neighbours that share at least `order` tokens, on top of those that share more."""
-    used, tokens = source[_USED], source[_TOKENS]
-    while used < source[_FOUND] and near[used, 1] >= order:
-        rank = near[used, 0]
-        token, onward = index.follows[rank, 0], index.follows[rank, 1]
+    source, counted = room.source, room.counted
+    shared, follows = views.shared_of(handles, s), views.follows_of(handles, s)
+    floor = np.int64(source[s, _FLOOR])
+    used, tokens, total = source[s, _USED], source[s, _TOKENS], source[s, _TOTAL]
+    common = contexts.nearest(source, s)
+    while used < WINDOW and common > floor and common >= order:
+        rank = contexts.walk(shared, source, s)
+        token, onward = follows[rank, 0], follows[rank, 1]
         if onward >= 0:
             i = 0
-            while i < tokens and counted[i, 0] != token:
+            while i < tokens and counted[s, i, 0] != token:
                 i += 1
             if i == tokens:
-                counted[i, 0], counted[i, 1], counted[i, 2] = token, 0, onward
-                counted[i, 3] = min(near[used, 1] + 1, REACH)
+                counted[s, i, 0], counted[s, i, 1], counted[s, i, 2] = token, 0, onward
+                counted[s, i, 3] = min(common + 1, REACH)
                 tokens += 1
-            counted[i, 1] += 1
-            source[_TOTAL] += 1
+            counted[s, i, 1] += 1
+            total += 1
         used += 1
-    source[_USED], source[_TOKENS], source[_KINDS] = used, tokens, tokens
-    return np.int64(near[used, 1] if used < source[_FOUND] else source[_FLOOR])
+        common = contexts.nearest(source, s)
+    source[s, _USED], source[s, _TOKENS], source[s, _TOTAL] = used, tokens, total
+    source[s, _KINDS] = tokens
+    return common if used < WINDOW and common > floor else floor
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _add(handle, s, gain, found, candidates, source, counted):  # noqa: PLR0913
+@inlined
+def _add(handles, s, gain, found, room):
     """Give a source's continuations their shares; returns how many candidates there are now."""
-    if handle[0] == views.TRIE:
-        nodes = views.trie_of(handle).nodes
-        child = nodes[source[_STATE], ngrams.CHILD]
-        looked = 0
+    source = room.source
+    if handles[s, 0] == views.TRIE:
+        nodes = views.nodes_of(handles, s)
+        child, looked = ngrams.place_of(nodes, np.int64(source[s, _STATE])), 0
+        if child < -1:  # it occurred once: the text says how it goes on
+            token = ngrams.next_token(views.text_of(handles, s), child)
+            found = _credit(room, found, token, gain, s, (0, 0))
         while child >= 0 and looked < _FANOUT:
             share = gain * nodes[child, ngrams.COUNT]
-            found = _credit(candidates, found, nodes[child, ngrams.TOKEN], share, s, 0, 0)
-            child = nodes[child, ngrams.AFTER]
+            found = _credit(room, found, nodes[child, ngrams.TOKEN], share, s, (0, 0))
+            child = np.int64(nodes[child, ngrams.AFTER])
             looked += 1
-        return found
-    if source[_FOUND] >= 0:
-        for i in range(source[_TOKENS]):
-            token, rank, length = counted[i, 0], counted[i, 2], counted[i, 3]
-            share = gain * counted[i, 1]
-            found = _credit(candidates, found, token, share, s, rank, length)
-        return found
-    index = views.sorted_of(handle)
-    state = source[_STATE]
-    # A context shorter than its state's is known to share its own tokens only.
-    length = min(index.states[state, LENGTH], source[_FLOOR]) + 1
-    length = min(length, REACH)
-    first = index.states[state, FIRST]
-    for i in range(first, first + index.states[state, MANY]):
-        token, rank = index.children[i, 0], index.children[i, 2]
-        share = gain * index.children[i, 1]
-        found = _credit(candidates, found, token, share, s, rank, length)
+    elif source[s, _USED] >= 0:
+        counted = room.counted
+        for i in range(source[s, _TOKENS]):
+            lead = counted[s, i, 2], counted[s, i, 3]
+            found = _credit(room, found, counted[s, i, 0], gain * counted[s, i, 1], s, lead)
+    else:
+        states, children = views.states_of(handles, s), views.children_of(handles, s)
+        state = source[s, _STATE]
+        # A context shorter than its state's is known to share its own tokens only.
+        length = min(np.int64(states[state, LENGTH]), np.int64(source[s, _FLOOR])) + 1
+        length = min(length, REACH)
+        first = np.int64(states[state, FIRST])
+        for i in range(first, first + states[state, MANY]):
+            lead = children[i, 2], length
+            found = _credit(room, found, children[i, 0], gain * children[i, 1], s, lead)
     return found
 
 
-@njit(cache=True, nogil=True)
-def _credit(candidates, found, token, share, s, rank, length):  # noqa: PLR0913
+@kernel
+def _credit(room, found, token, share, s, lead):
     """Add to a candidate's probability; the longest context that knew it says where it leads."""
-    i = 0
-    while i < found and candidates.tokens[i] != token:
-        i += 1
-    if i == found:
+    cells, stamp = room.cells, room.round[0]
+    # The upper bits of a product are the well mixed ones.
+    cell = np.int64((np.uint64(token) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(_SHIFT))
+    i = -1
+    while cells[cell] >> _BITS == stamp:
+        known = cells[cell] & (CANDIDATES - 1)
+        if room.tokens[known] == token:
+            i = known
+            break
+        cell = (cell + 1) & (_CELLS - 1)
+    if i < 0:
         if found == CANDIDATES:
             return found
-        candidates.tokens[i] = token
-        candidates.probs[i] = candidates.share[i] = 0.0
-        for other in range(candidates.at.shape[1]):
-            candidates.at[i, other, 1] = 0
+        i = found
+        cells[cell] = (stamp << _BITS) | i
+        room.tokens[i] = token
+        room.probs[i] = room.share[i] = 0.0
+        for other in range(room.leads.shape[1]):
+            room.leads[i, other, SPAN] = 0
         found += 1
-    candidates.probs[i] += share
-    if share > candidates.share[i]:
-        candidates.share[i] = share
-        candidates.origin[i] = s
-    if length > candidates.at[i, s, 1]:
-        candidates.at[i, s, 0], candidates.at[i, s, 1] = rank, length
+    room.probs[i] += share
+    if share > room.share[i]:
+        room.share[i], room.origin[i] = share, s
+    if lead[1] > room.leads[i, s, SPAN]:
+        room.leads[i, s, RANK], room.leads[i, s, SPAN] = lead
     return found

@@ -10,21 +10,26 @@ import numpy as np
 from numba import njit
 
 from draftrec.pool import views
+from draftrec.pool.compiling import inlined, kernel
 from draftrec.pool.ngrams import START
 from draftrec.pool.suffix_sort import REACH
 from draftrec.pool.suffix_states import BLOCK, FIRST, HIGH, LENGTH, LOW, MANY, PARENT
 
 #: Neighbours read around a rare context.
 WINDOW = 24
+#: Columns of a walk: the ranks reached to both sides, and the tokens shared by the context itself
+#: (0 once it was visited) and by the next ranks to both sides.
+LEFT, RIGHT, NEAR_SELF, NEAR_LEFT, NEAR_RIGHT = range(5)
+WALK = 5
 
 
-@njit(cache=True, nogil=True)
-def search(index, tail):
+@kernel
+def search(index, tail, ids):
     """The rank whose context shares most tokens with the end of `tail`, and how many (0: none).
 
-    `tail` int32, the last tokens of a text; `START` in it is the text's beginning.
+    `tail` int32, the last tokens of a text; `START` in it is the text's beginning. `ids` int32
+    `[REACH]` is room to work in.
     """
-    ids = np.empty(REACH, np.int32)
     wanted = 0
     while wanted < min(REACH, len(tail)):
         token = tail[len(tail) - 1 - wanted]
@@ -63,17 +68,17 @@ def locate(handle, text, ends):
     of `text` before it (its beginning included), and how many agree."""
     index = views.sorted_of(handle)
     places, lengths = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64)
-    whole = np.empty(len(text) + 1, np.int32)
+    whole, ids = np.empty(len(text) + 1, np.int32), np.empty(REACH, np.int32)
     whole[0] = START
     whole[1:] = text
     for i in range(len(ends)):
         first = max(0, ends[i] + 1 - REACH)
-        rank, length = search(index, whole[first : ends[i] + 1])
+        rank, length = search(index, whole[first : ends[i] + 1], ids)
         places[i], lengths[i] = index.order[rank], length
     return places, lengths
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def dense_id(index, token):
     """The dense id of a token, -1 if it does not occur."""
     low, high = 0, len(index.vocabulary)
@@ -88,72 +93,88 @@ def dense_id(index, token):
     return -1
 
 
-@njit(cache=True, nogil=True)
-def state_of(index, rank, length):
-    """The state of the longest frequent context that ends the first `length` tokens at `rank`.
+@inlined
+def innermost(handles, s, rank):
+    """The innermost state around a rank, -1: none."""
+    states, blocks = views.states_of(handles, s), views.blocks_of(handles, s)
+    block = rank // BLOCK
+    left, right = np.int64(blocks[block]), np.int64(blocks[block + 1])
+    while left >= 0 and states[left, HIGH] <= rank:
+        left = np.int64(states[left, PARENT])
+    while right >= 0 and states[right, LOW] > rank:
+        right = np.int64(states[right, PARENT])
+    # Both are around the rank, so one is inside the other; inner states have smaller numbers.
+    return max(left, right) if min(left, right) < 0 else min(left, right)
+
+
+@inlined
+def outwards(states, state, length):
+    """From a state at or inside it, the state of the longest frequent context that ends the first
+    `length` tokens at a rank.
 
     Its own length may exceed `length`: then all contexts of that length continue alike. -1: none.
     """
-    block = rank // BLOCK
-    left, right = index.blocks[block], index.blocks[block + 1]
-    while left >= 0 and index.states[left, HIGH] <= rank:
-        left = index.states[left, PARENT]
-    while right >= 0 and index.states[right, LOW] > rank:
-        right = index.states[right, PARENT]
-    # Both are around the rank, so one is inside the other; inner states have smaller numbers.
-    state = max(left, right) if min(left, right) < 0 else min(left, right)
     while state >= 0:
-        outer = index.states[state, PARENT]
-        if outer < 0 or index.states[outer, LENGTH] < length:
+        outer = np.int64(states[state, PARENT])
+        if outer < 0 or states[outer, LENGTH] < length:
             break
         state = outer
     return state
 
 
-@njit(cache=True, nogil=True)
-def neighbours(index, rank, length, floor, found):
-    """The ranks that share more than `floor` tokens with a context, those that share most first.
-
-    `found` int32 `[WINDOW, 2]`: rank and tokens shared; returns how many were written.
-    """
-    found[0, 0], found[0, 1] = rank, length
-    many = 1
-    left = right = rank
-    shared_left = min(length, np.int64(index.shared[left]))
-    shared_right = 0
-    if right + 1 < len(index.order):
-        shared_right = min(length, np.int64(index.shared[right + 1]))
-    while many < WINDOW and max(shared_left, shared_right) > floor:
-        if shared_left >= shared_right:
-            left -= 1
-            found[many, 0], found[many, 1] = left, shared_left
-            shared_left = min(shared_left, np.int64(index.shared[left]))
-        else:
-            right += 1
-            found[many, 0], found[many, 1] = right, shared_right
-            if right + 1 < len(index.order):
-                shared_right = min(shared_right, np.int64(index.shared[right + 1]))
-            else:
-                shared_right = 0
-        many += 1
-    return many
+@inlined
+def begin_walk(handles, s, rank, length, walks):
+    """Start to walk from a context to the ranks that share most tokens with it, itself first."""
+    shared = views.shared_of(handles, s)
+    walks[s, LEFT] = walks[s, RIGHT] = rank
+    walks[s, NEAR_SELF], walks[s, NEAR_RIGHT] = length, 0
+    walks[s, NEAR_LEFT] = min(length, np.int64(shared[rank]))
+    if rank + 1 < len(shared):
+        walks[s, NEAR_RIGHT] = min(length, np.int64(shared[rank + 1]))
 
 
-@njit(cache=True, nogil=True)
-def step(index, rank, length, token):
+@inlined
+def nearest(walks, s):
+    """How many tokens the next rank of a walk shares."""
+    return max(
+        np.int64(walks[s, NEAR_SELF]), np.int64(walks[s, NEAR_LEFT]), np.int64(walks[s, NEAR_RIGHT])
+    )
+
+
+@inlined
+def walk(shared, walks, s):
+    """The next rank of a walk."""
+    if walks[s, NEAR_SELF] > 0:
+        walks[s, NEAR_SELF] = 0
+        return np.int64(walks[s, LEFT])
+    if walks[s, NEAR_LEFT] >= walks[s, NEAR_RIGHT]:
+        rank = np.int64(walks[s, LEFT]) - 1
+        walks[s, LEFT] = rank
+        walks[s, NEAR_LEFT] = min(np.int64(walks[s, NEAR_LEFT]), np.int64(shared[rank]))
+        return rank
+    rank = np.int64(walks[s, RIGHT]) + 1
+    walks[s, RIGHT] = rank
+    further = np.int64(shared[rank + 1]) if rank + 1 < len(shared) else 0
+    walks[s, NEAR_RIGHT] = min(np.int64(walks[s, NEAR_RIGHT]), further)
+    return rank
+
+
+@kernel
+def step(handles, s, rank, length, token):
     """A context that ends in `token` after the given one, and its length (0: never seen).
 
     Only the frequent orders are asked; failing those, any place of the token will do.
     """
-    state = state_of(index, rank, length) if length > 0 else -1
+    states, children = views.states_of(handles, s), views.children_of(handles, s)
+    state = outwards(states, innermost(handles, s, rank), length) if length > 0 else -1
     while state >= 0:
-        first = index.states[state, FIRST]
-        for child in range(first, first + index.states[state, MANY]):
-            if index.children[child, 0] == token:
-                shared = min(np.int64(index.states[state, LENGTH]), length)
-                return np.int64(index.children[child, 2]), min(shared + 1, REACH)
-        state = index.states[state, PARENT]
-    dense = dense_id(index, token)
+        first = np.int64(states[state, FIRST])
+        for child in range(first, first + states[state, MANY]):
+            if children[child, 0] == token:
+                shared = min(np.int64(states[state, LENGTH]), length)
+                return np.int64(children[child, 2]), min(shared + 1, REACH)
+        state = np.int64(states[state, PARENT])
+    dense = dense_id(views.sorted_of(handles[s]), token)
     if dense < 0:
         return 0, 0
-    return np.int64(index.starts[dense]), 1
+    return np.int64(views.sorted_of(handles[s]).starts[dense]), 1

@@ -8,23 +8,28 @@ import numpy as np
 from numba import njit
 
 from draftrec.pool import contexts, ngrams, views
-from draftrec.pool.blend import CANDIDATES, Candidates, Scratch, blend
-from draftrec.pool.contexts import WINDOW
+from draftrec.pool.blend import PLACE, RANK, SPAN, TOP, blend, make_room
+from draftrec.pool.compiling import inlined, kernel
 from draftrec.pool.ngrams import ORDER
+
+# Columns of a queued node: the place above it, its token, the source that said most.
+_ABOVE, _TOKEN, _SOURCE = range(3)
 
 
 class _Queue(NamedTuple):
     """The best nodes not yet drawn, at most as many as the tree has room for.
 
-    `ranked` int32: slots, best first; `size` int64 `[1]`. By slot: `probs` float64, `nodes` int32
-    `[slots, 3]` (place above, token, source), `at` int32 `[slots, sources, 2]`.
+    Entries `ends[0]` to `ends[1]` of `keys` float64 (path probabilities) and `slots` int32 are in
+    use, the best one last. By slot: `nodes` int32 `[slots, 3]`, `leads` int32 `[slots, sources, 2]`
+    as in `blend.Room`; `free` int32: slots not in use, `ends[2]` of them.
     """
 
-    ranked: Any
-    size: Any
-    probs: Any
+    keys: Any
+    slots: Any
+    free: Any
+    ends: Any
     nodes: Any
-    at: Any
+    leads: Any
 
 
 @njit(cache=True, nogil=True)
@@ -33,140 +38,160 @@ def draft(sources, wanted, settings, out):
 
     `sources`: handles int64 `[b, s, FIELDS]`, weights float64 `[b, s]`, tails int32 `[b, s, t]` and
     their lengths int32 `[b, s]` (the last tokens are used), source ids uint8 `[b, s]`. `wanted`
-    int64 `[2]`: nodes and levels. `settings` float64: least path probability, then the escape
-    weight of each order from 0 on. `out`: tokens, parents, probs, source ids `[b, nodes]` and
-    sizes `[b]`.
+    int64 `[2]`: nodes and levels. `settings` float64: least path probability, as how many
+    observations a source counts at most, then the escape weight of each order from 0 on. `out`:
+    tokens, parents, probs, source ids `[b, nodes]` and sizes `[b]`.
     """
     handles, weights, tails, lengths, names = sources
     tokens, parents, probs, origins, sizes = out
+    limit, n = wanted[0], weights.shape[1]
+    room, queue = make_room(n), _make_queue(limit, n)
+    places, levels = np.empty((limit, n, PLACE), np.int32), np.empty(limit, np.int32)
     for b in range(len(handles)):
+        for s in range(n):
+            _first(handles[b], s, tails[b, s, : lengths[b, s]], places, room.ids)
         trees = tokens[b], parents[b], probs[b], origins[b]
-        sources_here = handles[b], weights[b], tails[b], lengths[b], names[b]
-        sizes[b] = _draw(sources_here, wanted, settings, trees)
+        known = handles[b], weights[b], names[b]
+        sizes[b] = _draw(known, wanted, settings, (room, queue, places, levels), trees)
 
 
 @njit(cache=True, nogil=True)
-def _draw(sources, wanted, settings, out):
-    """Best-first expansion of one tree; returns how many nodes it got."""
-    handles, weights, tails, lengths, names = sources
-    tokens, parents, probs, origins = out
-    limit, depth = wanted[0], wanted[1]
-    least, escape = settings[0], settings[1:]
-    n = len(weights)
-    places = np.empty((limit, n, ORDER + 1), np.int32)
-    levels = np.empty(limit, np.int32)
-    queue = _Queue(
-        np.arange(limit + 1, dtype=np.int32),
-        np.zeros(1, np.int64),
-        np.empty(limit + 1),
+def _make_queue(limit, n):
+    return _Queue(
+        np.empty(2 * limit + 2),
+        np.empty(2 * limit + 2, np.int32),
+        np.empty(limit + 1, np.int32),
+        np.zeros(3, np.int64),
         np.empty((limit + 1, 3), np.int32),
         np.empty((limit + 1, n, 2), np.int32),
     )
-    candidates = Candidates(
-        np.empty(CANDIDATES, np.int32),
-        np.empty(CANDIDATES, np.int32),
-        np.empty(CANDIDATES),
-        np.empty(CANDIDATES),
-        np.empty((CANDIDATES, n, 2), np.int32),
-    )
-    scratch = Scratch(
-        np.empty((n, 8), np.int32),
-        np.empty((n, WINDOW, 2), np.int32),
-        np.empty((n, WINDOW, 4), np.int32),
-    )
-    for s in range(n):
-        _first(handles[s], tails[s, : lengths[s]], places[0, s])
+
+
+@kernel
+def _draw(sources, wanted, settings, work, out):
+    """Best-first expansion of one tree; returns how many nodes it got."""
+    handles, weights, names = sources
+    room, queue, places, levels = work
+    tokens, parents, probs, origins = out
+    limit, depth = wanted[0], wanted[1]
+    least, most, escape = settings[0], settings[1], settings[2:]
+    n = len(weights)
+    _empty(queue, limit)
     levels[0] = 0
     made, place, prob = 0, 0, 1.0
     while True:
-        room = limit - made
+        space = limit - made
         if levels[place] < depth:
-            worst = queue.probs[queue.ranked[room - 1]] if queue.size[0] == room else least
-            limits = prob, max(least, worst)
-            found = blend(handles, weights, places[place], escape, limits, candidates, scratch)
+            _shorten(queue, space)
+            limits = prob, max(least, _worst(queue, space)), most
+            found = blend(handles, weights, places, place, escape, limits, room)
             for i in range(found):
-                p = prob * candidates.probs[i]
-                if candidates.tokens[i] >= 0 and p >= least:
-                    _push(queue, room, p, place, candidates, i)
-        if queue.size[0] == 0:
+                p = prob * room.probs[i]
+                if room.tokens[i] >= 0 and p >= least:
+                    _push(queue, space, p, place, room, i)
+        if queue.ends[0] == queue.ends[1]:
             return made
-        top = _pop(queue)
-        tokens[made], parents[made] = queue.nodes[top, 1], queue.nodes[top, 0] - 1
-        probs[made], origins[made] = queue.probs[top], names[queue.nodes[top, 2]]
+        queue.ends[1] -= 1
+        slot = queue.slots[queue.ends[1]]
+        above, token = queue.nodes[slot, _ABOVE], queue.nodes[slot, _TOKEN]
+        prob = queue.keys[queue.ends[1]]
+        tokens[made], parents[made] = token, above - 1
+        probs[made], origins[made] = prob, names[queue.nodes[slot, _SOURCE]]
         made += 1
         if made == limit:
             return made
-        above, place, prob = queue.nodes[top, 0], made, queue.probs[top]
+        place = made
         levels[place] = levels[above] + 1
         if levels[place] < depth:
             for s in range(n):
-                _next(handles[s], places[above, s], queue.nodes[top, 1], queue.at[top, s],
-                      places[place, s])  # fmt: skip
+                _next(handles, s, places, (above, place), token, queue.leads, slot)
+        queue.free[queue.ends[2]] = slot
+        queue.ends[2] += 1
 
 
-@njit(cache=True, nogil=True)
-def _first(handle, tail, place):
+@kernel
+def _first(handles, s, tail, places, ids):
     """Where a source stands at the root."""
-    place[:] = -1
-    if handle[0] == views.TRIE:
-        ngrams.contexts(views.trie_of(handle), tail, place)
-    else:
-        place[1] = 0
-        if handle[0] == views.CLOSED:
-            place[0], place[1] = contexts.search(views.sorted_of(handle), tail)
-
-
-@njit(cache=True, nogil=True)
-def _next(handle, above, token, known, place):
-    """Where a source stands after one more token."""
-    if handle[0] == views.TRIE:
-        index = views.trie_of(handle)
-        for j in range(1, ORDER + 1):
-            place[j] = -1
-        place[0] = 0
-        for j in range(ORDER):
-            node = ngrams.find(index, above[j], token) if above[j] >= 0 else -1
-            if node < 0:
-                return  # a longer context cannot have been followed by it either
-            place[j + 1] = node
+    if handles[s, 0] == views.TRIE:
+        top = ngrams.contexts(views.trie_of(handles[s]), tail, places[0, s])
+        places[0, s, TOP] = top
         return
-    place[0], place[1] = known[0], known[1]
-    if handle[0] == views.CLOSED and known[1] == 0:
-        index = views.sorted_of(handle)
-        place[0], place[1] = contexts.step(index, np.int64(above[0]), np.int64(above[1]), token)
+    places[0, s, RANK] = places[0, s, SPAN] = 0
+    if handles[s, 0] == views.CLOSED:
+        rank, length = contexts.search(views.sorted_of(handles[s]), tail, ids)
+        places[0, s, RANK], places[0, s, SPAN] = rank, length
 
 
-@njit(cache=True, nogil=True)
-def _push(queue, room, prob, place, candidates, i):
-    """Enter a candidate among the `room` best; of two equally good ones the earlier is better."""
-    ranked, probs = queue.ranked, queue.probs
-    size = min(queue.size[0], room)
-    if size == room:
-        if prob <= probs[ranked[size - 1]]:
-            queue.size[0] = size
+@inlined
+def _next(handles, s, places, edge, token, leads, slot):  # noqa: PLR0913
+    """Where a source stands after one more token; `edge`: the places before and after it."""
+    above, place = edge
+    if handles[s, 0] == views.TRIE:
+        top, longest = np.int64(0), min(ORDER - 1, np.int64(places[above, s, TOP]))
+        places[place, s, 0] = 0
+        for j in range(longest + 1):
+            node = ngrams.find(views.trie_of(handles[s]), places[above, s, j], token)
+            if node == -1:
+                break  # a longer context cannot have been followed by it either
+            top = j + 1
+            places[place, s, top] = node
+        places[place, s, TOP] = top
+    elif handles[s, 0] == views.CLOSED and leads[slot, s, SPAN] == 0:
+        rank, span = np.int64(places[above, s, RANK]), np.int64(places[above, s, SPAN])
+        rank, span = contexts.step(handles, s, rank, span, token)
+        places[place, s, RANK], places[place, s, SPAN] = rank, span
+    else:
+        places[place, s, RANK], places[place, s, SPAN] = leads[slot, s, RANK], leads[slot, s, SPAN]
+
+
+@inlined
+def _empty(queue, limit):
+    queue.ends[0] = queue.ends[1] = 0
+    queue.ends[2] = limit + 1
+    for i in range(limit + 1):
+        queue.free[i] = i
+
+
+@inlined
+def _worst(queue, space):
+    """The probability that a node must exceed to be among the best."""
+    first, last = queue.ends[0], queue.ends[1]
+    return queue.keys[first] if last - first == space else 0.0
+
+
+@inlined
+def _shorten(queue, space):
+    """Drop what is worse than the best `space` nodes."""
+    while queue.ends[1] - queue.ends[0] > space:
+        queue.free[queue.ends[2]] = queue.slots[queue.ends[0]]
+        queue.ends[2] += 1
+        queue.ends[0] += 1
+
+
+@inlined
+def _push(queue, space, prob, place, room, i):
+    """Enter a candidate among the `space` best; of two equally good ones the earlier is better."""
+    keys, slots, ends = queue.keys, queue.slots, queue.ends
+    first, last = ends[0], ends[1]
+    if last - first == space:
+        if prob <= keys[first]:
             return
-        size -= 1
-    slot = ranked[size]
-    at = size
-    while at > 0 and probs[ranked[at - 1]] < prob:
-        ranked[at] = ranked[at - 1]
-        at -= 1
-    ranked[at] = slot
-    probs[slot] = prob
-    queue.nodes[slot, 0] = place
-    queue.nodes[slot, 1], queue.nodes[slot, 2] = candidates.tokens[i], candidates.origin[i]
-    for s in range(queue.at.shape[1]):
-        queue.at[slot, s, 0], queue.at[slot, s, 1] = candidates.at[i, s, 0], candidates.at[i, s, 1]
-    queue.size[0] = size + 1
-
-
-@njit(cache=True, nogil=True)
-def _pop(queue):
-    """Take the best slot out; its content stays until the next push."""
-    top = queue.ranked[0]
-    size = queue.size[0] - 1
-    for i in range(size):
-        queue.ranked[i] = queue.ranked[i + 1]
-    queue.ranked[size] = top
-    queue.size[0] = size
-    return top
+        slot = slots[first]
+        at = first
+        while at + 1 < last and keys[at + 1] < prob:
+            keys[at], slots[at] = keys[at + 1], slots[at + 1]
+            at += 1
+    else:
+        ends[2] -= 1
+        slot = queue.free[ends[2]]
+        at = last
+        while at > first and keys[at - 1] >= prob:
+            keys[at], slots[at] = keys[at - 1], slots[at - 1]
+            at -= 1
+        ends[1] += 1
+    keys[at], slots[at] = prob, slot
+    queue.nodes[slot, _ABOVE], queue.nodes[slot, _TOKEN] = place, room.tokens[i]
+    queue.nodes[slot, _SOURCE] = room.origin[i]
+    for s in range(queue.leads.shape[1]):
+        queue.leads[slot, s, RANK] = room.leads[i, s, RANK]
+        queue.leads[slot, s, SPAN] = room.leads[i, s, SPAN]

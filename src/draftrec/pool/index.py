@@ -22,8 +22,7 @@ class NgramIndex:
     """
 
     def __init__(self, tokens: int = 64) -> None:
-        nodes = max(64, tokens * (ORDER + 1) + 1)
-        self._take(_allocate(nodes))
+        self._take(_allocate(max(64, 3 * tokens), max(64, tokens)))
         self.texts = 0
         self.tokens = 0
         self._active = _fresh()
@@ -36,26 +35,32 @@ class NgramIndex:
 
     def begin(self) -> None:
         """Forget the running context: what comes next follows nothing."""
+        self._reserve(0, 1)
+        self.arrays.size[1] += 1  # a place that stays empty, between this text and the next
         self._active = _fresh()
 
     def extend(self, token_ids: IntArray) -> None:
         """Count tokens that continue the running text."""
-        self._reserve(len(token_ids) * (ORDER + 1))
-        ngrams.insert(self.arrays, token_ids, self._active, 1)
+        self._reserve(len(token_ids) * (ORDER + 1), len(token_ids))
+        ngrams.insert(self.arrays, token_ids, self._active)
         self.tokens += len(token_ids)
 
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in self.arrays)
 
-    def _reserve(self, nodes: int) -> None:
-        needed = int(self.arrays.size[0]) + nodes
-        if needed > len(self.arrays.nodes):
-            self._take(_grow(self.arrays, max(needed, 3 * len(self.arrays.nodes) // 2)))
+    def _reserve(self, nodes: int, places: int) -> None:
+        """Make room for so many more nodes and places of the text."""
+        arrays = self.arrays
+        used, written = arrays.size.tolist()
+        grown = _grown(used + nodes, len(arrays.nodes))
+        longer = _grown(written + places + 1, len(arrays.text))  # a break stays behind the text
+        if grown > len(arrays.nodes) or longer > len(arrays.text):
+            self._take(_move(arrays, grown, longer))
 
     def _take(self, arrays: Arrays) -> None:
         self.arrays = arrays
-        self.handle = views.trie_handle(arrays.nodes, arrays.table)
+        self.handle = views.trie_handle(arrays.nodes, arrays.table, arrays.text)
 
 
 #: An index, the last tokens of the text to go on with, what one observation counts, a source id.
@@ -68,15 +73,20 @@ class TreeBuilder:
     `escape` is the weight of what has not been seen after a context (the larger, the more shorter
     contexts are trusted), `long_escape` that of contexts of more than 8 tokens: one occurrence is
     as far as those go, and repeating it 25 times over would make it a certainty. Paths less likely
-    than `least_prob` are not proposed.
+    than `least_prob` are not proposed. Where several sources know a context, each counts as `most`
+    observations at most.
     """
 
     def __init__(
-        self, escape: float = 5.0, long_escape: float = 32.0, least_prob: float = 0.001
+        self,
+        escape: float = 5.0,
+        long_escape: float = 32.0,
+        least_prob: float = 0.001,
+        most: float = np.inf,
     ) -> None:
         escapes = np.full(REACH + 1, escape)
         escapes[ORDER + 1 :] = long_escape
-        self._settings = np.concatenate(([least_prob], escapes))
+        self._settings = np.concatenate(([least_prob, most], escapes))
 
     def build(self, sources: Seq[Source], limit: int, depth: int) -> DraftTree:
         """A tree of at most `limit` nodes from (index, context tail, weight, source id) tuples.
@@ -146,17 +156,24 @@ def _fresh() -> IntArray:
     return active
 
 
-def _allocate(nodes: int) -> Arrays:
-    table = np.full(1 << (3 * nodes // 2).bit_length(), -1, np.int32)  # at most 2/3 full
-    arrays = Arrays(np.zeros((nodes, 8), np.int32), table, np.ones(1, np.int64))
+def _grown(needed: int, capacity: int) -> int:
+    return capacity if needed <= capacity else max(needed, 3 * capacity // 2)
+
+
+def _allocate(nodes: int, places: int) -> Arrays:
+    table = np.full(1 << (5 * nodes // 4).bit_length(), -1, np.int32)  # at most 4/5 full
+    text = np.full(places, ngrams.BREAK, np.int32)
+    arrays = Arrays(np.zeros((nodes, 8), np.int32), table, text, np.array([1, 0]))
     arrays.nodes[0, ngrams.CHILD] = -1
     return arrays
 
 
-def _grow(old: Arrays, nodes: int) -> Arrays:
-    new = _allocate(nodes)
-    used = int(old.size[0])
+def _move(old: Arrays, nodes: int, places: int) -> Arrays:
+    """The same index with room for so many nodes and places."""
+    new = _allocate(nodes, places)
+    used, written = old.size.tolist()
     new.nodes[:used] = old.nodes[:used]
-    new.size[0] = used
+    new.text[:written] = old.text[:written]
+    new.size[:] = old.size
     ngrams.rehash(new.nodes, new.table, used)
     return new

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
-from numba.core import cgutils
+from numba import types  # pyright: ignore[reportPrivateImportUsage]
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from draftrec.pool.compiling import inlined
 
 Handle = npt.NDArray[np.int64]
 
@@ -27,6 +29,7 @@ class Trie(NamedTuple):
 
     nodes: Any
     table: Any
+    text: Any
 
 
 class Sorted(NamedTuple):
@@ -48,9 +51,9 @@ def no_handle() -> Handle:
     return np.zeros(FIELDS, np.int64)
 
 
-def trie_handle(nodes: Any, table: Any) -> Handle:
+def trie_handle(nodes: Any, table: Any, text: Any) -> Handle:
     """The handle of a trie; void as soon as the trie is moved to larger arrays."""
-    return _handle(TRIE, [nodes, table])
+    return _handle(TRIE, [nodes, table, text])
 
 
 def closed_handle(index: Any) -> Handle:
@@ -68,46 +71,112 @@ def _handle(kind: int, arrays: list[Any]) -> Handle:
     return handle
 
 
-def _as_pointer(typing: Any, address: Any) -> Any:
-    """An address as a pointer: numba's typing and code generation for it."""
+def _array_maker(dtype: Any, width: int = 0) -> Any:
+    """An intrinsic that makes an array of an address and a length, of rows where `width` is given.
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
+    The array is borrowed: it is not counted who refers to it.
+    """
 
-    return types.voidptr(types.int64), generate
+    def typed(typing: Any, address: Any, length: Any) -> Any:
+        array_type = types.Array(dtype, 2 if width else 1, "C")
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def constant(value: int) -> Any:
+                return context.get_constant(types.intp, value)
+
+            size = dtype.bitwidth // 8
+            array = context.make_array(array_type)(context, builder)
+            pointer = context.get_data_type(dtype).as_pointer()
+            shape, strides = [args[1]], [constant(size)]
+            if width:
+                shape, strides = [args[1], constant(width)], [constant(width * size), *strides]
+            populate_array(
+                array,
+                data=builder.inttoptr(args[0], pointer),
+                shape=shape,
+                strides=strides,
+                itemsize=constant(size),
+                meminfo=None,
+            )
+            return array._getvalue()
+
+        return array_type(types.int64, types.int64), generate
+
+    return intrinsic(typed)
 
 
-_pointer: Any = intrinsic(_as_pointer)
+_bytes: Any = _array_maker(types.uint8)
+_ints: Any = _array_maker(types.int32)
+_pairs: Any = _array_maker(types.int32, 2)
+_triples: Any = _array_maker(types.int32, 3)
+_octets: Any = _array_maker(types.int32, 8)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _ints(handle, field):
-    return carray(_pointer(handle[1 + 2 * field]), (handle[2 + 2 * field],), np.int32)
+# Single arrays of the index in row `s` of `handles`, for loops that need one or two of them: all
+# arrays together are more than fits in registers.
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _rows(handle, field, width):
-    return carray(_pointer(handle[1 + 2 * field]), (handle[2 + 2 * field], width), np.int32)
+@inlined
+def nodes_of(handles, s):
+    """Of a trie: its nodes."""
+    return _octets(handles[s, 1], handles[s, 2])
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
+def text_of(handles, s):
+    """Of a trie: its text."""
+    return _ints(handles[s, 5], handles[s, 6])
+
+
+@inlined
+def shared_of(handles, s):
+    """Of a closed index: tokens that neighbours share."""
+    return _bytes(handles[s, 9], handles[s, 10])
+
+
+@inlined
+def follows_of(handles, s):
+    """Of a closed index: what follows each rank."""
+    return _pairs(handles[s, 11], handles[s, 12])
+
+
+@inlined
+def states_of(handles, s):
+    """Of a closed index: its states."""
+    return _octets(handles[s, 13], handles[s, 14])
+
+
+@inlined
+def children_of(handles, s):
+    """Of a closed index: continuations of its states."""
+    return _triples(handles[s, 15], handles[s, 16])
+
+
+@inlined
+def blocks_of(handles, s):
+    """Of a closed index: a state near every rank."""
+    return _ints(handles[s, 17], handles[s, 18])
+
+
+@inlined
 def trie_of(handle):
     """The arrays of a trie."""
-    return Trie(_rows(handle, 0, 8), _ints(handle, 1))
+    return Trie(
+        _octets(handle[1], handle[2]), _ints(handle[3], handle[4]), _ints(handle[5], handle[6])
+    )
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def sorted_of(handle):
     """The arrays of a closed index."""
-    shared = carray(_pointer(handle[9]), (handle[10],), np.uint8)
     return Sorted(
-        _ints(handle, 0),
-        _ints(handle, 1),
-        _ints(handle, 2),
-        _ints(handle, 3),
-        shared,
-        _rows(handle, 5, 2),
-        _rows(handle, 6, 8),
-        _rows(handle, 7, 3),
-        _ints(handle, 8),
+        _ints(handle[1], handle[2]),
+        _ints(handle[3], handle[4]),
+        _ints(handle[5], handle[6]),
+        _ints(handle[7], handle[8]),
+        _bytes(handle[9], handle[10]),
+        _pairs(handle[11], handle[12]),
+        _octets(handle[13], handle[14]),
+        _triples(handle[15], handle[16]),
+        _ints(handle[17], handle[18]),
     )
