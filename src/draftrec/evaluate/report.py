@@ -14,6 +14,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -125,8 +126,17 @@ class Report:
 
 def render(report: Report) -> str:
     """The page as one HTML string."""
+    return render_page("draftrec.evaluate", "report.html.j2", report, draw(report))
+
+
+def render_page(
+    package: str, template: str, report: Any, plots: Seq[tuple[str, str, Markup]]
+) -> str:
+    """A page by a template of `package` that extends `page.html.j2`, which says what of `report` it
+    shows; `plots` as `draw` returns them."""
+    loaders = [jinja2.PackageLoader(name, ".") for name in (package, "draftrec.evaluate")]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("draftrec.evaluate", "."),
+        loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -134,8 +144,8 @@ def render(report: Report) -> str:
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    page = environment.get_template("report.html.j2")
-    return page.render(report=report, plots=draw(report), style=Markup(style))
+    values = {"report": report, "plots": plots, "style": Markup(style)}
+    return environment.get_template(template).render(values)
 
 
 def draw(report: Report) -> list[tuple[str, str, Markup]]:
@@ -143,8 +153,7 @@ def draw(report: Report) -> list[tuple[str, str, Markup]]:
     makers: list[Callable[[Report], tuple[str, str, Markup] | None]] = [
         _speedup, _tokens_per_call, _accepted, _sources, _cost, _pool_growth
     ]  # fmt: skip
-    drawn = [make(report) for make in makers]
-    return [plot for plot in drawn if plot]
+    return [plot for make in makers if (plot := make(report))]
 
 
 def differing(
@@ -242,11 +251,8 @@ def _sources(report: Report) -> tuple[str, str, Markup] | None:
     data = [Stack(a.label, list(zip(names, a.accepted_by_source, strict=True))) for a in arms]
     words = "; ".join(f"{s.label}: " + ", ".join(f"{n} {v:g}" for n, v in s.parts) for s in data)
     labels = Labels("Acceptance by source", f"Accepted draft tokens by source. {words}.")
-    return (
-        "Acceptance by source",
-        "Where accepted draft tokens came from.",
-        plots.shares(data, labels),
-    )
+    caption = "Where accepted draft tokens came from."
+    return "Acceptance by source", caption, plots.shares(data, labels)
 
 
 def _cost(report: Report) -> tuple[str, str, Markup] | None:
