@@ -122,7 +122,7 @@ class FitOptions(TrainOptions):
     suffix: Annotated[str | None, Option(help="Text after them.")] = None
     limit: LimitOption = None
     recall_users: Annotated[
-        int, Option(min=0, help="Valid users whose recall decides; 0: the loss does.")
+        int, Option(min=0, help="Valid users whose Recall@10 is shown; the loss decides.")
     ] = 1000
     with_valid: Annotated[
         bool, Option("--with-valid", help="Learn from valid items too, all --epochs, unvalidated.")
