@@ -21,17 +21,10 @@ from draftrec.cli.common import (
     print_json,
     say,
 )
+from draftrec.cli.genrec_evaluate import Part
 from draftrec.errors import DraftrecError
 
 Option = typer.Option
-
-
-class Part(StrEnum):
-    """Which items are to be predicted, from those before them."""
-
-    TRAIN = "train"
-    VALID = "valid"
-    TEST = "test"
 
 
 class Verify(StrEnum):
