@@ -130,14 +130,8 @@ def teach(
     while not manifest.finished:
         if should_stop and should_stop():
             raise TeachInterrupted(manifest)
-        started = time.monotonic()
         done = sum(manifest.shards)
-        contexts = recorder.record(asks[done : done + spec.settings.shard_size])
-        recorder.check(contexts[len(manifest.shards) % len(contexts)])
-        folder.write_shard(len(manifest.shards), contexts)
-        manifest.shards.append(len(contexts))
-        manifest.seconds += time.monotonic() - started
-        folder.write_manifest(manifest)
+        _record_shard(recorder, folder, manifest, asks[done : done + spec.settings.shard_size])
         watcher.shard(manifest)
     size = sum(folder.shard(i).stat().st_size for i in range(len(manifest.shards)))
     return {
@@ -147,6 +141,20 @@ def teach(
         "bytes": size,
         "seconds": round(manifest.seconds, 1),
     }
+
+
+def _record_shard(
+    recorder: Recorder, folder: TeacherFolder, manifest: TeacherManifest, asks: Seq[Ask]
+) -> None:
+    """Record, check and write one shard, and note it in the manifest."""
+    started = time.monotonic()
+    number = len(manifest.shards)
+    contexts = recorder.record(asks)
+    recorder.check(contexts[number % len(contexts)])
+    folder.write_shard(number, contexts)
+    manifest.shards.append(len(contexts))
+    manifest.seconds += time.monotonic() - started
+    folder.write_manifest(manifest)
 
 
 def contexts_of(users: Seq[Places], settings: TeachSettings) -> list[Ask]:
