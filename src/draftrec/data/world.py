@@ -124,6 +124,11 @@ def stream_records(
     )
 
 
+def stream_items(seed: int = 0) -> Iterator[Item]:
+    """The books of the world with this seed, one after another, without end."""
+    return (_make_item(seed, number) for number in numbers())
+
+
 def knowledge_text(record: Mapping[str, Any], framework: str = "kar", seed: int = 0) -> str:
     """What a large model would answer about this record under a framework's prompt."""
     return write_text(record, framework, random.Random(f"{seed}:{framework}:{record['entity_id']}"))
