@@ -1,9 +1,10 @@
 """What recommendations without a model reach on Amazon Beauty: the bar for a generative target.
 
-Popularity, item-item co-occurrence with textbook settings, and the same tuned on the valid part
-(history: train items). Reported on the test part (history: train and valid items), fitted to the
-train items alone, as the target is, and to train and valid items, as a system in production would
-be. The last line is the result.
+Popularity and item-item co-occurrence, with textbook settings and tuned on the valid part (history:
+train items), all on the test part (history: train and valid items): fitted to the train items, as
+the target is, and to train and valid items, as a system in production would be. Settings are chosen
+by NDCG@20, which varies less from one half of the valid users to the other than Recall@10 does. The
+last line is the result.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from common import note, spread, write_result
 from scipy.sparse import csr_matrix
 
 from draftrec.data.sequences import read_histories, read_semantic_ids, read_sequences
-from draftrec.evaluate.ranking import KS, RankingScores, multi_target, single_target
+from draftrec.evaluate.ranking import KS, RankingScores, find_hits, multi_target, single_target
 from draftrec.pool.item_retriever import ItemRetriever, RetrieverSettings
 
 Arrays = list[np.ndarray]
+Result = dict[str, Any]
 
 #: Item-item as textbooks have it: cosine of the items' users, every history item alike.
 UNTUNED = RetrieverSettings(
     window=1000, decay=1.0, backward=1.0, from_power=0.5, to_power=0.5, shrinkage=0.0,
     neighbours=1000, last=1000, recency=1.0, popularity=1e-6,
 )  # fmt: skip
+#: How many of the settings drawn are improved.
+STARTS = 3
 #: What is tried for each setting.
 SPACE: dict[str, tuple[float, ...]] = {
     "window": (1, 2, 3, 5, 10, 20, 50),
@@ -39,8 +43,8 @@ SPACE: dict[str, tuple[float, ...]] = {
     "backward": (0.0, 0.25, 0.5, 0.75, 1.0),
     "from_power": (0.0, 0.25, 0.5, 0.75, 1.0),
     "to_power": (0.0, 0.15, 0.3, 0.45, 0.6),
-    "shrinkage": (0.0, 1.0, 2.0, 5.0, 10.0, 20.0),
-    "neighbours": (50, 100, 200, 500, 1000),
+    "shrinkage": (0.0, 1.0, 3.0, 10.0, 20.0, 40.0, 80.0),
+    "neighbours": (20, 50, 100, 200, 500),
     "last": (1, 2, 3, 5, 10, 20),
     "recency": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     "popularity": (1e-6, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1),
@@ -69,34 +73,47 @@ class Beauty:
     def read(cls, sequences: Path, sids: Path) -> Beauty:
         """All items as places in the catalogue."""
         catalogue = read_semantic_ids(sids)
-        rows: dict[int, Arrays] = {}
-        for part in ("train", "valid"):
-            for sequence in read_sequences(sequences, part, None):
-                rows.setdefault(sequence.user, []).append(catalogue.places(sequence.items))
+        train, valid = (
+            {s.user: catalogue.places(s.items) for s in read_sequences(sequences, part, None)}
+            for part in ("train", "valid")
+        )
         tasks: list[Task] = []
         for part in ("valid", "test"):
-            users = read_histories(sequences, part, None)
-            histories = [catalogue.places(user.items) for user in users]
-            tasks.append(Task(histories, [catalogue.places(user.targets) for user in users]))
-        train = [catalogue.places(s.items) for s in read_sequences(sequences, "train", None)]
-        both = [np.concatenate(parts) for parts in rows.values()]
-        return cls(len(catalogue), train, both, *tasks)
+            found = read_histories(sequences, part, None)
+            histories = [catalogue.places(history.items) for history in found]
+            tasks.append(Task(histories, [catalogue.places(h.targets) for h in found]))
+        none = np.empty(0, np.int64)
+        both = [
+            np.concatenate((train.get(user, none), valid.get(user, none)))
+            for user in dict.fromkeys([*train, *valid])
+        ]
+        return cls(len(catalogue), list(train.values()), both, *tasks)
 
 
 def score(
     retriever: ItemRetriever, task: Task, *, exclude_seen: bool, single: bool = False
 ) -> RankingScores:
     """Recall and NDCG of the retriever's 20 best items."""
-    places, _ = retriever.propose_many(task.histories, max(KS), exclude_seen=exclude_seen)
-    lists = [row[row >= 0] for row in places]
+    lists = _lists(retriever, task, exclude_seen=exclude_seen)
     return (single_target if single else multi_target)(lists, task.targets)
+
+
+def standard_error(retriever: ItemRetriever, task: Task, *, exclude_seen: bool) -> float:
+    """How uncertain Recall@10 is for the number of users."""
+    recall = find_hits(_lists(retriever, task, exclude_seen=exclude_seen), task.targets).recall(10)
+    return round(float(recall.std(ddof=1) / np.sqrt(len(recall))), 6)
+
+
+def _lists(retriever: ItemRetriever, task: Task, *, exclude_seen: bool) -> Arrays:
+    places, _ = retriever.propose_many(task.histories, max(KS), exclude_seen=exclude_seen)
+    return [row[row >= 0] for row in places]
 
 
 def search(
     value: Callable[[RetrieverSettings], float], draws: int, seed: int
 ) -> tuple[RetrieverSettings, int]:
-    """The best settings found, and how many were tried: random ones of SPACE, then the best of
-    them improved, one setting at a time, until nothing helps."""
+    """The best settings found, and how many were tried: random ones of SPACE, then the best three
+    of them improved, one setting at a time, until nothing helps."""
     random = np.random.default_rng(seed)
     tried: dict[RetrieverSettings, float] = {}
 
@@ -108,50 +125,52 @@ def search(
     for _ in range(draws):
         rate(_settings({name: random.choice(options) for name, options in SPACE.items()}))
     rate(UNTUNED)
-    best, before = max(tried, key=rate), None
-    while best != before:
-        before = best
-        for name, options in SPACE.items():
-            around = [best, *(_settings({**asdict(best), name: option}) for option in options)]
-            best = max(around, key=rate)
-        note(f"{len(tried)} settings tried, best {rate(best):.5f}: {best}")
-    return best, len(tried)
+    for start in sorted(tried, key=rate, reverse=True)[:STARTS]:
+        best, before = start, None
+        while best != before:
+            before = best
+            for name, options in SPACE.items():
+                around = [best, *(_settings({**asdict(best), name: option}) for option in options)]
+                best = max(around, key=rate)
+        note(f"{len(tried)} settings tried, {rate(best):.5f}: {best}")
+    return max(tried, key=rate), len(tried)
 
 
-def table(beauty: Beauty, tuned: RetrieverSettings) -> dict[str, Any]:
+def table(beauty: Beauty, tuned: RetrieverSettings) -> Result:
     """Test figures of every method, with and without the user's own items, in both definitions."""
-    fitted = ItemRetriever.fit(beauty.train, beauty.items, tuned)
+
+    def fit(sequences: Arrays, settings: RetrieverSettings) -> ItemRetriever:
+        return ItemRetriever.fit(sequences, beauty.items, settings)
+
+    fitted = fit(beauty.train, tuned)
     methods = {
         "popularity": replace(fitted, near=csr_matrix(fitted.near.shape, dtype=np.float32)),
-        "item-item, untuned": ItemRetriever.fit(beauty.train, beauty.items, UNTUNED),
+        "item-item, untuned": fit(beauty.train, UNTUNED),
         "item-item, tuned": fitted,
-        "item-item, tuned, fitted to valid too": ItemRetriever.fit(
-            beauty.train_and_valid, beauty.items, tuned
-        ),
+        "item-item, untuned, fitted to valid too": fit(beauty.train_and_valid, UNTUNED),
+        "item-item, tuned, fitted to valid too": fit(beauty.train_and_valid, tuned),
     }
-    found: dict[str, Any] = {}
-    for name, retriever in methods.items():
-        found[name] = {
-            way: {
-                definition: _figures(
-                    score(
-                        retriever,
-                        beauty.test,
-                        exclude_seen=way == "without seen items",
-                        single=definition == "single",
-                    )
-                )
-                for definition in ("multi", "single")
-            }
-            for way in ("all items", "without seen items")
+    return {
+        name: {
+            "all items": _both(retriever, beauty.test, exclude_seen=False),
+            "without seen items": _both(retriever, beauty.test, exclude_seen=True),
         }
-    return found
+        for name, retriever in methods.items()
+    }
 
 
-def reach(beauty: Beauty) -> dict[str, Any]:
+def _both(retriever: ItemRetriever, task: Task, *, exclude_seen: bool) -> Result:
+    return {
+        "multi": _figures(score(retriever, task, exclude_seen=exclude_seen)),
+        "single": _figures(score(retriever, task, exclude_seen=exclude_seen, single=True)),
+        "standard_error_of_recall@10": standard_error(retriever, task, exclude_seen=exclude_seen),
+    }
+
+
+def reach(beauty: Beauty) -> Result:
     """The share of test targets that a method fitted to these items can know of, and the Recall of
     one that would recommend all of those and nothing else."""
-    found: dict[str, Any] = {}
+    found: Result = {}
     for name, sequences in (("train", beauty.train), ("train_and_valid", beauty.train_and_valid)):
         known = np.unique(np.concatenate(sequences))
         lists = [targets[np.isin(targets, known)] for targets in beauty.test.targets]
@@ -161,7 +180,7 @@ def reach(beauty: Beauty) -> dict[str, Any]:
     return found
 
 
-def speed(beauty: Beauty, settings: RetrieverSettings, rounds: int) -> dict[str, Any]:
+def speed(beauty: Beauty, settings: RetrieverSettings, rounds: int) -> Result:
     """Seconds of a fit, microseconds of proposing 40 items to one user and to each of 32."""
     fits, alone, together = [], [], []
     for _ in range(rounds):
@@ -198,21 +217,18 @@ def main(argv: Seq[str] | None = None) -> None:
         retriever = ItemRetriever.fit(beauty.train, beauty.items, settings)
         return score(retriever, beauty.valid, exclude_seen=True)
 
-    tuned, tried = search(lambda s: on_valid(s).recall[10], args.draws, args.seed)
+    tuned, tried = search(lambda s: on_valid(s).ndcg[20], args.draws, args.seed)
     payload = {
         "settings": {
-            "objective": "Recall@10 on the valid part, without seen items",
+            "objective": "NDCG@20 without seen items",
             "draws": args.draws,
             "space": SPACE,
             "untuned": asdict(UNTUNED),
         },
         "tuned": asdict(tuned),
         "tried": tried,
-        "defaults_are_tuned": tuned == RetrieverSettings(),
         "valid": {
-            "untuned": _figures(on_valid(UNTUNED)),
-            "tuned": _figures(on_valid(tuned)),
-            "defaults": _figures(on_valid(RetrieverSettings())),
+            name: _figures(on_valid(s)) for name, s in (("untuned", UNTUNED), ("tuned", tuned))
         },
         "test": table(beauty, tuned),
         "reach": reach(beauty),
@@ -226,7 +242,7 @@ def _settings(values: dict[str, Any]) -> RetrieverSettings:
     return RetrieverSettings(**{n: int(v) if n in whole else float(v) for n, v in values.items()})
 
 
-def _figures(scores: RankingScores) -> dict[str, Any]:
+def _figures(scores: RankingScores) -> Result:
     return {name: round(v, 6) if name[-1:].isdigit() else v for name, v in scores.summary().items()}
 
 
@@ -234,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sequences", type=Path, default=SEQUENCES)
     parser.add_argument("--sids", type=Path, default=SIDS)
-    parser.add_argument("--draws", type=int, default=100, help="random settings tried first")
+    parser.add_argument("--draws", type=int, default=150, help="random settings tried first")
     parser.add_argument("--rounds", type=int, default=5, help="fits that are timed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=None, help="folder of the result")
