@@ -33,7 +33,14 @@ def test_import_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["demo", "--help"], ["generate", "--help"], ["replay", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["demo", "--help"],
+        ["generate", "--help"],
+        ["replay", "--help"],
+        ["genrec", "demo", "--help"],
+    ],
 )
 def test_help_is_light(arguments: list[str]) -> None:
     assert loaded_by(f"from draftrec.cli.main import run\nassert run({arguments!r}) == 0") == set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,12 +32,26 @@ def demo(options: DemoOptions) -> int:
     Needs no network, no GPU and no data. Leaves a report, a summary, the prompts and the pool.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from draftrec.demo import output, story
     from draftrec.demo.terminal import show
 
     output.prepare(options.output)
+    with stage_bar() as watch:
+        told = story.tell(story.Plan(seed=options.seed), watch)
+    report, summary = output.write(told, options.output)
+    show(report, options.output / "report.html", Console(stderr=options.json))
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+@contextmanager
+def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for every stage that is told of: stage, done, total."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, TaskID] = {}
@@ -45,9 +61,4 @@ def demo(options: DemoOptions) -> int:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done)
 
-        told = story.tell(story.Plan(seed=options.seed), watch)
-    report, summary = output.write(told, options.output)
-    show(report, options.output / "report.html", Console(stderr=options.json))
-    if options.json:
-        print_json(summary)
-    return DONE
+        yield watch

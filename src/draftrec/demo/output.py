@@ -24,7 +24,7 @@ def prepare(folder: Path) -> None:
         trial.write_bytes(b"")
         trial.unlink()
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
 
 
 def write(story: Story, folder: Path) -> tuple[Report, dict[str, Any]]:
@@ -32,12 +32,12 @@ def write(story: Story, folder: Path) -> tuple[Report, dict[str, Any]]:
     report = make_report(story, folder)
     summary = to_json(story, report)
     try:
-        _replace(folder / "report.html", reports.render(report))
-        _replace(folder / "readers.jsonl", _readers(story))
+        replace(folder / "report.html", reports.render(report))
+        replace(folder / "readers.jsonl", _readers(story))
         story.pool.save(folder / "pool")
-        _replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     return report, summary
 
 
@@ -50,14 +50,15 @@ def _readers(story: Story) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Write under a temporary name and rename, so that no half-written file is ever read."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
-def _unwritable(folder: Path, error: OSError) -> DraftrecError:
+def unwritable(folder: Path, error: OSError) -> DraftrecError:
+    """The error for a folder that cannot be written to."""
     reason = (error.strerror or str(error)).lower()
     return DraftrecError(
         f"The demo's folder {folder} cannot be written: {reason}; name another one with --output."

@@ -80,7 +80,7 @@ def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
             f"The demo's model is missing from {plan.model}; install draftrec again."
         )
     start = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         strict = Generator.from_pretrained(config=make_config(str(plan.model), **_settings(plan)))
         warm, held_out = _split(plan)
         prompts = _prompts(plan, held_out)
@@ -99,7 +99,7 @@ def _settings(plan: Plan, **others: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """A model this small gains nothing from a second thread, and waiting for one that shares its
     core with other work can cost everything.
     """

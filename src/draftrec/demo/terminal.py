@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from pathlib import Path
 
 from rich import box
@@ -23,13 +24,23 @@ def show(report: Report, page: Path, console: Console) -> None:
     console.print(_table(report))
     for example in report.examples[:_TEXTS]:
         _show_example(example, console)
-    _heading("What this means", console)
+    show_findings(report.findings, console)
+    show_next_steps(report.next_steps, page, console)
+
+
+def show_findings(findings: Seq[str], console: Console) -> None:
+    """What the numbers mean, as a list."""
+    heading("What this means", console)
     points = Table.grid(padding=(0, 1))
-    for finding in report.findings:
+    for finding in findings:
         points.add_row(" -", Text(finding))
     console.print(points)
-    _heading("What to do next", console)
-    for command, purpose in report.next_steps:
+
+
+def show_next_steps(steps: Seq[tuple[str, str]], page: Path, console: Console) -> None:
+    """Commands with their purposes, and where the page lies."""
+    heading("What to do next", console)
+    for command, purpose in steps:
         console.print(f"  {purpose}", highlight=False, markup=False)
         # Unwrapped, so that a terminal's selection is a command that runs.
         console.print(f"    {command}", style="bold", highlight=False, soft_wrap=True, markup=False)
@@ -74,7 +85,7 @@ _ROWS: tuple[tuple[str, Callable[[Arm], str]], ...] = (
 
 
 def _show_example(example: Example, console: Console) -> None:
-    _heading(example.title, console)
+    heading(example.title, console)
     base = example.versions[0]
     for version in example.versions:
         head = Text("  ").append(version.label, style="bold").append(f"  {version.note}", "dim")
@@ -98,6 +109,7 @@ def _marked(version: Version, console: Console) -> Text:
     return text
 
 
-def _heading(words: str, console: Console) -> None:
+def heading(words: str, console: Console) -> None:
+    """A line apart."""
     console.print()
     console.print(Text(words, style="bold"))

@@ -126,7 +126,8 @@ def histogram(series: Seq[Series], labels: Labels, most: int = 16) -> Markup:
 
 def shares(data: Seq[Stack], labels: Labels, first_tone: int = 3) -> Markup:
     """One full-width bar per stack, divided by the parts' shares; parts keep their colours."""
-    names = list(dict.fromkeys(name for s in data for name, value in s.parts if value > 0))
+    drawn = {name for s in data for name, value in s.parts if value > 0}
+    names = [n for n in dict.fromkeys(n for s in data for n, _ in s.parts) if n in drawn]
     tones = {name: (first_tone + i) % 6 for i, name in enumerate(names)}
     left, right, top, step = _gutter(s.label for s in data), WIDTH - 18, 40, 58
     parts = [_legend(list(tones.items()))]
