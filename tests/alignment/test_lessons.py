@@ -20,7 +20,7 @@ def encoder(form: PromptFormat) -> HistoryEncoder:
 
 
 def lessons(form: PromptFormat, users: list[np.ndarray], **changes: float) -> Lessons:
-    values = {"batch_tokens": 120, "drop_items": 0.0, "seed": 3} | changes
+    values = {"batch_tokens": 120, "drop_items": 0.0, "jitter": 0.0, "seed": 3} | changes
     return Lessons(encoder(form), users, **values)  # type: ignore[arg-type]
 
 
@@ -80,6 +80,26 @@ def test_dropped_items_shorten_sequences_but_never_to_nothing():
     assert set(answers(0.0)) == {6}
     assert 2.5 < np.mean(answers(0.5)) < 4.0
     assert min(answers(0.9)) >= 2
+
+
+def test_jitter_moves_items_about_so_far():
+    users = [np.arange(12)] * 50
+
+    def distances(jitter: float) -> np.ndarray:
+        tokens = encoder(PromptFormat()).item_tokens
+        found = []
+        for batch in lessons(PromptFormat(), users, jitter=jitter).batches(0):
+            for row in batch["input_ids"].numpy():
+                items = [
+                    int(np.flatnonzero((tokens == t).all(1))[0]) for t in row[1:].reshape(-1, 3)
+                ]
+                assert sorted(items) == list(range(12))
+                found.append(np.abs(np.array(items) - np.arange(12)))
+        return np.concatenate(found)
+
+    assert not distances(0.0).any()
+    assert 0.4 < distances(1.0).mean() < 1.0
+    assert 1.5 < distances(3.0).mean() < 3.0
 
 
 def test_histories_without_an_answer_are_left_out():

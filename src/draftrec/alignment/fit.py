@@ -110,7 +110,12 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
         model = presets.untrained(spec.source, tokenizer, context, spec.settings.seed)
     settings = spec.settings
     lessons = Lessons(
-        encoder, data.train, settings.batch_tokens, settings.drop_items, settings.seed
+        encoder,
+        data.train,
+        settings.batch_tokens,
+        settings.drop_items,
+        settings.jitter,
+        settings.seed,
     )
     info = RecommenderInfo(
         kind="target",

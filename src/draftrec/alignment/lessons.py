@@ -36,6 +36,7 @@ class Lessons:
     users: Seq[Places]
     batch_tokens: int
     drop_items: float
+    jitter: float
     seed: int
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class Lessons:
         cuts = list(self._cuts(lengths[order]))
         for batch in rng.permutation(len(cuts)).tolist():
             first, last = cuts[batch]
-            chosen = [self._thinned(windows[i], rng) for i in order[first:last].tolist()]
+            chosen = [self._varied(windows[i], rng) for i in order[first:last].tolist()]
             yield padded([self.encoder.lesson(places) for places in chosen])
 
     def _windows(self, rng: np.random.Generator) -> list[tuple[int, int, int]]:
@@ -108,9 +109,12 @@ class Lessons:
                 first = i
         yield first, len(lengths)
 
-    def _thinned(self, window: tuple[int, int, int], rng: np.random.Generator) -> Places:
+    def _varied(self, window: tuple[int, int, int], rng: np.random.Generator) -> Places:
         user, first, last = window
         places = self.taught[user][first:last]
+        if self.jitter:
+            moved = np.arange(len(places)) + rng.normal(0, self.jitter, len(places))
+            places = places[np.argsort(moved)]
         if self.drop_items and len(places) > 2:
             kept = places[rng.random(len(places)) >= self.drop_items]
             places = kept if len(kept) > 1 else places

@@ -18,8 +18,9 @@ class TrainSettings:
     the first `warmup` share of all steps and falls to zero along a cosine.
 
     `dropout` applies to embeddings and to what every layer's parts add to its stream, `drop_items`
-    leaves items out of training sequences at random: small catalogues are learnt by heart
-    otherwise. Training ends early after `patience` epochs without a better validation.
+    leaves items out of training sequences at random, and `jitter` lets items trade places with
+    others about so many places away: small catalogues are learnt by heart otherwise. Training ends
+    early after `patience` epochs without a better validation.
     """
 
     epochs: int = 20
@@ -30,6 +31,7 @@ class TrainSettings:
     clip: float = 1.0
     dropout: float = 0.2
     drop_items: float = 0.1
+    jitter: float = 0.0
     patience: int = 5
     seed: int = 0
     device: str = "auto"
@@ -51,6 +53,8 @@ class TrainSettings:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise DraftrecError(f"{_option(name)} must be above 0, not {getattr(self, name)}")
+        if self.jitter < 0:
+            raise DraftrecError(f"--jitter must be at least 0, not {self.jitter}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise DraftrecError(
                 f"--device must be auto, cpu or cuda, not {self.device!r}; choose among several "

@@ -98,6 +98,9 @@ class FitOptions(TrainOptions):
     drop_items: Annotated[
         float, Option(help="Share of items left out of training sequences, anew every epoch.")
     ] = _TRAIN.drop_items
+    jitter: Annotated[
+        float, Option(help="Items trade places with others about so far away, anew every epoch.")
+    ] = _TRAIN.jitter
     lora: Annotated[
         int | None,
         Option(min=1, metavar="RANK", help="With --from: train adapters and new tokens alone."),
