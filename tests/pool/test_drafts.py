@@ -1,7 +1,6 @@
 """Drafts are the same whatever becomes faster: trees of random pools, against a file of them.
 
-The file was written by the first kernels, which took one order after another and allocated as they
-went. `python -m tests.pool.test_drafts` writes it anew; do so only when drafts are meant to change.
+`python -m tests.pool.test_drafts` writes the file anew: only when drafts are meant to change.
 """
 
 from __future__ import annotations

@@ -11,87 +11,34 @@ loop.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
-from numba import njit
 
 from draftrec.pool import contexts, ngrams, views
 from draftrec.pool.compiling import inlined, kernel
-from draftrec.pool.contexts import WALK, WINDOW
-from draftrec.pool.ngrams import ORDER
+from draftrec.pool.contexts import WINDOW
+from draftrec.pool.room import (
+    BITS,
+    CANDIDATES,
+    CELLS,
+    DIFFERENT,
+    FLOOR,
+    LONGEST,
+    RANK,
+    SHIFT,
+    SPAN,
+    STATE,
+    TOKENS,
+    TOP,
+    TOTAL,
+    USED,
+)
 from draftrec.pool.suffix_sort import REACH
 from draftrec.pool.suffix_states import FIRST, FOLLOWS, KINDS, LENGTH, MANY, PARENT
 
-#: Most candidates per place.
-CANDIDATES = 32
 # Continuations read per context of a trie, most frequent first.
 _FANOUT = 12
 # What the shorter orders may still say when they are left out.
 _REST = 0.01
-
-#: Columns of a place in a trie are its contexts by order, then the longest order there is; of one
-#: in a closed source: rank and length of its context.
-TOP = ORDER + 1
-RANK, SPAN = range(2)
-PLACE = ORDER + 2
-
-# Columns of `Room.source`, one row per source: the longest order it knows; how often anything
-# followed at the present order, and how many tokens; the state (closed) or node (trie) that says
-# so; the order from which states speak; neighbours counted (-1: a state speaks), different tokens
-# among them. Then those of a walk to neighbours, see `contexts`.
-_TOP, _TOTAL, _KINDS, _STATE, _FLOOR, _USED, _TOKENS = range(WALK, WALK + 7)
-
-# Candidates are found by a hash of their token: cells, and bits by which a round's number is moved.
-_CELLS = 128
-_SHIFT = 57
-_BITS = 5
-
-
-class Room(NamedTuple):
-    """Room to work in, for all trees of a call.
-
-    Candidates for the next token: `tokens`, `origin` int32 `[CANDIDATES]`, `probs`, `share` float64
-    `[CANDIDATES]` (share: the most that one source said at once), `leads` int32 `[CANDIDATES,
-    sources, 2]`: rank and length (0: unknown) of the context each ends in its closed source;
-    `cells` int64 `[_CELLS]`: round and number of a candidate; `round` int64 `[1]`.
-
-    `ids` int32 `[REACH]` serves the search for the root's context.
-
-    Sources: `source` int32 `[sources, WALK + 7]`, `voice` float64 `[sources]` (what an observation
-    counts at the present order), `counted` int32 `[sources, WINDOW, 4]` (token, count, rank,
-    length).
-    """
-
-    tokens: Any
-    origin: Any
-    probs: Any
-    share: Any
-    leads: Any
-    cells: Any
-    round: Any
-    ids: Any
-    source: Any
-    voice: Any
-    counted: Any
-
-
-@njit(cache=True, nogil=True)
-def make_room(sources):
-    """Room for trees from at most so many sources."""
-    return Room(
-        np.empty(CANDIDATES, np.int32),
-        np.empty(CANDIDATES, np.int32),
-        np.empty(CANDIDATES),
-        np.empty(CANDIDATES),
-        np.empty((CANDIDATES, sources, 2), np.int32),
-        np.full(_CELLS, -1, np.int64),
-        np.zeros(1, np.int64),
-        np.empty(REACH, np.int32),
-        np.empty((sources, WALK + 7), np.int32),
-        np.empty(sources),
-        np.empty((sources, WINDOW, 4), np.int32),
-    )
 
 
 @inlined
@@ -111,13 +58,13 @@ def blend(handles, weights, places, place, escape, limits, room):  # noqa: PLR09
     while order > 0 and residual > _REST and residual * limits[0] > limits[1]:
         total, kinds, heard, below = 0.0, 0.0, 0.0, np.int64(0)
         for s in range(len(weights)):
-            until = np.int64(source[s, _TOP])
+            until = np.int64(source[s, LONGEST])
             room.voice[s] = 0.0
             if until >= order:
                 until = _look(handles, s, places, place, order, room)
-                count = source[s, _TOTAL]
+                count = source[s, TOTAL]
                 total += weights[s] * count
-                kinds += weights[s] * source[s, _KINDS]
+                kinds += weights[s] * source[s, DIFFERENT]
                 if count > 0:
                     room.voice[s] = weights[s] * min(1.0, limits[2] / count)
                     heard += room.voice[s] * count
@@ -130,6 +77,35 @@ def blend(handles, weights, places, place, escape, limits, room):  # noqa: PLR09
                     found = _add(handles, s, gain, found, room)
             residual *= rest
         order = below
+    if order == 0 and residual > _REST and residual * limits[0] > limits[1]:
+        found = _frequent(handles, weights, residual, escape[0], limits, found, room)
+    return found
+
+
+@inlined
+def _frequent(handles, weights, residual, escape, limits, found, room):  # noqa: PLR0913
+    """Where no context goes on: the most frequent tokens; returns how many candidates there are."""
+    total, kinds = 0.0, 0.0
+    for s in range(len(weights)):
+        count, different = np.int64(0), np.int64(0)
+        if handles[s, 0] == views.TRIE:
+            count, different = ngrams.totals(views.trie_of(handles[s]))
+        elif handles[s, 0] == views.CLOSED:
+            count, different = views.totals_of(handles, s)
+        total += weights[s] * count
+        kinds += weights[s] * different
+    for s in range(len(weights)):
+        gain = residual * weights[s] / (total + escape * kinds) if total > 0.0 else 0.0
+        if handles[s, 0] == views.TRIE:
+            room.source[s, STATE] = 0
+            found = _add(handles, s, gain, found, room)
+        elif handles[s, 0] == views.CLOSED:
+            common = views.common_of(handles, s)
+            for i in range(len(common)):
+                share = gain * common[i, 1]
+                if share * limits[0] <= limits[1]:
+                    break
+                found = _credit(room, found, common[i, 0], share, s, (common[i, 2], 1))
     return found
 
 
@@ -146,11 +122,11 @@ def _begin(handles, s, places, place, room):
         states = views.states_of(handles, s)
         state = contexts.outwards(states, contexts.innermost(handles, s, rank), top)
         floor = min(np.int64(states[state, LENGTH]), top) if state >= 0 else 0
-        source[s, _STATE], source[s, _FLOOR], source[s, _USED] = state, floor, -1
+        source[s, STATE], source[s, FLOOR], source[s, USED] = state, floor, -1
         if floor < top:
             contexts.begin_walk(handles, s, rank, top, source)
-            source[s, _USED] = source[s, _TOTAL] = source[s, _TOKENS] = 0
-    source[s, _TOP] = top
+            source[s, USED] = source[s, TOTAL] = source[s, TOKENS] = 0
+    source[s, LONGEST] = top
     return top
 
 
@@ -174,10 +150,10 @@ def _look(handles, s, places, place, order, room):
     source = room.source
     if handles[s, 0] == views.TRIE:
         return _look_trie(handles, s, places, place, order, source)
-    if order > source[s, _FLOOR]:
+    if order > source[s, FLOOR]:
         return _look_near(handles, s, order, room)
     states = views.states_of(handles, s)
-    state = np.int64(source[s, _STATE])
+    state = np.int64(source[s, STATE])
     outer = np.int64(states[state, PARENT])
     below = np.int64(0)
     while outer >= 0:
@@ -186,8 +162,8 @@ def _look(handles, s, places, place, order, room):
             break
         state = outer
         outer = np.int64(states[outer, PARENT])
-    source[s, _STATE], source[s, _USED] = state, -1
-    source[s, _TOTAL], source[s, _KINDS] = states[state, FOLLOWS], states[state, KINDS]
+    source[s, STATE], source[s, USED] = state, -1
+    source[s, TOTAL], source[s, DIFFERENT] = states[state, FOLLOWS], states[state, KINDS]
     return below if outer >= 0 else np.int64(0)
 
 
@@ -196,7 +172,7 @@ def _look_trie(handles, s, places, place, order, source):
     nodes, text = views.nodes_of(handles, s), views.text_of(handles, s)
     context = np.int64(places[place, s, order])
     total, kinds = ngrams.said(nodes, text, context)
-    source[s, _STATE], source[s, _TOTAL], source[s, _KINDS] = context, total, kinds
+    source[s, STATE], source[s, TOTAL], source[s, DIFFERENT] = context, total, kinds
     below = order - 1
     while below > 0:
         outer = ngrams.said(nodes, text, np.int64(places[place, s, below]))
@@ -211,8 +187,8 @@ def _look_near(handles, s, order, room):
     """Count the neighbours that share at least `order` tokens, on top of those that share more."""
     source, counted = room.source, room.counted
     shared, follows = views.shared_of(handles, s), views.follows_of(handles, s)
-    floor = np.int64(source[s, _FLOOR])
-    used, tokens, total = source[s, _USED], source[s, _TOKENS], source[s, _TOTAL]
+    floor = np.int64(source[s, FLOOR])
+    used, tokens, total = source[s, USED], source[s, TOKENS], source[s, TOTAL]
     common = contexts.nearest(source, s)
     while used < WINDOW and common > floor and common >= order:
         rank = contexts.walk(shared, source, s)
@@ -229,8 +205,8 @@ def _look_near(handles, s, order, room):
             total += 1
         used += 1
         common = contexts.nearest(source, s)
-    source[s, _USED], source[s, _TOKENS], source[s, _TOTAL] = used, tokens, total
-    source[s, _KINDS] = tokens
+    source[s, USED], source[s, TOKENS], source[s, TOTAL] = used, tokens, total
+    source[s, DIFFERENT] = tokens
     return common if used < WINDOW and common > floor else floor
 
 
@@ -240,7 +216,7 @@ def _add(handles, s, gain, found, room):
     source = room.source
     if handles[s, 0] == views.TRIE:
         nodes = views.nodes_of(handles, s)
-        child, looked = ngrams.place_of(nodes, np.int64(source[s, _STATE])), 0
+        child, looked = ngrams.place_of(nodes, np.int64(source[s, STATE])), 0
         if child < -1:  # it occurred once: the text says how it goes on
             token = ngrams.next_token(views.text_of(handles, s), child)
             found = _credit(room, found, token, gain, s, (0, 0))
@@ -249,16 +225,16 @@ def _add(handles, s, gain, found, room):
             found = _credit(room, found, nodes[child, ngrams.TOKEN], share, s, (0, 0))
             child = np.int64(nodes[child, ngrams.AFTER])
             looked += 1
-    elif source[s, _USED] >= 0:
+    elif source[s, USED] >= 0:
         counted = room.counted
-        for i in range(source[s, _TOKENS]):
+        for i in range(source[s, TOKENS]):
             lead = counted[s, i, 2], counted[s, i, 3]
             found = _credit(room, found, counted[s, i, 0], gain * counted[s, i, 1], s, lead)
     else:
         states, children = views.states_of(handles, s), views.children_of(handles, s)
-        state = source[s, _STATE]
+        state = source[s, STATE]
         # A context shorter than its state's is known to share its own tokens only.
-        length = min(np.int64(states[state, LENGTH]), np.int64(source[s, _FLOOR])) + 1
+        length = min(np.int64(states[state, LENGTH]), np.int64(source[s, FLOOR])) + 1
         length = min(length, REACH)
         first = np.int64(states[state, FIRST])
         for i in range(first, first + states[state, MANY]):
@@ -272,19 +248,19 @@ def _credit(room, found, token, share, s, lead):
     """Add to a candidate's probability; the longest context that knew it says where it leads."""
     cells, stamp = room.cells, room.round[0]
     # The upper bits of a product are the well mixed ones.
-    cell = np.int64((np.uint64(token) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(_SHIFT))
+    cell = np.int64((np.uint64(token) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(SHIFT))
     i = -1
-    while cells[cell] >> _BITS == stamp:
+    while cells[cell] >> BITS == stamp:
         known = cells[cell] & (CANDIDATES - 1)
         if room.tokens[known] == token:
             i = known
             break
-        cell = (cell + 1) & (_CELLS - 1)
+        cell = (cell + 1) & (CELLS - 1)
     if i < 0:
         if found == CANDIDATES:
             return found
         i = found
-        cells[cell] = (stamp << _BITS) | i
+        cells[cell] = (stamp << BITS) | i
         room.tokens[i] = token
         room.probs[i] = room.share[i] = 0.0
         for other in range(room.leads.shape[1]):

@@ -8,9 +8,10 @@ import numpy as np
 from numba import njit
 
 from draftrec.pool import contexts, ngrams, views
-from draftrec.pool.blend import PLACE, RANK, SPAN, TOP, blend, make_room
+from draftrec.pool.blend import blend
 from draftrec.pool.compiling import inlined, kernel
 from draftrec.pool.ngrams import ORDER
+from draftrec.pool.room import PLACE, RANK, SPAN, TOP, make_room
 
 # Columns of a queued node: the place above it, its token, the source that said most.
 _ABOVE, _TOKEN, _SOURCE = range(3)
@@ -21,7 +22,7 @@ class _Queue(NamedTuple):
 
     Entries `ends[0]` to `ends[1]` of `keys` float64 (path probabilities) and `slots` int32 are in
     use, the best one last. By slot: `nodes` int32 `[slots, 3]`, `leads` int32 `[slots, sources, 2]`
-    as in `blend.Room`; `free` int32: slots not in use, `ends[2]` of them.
+    as in `room.Room`; `free` int32: slots not in use, `ends[2]` of them.
     """
 
     keys: Any

@@ -71,10 +71,11 @@ class TreeBuilder:
     """Draws merged draft trees from several indexes, open and closed ones.
 
     `escape` is the weight of what has not been seen after a context (the larger, the more shorter
-    contexts are trusted), `long_escape` that of contexts of more than 8 tokens: one occurrence is
-    as far as those go, and repeating it 25 times over would make it a certainty. Paths less likely
-    than `least_prob` are not proposed. Where several sources know a context, each counts as `most`
-    observations at most.
+    contexts are trusted); it counts twice after a single token, which says little. `long_escape` is
+    that of contexts of more than 8 tokens: one occurrence is as far as those go, and repeating it
+    25 times over would make it a certainty. Where several sources know a context, each counts as
+    `most` observations at most: a small group is heard beside a large pool. Paths less likely than
+    `least_prob` are not proposed.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class TreeBuilder:
         escape: float = 5.0,
         long_escape: float = 32.0,
         least_prob: float = 0.001,
-        most: float = np.inf,
+        most: float = 16.0,
     ) -> None:
         escapes = np.full(REACH + 1, escape)
+        escapes[1] *= 2.0
         escapes[ORDER + 1 :] = long_escape
         self._settings = np.concatenate(([least_prob, most], escapes))
 

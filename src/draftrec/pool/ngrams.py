@@ -99,6 +99,17 @@ def find(index, context, token):
 
 
 @kernel
+def totals(index):
+    """How many tokens the texts hold, and how many different ones, beginnings left out."""
+    count, different = said(index.nodes, index.text, 0)
+    mark = find(index, 0, START)
+    if mark >= 0:
+        count -= index.nodes[mark, COUNT]
+        different -= 1
+    return count, different
+
+
+@kernel
 def _increment(index, parent, token, deep):
     """Count `token`, the last one of the text, after `parent`; returns the child's context.
 

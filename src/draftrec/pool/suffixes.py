@@ -23,6 +23,8 @@ from draftrec.errors import DraftrecError
 from draftrec.pool import contexts, suffix_sort, suffix_states, views
 
 _TYPES = {"shared": np.uint8}
+# Tokens that may be drafted where no context says anything.
+_COMMON = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,8 @@ class ClosedIndex:
     rank. `starts` int32 `[v + 2]`: the first rank whose last token is that id. `shared` uint8
     `[n]`: tokens of context that a rank has in common with the one before. `follows` int32
     `[n, 2]`: the next token (its own value) and the rank of the context it ends, -1 where nothing
-    follows. `states`, `children`, `blocks`: see `suffix_states`.
+    follows. `states`, `children`, `blocks`: see `suffix_states`. `common` int32 `[k, 3]`: the most
+    frequent tokens, how often each occurs and the first rank that ends in it; not kept in the file.
     """
 
     vocabulary: IntArray
@@ -46,6 +49,7 @@ class ClosedIndex:
     states: IntArray
     children: IntArray
     blocks: IntArray
+    common: IntArray = field(init=False)
     handle: views.Handle = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,7 @@ class ClosedIndex:
             array.setflags(write=False)
             if array.dtype != _TYPES.get(name, np.int32) or not array.flags.c_contiguous:
                 raise DraftrecError(f"{name} of a closed index has the wrong type or layout")
+        object.__setattr__(self, "common", _most_frequent(self.vocabulary, self.starts))
         object.__setattr__(self, "handle", views.closed_handle(self))
 
     @classmethod
@@ -116,6 +121,14 @@ class ClosedIndex:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in self.arrays().values())
+
+
+def _most_frequent(vocabulary: IntArray, starts: IntArray) -> IntArray:
+    """Rows of at most `_COMMON` tokens, the most frequent first: token, count, first rank."""
+    counts = np.diff(starts[1:])
+    most = np.argsort(-counts, kind="stable")[:_COMMON]
+    columns = vocabulary[most], counts[most], starts[1:][most]
+    return np.ascontiguousarray(np.stack(columns, axis=1), np.int32)
 
 
 def _mapped(path: Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from draftrec.pool.compiling import inlined
 
 Handle = npt.NDArray[np.int64]
 
-FIELDS = 20
+FIELDS = 24
+# Behind the arrays of a closed index: its most frequent tokens, and how many tokens it holds.
+_COMMON, _TOTAL = 19, 21
 NOTHING, TRIE, CLOSED = range(3)
 
 
@@ -60,7 +62,9 @@ def closed_handle(index: Any) -> Handle:
     """The handle of a closed index, of nothing if it is empty."""
     if not len(index.tokens):
         return no_handle()
-    return _handle(CLOSED, [getattr(index, name) for name in Sorted._fields])
+    handle = _handle(CLOSED, [getattr(index, name) for name in (*Sorted._fields, "common")])
+    handle[_TOTAL] = len(index.tokens) - index.texts
+    return handle
 
 
 def _handle(kind: int, arrays: list[Any]) -> Handle:
@@ -156,6 +160,18 @@ def children_of(handles, s):
 def blocks_of(handles, s):
     """Of a closed index: a state near every rank."""
     return _ints(handles[s, 17], handles[s, 18])
+
+
+@inlined
+def common_of(handles, s):
+    """Of a closed index: its most frequent tokens."""
+    return _triples(handles[s, _COMMON], handles[s, _COMMON + 1])
+
+
+@inlined
+def totals_of(handles, s):
+    """Of a closed index: how many tokens it holds, and how many different ones."""
+    return handles[s, _TOTAL], handles[s, 2]
 
 
 @inlined
