@@ -13,7 +13,7 @@ import numpy as np
 
 from draftrec.beams import select
 from draftrec.beams.model import BeamModel
-from draftrec.beams.pace import Pace
+from draftrec.beams.pace import Pace, whole
 from draftrec.beams.scored import Scored
 from draftrec.beams.state import Kept, Spread, UserSearch, grown, plain
 from draftrec.core import IntArray
@@ -71,7 +71,7 @@ class ModelDrafter:
 
     Its `kept` best beams (K) are always among those drafted, so that a draft model that agrees with
     the target is always accepted: the N best alone need not hold the ancestors of the K best. A
-    level of few more continuations than its width is drafted whole.
+    level of few enough continuations is drafted whole.
     """
 
     def __init__(self, model: BeamModel, kept: int, pace: Pace, spread: Spread = plain) -> None:
@@ -80,10 +80,10 @@ class ModelDrafter:
 
     @property
     def most_rows(self) -> int:
-        return self.model.constraint.levels * _whole(self.pace.most)
+        return self.model.constraint.levels * whole(self.pace.most)
 
     def reserve(self, slots: int, longest: int) -> None:
-        rows = self.model.constraint.levels * (self.kept + _whole(self.pace.most))
+        rows = self.model.constraint.levels * (self.kept + whole(self.pace.most))
         self.model.target.reserve(slots, longest + rows)
 
     def start(self, search: UserSearch) -> None:
@@ -125,7 +125,7 @@ class ModelDrafter:
         """The next level, and how many of its first nodes are the draft model's own K beams."""
         scored = self._users[s.order]
         spans, scores, noise = self.spread(scored, kept)
-        if len(scores) <= _whole(width):
+        if len(scores) <= whole(width):
             width = len(scores)
         wide = select.best(spans, kept.ranks, scored.tokens, noise, width)
         own = select.best(spans[:inner], kept.ranks, scored.tokens, noise, min(self.kept, width))
@@ -140,8 +140,3 @@ class ModelDrafter:
             if s.level:
                 moves += self._users[s.order].forget(s.tree.closure(s.kept.nodes))
         self.model.move(moves)
-
-
-def _whole(width: int) -> int:
-    """A level of at most so many continuations is drafted whole instead of its best `width`."""
-    return width * 3 // 2

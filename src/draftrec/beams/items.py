@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from draftrec.beams.drafters import BeamDrafter
-from draftrec.beams.pace import Pace
+from draftrec.beams.pace import Pace, whole
 from draftrec.beams.state import UserSearch
 from draftrec.beams.values import BeamRequest, DoubleArray, LongArray
 from draftrec.core import IntArray
@@ -34,6 +34,19 @@ class Offers:
     def stop(self, search: UserSearch) -> None:
         """Forget the user."""
         self._users.pop(search.order, None)
+
+    def every(self, s: UserSearch, above: IntArray, most: int) -> IntArray | None:
+        """All legal prefixes one level below `above`, as nodes int32 of the user's tree; None if
+        there are more than `most`."""
+        nodes = np.where(above < 0, 0, s.tree.places[above])
+        if int((self.trie.first[nodes + 1] - self.trie.first[nodes]).sum()) > most:
+            return None
+        offsets, places = self.trie.children(nodes)
+        parents = np.repeat(above, np.diff(offsets))
+        if s.request.filter is not None:
+            legal = s.request.filter.legal(places)
+            parents, places = parents[legal], places[legal]
+        return s.tree.add(parents, self.trie.tokens[places], places)
 
     def below(self, s: UserSearch, level: int, above: IntArray, most: int) -> IntArray:
         """The heaviest prefixes one level below `above`, nodes that all lie on `level`: at most
@@ -68,15 +81,15 @@ class Offers:
 
 
 class ItemDrafter:
-    """Drafts proposals alone, as many per level as `pace` says. No forward pass is needed, and
-    strict verification stays exact."""
+    """Drafts proposals alone, as many per level as `pace` says, and whole levels where prefixes
+    hardly branch. No forward pass is needed, and strict verification stays exact."""
 
     def __init__(self, offers: Offers, pace: Pace) -> None:
         self.offers, self.pace = offers, pace
 
     @property
     def most_rows(self) -> int:
-        return self.pace.most * self.offers.trie.levels
+        return whole(self.pace.most) * self.offers.trie.levels
 
     def reserve(self, slots: int, longest: int) -> None:
         """Nothing to make room for."""
@@ -89,7 +102,9 @@ class ItemDrafter:
             s.levels = []
             above = s.kept.nodes
             for step, width in enumerate(self.pace.widths(s)):
-                above = self.offers.below(s, s.level + step, above, width)
+                every = self.offers.every(s, above, whole(width))
+                chosen = self.offers.below(s, s.level + step, above, width)
+                above = chosen if every is None else _first(chosen, every)
                 s.levels.append(above)
 
     def observe(self, running: Seq[UserSearch]) -> None:
@@ -121,8 +136,7 @@ class MixedDrafter:
             above = s.kept.nodes
             for step, level in enumerate(s.levels):
                 more = self.offers.below(s, s.level + step, above, self.extra)
-                fresh = more[~np.isin(more, level)]
-                above = s.levels[step] = np.concatenate((level, fresh))
+                above = s.levels[step] = _first(level, more)
 
     def observe(self, running: Seq[UserSearch]) -> None:
         self.inner.observe(running)
@@ -130,6 +144,11 @@ class MixedDrafter:
     def stop(self, search: UserSearch) -> None:
         self.inner.stop(search)
         self.offers.stop(search)
+
+
+def _first(nodes: IntArray, others: IntArray) -> IntArray:
+    """`nodes`, then those of `others` that are not among them."""
+    return np.concatenate((nodes, others[~np.isin(others, nodes)]))
 
 
 def _by_level(

@@ -46,6 +46,13 @@ class FixedPace:
         """Nothing to learn."""
 
 
+def whole(width: int) -> int:
+    """A level of at most so many continuations is drafted whole instead of `width` of them: the
+    first level of an item trie, say, or the last ones, where prefixes hardly branch. Rows that are
+    sure to be accepted are worth more than others."""
+    return width * 5 // 2
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Seconds of a pass by its rows: the target's and the drafter's (None: drafts need no pass).
