@@ -15,7 +15,7 @@ from draftrec.models.costs import CostCurve
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 # Passes between two plans, after the first few; of so many users one tries a wide draft where
 # drafting does not pay.
-_REPLAN, _PROBE = 8, 32
+_REPLAN, _PROBE = 8, 64
 _FADE = 0.995
 
 
@@ -83,7 +83,7 @@ class AutoPace:
     the first so many drafted ones; a level that was verified with a wide draft says what narrower
     ones would have done. Plans come from the end backwards: after `t` levels, drafting some levels
     costs their passes and leads to t + 1 .. levels with the estimated probabilities, from where the
-    best plan goes on. Where the best plan is plain, one user in 32 gets a wide draft to begin with
+    best plan goes on. Where the best plan is plain, one user in 64 gets a wide draft to begin with
     all the same, so that a change is noticed. All clocks are the cost curves', so that a run
     repeats its decisions.
     """
@@ -97,14 +97,16 @@ class AutoPace:
         self.tried = np.full((depth, len(self.grid)), 2.0)
         self.held = self.tried * np.linspace(0.4, 0.8, len(self.grid))
         self.plans: list[list[int]] = []
-        self._passes = 0
+        self._passes = self._plain = 0
 
     def widths(self, search: UserSearch) -> list[int]:
         if not self.plans:
             self.plans = self._plan()
         plan = self.plans[search.level]
-        if not plan and search.level == 0 and search.order % _PROBE == 0:
-            return [self.most] * (self.depth - 1)
+        if not plan and search.level == 0:
+            self._plain += 1
+            if self._plain % _PROBE == 0:
+                return [self.most] * (self.depth - 1)
         return plan
 
     def observe(self, running: Seq[UserSearch]) -> None:
