@@ -87,7 +87,7 @@ class TestFigures:
     def test_without_a_pool_only_the_prompt_helps(self, command: Command, tokenizer: Any) -> None:
         tokens = len(tokenizer(PROFILE, add_special_tokens=False).input_ids) + 1
         figures = command.engines()["pool"]
-        assert (figures["tokens"], figures["steps"]) == (tokens, tokens)
+        assert figures["tokens"] == tokens >= figures["steps"] > 0.9 * tokens
         assert figures["bytes_per_token"] == figures["build_us_per_token"] == 0
         command.write("texts.jsonl", {"entity_id": "a", "text": PROFILE, "prompt": PROFILE})
         assert command.engines()["pool"]["steps"] < tokens
@@ -127,7 +127,7 @@ class TestFigures:
         rows = [{"entity_id": i, "text": PROFILE, "timestamp": -i} for i in range(3)]
         command.write("texts.jsonl", *rows)
         still, grown = command.engines()["pool"], command.engines("--order")["pool"]
-        assert still["steps"] == still["tokens"]
+        assert still["steps"] > 0.9 * still["tokens"], "only repeated letters were drafted"
         assert grown["steps"] < still["steps"] / 2
         assert grown["pool_tokens"] == grown["tokens"]
 
