@@ -91,3 +91,21 @@ def test_a_narrow_draft_says_nothing_of_a_wider_one() -> None:
     assert auto.tried[1, 0] == pytest.approx(before[0][1, 0] * 0.995 + 1)
     auto.observe([verified([K], [K])])
     assert auto.held[1, wider] > before[1][1, wider], "what a narrow one holds, a wide one does"
+
+
+def test_rows_count_levels_that_are_drafted_whole() -> None:
+    """30 first tokens, 20 continuations of each, then hardly any."""
+    costs = Costs(FLAT, None, users=1, prompt=8, kept=4, branching=(30.0, 20.0, 1.5, 1.1))
+    assert costs.rows(0, [16, 16, 16]) == [30.0, 16.0, 24.0]
+    assert costs.rows(0, [8]) == [8.0]
+    assert costs.rows(2, [16]) == [6.0]
+
+
+def test_host_work_counts_against_drafting() -> None:
+    plain = Costs(FLAT, None, users=1, prompt=8, kept=4)
+    busy = Costs(FLAT, None, users=1, prompt=8, kept=4, propose=0.5)
+    assert busy.passes(0, []) == plain.passes(0, [])
+    assert busy.passes(0, [8]) == pytest.approx(plain.passes(0, [8]) + 0.5)
+    assert AutoPace(N, DEPTH, plain).widths(a_search(1)) == [N, N, N]
+    dear = Costs(FLAT, None, users=1, prompt=8, kept=4, propose=5.0)
+    assert AutoPace(N, DEPTH, dear).widths(a_search(1)) == []

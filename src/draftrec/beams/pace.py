@@ -58,6 +58,8 @@ class Costs:
     """Seconds of a pass by its rows: the target's and the drafter's (None: drafts need no pass).
 
     `users` run at once, prompts have about `prompt` rows, `kept` beams (K) are scored in any case.
+    `branching`: mean continuations of a prefix, by its level. `propose`: seconds of host work that
+    drafting for one user takes.
     """
 
     target: CostCurve
@@ -65,15 +67,27 @@ class Costs:
     users: int
     prompt: int
     kept: int
+    branching: tuple[float, ...] = ()
+    propose: float = 0.0
 
     def passes(self, level: int, widths: Seq[int]) -> float:
         """Seconds of drafting `widths` after `level` and verifying, per user."""
         first = self.prompt if level == 0 else self.kept
-        rows = [first + sum(widths)]
-        seconds = float(self.target(self.users * rows[0]))
+        rows = self.rows(level, widths)
+        seconds = float(self.target(self.users * (first + sum(rows))))
         if self.draft is not None and widths:
-            seconds += sum(float(self.draft(self.users * r)) for r in (first, *widths[:-1]))
-        return seconds / self.users
+            seconds += sum(float(self.draft(self.users * r)) for r in (first, *rows[:-1]))
+        return seconds / self.users + (self.propose if widths else 0.0)
+
+    def rows(self, level: int, widths: Seq[int]) -> list[float]:
+        """Nodes that drafts of `widths` have, with levels drafted whole where they may be."""
+        found: list[float] = []
+        above = 1.0 if level == 0 else float(self.kept)
+        for step, width in enumerate(widths):
+            every = above * self.branching[level + step] if self.branching else float("inf")
+            above = every if every <= whole(width) else float(width)
+            found.append(above)
+        return found
 
 
 class AutoPace:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+
+import numpy as np
 
 from draftrec.beams.costs import measure_passes
 from draftrec.beams.drafters import BeamDrafter, ModelDrafter, NoBeamDrafter
 from draftrec.beams.items import ItemDrafter, MixedDrafter, Offers
 from draftrec.beams.model import BeamModel, Constraint
-from draftrec.beams.pace import AutoPace, Costs, FixedPace, Pace
+from draftrec.beams.pace import AutoPace, Costs, FixedPace, Pace, whole
 from draftrec.beams.relaxed import RelaxedDrafter, RelaxedRule
 from draftrec.beams.rules import BeamRule, StrictRule
 from draftrec.beams.sampled import sampled
+from draftrec.beams.scored import Scored
 from draftrec.beams.search import BeamEngine
-from draftrec.beams.state import plain
+from draftrec.beams.state import UserSearch, plain
+from draftrec.beams.tree import BeamTree
+from draftrec.beams.values import BeamRequest
 from draftrec.config import RecommendConfig
 from draftrec.errors import DraftrecError
 from draftrec.models.target import Target
@@ -67,7 +73,7 @@ def make_engine(parts: Parts, config: RecommendConfig, prompt: int) -> BeamEngin
     if not parts.drafts:
         rule = StrictRule(sampled(config.seed, config.temperature) if _samples(config) else plain)
         return BeamEngine(target, NoBeamDrafter(), config.k, config.batch_size, rule)
-    pace = _pace(target, draft, config, prompt)
+    pace = _pace(parts, (target, draft), config, prompt)
     drafter, rule = _roles(parts, draft, config, pace)
     return BeamEngine(target, drafter, config.k, config.batch_size, rule)
 
@@ -93,18 +99,41 @@ def _roles(
     return MixedDrafter(own, offers, config.draft_items), StrictRule(spread)
 
 
-def _pace(target: BeamModel, draft: BeamModel | None, config: RecommendConfig, prompt: int) -> Pace:
+def _pace(
+    parts: Parts, models: tuple[BeamModel, BeamModel | None], config: RecommendConfig, prompt: int
+) -> Pace:
+    target, draft = models
     depth = target.constraint.levels
     if config.draft_steps != "auto":
         return FixedPace(config.draft_beams, config.draft_steps, depth)
     if config.verify == "relaxed":  # its drafts are drawn, so that a narrower one says nothing
         return FixedPace(config.draft_beams, depth - 1, depth)
-    users, most = config.batch_size, config.draft_beams * (depth - 1) + config.k
+    users, most = config.batch_size, whole(config.draft_beams) * (depth - 1) + config.k
+    sizes = np.diff(parts.trie.level_start).astype(np.float64)
     costs = Costs(
         measure_passes(target, users, prompt, most),
-        measure_passes(draft, users, prompt, config.draft_beams) if draft else None,
+        measure_passes(draft, users, prompt, whole(config.draft_beams)) if draft else None,
         users,
         prompt,
         config.k,
+        tuple((sizes[1:] / sizes[:-1]).tolist()) if config.constraint == "trie" else (),
+        _propose_seconds(parts) if parts.retriever else 0.0,
     )
     return AutoPace(config.draft_beams, depth, costs)
+
+
+def _propose_seconds(parts: Parts, users: int = 16) -> float:
+    """Host seconds of a user's proposals, by prefix: the median of some users."""
+    assert parts.retriever is not None
+    offers = Offers(parts.trie, parts.retriever)
+    places = np.linspace(0, parts.retriever.items - 1, users).astype(np.int64)
+    times: list[float] = []
+    for place in places:
+        tree = BeamTree(parts.trie.levels)
+        request = BeamRequest(0, np.zeros(1, np.int32), None, places[places <= place])
+        user = UserSearch(0, request, tree, Scored(0, request, tree))
+        start = time.perf_counter()
+        offers.below(user, 0, user.kept.nodes, 32)
+        times.append(time.perf_counter() - start)
+        offers.stop(user)
+    return sorted(times)[len(times) // 2]
