@@ -50,12 +50,15 @@ def genrec_beauty(result: Result) -> str:
     sizes = ", ".join(f"{name} {n:,}" for name, n in result["parameters"].items())
     s = result["settings"]
     out = (
-        "## Recommending on Amazon Beauty: `benchmarks/genrec.py`\n\n"
-        f"Target and drafts trained on this data on a CPU (parameters: {sizes}); N = "
-        f"{s['draft_beams']}, {s['batch']} users at once, {s['dtype']}. Whole: all "
-        f"{result['users']:,} test users with a history, against plain search. Recall and NDCG "
-        "count every test item.\n"
+        f"## Recommending on Amazon Beauty{'' if result['whole'] else ', timed'}: "
+        "`benchmarks/genrec.py`\n\n"
+        f"Target and drafts trained on this data on a CPU (parameters: {sizes}; the number behind "
+        f"a draft's name is its epochs); N = {s['draft_beams']}, {s['batch']} users at once, "
+        f"{s['dtype']}. Users with a history: {result['users']:,}. Strict and relaxed draft all "
+        "levels they can, auto what pays.\n"
     )
+    if result["whole"]:
+        out += "\nAll users, against plain search; Recall and NDCG count every test item.\n"
     for k, engines in result["whole"].items():
         out += f"\n**K = {k}, all users**\n"
         out += header(

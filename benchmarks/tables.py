@@ -291,6 +291,7 @@ _SECTIONS = {
     "beam-exactness": beam_exactness,
     "beam-sampling": beam_sampling,
     "genrec-beauty": genrec_beauty,
+    "genrec-beauty-timed": genrec_beauty,
 }
 
 
