@@ -51,10 +51,10 @@ def item_baseline(result: Result) -> str:
         f"\n{known['targets_known']:.1%} of the test targets occur in the train part. Recommending "
         f"just these would have Recall {', '.join(best)}.\n"
         f"\nThe tuned one is fitted to {speed['interactions']:,} interactions in "
-        f"{spread(speed['fit_seconds'])} seconds, takes {speed['bytes'] / 1e6:.1f} MB, and "
-        f"proposes 40 items in {speed['propose_us_p50']:.0f} us (99th percentile "
-        f"{speed['propose_us_p99']:.0f} us), in batches of 32 users in "
-        f"{spread(speed['propose_us_per_user_of_32'])} us each.\n"
+        f"{spread(speed['fit_seconds'])} seconds of the processor, takes "
+        f"{speed['bytes'] / 1e6:.1f} MB, and proposes 40 items in "
+        f"{speed['propose_us_p50']:.0f} us (99th percentile {speed['propose_us_p99']:.0f} us), in "
+        f"batches of 32 users in {spread(speed['propose_us_per_user_of_32'])} us each.\n"
     )
 
 

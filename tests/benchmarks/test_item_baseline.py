@@ -68,3 +68,7 @@ def test_planted_habits_are_found(
     reached = [kept["reach"][name]["targets_known"] for name in ("train", "train_and_valid")]
     assert 0.8 < reached[0] < reached[1] < 1
     assert kept["speed"]["interactions"] == 60 * 7
+    keep = ["--keep", str(tmp_path / "item-baseline.json"), "--rounds", "1"]
+    item_baseline.main([*files, *keep, "--results", str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again" / "item-baseline.json").read_text())
+    assert (again["tuned"], again["test"]) == (kept["tuned"], kept["test"])

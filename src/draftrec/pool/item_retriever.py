@@ -44,14 +44,14 @@ class RetrieverSettings:
 
     window: int = 20
     decay: float = 0.8
-    backward: float = 0.8
+    backward: float = 0.25
     from_power: float = 0.5
-    to_power: float = 0.5
-    shrinkage: float = 2.0
+    to_power: float = 0.0
+    shrinkage: float = 0.0
     neighbours: int = 200
-    last: int = 20
-    recency: float = 0.8
-    popularity: float = 0.001
+    last: int = 3
+    recency: float = 0.5
+    popularity: float = 0.003
 
     def __post_init__(self) -> None:
         whole = (self.window, self.neighbours, self.last)
