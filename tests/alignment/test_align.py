@@ -71,8 +71,11 @@ def test_epochs_visit_every_context_once_in_an_order_of_their_own(task: Alignmen
 def test_the_target_as_its_own_draft_has_nothing_to_learn(folder: Path, task: Alignment):
     model = task.target.model
     batch = next(task.batches(0))
-    for name in ("wordkd", "tvdkd", "atspeed-r", "atspeed-s"):
-        task.objective = ObjectiveSettings(objective=name, alpha=1.0, beta=0.0)
+    for name, alpha in (
+        ("wordkd", 1.0), ("tvdkd", 1.0), ("beamkd", 1.0), ("atspeed-r", 1.0), ("atspeed-s", 1.0),
+        ("beamkd", 0.0),
+    ):  # fmt: skip
+        task.objective = ObjectiveSettings(objective=name, alpha=alpha, beta=0.0)
         with torch.inference_mode():
             assert float(task.loss(model, batch)) == pytest.approx(0, abs=2e-3), name
     assert task.target_calls(model) == 1.0, "a draft that agrees is always accepted"
@@ -80,7 +83,7 @@ def test_the_target_as_its_own_draft_has_nothing_to_learn(folder: Path, task: Al
 
 def test_losses_are_those_of_single_contexts_computed_token_by_token(folder: Path):
     """Nothing of trees, masks and gathering: beams one by one, as the paper has them."""
-    task = task_in(folder, objective="atspeed-r", alpha=0.4)
+    task = task_in(folder, objective="atspeed-r", alpha=0.4, soft=0.0)
     torch.manual_seed(5)
     model = load_recommender(folder / "target", "cpu").model
     for weight in model.parameters():
@@ -130,13 +133,37 @@ def test_word_kd_looks_at_the_true_path_and_seqkd_at_the_beams(folder: Path):
     assert float(seqkd) == pytest.approx(float(np.mean(losses)), rel=1e-5)
 
 
+def test_soft_labels_are_the_target_s_own_opinion_of_every_prompt(folder: Path):
+    task = task_in(folder, objective="beamkd", alpha=0.0)
+    torch.manual_seed(2)
+    model = load_recommender(folder / "target", "cpu").model
+    for weight in model.parameters():
+        weight.add_(torch.randn_like(weight) * 0.05)
+    contexts = [c for c in task.folder.contexts(0)[:6] if len(c.truth)]
+    expected = []
+    with torch.inference_mode():
+        found = float(task.loss(model, task.batch(contexts)))
+        for context in contexts:
+            ids = torch.from_numpy(np.concatenate((context.prompt, context.truth))).long()[None]
+            q, p = (
+                m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (model, task.target.model)
+            )
+            for place in range(len(p)):  # all tokens but BOS are those of items
+                legal = torch.from_numpy(task.catalogue.codes[place % 3]).long()
+                legal = legal[legal >= 0]
+                at = p[place, legal]
+                expected.append(float((at.exp() * (at - q[place, legal])).sum()))
+    assert found == pytest.approx(np.mean(expected), rel=5e-3)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_aligns(folder: Path, tmp_path: Path, objective: str):
     settings = replace(TRAIN, lr=1e-12, epochs=1)
-    untrained = align(spec_in(folder, tmp_path / "before", settings=settings))
     spec = spec_in(folder, tmp_path / "draft", objective=ObjectiveSettings(objective=objective))
+    untrained = align(replace(spec, output=tmp_path / "before", settings=settings))
     found = align(spec)
-    assert found["valid_target_calls"] < untrained["valid_target_calls"]
+    assert found["valid_loss"] < untrained["valid_loss"] - 0.01
+    assert 1 <= found["valid_target_calls"] <= untrained["valid_target_calls"]
     draft, target = (load_recommender(f, "cpu") for f in (spec.output, folder / "target"))
     check_draft(target, draft)
     assert (draft.info.kind, draft.info.objective) == ("draft", objective)
@@ -186,6 +213,9 @@ def test_what_does_not_belong_is_refused(folder: Path, tmp_path: Path):
     assert manifest is not None
     TeacherFolder(unfinished).write_manifest(manifest.model_copy(update={"shards": [7]}))
     refused("stops after 7 of", teacher=unfinished)
+    old = manifest.model_copy(update={"format_version": 1})
+    TeacherFolder(unfinished).write_manifest(old)
+    refused("record the teacher data again with this draftrec", teacher=unfinished)
     (unfinished / "manifest.json").write_text("{}")
     refused("is damaged", teacher=unfinished)
 

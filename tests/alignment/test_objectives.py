@@ -149,6 +149,25 @@ def test_token_loss_is_a_weighted_mean_and_zero_without_rows():
     assert float(objectives.mean(torch.ones(2), torch.zeros(2))) == 0
 
 
+def test_soft_labels_are_a_divergence_over_the_whole_vocabulary():
+    z_q, z_p, _, weights = drawn()
+    codes = torch.tensor([[0, 2, 5, -1]] * ROWS)
+    log_p = z_p.gather(1, codes.clamp_min(0)).log_softmax(-1)
+    log_p[:, 3] = -torch.inf
+    q = z_q.log_softmax(-1)
+    rows = [
+        sum(float(log_p[r, i].exp() * (log_p[r, i] - q[r, c])) for i, c in enumerate((0, 2, 5)))
+        for r in range(ROWS)
+    ]
+    expected = sum(float(w) * row for w, row in zip(weights, rows, strict=True))
+    found = objectives.soft_token_loss(z_q, codes, log_p, weights)
+    assert float(found) == pytest.approx(expected / float(weights.sum()))
+    z_q.requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda z: objectives.soft_token_loss(z, codes, log_p, weights), z_q
+    )
+
+
 def test_half_precision_logits_are_computed_in_float32():
     z_q, z_p, legal, weights = drawn()
     for name, loss in LOSSES.items():
@@ -162,6 +181,7 @@ def test_half_precision_logits_are_computed_in_float32():
     [
         ({"objective": "kd"}, "--objective must be one of sft"),
         ({"alpha": 1.5}, "--alpha must lie"),
+        ({"soft": -0.1}, "--soft must lie"),
         ({"tau": 0.0}, "--tau must be"),
         ({"sharpen": 0.0}, "--sharpen must be"),
     ],

@@ -13,7 +13,7 @@ from draftrec.alignment import teacher
 from draftrec.alignment.fit import fit
 from draftrec.alignment.teacher import TeachInterrupted, TeachSettings, TeachSpec, teach
 from draftrec.alignment.teacher_files import TeacherFolder, legal_codes
-from draftrec.alignment.trees import context_tree, row_logits, tree_inputs
+from draftrec.alignment.trees import at_rows, context_tree, row_logits, tree_inputs
 from draftrec.errors import DraftrecError, UnsupportedModelError
 from draftrec.models.recommender import load_recommender
 from tests.alignment.small import SETTINGS as FIT
@@ -103,6 +103,7 @@ def test_what_is_recorded_is_what_the_target_says(folder: Path, tmp_path: Path):
     scores = {item: plain_score(target.model, context.prompt, item) for item in items}
     best = sorted(scores, key=lambda item: -scores[item])
     assert tuple(context.beams[0].tolist()) == best[0]
+    assert context.prompt_log_probs.shape == (context.answers.sum(), catalogue.codes.shape[1])
     tree = context.tree()
     assert context.log_probs.shape == (len(tree.next_level), catalogue.codes.shape[1])
     for row, level in enumerate(tree.next_level.tolist()):
@@ -140,12 +141,12 @@ def test_an_interrupted_recording_goes_on_and_ends_with_the_same_bytes(
 def test_a_shift_by_one_level_is_noticed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def shifted(model: object, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        batch["rows"][:, 1] = (batch["rows"][:, 1] - 1).clamp_min(0)
-        return row_logits(model, batch)
+    def shifted(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack((rows[:, 0], (rows[:, 1] - 1).clamp_min(0)), dim=1)
+        return at_rows(logits, rows)
 
-    monkeypatch.setattr(teacher, "row_logits", shifted)
-    with pytest.raises(UnsupportedModelError, match="at level 1 a beam has other"):
+    monkeypatch.setattr(teacher, "at_rows", shifted)
+    with pytest.raises(UnsupportedModelError, match="a beam has other"):
         teach(spec_in(folder, tmp_path / "out"))
 
 

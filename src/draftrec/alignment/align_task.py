@@ -37,7 +37,8 @@ class Alignment:
 
     A batch is that of `trees.tree_inputs`, with `labels` int64 `[B, T]` of the prompts' own items;
     of rows: `codes` int64 `[R, A]` (legal tokens, -1: none), `log_probs` float16 `[R, A]` of the
-    target, `beams` float32 `[R]` and `truth` int64 `[R]`; and the edges, see `ContextTree`.
+    target, `beams` float32 `[R]` and `truth` int64 `[R]`; `prompt_codes` and `prompt_log_probs`,
+    the same of the labels in their order; and the edges, see `ContextTree`.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Alignment:
         """`(1 - alpha) * next-item loss + alpha * alignment loss`; alpha is 0 for SFT."""
         logits = tree_logits(model, batch)
         rows = at_rows(logits, batch["rows"])
-        alpha = 0.0 if self.objective.objective == "sft" else self.objective.alpha
-        next_item = _next_item_loss(logits, rows, batch)
+        hard = self.objective.objective == "sft"
+        alpha, soft = (0.0, 0.0) if hard else (self.objective.alpha, self.objective.soft)
+        next_item = next_item_loss(logits, rows, batch, soft)
         return (1 - alpha) * next_item + alpha * alignment_loss(rows, batch, self.objective)
 
     def validate(self, model: Any) -> Validation | None:
@@ -132,6 +134,10 @@ class Alignment:
         levels = np.concatenate([tree.next_level for tree in trees])
         arrays: dict[str, npt.NDArray[Any]] = {
             "labels": labels,
+            "prompt_codes": self.catalogue.codes[
+                np.concatenate([np.arange(len(c.prompt_log_probs)) % self.levels for c in contexts])
+            ].astype(np.int64),
+            "prompt_log_probs": np.concatenate([c.prompt_log_probs for c in contexts]),
             "codes": self.catalogue.codes[levels].astype(np.int64),
             "log_probs": np.concatenate([c.log_probs for c in contexts]),
             "beams": np.concatenate([tree.beams for tree in trees]),
@@ -178,8 +184,8 @@ class Alignment:
 def alignment_loss(rows: Tensor, batch: Batch, settings: ObjectiveSettings) -> Tensor:
     """The alignment loss of a batch whose rows have logits `rows` `[R, V]`; 0 for SFT.
 
-    WordKD and TVDKD look at the true item's rows, SeqKD and AtSpeed at those of the target's beams,
-    each as often as beams go through it.
+    WordKD and TVDKD look at the true item's rows, the others at those of the target's beams, each
+    as often as beams go through it.
     """
     if settings.objective == "sft":
         return rows.new_zeros(())
@@ -193,6 +199,8 @@ def alignment_loss(rows: Tensor, batch: Batch, settings: ObjectiveSettings) -> T
     match settings.objective:
         case "wordkd":
             return objectives.word_kd(z_q, z_p, legal, true)
+        case "beamkd":
+            return objectives.word_kd(z_q, z_p, legal, beams)
         case "tvdkd":
             return objectives.total_variation(z_q, z_p, legal, true, settings.tau)
         case "atspeed-r":
@@ -201,11 +209,19 @@ def alignment_loss(rows: Tensor, batch: Batch, settings: ObjectiveSettings) -> T
             return objectives.atspeed_s(z_q, z_p, legal, beams, settings)
 
 
-def _next_item_loss(logits: Tensor, rows: Tensor, batch: Batch) -> Tensor:
-    """SFT: cross entropy of the prompts' own items and of the true item, over the vocabulary."""
+def next_item_loss(logits: Tensor, rows: Tensor, batch: Batch, soft: float) -> Tensor:
+    """The loss of the prompts' own items and of the true item, over the vocabulary: for a share of
+    `soft` against the target's probabilities, for the rest against what users took (SFT)."""
     labels = batch["labels"][:, 1:]
     known, true = labels != IGNORED, batch["truth"] >= 0
     chosen = torch.cat((logits[:, :-1][known], rows[true]))
-    tokens = torch.cat((labels[known], batch["truth"][true]))
-    weights = torch.ones(len(tokens), device=chosen.device)
-    return objectives.token_loss(chosen, tokens, weights)
+    weights = torch.ones(len(chosen), device=chosen.device)
+    loss = chosen.new_zeros(())
+    if soft < 1:
+        tokens = torch.cat((labels[known], batch["truth"][true]))
+        loss = loss + (1 - soft) * objectives.token_loss(chosen, tokens, weights)
+    if soft > 0:
+        codes = torch.cat((batch["prompt_codes"], batch["codes"][true]))
+        log_p = torch.cat((batch["prompt_log_probs"], batch["log_probs"][true]))
+        loss = loss + soft * objectives.soft_token_loss(chosen, codes, log_p, weights)
+    return loss

@@ -23,11 +23,24 @@ def token_loss(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     On what users took it is SFT, the loss L_CE of the total; on the target's beams it is SeqKD
     (Kim and Rush 2016).
     """
-    return mean(cross_entropy(logits.float(), tokens, reduction="none"), weights)
+    return mean(cross_entropy(_precise(logits), tokens, reduction="none"), weights)
+
+
+def soft_token_loss(logits: Tensor, codes: Tensor, log_p: Tensor, weights: Tensor) -> Tensor:
+    """Mean of sum over the legal codes of p (log p - log q): KL(p || q) over the whole vocabulary,
+    of which p has next to nothing elsewhere, so that q learns which codes are legal as well.
+
+    `logits` `[R, V]`, `codes` int64 `[R, A]` (-1: none), `log_p` `[R, A]` as the target has them.
+    """
+    legal = codes >= 0
+    log_q = _precise(logits).log_softmax(-1).gather(1, codes.clamp_min(0))
+    log_p = _precise(log_p.detach()).masked_fill(~legal, 0.0)
+    return mean((log_p.exp() * (log_p - log_q)).masked_fill(~legal, 0.0).sum(-1), weights)
 
 
 def word_kd(z_q: Tensor, z_p: Tensor, legal: Tensor, weights: Tensor) -> Tensor:
-    """WordKD (Kim and Rush 2016): the forward divergence KL(p || q), on the path that users took.
+    """WordKD (Kim and Rush 2016): the forward divergence KL(p || q), on the path that users took,
+    and BeamKD: the same on the target's beams.
 
     Over the legal codes; what a trained model gives to all others is next to nothing.
     """
@@ -75,13 +88,17 @@ def atspeed_s(
 def log_probs(logits: Tensor, legal: Tensor) -> Tensor:
     """Log-softmax over the legal codes; the others get a number so low that nothing is left of it,
     but no infinity, whose gradient would be none."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = _precise(logits)
     return logits.masked_fill(~legal, torch.finfo(logits.dtype).min / 4).log_softmax(-1)
 
 
 def mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over rows, zero where nothing has weight."""
     return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _precise(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _renormalised(log_p: Tensor, legal: Tensor, sharpen: float | None) -> Tensor:

@@ -23,7 +23,8 @@ from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_RAGGED = ("prompt", "answers", "beams", "log_probs", "prompt_log_probs")
 BoolArray = npt.NDArray[np.bool_]
 HalfArray = npt.NDArray[np.float16]
 
@@ -59,7 +60,8 @@ class Context:
 
     `prompt` int32 `[p]`, `answers` bool `[p]` (tokens of items that teach); `truth` int32 `[L]`, or
     `[0]` if unknown; `beams` int32 `[k, L]`, best first; `log_probs` float16 `[rows, A]`: of the
-    legal codes of a row's level, normalised over the whole vocabulary, rows as in `tree`.
+    legal codes of a row's level, normalised over the whole vocabulary, rows as in `tree`;
+    `prompt_log_probs` float16 `[answers, A]`: the same before every token that teaches.
     """
 
     prompt: IntArray
@@ -67,6 +69,7 @@ class Context:
     truth: IntArray
     beams: IntArray
     log_probs: HalfArray
+    prompt_log_probs: HalfArray
 
     def tree(self) -> ContextTree:
         """The contexts that `log_probs` has a row for."""
@@ -109,10 +112,10 @@ class TeacherFolder:
             raise DraftrecError(
                 f"{path} is damaged ({error.errors()[0]['msg']}); record the teacher data again"
             ) from error
-        if found.format_version > FORMAT_VERSION:
+        if found.format_version != FORMAT_VERSION:
             raise DraftrecError(
-                f"{path} has format version {found.format_version}, this draftrec reads up to "
-                f"{FORMAT_VERSION}; update draftrec"
+                f"{path} has format version {found.format_version}, this draftrec reads "
+                f"{FORMAT_VERSION}; record the teacher data again with this draftrec"
             )
         return found
 
@@ -133,7 +136,7 @@ class TeacherFolder:
         """Write contexts one after another, with the lengths of everything that is ragged."""
         levels = contexts[0].beams.shape[1]
         arrays: dict[str, npt.NDArray[Any]] = {}
-        for name in ("prompt", "answers", "beams", "log_probs"):
+        for name in _RAGGED:
             arrays[name] = np.concatenate([getattr(c, name) for c in contexts])
             arrays[f"{name}_lengths"] = np.array([len(getattr(c, name)) for c in contexts])
         known = [c.truth if len(c.truth) else np.full(levels, -1, np.int32) for c in contexts]
@@ -145,16 +148,13 @@ class TeacherFolder:
         arrays = _load(self.shard(number))
         ragged = {
             name: np.split(arrays[name], np.cumsum(arrays[f"{name}_lengths"])[:-1])
-            for name in ("prompt", "answers", "beams", "log_probs")
+            for name in _RAGGED
         }
         truths = [truth[truth >= 0] for truth in arrays["truth"]]
         return [
-            Context(
-                ragged["prompt"][i], ragged["answers"][i], truth, ragged["beams"][i],
-                ragged["log_probs"][i],
-            )
+            Context(truth=truth, **{name: ragged[name][i] for name in _RAGGED})
             for i, truth in enumerate(truths)
-        ]  # fmt: skip
+        ]
 
     def clear(self) -> None:
         """Remove everything that a recording wrote here, the manifest first, and nothing else."""

@@ -100,8 +100,8 @@ def align(options: AlignOptions) -> int:
     from draftrec.alignment.align import align as run
 
     objective = ObjectiveSettings(
-        options.objective.value, options.alpha, options.tau, options.beta, options.top_k,
-        options.sharpen,
+        options.objective.value, options.alpha, options.soft, options.tau, options.beta,
+        options.top_k, options.sharpen,
     )  # fmt: skip
     spec = AlignSpec(
         teacher=options.teacher,

@@ -39,6 +39,7 @@ class Objective(StrEnum):
     WORDKD = "wordkd"
     TVDKD = "tvdkd"
     SEQKD = "seqkd"
+    BEAMKD = "beamkd"
     ATSPEED_S = "atspeed-s"
     ATSPEED_R = "atspeed-r"
 
@@ -152,6 +153,9 @@ class AlignOptions(TrainOptions):
     alpha: Annotated[float, Option(help="Weight of alignment, 1 - alpha of next items.")] = (
         _OBJECTIVE.alpha
     )
+    soft: Annotated[
+        float, Option(help="Share of the next-item loss that is the target's opinion; AtSpeed: 0.")
+    ] = _OBJECTIVE.soft
     tau: Annotated[float, Option(help="atspeed-r, tvdkd: divides the logits.")] = _OBJECTIVE.tau
     beta: Annotated[float, Option(help="atspeed-s: weight of the density term.")] = _OBJECTIVE.beta
     top_k: Annotated[int, Option(help="atspeed-s: the draft's codes that count.")] = (
