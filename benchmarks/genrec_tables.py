@@ -37,7 +37,7 @@ def item_baseline(result: Result) -> str:
         f"Amazon Beauty, test part, {users:,} users, every test item a target, Recall@K / NDCG@K. "
         f"Tuned on the valid part ({result['settings']['objective']}; {result['tried']} settings "
         "tried); fitted to the train part, the last two rows to train and valid. Nobody takes an "
-        "item twice in these data, so leaving out what a user has is a fair help, and shown apart.\n"
+        "item twice in these data, so leaving out what a user has is fair, and shown apart.\n"
     )
     for way in ("all items", "without seen items"):
         out += f"\n**{way}**\n" + header("method", *(f"@{k}" for k in _KS), "error of R@10")
