@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from draftrec.data.sequences import History, read_semantic_ids
+from draftrec.data.sequences import PARTS, History, read_semantic_ids
 from draftrec.data.world_series import Reading, Shop, make_shop, stream_readings
 from draftrec.errors import DraftrecError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from draftrec.recommend.engines import Parts
 
 #: What the shipped models were trained on; other values would name books that they do not know.
-SEED, BOOKS, READERS = 0, 600, 3000
+SEED, BOOKS, READERS = 0, 600, 12000
 
 
 def shipped_path() -> Path:
@@ -52,14 +52,15 @@ def train_places(readings: Seq[Reading]) -> list[np.ndarray]:
     return [np.array(one.books[:-2], np.int64) for one in readings]
 
 
-def sequences(readings: Seq[Reading]) -> str:
+def sequences(readings: Seq[Reading], wanted: Seq[str] = PARTS) -> str:
     """The same as JSONL rows of `user`, `items` and `part`, as `draftrec genrec` reads them."""
     lines: list[str] = []
     for one in readings:
         books = list(one.books)
         parts = {"train": books[:-2], "valid": books[-2:-1], "test": books[-1:]}
-        for part, items in parts.items():
-            lines.append(json.dumps({"user": one.user, "items": items, "part": part}) + "\n")
+        for part in wanted:
+            row = {"user": one.user, "items": parts[part], "part": part}
+            lines.append(json.dumps(row) + "\n")
     return "".join(lines)
 
 

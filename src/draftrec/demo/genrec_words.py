@@ -91,8 +91,8 @@ def next_steps(story: GenrecStory, folder: Path) -> list[tuple[str, str]]:
     return [
         (
             f"draftrec genrec recommend {rows} --sids {sids} --target {target} --draft {draft} "
-            f"-k {story.plan.k} --exclude-seen --shadow 0.05 --output {found}",
-            "Recommend for all readers of the shop, and compare one in twenty with plain search:",
+            f"-k {story.plan.k} --exclude-seen --limit 2000 --shadow 0.05 --output {found}",
+            "Recommend for 2,000 readers of the shop, one in twenty of them by plain search too:",
         ),
         (
             f"draftrec genrec evaluate {found} {rows} -k 1 {story.plan.k}",
