@@ -46,7 +46,7 @@ class FitOptions:
     max_load: Annotated[
         float,
         Option(min=1.0, help="No code of a level gets more than this times its even share."),
-    ] = 2.0
+    ] = 1.5
     epochs: Annotated[int, Option(min=1, help="rq-vae: passes over all vectors.")] = 100
     dim: Annotated[int, Option(min=1, help="rq-vae: numbers per latent vector.")] = 32
     device: Annotated[str, Option(help="rq-vae: auto, cpu, cuda or cuda:<i>.")] = "auto"

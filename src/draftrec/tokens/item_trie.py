@@ -161,7 +161,8 @@ def _sorted_rows(token_ids: Int32Array) -> npt.NDArray[Any]:
     """The rows in the order of their tokens, equal ones in the order given."""
     n = len(token_ids)
     order: npt.NDArray[Any] = np.arange(n, dtype=np.int32 if n < _INT32 else np.int64)
-    for column in token_ids.T[::-1]:
+    for level in range(token_ids.shape[1] - 1, -1, -1):
+        column = np.ascontiguousarray(token_ids[:, level])  # read in random order, so kept dense
         low, high = int(column.min()), int(column.max())
         if high - low < max(_COUNTABLE, n):
             order = trie_kernels.sort_by_column(column, low, high, order)

@@ -40,7 +40,7 @@ class QuantiseSettings:
 
     levels: int = 4
     codes: int = 256
-    max_load: float = 2.0
+    max_load: float = 1.5
     rounds: int = 3
     seed: int = 0
 
@@ -209,7 +209,8 @@ def _centroids(residual: FloatArray, settings: QuantiseSettings, level: int) -> 
     most = _PER_CODE * settings.codes
     if len(residual) > most:
         residual = residual[np.sort(random.choice(len(residual), most, replace=False))]
-    options: dict[str, Any] = {"n_init": 3, "batch_size": 4096, "max_iter": 50}
+    # Few passes: the capped rounds go on from here.
+    options: dict[str, Any] = {"n_init": 1, "batch_size": 4096, "max_iter": 10}
     seed = int(random.integers(2**31))
     model: Any = MiniBatchKMeans(settings.codes, random_state=seed, **options)
     with warnings.catch_warnings():
