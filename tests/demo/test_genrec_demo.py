@@ -94,12 +94,12 @@ def test_report_says_what_happened(report: GenrecReport, told: GenrecStory) -> N
 
 def test_terminal_shows_the_numbers(report: GenrecReport) -> None:
     out = io.StringIO()
-    genrec_terminal.show(report, Path("out/report.html"), Console(file=out, width=90))
+    genrec_terminal.show(report, Path("out/report.html"), Console(file=out, width=80))
     lines = out.getvalue().splitlines()
-    assert max(len(line) for line in lines if "draftrec genrec" not in line) <= 90
+    assert max(len(line) for line in lines if "draftrec genrec" not in line) <= 80
     for arm in report.arms:
         assert any(arm.label in line and f"{arm.recall:.3f}" in line for line in lines)
-    assert "24 of 24" in out.getvalue()
+    assert "24/24" in out.getvalue()
 
 
 class _Tags(HTMLParser):

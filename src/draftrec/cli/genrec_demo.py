@@ -18,7 +18,7 @@ class GenrecDemoOptions:
     output: Annotated[
         Path, typer.Option(help="Folder for report.html and summary.json; made if missing.")
     ] = Path("draftrec-genrec-demo")
-    users: Annotated[int, typer.Option(min=8, max=12000, help="Readers to recommend for.")] = 240
+    users: Annotated[int, typer.Option(min=8, max=12000, help="Readers to recommend for.")] = 200
     json: JsonOption = False
     debug: DebugOption = False
 

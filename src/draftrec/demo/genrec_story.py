@@ -34,7 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "draft": {"draft": True},
     "items": {"items": True},
-    "auto": {"draft": True, "items": True, "draft_steps": "auto"},
+    "auto": {"items": True, "draft_steps": "auto"},
     "sample": {"draft": True, "verify": "sample"},
     "relaxed": {"draft": True, "verify": "relaxed"},
 }
@@ -50,8 +50,8 @@ class GenrecPlan:
     clock, in at most `rounds` rounds (at least three) of about `seconds` in all; then in three
     rounds for every size of `crowds`."""
 
-    users: int = 240
-    timed: int = 48
+    users: int = 200
+    timed: int = 32
     rounds: int = 5
     seconds: float = 20.0
     crowds: tuple[int, ...] = (4, 16)

@@ -26,7 +26,7 @@ _DRAFTS = {
     PLAIN: "nobody",
     "draft": "draft model",
     "items": "proposed items",
-    "auto": "both, where it pays",
+    "auto": "items, where it pays",
     "sample": "draft model",
     "relaxed": "draft model",
 }

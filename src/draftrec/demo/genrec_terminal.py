@@ -31,9 +31,9 @@ def show(report: GenrecReport, page: Path, console: Console) -> None:
 
 def _table(report: GenrecReport) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=report.title, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name, _ in _columns(report.k):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for arm in report.arms:
         style = f"bold {_COLOURS.get(arm.name, 'blue')}"
         cells = (cell(arm) for _, cell in _columns(report.k))
@@ -58,7 +58,7 @@ def _speedup(arm: BeamArm) -> str:
 
 
 def _identical(arm: BeamArm) -> str:
-    return f"{arm.identical} of {arm.users}" if arm.same_as == "plain search" else "-"
+    return f"{arm.identical}/{arm.users}" if arm.same_as == "plain search" else "-"
 
 
 def _show_reader(reader: Reader, console: Console) -> None:
