@@ -30,7 +30,7 @@ def show(report: GenrecReport, page: Path, console: Console) -> None:
 
 
 def _table(report: GenrecReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=report.title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=report.title, title_justify="left", pad_edge=False)
     table.add_column("", no_wrap=True)
     for name, _ in _columns(report.k):
         table.add_column(name, justify="right", no_wrap=True)
@@ -47,7 +47,7 @@ def _columns(k: int) -> tuple[tuple[str, Callable[[BeamArm], str]], ...]:
         ("ms per\nuser", lambda arm: f"{arm.timed.ms_per_user:.1f}"),
         ("target\ncalls", lambda arm: f"{arm.figures.target_calls:.2f}"),
         (f"AS@{k}", lambda arm: f"{arm.figures.accepted_steps_per_call:.2f}"),
-        ("identical\nto plain", _identical),
+        ("same as\nplain", _identical),
         (f"Recall\n@{k}", lambda arm: f"{arm.recall:.3f}"),
         (f"NDCG\n@{k}", lambda arm: f"{arm.ndcg:.3f}"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence as Seq
 from pathlib import Path
 
 from draftrec.demo.genrec_report import BeamArm
@@ -12,6 +13,8 @@ from draftrec.demo.genrec_story import PLAIN, GenrecStory
 STRICT = ("draft", "items", "auto")
 #: Speedups nearer to 1 than this are called equal.
 _EVEN = 0.05
+#: Rounds whose speedups differ by more than this factor tell of a busy machine.
+_UNSTEADY = 1.3
 
 
 def findings(story: GenrecStory, arms: dict[str, BeamArm]) -> list[str]:
@@ -27,7 +30,8 @@ def findings(story: GenrecStory, arms: dict[str, BeamArm]) -> list[str]:
         f"cost no pass of a model, {items.figures.target_calls:.2f}.",
         f"For one user at a time, strict search was {_times(draft)} with the draft, "
         f"{_times(items)} with proposed items, and {_times(auto)} with as many of them as pay by "
-        "what it measured, which is what draftrec genrec recommend does unless told otherwise.",
+        "what it measured, which is what draftrec genrec recommend does unless told otherwise."
+        + _busy((draft, items, auto)),
         _crowd_finding(story),
         f"Samples drawn with a draft are the ones that the target draws alone, for "
         f"{arms['sample'].identical} of {users} readers: nothing is relaxed. Relaxed verification "
@@ -41,6 +45,17 @@ def findings(story: GenrecStory, arms: dict[str, BeamArm]) -> list[str]:
         "The models are tiny. A pass of a large target on a GPU costs far more than one of its "
         "draft, and its rows far less than here: measure there before you decide.",
     ]
+
+
+def _busy(arms: Seq[BeamArm]) -> str:
+    """A warning where rounds differ so much that their medians say little."""
+    ranges = [arm.speedup.high / arm.speedup.low for arm in arms if arm.speedup]
+    if max(ranges) < _UNSTEADY:
+        return ""
+    return (
+        f" Rounds differed by up to {max(ranges):.1f} times, so this machine was busy with other "
+        "work: trust the target calls, and time it again when it is idle."
+    )
 
 
 def _counting(better: bool) -> str:  # noqa: FBT001
