@@ -75,7 +75,7 @@ def test_the_target_as_its_own_draft_has_nothing_to_learn(folder: Path, task: Al
         ("wordkd", 1.0), ("tvdkd", 1.0), ("beamkd", 1.0), ("atspeed-r", 1.0), ("atspeed-s", 1.0),
         ("beamkd", 0.0),
     ):  # fmt: skip
-        task.objective = ObjectiveSettings(objective=name, alpha=alpha, beta=0.0)
+        task.objective = ObjectiveSettings(objective=name, alpha=alpha, beta=0.0, soft=1.0)
         with torch.inference_mode():
             assert float(task.loss(model, batch)) == pytest.approx(0, abs=2e-3), name
     assert task.target_calls(model) == 1.0, "a draft that agrees is always accepted"
@@ -83,7 +83,7 @@ def test_the_target_as_its_own_draft_has_nothing_to_learn(folder: Path, task: Al
 
 def test_losses_are_those_of_single_contexts_computed_token_by_token(folder: Path):
     """Nothing of trees, masks and gathering: beams one by one, as the paper has them."""
-    task = task_in(folder, objective="atspeed-r", alpha=0.4, soft=0.0)
+    task = task_in(folder, objective="atspeed-r", alpha=0.4)
     torch.manual_seed(5)
     model = load_recommender(folder / "target", "cpu").model
     for weight in model.parameters():
@@ -134,7 +134,7 @@ def test_word_kd_looks_at_the_true_path_and_seqkd_at_the_beams(folder: Path):
 
 
 def test_soft_labels_are_the_target_s_own_opinion_of_every_prompt(folder: Path):
-    task = task_in(folder, objective="beamkd", alpha=0.0)
+    task = task_in(folder, objective="beamkd", alpha=0.0, soft=1.0)
     torch.manual_seed(2)
     model = load_recommender(folder / "target", "cpu").model
     for weight in model.parameters():

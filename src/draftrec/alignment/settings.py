@@ -72,8 +72,8 @@ class ObjectiveSettings:
     """What a draft learns: `(1 - alpha) * next-item loss + alpha * alignment loss`.
 
     The next-item loss is the target's opinion of every item of a history for a share of `soft`, and
-    what users took for the rest (all of it for SFT). AtSpeed has 0; but one row in ten is one of
-    beams, so a draft that hears the target everywhere follows it far better after as many steps.
+    what users took for the rest: all of it for SFT, and in the paper.
+
     `top_k` codes of the draft count in AtSpeed-S, `beta` weighs its density term, and `sharpen`
     takes the place of its plain renormalisation; `tau` divides the logits of AtSpeed-R and TVDKD
     (the published script sets 0.001, where gradients all but vanish).
@@ -81,7 +81,7 @@ class ObjectiveSettings:
 
     objective: Objective = "atspeed-s"
     alpha: float = 0.7
-    soft: float = 1.0
+    soft: float = 0.0
     tau: float = 1.0
     beta: float = 1.0
     top_k: int = 20
