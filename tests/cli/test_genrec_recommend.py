@@ -57,6 +57,39 @@ def test_rows_and_summary_are_the_contracts(
     assert run(["genrec", "evaluate", str(output), str(world.sequences), "-k", "1", "5"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("draft", "more"),
+    [
+        ("model", ("--verify", "relaxed")),
+        ("model", ("--verify", "sample")),
+        ("items", ("--verify", "sample")),
+        ("none", ("--verify", "sample")),
+        ("model", ("--constraint", "none")),
+        ("none", ("--constraint", "none")),
+        ("model", ("--renormalise",)),
+    ],
+)
+@pytest.mark.parametrize("shadow", ["0", "1"])
+def test_every_way_of_verifying_runs_from_files(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    draft: str,
+    more: tuple[str, ...],
+    shadow: str,
+) -> None:
+    output = tmp_path / "out.parquet"
+    folder = str(world.draft) if draft == "model" else draft
+    words = line(world, output, "--draft", folder, "--shadow", shadow, "--json", *more)
+    assert run(words) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["users"] == 12
+    if shadow == "1" and "relaxed" not in more:
+        assert summary["shadow_exact_rate"] == 1.0
+    known = set(read_semantic_ids(world.sids).items.tolist())
+    assert all(set(row) <= known for row in pq.read_table(output)["items"].to_pylist())
+
+
 def refused(
     words: list[str], capsys: pytest.CaptureFixture[str], message: str, output: Path
 ) -> None:

@@ -17,7 +17,7 @@ from draftrec.beams.rules import BeamRule, StrictRule
 from draftrec.beams.sampled import sampled
 from draftrec.beams.scored import Scored
 from draftrec.beams.search import BeamEngine
-from draftrec.beams.state import UserSearch, plain
+from draftrec.beams.state import Spread, UserSearch, plain
 from draftrec.beams.tree import BeamTree
 from draftrec.beams.values import BeamRequest
 from draftrec.config import RecommendConfig
@@ -57,7 +57,8 @@ def check_config(config: RecommendConfig, parts: Parts) -> None:
         raise DraftrecError("samples are of legal items only; leave --constraint trie")
     if config.constraint == "none" and (parts.retriever is not None or config.renormalise):
         raise DraftrecError(
-            "proposed items and renormalised scores need the item trie; leave --constraint trie"
+            "proposed items and renormalised scores need the item trie; leave --constraint trie, "
+            "or give --draft none (a model's folder does as well) and --no-renormalise"
         )
 
 
@@ -71,21 +72,22 @@ def make_engine(parts: Parts, config: RecommendConfig, prompt: int) -> BeamEngin
     target = BeamModel(parts.target, constraint)
     draft = BeamModel(parts.draft, constraint) if parts.draft else None
     if not parts.drafts:
-        rule = StrictRule(sampled(config.seed, config.temperature) if _samples(config) else plain)
+        rule = StrictRule(_spread(config))
         return BeamEngine(target, NoBeamDrafter(), config.k, config.batch_size, rule)
     pace = _pace(parts, (target, draft), config, prompt)
     drafter, rule = _roles(parts, draft, config, pace)
     return BeamEngine(target, drafter, config.k, config.batch_size, rule)
 
 
-def _samples(config: RecommendConfig) -> bool:
-    return config.verify != "strict"
+def _spread(config: RecommendConfig) -> Spread:
+    """By what beams are chosen."""
+    return sampled(config.seed, config.temperature) if config.verify == "sample" else plain
 
 
 def _roles(
     parts: Parts, draft: BeamModel | None, config: RecommendConfig, pace: Pace
 ) -> tuple[BeamDrafter, BeamRule]:
-    spread = sampled(config.seed, config.temperature) if config.verify == "sample" else plain
+    spread = _spread(config)
     offers = Offers(parts.trie, parts.retriever) if parts.retriever else None
     if draft is None:
         assert offers is not None

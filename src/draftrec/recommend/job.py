@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.data.sequences import History
-from draftrec.data.writers import replace_file, replace_parquet
+from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 from draftrec.recommend.recommender import ItemRecommender
 from draftrec.recommend.values import Query, Recommendation
@@ -213,7 +213,7 @@ def _prepare(job: RecommendJob) -> None:
 
 def _finish(job: RecommendJob) -> None:
     """Make one file of all shards."""
-    temporary = job.output.with_name(job.output.name + ".tmp")
+    temporary = job.output.with_name(job.output.name + TEMPORARY)
     with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for path in sorted(job.parts.glob("part-*.parquet")):
             writer.write_table(pq.read_table(path))

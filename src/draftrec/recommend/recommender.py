@@ -81,8 +81,10 @@ class ItemRecommender:
         return ItemRecommender(parts, catalogue, self.config, popular)
 
     def plain(self) -> ItemRecommender:
-        """Plain beam search for the same answers: nothing is drafted."""
-        return self.variant()
+        """The same without drafts: plain search, or the same sample. Relaxed verification has no
+        answer without its draft, so the target's own best stand in for it."""
+        strict = {"verify": "strict"} if self.config.verify == "relaxed" else {}
+        return self.variant(self.config.model_copy(update=strict))
 
     def recommend(
         self,

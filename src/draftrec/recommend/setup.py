@@ -58,15 +58,22 @@ def prepare(settings: TaskSettings) -> Task:
     if settings.draft not in ("items", "none"):
         draft = load_recommender(settings.draft, settings.device, settings.dtype)
     items = fit_retriever(settings.sequences, sids)
-    proposes = settings.draft == "items" or (draft is not None and settings.config.draft_items > 0)
     catalogue = Catalogue.of(sids, target)
-    proposer = items if proposes and settings.config.verify != "relaxed" else None
-    parts = parts_of(target, catalogue, draft, proposer)
+    parts = parts_of(target, catalogue, draft, items if _proposes(settings) else None)
     recommender = ItemRecommender(parts, catalogue, settings.config, items)
     facts = _facts(settings, target.fingerprint, draft.fingerprint if draft else None, sids)
     job = RecommendJob(settings.output, facts, settings.shadow, settings.overwrite)
     check_output(job)
     return Task(job, recommender, histories)
+
+
+def _proposes(settings: TaskSettings) -> bool:
+    """Are proposed items drafted: alone, or beside a model's drafts where they can be?"""
+    if settings.draft in ("items", "none"):
+        return settings.draft == "items"
+    config = settings.config
+    fits = config.verify != "relaxed" and config.constraint == "trie"
+    return fits and config.draft_items > 0
 
 
 def fit_retriever(sequences: str, sids: SemanticIds) -> ItemRetriever:
