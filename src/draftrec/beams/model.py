@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from draftrec.beams.scored import Scored
+from draftrec.beams.scored import Scored, log_sums
 from draftrec.beams.values import LongArray
 from draftrec.core import IntArray
 from draftrec.models import sampling
@@ -122,14 +122,8 @@ class BeamModel:
 
 def renormalised(log_probs: FloatArray, offsets: LongArray) -> FloatArray:
     """float32: log-probabilities of every range made to sum to one."""
-    counts = np.diff(offsets)
-    filled = np.flatnonzero(counts)
-    if not len(filled):
-        return log_probs
-    peak = np.maximum.reduceat(log_probs, offsets[:-1][filled])
-    wide = np.exp(log_probs - np.repeat(peak, counts[filled]), dtype=np.float64)
-    total = peak + np.log(np.add.reduceat(wide, offsets[:-1][filled]))
-    return (log_probs - np.repeat(total, counts[filled])).astype(np.float32)
+    counts, wide = np.diff(offsets), log_probs.astype(np.float64)
+    return (wide - np.repeat(log_sums(wide, counts), counts)).astype(np.float32)
 
 
 def _kept(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from draftrec.beams.drafters import ModelDrafter
 from draftrec.beams.model import BeamModel
 from draftrec.beams.pace import Pace
-from draftrec.beams.scored import Scored, ragged
+from draftrec.beams.scored import Scored, log_sums, ragged
 from draftrec.beams.state import Kept, UserSearch, grown, plain
 from draftrec.beams.values import DoubleArray, LongArray
 
@@ -172,8 +172,7 @@ def _taken(
 
 
 def _log_sum(scores: DoubleArray) -> float:
-    peak = float(scores.max(initial=-np.inf))
-    return peak + float(np.log(np.exp(scores - peak).sum())) if len(scores) else -np.inf
+    return float(log_sums(scores, np.array([len(scores)]))[0])
 
 
 def generator(seed: int, key: int, stream: int) -> np.random.Generator:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.beams.scored import Scored, ragged
+from draftrec.beams.scored import Scored, log_sums, peaks, ragged
 from draftrec.beams.state import Kept, Spread
 from draftrec.beams.tree import mixed
 from draftrec.beams.values import DoubleArray, LongArray
@@ -34,9 +34,9 @@ def sampled(seed: int, temperature: float = 1.0) -> Spread:
             return spans, np.empty(0), np.empty(0)
         beams = np.repeat(np.arange(len(counts)), counts)
         log_probs = scored.log_probs[at].astype(np.float64) / temperature
-        scores = kept.scores[beams] + log_probs - _log_sums(log_probs, counts)[beams]
+        scores = kept.scores[beams] + log_probs - log_sums(log_probs, counts)[beams]
         raw = scores + _gumbel(scored, kept, beams, scored.tokens[at], seed)
-        return spans, scores, _conditioned(raw, kept.noise[beams], _peaks(raw, counts)[beams])
+        return spans, scores, _conditioned(raw, kept.noise[beams], peaks(raw, counts)[beams])
 
     return spread
 
@@ -62,20 +62,3 @@ def _gumbel(
     hashes = mixed(above[beams] ^ start, tokens)
     uniforms = ((hashes >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return -np.log(-np.log(uniforms))
-
-
-def _peaks(values: DoubleArray, counts: LongArray) -> DoubleArray:
-    """The largest value of each range, -inf of an empty one."""
-    found = np.full(len(counts), -np.inf)
-    filled = counts > 0
-    found[filled] = np.maximum.reduceat(values, (np.cumsum(counts) - counts)[filled])
-    return found
-
-
-def _log_sums(values: DoubleArray, counts: LongArray) -> DoubleArray:
-    """log(sum(exp)) of each range, -inf of an empty one."""
-    peaks = _peaks(values, counts)
-    filled = counts > 0
-    sums = np.exp(values - np.repeat(peaks, counts))
-    peaks[filled] += np.log(np.add.reduceat(sums, (np.cumsum(counts) - counts)[filled]))
-    return peaks

@@ -124,3 +124,23 @@ def ragged(spans: LongArray) -> LongArray:
     ends = np.cumsum(counts)
     shift = np.repeat(spans[:, 0] - ends + counts, counts)
     return np.arange(len(shift)) + shift
+
+
+def peaks(values: DoubleArray, counts: LongArray) -> DoubleArray:
+    """float64 `[b]`: the largest of every range, -inf of an empty one; `values` of all ranges, of
+    `counts` int64 `[b]` each, one after another."""
+    found = np.full(len(counts), -np.inf)
+    filled = counts > 0
+    if filled.any():
+        found[filled] = np.maximum.reduceat(values, (np.cumsum(counts) - counts)[filled])
+    return found
+
+
+def log_sums(values: DoubleArray, counts: LongArray) -> DoubleArray:
+    """float64 `[b]`: log(sum(exp)) of every range, -inf of an empty one."""
+    found = peaks(values, counts)
+    filled = counts > 0
+    if filled.any():
+        shares = np.exp(values - np.repeat(found, counts))
+        found[filled] += np.log(np.add.reduceat(shares, (np.cumsum(counts) - counts)[filled]))
+    return found
