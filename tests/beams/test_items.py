@@ -71,6 +71,22 @@ def test_the_right_items_save_all_further_calls() -> None:
     assert [b.target_calls for b in searched(trie, asked, few, 3)] == [2, 2, 2, 2]
 
 
+def test_levels_that_hardly_branch_are_drafted_whole() -> None:
+    """Five first tokens, three drafted by someone who knows nothing: all five are, and the first
+    level costs no pass of its own."""
+    trie, _ = toys.catalogue(1, 40, 4, 5)
+    asked = toys.requests(1, 12)
+    pace = FixedPace(3, 1, 4)
+    useless = ModelDrafter(BeamModel(DRAFT, Constraint(trie, 4)), 3, pace)
+    for drafter in (ItemDrafter(Offers(trie, Fixed(np.arange(0))), pace), useless):
+        assert max(b.target_calls for b in searched(trie, asked, drafter, 3)) <= 3
+    denied = [
+        BeamRequest(r.key, r.prompt_ids, Filter.deny(trie, np.arange(0, 40, 3))) for r in asked
+    ]
+    nobody = ItemDrafter(Offers(trie, Fixed(np.arange(0))), pace)
+    assert toys.same(searched(trie, denied, nobody, 3), toys.run(TARGET, trie, denied, Setting(3)))
+
+
 def test_a_prefix_weighs_what_its_items_weigh() -> None:
     ids = np.array([[3, 5], [3, 6], [4, 5], [4, 6]], np.int32)
     trie = ItemTrie.build(np.arange(4), ids)
