@@ -127,3 +127,36 @@ class RecommendConfig(_Frozen):
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="users at once")
     exclude_seen: bool = False
+
+
+class EncoderConfig(_Frozen):
+    """How texts become vectors."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    pooling: Literal["auto", "mean", "last", "cls"] = Field(
+        default="auto", description="auto: the encoder's own; last token for decoder-only models"
+    )
+    normalise: bool | None = Field(
+        default=None, description="to length 1; None: as the encoder was published"
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="tokens per pass, special ones included; None: the model's limit"
+    )
+    on_overflow: Literal["window", "truncate", "refuse"] = Field(
+        default="window", description="what becomes of a text with more tokens than that"
+    )
+    batch_size: Annotated[int, Field(ge=1)] = 32
+
+
+class EncodeConfig(_Frozen):
+    """Everything that decides what an encoding job writes, input files apart."""
+
+    encoder: str
+    settings: EncoderConfig = EncoderConfig()
+    id_column: str = "entity_id"
+    text_column: str = "text"
+    history_column: str = "prompt"
+    shard_size: Annotated[int, Field(ge=1)] = Field(
+        default=4096, description="texts that are written, and resumed from, together"
+    )

@@ -43,12 +43,16 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the values of an entity are found. Without a template, `prompt` is a column."""
+    """Where the values of an entity are found. Without a template, `prompt` is a column.
+
+    `noun` is what messages call it: a job that reads finished texts has no prompts.
+    """
 
     template: Template | None = None
     entity_id: str = "entity_id"
     prompt: str = "prompt"
     group: str = "group"
+    noun: str = "prompt"
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -139,10 +143,10 @@ class EntityReader:
             except DraftrecError as error:
                 raise _RejectError(str(error)) from error
         if not prompt:
-            raise _RejectError("the prompt is empty")
+            raise _RejectError(f"the {layout.noun} is empty")
         if not _is_unicode(prompt):
             raise _RejectError(
-                "the prompt holds half of a surrogate pair, which is not valid Unicode"
+                f"the {layout.noun} holds half of a surrogate pair, which is not valid Unicode"
             )
         return prompt
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -71,6 +72,15 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
     """The model on its device in its dtype, ready to score. Raises DraftrecError."""
+    return _load(config, AutoModelForCausalLM)
+
+
+def load_body(config: ModelConfig) -> PreTrainedModel:
+    """The model without a head: tokens in, hidden states out. Raises DraftrecError."""
+    return _load(config, AutoModel)
+
+
+def _load(config: ModelConfig, kind: Any) -> PreTrainedModel:
     device = pick_device(config.device)
     transformers_logging.disable_progress_bar()
     folder = _check_folder(config.model)
@@ -84,17 +94,17 @@ def load_model(config: ModelConfig) -> PreTrainedModel:
         dtype = pick_dtype(config.dtype, getattr(stored, "dtype", None), device)
         model, report = cast(
             "tuple[Any, dict[str, Any]]",
-            AutoModelForCausalLM.from_pretrained(
-                config.model, dtype=dtype, output_loading_info=True
-            ),
+            kind.from_pretrained(config.model, dtype=dtype, output_loading_info=True),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        kind = UnsupportedModelError if "Unrecognized configuration class" in str(error) else None
-        raise (kind or DraftrecError)(
+        unknown = "Unrecognized configuration class" in str(error)
+        raise (UnsupportedModelError if unknown else DraftrecError)(
             f"The model {config.model} could not be loaded ({_first_line(error)}); name a folder "
             "with config.json and weights, or a Hub id that this machine can reach."
         ) from error
-    if missing := sorted(report.get("missing_keys", ())):
+    # Checkpoints trained without BERT's pooler lack it, and hidden states do not pass through it.
+    missing = sorted(k for k in report.get("missing_keys", ()) if not k.startswith("pooler."))
+    if missing:
         raise DraftrecError(
             f"The model {config.model} lacks {len(missing)} weights (the first is {missing[0]}), "
             "which would be random; save the whole model, language-model head included."
