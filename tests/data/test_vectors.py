@@ -1,4 +1,4 @@
-"""Item vectors from Parquet: which types are read, what is refused and in which words."""
+"""Vectors from Parquet: which types are read, what is refused and in which words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.data import vectors as module
-from draftrec.data.vectors import read_item_vectors
+from draftrec.data.vectors import read_item_vectors, read_vectors, vector_column, vectors_schema
 from draftrec.errors import DraftrecError
 
 VECTORS = [[1.0, 2.0], [3.0, 4.5], [-1.0, 0.0]]
@@ -81,3 +81,39 @@ def test_missing_columns_and_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "v.jsonl").write_text('{"item": 1, "vector": [1]}\n')
     with pytest.raises(DraftrecError, match="not Parquet"):
         read_item_vectors(tmp_path / "v.jsonl", "item", "vector")
+
+
+class TestEntities:
+    @pytest.mark.parametrize("ids", [pa.array(["b", "a", "7"]), pa.array([3, 1, 2], pa.int32())])
+    def test_ids_are_texts_in_file_order(self, tmp_path: Path, ids: pa.Array) -> None:
+        path = tmp_path / "v.parquet"
+        pq.write_table(pa.table({"entity_id": ids, "vector": pa.array(VECTORS)}), path)
+        found = read_vectors(path)
+        assert found.ids == [str(i) for i in ids.to_pylist()]
+        assert found.vectors.tolist() == VECTORS
+        assert found.vectors.dtype == np.float32
+
+    def test_what_is_written_is_read(self, tmp_path: Path) -> None:
+        vectors = np.array(VECTORS, np.float32)
+        columns = {"entity_id": ["5", "6", "7"], "vector": vector_column(vectors)}
+        table = pa.table(columns, schema=vectors_schema(2))
+        pq.write_table(table, tmp_path / "v.parquet")
+        assert read_vectors(tmp_path / "v.parquet").vectors.tolist() == VECTORS
+        items = read_item_vectors(tmp_path / "v.parquet", "entity_id", "vector")
+        assert items.items.tolist() == [5, 6, 7]
+
+    @pytest.mark.parametrize(
+        ("ids", "vectors", "words"),
+        [
+            (["a", "a"], [[1.0], [2.0]], "'a' is listed twice"),
+            (["a", None], [[1.0], [2.0]], "entity_id is null"),
+            ([1.5, 2.5], [[1.0], [2.0]], "texts or whole numbers, not double"),
+            (["a", "b"], [[1.0], [1.0, 2.0]], "entity b has 2 numbers where the first has 1"),
+        ],
+    )
+    def test_unusable_rows_are_refused(
+        self, tmp_path: Path, ids: Any, vectors: Any, words: str
+    ) -> None:
+        pq.write_table(pa.table({"entity_id": ids, "vector": vectors}), tmp_path / "v.parquet")
+        with pytest.raises(DraftrecError, match=words):
+            read_vectors(tmp_path / "v.parquet")

@@ -1,7 +1,9 @@
-"""Item vectors from Parquet: a column of item ids and one of equally long lists of numbers."""
+"""Vectors in Parquet: a column of ids and one of equally long lists of numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,30 +29,95 @@ class ItemVectors:
     vectors: FloatArray
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class EntityVectors:
+    """`ids`, distinct, in file order; `vectors` float32 `[n, d]`, all finite."""
+
+    ids: list[str]
+    vectors: FloatArray
+
+
+def vectors_schema(dim: int) -> pa.Schema:
+    """Columns of a vectors file: `entity_id`, and `vector` of `dim` float32."""
+    return pa.schema(
+        [
+            pa.field("entity_id", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+        ]
+    )
+
+
+def vector_column(vectors: FloatArray) -> pa.FixedSizeListArray:
+    """float32 `[n, d]` as an Arrow column."""
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def read_vectors(
+    location: str | Path, entity: str = "entity_id", vector: str = "vector"
+) -> EntityVectors:
+    """Read what `draftrec encode` wrote, or any Parquet with such columns; ids become texts.
+
+    Raises DraftrecError as `read_item_vectors` does, but ids need not be numbers.
+    """
+    ids: list[str] = []
+    blocks: list[FloatArray] = []
+    columns = "a vectors file has the columns entity_id and vector"
+    for path, batch in _batches(location, entity, vector, columns):
+        block = _entity_ids(batch.column(entity), path, entity)
+        width = blocks[0].shape[1] if blocks else None
+        blocks.append(_vectors(batch.column(vector), block, width, path, "entity"))
+        ids += block
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))
+        raise DraftrecError(f"{location}: {twice!r} is listed twice; keep one row each")
+    return EntityVectors(ids, np.concatenate(blocks))
+
+
 def read_item_vectors(location: str | Path, item: str, vector: str) -> ItemVectors:
     """Read the columns `item` (whole numbers, or texts of them) and `vector`.
 
     Raises DraftrecError for files that are not Parquet, missing columns, other types, nulls,
     vectors of different lengths, numbers that are not finite, and repeated items.
     """
-    source = open_records(location)
-    if source.kind != "parquet":
-        raise DraftrecError(f"{location} is not Parquet; item vectors are read from Parquet only")
-    source.require([item, vector], "name the columns with --item-column and --vector-column")
     items: list[Int64Array] = []
     vectors: list[FloatArray] = []
-    for path in source.files:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[item, vector]):
-                items.append(_items(batch.column(item), path, item))
-                width = vectors[0].shape[1] if vectors else None
-                vectors.append(_vectors(batch.column(vector), items[-1], width, path))
+    options = "name the columns with --item-column and --vector-column"
+    for path, batch in _batches(location, item, vector, options):
+        items.append(_items(batch.column(item), path, item))
+        width = vectors[0].shape[1] if vectors else None
+        vectors.append(_vectors(batch.column(vector), items[-1], width, path, "item"))
     found = ItemVectors(np.concatenate(items), np.concatenate(vectors))
     ordered = np.sort(found.items)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
         raise DraftrecError(f"{location}: item {repeated[0]} is listed twice; keep one row each")
     return found
+
+
+def _batches(
+    location: str | Path, key: str, vector: str, mend: str
+) -> Iterator[tuple[Path, pa.RecordBatch]]:
+    source = open_records(location)
+    if source.kind != "parquet":
+        raise DraftrecError(f"{location} is not Parquet; vectors are read from Parquet only")
+    source.require([key, vector], mend)
+    for path in source.files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[key, vector]):
+                yield path, batch
+
+
+def _entity_ids(column: Any, path: Path, name: str) -> list[str]:
+    if column.null_count:
+        raise DraftrecError(f"{path}: {name} is null in a row; remove the row")
+    kind = column.type
+    if not (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise DraftrecError(f"{path}: {name} must hold texts or whole numbers, not {kind}")
+    return [str(value) for value in column.to_pylist()]
 
 
 def _items(column: Any, path: Path, name: str) -> Int64Array:
@@ -65,7 +132,9 @@ def _items(column: Any, path: Path, name: str) -> Int64Array:
     raise DraftrecError(f"{path}: {name} must hold whole numbers ({reason}); convert it first")
 
 
-def _vectors(column: Any, items: Int64Array, width: int | None, path: Path) -> FloatArray:
+def _vectors(
+    column: Any, ids: Seq[Any] | Int64Array, width: int | None, path: Path, noun: str
+) -> FloatArray:
     """float32 `[rows, d]` of one batch; `width` is that of the batches before."""
     kind = column.type
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -79,15 +148,15 @@ def _vectors(column: Any, items: Int64Array, width: int | None, path: Path) -> F
     wrong = np.flatnonzero((lengths != wanted) | (lengths == 0))
     if len(wrong):
         raise DraftrecError(
-            f"{path}: the vector of item {items[wrong[0]]} has {lengths[wrong[0]]} numbers where "
+            f"{path}: the vector of {noun} {ids[wrong[0]]} has {lengths[wrong[0]]} numbers where "
             f"the first has {wanted}; all must have equally many, at least one"
         )
     flat = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
-    found = np.asarray(flat, np.float32).reshape(len(items), wanted)
+    found = np.asarray(flat, np.float32).reshape(len(ids), wanted)
     bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if len(bad):
         raise DraftrecError(
-            f"{path}: the vector of item {items[bad[0]]} holds a number that is missing or not "
+            f"{path}: the vector of {noun} {ids[bad[0]]} holds a number that is missing or not "
             "finite; mend or remove the row"
         )
     return found
