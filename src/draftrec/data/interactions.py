@@ -24,7 +24,7 @@ def read_histories(location: str, user: str, item: str) -> dict[str, list[str]]:
     source.require([user, item], "name the columns with --user-column and --item-column")
     found: dict[str, list[str]] = {}
     for row in source.rows([user, item]):
-        found.setdefault(_label(row, user), []).append(_label(row, item))
+        found.setdefault(label(row, user), []).append(label(row, item))
     return found
 
 
@@ -47,7 +47,7 @@ def read_attribute(location: str, id_column: str, column: str | None) -> dict[st
     source.require(columns, "name the columns with --id-column and --column")
     found: dict[str, Any] = {}
     for row in source.rows(columns):
-        entity_id = _label(row, id_column)
+        entity_id = label(row, id_column)
         if entity_id in found:
             raise DraftrecError(
                 f"{row.file} line {row.line}: {entity_id!r} is listed before; keep one row for each"
@@ -110,7 +110,8 @@ def write_groups(path: Path, groups: Mapping[str, str | None]) -> None:
     temporary.replace(path)
 
 
-def _label(row: Row, column: str) -> str:
+def label(row: Row, column: str) -> str:
+    """An id as text. Raises DraftrecError for anything but a string or a whole number."""
     value = row.values.get(column)
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = "null" if value is None else type(value).__name__

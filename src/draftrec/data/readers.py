@@ -82,6 +82,10 @@ class RecordSource:
                     f"{path} has no column {names}, it has {', '.join(found)}; {mend}"
                 )
 
+    def has(self, column: str) -> bool:
+        """Whether every file has the column."""
+        return all(column in self._columns_of(path) for path in self.files)
+
     def refuse_type(self, column: str, allowed: str) -> None:
         """Raise when a Parquet column is typed but neither text nor whole numbers."""
         for path in self.files if self.kind == "parquet" else ():
