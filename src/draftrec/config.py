@@ -27,24 +27,36 @@ class ModelConfig(_Frozen):
 class AcceptConfig(_Frozen):
     """Which draft tokens are kept, and how the target's own token is chosen."""
 
-    accept: Literal["strict", "relaxed"] = "strict"
-    top_k: Annotated[int, Field(ge=1)] = 2
-    min_prob: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    accept: Literal["strict", "relaxed", "typical", "entropy"] = "strict"
+    top_k: Annotated[int, Field(ge=1)] = Field(default=2, description="relaxed")
+    min_prob: Annotated[float, Field(ge=0.0, le=1.0)] = Field(default=0.1, description="relaxed")
+    epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.09, description="typical: a token more probable than this passes anywhere"
+    )
+    delta: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.3, description="typical: or more probable than delta times exp(-entropy)"
+    )
+    entropy_gate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.3, description="entropy: least share of the highest entropy, log V"
+    )
+    window: Annotated[int, Field(ge=0)] = Field(
+        default=6, description="entropy: own choices that must follow a deviation in the draft"
+    )
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     seed: int = 0
     eos_guard: bool = Field(
-        default=True, description="relaxed: never pass an EOS that is the argmax"
+        default=True, description="all but strict: never pass an EOS that is the argmax"
     )
     tie_break: Literal["probable", "first"] = Field(
         default="probable",
-        description="relaxed: which of two equally long paths wins; first = the paper's",
+        description="all but strict: which of two equally long paths wins; first = the paper's",
     )
     max_deviations: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="relaxed: most non-argmax tokens per text"
+        default=None, description="all but strict: most non-argmax tokens per text"
     )
     max_loss: Annotated[float, Field(ge=0.0)] | None = Field(
-        default=None, description="relaxed: most nats of log-probability given up per text"
+        default=None, description="all but strict: most nats of log-probability given up per text"
     )
 
 

@@ -75,13 +75,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished text. `token_ids` int32: new tokens only, EOS included if it was emitted."""
+    """A finished text. `token_ids` int32: new tokens only, EOS included if it was emitted. `loss`:
+    nats of log-probability that its relaxed tokens gave up."""
 
     entity_id: str
     token_ids: IntArray
     finish_reason: FinishReason
     prompt_tokens: int
     counts: Counts
+    loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ def test_verdicts_fit_the_room_and_their_counts_are_of_what_is_kept(accept: str,
 def test_rules_read_each_sequences_own_rows() -> None:
     trees_ = [chain([3]), make_tree([], []), make_tree([4, 5], [-1, -1])]
     logits = peaked({3: 0.9}, {6: 0.9}, {2: 0.9}, {5: 0.9}, {1: 0.9}, {4: 0.9})
-    for rule in (Strict(AcceptConfig(), NO_EOS), Relaxed(AcceptConfig(), NO_EOS)):
+    for rule in (Strict(AcceptConfig(), NO_EOS), Relaxed(AcceptConfig(accept="relaxed"), NO_EOS)):
         found = rule.accept([sequence() for _ in trees_], trees_, logits)
         assert [v.token_ids.tolist() for v in found] == [[3, 6], [2], [5, 4]]
         assert [v.path.tolist() for v in found] == [[0], [], [1]]

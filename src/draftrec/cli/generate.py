@@ -106,8 +106,12 @@ class GenerateOptions:
     depth: Annotated[int, Option(help="Longest drafted continuation.")] = _DRAFT.depth
 
     accept: Annotated[
-        Literal["strict", "relaxed"],
-        Option(help="strict keeps the model's own text; relaxed takes likely drafts as well."),
+        Literal["strict", "relaxed", "typical", "entropy"],
+        Option(
+            help="strict keeps the model's own text; the others take further drafts: relaxed "
+            "likely ones, typical those likely for the place, entropy any where the model wavers "
+            "and agrees with what follows."
+        ),
     ] = _ACCEPT.accept
     top_k: Annotated[
         int, Option(help="Relaxed: accept among the model's K most probable tokens.")
@@ -115,19 +119,31 @@ class GenerateOptions:
     min_prob: Annotated[float, Option(help="Relaxed: accept from this probability on.")] = (
         _ACCEPT.min_prob
     )
+    epsilon: Annotated[float, Option(help="Typical: accept above this probability.")] = (
+        _ACCEPT.epsilon
+    )
+    delta: Annotated[float, Option(help="Typical: or above DELTA times exp(-entropy).")] = (
+        _ACCEPT.delta
+    )
+    entropy_gate: Annotated[
+        float, Option(help="Entropy: where the entropy is this share of its maximum.")
+    ] = _ACCEPT.entropy_gate
+    window: Annotated[
+        int, Option(help="Entropy: own tokens of the model that must follow a deviation.")
+    ] = _ACCEPT.window
     eos_guard: Annotated[
         bool,
-        Option("--eos-guard/--no-eos-guard", help="Relaxed: end where the model would end."),
+        Option("--eos-guard/--no-eos-guard", help="Not strict: end where the model would end."),
     ] = _ACCEPT.eos_guard
     tie_break: Annotated[
         Literal["probable", "first"],
-        Option(help="Relaxed: which of two equally long paths wins."),
+        Option(help="Not strict: which of two equally long paths wins."),
     ] = _ACCEPT.tie_break
     max_deviations: Annotated[
-        int | None, Option(help="Relaxed: most tokens per text that are not the model's first.")
+        int | None, Option(help="Not strict: most tokens per text that are not the model's first.")
     ] = _ACCEPT.max_deviations
     max_loss: Annotated[
-        float | None, Option(help="Relaxed: most log-probability (nats) given up per text.")
+        float | None, Option(help="Not strict: most log-probability (nats) given up per text.")
     ] = _ACCEPT.max_loss
     temperature: Annotated[float, Option(help="0 is greedy; above it, sample.")] = (
         _ACCEPT.temperature

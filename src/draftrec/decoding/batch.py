@@ -76,7 +76,8 @@ class RunningSequence:
         if self.finish is None:
             raise RuntimeError("this text is not finished")
         new = self._tokens[self.prompt_tokens : self.length].copy()
-        return Generation(self.request.entity_id, new, self.finish, self.prompt_tokens, self.counts)
+        entity_id, counts = self.request.entity_id, self.counts
+        return Generation(entity_id, new, self.finish, self.prompt_tokens, counts, self.loss)
 
 
 class Batch:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from draftrec.config import JobConfig
+from draftrec.config import GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES, Generation
 from draftrec.errors import DraftrecError
 
@@ -162,13 +162,21 @@ def settings_of(config: JobConfig) -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
+def recorded_settings(then: Manifest) -> dict[str, Any]:
+    """A run's settings by name. A setting that is younger than the run has its default, which is
+    what the run did."""
+    defaults = settings_of(JobConfig(generate=GenerateConfig(target=ModelConfig(model=""))))
+    return {**defaults, **then.settings}
+
+
 def differences(
     then: Manifest, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]
 ) -> list[str]:
     """What was otherwise when the run was started, one phrase each."""
     found: list[str] = []
+    recorded = recorded_settings(then)
     for name in sorted({*then.settings, *settings}):
-        old, new = then.settings.get(name), settings.get(name)
+        old, new = recorded.get(name), settings.get(name)
         if old != new:
             found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
     for name, new in fingerprints.items():

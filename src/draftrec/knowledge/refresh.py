@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from draftrec.config import AcceptConfig
 from draftrec.core import Counts, FinishReason, Generation, IntArray
 from draftrec.errors import DraftrecError
-from draftrec.knowledge.manifest import Manifest
+from draftrec.knowledge.manifest import Manifest, recorded_settings
 from draftrec.knowledge.shards import RunFolder, prompt_hash
 
 # Settings that decide a text, beside the prompt and the model's weights.
@@ -99,7 +99,8 @@ class PreviousRun:
                 f"the run in {self.path} was written with another tokenizer; leave --previous out, "
                 f"or use its model"
             )
-        changed = [name for name in _DECISIVE if then.settings.get(name) != settings.get(name)]
+        recorded = recorded_settings(then)
+        changed = [name for name in _DECISIVE if recorded.get(name) != settings.get(name)]
         if then.fingerprints.get("model") != fingerprints["model"]:
             changed.insert(0, "model")
         return f"other {', '.join(changed)}" if changed else None

@@ -56,10 +56,19 @@ def most_probable(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
 
     The first is the row's greedy token: `topk` alone picks any among exact ties.
     """
+    values, ids = _highest(logits, k)
+    return values - logits.float().logsumexp(-1, keepdim=True), ids
+
+
+def most_probable_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """int64 `[R, k]`: the ids alone."""
+    return _highest(logits, k)[1]
+
+
+def _highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     values, ids = logits.float().topk(min(k, logits.shape[-1]), -1)
     first = greedy(logits)[:, None]
-    ids = torch.cat([first, torch.where(ids == first, ids[:, :1], ids)[:, 1:]], -1)
-    return values - logits.float().logsumexp(-1, keepdim=True), ids
+    return values, torch.cat([first, torch.where(ids == first, ids[:, :1], ids)[:, 1:]], -1)
 
 
 def log_probs_of(

@@ -1,0 +1,68 @@
+"""The target's own choices, and verdicts from paths: what all acceptance rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from draftrec.config import AcceptConfig
+from draftrec.core import DraftTree, Verdict
+from draftrec.decoding.batch import RunningSequence
+from draftrec.models import sampling
+from draftrec.tokens.tree import depths
+
+LongArray = npt.NDArray[np.int64]
+DoubleArray = npt.NDArray[np.float64]
+
+
+class AcceptanceRule(Protocol):
+    """Decides which draft nodes are kept and which token follows them."""
+
+    def accept(
+        self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
+    ) -> list[Verdict]:
+        """`logits` `[R, V]`: per sequence one row for its last token, then one per node."""
+        ...
+
+
+def own_choices(
+    config: AcceptConfig,
+    batch: Seq[RunningSequence],
+    trees: Seq[DraftTree],
+    logits: torch.Tensor,
+) -> torch.Tensor:
+    """int64 `[R]`: the token that the target itself emits after each row."""
+    if config.temperature == 0.0:
+        return sampling.greedy(logits)
+    places = [
+        np.concatenate(([0], depths(tree) + 1)) + sequence.new_tokens
+        for sequence, tree in zip(batch, trees, strict=True)
+    ]
+    uniforms = np.concatenate(
+        [
+            sequence.uniforms[np.minimum(place, len(sequence.uniforms) - 1)]
+            for sequence, place in zip(batch, places, strict=True)
+        ]
+    )
+    draws = torch.as_tensor(uniforms, device=logits.device)
+    return sampling.sample(logits, draws, config.temperature, config.top_p)
+
+
+def uniforms_for(seed: int, key: int, count: int) -> DoubleArray:
+    """float64 `[count]`: one uniform per position of a text, from (seed, key) alone."""
+    bits = np.random.Philox(key=np.array([seed % 2**64, key % 2**64], np.uint64))
+    return np.random.Generator(bits).random(count)
+
+
+def verdict_of(
+    tree: DraftTree, path: list[int], chosen: LongArray, room: int, eos_ids: frozenset[int]
+) -> Verdict:
+    """Path tokens and the bonus token, cut to `room`; nothing follows an EOS."""
+    tokens = [int(t) for t in tree.token_ids[path]] if path else []
+    if not tokens or tokens[-1] not in eos_ids:
+        tokens.append(int(chosen[path[-1] + 1 if path else 0]))
+    return Verdict(np.array(path[:room], np.int32), np.array(tokens[:room], np.int32))

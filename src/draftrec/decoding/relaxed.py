@@ -1,0 +1,183 @@
+"""Relaxed acceptance: the longest path of the target's own choices and of tolerated deviations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from draftrec.config import AcceptConfig
+from draftrec.core import DraftTree, Verdict
+from draftrec.decoding.batch import RunningSequence
+from draftrec.decoding.choices import DoubleArray, own_choices, verdict_of
+from draftrec.decoding.tolerance import Queries, make_tolerance
+from draftrec.models import sampling
+
+
+class Relaxed:
+    """Keeps the target's own choices and the deviations that a `Tolerance` lets pass.
+
+    The longest path wins and the bonus token is the target's own (arXiv 2408.05676, relaxed
+    verification). On top of any published rule: no path goes past an EOS that is the argmax,
+    equally long paths are compared by the model's log-probability, and deviations per text can be
+    capped. Where the tolerance has a window, a path deviates again only after as many own choices.
+    """
+
+    def __init__(self, config: AcceptConfig, eos_ids: frozenset[int]) -> None:
+        self.config, self.eos_ids = config, eos_ids
+        self._tolerance = make_tolerance(config)
+        self._eos = np.array(sorted(eos_ids), np.int64)
+
+    def accept(
+        self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
+    ) -> list[Verdict]:
+        """Longest path of likely enough tokens, then the target's own next token."""
+        table = self._table(batch, trees, logits).cpu().numpy()
+        verdicts: list[Verdict] = []
+        row = 0
+        for sequence, tree in zip(batch, trees, strict=True):
+            rows = _Rows(tree, table[row : row + 1 + len(tree)])
+            path, relaxed, loss = self._best(sequence, tree, rows)
+            plain = verdict_of(tree, path, rows.choices, sequence.room, self.eos_ids)
+            if len(plain.path) < len(path):
+                relaxed, loss = self._cost(tree, rows, plain.path.tolist())
+            verdicts.append(Verdict(plain.path, plain.token_ids, relaxed, loss))
+            row += 1 + len(tree)
+        return verdicts
+
+    def _table(
+        self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
+    ) -> torch.Tensor:
+        """float64 `[R, 5]`, the columns of `_Rows`."""
+        at, tokens = (torch.as_tensor(a, device=logits.device) for a in _questions(trees))
+        total = logits.float().logsumexp(-1)
+        log_probs = logits[at, tokens].float() - total[at]
+        allowed = self._tolerance.allows(Queries(logits, at, tokens, log_probs))
+        best = sampling.greedy(logits)
+        highest = logits.gather(-1, best[:, None])[:, 0].float() - total
+        choices = own_choices(self.config, batch, trees, logits)
+        columns = (best, highest, choices, log_probs, allowed)
+        return torch.stack([c.double() for c in columns], 1)
+
+    def _best(
+        self, sequence: RunningSequence, tree: DraftTree, rows: _Rows
+    ) -> tuple[list[int], int, float]:
+        """Path, deviations and loss of the winning node; the empty path where nothing is kept."""
+        reached: dict[int, _Reached] = {-1: _START}
+        best = -1
+        for node in self._likely(tree, rows).tolist():
+            above = reached.get(int(tree.parents[node]))
+            if above is None or above.ended or (above.owed and not rows.own[node]):
+                continue
+            here = self._step(above, tree, rows, node)
+            if self._over_cap(sequence, here):
+                continue
+            reached[node] = here
+            if self._better(here, reached[best]):
+                best = node
+        path: list[int] = []
+        end = reached[best]
+        while best >= 0:
+            path.append(best)
+            best = int(tree.parents[best])
+        return path[::-1], end.deviations, end.loss
+
+    def _likely(self, tree: DraftTree, rows: _Rows) -> npt.NDArray[np.intp]:
+        """Nodes whose token may follow their parent, parents before children."""
+        allowed = rows.allowed
+        if self.config.eos_guard:
+            ends = np.isin(rows.best[tree.parents + 1], self._eos)
+            allowed = allowed & (~ends | np.isin(tree.token_ids, self._eos))
+        if self._tolerance.window:
+            allowed = allowed & (self._agreed(tree, rows) >= self._tolerance.window)
+        return np.flatnonzero(allowed | rows.own)
+
+    def _agreed(self, tree: DraftTree, rows: _Rows) -> npt.NDArray[np.int64]:
+        """int64 `[n]`: own choices that follow each node in the tree, in a row, EOS at most last.
+
+        A place has one own choice, so that there is one such chain below a node.
+        """
+        below = np.zeros(len(tree), np.int64)
+        for node in np.flatnonzero(rows.own & (tree.parents >= 0)).tolist()[::-1]:
+            above = int(tree.parents[node])
+            if int(tree.token_ids[above]) not in self.eos_ids:
+                below[above] = below[node] + 1
+        return below
+
+    def _step(self, above: _Reached, tree: DraftTree, rows: _Rows, node: int) -> _Reached:
+        log_prob, own = float(rows.log_probs[node]), bool(rows.own[node])
+        lost = 0.0 if own else max(0.0, float(rows.highest[tree.parents[node] + 1]) - log_prob)
+        return _Reached(
+            above.length + 1,
+            above.log_prob + log_prob,
+            above.deviations + (not own),
+            above.loss + lost,
+            ended=int(tree.token_ids[node]) in self.eos_ids,
+            owed=max(0, above.owed - 1) if own else self._tolerance.window,
+        )
+
+    def _over_cap(self, sequence: RunningSequence, here: _Reached) -> bool:
+        most, loss = self.config.max_deviations, self.config.max_loss
+        if most is not None and sequence.counts.relaxed_tokens + here.deviations > most:
+            return here.deviations > 0
+        return loss is not None and here.loss > 0 and sequence.loss + here.loss > loss
+
+    def _better(self, here: _Reached, best: _Reached) -> bool:
+        if here.length != best.length or self.config.tie_break == "first":
+            return here.length > best.length
+        return here.log_prob > best.log_prob
+
+    def _cost(self, tree: DraftTree, rows: _Rows, path: list[int]) -> tuple[int, float]:
+        end = _START
+        for node in path:
+            end = self._step(end, tree, rows, node)
+        return end.deviations, end.loss
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """A node that verification reached: path length, log-probability, deviations, loss; `owed`
+    own choices must come before the next deviation."""
+
+    length: int
+    log_prob: float
+    deviations: int
+    loss: float
+    ended: bool
+    owed: int
+
+
+_START = _Reached(0, 0.0, 0, 0.0, ended=False, owed=0)
+
+
+class _Rows:
+    """One sequence's rows as seen from the host. Row 0 is its last token's, row `i + 1` node i's.
+
+    Of each row: the argmax `best`, its log-probability `highest`, the target's own choice. Of each
+    node: the log-probability of its token after its parent, whether it is `allowed` there, and
+    whether it is the target's `own` choice.
+    """
+
+    def __init__(self, tree: DraftTree, table: DoubleArray) -> None:
+        self.best = table[:, 0].astype(np.int64)
+        self.highest = table[:, 1]
+        self.choices = table[:, 2].astype(np.int64)
+        self.log_probs = table[1:, 3]
+        self.allowed = table[1:, 4] > 0
+        self.own = self.choices[tree.parents + 1] == tree.token_ids
+
+
+def _questions(trees: Seq[DraftTree]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """int64 `[R]` twice: the row of each node's parent, and the node's token. The rows of last
+    tokens are no nodes; they ask for token 0 after themselves, and nobody reads the answer."""
+    at: list[npt.NDArray[np.int64]] = []
+    tokens: list[npt.NDArray[np.int64]] = []
+    row = 0
+    for tree in trees:
+        at.append(np.concatenate(([row], tree.parents + (row + 1))).astype(np.int64))
+        tokens.append(np.concatenate(([0], tree.token_ids)).astype(np.int64))
+        row += 1 + len(tree)
+    return np.concatenate(at), np.concatenate(tokens)
