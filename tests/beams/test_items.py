@@ -87,6 +87,17 @@ def test_levels_that_hardly_branch_are_drafted_whole() -> None:
     assert toys.same(searched(trie, denied, nobody, 3), toys.run(TARGET, trie, denied, Setting(3)))
 
 
+def test_what_is_denied_takes_no_rows() -> None:
+    """Neither as a proposal nor in a level that is drafted whole."""
+    ids = np.array([[3, 5], [3, 6], [4, 5], [7, 6]], np.int32)
+    trie = ItemTrie.build(np.arange(4), ids)
+    denied = BeamRequest(0, np.array([4, 8], np.int32), Filter.deny(trie, np.array([0, 1])))
+    for proposed, width in ((np.arange(4), 2), (np.arange(0), 3)):
+        drafter = ItemDrafter(Offers(trie, Fixed(proposed)), FixedPace(width, 1, 2))
+        (found,) = searched(trie, [denied], drafter, 2)
+        assert (found.target_calls, found.drafted) == (1, 2)
+
+
 def test_a_prefix_weighs_what_its_items_weigh() -> None:
     ids = np.array([[3, 5], [3, 6], [4, 5], [4, 6]], np.int32)
     trie = ItemTrie.build(np.arange(4), ids)

@@ -241,7 +241,9 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
     with pytest.raises(DraftrecError, match="another limit"):
         ready("halted.parquet", limit=3)
     halted, job = ready("halted.parquet")
-    again = run_job(job, halted.recommender, halted.histories)
+    told: list[int] = []
+    again = run_job(job, halted.recommender, halted.histories, told.append)
+    assert sum(told) == 12  # those of finished shards and users without a history among them
     timeless = {k for k in summary if "walltime" not in k and "ms_" not in k}
     assert {k: again[k] for k in timeless} == {k: summary[k] for k in timeless}
     a, b = (tmp_path / n for n in ("whole.parquet", "halted.parquet"))

@@ -92,7 +92,7 @@ class ItemRecommender:
         on_done: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Recommendation]:
-        """Answers in the order of `queries`; `on_done` is told how many users a pass finished.
+        """Answers in the order of `queries`; `on_done` is told how many users are finished, pass by pass.
 
         Raises DraftrecError for an item of a history that the catalogue does not have, Interrupted
         (of `beams.search`) once `should_stop()` is true.
@@ -101,6 +101,8 @@ class ItemRecommender:
         asked = [i for i, q in enumerate(queries) if len(q.history) or self.popular is None]
         for i in set(range(len(queries))) - set(asked):
             found[i] = self._popular_items(queries[i])
+        if on_done and found:
+            on_done(len(found))
         requests = [self._request(queries[i]) for i in asked]
         seconds: dict[int, float] = {}
 
