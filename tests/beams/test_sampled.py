@@ -59,6 +59,7 @@ def test_sampled_beams_are_a_sample_without_replacement() -> None:
         a, b = (tuple(t) for t in beams.tokens.tolist())
         pairs[frozenset((a, b))] += 1
         first_of[a] += 1
+        assert beams.scores[0] >= beams.scores[1]  # best first, in whatever order they were drawn
         assert beams.scores == pytest.approx([np.log(p[a]), np.log(p[b])], abs=1e-4)
     expected = {
         frozenset((a, b)): p[a] * p[b] / (1 - p[a]) + p[b] * p[a] / (1 - p[b])
