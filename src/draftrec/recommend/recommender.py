@@ -92,7 +92,7 @@ class ItemRecommender:
         on_done: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Recommendation]:
-        """Answers in the order of `queries`; `on_done` is told how many users are finished, pass by pass.
+        """Answers in the order of `queries`; `on_done` is told of users as they are finished.
 
         Raises DraftrecError for an item of a history that the catalogue does not have, Interrupted
         (of `beams.search`) once `should_stop()` is true.
