@@ -1,0 +1,197 @@
+"""Runs read back for comparison, reduced to the entities that all of them wrote a text for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.core import IntArray
+from draftrec.data.readers import open_records
+from draftrec.errors import DraftrecError
+from draftrec.knowledge.manifest import Manifest, read_manifest
+
+Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_COLUMNS = ("entity_id", "text", "token_ids", "finish_reason")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RunTexts:
+    """The texts of one run, `n` entities in one order.
+
+    `token_ids`: int32 arrays, EOS included where it was emitted; `ended` bool `[n]`: whether it
+    was; `relaxed_tokens` and `prompt_hashes` int64 `[n]`, None where the run kept no statistics.
+    """
+
+    name: str
+    entity_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    token_ids: tuple[IntArray, ...]
+    ended: BoolArray
+    relaxed_tokens: Int64Array | None = None
+    prompt_hashes: Int64Array | None = None
+    manifest: Manifest | None = None
+
+    def __len__(self) -> int:
+        return len(self.entity_ids)
+
+    @property
+    def lengths(self) -> Int64Array:
+        """New tokens of each text, EOS included, int64 `[n]`."""
+        return np.array([len(ids) for ids in self.token_ids], np.int64)
+
+    @property
+    def bodies(self) -> list[IntArray]:
+        """The tokens without the EOS."""
+        pairs = zip(self.token_ids, self.ended, strict=True)
+        return [ids[:-1] if ended and len(ids) else ids for ids, ended in pairs]
+
+    def take(self, rows: Seq[int]) -> RunTexts:
+        """The same run with the entities at `rows`, in that order."""
+        picked = np.asarray(rows, np.int64)
+        return RunTexts(
+            self.name,
+            tuple(self.entity_ids[i] for i in rows),
+            tuple(self.texts[i] for i in rows),
+            tuple(self.token_ids[i] for i in rows),
+            self.ended[picked],
+            None if self.relaxed_tokens is None else self.relaxed_tokens[picked],
+            None if self.prompt_hashes is None else self.prompt_hashes[picked],
+            self.manifest,
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PairedRuns:
+    """A baseline and its runs over the same entities in the same order.
+
+    `missing[name]`: entities that the baseline has and the run lacks; `total`: the baseline's.
+    """
+
+    baseline: RunTexts
+    runs: tuple[RunTexts, ...]
+    missing: dict[str, int]
+    total: int
+
+
+def read_run(name: str, folder: str | Path) -> RunTexts:
+    """Read a folder that `draftrec generate` wrote.
+
+    Raises DraftrecError for anything else, and for an entity that has two texts.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DraftrecError(f"{folder} is not a folder; give one that `draftrec generate` wrote")
+    source = open_records(folder)
+    source.require(_COLUMNS, "give a folder that `draftrec generate` wrote")
+    if source.kind != "parquet":
+        raise DraftrecError(f"{folder} holds no Parquet parts; compare runs of `draftrec generate`")
+    table = _read(source.files, _COLUMNS)
+    ids = [str(i) for i in table["entity_id"].to_pylist()]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise DraftrecError(f"{folder} has two texts of {twice!r}; keep one")
+    token_ids = tuple(np.array(x or [], np.int32) for x in table["token_ids"].to_pylist())
+    ended = np.array([r == "eos" for r in table["finish_reason"].to_pylist()], np.bool_)
+    texts = tuple("" if t is None else str(t) for t in table["text"].to_pylist())
+    relaxed, hashes = _read_stats(folder, ids)
+    manifest = read_manifest(folder / "manifest.json")
+    return RunTexts(name, tuple(ids), texts, token_ids, ended, relaxed, hashes, manifest)
+
+
+def pair(baseline: RunTexts, runs: Seq[RunTexts]) -> PairedRuns:
+    """Keep the entities of all runs, in the baseline's order.
+
+    Raises DraftrecError when there are none, and when tokens of two runs mean different things.
+    """
+    for run in runs:
+        _check_tokenizers(baseline, run)
+    places = [{e: i for i, e in enumerate(run.entity_ids)} for run in runs]
+    shared = [e for e in baseline.entity_ids if all(e in p for p in places)]
+    if not shared:
+        names = ", ".join(r.name for r in (baseline, *runs))
+        raise DraftrecError(f"{names} share no entity; compare runs over the same records")
+    own = {e: i for i, e in enumerate(baseline.entity_ids)}
+    missing = {run.name: sum(e not in p for e in own) for run, p in zip(runs, places, strict=True)}
+    taken = [run.take([p[e] for e in shared]) for run, p in zip(runs, places, strict=True)]
+    return PairedRuns(baseline.take([own[e] for e in shared]), tuple(taken), missing, len(own))
+
+
+def must_be_equal(baseline: RunTexts, run: RunTexts) -> bool:
+    """Whether the manifests promise equal tokens: one model, greedy and strict, equal prompts; and
+    the same length limit, dtype and device, as another one cuts or rounds elsewhere."""
+    a, b = baseline.manifest, run.manifest
+    if a is None or b is None or not (_greedy(a) and _greedy(b)):
+        return False
+    same_model = all(
+        a.fingerprints.get(name) == b.fingerprints.get(name) is not None
+        for name in ("model", "tokenizer")
+    )
+    places = [(m.settings.get("max_new_tokens"), m.dtype, m.device) for m in (a, b)]
+    return same_model and places[0] == places[1] and not other_prompts(baseline, run).any()
+
+
+def other_prompts(baseline: RunTexts, run: RunTexts) -> BoolArray:
+    """Which texts answer another prompt than the baseline's, bool `[n]`; where either run kept no
+    hash of its prompts they count as equal."""
+    if baseline.prompt_hashes is None or run.prompt_hashes is None:
+        return np.zeros(len(run), np.bool_)
+    return baseline.prompt_hashes != run.prompt_hashes
+
+
+def _greedy(manifest: Manifest) -> bool:
+    settings = manifest.settings
+    strict = settings.get("accept") == "strict" or settings.get("draft") == "none"
+    return strict and settings.get("temperature") == 0
+
+
+def _check_tokenizers(baseline: RunTexts, run: RunTexts) -> None:
+    prints = [
+        m.fingerprints.get("tokenizer") for m in (baseline.manifest, run.manifest) if m is not None
+    ]
+    if len(prints) == 2 and None not in prints and prints[0] != prints[1]:
+        raise DraftrecError(
+            f"{run.name} was written with another tokenizer than {baseline.name}, so that their "
+            "tokens cannot be compared; compare runs of one model"
+        )
+
+
+def _read_stats(folder: Path, ids: list[str]) -> tuple[Int64Array | None, Int64Array | None]:
+    """Relaxed tokens and prompt hashes in the order of `ids`; None where files or columns lack."""
+    files = tuple(sorted(folder.glob("stats-*.parquet")))
+    if not files:
+        return None, None
+    names = ("entity_id", "relaxed_tokens", "prompt_hash")
+    table = _read(files, names)
+    if table["entity_id"].to_pylist() != ids:
+        raise DraftrecError(
+            f"the stats-*.parquet of {folder} do not fit its part-*.parquet; let "
+            "`draftrec generate` finish the run"
+        )
+    return _whole(table, names[1]), _whole(table, names[2])
+
+
+def _read(files: Seq[Path], columns: Seq[str]) -> pa.Table:
+    tables: list[pa.Table] = []
+    for path in files:
+        try:
+            held = set(pq.read_schema(path).names)
+            tables.append(pq.read_table(path, columns=[c for c in columns if c in held]))
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DraftrecError(f"{path} cannot be read ({reason}); write the run again") from error
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def _whole(table: Any, name: str) -> Int64Array | None:
+    if name not in table.column_names or table[name].null_count:
+        return None
+    return np.asarray(table[name].to_numpy(), np.int64)

@@ -1,0 +1,119 @@
+"""How near a run's texts stay to the baseline's in meaning: cosines of vectors or of TF-IDF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.data.readers import open_records
+from draftrec.errors import DraftrecError
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Similarity:
+    """`cosines` float64 `[n]`: each text with the baseline's text of the same entity. `between`:
+    the mean cosine of baseline texts of two different entities, the level at which a text says
+    nothing of its own entity."""
+
+    cosines: Doubles
+    between: float
+
+    @property
+    def kept(self) -> Doubles | None:
+        """`(cosine - between) / (1 - between)`, float64 `[n]`: 1 as the baseline's own text, 0 as
+        another entity's. It means the same with every encoder, which the bare cosine does not.
+        None where the baseline's texts are all alike."""
+        if self.between > 1 - 1e-9:
+            return None
+        return (self.cosines - self.between) / (1.0 - self.between)
+
+
+def partners(n: int, seed: int) -> npt.NDArray[np.int64]:
+    """For each of `n` texts another one, drawn once: int64 `[n]`."""
+    order = np.random.default_rng(seed).permutation(n)
+    found = np.empty(n, np.int64)
+    found[order] = np.roll(order, 1)
+    return found
+
+
+def by_vectors(baseline: Doubles, run: Doubles, seed: int) -> Similarity:
+    """Cosines of vectors float64 `[n, d]`, rows in one order; a zero vector is like nothing."""
+    a, b = _unit(baseline), _unit(run)
+    cosines = np.clip((a * b).sum(axis=1), -1.0, 1.0)
+    between = float((a * a[partners(len(a), seed)]).sum(axis=1).mean())
+    return Similarity(cosines, between)
+
+
+def by_tf_idf(baseline: Seq[str], run: Seq[str], seed: int) -> Similarity:
+    """Cosines of TF-IDF over words, fitted on these two lists. Words alone: a paraphrase counts as
+    a change, so prefer vectors of an encoder where there is one."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    equal = np.array([a == b for a, b in zip(baseline, run, strict=True)])
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    try:
+        vectorizer.fit([*baseline, *run])
+    except ValueError:  # not one word in all texts
+        return Similarity(equal.astype(np.float64), 0.0)
+    a, b = (vectorizer.transform(texts) for texts in (baseline, run))
+    others = a[partners(len(equal), seed)]
+    cosines = np.where(equal, 1.0, np.clip(_dots(a, b), 0.0, 1.0))
+    return Similarity(cosines, float(_dots(a, others).mean()))
+
+
+def read_text_vectors(path: str | Path, entity_ids: Seq[str]) -> Doubles:
+    """The vectors that `draftrec encode` wrote (`entity_id`, `vector`), float64 `[n, d]` in the
+    order of `entity_ids`. Raises DraftrecError for other files and for entities without one."""
+    source = open_records(path)
+    if source.kind != "parquet":
+        raise DraftrecError(f"{path} is not Parquet; give vectors that `draftrec encode` wrote")
+    source.require(["entity_id", "vector"], "give vectors that `draftrec encode` wrote")
+    places: dict[str, int] = {}
+    blocks: list[Doubles] = []
+    for file in source.files:
+        table = pq.read_table(file, columns=["entity_id", "vector"])
+        blocks.append(_matrix(table["vector"].combine_chunks(), file))
+        for entity in table["entity_id"].to_pylist():
+            places[str(entity)] = len(places)
+    if len({b.shape[1] for b in blocks}) > 1 or len(places) < sum(map(len, blocks)):
+        raise DraftrecError(f"{path} has vectors of two lengths or an entity twice; encode again")
+    absent = [e for e in entity_ids if e not in places]
+    if absent:
+        raise DraftrecError(
+            f"{path} lacks the vectors of {len(absent)} entities (the first is {absent[0]!r}); "
+            "encode the whole run"
+        )
+    return np.concatenate(blocks)[[places[e] for e in entity_ids]]
+
+
+def _matrix(column: Any, path: Path) -> Doubles:
+    try:
+        lengths = np.asarray(column.value_lengths().fill_null(0))
+        flat = np.asarray(column.flatten().cast(pa.float64()))
+    except (pa.ArrowException, AttributeError) as error:
+        raise DraftrecError(
+            f"{path}: vector does not hold lists of numbers; encode again"
+        ) from error
+    if not len(lengths) or (lengths != lengths[0]).any() or not lengths[0]:
+        raise DraftrecError(f"{path}: the vectors are not equally long; encode again")
+    if not np.isfinite(flat).all():
+        raise DraftrecError(f"{path}: a vector holds a number that is not finite; encode again")
+    return flat.reshape(len(lengths), int(lengths[0]))
+
+
+def _unit(vectors: Doubles) -> Doubles:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1.0)
+
+
+def _dots(a: Any, b: Any) -> Doubles:
+    return np.asarray(a.multiply(b).sum(axis=1), np.float64).ravel()
