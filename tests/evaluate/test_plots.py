@@ -15,6 +15,7 @@ from draftrec.evaluate.plots import Bar, Labels, Series, Stack
 
 LABELS = Labels("Title & more", "What <is> shown.", "across, ms", "up, %")
 positive = st.floats(0, 1e7, allow_nan=False)
+finite = st.floats(-1e7, 1e7, allow_nan=False)
 
 
 def inside(svg: Markup) -> ElementTree.Element:
@@ -47,6 +48,25 @@ def test_lines(points: dict[int, float], doubling: bool) -> None:  # noqa: FBT00
     series = Series("cost", sorted(points), [points[x] for x in sorted(points)])
     root = inside(plots.lines([series, series], LABELS, doubling=doubling))
     assert len(root.findall("circle")) == 2 * len(points)
+
+
+@given(st.lists(st.tuples(finite, finite), min_size=1, max_size=6), st.one_of(st.none(), finite))
+def test_scatter(points: list[tuple[float, float]], limit: float | None) -> None:
+    cloud = Series("a", [x for x, _ in points], [y for _, y in points])
+    root = inside(plots.scatter([cloud, cloud], LABELS, edge=cloud, limit=limit))
+    assert len(root.findall("circle")) == 2 * len(points)
+    corners = root.find("polyline")
+    assert corners is not None
+    assert len(corners.attrib["points"].split()) == len(points)
+    dashed = [n for n in root.findall("line") if n.attrib["class"] == "reference"]
+    assert len(dashed) == (limit is not None)
+
+
+def test_scatter_spans_the_data_not_zero() -> None:
+    cloud = Series("a", [0.1, 0.3], [1.5, 1.9])
+    words = "".join(inside(plots.scatter([cloud], LABELS)).itertext())
+    assert "1.5" in words
+    assert "1.4" not in words
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(4, 30))

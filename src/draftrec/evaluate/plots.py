@@ -1,4 +1,4 @@
-"""Small plots as inline SVG: bars with spread, lines, histograms, shares.
+"""Small plots as inline SVG: bars with spread, lines, histograms, shares, clouds of points.
 
 Nothing is drawn but shapes with class names; colours, light or dark, come from the page's style
 sheet (`report.css`). Every plot carries a title and a description for those who cannot see it.
@@ -150,6 +150,31 @@ def shares(data: Seq[Stack], labels: Labels, first_tone: int = 3) -> Markup:
     return _svg(parts, bottom + (30 if labels.x else 8), labels)
 
 
+def scatter(
+    series: Seq[Series], labels: Labels, edge: Series | None = None, limit: float | None = None
+) -> Markup:
+    """Points by kind, on axes that span them; `edge` is a line, `limit` a dashed one across x."""
+    left, right, top, bottom = 52, WIDTH - 18, 34 if len(series) > 1 else 12, 266
+    xs, ys = [x for s in series for x in s.x], [y for s in series for y in s.y]
+    x_ticks = _ticks_between(xs if limit is None else [*xs, limit], 5)
+    y_ticks = _ticks_between(ys, 5)
+    across = _Scale(x_ticks[0], x_ticks[-1], left, right)
+    up = _Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    parts = [_y_axis(up, y_ticks, left, right, labels.y)]
+    parts.append(_x_axis(across, x_ticks, top, bottom, labels.x))
+    if limit is not None:
+        x = across(limit)
+        parts.append(_shape("line", "reference", x1=x, x2=x, y1=top, y2=bottom))
+    if edge is not None:
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(edge.x, edge.y, strict=True))
+        parts.append(_shape("polyline", f"line s{edge.tone}", points=path))
+    for one in series:
+        for x, y in zip(one.x, one.y, strict=True):
+            parts.append(_shape("circle", f"c{one.tone} dot", cx=across(x), cy=up(y), r=4.5))
+    parts.append(_legend([(s.label, s.tone) for s in series]))
+    return _svg(parts, bottom + 48, labels)
+
+
 class _Scale:
     """From data to pixels, linear or in powers of two."""
 
@@ -167,10 +192,22 @@ class _Scale:
 
 def _ticks(high: float, about: int) -> list[float]:
     """Round numbers from zero to at least `high`."""
-    raw = max(high, 1e-9) / about
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
+    step = _round_step(max(high, 1e-9) / about)
     return [i * step for i in range(math.ceil(high / step * 0.999) + 1)]
+
+
+def _ticks_between(values: Seq[float], about: int) -> list[float]:
+    """Two or more round numbers, from at most the lowest value to at least the highest."""
+    low, high = min(values), max(values)
+    step = _round_step(max(high - low, 1e-9, 1e-6 * abs(high)) / about)
+    first, last = math.floor(low / step + 0.001), math.ceil(high / step - 0.001)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _round_step(raw: float) -> float:
+    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
+    size = 10.0 ** math.floor(math.log10(raw))
+    return next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
 
 
 def _spaced(values: Seq[float], scale: _Scale, apart: float = 30.0) -> list[float]:
