@@ -131,12 +131,17 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "dtype")
     }
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.named_parameters()):
+    hash_weights(digest, model)
+    return digest.hexdigest()
+
+
+def hash_weights(digest: Any, module: torch.nn.Module) -> None:
+    """Add the name and a few values of every weight to a hashlib digest."""
+    for name, weight in sorted(module.named_parameters()):
         flat = weight.detach().reshape(-1)
         step = max(1, flat.numel() // 16)
         digest.update(name.encode())
         digest.update(flat[::step][:17].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def eos_token_ids(

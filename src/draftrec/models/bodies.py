@@ -1,0 +1,203 @@
+"""Encoder models: token ids in, one vector per text out, each with its own pooling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+)
+
+from draftrec.config import EncoderConfig, ModelConfig
+from draftrec.errors import DraftrecError
+from draftrec.models import loading
+
+#: Ids and mask, int64 `[B, T]`, padded on the right -> float32 `[B, D]`.
+Embed = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Body:
+    """A loaded encoder model.
+
+    `before` and `after`: the tokens around every text, special ones and those of a prompt; `lead`:
+    what parts the prompt from the text. `max_tokens`: most tokens of one pass, all included.
+    `normalise`: whether it was published with vectors of length 1; `embed` leaves that to its
+    caller, because windows are averaged first.
+    """
+
+    name: str
+    tokenizer: Any
+    embed: Embed
+    max_tokens: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    pooling: str
+    normalise: bool
+    device: torch.device
+    fingerprint: str
+    lead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What is known of a model beside its folder: its name, its pooling, its vectors' length."""
+
+    name: str
+    pooling: str
+    normalise: bool
+
+
+def load_pooled(folder: str, config: EncoderConfig, known: Published | None = None) -> Body:
+    """Any Hugging Face model: hidden states of the last layer, pooled.
+
+    `auto` pools decoder-only models by their last token, which alone has seen the whole text, and
+    others by the mean over all tokens that are not padding. Encoder-decoder models lend their
+    encoder. Raises DraftrecError if the model or its tokenizer cannot be loaded.
+    """
+    tokenizer = loading.load_tokenizer(folder)
+    model = loading.load_body(ModelConfig(model=folder, device=config.device, dtype=config.dtype))
+    own = known or Published(folder, "last" if _decoder_only(model) else "mean", normalise=False)
+    pooling = own.pooling if config.pooling == "auto" else config.pooling
+    digest = hashlib.sha256(loading.model_fingerprint(model).encode())
+    model.config.use_cache = False
+    encoder: Any = model.get_encoder() if model.config.is_encoder_decoder else model
+    pool = _POOLINGS[pooling]
+
+    def embed(ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return pool(hidden.float(), mask)
+
+    before, after = _frame(tokenizer)
+    return Body(
+        own.name, tokenizer, embed, _limit(folder, tokenizer, model), before, after, pooling,
+        own.normalise, model.device, _fingerprint(digest, tokenizer),
+    )  # fmt: skip
+
+
+def load_sentence_transformer(folder: str, config: EncoderConfig) -> Body:
+    """A sentence-transformers model: the library's own modules, and its default prompt.
+
+    Raises DraftrecError if the package is missing or the model cannot be loaded.
+    """
+    if config.pooling != "auto":
+        raise DraftrecError(
+            f"{folder} is a sentence-transformers model, whose pooling is part of it; leave "
+            "--pooling at auto"
+        )
+    model = _sentence_transformer(folder, config)
+    steps = [step for step in model if type(step).__name__ != "Normalize"]
+    prompt = model.prompts.get(model.default_prompt_name or "", "")
+    before, after = _frame(model.tokenizer)
+    # Most tokenizers join a space to the word behind it, so it goes with the text.
+    before += _ids(model.tokenizer, prompt.rstrip(), special=False)
+
+    def embed(ids: Tensor, mask: Tensor) -> Tensor:
+        features: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if prompt:
+            features["prompt_length"] = len(before)
+        for step in steps:
+            features = step(features)
+        return features["sentence_embedding"].float()
+
+    digest = hashlib.sha256(f"{model!r}{prompt}".encode())
+    loading.hash_weights(digest, model)
+    return Body(
+        folder, model.tokenizer, embed, model.max_seq_length or model.tokenizer.model_max_length,
+        before, after, "sentence-transformers", len(steps) < len(model), model.device,
+        _fingerprint(digest, model.tokenizer), prompt[len(prompt.rstrip()) :],
+    )  # fmt: skip
+
+
+def _sentence_transformer(folder: str, config: EncoderConfig) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        raise DraftrecError(
+            f"{folder} is a sentence-transformers model and that package is not installed; run "
+            'pip install "draftrec[encoders]"'
+        ) from error
+    device = loading.pick_device(config.device)
+    dtype = loading.pick_dtype(config.dtype, None, device)
+    try:
+        model = SentenceTransformer(folder, device=str(device), model_kwargs={"dtype": dtype})
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(". ")
+        raise DraftrecError(
+            f"the sentence-transformers model {folder} could not be loaded ({reason}); name a "
+            "folder that the library saved, or a Hub id that this machine can reach"
+        ) from error
+    if (first := type(model[0]).__name__) != "Transformer":
+        raise DraftrecError(
+            f"the sentence-transformers model {folder} begins with {first}, which reads no tokens "
+            "that could be counted; choose one that begins with a Transformer"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.unsqueeze(-1).float()
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _last(hidden: Tensor, mask: Tensor) -> Tensor:
+    rows = torch.arange(len(mask), device=mask.device)
+    return hidden[rows, mask.sum(1) - 1]
+
+
+def _first(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden[:, 0]
+
+
+_POOLINGS = {"mean": _mean, "last": _last, "cls": _first}
+
+
+def _decoder_only(model: PreTrainedModel) -> bool:
+    kind = type(model.config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def _limit(folder: str, tokenizer: Any, model: PreTrainedModel) -> int:
+    """Most tokens of one pass, special ones included."""
+    most = min(loading.context_length(model), tokenizer.model_max_length)
+    table: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if getattr(table, "padding_idx", None) is not None:
+        # RoBERTa and its kin count positions from behind the padding's.
+        most = min(most, table.num_embeddings - table.padding_idx - 1)
+    trained = Path(folder) / "sentence_bert_config.json"
+    if trained.is_file():
+        most = min(most, json.loads(trained.read_text()).get("max_seq_length") or most)
+    return most
+
+
+def _frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that the tokenizer puts before and behind a text."""
+    bare, whole = _ids(tokenizer, "a", special=False), _ids(tokenizer, "a", special=True)
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return whole, ()
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=special).input_ids)
+
+
+def _fingerprint(digest: Any, tokenizer: Any) -> str:
+    """sha256 of a model's digest and of all that its tokenizer does, not its vocabulary alone."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update(
+        backend.to_str().encode()
+        if backend is not None
+        else loading.tokenizer_fingerprint(tokenizer).encode()
+    )
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""The encoder without a model: same texts, same numbers; related texts are near."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from draftrec.config import EncoderConfig
+from draftrec.errors import DraftrecError
+from draftrec.models.documents import Document
+from draftrec.models.encoders import load_encoder
+from draftrec.models.hashed_encoder import HashedEncoder, hashed_dim
+
+WARS = [f"star ships fight a war in space {w}" for w in ("again", "alone", "now", "today")]
+SOUPS = [f"boil onion soup with cheese {w}" for w in ("slowly", "twice", "gently", "often")]
+TEXTS = WARS + SOUPS
+
+
+def fit(dim: int = 8, texts: list[str] = TEXTS, **settings: object) -> HashedEncoder:
+    return HashedEncoder.fit(iter(texts), dim, EncoderConfig.model_validate(settings))
+
+
+def test_related_texts_are_nearer() -> None:
+    found = fit(4).encode(TEXTS)
+    assert found.shape == (8, 4)
+    assert found.dtype == np.float32
+    cosines = found @ found.T
+    assert cosines[:4, :4].min() > cosines[:4, 4:].max() + 0.5
+
+
+def test_equal_texts_give_equal_bytes_and_signs() -> None:
+    one, two = fit(), fit()
+    assert one.fingerprint == two.fingerprint
+    assert one.encode(TEXTS).tobytes() == two.encode(TEXTS).tobytes()
+    assert fit(texts=WARS).fingerprint != one.fingerprint
+    # The first direction holds what all texts share, and it points their way.
+    assert (fit(1, normalise=False).encode(WARS) > 0).all()
+
+
+def test_vectors_depend_on_the_fit_alone() -> None:
+    encoder = fit()
+    np.testing.assert_allclose(encoder.encode(TEXTS)[5], encoder.encode(SOUPS)[1], atol=1e-6)
+    new = encoder.encode(["star ships"])
+    assert new @ encoder.encode(WARS[:1]).T > new @ encoder.encode(SOUPS[:1]).T
+
+
+def test_few_texts_leave_numbers_at_zero() -> None:
+    found = fit(64, [*WARS, *WARS]).encode(TEXTS)
+    assert found.shape == (8, 64)
+    assert not found[:, 4:].any()
+    assert found[:, :4].any(axis=0).all()
+
+
+def test_tokens_are_counted_and_history_joins() -> None:
+    encoder = fit()
+    found = encoder.encode_documents([Document("onion soup", "star ships"), Document("?!")])
+    assert found.tokens.tolist() == [4, 0]
+    assert found.windows.tolist() == [1, 0]
+    np.testing.assert_array_equal(found.vectors[0], encoder.encode(["onion soup star ships"])[0])
+    assert not found.vectors[1].any()
+    assert encoder.encode([]).shape == (0, 8)
+
+
+def test_length_one_is_a_choice() -> None:
+    np.testing.assert_allclose(np.linalg.norm(fit().encode(TEXTS), axis=1), 1, atol=1e-6)
+    assert np.linalg.norm(fit(2, normalise=False).encode(TEXTS), axis=1).max() < 0.999
+
+
+def test_names_and_refusals() -> None:
+    assert [hashed_dim(n) for n in ("hashed", "hashed:12", "hash", "minilm")] == [
+        256,
+        12,
+        None,
+        None,
+    ]
+    for name in ("hashed:", "hashed:0", "hashed:x", "hashed:9999"):
+        with pytest.raises(DraftrecError, match="size from 1 to 4096"):
+            hashed_dim(name)
+    for texts in ([], ["?!"]):
+        with pytest.raises(DraftrecError, match="no text with a word"):
+            fit(texts=texts)
+    with pytest.raises(DraftrecError, match="--max-tokens"):
+        fit(max_tokens=5)
+    assert load_encoder("hashed:3", EncoderConfig(), TEXTS).dim == 3
