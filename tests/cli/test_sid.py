@@ -111,3 +111,26 @@ class TestBadInput:
             assert command(command.vectors, *line, "--output", command.output) == 2
         line = (command.vectors, "--method", "rq-vae", "--device", "abacus", "--codes", 8)
         command.refuses("abacus", *line)
+
+
+def test_new_items_join_with_the_codes_there_are(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.tell(command.vectors, "--levels", 3, "--codes", 8)
+    before = read_semantic_ids(command.output)
+    more = np.array(command.rows[:3], np.float32) + 0.01
+    every = command.write("more.parquet", range(100, 163), [*command.rows, *more.tolist()])
+    output = command.folder / "after.parquet"
+    code = run(["sid", "join", *map(str, (command.output, every, "--output", output, "--json"))])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (code, found["items"], found["joined"], found["unique"]) == (0, 63, 3, 63)
+    assert found["without_vectors"] == 0
+    after = read_semantic_ids(output)
+    assert after.sids_of(before.items) == before.sids_of(before.items)
+    assert [s[:2] for s in after.sids_of([160, 161, 162])] == [
+        s[:2] for s in before.sids_of([100, 101, 102])
+    ]
+    strangers = command.write("strangers.parquet", range(3), more.tolist())
+    code = run(["sid", "join", *map(str, (command.output, strangers, "--output", output))])
+    assert code == 2
+    assert "none of the items with vectors" in capsys.readouterr().err

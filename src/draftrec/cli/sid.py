@@ -90,8 +90,70 @@ def fit(options: FitOptions) -> int:
     return DONE
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinOptions:
+    """The command line of `draftrec sid join`."""
+
+    sids: Annotated[Path, Argument(metavar="SIDS", help="Semantic ids of the catalogue as it is.")]
+    vectors: Annotated[
+        str,
+        Argument(
+            metavar="ITEM_VECTORS",
+            help="Parquet with the vectors of new items and of the catalogue's own.",
+        ),
+    ]
+    output: Annotated[
+        Path, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
+    ]
+    item_column: Annotated[str, Option(help="Column of the items.")] = "item"
+    vector_column: Annotated[str, Option(help="Column of the vectors.")] = "vector"
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(JoinOptions)
+def join(options: JoinOptions) -> int:
+    """Give new items ids made of the catalogue's own codes: models go on as they are.
+
+    No id changes and no token is added, whoever made SIDS. Where codes mean little to the new items
+    (another kind of goods), fit all of them afresh and train again.
+    """
+    import numpy as np
+
+    from draftrec.data.sequences import (
+        check_semantic_ids_file,
+        read_semantic_ids,
+        write_semantic_ids,
+    )
+    from draftrec.data.vectors import read_item_vectors
+    from draftrec.tokens.join import joined
+
+    check_semantic_ids_file(options.output)
+    before = read_semantic_ids(options.sids)
+    read = read_item_vectors(options.vectors, options.item_column, options.vector_column)
+    after, new = joined(before, read.items, read.vectors)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_semantic_ids(options.output, after)
+    tuples, counts = np.unique(after.codes, axis=0, return_counts=True)
+    summary = {
+        "items": len(after),
+        "joined": len(new),
+        "unique": len(tuples),
+        "collisions": int(counts[counts > 1].sum()),
+        "without_vectors": len(before) - (len(read.items) - len(new)),
+        "output": str(options.output),
+    }
+    say(
+        f"{len(new):,} items joined {len(before):,}, written to {options.output}; codes were "
+        f"understood from {len(read.items) - len(new):,} items with vectors"
+    )
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
 #: What the `draftrec` command makes of this module.
-SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit}
+SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit, "join": join}
 
 
 def _quantise(vectors: FloatArray, options: FitOptions) -> tuple[Quantised, FloatArray]:

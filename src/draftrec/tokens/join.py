@@ -1,0 +1,87 @@
+"""New items for a catalogue whose semantic ids a model has learnt already.
+
+Wherever the ids came from, a code stands for the items that have it: its centroid is the mean of
+what the levels before it leave over of their vectors. New items take the nearest codes, level by
+level, so no codebook has to be kept and no old id changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from draftrec.core import FloatArray
+from draftrec.errors import DraftrecError
+from draftrec.tokens.semantic_ids import Int32Array, Int64Array, SemanticIds
+
+
+def joined(
+    sids: SemanticIds, items: Int64Array, vectors: FloatArray
+) -> tuple[SemanticIds, Int64Array]:
+    """The catalogue with those of `items` int64 `[m]` that it lacks, and these new items int64.
+
+    `vectors` float32 `[m, d]` must hold old items' vectors as well, as many as there are: they say
+    what the codes mean. A new item whose tuple is taken gets the nearest last code that is free
+    below its other codes; it shares the tuple where none is. Raises DraftrecError when no old item
+    has a vector.
+    """
+    places = sids.find(items)
+    old, new = np.flatnonzero(places >= 0), np.flatnonzero(places < 0)
+    if not len(old):
+        raise DraftrecError(
+            "none of the items with vectors is in the catalogue, so nothing says what its codes "
+            "mean; give the vectors of its items and of the new ones in one file"
+        )
+    codes = _nearest_codes(sids.codes[places[old]], vectors[old], vectors[new], sids)
+    every = np.concatenate((sids.codes, codes))
+    ids = np.concatenate((sids.items, items[new]))
+    return SemanticIds.from_codes(ids, every, sids.tokens), np.sort(items[new])
+
+
+def _nearest_codes(
+    known: Int32Array, vectors: FloatArray, wanted: FloatArray, sids: SemanticIds
+) -> Int32Array:
+    """Codes int32 `[m, L]` of `wanted` float32 `[m, d]`, from items whose codes are `known`."""
+    codes = np.empty((len(wanted), sids.levels), np.int32)
+    old, new = vectors.copy(), wanted.copy()
+    for level in range(sids.levels):
+        used, back = np.unique(known[:, level], return_inverse=True)
+        centroids = _means(old, back, len(used))
+        apart = _apart(new, centroids)
+        if level == sids.levels - 1:
+            chosen = _free(codes[:, :level], used, apart, sids)
+        else:
+            chosen = apart.argmin(axis=1)
+        codes[:, level] = used[chosen]
+        old -= centroids[back]
+        new -= centroids[chosen]
+    return codes
+
+
+def _free(
+    prefixes: Int32Array, used: Int32Array, apart: FloatArray, sids: SemanticIds
+) -> Int64Array:
+    """The last level's choice for each new item, nearest items first: a free code if there is one
+    below its prefix `[L - 1]`."""
+    taken = Counter[tuple[int, ...]](tuple(row) for row in sids.codes.tolist())
+    chosen = np.empty(len(prefixes), np.int64)
+    for row in np.argsort(apart.min(axis=1), kind="stable").tolist():
+        prefix = tuple(prefixes[row].tolist())
+        sharing = np.array([taken[(*prefix, code)] for code in used.tolist()])
+        chosen[row] = np.lexsort((apart[row], sharing > 0))[0]
+        taken[(*prefix, int(used[chosen[row]]))] += 1
+    return chosen
+
+
+def _means(vectors: FloatArray, clusters: Int64Array, count: int) -> FloatArray:
+    """float32 `[count, d]`: the mean of every cluster, none of them empty."""
+    sums = np.zeros((count, vectors.shape[1]), np.float64)
+    np.add.at(sums, clusters, vectors)
+    return (sums / np.bincount(clusters, minlength=count)[:, None]).astype(np.float32)
+
+
+def _apart(vectors: FloatArray, centroids: FloatArray) -> FloatArray:
+    """Squared distances float32 `[m, K]`."""
+    lengths = (vectors**2).sum(axis=1)[:, None] + (centroids**2).sum(axis=1)
+    return lengths - 2.0 * (vectors @ centroids.T)
