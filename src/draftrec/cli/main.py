@@ -20,6 +20,8 @@ from draftrec.errors import DraftrecError
 
 #: Command -> module that defines a function of that name, or a table SUBCOMMANDS.
 _COMMANDS = {
+    "compare": "draftrec.cli.compare",
+    "ctr": "draftrec.cli.ctr",
     "demo": "draftrec.cli.demo",
     "generate": "draftrec.cli.generate",
     "genrec": "draftrec.cli.genrec",
