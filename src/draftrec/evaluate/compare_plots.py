@@ -25,14 +25,15 @@ _SHOWN = ("similarity_kept", "self_bleu", "distinct_2", "titles_leaked", "new_to
 
 def draw(comparison: Comparison) -> list[Plot]:
     """Heading, caption and SVG of each plot that the figures allow."""
-    used = [plot for run in comparison.runs if (plot := _used_plot(run))]
+    by_run = [plot for run in comparison.runs if (plot := _used_plot(run))]
     results = (comparison.baseline, *comparison.runs)
-    return used + [plot for name in _SHOWN if (plot := _figure_plot(name, results))]
+    return by_run + [plot for name in _SHOWN if (plot := _figure_plot(name, results))]
 
 
 def used(verdict: Verdict, value: float) -> float | None:
-    """The part of a limit that `value` uses up: 0 as the baseline, 1 at the bound, more beyond it.
-    None for a bound that leaves no room, or none that can be measured from a baseline."""
+    """The part of a limit's room that `value` uses up: 1 at the bound, more beyond it. Room begins
+    at the baseline for changes, at zero for `max`, at equality for `min` of what compares a run
+    with the baseline. None for other bounds, and for those that leave no room."""
     if verdict.key in ("max_change", "max_relative", "max"):
         return max(0.0, value / verdict.bound) if verdict.bound > 0 else None
     if verdict.key in ("min_change", "min_relative"):
@@ -45,14 +46,15 @@ def _used_plot(run: RunResult) -> Plot | None:
     counts = Counter(verdict.metric for verdict in run.verdicts)
     twice = {metric for metric, n in counts.items() if n > 1}
     data = [bar for verdict in run.verdicts if (bar := _used_bar(verdict, twice))]
-    if not data:
-        return None
+    if not any(bar.value or bar.high for bar in data):
+        return None  # equal to the baseline: a plot of zeros
     words = "; ".join(f"{b.label} {b.note}" for b in data)
     labels = Labels(
         f"{run.name}: use of the limits", f"Parts of the limits used: {words}.", "part of the limit"
     )
     caption = (
-        "0: as the baseline. Dashed: the limit. Whiskers: 95 % interval, of which the end counts. "
+        "How much of the room that a limit leaves is used up. Dashed: the limit. Whiskers: 95 % "
+        "interval, of which the end counts. "
         "Green: kept, red: broken, orange: undecided."
     )
     return f"{run.name}: use of the limits", caption, plots.bars(data, labels, reference=1.0)

@@ -23,7 +23,7 @@ from draftrec.evaluate.compare_words import (
     found_words,
     outcome_of,
 )
-from draftrec.evaluate.limits import Measured
+from draftrec.evaluate.limits import Measured, Verdict
 from draftrec.evaluate.report import render_page
 
 _DIGITS = 6
@@ -41,9 +41,26 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitCell:
+    """What one run made of a limit; empty where the limit is not its."""
+
+    found: str = ""
+    verdict: str = ""
+    tone: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRow:
+    """One limit and every run's cell."""
+
+    limit: str
+    cells: tuple[LimitCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ComparePage:
-    """All that the page shows, in the terms of `evaluate.report.Report`. `limits` and `clicks`:
-    rows of words; the first entry of a row of `limits` is the tone of its outcome."""
+    """All that the page shows, in the terms of `evaluate.report.Report`. `runs`: their names, the
+    baseline first; `clicks`: rows of words."""
 
     title: str
     lead: str
@@ -51,7 +68,7 @@ class ComparePage:
     tiles: tuple[Tile, ...]
     runs: tuple[str, ...]
     rows: tuple[FigureRow, ...]
-    limits: tuple[tuple[int, str, str, str, str], ...]
+    limits: tuple[LimitRow, ...]
     clicks: tuple[tuple[str, ...], ...]
     facts: Mapping[str, Mapping[str, str]]
     next_steps: tuple[tuple[str, str], ...] = ()
@@ -99,8 +116,8 @@ def to_markdown(comparison: Comparison) -> str:
         for row in page.rows
     ]
     lines += ["", "## Figures", "", *_table(("", *page.runs), rows)]
-    limits = [row[1:] for row in page.limits]
-    lines += ["", "## Limits", "", *_table(("run", "limit", "found", "verdict"), limits)]
+    limits = [(row.limit, *(_limit_words(c) for c in row.cells)) for row in page.limits]
+    lines += ["", "## Limits", "", *_table(("limit", *page.runs[1:]), limits)]
     if page.clicks:
         head = ("run", "model", "adaptor", "metric", "seeds", "value", "change", "95 % interval")
         lines += ["", "## Click models", "", *_table(head, page.clicks)]
@@ -121,10 +138,7 @@ def _page(comparison: Comparison) -> ComparePage:
         tiles=tuple(_tile(run) for run in comparison.runs),
         runs=(comparison.baseline.name, *names),
         rows=tuple(figure_rows(comparison)),
-        limits=tuple(
-            (TONES[v.outcome], v.run, bound_words(v), found_words(v), _outcome(v.outcome, v.reason))
-            for v in comparison.verdicts
-        ),
+        limits=tuple(_limit_rows(comparison)),
         clicks=tuple(row for run in comparison.runs for row in _click_rows(run)),
         facts={"Method": comparison.facts, "What the figures mean": _meanings(comparison)},
     )
@@ -132,16 +146,35 @@ def _page(comparison: Comparison) -> ComparePage:
 
 def _tile(run: RunResult) -> Tile:
     judged = [v for v in run.verdicts if v.outcome != "not measured"]
-    stopped = dict.fromkeys(
-        f"{v.outcome}: {METRICS[v.metric].label}" for v in judged if v.outcome != "kept"
-    )
-    note = f"limits kept; {', '.join(stopped)}" if stopped else "limits kept"
+    stopped = [
+        f"{outcome}: {', '.join(dict.fromkeys(labels))}"
+        for outcome in ("broken", "undecided")
+        if (labels := [METRICS[v.metric].label for v in judged if v.outcome == outcome])
+    ]
     kept = sum(v.outcome == "kept" for v in judged)
+    note = "; ".join(["limits kept", *stopped])
     return Tile(run.name, kept, len(judged), note, TONES[outcome_of(run.verdicts)])
 
 
-def _outcome(outcome: str, reason: str) -> str:
-    return f"{outcome}: {reason}" if reason else outcome
+def _limit_rows(comparison: Comparison) -> list[LimitRow]:
+    """A row for every limit that some run was judged by, in the order of the limits file."""
+    by_run = [{bound_words(v): v for v in run.verdicts} for run in comparison.runs]
+    limits = dict.fromkeys(limit for verdicts in by_run for limit in verdicts)
+    return [
+        LimitRow(limit, tuple(_limit_cell(verdicts.get(limit)) for verdicts in by_run))
+        for limit in limits
+    ]
+
+
+def _limit_cell(verdict: Verdict | None) -> LimitCell:
+    if verdict is None:
+        return LimitCell()
+    words = f"{verdict.outcome}: {verdict.reason}" if verdict.reason else verdict.outcome
+    return LimitCell(found_words(verdict), words, TONES[verdict.outcome])
+
+
+def _limit_words(cell: LimitCell) -> str:
+    return f"{cell.found}<br>{cell.verdict}" if cell.verdict else "-"
 
 
 def _click_rows(run: RunResult) -> list[tuple[str, ...]]:

@@ -51,11 +51,10 @@ def figure_rows(comparison: Comparison) -> list[FigureRow]:
 
 
 def bound_words(verdict: Verdict) -> str:
-    """A limit: "relaxed tokens at most 15.0 %"."""
+    """A limit: "relaxed tokens at most 15.0 %", "change of EOS rate at least -5.0 pp"."""
     word = "at least" if verdict.key.startswith("min") else "at most"
-    label = METRICS[verdict.metric].label
-    kind = _kind(verdict)
-    return f"{label}{kind} {word} {_shown(verdict, verdict.bound)}"
+    subject = f"{_kind(verdict)}{METRICS[verdict.metric].label}"
+    return f"{subject} {word} {_shown(verdict, verdict.bound)}"
 
 
 def found_words(verdict: Verdict) -> str:
@@ -121,8 +120,8 @@ def _verdict_words(verdict: Verdict) -> str:
 
 def _kind(verdict: Verdict) -> str:
     if verdict.key.endswith("change"):
-        return " changed by"
-    return " changed relatively by" if verdict.key.endswith("relative") else ""
+        return "change of "
+    return "relative change of " if verdict.key.endswith("relative") else ""
 
 
 def _shown(verdict: Verdict, value: float) -> str:
