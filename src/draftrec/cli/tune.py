@@ -1,17 +1,23 @@
-"""`draftrec tune`: choose pool size, depth and budget from recorded texts."""
+"""`draftrec tune`: choose pool size, depth and budget from recorded texts, or, with a model, the
+acceptance rule by speed and quality."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.tune_choice import Limits
+from draftrec.evaluate.tune_space import RULES
 
 Option = typer.Option
+_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,17 +27,21 @@ class TuneOptions:
     texts: Annotated[
         str,
         typer.Argument(
-            metavar="TEXTS|RUN",
-            help="A run's folder (its measured costs are used), or texts: Parquet, JSONL or CSV "
-            "with entity_id and text.",
+            metavar="TEXTS|RUN|RECORDS",
+            help="A run's folder (its measured costs are used) or texts (Parquet, JSONL or CSV "
+            "with entity_id and text); with --model, records as `generate` reads them.",
         ),
     ]
     tokenizer: Annotated[
-        str, Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts.")
-    ]
+        str | None,
+        Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts."),
+    ] = None
     pool: Annotated[
         Path | None,
-        Option(help="Pool to tune; without one, part of the texts is the pool for the others."),
+        Option(
+            help="Pool to tune, or to draft from; without one, part of the texts, or the texts of "
+            "other records."
+        ),
     ] = None
     groups: Annotated[
         Path | None,
@@ -41,42 +51,127 @@ class TuneOptions:
         Path | None, Option(metavar="FILE.yaml", help="Settings for `generate --config`.")
     ] = None
     limit: Annotated[int, Option(min=1, help="Most texts that are replayed.")] = 60
-    seed: Annotated[int, Option(help="Seed of the choice of texts.")] = 0
+    seed: Annotated[int, Option(help="Seed of the choice of texts and of the search.")] = 0
+
+    model: Annotated[
+        str | None, Option(help="Try acceptance rules with this model: a folder or a Hub id.")
+    ] = None
+    rules: Annotated[
+        str, Option(help="With --model: rules to try, by commas; strict always is.")
+    ] = ",".join(RULES)
+    budgets: Annotated[str, Option(help="With --model: budgets to try, by commas.")] = "16,48"
+    sample: Annotated[int, Option(min=1, help="With --model: records that are written.")] = 64
+    rounds: Annotated[int, Option(min=1, help="With --model: times that each is timed.")] = 3
+    trials: Annotated[
+        int | None,
+        Option(min=1, help="With --model: search so many settings where the grid has more."),
+    ] = None
+    max_loss_per_token: Annotated[
+        float, Option(min=0, help="With --model: most nats given up per token of the text.")
+    ] = _LIMITS.max_loss_per_token
+    min_similarity: Annotated[
+        float, Option(min=0, max=1, help="With --model: least TF-IDF cosine to the model's text.")
+    ] = _LIMITS.min_similarity
+    max_length_drift: Annotated[
+        float, Option(min=0, help="With --model: most relative change of the mean length.")
+    ] = _LIMITS.max_length_drift
+    template: Annotated[
+        str | None, Option(help="With --model: a framework's template, or a Jinja2 file.")
+    ] = None
+    side: Annotated[
+        Literal["user", "item"], Option(help="Which side a framework's template describes.")
+    ] = "user"
+    chat: Annotated[
+        bool | None,
+        Option(
+            "--chat/--no-chat",
+            help="Wrap prompts in the tokenizer's chat template.",
+            show_default="where it has one",
+        ),
+    ] = None
+    max_new_tokens: Annotated[int, Option(min=1, help="With --model: longest text.")] = 512
+    batch_size: Annotated[
+        str, Option(metavar="auto|N", help="With --model: texts written together.")
+    ] = "auto"
+    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
+    ] = "auto"
+    report: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR",
+            help="With --model: folder of frontier.html and trials.parquet.",
+            show_default="FILE.trials beside --output",
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Give up the trials that are in --report.")
+    ] = False
     json: JsonOption = False
     debug: DebugOption = False
 
 
 @command(TuneOptions)
 def tune(options: TuneOptions) -> int:
-    """Try budgets, depths and pool sizes on recorded texts, and keep the cheapest good ones.
+    """Choose settings of `generate`, from recorded texts or with the model.
 
-    No model is loaded: acceptance is strict. What a run measured of its passes says what drafts
-    cost; without a run, settings are compared by tokens per step only.
+    Recorded texts are replayed under many budgets, depths and pool sizes, without a model: what a
+    run measured of its passes says what drafts cost. With --model, sampled records are written
+    under the acceptance rules and their knobs, next to plain decoding, and the fastest setting
+    within the limits of quality is chosen; the same command again goes on with what is missing.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from draftrec.evaluate.tune import TuneJob, run_tune, settings_yaml
-
     output = options.output
     if output is not None and not output.parent.is_dir():
         raise DraftrecError(f"the folder of {output} does not exist; make it first")
+    if options.model is not None:
+        from draftrec.cli.tune_quality import tune_quality
+
+        return tune_quality(options, options.model)
+    if options.tokenizer is None:
+        raise DraftrecError(
+            "give --tokenizer to replay recorded texts, or --model to try acceptance rules"
+        )
+    return _replay(options, options.tokenizer)
+
+
+def _replay(options: TuneOptions, tokenizer: str) -> int:
+    from rich.console import Console
+
+    from draftrec.evaluate.tune import TuneJob, run_tune, settings_yaml
+
     job = TuneJob(
-        options.texts, options.tokenizer, options.pool, options.groups,
+        options.texts, tokenizer, options.pool, options.groups,
         limit=options.limit, seed=options.seed,
     )  # fmt: skip
+    with settings_bar() as watch:
+        summary = run_tune(job, watch)
+    _show(summary, Console(stderr=options.json))
+    if options.output is not None:
+        options.output.write_text(settings_yaml(summary["chosen"], options.pool))
+        say_written(options.output)
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+def say_written(path: Path) -> None:
+    """What the settings file is for."""
+    say(f"settings written to {path}; use them with generate --config {path}")
+
+
+@contextmanager
+def settings_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the settings that were tried, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     errors = Console(stderr=True)
     columns = (TextColumn("settings"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("settings", total=None)
-        summary = run_tune(job, lambda done, all_: bar.update(task, completed=done, total=all_))
-    _show(summary, Console(stderr=options.json))
-    if output is not None:
-        output.write_text(settings_yaml(summary["chosen"], options.pool))
-        say(f"settings written to {output}; use them with generate --config {output}")
-    if options.json:
-        print_json(summary)
-    return DONE
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 _COLUMNS = {

@@ -1,0 +1,134 @@
+"""`draftrec tune --model`: from options to a study of acceptance rules, and its results shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftrec.cli.common import DONE, auto_or_number, print_json, say
+from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from draftrec.cli.tune import TuneOptions
+    from draftrec.evaluate.tune_quality import QualityJob
+
+
+def tune_quality(options: TuneOptions, model: str) -> int:
+    """Run the study, write page and settings, show the frontier."""
+    from rich.console import Console
+
+    from draftrec.cli.tune import say_written, settings_bar
+    from draftrec.data.writers import replace_file
+    from draftrec.evaluate.tune_choice import chosen_yaml
+    from draftrec.evaluate.tune_quality import run_quality_tune
+
+    job = _job(options, model)
+    with settings_bar() as watch:
+        summary = run_quality_tune(job, watch)
+    page = job.folder / "frontier.html"
+    replace_file(page, _page(job, summary, options.output).encode())
+    _show(summary, Console(stderr=options.json))
+    say(f"page: {page}; all trials: {job.folder / 'trials.parquet'}")
+    if options.output is not None:
+        text = chosen_yaml(summary["chosen"], job.limits, job.depth)
+        replace_file(options.output, text.encode())
+        say_written(options.output)
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+def _job(options: TuneOptions, model: str) -> QualityJob:
+    from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
+    from draftrec.evaluate.tune_choice import Limits
+    from draftrec.evaluate.tune_quality import QualityJob
+    from draftrec.evaluate.tune_space import Space
+
+    batch = auto_or_number("batch-size", options.batch_size)
+    if batch != "auto" and batch < 1:
+        raise DraftrecError(f"--batch-size must be auto or a number from 1 on, not {batch}")
+    return QualityJob(
+        records=options.texts,
+        target=ModelConfig(model=model, device=options.device, dtype=options.dtype),
+        folder=_folder(options),
+        batch=BatchConfig(batch_size=batch, max_new_tokens=options.max_new_tokens),
+        layout=RecordsConfig(template=options.template, side=options.side, chat=options.chat),
+        groups=options.groups,
+        pool=options.pool,
+        space=Space(_words(options.rules), _numbers("budgets", options.budgets)),
+        limits=Limits(options.max_loss_per_token, options.min_similarity, options.max_length_drift),
+        sample=options.sample,
+        rounds=options.rounds,
+        trials=options.trials,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+
+
+def _folder(options: TuneOptions) -> Path:
+    if options.report is not None:
+        return options.report
+    if options.output is None:
+        raise DraftrecError("tune --model writes settings and trials; give --output or --report")
+    return options.output.with_suffix(".trials")
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _numbers(option: str, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(value))
+    except ValueError:
+        raise DraftrecError(
+            f"--{option} must be whole numbers separated by commas, not {value!r}"
+        ) from None
+
+
+def _page(job: QualityJob, summary: dict[str, Any], output: Path | None) -> str:
+    from draftrec.evaluate.frontier import Study, facts_of, render_frontier
+    from draftrec.evaluate.report import machine_facts
+
+    how = {"rounds": job.rounds, "longest text": job.batch.max_new_tokens, "seed": job.seed}
+    facts = facts_of(summary, {**how, "device": summary["device"], "dtype": summary["dtype"]})
+    study = Study(
+        tuple(summary["trials"]),
+        summary["chosen"],
+        job.limits,
+        facts | {"Machine": machine_facts()},
+        str(output) if output else None,
+    )
+    return render_frontier(study)
+
+
+_COLUMNS = {
+    "speedup": "{:.2f}",
+    "speedup_low": "{:.2f}",
+    "tokens_per_call": "{:.2f}",
+    "relaxed_share": "{:.1%}",
+    "loss_per_token": "{:.4f}",
+    "similarity": "{:.3f}",
+    "exact_match": "{:.0%}",
+    "length_drift": "{:+.1%}",
+}
+
+
+def _show(summary: dict[str, Any], console: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from draftrec.evaluate.frontier import name_of
+
+    title = f"{summary['texts']} texts, {len(summary['trials'])} settings; the frontier:"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("setting")
+    for name in _COLUMNS:
+        table.add_column(name.replace("_", " "), justify="right")
+    chosen = summary["chosen"]
+    shown = summary["frontier"] if chosen in summary["frontier"] else [*summary["frontier"], chosen]
+    for row in shown:
+        cells = [form.format(row[name]) for name, form in _COLUMNS.items()]
+        table.add_row(name_of(row), *cells, style="bold green" if row == chosen else None)
+    console.print(table)
+    console.print(f"chosen: {name_of(chosen)}")
