@@ -1,0 +1,170 @@
+"""From events, attributes and vectors to the arrays that click models read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+
+from draftrec.core import FloatArray
+from draftrec.ctr.attributes import Attribute, attributes, read_rows
+from draftrec.data.cut import PARTS, Samples
+from draftrec.data.events import Events, Int64Array
+from draftrec.data.vectors import read_vectors
+from draftrec.errors import DraftrecError
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Files beside the interactions; None for what there is not. Columns: None chooses them."""
+
+    items: str | None = None
+    item_columns: tuple[str, ...] | None = None
+    users: str | None = None
+    user_columns: tuple[str, ...] | None = None
+    user_vectors: str | None = None
+    item_vectors: str | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Side:
+    """What is known of users, or of items. Entity e of the events has row e + 1; row 0 is none.
+
+    `ids` int64 `[entities + 1]`, below `id_count`: the codes of the entities seen in training, 0
+    for all others; None where the id is no feature. `vectors` float32 `[entities + 1, d]`: the
+    knowledge, standardised, zeros for an entity without; or None.
+    """
+
+    ids: Int64Array | None
+    id_count: int
+    attributes: tuple[Attribute, ...]
+    vectors: FloatArray | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Samples as rows of the two sides: `users`, `items` int64 `[n]`, `sequence` int64 `[n, L]`
+    with 0 behind its end, `labels` float32 `[n]`."""
+
+    users: Int64Array
+    items: Int64Array
+    sequence: Int64Array
+    labels: FloatArray
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Inputs:
+    """All that a trial needs."""
+
+    users: Side
+    items: Side
+    train: Part
+    valid: Part
+    test: Part
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prepared:
+    """`without_vectors`: users and items of the samples that the vector files lack."""
+
+    inputs: Inputs
+    without_vectors: dict[str, int]
+
+
+def prepare(
+    events: Events, samples: Samples, sources: Sources, columns: tuple[str, str], *, user_ids: bool
+) -> Prepared:
+    """Read attributes and vectors and put everything into arrays.
+
+    `columns` are those of users' and items' ids. `user_ids`: whether a user's id is a feature; in
+    a split by user it cannot be, as all users of the test are strangers. Raises DraftrecError for
+    files that cannot be read or that know none of the entities.
+    """
+    train = samples.part == PARTS.index("train")
+    known_users = np.unique(samples.user[train])
+    known_items = np.unique(samples.item[train])
+    followed = np.unique(samples.sequence[train])
+    user_codes = _codes(len(events.users), known_users)
+    item_codes = _codes(len(events.items), np.union1d(known_items, followed[followed >= 0]))
+    user_vectors, item_vectors = (
+        _vectors(sources.user_vectors, events.users, known_users),
+        _vectors(sources.item_vectors, events.items, known_items),
+    )
+    users = Side(
+        user_codes if user_ids else None,
+        int(user_codes.max()) + 1,
+        _attributes(sources.users, columns[0], sources.user_columns, events.users, known_users),
+        None if user_vectors is None else user_vectors[0],
+    )
+    items = Side(
+        item_codes,
+        int(item_codes.max()) + 1,
+        _attributes(sources.items, columns[1], sources.item_columns, events.items, known_items),
+        None if item_vectors is None else item_vectors[0],
+    )
+    without = {
+        name: len(np.intersect1d(np.unique(used), found[1]))
+        for name, used, found in (
+            ("users", samples.user, user_vectors),
+            ("items", samples.item, item_vectors),
+        )
+        if found is not None
+    }
+    parts = [_part(samples, number) for number in range(len(PARTS))]
+    return Prepared(Inputs(users, items, *parts), without)
+
+
+def _part(samples: Samples, number: int) -> Part:
+    rows = np.flatnonzero(samples.part == number)
+    return Part(
+        samples.user[rows] + 1,
+        samples.item[rows] + 1,
+        samples.sequence[rows] + 1,
+        samples.label[rows],
+    )
+
+
+def _codes(count: int, known: Int64Array) -> Int64Array:
+    codes = np.zeros(count + 1, np.int64)
+    codes[known + 1] = np.arange(1, len(known) + 1)
+    return codes
+
+
+def _attributes(
+    location: str | None,
+    id_column: str,
+    columns: Seq[str] | None,
+    ids: Seq[str],
+    known: Int64Array,
+) -> tuple[Attribute, ...]:
+    if location is None:
+        return ()
+    rows = read_rows(location, id_column)
+    if rows.keys().isdisjoint(ids):
+        raise DraftrecError(
+            f"{location} has none of the interactions' {id_column} values; check its ids"
+        )
+    return attributes(rows, columns, ids, known)
+
+
+def _vectors(
+    location: str | None, ids: Seq[str], known: Int64Array
+) -> tuple[FloatArray, Int64Array] | None:
+    """Standardised vectors by row, and the entities without one; mean and deviation of each
+    dimension are those of the entities seen in training."""
+    if location is None:
+        return None
+    read = read_vectors(location)
+    places = {name: place for place, name in enumerate(read.ids)}
+    found = np.array([places.get(name, -1) for name in ids], np.int64)
+    fitted = read.vectors[found[known][found[known] >= 0]]
+    if not len(fitted):
+        raise DraftrecError(
+            f"{location} has no vector for any entity that the models train on; check its ids"
+        )
+    deviation = fitted.std(axis=0)
+    scaled = (read.vectors - fitted.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    table = np.zeros((len(ids) + 1, read.vectors.shape[1]), np.float32)
+    table[1:][found >= 0] = scaled[found[found >= 0]]
+    return table, np.flatnonzero(found < 0)

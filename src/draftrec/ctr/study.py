@@ -1,0 +1,172 @@
+"""The study: click models x adaptors x seeds on one cut of the data, and what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from draftrec.ctr.features import Inputs, Prepared, Sources, prepare
+from draftrec.ctr.settings import FitSettings
+from draftrec.data.cut import PARTS, CutSettings, Samples, cut_samples
+from draftrec.data.events import EventColumns, Events, read_events
+from draftrec.data.intervals import interval, paired
+from draftrec.data.readers import open_records
+from draftrec.data.trials import Scalar, Settings, TrialStore, run_trials, usable_cores
+from draftrec.data.writers import replace_file
+from draftrec.errors import DraftrecError
+
+#: Figures of the test that summaries show.
+_FIGURES = ("auc", "logloss")
+
+
+@dataclass(frozen=True, slots=True)
+class StudyJob:
+    """Inputs and settings of `draftrec ctr`; results go into the folder `output`."""
+
+    interactions: str
+    output: Path
+    models: tuple[str, ...] = ("din",)
+    adaptors: tuple[str, ...] = ("none",)
+    seeds: int = 5
+    columns: EventColumns = field(default_factory=EventColumns)
+    sources: Sources = field(default_factory=Sources)
+    cut: CutSettings = field(default_factory=CutSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    overwrite: bool = False
+
+    @property
+    def trials(self) -> list[Settings]:
+        """One for each model, adaptor and seed."""
+        return [
+            {"model": model, "adaptor": adaptor, "seed": seed}
+            for model in dict.fromkeys(self.models)
+            for adaptor in dict.fromkeys(self.adaptors)
+            for seed in range(self.seeds)
+        ]
+
+
+def run_study(
+    job: StudyJob, workers: int | None, watch: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Run what is left of the study, write `trials.parquet` and `summary.json`, return the latter.
+
+    `workers`: processes; None for as many as there are cores. The same job gives the same bytes.
+    Raises DraftrecError for unusable inputs, and for an output folder begun with others.
+    """
+    _require_library()
+    events = read_events(job.interactions, job.columns)
+    samples = cut_samples(events, job.cut)
+    prepared = prepare(
+        events,
+        samples,
+        job.sources,
+        (job.columns.user, job.columns.item),
+        user_ids=job.cut.split == "time",
+    )
+    _check_adaptors(job.adaptors, prepared.inputs, job.fit.size)
+    store = TrialStore(job.output, _identity(job), job.overwrite)
+    table = run_trials(
+        partial(_trial, prepared.inputs, job.fit),
+        job.trials,
+        store,
+        workers=usable_cores() if workers is None else workers,
+        watch=watch,
+    )
+    summary = _summary(table, events, samples, prepared)
+    replace_file(job.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    return summary
+
+
+def summarise(table: pa.Table) -> list[dict[str, Any]]:
+    """A row for each model and adaptor: mean, standard deviation and 95 % interval over seeds of
+    AUC and LogLoss; `over_none`: the same of the differences to the model without knowledge, seed
+    by seed, where that was run too."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in table.to_pylist():
+        figures = found.setdefault((row["model"], row["adaptor"]), {name: [] for name in _FIGURES})
+        for name in _FIGURES:
+            figures[name].append(row[name])
+    results: list[dict[str, Any]] = []
+    for (model, adaptor), figures in found.items():
+        result: dict[str, Any] = {"model": model, "adaptor": adaptor, "seeds": len(figures["auc"])}
+        result |= {name: interval(values).as_dict() for name, values in figures.items()}
+        plain = found.get((model, "none"))
+        if plain is not None and adaptor != "none":
+            result["over_none"] = {
+                name: paired(plain[name], values).as_dict() for name, values in figures.items()
+            }
+        results.append(result)
+    return results
+
+
+def _trial(inputs: Inputs, fit: FitSettings, settings: Settings) -> Mapping[str, Scalar]:
+    from draftrec.ctr.train import train_and_test
+
+    model, adaptor, seed = (settings[name] for name in ("model", "adaptor", "seed"))
+    return train_and_test(inputs, str(model), str(adaptor), int(seed or 0), fit)
+
+
+def _summary(
+    table: pa.Table, events: Events, samples: Samples, prepared: Prepared
+) -> dict[str, Any]:
+    return {
+        "results": summarise(table),
+        "samples": {name: _counts(samples, number) for number, name in enumerate(PARTS)},
+        "users": len(events.users),
+        "items": len(events.items),
+        "interactions": len(events.user),
+        "attributes": [a.name for a in prepared.inputs.items.attributes],
+        "without_vectors": prepared.without_vectors,
+    }
+
+
+def _counts(samples: Samples, number: int) -> dict[str, int]:
+    inside = samples.part == number
+    return {
+        "samples": int(inside.sum()),
+        "clicks": int(samples.label[inside].sum()),
+        "users": len(np.unique(samples.user[inside])),
+    }
+
+
+def _identity(job: StudyJob) -> dict[str, Scalar]:
+    """What all trials share, flat: contents of the inputs, not their names."""
+    sources = asdict(job.sources)
+    shared = {**asdict(job.columns), **asdict(job.cut), **asdict(job.fit)}
+    shared |= {name: sources.pop(name) for name in ("item_columns", "user_columns")}
+    files = {"interactions": job.interactions, **sources}
+    prints = {
+        name: open_records(place).fingerprint()[:16] if place else None
+        for name, place in files.items()
+    }
+    flat: dict[str, Scalar] = {
+        name: ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in shared.items()
+    }
+    return {**prints, **flat}
+
+
+def _check_adaptors(names: Seq[str], inputs: Inputs, size: int) -> None:
+    """Before hours of training, raise for an adaptor that the vectors do not suit."""
+    from draftrec.ctr.adaptors import make_adaptor
+
+    sides = {"user": inputs.users.vectors, "item": inputs.items.vectors}
+    widths = {name: vectors.shape[1] for name, vectors in sides.items() if vectors is not None}
+    for name in names:
+        make_adaptor(name, widths, size)
+
+
+def _require_library() -> None:
+    if find_spec("torch_rechub") is None:
+        raise DraftrecError(
+            'click models need torch-rechub; install it with pip install "draftrec[ctr]"'
+        )
