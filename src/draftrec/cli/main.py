@@ -23,6 +23,7 @@ _COMMANDS = {
     "compare": "draftrec.cli.compare",
     "ctr": "draftrec.cli.ctr",
     "demo": "draftrec.cli.demo",
+    "encode": "draftrec.cli.encode",
     "generate": "draftrec.cli.generate",
     "genrec": "draftrec.cli.genrec",
     "group": "draftrec.cli.group",

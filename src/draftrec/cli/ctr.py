@@ -1,0 +1,292 @@
+"""`draftrec ctr`: what knowledge vectors are worth to click models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draftrec.cli.common import (
+    DONE,
+    ConfigOption,
+    DebugOption,
+    JsonOption,
+    auto_or_number,
+    command,
+    print_json,
+    say,
+)
+from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from draftrec.ctr.study import StudyJob
+    from draftrec.data.cut import CutSettings
+    from draftrec.data.events import EventColumns
+
+Option = typer.Option
+
+
+class Model(StrEnum):
+    """Click models."""
+
+    DIN = "din"
+    DIEN = "dien"
+    DCN = "dcn"
+    DCNV2 = "dcnv2"
+    DEEPFM = "deepfm"
+    XDEEPFM = "xdeepfm"
+    AUTOINT = "autoint"
+    FIBINET = "fibinet"
+    FIGNN = "fignn"
+
+
+class Adaptor(StrEnum):
+    """How vectors enter a click model."""
+
+    NONE = "none"
+    MOE = "moe"
+    HEA = "hea"
+    MLP = "mlp"
+    CONTRASTIVE = "contrastive"
+
+
+class SplitBy(StrEnum):
+    """What the test is on."""
+
+    USER = "user"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CtrOptions:
+    """The command line of `draftrec ctr`."""
+
+    interactions: Annotated[
+        str,
+        typer.Argument(
+            metavar="INTERACTIONS", help="Parquet, JSONL or CSV: a row per rating, view or click."
+        ),
+    ]
+    items: Annotated[
+        str | None,
+        Option(metavar="FILE", help="A row per item; texts and lists of few values are features."),
+    ] = None
+    users: Annotated[
+        str | None, Option(metavar="FILE", help="A row per user, as --items for items.")
+    ] = None
+    user_vectors: Annotated[
+        str | None, Option(metavar="FILE", help="Vectors of users, as `draftrec encode` writes.")
+    ] = None
+    item_vectors: Annotated[
+        str | None, Option(metavar="FILE", help="Vectors of items, as `draftrec encode` writes.")
+    ] = None
+    model: Annotated[
+        list[Model] | None, Option(help="Click model; may be repeated [default: din].")
+    ] = None
+    adaptor: Annotated[
+        list[Adaptor] | None,
+        Option(
+            help="How vectors enter: moe (KAR and TRAWL as in DARE), hea (KAR), mlp (ONCE), "
+            "contrastive (RLMRec), none; may be repeated [default: none]."
+        ),
+    ] = None
+    seeds: Annotated[int, Option(min=1, help="Runs of each model and adaptor.")] = 5
+    output: Annotated[Path | None, Option(metavar="DIR", help="Folder of the results.")] = None
+    save_histories: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE.jsonl",
+            help="Write what lies before the cut, as `generate --template kar --side user` reads "
+            "it, and stop.",
+        ),
+    ] = None
+    history: Annotated[int, Option(min=1, help="Most events of a user before the cut.")] = 30
+    positive: Annotated[float, Option(help="Ratings from here on count as clicks.")] = 4.0
+    negatives: Annotated[
+        int, Option(min=0, help="Items the user never took, drawn for each click.")
+    ] = 0
+    sequence: Annotated[int, Option(min=1, help="Clicked items a model sees of a user.")] = 5
+    split: Annotated[
+        SplitBy,
+        Option(help="Validate and test on other users (8:1:1), or on the last 20 % of time."),
+    ] = SplitBy.USER
+    sample_seed: Annotated[int, Option(help="Seed of the drawn items.")] = 0
+    lr: Annotated[
+        list[float] | None, Option(help="Learning rate; repeat it to choose on validation.")
+    ] = None
+    batch_size: Annotated[
+        list[int] | None, Option(min=2, help="Batch size; repeat it to choose on validation.")
+    ] = None
+    embedding: Annotated[int, Option(min=2, help="Numbers per embedding, even.")] = 32
+    epochs: Annotated[int, Option(min=1, help="Most passes over the training samples.")] = 20
+    patience: Annotated[
+        int, Option(min=1, help="Epochs without a better validation AUC before the end.")
+    ] = 3
+    weight_decay: Annotated[float, Option(min=0, help="Weight decay of AdamW.")] = 0.01
+    contrast: Annotated[
+        float, Option(min=0, help="Weight of the loss of --adaptor contrastive.")
+    ] = 0.1
+    workers: Annotated[str, Option(help="Processes side by side; auto: one per core.")] = "auto"
+    item_columns: Annotated[
+        str | None, Option(metavar="A,B", help="Features of --items, instead of what fits.")
+    ] = None
+    user_columns: Annotated[
+        str | None, Option(metavar="A,B", help="Features of --users, instead of what fits.")
+    ] = None
+    title_column: Annotated[str, Option(help="Titles of --items, for --save-histories.")] = "title"
+    category_column: Annotated[
+        str | None, Option(help="Categories of --items, for --save-histories.")
+    ] = None
+    user_column: Annotated[str, Option(help="Column of the users' ids.")] = "user_id"
+    item_column: Annotated[str, Option(help="Column of the items' ids.")] = "item_id"
+    rating_column: Annotated[
+        str | None, Option(help="Column of the ratings [default: rating, if there is one].")
+    ] = None
+    time_column: Annotated[
+        str | None, Option(help="Column of the times [default: timestamp, if there is one].")
+    ] = None
+    overwrite: Annotated[bool, Option("--overwrite", help="Begin anew in --output.")] = False
+    config: ConfigOption = None
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(CtrOptions)
+def ctr(options: CtrOptions) -> int:
+    """Train click models on INTERACTIONS, with and without knowledge vectors, over several seeds.
+
+    A user's first events are left to the prompt, samples come from later ones. Models are chosen
+    by validation AUC; AUC and LogLoss of the test come with 95 % intervals. A second run goes on
+    where the first stopped, and adds what is asked for anew.
+    """
+    if options.save_histories is not None:
+        return _save_histories(options, options.save_histories)
+    if options.output is None:
+        raise DraftrecError("give --output DIR for the results")
+    if options.embedding % 2:
+        raise DraftrecError("--embedding must be even, as autoint and fignn part it into two heads")
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from draftrec.ctr.study import run_study
+
+    job = _job(options, options.output)
+    workers = auto_or_number("workers", options.workers)
+    if workers != "auto" and workers < 1:
+        raise DraftrecError("--workers must be auto or at least 1")
+    errors = Console(stderr=True)
+    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("trials", total=None)
+        summary = run_study(
+            job,
+            None if workers == "auto" else workers,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _show(summary, Console(stderr=options.json))
+    say(f"trials and summary are in {options.output}")
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+def _job(options: CtrOptions, output: Path) -> StudyJob:
+    from draftrec.ctr.features import Sources
+    from draftrec.ctr.settings import FitSettings
+    from draftrec.ctr.study import StudyJob
+
+    return StudyJob(
+        interactions=options.interactions,
+        output=output,
+        models=tuple(m.value for m in options.model or [Model.DIN]),
+        adaptors=tuple(a.value for a in options.adaptor or [Adaptor.NONE]),
+        seeds=options.seeds,
+        columns=_columns(options),
+        sources=Sources(
+            options.items, _names(options.item_columns), options.users,
+            _names(options.user_columns), options.user_vectors, options.item_vectors,
+        ),
+        cut=_cut(options),
+        fit=FitSettings(
+            tuple(options.lr or FitSettings().learning_rates),
+            tuple(options.batch_size or FitSettings().batch_sizes),
+            options.embedding, options.epochs, options.patience, options.weight_decay,
+            options.contrast,
+        ),
+        overwrite=options.overwrite,
+    )  # fmt: skip
+
+
+def _columns(options: CtrOptions) -> EventColumns:
+    from draftrec.data.events import EventColumns
+
+    return EventColumns(
+        options.user_column, options.item_column, options.rating_column, options.time_column
+    )
+
+
+def _cut(options: CtrOptions) -> CutSettings:
+    from draftrec.data.cut import CutSettings
+
+    return CutSettings(
+        options.history, options.positive, options.sequence, options.negatives,
+        options.sample_seed, options.split.value,
+    )  # fmt: skip
+
+
+def _names(columns: str | None) -> tuple[str, ...] | None:
+    """`a,b` as two names; an empty text is none at all."""
+    if columns is None:
+        return None
+    return tuple(name.strip() for name in columns.split(",") if name.strip())
+
+
+def _save_histories(options: CtrOptions, path: Path) -> int:
+    from draftrec.ctr.histories import save_histories
+    from draftrec.data.events import read_events
+
+    events = read_events(options.interactions, _columns(options))
+    items = None if options.items is None else (options.items, options.item_column)
+    shown = (options.title_column, options.category_column)
+    users = save_histories(path, events, _cut(options), items, shown)
+    say(f"histories of {users:,} users are in {path}")
+    if options.json:
+        print_json({"users": users, "output": str(path)})
+    return DONE
+
+
+def _show(summary: dict[str, Any], console: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    parts = ", ".join(f"{part['samples']:,} {name}" for name, part in summary["samples"].items())
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"samples: {parts}", title_justify="left",
+        caption="mean over seeds and 95 % interval; over none: AUC gained, pair by pair",
+        caption_justify="left",
+    )  # fmt: skip
+    for name in ("model", "adaptor"):
+        table.add_column(name)
+    for name in ("seeds", "AUC", "LogLoss", "over none"):
+        table.add_column(name, justify="right")
+    for row in summary["results"]:
+        gain = _cell(row["over_none"]["auc"], "+.4f") if "over_none" in row else ""
+        table.add_row(
+            row["model"], row["adaptor"], str(row["seeds"]), _cell(row["auc"]),
+            _cell(row["logloss"]), gain,
+        )  # fmt: skip
+    console.print(table)
+    for side, missing in summary["without_vectors"].items():
+        if missing:
+            console.print(f"{missing:,} {side} of the samples have no vector; theirs are zeros")
+
+
+def _cell(found: dict[str, float | None], form: str = ".4f") -> str:
+    """The mean, and half the width of its interval."""
+    mean, high = found["mean"], found["high"]
+    if mean is None or high is None:
+        return f"{mean:{form}}"
+    return f"{mean:{form}} ±{high - mean:.4f}"
