@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +17,17 @@ TEMPORARY = ".tmp"
 
 def replace_file(path: Path, content: bytes | pa.Buffer) -> None:
     """Write to a temporary name, force it to disk, rename it into place."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` when all went well, and not before."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with naming(path), temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -69,3 +77,12 @@ def replace_parquet(path: Path, table: pa.Table) -> int:
     content = sink.getvalue()
     replace_file(path, content)
     return content.size
+
+
+def stream_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write tables one after another as zstd Parquet, one in memory at a time; the file's size."""
+    with replacing(path) as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+        return file.tell()

@@ -143,8 +143,7 @@ class RunFolder:
         # Cut first: an attempt that failed halfway may have left lines behind.
         path = self.path / "rejected.jsonl"
         _cut(path, rejected_size)
-        lines = b"".join(_json_line(_rejected_object(record)) for record in rejected)
-        rejected_size = append_file(path, lines)
+        rejected_size = append_file(path, rejected_lines(rejected))
         records = len(texts) + len(rejected)
         entry = ShardEntry(
             records=records,
@@ -226,13 +225,12 @@ def _stats_table(texts: Seq[Written]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=STATS_SCHEMA)
 
 
-def _rejected_object(record: Rejected) -> dict[str, Any]:
-    return {
-        "entity_id": record.entity_id,
-        "line": record.line,
-        "reason": record.reason,
-        "file": record.file,
-    }
+def rejected_lines(rejected: Seq[Rejected]) -> bytes:
+    """The lines of a rejected.jsonl, one object per record."""
+    return b"".join(
+        _json_line({"entity_id": r.entity_id, "line": r.line, "reason": r.reason, "file": r.file})
+        for r in rejected
+    )
 
 
 def prompt_hash(prompt_ids: IntArray) -> int:

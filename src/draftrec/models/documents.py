@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,16 @@ class Encoded:
     knowledge_lost: Int64Array
     history_lost: Int64Array
     windows: Int64Array
+
+    def take(self, rows: Int64Array) -> Encoded:
+        """These rows, in this order; a row may be taken twice."""
+        return Encoded(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def joined(parts: Seq[Encoded]) -> Encoded:
+    """All rows of all parts, of which there is at least one."""
+    names = [field.name for field in fields(Encoded)]
+    return Encoded(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,175 @@
+"""`draftrec encode`: a text per entity in, a vector per entity out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from draftrec.cli.common import (
+    DONE,
+    SOME_REJECTED,
+    DebugOption,
+    JsonOption,
+    StopSignal,
+    command,
+    print_json,
+    say,
+)
+from draftrec.config import EncodeConfig, EncoderConfig
+from draftrec.errors import DraftrecError
+
+Option = typer.Option
+_JOB, _ENCODER = EncodeConfig(encoder=""), EncoderConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """The command line of `draftrec encode`."""
+
+    texts: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXTS",
+            help="A run's folder, or texts: Parquet, JSONL or CSV with entity_id and text.",
+        ),
+    ]
+    encoder: Annotated[
+        str,
+        Option(
+            metavar="PATH_OR_HUB_ID",
+            help="A model's folder or Hub id; minilm (extra [encoders]); or hashed:256, which "
+            "needs no model.",
+        ),
+    ]
+    output: Annotated[
+        Path, Option(metavar="FILE.parquet", help="Vectors to write, in the order of TEXTS.")
+    ]
+    history: Annotated[
+        str | None,
+        Option(
+            metavar="RECORDS",
+            help="Records of the same entities whose prompt is encoded too, behind the text.",
+        ),
+    ] = None
+    fit_on: Annotated[
+        list[str] | None,
+        Option(
+            metavar="TEXTS",
+            help="hashed: fit on these instead (may be repeated), so that two runs compare.",
+        ),
+    ] = None
+    pooling: Annotated[
+        Literal["auto", "mean", "last", "cls"],
+        Option(help="auto: mean; last token for decoder-only models."),
+    ] = _ENCODER.pooling
+    normalise: Annotated[
+        bool | None,
+        Option(
+            "--normalise/--no-normalise",
+            help="Vectors of length 1.",
+            show_default="as the encoder was published",
+        ),
+    ] = _ENCODER.normalise
+    max_tokens: Annotated[
+        int | None, Option(help="Tokens per pass.", show_default="the encoder's limit")
+    ] = _ENCODER.max_tokens
+    on_overflow: Annotated[
+        Literal["window", "truncate", "refuse"],
+        Option(
+            help="Longer texts: the mean over windows of the whole text; its beginning, what is "
+            "lost counted; or rejected."
+        ),
+    ] = _ENCODER.on_overflow
+    batch_size: Annotated[int, Option(help="Most texts encoded together.")] = _ENCODER.batch_size
+    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = _ENCODER.device
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
+    ] = _ENCODER.dtype
+    id_column: Annotated[str, Option(help="Column of the entity ids.")] = _JOB.id_column
+    text_column: Annotated[str, Option(help="Column of the texts.")] = _JOB.text_column
+    history_column: Annotated[str, Option(help="Column of --history.")] = _JOB.history_column
+    shard_size: Annotated[
+        int, Option(help="Texts that are written, and resumed from, together.")
+    ] = _JOB.shard_size
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Give up the vectors that are in --output.")
+    ] = False
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(EncodeOptions)
+def encode(options: EncodeOptions) -> int:
+    """Turn TEXTS into vectors, one per entity.
+
+    The same command again goes on where it was interrupted.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from draftrec.knowledge import encode as job
+    from draftrec.knowledge.encode_inputs import EncodeSpec
+
+    fit_on = tuple(options.fit_on or ())
+    spec = EncodeSpec(
+        _config(options), options.texts, options.output, options.history, fit_on, options.overwrite
+    )
+    errors = Console(stderr=True)
+    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+    with StopSignal(), bar:
+        task = bar.add_task("texts", total=None)
+        result = job.run_encode(
+            spec, job.load_for_job, lambda done, of: bar.update(task, completed=done, total=of)
+        )
+    if not result.fresh:
+        say(f"{options.output} is already finished; nothing was changed")
+    summary = {**result.summary, "output": str(options.output)}
+    _report(summary, with_history=options.history is not None)
+    if options.json:
+        print_json(summary)
+    return SOME_REJECTED if summary["rejected"] else DONE
+
+
+def _config(options: EncodeOptions) -> EncodeConfig:
+    """The options as settings. Raises DraftrecError for a value out of range."""
+    values = {name: getattr(options, name) for name in options.__slots__}
+    try:
+        settings = EncoderConfig(**{name: values[name] for name in EncoderConfig.model_fields})
+        own = [name for name in EncodeConfig.model_fields if name != "settings"]
+        return EncodeConfig(settings=settings, **{name: values[name] for name in own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        reason = first["msg"].removeprefix("Input ")
+        raise DraftrecError(f"--{option} {reason}, not {first['input']!r}") from error
+
+
+def _report(summary: dict[str, Any], *, with_history: bool) -> None:
+    """What was done, and whatever a vector does not say."""
+    say(
+        f"{summary['texts']:,} texts ({summary['encoded']:,} different ones) as vectors of "
+        f"{summary['dim']} numbers in {summary['output']}: {summary['tokens']:,} tokens, "
+        f"{summary['texts_per_second']:,.1f} texts/s"
+    )
+    if summary["windowed"]:
+        say(
+            f"{summary['windowed']:,} texts are longer than the encoder reads at once; each is the "
+            "mean of its windows"
+        )
+    if summary["tokens_lost"]:
+        say(
+            f"{summary['tokens_lost']:,} tokens were not read: {summary['knowledge_truncated']:,} "
+            f"texts lost knowledge, {summary['history_truncated']:,} lost history; --on-overflow "
+            "window reads everything"
+        )
+    if with_history and summary["without_history"]:
+        say(f"{summary['without_history']:,} texts have no history in --history")
+    if summary["rejected"]:
+        where = f"{summary['output']}.rejected.jsonl"
+        say(f"{summary['rejected']:,} records were rejected, see {where}")

@@ -1,0 +1,123 @@
+"""What an encoding job reads: texts, histories, and texts that an encoder is fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from draftrec.config import EncodeConfig
+from draftrec.data.readers import RecordSource, open_records
+from draftrec.data.records import Entity, EntityReader, Layout
+from draftrec.errors import DraftrecError
+from draftrec.models.documents import Document
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSpec:
+    """What to do: the settings, and the files that they are applied to.
+
+    `history`: records whose `history_column` joins the text of the same entity, behind it.
+    `fit_on`: texts that the hashed encoder is fitted on, instead of those of `input`.
+    """
+
+    config: EncodeConfig
+    input: str
+    output: Path
+    history: str | None = None
+    fit_on: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+class EncodeInputs:
+    """A job's inputs, opened and checked; nothing is written here. Histories are held in memory."""
+
+    def __init__(self, spec: EncodeSpec) -> None:
+        self.spec, config = spec, spec.config
+        source = _texts_of(spec.input)
+        _check_output(spec, source)
+        self.reader = EntityReader(source, self._layout(config.text_column, "text"))
+        mend = "name the columns with --id-column and --text-column"
+        source.require(self.reader.layout.required, mend)
+        self.reader.check_columns()
+        if spec.fit_on and config.encoder.partition(":")[0] != "hashed":
+            raise DraftrecError("--fit-on fits the hashed encoder; leave it out with another one")
+        self._fit_on = [self._fit_reader(location) for location in spec.fit_on]
+        history = open_records(spec.history) if spec.history else None
+        self.histories = self._read_histories(history) if history else {}
+        fit_digests = "".join(reader.source.fingerprint() for reader in self._fit_on)
+        self.fingerprints: dict[str, str | None] = {
+            "input": source.fingerprint(),
+            "history": history.fingerprint() if history else None,
+            "fit_on": hashlib.sha256(fit_digests.encode()).hexdigest() if spec.fit_on else None,
+        }
+
+    def document(self, entity: Entity) -> Document:
+        """What is encoded of an entity."""
+        return Document(entity.prompt, self.histories.get(entity.entity_id, ""))
+
+    def fit_texts(self) -> Iterator[str]:
+        """What a hashed encoder learns from: the texts of --fit-on, or those to encode."""
+        for reader in self._fit_on or [self.reader]:
+            for record in reader:
+                if isinstance(record, Entity):
+                    own = reader is self.reader
+                    yield self.document(record).text if own else record.prompt
+
+    def _layout(self, column: str, noun: str) -> Layout:
+        return Layout(entity_id=self.spec.config.id_column, prompt=column, noun=noun)
+
+    def _fit_reader(self, location: str) -> EntityReader:
+        source = _texts_of(location)
+        layout = self._layout(self.spec.config.text_column, "text")
+        source.require(layout.required, "texts of --fit-on need the columns of the others")
+        return EntityReader(source, layout)
+
+    def _read_histories(self, source: RecordSource) -> dict[str, str]:
+        layout = self._layout(self.spec.config.history_column, "history")
+        source.require(layout.required, "name the column of the histories with --history-column")
+        EntityReader(source, layout).check_ids()
+        found: dict[str, str] = {}
+        for row in source.rows(layout.required):
+            text = row.values.get(layout.prompt)
+            if text and not isinstance(text, str):
+                raise DraftrecError(
+                    f"{row.file} line {row.line}: {layout.prompt} is {type(text).__name__}, not "
+                    "text; name another column with --history-column"
+                )
+            if text:
+                found[str(row.values.get(layout.entity_id))] = _as_unicode(text)
+        return found
+
+
+def settings_of(spec: EncodeSpec) -> dict[str, Any]:
+    """Every setting under the name of its command-line option."""
+    values = spec.config.model_dump(mode="json")
+    flat = {**values.pop("settings"), **values}
+    encoder = Path(flat["encoder"])
+    if encoder.exists():
+        flat["encoder"] = str(encoder.resolve())
+    return dict(sorted(flat.items()))
+
+
+def _texts_of(location: str) -> RecordSource:
+    """Files with texts. A glob over a run's folder finds the statistics beside them as well."""
+    source = open_records(location)
+    texts = tuple(path for path in source.files if not path.name.startswith("stats-"))
+    return replace(source, files=texts or source.files)
+
+
+def _check_output(spec: EncodeSpec, source: RecordSource) -> None:
+    if spec.output.suffix != ".parquet":
+        raise DraftrecError(f"--output {spec.output} must end in .parquet")
+    if spec.output.is_dir():
+        raise DraftrecError(f"--output {spec.output} is a folder; name a file in it")
+    if spec.output.resolve() in [path.resolve() for path in source.files]:
+        raise DraftrecError(f"{spec.output} is the input; write the vectors to another file")
+
+
+def _as_unicode(text: str) -> str:
+    """The text, with a question mark for half a surrogate pair, which no tokenizer can read."""
+    return text.encode(errors="replace").decode()
