@@ -1,0 +1,118 @@
+"""Attributes and vectors as arrays: what is a feature, what is unknown, what is standardised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from draftrec.ctr.attributes import attributes, read_rows
+from draftrec.ctr.features import Prepared, Sources, prepare
+from draftrec.data.cut import PARTS, CutSettings, Samples, Split, cut_samples
+from draftrec.data.events import EventColumns, Events, read_events
+from draftrec.errors import DraftrecError
+from tests.ctr.world import ITEMS, World
+
+COLUMNS = ("user_id", "item_id")
+
+
+@pytest.fixture(scope="module")
+def events(world: World) -> Events:
+    return read_events(str(world.interactions), EventColumns())
+
+
+def cut(events: Events, split: Split = "user") -> Samples:
+    return cut_samples(events, CutSettings(split=split))
+
+
+def prepared(events: Events, sources: Sources, split: Split = "user") -> Prepared:
+    return prepare(events, cut(events, split), sources, COLUMNS, user_ids=split == "time")
+
+
+def chosen(rows: dict[str, Any], columns: Any = None) -> dict[str, Any]:
+    ids = list(rows)
+    found = attributes(rows, columns, ids, np.arange(len(ids)))
+    return {a.name: a.codes[1:].tolist() for a in found}
+
+
+def test_texts_and_lists_of_few_values_are_features() -> None:
+    rows = {
+        str(i): {"title": f"t{i}", "genres": ["a", "b"] if i % 2 else ["b"], "kind": "x|y", "n": i}
+        for i in range(6)
+    }
+    found = chosen(rows)
+    assert found == {"genres": [[1, 0], [2, 1]] * 3, "kind": [[1, 2]] * 6}
+    assert list(chosen(rows, ["n", "title"])) == ["n", "title"]
+    with pytest.raises(DraftrecError, match="no column 'mood' among title, genres"):
+        chosen(rows, ["mood"])
+
+
+def test_a_value_that_training_lacks_is_missing() -> None:
+    rows = {"a": {"g": "x"}, "b": {"g": "y|x"}, "c": {}}
+    (found,) = attributes(rows, ["g"], ["a", "b", "c", "gone"], np.array([0]))
+    assert found.codes[:, 0].tolist() == [0, 1, 1, 0, 0]
+    assert found.size == 2
+
+
+def test_items_are_found_by_either_name(world: World) -> None:
+    rows = [{"entity_id": "i1", "genres": "g"}]
+    assert read_rows(str(world.write("e.jsonl", rows)), "item_id") == {"i1": {"genres": "g"}}
+    with pytest.raises(DraftrecError, match="listed before"):
+        read_rows(str(world.write("twice.jsonl", rows * 2)), "item_id")
+    with pytest.raises(DraftrecError, match="rename the column"):
+        read_rows(str(world.write("none.jsonl", [{"id": 1}])), "item_id")
+
+
+def test_parts_hold_rows_of_both_sides(world: World, events: Events) -> None:
+    samples = cut(events, "time")
+    inputs = prepared(events, Sources(items=str(world.items)), "time").inputs
+    assert [a.name for a in inputs.items.attributes] == ["genres"]
+    for number, part in enumerate((inputs.train, inputs.valid, inputs.test)):
+        inside = samples.part == number
+        assert np.array_equal(part.users, samples.user[inside] + 1)
+        assert np.array_equal(part.sequence == 0, samples.sequence[inside] == -1)
+        assert np.array_equal(part.labels, samples.label[inside])
+
+
+def test_strangers_have_no_code(events: Events) -> None:
+    samples = cut(events, "time")
+    inputs = prepared(events, Sources(), "time").inputs
+    known = np.unique(samples.user[samples.part == 0])
+    assert inputs.users.ids is not None
+    assert (inputs.users.ids[known + 1] > 0).all()
+    assert inputs.users.ids.astype(bool).sum() == len(known) == inputs.users.id_count - 1
+    assert prepared(events, Sources()).inputs.users.ids is None
+
+
+def test_vectors_are_standardised_on_training_entities(world: World, events: Events) -> None:
+    sources = Sources(user_vectors=str(world.user_vectors), item_vectors=str(world.item_vectors))
+    found = prepared(events, sources)
+    samples = cut(events)
+    train = np.unique(samples.user[samples.part == PARTS.index("train")])
+    vectors = found.inputs.users.vectors
+    assert vectors is not None
+    assert np.allclose(vectors[train + 1].mean(axis=0), 0, atol=1e-4)
+    assert np.allclose(vectors[train + 1].std(axis=0), 1, atol=1e-3)
+    assert not vectors[0].any()
+    assert found.without_vectors == {"users": 0, "items": 0}
+
+
+def test_entities_without_a_vector_are_zeros_and_counted(world: World, events: Events) -> None:
+    path = world.vectors("i", world.item_taste, range(ITEMS - 7))
+    found = prepared(events, Sources(item_vectors=str(path)))
+    vectors = found.inputs.items.vectors
+    assert vectors is not None
+    places = [events.items.index(f"i{i}") for i in range(ITEMS)]
+    empty = ~vectors[np.array(places) + 1].any(axis=1)
+    assert empty.tolist() == [False] * (ITEMS - 7) + [True] * 7
+    assert found.without_vectors == {"items": 7}
+
+
+@pytest.mark.parametrize("field", ["items", "users", "user_vectors", "item_vectors"])
+def test_files_of_other_entities_are_refused(world: World, events: Events, field: str) -> None:
+    strangers = world.vectors("x", world.user_taste, range(3))
+    path = strangers if "vectors" in field else world.write("x.jsonl", [{"entity_id": "x"}])
+    with pytest.raises(DraftrecError, match="check its ids"):
+        prepared(events, replace(Sources(), **{field: str(path)}))
