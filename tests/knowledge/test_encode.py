@@ -193,10 +193,21 @@ class TestHistory:
         assert (found[0] != found[1]).any()
 
     @pytest.mark.parametrize(
+        "history", [["h1", "h2"], [{"title": "h1", "rating": 5}, {"title": "h2"}]]
+    )
+    def test_of_a_list_the_titles_are_read(self, folder: Path, history: Any) -> None:
+        write(folder / "records.jsonl", [{"entity_id": "u1", "prompt": history}])
+        encoder = FakeEncoder()
+        do(make_spec(folder, history=str(folder / "records.jsonl")), encoder)
+        assert [d.history for d in encoder.seen if d.history] == ["h1\nh2"]
+
+    @pytest.mark.parametrize(
         ("rows", "words"),
         [
             ([{"entity_id": "a", "history": "h"}], r"no column 'prompt'.*--history-column"),
-            ([{"entity_id": "a", "prompt": [1]}], r"line 1: prompt is list, not text"),
+            ([{"entity_id": "a", "prompt": [1]}], r"line 1: prompt is neither text nor a list"),
+            ([{"entity_id": "a", "prompt": [{"name": "t"}]}], "objects with a title"),
+            ([{"entity_id": "a", "prompt": 7}], "neither text"),
             ([{"entity_id": "a", "prompt": "h"}] * 2, "'a' is repeated"),
         ],
     )
@@ -232,6 +243,14 @@ class TestRunFolders:
     def test_statistics_are_no_texts(self, folder: Path, pattern: str) -> None:
         do(make_spec(folder, input=f"{self.make(folder)}{pattern}"))
         assert read_vectors(folder / "v.parquet").ids == ["a0", "a1"]
+
+    def test_a_run_that_is_not_finished_is_refused(self, folder: Path) -> None:
+        run = self.make(folder)
+        manifest = {"format": "draftrec-run", "finished": False}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        refuses("the run in .* is not finished", make_spec(folder, input=run))
+        (run / "manifest.json").write_text(json.dumps({**manifest, "finished": True}))
+        assert do(make_spec(folder, input=run)).summary["texts"] == 2
 
 
 class TestInterruption:

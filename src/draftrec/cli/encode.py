@@ -52,7 +52,8 @@ class EncodeOptions:
         str | None,
         Option(
             metavar="RECORDS",
-            help="Records of the same entities whose prompt is encoded too, behind the text.",
+            help="Records of the same entities whose prompt, or list of titles, is encoded too, "
+            "behind the text.",
         ),
     ] = None
     fit_on: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ class EncodeInputs:
 
     def __init__(self, spec: EncodeSpec) -> None:
         self.spec, config = spec, spec.config
+        _refuse_unfinished(spec.input)
         source = _texts_of(spec.input)
         _check_output(spec, source)
         self.reader = EntityReader(source, self._layout(config.text_column, "text"))
@@ -81,14 +83,14 @@ class EncodeInputs:
         EntityReader(source, layout).check_ids()
         found: dict[str, str] = {}
         for row in source.rows(layout.required):
-            text = row.values.get(layout.prompt)
-            if text and not isinstance(text, str):
+            text = _history_text(row.values.get(layout.prompt))
+            if text is None:
                 raise DraftrecError(
-                    f"{row.file} line {row.line}: {layout.prompt} is {type(text).__name__}, not "
-                    "text; name another column with --history-column"
+                    f"{row.file} line {row.line}: {layout.prompt} is neither text nor a list of "
+                    "texts or of objects with a title; name another column with --history-column"
                 )
             if text:
-                found[str(row.values.get(layout.entity_id))] = _as_unicode(text)
+                found[str(row.values.get(layout.entity_id))] = text
         return found
 
 
@@ -109,6 +111,19 @@ def _texts_of(location: str) -> RecordSource:
     return replace(source, files=texts or source.files)
 
 
+def _refuse_unfinished(location: str) -> None:
+    """A run that goes on writing would make every vector so far one of another input."""
+    try:
+        manifest = json.loads((Path(location) / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # no run's folder
+    run = isinstance(manifest, dict) and manifest.get("format") == "draftrec-run"
+    if run and not manifest.get("finished"):
+        raise DraftrecError(
+            f"the run in {location} is not finished; give its generate command again, then encode"
+        )
+
+
 def _check_output(spec: EncodeSpec, source: RecordSource) -> None:
     if spec.output.suffix != ".parquet":
         raise DraftrecError(f"--output {spec.output} must end in .parquet")
@@ -118,6 +133,19 @@ def _check_output(spec: EncodeSpec, source: RecordSource) -> None:
         raise DraftrecError(f"{spec.output} is the input; write the vectors to another file")
 
 
-def _as_unicode(text: str) -> str:
-    """The text, with a question mark for half a surrogate pair, which no tokenizer can read."""
-    return text.encode(errors="replace").decode()
+def _history_text(value: Any) -> str | None:
+    """A history as text, empty where there is none; None for a value that cannot be one.
+
+    Of a list, as a template takes it, the titles remain, a line each.
+    """
+    if value is None:
+        return ""
+    titles = [
+        item.get("title") if isinstance(item, dict) else item
+        for item in (value if isinstance(value, list) else [value])
+    ]
+    texts = [title for title in titles if isinstance(title, str)]
+    if len(texts) < len(titles):
+        return None
+    # Half a surrogate pair, which no tokenizer can read, becomes a question mark.
+    return "\n".join(texts).encode(errors="replace").decode()
