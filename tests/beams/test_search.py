@@ -11,6 +11,10 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from draftrec.beams.drafters import ModelDrafter
+from draftrec.beams.model import BeamModel, Constraint
+from draftrec.beams.pace import FixedPace
+from draftrec.beams.search import BeamEngine, admit, keep, retire, start, verify
 from draftrec.models.target import Target
 from draftrec.tokens.item_filter import Filter
 from draftrec.tokens.item_trie import ItemTrie
@@ -122,3 +126,26 @@ def test_a_perfect_draft_is_always_accepted(seed: int, width: int, more: int) ->
     for beams in toys.run(target(2), trie, toys.requests(seed, 5), setting, target(2)):
         assert beams.target_calls == 1
         assert beams.accepted_steps == 3
+
+
+def test_caches_keep_the_rows_of_kept_beams_alone() -> None:
+    """Drafts that were wrong leave nothing behind, in the target's cache and in the draft's."""
+    trie, _ = toys.catalogue(3, 60, 4, 6)
+    big, small = (BeamModel(m, Constraint(trie, 4)) for m in (target(0), target(7, layers=1)))
+    drafter = ModelDrafter(small, 3, FixedPace(6, 2, 4))
+    batch = start(engine := BeamEngine(big, drafter, 3, 4), toys.requests(3, 4))
+    unfinished = 0
+    while batch.active:
+        admit(engine, batch)
+        drafter.draft(batch.running)
+        for s in batch.running:
+            mine = s.tree.closure(np.concatenate((s.kept.nodes, *s.levels)))
+            assert np.isin(drafter._users[s.order].order, mine).all()
+        verify(engine, batch.running)
+        keep(engine, batch.running)
+        for s in (s for s in batch.running if not s.done):
+            unfinished += 1
+            assert np.isin(s.target.order, s.tree.closure(s.kept.nodes)).all()
+        drafter.observe(batch.running)
+        retire(engine, batch)
+    assert unfinished > 0
