@@ -41,7 +41,7 @@ class EncodeOptions:
         str,
         Option(
             metavar="PATH_OR_HUB_ID",
-            help="A model's folder or Hub id; minilm (extra [encoders]); or hashed:256, which "
+            help="A model's folder or Hub id; minilm (extra encoders); or hashed:256, which "
             "needs no model.",
         ),
     ]
