@@ -65,6 +65,11 @@ def test_short_texts_do_not_count_where_they_have_no_ngrams() -> None:
     assert run_distinct(run([[1]])) == {"distinct_1": 1.0, "distinct_2": None, "distinct_3": None}
 
 
+def test_texts_of_two_entities_are_copies_whether_or_not_they_ended() -> None:
+    found = own_measures(run([[1, 2, 0], [3, 0], [1, 2]], [True, True, False]))
+    assert found["copied_texts"].numerators.tolist() == [1, 0, 1]
+
+
 def test_eos_rate_and_relaxed_share() -> None:
     found = own_measures(
         run([[1, 2, 0], [1, 2, 3, 4, 5]], [True, False], relaxed_tokens=np.array([1, 3]))

@@ -13,45 +13,56 @@ from draftrec.errors import DraftrecError
 from draftrec.evaluate.text_similarity import (
     by_tf_idf,
     by_vectors,
-    partners,
     read_text_vectors,
 )
 from tests.evaluate.run_folders import changed, varied_texts
 
 
-@pytest.mark.parametrize("n", [2, 3, 17])
-def test_partners_are_others(n: int) -> None:
-    found = partners(n, seed=5)
-    assert sorted(found) == list(range(n))
-    assert (found != np.arange(n)).all()
-
-
 def test_kept_is_one_for_the_same_vectors_and_zero_for_anothers() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(400, 16)) + 3  # a shared direction, as encoders have
-    same = by_vectors(vectors, vectors, 0)
-    assert same.kept is not None
-    assert same.kept == pytest.approx(1.0)
-    assert same.between > 0.8
-    strangers = by_vectors(vectors, np.roll(vectors, 1, axis=0), 0)
-    assert strangers.kept is not None
-    assert strangers.kept.mean() == pytest.approx(0.0, abs=0.1)
+    same = by_vectors(vectors, vectors)
+    assert same.kept.value == pytest.approx(1.0)
+    assert same.strangers.mean() > 0.8
+    strangers = by_vectors(vectors, np.roll(vectors, 1, axis=0))
+    assert strangers.kept.value == pytest.approx(0.0, abs=0.1)
+
+
+def test_a_change_that_all_texts_share_is_not_a_loss_of_the_entity() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(400, 64))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    style = np.zeros((400, 64))
+    style[:, 0] = 1.0
+    found = by_vectors(vectors + style, vectors - style)
+    assert found.cosines.mean() == pytest.approx(0.0, abs=0.05)
+    assert found.kept.value == pytest.approx(1 / 3, abs=0.05)  # (0 + 1/2) / (1 + 1/2)
+
+
+def test_strangers_are_all_others() -> None:
+    a = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    b = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = by_vectors(a, b)
+    assert found.cosines.tolist() == [1, 0, 0]
+    assert found.strangers == pytest.approx([1 / 2, 1, 1 / 2])
+    alone = by_vectors(a[:1], b[:1])
+    assert alone.kept.value == 1.0
 
 
 def test_vectors_without_a_direction_are_like_nothing() -> None:
-    found = by_vectors(np.array([[1.0, 0.0], [0.0, 1.0]]), np.zeros((2, 2)), 0)
+    found = by_vectors(np.array([[1.0, 0.0], [0.0, 1.0]]), np.zeros((2, 2)))
     assert found.cosines.tolist() == [0.0, 0.0]
 
 
 def test_nothing_is_kept_or_lost_where_all_texts_are_alike() -> None:
-    assert by_vectors(np.ones((3, 2)), np.ones((3, 2)), 0).kept is None
-    assert by_tf_idf(["a b", "a b"], ["a b", "a b"], 0).kept is None
+    assert by_vectors(np.ones((3, 2)), np.ones((3, 2))).kept.value is None
+    assert by_tf_idf(["a b", "a b"], ["a b", "a b"]).kept.value is None
 
 
 def test_tf_idf_falls_with_the_share_of_changed_words() -> None:
     texts = varied_texts(40)
     means = [
-        by_tf_idf(list(texts.values()), list(changed(texts, share).values()), 0).cosines.mean()
+        by_tf_idf(list(texts.values()), list(changed(texts, share).values())).cosines.mean()
         for share in (0.0, 0.3, 1.0)
     ]
     assert means[0] == 1.0
@@ -59,7 +70,7 @@ def test_tf_idf_falls_with_the_share_of_changed_words() -> None:
 
 
 def test_tf_idf_of_texts_without_words() -> None:
-    assert by_tf_idf(["", "!"], ["", "?"], 0).cosines.tolist() == [1.0, 0.0]
+    assert by_tf_idf(["", "!"], ["", "?"]).cosines.tolist() == [1.0, 0.0]
 
 
 def write(path: Path, ids: list[str], vectors: object) -> Path:

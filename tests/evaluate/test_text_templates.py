@@ -36,6 +36,7 @@ def rlmrec(words: int, reasoning: int = 3) -> str:
         (TextForm("once", "item"), "A sea tale. [description]", ["no [description] tag in front"]),
         (TextForm("once", "item"), " [description] ", ["empty"]),
         (TextForm("kar"), "Genres: drama. Themes of loss. A dark tone.", []),
+        (TextForm("kar", min_factors=4), "Genre, themes, tone.", ["too few factors named"]),
         (TextForm("kar"), "The user likes drama.", ["too few factors named"]),
         (TextForm("kar", "item", ("mood", "era"), 2), "A gloomy mood.", ["too few factors named"]),
         (TextForm("trawl"), "Genre: war; theme: loss", []),

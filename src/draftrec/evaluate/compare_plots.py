@@ -20,7 +20,7 @@ TONES = {"kept": 3, "broken": 5, "undecided": 2, "not measured": 0}
 #: Longer bars would press all others flat; their notes say how long they are.
 _LONGEST = 3.0
 #: Figures that are worth a look whatever the limits.
-_SHOWN = ("similarity_kept", "self_bleu", "distinct_2", "titles_leaked", "new_tokens")
+_SHOWN = ("similarity_kept", "copied_texts", "self_bleu", "distinct_2", "titles_leaked")
 
 
 def draw(comparison: Comparison) -> list[Plot]:

@@ -72,9 +72,7 @@ class Study:
         found = likeness(baseline, run)
         similarity = self._similarity(run)
         found["similarity"] = mean_of(similarity.cosines)
-        kept = similarity.kept
-        if kept is not None:
-            found["similarity_kept"] = mean_of(kept)
+        found["similarity_kept"] = similarity.kept
         if self.vectors:
             a, b = self.vectors[baseline.name], self.vectors[run.name]
             found["vectors_equal"] = mean_of((a == b).all(axis=1))
@@ -109,10 +107,10 @@ class Study:
         return facts
 
     def _similarity(self, run: RunTexts) -> Similarity:
-        baseline, seed = self.paired.baseline, self.job.seed
+        baseline = self.paired.baseline
         if self.vectors:
-            return by_vectors(self.vectors[baseline.name], self.vectors[run.name], seed)
-        return by_tf_idf(baseline.texts, run.texts, seed)
+            return by_vectors(self.vectors[baseline.name], self.vectors[run.name])
+        return by_tf_idf(baseline.texts, run.texts)
 
 
 def _form(job: CompareJob, runs: Seq[RunTexts]) -> TextForm | None:

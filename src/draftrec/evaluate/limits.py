@@ -60,7 +60,7 @@ class FormSettings(_Strict):
     framework: Literal["kar", "trawl", "once", "rlmrec"] | None = None
     side: Literal["user", "item"] | None = None
     factors: tuple[str, ...] | None = None
-    min_factors: int | None = Field(default=None, ge=0)
+    min_factors: int = Field(default=1, ge=0)
 
 
 class Limits(_Strict):

@@ -7,6 +7,7 @@ Tokens are the model's own, without EOS unless it says otherwise: no language is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -91,9 +92,15 @@ def ngrams(texts: Seq[IntArray], n: int) -> NGrams:
 
 
 def own_measures(run: RunTexts) -> dict[str, Ratio]:
-    """What a run is like by itself: length, EOS rate, variety and repetition within texts."""
+    """What a run is like by itself: length, EOS rate, texts that two entities have, variety and
+    repetition within texts."""
     bodies = run.bodies
-    found = {"new_tokens": mean_of(run.lengths), "eos_rate": mean_of(run.ended)}
+    written = Counter(ids.tobytes() for ids in bodies)
+    found = {
+        "new_tokens": mean_of(run.lengths),
+        "eos_rate": mean_of(run.ended),
+        "copied_texts": mean_of([written[ids.tobytes()] > 1 for ids in bodies]),
+    }
     for n in (1, 2, 3):
         different, all_ = ngrams(bodies, n).counts()
         found[f"text_distinct_{n}"] = mean_where(different / np.maximum(all_, 1), all_ > 0)

@@ -14,46 +14,40 @@ import pyarrow.parquet as pq
 
 from draftrec.data.readers import open_records
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.text_quality import Ratio, mean_where
 
 Doubles = npt.NDArray[np.float64]
+#: Texts that differ from strangers' by less than this, on average, are all alike.
+_NO_ROOM = 1e-6
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Similarity:
-    """`cosines` float64 `[n]`: each text with the baseline's text of the same entity. `between`:
-    the mean cosine of baseline texts of two different entities, the level at which a text says
-    nothing of its own entity."""
+    """float64 `[n]` both. `cosines`: each text with the baseline's text of the same entity;
+    `strangers`: the same text with the baseline's texts of all others, on average."""
 
     cosines: Doubles
-    between: float
+    strangers: Doubles
 
     @property
-    def kept(self) -> Doubles | None:
-        """`(cosine - between) / (1 - between)`, float64 `[n]`: 1 as the baseline's own text, 0 as
-        another entity's. It means the same with every encoder, which the bare cosine does not.
-        None where the baseline's texts are all alike."""
-        if self.between > 1 - 1e-9:
-            return None
-        return (self.cosines - self.between) / (1.0 - self.between)
+    def kept(self) -> Ratio:
+        """`(cosine - strangers) / (1 - strangers)`, of sums: 1 as the baseline's own text, 0 as
+        near to any other entity's. It means the same with every encoder, which the bare cosine does
+        not: encoders find all texts of one kind alike. Nothing is measured where all are equal."""
+        room = 1.0 - self.strangers
+        if room.sum() < _NO_ROOM * len(room):
+            return mean_where(room, np.zeros(len(room)))
+        return Ratio(self.cosines - self.strangers, room)
 
 
-def partners(n: int, seed: int) -> npt.NDArray[np.int64]:
-    """For each of `n` texts another one, drawn once: int64 `[n]`."""
-    order = np.random.default_rng(seed).permutation(n)
-    found = np.empty(n, np.int64)
-    found[order] = np.roll(order, 1)
-    return found
-
-
-def by_vectors(baseline: Doubles, run: Doubles, seed: int) -> Similarity:
+def by_vectors(baseline: Doubles, run: Doubles) -> Similarity:
     """Cosines of vectors float64 `[n, d]`, rows in one order; a zero vector is like nothing."""
     a, b = _unit(baseline), _unit(run)
-    cosines = np.clip((a * b).sum(axis=1), -1.0, 1.0)
-    between = float((a * a[partners(len(a), seed)]).sum(axis=1).mean())
-    return Similarity(cosines, between)
+    own = np.clip((a * b).sum(axis=1), -1.0, 1.0)
+    return Similarity(own, _strangers(b @ a.sum(axis=0), own))
 
 
-def by_tf_idf(baseline: Seq[str], run: Seq[str], seed: int) -> Similarity:
+def by_tf_idf(baseline: Seq[str], run: Seq[str]) -> Similarity:
     """Cosines of TF-IDF over words, fitted on these two lists. Words alone: a paraphrase counts as
     a change, so prefer vectors of an encoder where there is one."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -63,11 +57,12 @@ def by_tf_idf(baseline: Seq[str], run: Seq[str], seed: int) -> Similarity:
     try:
         vectorizer.fit([*baseline, *run])
     except ValueError:  # not one word in all texts
-        return Similarity(equal.astype(np.float64), 0.0)
+        return Similarity(equal.astype(np.float64), np.zeros(len(equal)))
     a, b = (vectorizer.transform(texts) for texts in (baseline, run))
-    others = a[partners(len(equal), seed)]
-    cosines = np.where(equal, 1.0, np.clip(_dots(a, b), 0.0, 1.0))
-    return Similarity(cosines, float(_dots(a, others).mean()))
+    dots = np.asarray(a.multiply(b).sum(axis=1), np.float64).ravel()
+    own = np.where(equal, 1.0, np.clip(dots, 0.0, 1.0))
+    sums = np.asarray(a.sum(axis=0), np.float64).ravel()
+    return Similarity(own, _strangers(b @ sums, own))
 
 
 def read_text_vectors(path: str | Path, entity_ids: Seq[str]) -> Doubles:
@@ -115,5 +110,6 @@ def _unit(vectors: Doubles) -> Doubles:
     return vectors / np.where(norms > 0, norms, 1.0)
 
 
-def _dots(a: Any, b: Any) -> Doubles:
-    return np.asarray(a.multiply(b).sum(axis=1), np.float64).ravel()
+def _strangers(with_all: Doubles, own: Doubles) -> Doubles:
+    """Mean cosine with the others, from the sum over all; 0 where there is no other."""
+    return np.clip((with_all - own) / max(len(own) - 1, 1), -1.0, 1.0)

@@ -31,14 +31,14 @@ _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class TextForm:
-    """What is asked of every text. `factors` of KAR and TRAWL: None = the built-in prompt's; half
-    of them must be named, as words or as beginnings of words, unless `min_factors` says otherwise.
-    """
+    """What is asked of every text. `factors` of KAR and TRAWL: None = the built-in prompt's; as
+    many as `min_factors` must be named, by a word or its beginning. Free prose speaks of most
+    factors without their names; ask for more than one where the prompt wants headings."""
 
     framework: Framework
     side: Side = "user"
     factors: tuple[str, ...] | None = None
-    min_factors: int | None = None
+    min_factors: int = 1
 
     def faults(self, text: str) -> list[str]:
         """What is wrong with a text, a few fixed words each; empty for a valid text."""
@@ -54,10 +54,9 @@ class TextForm:
         factors = self.factors
         if factors is None:
             factors = _FACTORS[(self.framework, self.side)]
-        needed = (len(factors) + 1) // 2 if self.min_factors is None else self.min_factors
         folded = text.casefold()
         named = sum(bool(re.search(rf"\b{re.escape(f.casefold())}", folded)) for f in factors)
-        return [] if named >= needed else ["too few factors named"]
+        return [] if named >= min(self.min_factors, len(factors)) else ["too few factors named"]
 
 
 def _json_faults(text: str, side: Side) -> list[str]:
