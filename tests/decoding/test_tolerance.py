@@ -16,7 +16,7 @@ from draftrec.config import AcceptConfig
 from draftrec.core import DraftTree
 from draftrec.decoding.acceptance import make_rule
 from draftrec.decoding.generate import generate
-from draftrec.decoding.tolerance import entropy, make_tolerance
+from draftrec.decoding.tolerance import Queries, entropy, make_tolerance
 from draftrec.tokens.tree import chain, make_tree
 from tests.decoding.test_acceptance import (
     NO_EOS,
@@ -180,9 +180,11 @@ def test_the_gate_is_shut_where_the_model_is_sure() -> None:
     assert verdict_of(low, tree, logits).token_ids.tolist() == [3, 4, 2]
 
 
-def test_entropy_is_in_nats_and_allows_impossible_tokens() -> None:
+def test_entropy_is_in_nats_and_bears_impossible_tokens() -> None:
     rows = torch.tensor([[0.0, 0.0, -torch.inf], [5.0, 5.0, 5.0], [90.0, 0.0, 0.0]])
-    assert entropy(rows).tolist() == pytest.approx([math.log(2), math.log(3), 0.0], abs=1e-5)
+    none = torch.empty(0)
+    found = entropy(Queries(rows, rows.logsumexp(-1), none, none, none))
+    assert found.tolist() == pytest.approx([math.log(2), math.log(3), 0.0], abs=1e-5)
 
 
 def test_strict_has_no_tolerance() -> None:

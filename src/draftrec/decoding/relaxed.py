@@ -12,7 +12,7 @@ import torch
 from draftrec.config import AcceptConfig
 from draftrec.core import DraftTree, Verdict
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.choices import DoubleArray, own_choices, verdict_of
+from draftrec.decoding.choices import DoubleArray, LongArray, own_choices, verdict_of
 from draftrec.decoding.tolerance import Queries, make_tolerance
 from draftrec.models import sampling
 
@@ -35,32 +35,41 @@ class Relaxed:
         self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
     ) -> list[Verdict]:
         """Longest path of likely enough tokens, then the target's own next token."""
-        table = self._table(batch, trees, logits).cpu().numpy()
+        choices, table = self._table(batch, trees, logits)
         verdicts: list[Verdict] = []
-        row = 0
+        row = node = 0
         for sequence, tree in zip(batch, trees, strict=True):
-            rows = _Rows(tree, table[row : row + 1 + len(tree)])
+            after, end = row + 1 + len(tree), node + len(tree)
+            rows = _Rows(tree, choices[row:after], table[:, node:end])
             path, relaxed, loss = self._best(sequence, tree, rows)
             plain = verdict_of(tree, path, rows.choices, sequence.room, self.eos_ids)
             if len(plain.path) < len(path):
                 relaxed, loss = self._cost(tree, rows, plain.path.tolist())
             verdicts.append(Verdict(plain.path, plain.token_ids, relaxed, loss))
-            row += 1 + len(tree)
+            row, node = after, end
         return verdicts
 
     def _table(
         self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
-    ) -> torch.Tensor:
-        """float64 `[R, 5]`, the columns of `_Rows`."""
-        at, tokens = (torch.as_tensor(a, device=logits.device) for a in _questions(trees))
-        total = logits.float().logsumexp(-1)
-        log_probs = logits[at, tokens].float() - total[at]
-        allowed = self._tolerance.allows(Queries(logits, at, tokens, log_probs))
-        best = sampling.greedy(logits)
-        highest = logits.gather(-1, best[:, None])[:, 0].float() - total
+    ) -> tuple[LongArray, DoubleArray]:
+        """The target's own choices int64 `[R]`, and float64 `[4, N]`, the nodes of `_Rows`.
+
+        Nothing is asked about rows without children, so only the others are looked at closely.
+        """
+        parents, tokens = _questions(trees)
+        places, at = np.unique(parents, return_inverse=True)
+        where, at, tokens = (torch.as_tensor(a, device=logits.device) for a in (places, at, tokens))
+        rows = logits[where].float()
+        totals = rows.logsumexp(-1)
+        log_probs = rows[at, tokens] - totals[at]
+        allowed = self._tolerance.allows(Queries(rows, totals, at, tokens, log_probs))
+        best = sampling.greedy(rows)
+        highest = rows.gather(-1, best[:, None])[:, 0] - totals
+        columns = (best[at], highest[at], log_probs, allowed)
         choices = own_choices(self.config, batch, trees, logits)
-        columns = (best, highest, choices, log_probs, allowed)
-        return torch.stack([c.double() for c in columns], 1)
+        parts = [c.double() for c in (choices, *columns)]
+        found = torch.cat(parts).cpu().numpy()
+        return found[: len(logits)].astype(np.int64), found[len(logits) :].reshape(4, -1)
 
     def _best(
         self, sequence: RunningSequence, tree: DraftTree, rows: _Rows
@@ -89,13 +98,13 @@ class Relaxed:
         """Nodes whose token may follow their parent, parents before children."""
         allowed = rows.allowed
         if self.config.eos_guard:
-            ends = np.isin(rows.best[tree.parents + 1], self._eos)
+            ends = np.isin(rows.best, self._eos)
             allowed = allowed & (~ends | np.isin(tree.token_ids, self._eos))
         if self._tolerance.window:
             allowed = allowed & (self._agreed(tree, rows) >= self._tolerance.window)
         return np.flatnonzero(allowed | rows.own)
 
-    def _agreed(self, tree: DraftTree, rows: _Rows) -> npt.NDArray[np.int64]:
+    def _agreed(self, tree: DraftTree, rows: _Rows) -> LongArray:
         """int64 `[n]`: own choices that follow each node in the tree, in a row, EOS at most last.
 
         A place has one own choice, so that there is one such chain below a node.
@@ -109,7 +118,7 @@ class Relaxed:
 
     def _step(self, above: _Reached, tree: DraftTree, rows: _Rows, node: int) -> _Reached:
         log_prob, own = float(rows.log_probs[node]), bool(rows.own[node])
-        lost = 0.0 if own else max(0.0, float(rows.highest[tree.parents[node] + 1]) - log_prob)
+        lost = 0.0 if own else max(0.0, float(rows.highest[node]) - log_prob)
         return _Reached(
             above.length + 1,
             above.log_prob + log_prob,
@@ -154,30 +163,27 @@ _START = _Reached(0, 0.0, 0, 0.0, ended=False, owed=0)
 
 
 class _Rows:
-    """One sequence's rows as seen from the host. Row 0 is its last token's, row `i + 1` node i's.
+    """One sequence's scores as seen from the host.
 
-    Of each row: the argmax `best`, its log-probability `highest`, the target's own choice. Of each
-    node: the log-probability of its token after its parent, whether it is `allowed` there, and
-    whether it is the target's `own` choice.
+    `choices[0]` is the target's own choice after the last token, `choices[i + 1]` after node i. Of
+    each node: the argmax at its place and that one's log-probability, `best` and `highest`; its own
+    token's log-probability; whether that is `allowed` there, and whether it is the `own` choice.
     """
 
-    def __init__(self, tree: DraftTree, table: DoubleArray) -> None:
-        self.best = table[:, 0].astype(np.int64)
-        self.highest = table[:, 1]
-        self.choices = table[:, 2].astype(np.int64)
-        self.log_probs = table[1:, 3]
-        self.allowed = table[1:, 4] > 0
-        self.own = self.choices[tree.parents + 1] == tree.token_ids
+    def __init__(self, tree: DraftTree, choices: LongArray, table: DoubleArray) -> None:
+        self.choices = choices
+        self.best = table[0].astype(np.int64)
+        self.highest, self.log_probs = table[1], table[2]
+        self.allowed = table[3] > 0
+        self.own = choices[tree.parents + 1] == tree.token_ids
 
 
-def _questions(trees: Seq[DraftTree]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """int64 `[R]` twice: the row of each node's parent, and the node's token. The rows of last
-    tokens are no nodes; they ask for token 0 after themselves, and nobody reads the answer."""
-    at: list[npt.NDArray[np.int64]] = []
-    tokens: list[npt.NDArray[np.int64]] = []
-    row = 0
+def _questions(trees: Seq[DraftTree]) -> tuple[LongArray, LongArray]:
+    """Of all nodes, int64 `[N]` each: the row that scored the node's place, and its token."""
+    rows: list[LongArray] = []
+    row = 1
     for tree in trees:
-        at.append(np.concatenate(([row], tree.parents + (row + 1))).astype(np.int64))
-        tokens.append(np.concatenate(([0], tree.token_ids)).astype(np.int64))
+        rows.append(tree.parents.astype(np.int64) + row)
         row += 1 + len(tree)
-    return np.concatenate(at), np.concatenate(tokens)
+    tokens = np.concatenate([tree.token_ids for tree in trees]).astype(np.int64)
+    return np.concatenate(rows), tokens

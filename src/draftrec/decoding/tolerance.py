@@ -1,6 +1,7 @@
 """Which tokens pass beside the target's own choice: three published rules. Device code.
 
-`R` rows of logits over `V` tokens, one query per row: whether `tokens[i]` may follow row `at[i]`.
+`P` rows of logits over `V` tokens, those of places that have children; `N` nodes, whose tokens are
+asked about.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ _LEAST = 1e-300
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """What is asked: `logits` `[R, V]`; `at`, `tokens` int64 `[R]`; `log_probs` float32 `[R]`, the
-    log-probability of each token after its row."""
+    """Whether `tokens[i]` may follow the place `at[i]`.
+
+    `logits` float32 `[P, V]` and `totals` `[P]`, their log-sum-exp; `at`, `tokens` int64 `[N]`;
+    `log_probs` float32 `[N]`, the log-probability of each token at its place.
+    """
 
     logits: torch.Tensor
+    totals: torch.Tensor
     at: torch.Tensor
     tokens: torch.Tensor
     log_probs: torch.Tensor
@@ -38,7 +43,7 @@ class Tolerance(Protocol):
         ...
 
     def allows(self, queries: Queries) -> torch.Tensor:
-        """bool `[R]`: may the token follow its row?"""
+        """bool `[N]`: may the token stand at its place?"""
         ...
 
 
@@ -61,7 +66,7 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Typical:
-    """More probable than `min(epsilon, delta * exp(-H))`, H the entropy of the row in nats.
+    """More probable than `min(epsilon, delta * exp(-H))`, H the entropy of the place in nats.
 
     Typical acceptance of Medusa (arXiv 2401.10774, section 2.3.1): the flatter the distribution,
     the less a token needs. H and the probability are the model's own, at temperature 1.
@@ -72,14 +77,14 @@ class Typical:
     window: int = 0
 
     def allows(self, queries: Queries) -> torch.Tensor:
-        least = math.log(max(self.delta, _LEAST)) - entropy(queries.logits).double()
+        least = math.log(max(self.delta, _LEAST)) - entropy(queries).double()
         least = least.clamp(max=math.log(max(self.epsilon, _LEAST)))
         return queries.log_probs.double() > least[queries.at]
 
 
 @dataclass(frozen=True, slots=True)
 class EntropyGate:
-    """Any token, where the row's entropy is at least `gate` of the highest possible, log V, if the
+    """Any token, where the entropy is at least `gate` of the highest possible, log V, if the
     draft goes on with `window` of the target's own choices.
 
     FLy (arXiv 2511.22972), its entropy-level gate and its token-level deferred window: if the
@@ -92,7 +97,7 @@ class EntropyGate:
     window: int
 
     def allows(self, queries: Queries) -> torch.Tensor:
-        share = entropy(queries.logits).double() / math.log(max(queries.logits.shape[-1], 2))
+        share = entropy(queries).double() / math.log(max(queries.logits.shape[-1], 2))
         return share[queries.at] >= self.gate
 
 
@@ -107,7 +112,8 @@ def make_tolerance(config: AcceptConfig) -> Tolerance:
     raise ValueError(f"{config.accept} acceptance tolerates no other token")
 
 
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """float32 `[R]`: the entropy of each row's distribution in nats."""
-    probs = torch.softmax(logits.float(), -1)
-    return -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1)
+def entropy(queries: Queries) -> torch.Tensor:
+    """float32 `[P]`: the entropy of each place's distribution in nats, `total - sum(p * logit)`."""
+    probs = torch.exp(queries.logits - queries.totals[:, None])
+    # An impossible token adds nothing, but 0 times minus infinity would be no number.
+    return queries.totals - (probs * queries.logits.clamp(min=-1e30)).sum(-1)
