@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from draftrec.evaluate.frontier import Study, name_of, render_frontier
+from draftrec.evaluate.frontier import Study, render_frontier
 from draftrec.evaluate.tune_choice import Limits
+from draftrec.evaluate.tune_space import knobs_label
 from tests.evaluate.test_tune_choice import STRICT, row
 
 ROWS = (
@@ -23,8 +24,9 @@ def page(chosen: int) -> str:
 
 def test_the_page_shows_every_setting_and_needs_no_other_file() -> None:
     html = page(1)
-    for one in ROWS:
-        assert name_of(one) in html
+    assert re.findall(r"</i>(\w+), budget 16", html) == ["relaxed", "relaxed", "strict"]
+    for one in ROWS[1:]:
+        assert knobs_label(one) in html
     assert not re.search(r"(src|href)=|https?://", html)
     assert len(re.findall(r"<svg", html)) == 2
     assert "&lt;3&gt;" in html
@@ -32,11 +34,11 @@ def test_the_page_shows_every_setting_and_needs_no_other_file() -> None:
     assert "No other setting" not in html
 
 
-def test_settings_outside_the_limits_are_struck_through() -> None:
+def test_settings_outside_the_limits_and_the_chosen_one_are_marked() -> None:
     html = page(1)
-    assert f"<s>{name_of(ROWS[2])}</s>" in html
-    assert f"<s>{name_of(ROWS[1])}</s>" not in html
-    assert f"{name_of(ROWS[1])} (chosen)" in html
+    assert re.findall(r"([^>]+); outside the limits", html) == [knobs_label(ROWS[2])]
+    assert re.findall(r"(\w+), budget 16 \(chosen\)", html) == ["relaxed"]
+    assert html.index("(chosen)") > html.index(knobs_label(ROWS[2]))
 
 
 def test_a_choice_of_strict_is_explained() -> None:

@@ -70,7 +70,11 @@ class TuneOptions:
         float, Option(min=0, help="With --model: most nats given up per token of the text.")
     ] = _LIMITS.max_loss_per_token
     min_similarity: Annotated[
-        float, Option(min=0, max=1, help="With --model: least TF-IDF cosine to the model's text.")
+        float,
+        Option(
+            max=1,
+            help="With --model: least likeness by TF-IDF; 1: the model's own text, 0: another's.",
+        ),
     ] = _LIMITS.min_similarity
     max_length_drift: Annotated[
         float, Option(min=0, help="With --model: most relative change of the mean length.")
@@ -117,10 +121,11 @@ class TuneOptions:
 def tune(options: TuneOptions) -> int:
     """Choose settings of `generate`, from recorded texts or with the model.
 
-    Recorded texts are replayed under many budgets, depths and pool sizes, without a model: what a
-    run measured of its passes says what drafts cost. With --model, sampled records are written
-    under the acceptance rules and their knobs, next to plain decoding, and the fastest setting
-    within the limits of quality is chosen; the same command again goes on with what is missing.
+    Texts are replayed under budgets, depths and pool sizes, without a model.
+    What a run measured of its passes says what drafts cost.
+
+    With --model, records are written under acceptance rules, next to plain decoding.
+    The fastest setting within the limits is chosen; the same command again goes on.
     """
     output = options.output
     if output is not None and not output.parent.is_dir():

@@ -118,7 +118,7 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     from rich import box
     from rich.table import Table
 
-    from draftrec.evaluate.frontier import name_of
+    from draftrec.evaluate.tune_space import label_of
 
     title = f"{summary['texts']} texts, {len(summary['trials'])} settings; the frontier:"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
@@ -129,6 +129,6 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     shown = summary["frontier"] if chosen in summary["frontier"] else [*summary["frontier"], chosen]
     for row in shown:
         cells = [form.format(row[name]) for name, form in _COLUMNS.items()]
-        table.add_row(name_of(row), *cells, style="bold green" if row == chosen else None)
+        table.add_row(label_of(row), *cells, style="bold green" if row == chosen else None)
     console.print(table)
-    console.print(f"chosen: {name_of(chosen)}")
+    console.print(f"chosen: {label_of(chosen)}")

@@ -13,16 +13,16 @@ from draftrec.evaluate import plots
 from draftrec.evaluate.plots import Labels, Series
 from draftrec.evaluate.report import render_page
 from draftrec.evaluate.tune_choice import Limits, Row, frontier
-from draftrec.evaluate.tune_space import KNOBS, label_of
+from draftrec.evaluate.tune_space import knobs_label, label_of
 
 _TONES = {"strict": 0, "relaxed": 1, "typical": 3, "entropy": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One trial as a line of the table."""
+    """One trial as a line of the table: `best` on the frontier, `within` the limits."""
 
-    label: str
+    knobs: str
     row: Row
     tone: int
     best: bool
@@ -59,17 +59,11 @@ def render_frontier(study: Study) -> str:
     return render_page("draftrec.evaluate", "frontier.html.j2", _report(study), drawn)
 
 
-def name_of(row: Row) -> str:
-    """A trial's setting in a few words."""
-    knobs = ("rule", "budget", *KNOBS[row["rule"]])
-    return label_of({name: row[name] for name in knobs})
-
-
 def _report(study: Study) -> FrontierReport:
     best = frontier(study.rows, _loss)
     entries = [
         Entry(
-            name_of(row),
+            knobs_label(row),
             row,
             _TONES[row["rule"]],
             best=row in best,
@@ -99,7 +93,7 @@ def _findings(study: Study, on_frontier: int) -> tuple[str, ...]:
     relaxed = [r for r in study.rows if r["rule"] != "strict"]
     within = sum(limits.keeps(r) for r in relaxed)
     found = [
-        f"Chosen: {name_of(chosen)}: {chosen['speedup']:.2f} times plain decoding, "
+        f"Chosen: {label_of(chosen)}: {chosen['speedup']:.2f} times plain decoding, "
         f"{chosen['exact_match']:.0%} of the texts as the model's own.",
         f"Strict, which changes no text, reaches {strict['speedup']:.2f} times plain decoding.",
         f"{within} of {len(relaxed)} other settings stay within the limits; {on_frontier} of all "
@@ -139,12 +133,12 @@ def _distance_plot(study: Study) -> tuple[str, str, Markup]:
     labels = Labels(
         "Speed against distance",
         _words(study, _distance, "distance"),
-        "1 - TF-IDF cosine to the model's own text",
+        "distance by TF-IDF",
         "times plain decoding",
     )
     caption = (
-        "The same settings by how far their words are from the model's own text. A paraphrase "
-        "counts as a change. Dashed: the limit."
+        "The same settings by how far their words are from the model's own text: 0 is that text, "
+        "1 another entity's. A paraphrase counts as a change. Dashed: the limit."
     )
     svg = _cloud(study.rows, _distance, labels, 1.0 - study.limits.min_similarity)
     return "Speed against distance", caption, svg
@@ -163,7 +157,7 @@ def _cloud(rows: Seq[Row], cost: Callable[[Row], float], labels: Labels, limit: 
 
 def _words(study: Study, cost: Callable[[Row], float], unit: str) -> str:
     best = frontier(study.rows, cost)
-    points = "; ".join(f"{name_of(r)}: {r['speedup']:.2f} at {cost(r):.3f} {unit}" for r in best)
+    points = "; ".join(f"{label_of(r)}: {r['speedup']:.2f} at {cost(r):.3f} {unit}" for r in best)
     return f"{len(study.rows)} settings. The frontier: {points}."
 
 

@@ -19,11 +19,11 @@ KNOBS: dict[str, dict[str, tuple[Scalar, ...]]] = {
     "strict": {},
     "relaxed": {
         "top_k": (2, 5),
-        "min_prob": (0.03, 0.1, 0.3),
+        "min_prob": (0.03, 0.1, 0.2),
         "max_deviations": (None, 4),
     },
-    "typical": {"epsilon": (0.03, 0.09, 0.3), "delta": (0.1, 0.3, 0.6)},
-    "entropy": {"entropy_gate": (0.02, 0.1, 0.3), "window": (1, 3, 6)},
+    "typical": {"epsilon": (0.09, 0.3), "delta": (0.3, 0.9, 2.0)},
+    "entropy": {"entropy_gate": (0.03, 0.1, 0.3), "window": (2, 6)},
 }
 RULES = tuple(name for name in KNOBS if name != "strict")
 
@@ -75,9 +75,15 @@ def accept_of(settings: Settings) -> AcceptConfig:
 
 def label_of(settings: Settings) -> str:
     """The setting in a few words."""
-    knobs = [
+    parts = [f"{settings['rule']}, budget {settings['budget']}", knobs_label(settings)]
+    return ", ".join(p for p in parts if p)
+
+
+def knobs_label(settings: Settings) -> str:
+    """The knobs of the setting's own rule that are set; empty for strict."""
+    found = ((name, settings.get(name)) for name in KNOBS[str(settings["rule"])])
+    return ", ".join(
         f"{name.replace('_', '-')} {value:g}"
-        for name, value in settings.items()
-        if name not in ("rule", "budget") and isinstance(value, int | float)
-    ]
-    return ", ".join([f"{settings['rule']}, budget {settings['budget']}", *knobs])
+        for name, value in found
+        if isinstance(value, int | float)
+    )
