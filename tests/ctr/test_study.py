@@ -84,6 +84,15 @@ def test_adaptors_are_checked_before_anything_is_trained(world: World, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_users_alone_cannot_be_aligned_in_a_split_by_user(world: World, tmp_path: Path) -> None:
+    sources = Sources(user_vectors=str(world.user_vectors))
+    bad = replace(job(world, tmp_path), sources=sources, adaptors=("contrastive",), seeds=1)
+    with pytest.raises(DraftrecError, match="--split time"):
+        run_study(bad, 1)
+    by_time = run_study(replace(bad, cut=CutSettings(split="time")), 1)
+    assert [r["adaptor"] for r in by_time["results"]] == ["contrastive"]
+
+
 def test_a_missing_library_is_named(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from draftrec.ctr.adaptors import ADAPTORS
+from draftrec.ctr.adaptors import ADAPTORS, ContrastiveAdaptor
 from draftrec.ctr.backbones import BACKBONES
 from draftrec.ctr.features import Inputs, Sources, prepare
 from draftrec.ctr.model import ClickModel
@@ -142,9 +142,26 @@ def test_padding_changes_nothing(inputs: Inputs, backbone: str) -> None:
     assert not np.allclose(predict(model, part), predict(model, replace(part, sequence=others)))
 
 
+def test_the_contrastive_loss_counts_each_known_entity_once(inputs: Inputs) -> None:
+    assert inputs.items.ids is not None
+    assert inputs.items.vectors is not None
+    ids, vectors = inputs.items.ids.copy(), inputs.items.vectors.copy()
+    ids[3], vectors[4] = 0, 0  # a stranger, and one nobody wrote about
+    model = ClickModel(replace(inputs, items=replace(inputs.items, ids=ids, vectors=vectors)),
+                       "deepfm", "contrastive", 8)  # fmt: skip
+    items = torch.tensor([1, 2, 1, 3, 4, 2])
+    _, loss = model(torch.ones_like(items), items, torch.zeros(6, 5, dtype=torch.int64))
+    assert isinstance(model.adaptor, ContrastiveAdaptor)
+    kept = torch.tensor([1, 2])
+    projected = model.adaptor.sides["item"](model.items.vectors[kept])
+    expected = model.adaptor.alignment(projected, model.items.identity(kept))
+    assert torch.allclose(loss, expected)
+    assert loss > 0
+
+
 def test_the_contrastive_loss_has_its_weight(inputs: Inputs) -> None:
     light, heavy = (
         train_and_test(inputs, "deepfm", "contrastive", 0, replace(FIT, contrast=c, epochs=2))
         for c in (0.0, 2.0)
     )
-    assert light["valid_auc"] != heavy["valid_auc"]
+    assert light["valid_logloss"] != heavy["valid_logloss"]

@@ -14,6 +14,7 @@ from draftrec.cli.common import (
     ConfigOption,
     DebugOption,
     JsonOption,
+    StopSignal,
     auto_or_number,
     command,
     print_json,
@@ -179,7 +180,11 @@ def ctr(options: CtrOptions) -> int:
         raise DraftrecError("--workers must be auto or at least 1")
     errors = Console(stderr=True)
     columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    # Never armed: SIGTERM interrupts as Ctrl-C does, so that no worker is left behind.
+    with (
+        StopSignal(),
+        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar,
+    ):
         task = bar.add_task("trials", total=None)
         summary = run_study(
             job,
@@ -262,22 +267,20 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     from rich import box
     from rich.table import Table
 
+    seeds = summary["results"][0]["seeds"]
     parts = ", ".join(f"{part['samples']:,} {name}" for name, part in summary["samples"].items())
     table = Table(
         box=box.SIMPLE_HEAD, title=f"samples: {parts}", title_justify="left",
-        caption="mean over seeds and 95 % interval; over none: AUC gained, pair by pair",
+        caption=f"mean over {seeds} seeds and 95 % interval; over none: AUC gained, seed by seed",
         caption_justify="left",
     )  # fmt: skip
     for name in ("model", "adaptor"):
         table.add_column(name)
-    for name in ("seeds", "AUC", "LogLoss", "over none"):
-        table.add_column(name, justify="right")
+    for name in ("AUC", "LogLoss", "over none"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in summary["results"]:
         gain = _cell(row["over_none"]["auc"], "+.4f") if "over_none" in row else ""
-        table.add_row(
-            row["model"], row["adaptor"], str(row["seeds"]), _cell(row["auc"]),
-            _cell(row["logloss"]), gain,
-        )  # fmt: skip
+        table.add_row(row["model"], row["adaptor"], _cell(row["auc"]), _cell(row["logloss"]), gain)
     console.print(table)
     for side, missing in summary["without_vectors"].items():
         if missing:

@@ -1,8 +1,8 @@
 """Adaptors: how knowledge vectors become inputs of a click model.
 
-Every adaptor turns the vectors of a batch's users and items, float32 `[B, d_u]` and `[B, d_i]`
-(either may be missing), into one field of the embedding size for each, `[B, E]`, so that any
-backbone takes them as it takes its other fields.
+Every adaptor turns the vectors of users and of items, float32 `[n, d_u]` and `[m, d_i]` (either may
+be missing), into fields of the embedding size, `[n, E]` and `[m, E]`, so that any backbone takes
+them as it takes its other fields.
 """
 
 from __future__ import annotations
@@ -106,23 +106,14 @@ class ContrastiveAdaptor(ProjectionAdaptor):
 
     temperature = 0.07
 
-    def alignment(self, projected: Tensor, embedded: Tensor, codes: Tensor) -> Tensor:
-        """InfoNCE of `projected` and `embedded`, `[B, E]`, by cosine, among the batch's entities.
-
-        `codes` int64 `[B]` tells the entities apart; each counts once, those of code 0 (unknown,
-        or without a vector) not at all. Fewer than two entities give 0.
-        """
-        distinct, inverse = codes.unique(return_inverse=True)
-        places = torch.arange(len(codes))
-        first = places.new_zeros(len(distinct)).scatter_reduce(
-            0, inverse, places, "amin", include_self=False
-        )
-        rows = first[distinct > 0]
-        if len(rows) < 2:
+    def alignment(self, projected: Tensor, embedded: Tensor) -> Tensor:
+        """InfoNCE by cosine of `projected` and `embedded`, `[n, E]`, of n different entities: of
+        all ids, a text is to find its own. Fewer than two entities give 0."""
+        if len(projected) < 2:
             return projected.new_zeros(())
-        texts = functional.normalize(projected[rows], dim=1)
-        ids = functional.normalize(embedded[rows], dim=1)
-        return functional.cross_entropy(texts @ ids.T / self.temperature, torch.arange(len(rows)))
+        texts = functional.normalize(projected, dim=1)
+        ids = functional.normalize(embedded, dim=1)
+        return functional.cross_entropy(texts @ ids.T / self.temperature, torch.arange(len(ids)))
 
 
 ADAPTORS: dict[str, type[nn.Module]] = {

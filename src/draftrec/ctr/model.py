@@ -45,6 +45,10 @@ class SideEncoder(nn.Module):
         assert self.embed is not None
         return self.embed(self.ids[rows])
 
+    def known(self, rows: Tensor) -> Tensor:
+        """Whether an entity has both a vector and an id of its own, bool `[B]`."""
+        return (self.ids[rows] > 0) & self.vectors[rows].any(dim=1)
+
     def forward(self, rows: Tensor) -> list[Tensor]:
         """The fields of rows `[B]`, `[B, E]` each."""
         found = [] if self.embed is None else [self.identity(rows)]
@@ -76,14 +80,11 @@ class ClickModel(nn.Module):
     def forward(self, users: Tensor, items: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `[B]` and the adaptor's loss (0 for most), of users and items int64 `[B]` and
         sequence int64 `[B, L]`, 0 behind its end."""
-        rows = {"user": users, "item": items}
         fields = [*self.users(users), *self.items(items)]
         loss = torch.zeros(())
         if self.adaptor is not None:
-            knowledge = self.adaptor(self._vectors(rows))
-            fields += knowledge.values()
-            if isinstance(self.adaptor, ContrastiveAdaptor):
-                loss = self._alignment(self.adaptor, knowledge, rows)
+            knowledge, loss = self._knowledge({"user": users, "item": items})
+            fields += knowledge
         target, followed = self.items.identity(items), self.items.identity(sequence)
         logits = self.backbone(torch.stack(fields, dim=1), followed, sequence > 0, target)
         return logits, loss
@@ -93,29 +94,26 @@ class ClickModel(nn.Module):
         """How many numbers are trained."""
         return sum(weight.numel() for weight in self.parameters())
 
-    def _sides(self) -> dict[str, SideEncoder]:
-        return {"user": self.users, "item": self.items}
+    def _knowledge(self, rows: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """A field `[B, E]` for each side with vectors, and the adaptor's loss.
 
-    def _vectors(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        sides = self._sides()
-        return {name: side.vectors[rows[name]] for name, side in sides.items() if side.width}
-
-    def _alignment(
-        self,
-        adaptor: ContrastiveAdaptor,
-        knowledge: Mapping[str, Tensor],
-        rows: Mapping[str, Tensor],
-    ) -> Tensor:
-        """The contrastive loss of every side that has both vectors and ids."""
+        A batch names an entity many times; its vector goes through the adaptor once.
+        """
+        assert self.adaptor is not None
+        sides = {"user": self.users, "item": self.items}
+        entities, places = {}, {}
+        for name, side in sides.items():
+            if side.width:
+                entities[name], places[name] = rows[name].unique(return_inverse=True)
+        found = self.adaptor({n: sides[n].vectors[e] for n, e in entities.items()})
         loss = torch.zeros(())
-        for name, projected in knowledge.items():
-            side = self._sides()[name]
-            if side.embed is None:
-                continue
-            with_vector = side.vectors[rows[name]].any(dim=1)
-            codes = side.ids[rows[name]] * with_vector
-            loss = loss + adaptor.alignment(projected, side.identity(rows[name]), codes)
-        return loss
+        if isinstance(self.adaptor, ContrastiveAdaptor):
+            for name in entities:
+                if sides[name].embed is not None:
+                    known = sides[name].known(entities[name])
+                    embedded = sides[name].identity(entities[name][known])
+                    loss = loss + self.adaptor.alignment(found[name][known], embedded)
+        return [found[name][places[name]] for name in found], loss
 
 
 def _embedding(count: int, size: int) -> nn.Embedding:

@@ -163,6 +163,11 @@ def _check_adaptors(names: Seq[str], inputs: Inputs, size: int) -> None:
     widths = {name: vectors.shape[1] for name, vectors in sides.items() if vectors is not None}
     for name in names:
         make_adaptor(name, widths, size)
+    if "contrastive" in names and inputs.users.ids is None and "item" not in widths:
+        raise DraftrecError(
+            "adaptor contrastive aligns vectors with embeddings of ids, which users do not have in "
+            "a split by user; give --item-vectors too, or use --split time"
+        )
 
 
 def _require_library() -> None:

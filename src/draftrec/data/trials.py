@@ -189,12 +189,10 @@ def _here(function: TrialFunction, trials: Seq[Settings]) -> Iterator[_Result]:
 def _beside(function: TrialFunction, trials: Seq[Settings], workers: int) -> Iterator[_Result]:
     """The trials in processes of their own, as they finish."""
     before = active_children()
-    with _one_thread():
-        pool = ProcessPoolExecutor(
-            min(workers, len(trials)), get_context("spawn"), _start, (function,)
-        )
-        futures = {pool.submit(_run, trial): trial for trial in trials}
+    pool = ProcessPoolExecutor(min(workers, len(trials)), get_context("spawn"), _start, (function,))
     try:
+        with _one_thread():
+            futures = {pool.submit(_run, trial): trial for trial in trials}
         waiting: set[Future[tuple[Mapping[str, Scalar], float]]] = set(futures)
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
