@@ -18,7 +18,7 @@ def row(rule: str, speedup: float, loss: float = 0.0, **more: Any) -> Row:
     knobs = {"top_k": 2, "min_prob": 0.1, "max_deviations": None} if rule == "relaxed" else {}
     figures = {
         "speedup_low": speedup, "speedup_high": speedup, "tokens_per_call": 2.0,
-        "loss_per_token": loss, "similarity": 1.0, "exact_match": 1.0, "length_drift": 0.0,
+        "loss_per_token": loss, "similarity_kept": 1.0, "exact_match": 1.0, "length_drift": 0.0,
     }  # fmt: skip
     return {"rule": rule, "budget": 16, **knobs, "speedup": speedup, **figures, **more}
 
@@ -53,7 +53,7 @@ def test_the_fastest_within_the_limits_is_chosen() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [{"loss": 0.051}, {"similarity": 0.89}, {"length_drift": -0.11}, {"length_drift": 0.2}],
+    [{"loss": 0.051}, {"similarity_kept": 0.89}, {"length_drift": -0.11}, {"length_drift": 0.2}],
 )
 def test_each_limit_binds(broken: dict[str, float]) -> None:
     assert choose([STRICT, row("relaxed", 9.0, **broken)], LIMITS) is STRICT

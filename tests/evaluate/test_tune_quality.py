@@ -65,7 +65,7 @@ def test_strict_texts_are_the_models_own(study: tuple[Path, dict[str, Any]]) -> 
         for rule, k in (("strict", None), ("relaxed", 1))
     )
     for row in (strict, top_one):
-        assert (row["exact_match"], row["similarity"], row["length_drift"]) == (1.0, 1.0, 0.0)
+        assert (row["exact_match"], row["similarity_kept"], row["length_drift"]) == (1.0, 1.0, 0.0)
         assert (row["loss_per_token"], row["relaxed_share"]) == (0.0, 0.0)
     assert strict["tokens_per_call"] == top_one["tokens_per_call"] > 1.0
 
@@ -75,7 +75,7 @@ def test_looser_rules_lose_more(study: tuple[Path, dict[str, Any]]) -> None:
     loose = next(r for r in rows if (r["top_k"], r["min_prob"]) == (9, 0.0))
     assert loose["loss_per_token"] > 0
     assert 0 < loose["relaxed_share"] < 1
-    assert loose["similarity"] < 1
+    assert loose["similarity_kept"] < 1
     assert loose["exact_match"] < 1
     assert all(r["speedup_low"] <= r["speedup"] <= r["speedup_high"] for r in rows)
 
@@ -141,7 +141,12 @@ class FakeRace:
     def __call__(self, settings: Any) -> dict[str, Any]:
         speed = 1.0 + (settings.get("top_k") or 1) / 10
         speeds = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), speed)
-        return {**speeds, "loss_per_token": speed - 1.1, "similarity": 1.0, "length_drift": 0.0}
+        return {
+            **speeds,
+            "loss_per_token": speed - 1.1,
+            "similarity_kept": 1.0,
+            "length_drift": 0.0,
+        }
 
 
 def test_optuna_is_asked_for_by_name(

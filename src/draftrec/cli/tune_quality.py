@@ -108,7 +108,7 @@ _COLUMNS = {
     "tokens_per_call": "{:.2f}",
     "relaxed_share": "{:.1%}",
     "loss_per_token": "{:.4f}",
-    "similarity": "{:.3f}",
+    "similarity_kept": "{:.3f}",
     "exact_match": "{:.0%}",
     "length_drift": "{:+.1%}",
 }

@@ -111,7 +111,7 @@ def _loss(row: Row) -> float:
 
 
 def _distance(row: Row) -> float:
-    return 1.0 - row["similarity"]
+    return 1.0 - row["similarity_kept"]
 
 
 def _loss_plot(study: Study) -> tuple[str, str, Markup]:

@@ -26,7 +26,7 @@ class Limits:
         """Does the trial stay within all of them?"""
         return (
             row["loss_per_token"] <= self.max_loss_per_token
-            and row["similarity"] >= self.min_similarity
+            and row["similarity_kept"] >= self.min_similarity
             and abs(row["length_drift"]) <= self.max_length_drift
         )
 
@@ -66,8 +66,8 @@ def chosen_yaml(row: Row, limits: Limits, depth: int) -> str:
     lines = [
         f"# {row['speedup']:.2f} times plain decoding ({row['speedup_low']:.2f} to "
         f"{row['speedup_high']:.2f}), {row['tokens_per_call']:.2f} tokens per call",
-        f"# loss per token {row['loss_per_token']:.4f} nats, similarity {row['similarity']:.3f}, "
-        f"{row['exact_match']:.0%} of the texts as the model's own",
+        f"# loss per token {row['loss_per_token']:.4f} nats, similarity kept "
+        f"{row['similarity_kept']:.3f}, {row['exact_match']:.0%} of the texts as the model's own",
         f"# the fastest within: {bounds}",
     ]
     if row["speedup"] < 1.0:

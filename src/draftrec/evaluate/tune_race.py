@@ -74,9 +74,9 @@ class Race:
         """Counts of the last round, and what became of the texts, the plain ones being the strict
         model's own.
 
-        `loss_per_token`: nats of log-probability given up, over all tokens; `cosine`: mean TF-IDF
-        cosine to the plain text; `similarity`: the same on a scale from another entity's text, 0,
-        to the plain text, 1; `length_drift`, `distinct_2_drift`: relative changes.
+        `loss_per_token`: nats of log-probability given up, over all tokens; `similarity`: mean
+        TF-IDF cosine to the plain text; `similarity_kept`: the same on a scale from other entities'
+        texts, 0, to the plain text, 1; `length_drift`, `distinct_2_drift`: relative changes.
         """
         plain, written = self._run_texts("plain", self.plain_texts), self._run_texts("run", texts)
         tokens = int(written.lengths.sum())
@@ -84,8 +84,8 @@ class Race:
             name: sum(getattr(g.counts, name) for g in texts)
             for name in ("target_calls", "drafted_tokens", "accepted_tokens", "relaxed_tokens")
         }
-        near = by_tf_idf(plain.texts, written.texts, 0)
-        kept = near.cosines if near.kept is None else near.kept
+        near = by_tf_idf(plain.texts, written.texts)
+        cosine, kept = float(near.cosines.mean()), near.kept.value
         own, base = run_distinct(written)["distinct_2"], run_distinct(plain)["distinct_2"]
         figures = {
             "tokens_per_call": tokens / total["target_calls"],
@@ -93,8 +93,8 @@ class Race:
             "relaxed_share": total["relaxed_tokens"] / tokens,
             "loss_per_token": sum(g.loss for g in texts) / tokens,
             "exact_match": likeness(plain, written)["exact_match"].value,
-            "cosine": float(near.cosines.mean()),
-            "similarity": float(kept.mean()),
+            "similarity": cosine,
+            "similarity_kept": cosine if kept is None else kept,
             "length_drift": tokens / int(plain.lengths.sum()) - 1.0,
             "distinct_2_drift": own / base - 1.0 if own and base else None,
         }
