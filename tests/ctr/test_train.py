@@ -19,7 +19,7 @@ from draftrec.data.cut import CutSettings, cut_samples
 from draftrec.data.events import EventColumns, read_events
 from tests.ctr.world import World
 
-FIT = FitSettings(learning_rates=(3e-3,), batch_sizes=(128,), size=8, epochs=6)
+FIT = FitSettings(learning_rates=(3e-3,), batch_sizes=(128,), size=8, epochs=6, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,18 @@ def test_the_contrastive_loss_has_its_weight(inputs: Inputs) -> None:
         for c in (0.0, 2.0)
     )
     assert light["valid_logloss"] != heavy["valid_logloss"]
+
+
+def test_dropout_is_for_training_only(inputs: Inputs) -> None:
+    torch.manual_seed(0)
+    model = ClickModel(inputs, "deepfm", "moe", 8, dropout=0.5)
+    assert np.array_equal(predict(model, inputs.valid), predict(model, inputs.valid))
+    model.train()
+    rows = torch.arange(1, 9)
+    one, other = (model(rows, rows, torch.zeros(8, 5, dtype=torch.int64))[0] for _ in range(2))
+    assert not torch.equal(one, other)
+    plain, dropped = (
+        train_and_test(inputs, "deepfm", "moe", 0, replace(FIT, dropout=d, epochs=1))
+        for d in (0.0, 0.5)
+    )
+    assert plain["valid_logloss"] != dropped["valid_logloss"]

@@ -130,6 +130,9 @@ class CtrOptions:
     contrast: Annotated[
         float, Option(min=0, help="Weight of the loss of --adaptor contrastive.")
     ] = 0.1
+    dropout: Annotated[
+        float, Option(min=0, max=0.95, help="Share of a vector that is zeroed in training.")
+    ] = 0.5
     workers: Annotated[str, Option(help="Processes side by side; auto: one per core.")] = "auto"
     item_columns: Annotated[
         str | None, Option(metavar="A,B", help="Features of --items, instead of what fits.")
@@ -219,7 +222,7 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
             tuple(options.lr or FitSettings().learning_rates),
             tuple(options.batch_size or FitSettings().batch_sizes),
             options.embedding, options.epochs, options.patience, options.weight_decay,
-            options.contrast,
+            options.contrast, options.dropout,
         ),
         overwrite=options.overwrite,
     )  # fmt: skip
@@ -271,7 +274,7 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     parts = ", ".join(f"{part['samples']:,} {name}" for name, part in summary["samples"].items())
     table = Table(
         box=box.SIMPLE_HEAD, title=f"samples: {parts}", title_justify="left",
-        caption=f"mean over {seeds} seeds and 95 % interval; over none: AUC gained, seed by seed",
+        caption=f"seeds: {seeds}; mean and 95 % interval; over none: AUC gained, seed by seed",
         caption_justify="left",
     )  # fmt: skip
     for name in ("model", "adaptor"):

@@ -68,8 +68,11 @@ class ClickModel(nn.Module):
     Raises DraftrecError for an adaptor that the vectors do not suit.
     """
 
-    def __init__(self, inputs: Inputs, backbone: str, adaptor: str, size: int) -> None:
+    def __init__(
+        self, inputs: Inputs, backbone: str, adaptor: str, size: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.users, self.items = SideEncoder(inputs.users, size), SideEncoder(inputs.items, size)
         sides = {"user": self.users, "item": self.items}
         widths = {name: side.width for name, side in sides.items() if side.width}
@@ -105,7 +108,7 @@ class ClickModel(nn.Module):
         for name, side in sides.items():
             if side.width:
                 entities[name], places[name] = rows[name].unique(return_inverse=True)
-        found = self.adaptor({n: sides[n].vectors[e] for n, e in entities.items()})
+        found = self.adaptor({n: self.dropout(sides[n].vectors[e]) for n, e in entities.items()})
         loss = torch.zeros(())
         if isinstance(self.adaptor, ContrastiveAdaptor):
             for name in entities:

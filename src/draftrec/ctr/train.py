@@ -50,7 +50,7 @@ def train_and_test(
     for lr, batch_size in product(settings.learning_rates, settings.batch_sizes):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = ClickModel(inputs, model, adaptor, settings.size)
+            fresh = ClickModel(inputs, model, adaptor, settings.size, settings.dropout)
             fitted = _fit(fresh, inputs, lr, batch_size, settings)
         if best is None or fitted.valid.auc > best.valid.auc:
             best = fitted
