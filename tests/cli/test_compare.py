@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,18 @@ def test_the_report_is_written_and_always_the_same(
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert {row.replace("\\|", "").count("|") for row in rows if "length" in row} == {3, 4}
     assert json.loads(files[0]["compare.json"])["baseline"] == "base"
+
+
+def test_without_sacrebleu_it_says_what_to_install(
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
+    code, out, err = compare(capsys, base, write_run(tmp_path / "strict", TEXTS))
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert 'pip install "draftrec[compare]"' in err
 
 
 @pytest.mark.parametrize("name", ["kar", "trawl", "once", "rlmrec"])

@@ -180,7 +180,7 @@ class _Bound:
         ctr = self.metric in CTR_METRICS
         least, things = (limits.min_seeds, "seeds") if ctr else (limits.min_entities, "entities")
         if measured.samples is not None and measured.samples < least:
-            reason = f"only {measured.samples} {things}, the limits ask for {least}"
+            reason = f"{measured.samples} of the {least} {things} that the limits ask for"
             return self._say(found, "undecided", reason)
         worst = found.low if _SCALES[self.key][1] == "min" else found.high
         if worst is None and not METRICS[self.metric].whole:
