@@ -160,6 +160,8 @@ def test_click_models_are_paired_and_limited(
     code, summary = found(capsys, base, strict, *ctr, f"strict={worse}")
     assert (code, outcomes(summary, "strict", "broken")) == (1, {"auc", "logloss"})
     assert len(summary["runs"]["strict"]["click_models"]) == 4
+    figures = [summary["runs"][n]["metrics"]["auc"]["value"]["value"] for n in ("base", "strict")]
+    assert figures == [0.71, 0.7]
     code, summary = found(capsys, base, strict, *ctr, f"strict={few}")
     assert (code, outcomes(summary, "strict", "undecided")) == (1, {"auc", "logloss"})
     assert found(capsys, base, strict, *ctr, f"strict={before}")[0] == 0

@@ -31,12 +31,10 @@ def test_one_is_at_the_bound(
 
 
 def comparison(change: float) -> Comparison:
-    limits: Limits = default_limits()
+    limits, changed = default_limits(), Estimate(change, change, change)
     measured = {
-        "new_tokens": Measured(
-            Estimate(9.0), relative=Estimate(change, change, change), samples=99
-        ),
-        "self_bleu": Measured(Estimate(0.5, 0.4, 0.6), Estimate(change, change, change)),
+        "new_tokens": Measured(Estimate(9.0), relative=changed),
+        "self_bleu": Measured(Estimate(0.5, 0.4, 0.6), changed),
         "similarity_kept": Measured(Estimate(1.0 - change, 1.0 - change, 1.0 - change)),
     }
     base = RunResult("base", {"self_bleu": Measured(Estimate(0.5, 0.4, 0.6))}, {})

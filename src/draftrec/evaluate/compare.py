@@ -14,6 +14,7 @@ from draftrec.evaluate.compare_ctr import (
     Trials,
     cell_changes,
     ctr_measures,
+    ctr_values,
     read_trials,
 )
 from draftrec.evaluate.compare_study import Figures, Study
@@ -35,7 +36,10 @@ def run_compare(job: CompareJob) -> Comparison:
     own = study.figures(paired.baseline)
     draws = study.bootstrap.draw(own.ratios)
     entities = len(paired.baseline)
-    first = RunResult(baseline.name, _alone(own, draws, entities), own.faults)
+    measured = _alone(own, draws, entities)
+    if baseline.name in trials:
+        measured |= ctr_values(trials[baseline.name])
+    first = RunResult(baseline.name, measured, own.faults)
     results = [_result(study, run, own, draws, trials) for run in paired.runs]
     return Comparison(first, tuple(results), entities, job.limits, study.facts())
 

@@ -106,6 +106,12 @@ def ctr_measures(baseline: Trials, run: Trials) -> dict[str, Measured]:
     return found
 
 
+def ctr_values(trials: Trials) -> dict[str, Measured]:
+    """The same of one folder alone, without changes."""
+    found = ctr_measures(trials, trials)
+    return {name: Measured(m.value, samples=m.samples) for name, m in found.items()}
+
+
 def _shared(baseline: Trials, run: Trials) -> dict[Cell, list[int]]:
     """Cells of both, with the seeds of both."""
     both = [cell for cell in baseline.cells if cell in run.cells]
