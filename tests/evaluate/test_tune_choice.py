@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.evaluate.tune_choice import Limits, Row, choose, chosen_yaml, frontier
+from draftrec.evaluate.tune_choice import Limits, Row, choose, chosen_yaml, frontier, unrest
 
 LIMITS = Limits(max_loss_per_token=0.05, min_similarity=0.9, max_length_drift=0.1)
 
@@ -17,7 +17,8 @@ LIMITS = Limits(max_loss_per_token=0.05, min_similarity=0.9, max_length_drift=0.
 def row(rule: str, speedup: float, loss: float = 0.0, **more: Any) -> Row:
     knobs = {"top_k": 2, "min_prob": 0.1, "max_deviations": None} if rule == "relaxed" else {}
     figures = {
-        "speedup_low": speedup, "speedup_high": speedup, "tokens_per_call": 2.0,
+        "speedup_low": speedup, "speedup_high": speedup, "cpu_speedup": speedup,
+        "tokens_per_call": 2.0,
         "loss_per_token": loss, "similarity_kept": 1.0, "exact_match": 1.0, "length_drift": 0.0,
     }  # fmt: skip
     return {"rule": rule, "budget": 16, **knobs, "speedup": speedup, **figures, **more}
@@ -64,6 +65,17 @@ def test_strict_stays_unless_it_is_beaten_in_every_round() -> None:
     sure = row("relaxed", 1.6, 0.01, speedup_low=1.55)
     assert choose([STRICT, lucky], LIMITS) is STRICT
     assert choose([STRICT, lucky, sure], LIMITS) is sure
+
+
+def test_strict_stays_where_only_the_clock_says_otherwise() -> None:
+    assert choose([STRICT, row("relaxed", 1.8, 0.01, cpu_speedup=1.4)], LIMITS) is STRICT
+
+
+def test_a_busy_machine_is_named() -> None:
+    quiet = [STRICT, row("relaxed", 1.8, speedup_low=1.75)]
+    assert unrest(quiet) is None
+    busy = [row("strict", 1.5, speedup_low=1.0), row("relaxed", 1.8, speedup_low=0.9)]
+    assert "differed by 1.75 times" in str(unrest(busy))
 
 
 def test_the_faster_strict_budget_is_the_bar() -> None:

@@ -19,6 +19,7 @@ from draftrec.evaluate.tune_quality import QualityJob, run_quality_tune
 from draftrec.evaluate.tune_sample import draw_sample
 from draftrec.evaluate.tune_space import Space
 
+SPEEDS = ("speedup", "speedup_low", "speedup_high", "cpu_speedup")
 KNOBS = {"strict": {}, "relaxed": {"top_k": (1, 9), "min_prob": (0.0, 0.001)}}
 
 
@@ -77,7 +78,8 @@ def test_looser_rules_lose_more(study: tuple[Path, dict[str, Any]]) -> None:
     assert 0 < loose["relaxed_share"] < 1
     assert loose["similarity_kept"] < 1
     assert loose["exact_match"] < 1
-    assert all(r["speedup_low"] <= r["speedup"] <= r["speedup_high"] for r in rows)
+    assert all(0 < r["speedup_low"] <= r["speedup"] <= r["speedup_high"] for r in rows)
+    assert all(r["cpu_speedup"] > 0 for r in rows)
 
 
 def test_the_table_has_a_row_per_trial(study: tuple[Path, dict[str, Any]]) -> None:
@@ -120,6 +122,27 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_runs_nothing(
         run_quality_tune(job(records, tmp_path, seed=1))
 
 
+def test_plain_decoding_runs_next_to_each_setting_first_and_second_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    seconds = {"plain": (6.0, 4.0), "rival": (3.0, 1.0)}
+
+    def timed(generator: Any, requests: Any) -> Any:
+        order.append(generator)
+        return [], seconds[generator]
+
+    monkeypatch.setattr(tune_race, "_timed", timed)
+    race = object.__new__(tune_race.Race)
+    race.requests, race.rounds, race.depth, race.pool = [], 3, 24, None  # type: ignore[assignment]
+    race.plain = "plain"  # type: ignore[assignment]
+    monkeypatch.setattr(race, "_rival", lambda _: "rival", raising=False)
+    monkeypatch.setattr(race, "_figures", lambda texts: {})
+    found = race({"rule": "strict", "budget": 8})
+    assert order == ["plain", "rival", "rival", "plain", "plain", "rival"]
+    assert (found["speedup"], found["cpu_speedup"]) == (2.0, 4.0)
+
+
 def test_a_search_is_smaller_than_the_grid_and_repeats_itself(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +163,7 @@ class FakeRace:
 
     def __call__(self, settings: Any) -> dict[str, Any]:
         speed = 1.0 + (settings.get("top_k") or 1) / 10
-        speeds = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), speed)
+        speeds = dict.fromkeys(SPEEDS, speed)
         return {
             **speeds,
             "loss_per_token": speed - 1.1,

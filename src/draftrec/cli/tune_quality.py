@@ -104,13 +104,10 @@ def _page(job: QualityJob, summary: dict[str, Any], output: Path | None) -> str:
 
 _COLUMNS = {
     "speedup": "{:.2f}",
-    "speedup_low": "{:.2f}",
     "tokens_per_call": "{:.2f}",
-    "relaxed_share": "{:.1%}",
     "loss_per_token": "{:.4f}",
     "similarity_kept": "{:.3f}",
     "exact_match": "{:.0%}",
-    "length_drift": "{:+.1%}",
 }
 
 
@@ -118,17 +115,19 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     from rich import box
     from rich.table import Table
 
+    from draftrec.evaluate.tune_choice import unrest
     from draftrec.evaluate.tune_space import label_of
 
     title = f"{summary['texts']} texts, {len(summary['trials'])} settings; the frontier:"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("setting")
     for name in _COLUMNS:
-        table.add_column(name.replace("_", " "), justify="right")
-    chosen = summary["chosen"]
-    shown = summary["frontier"] if chosen in summary["frontier"] else [*summary["frontier"], chosen]
-    for row in shown:
+        table.add_column(name.replace("_", " "), justify="right", min_width=6)
+    table.add_column("setting")
+    chosen, rows = summary["chosen"], list(summary["frontier"])
+    for row in rows if chosen in rows else [*rows, chosen]:
         cells = [form.format(row[name]) for name, form in _COLUMNS.items()]
-        table.add_row(label_of(row), *cells, style="bold green" if row == chosen else None)
+        table.add_row(*cells, label_of(row), style="bold green" if row == chosen else None)
     console.print(table)
+    if busy := unrest(summary["trials"]):
+        say(busy)
     console.print(f"chosen: {label_of(chosen)}")

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from draftrec.evaluate import plots
 from draftrec.evaluate.plots import Labels, Series
 from draftrec.evaluate.report import render_page
-from draftrec.evaluate.tune_choice import Limits, Row, frontier
+from draftrec.evaluate.tune_choice import Limits, Row, fastest_strict, frontier, unrest
 from draftrec.evaluate.tune_space import knobs_label, label_of
 
 _TONES = {"strict": 0, "relaxed": 1, "typical": 3, "entropy": 2}
@@ -89,7 +89,7 @@ def _report(study: Study) -> FrontierReport:
 
 def _findings(study: Study, on_frontier: int) -> tuple[str, ...]:
     chosen, limits = study.chosen, study.limits
-    strict = max((r for r in study.rows if r["rule"] == "strict"), key=lambda r: r["speedup"])
+    strict = fastest_strict(study.rows)
     relaxed = [r for r in study.rows if r["rule"] != "strict"]
     within = sum(limits.keeps(r) for r in relaxed)
     found = [
@@ -99,9 +99,12 @@ def _findings(study: Study, on_frontier: int) -> tuple[str, ...]:
         f"{within} of {len(relaxed)} other settings stay within the limits; {on_frontier} of all "
         "are beaten by none in both speed and loss.",
     ]
+    if busy := unrest(study.rows):
+        found.append(busy)
     if chosen["rule"] == "strict":
         found.append(
-            "No other setting within the limits was faster than strict in all of its rounds."
+            "No other setting within the limits was faster than strict in all of its rounds and by "
+            "processor time."
         )
     return tuple(found)
 

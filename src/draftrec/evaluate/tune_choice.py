@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
+
+# On a quiet machine, rounds of one setting differ by a few per cent.
+_UNREST = 1.15
 
 #: A trial's settings and figures by name, as rows of the table of trials.
 Row = dict[str, Any]
@@ -48,16 +52,36 @@ def frontier(rows: Seq[Row], cost: Callable[[Row], float]) -> list[Row]:
 def choose(rows: Seq[Row], limits: Limits) -> Row:
     """The fastest setting within the limits.
 
-    Strict unless a relaxed setting was faster in its slowest round than strict was in its median:
-    chance alone must not cost the model's own text.
+    Strict unless a relaxed setting was faster in its slowest round than strict was in its median,
+    and by processor time as well: chance alone must not cost the model's own text.
     """
-    strict = max((r for r in rows if r["rule"] == "strict"), key=lambda r: r["speedup"])
+    strict = fastest_strict(rows)
     faster = [
         r
         for r in rows
-        if r["rule"] != "strict" and limits.keeps(r) and r["speedup_low"] > strict["speedup"]
+        if r["rule"] != "strict"
+        and limits.keeps(r)
+        and r["speedup_low"] > strict["speedup"]
+        and r["cpu_speedup"] > strict["cpu_speedup"]
     ]
     return max([strict, *faster], key=lambda r: r["speedup"])
+
+
+def fastest_strict(rows: Seq[Row]) -> Row:
+    """Of the strict trials, one per budget, the fastest."""
+    return max((r for r in rows if r["rule"] == "strict"), key=lambda r: r["speedup"])
+
+
+def unrest(rows: Seq[Row]) -> str | None:
+    """A sentence about how much rounds of one setting differed, if they did: the median, over the
+    trials, of the highest speedup over the lowest."""
+    ratio = median(r["speedup_high"] / r["speedup_low"] for r in rows)
+    if ratio < _UNREST:
+        return None
+    return (
+        f"Rounds of one setting differed by {ratio:.2f} times: the machine was busy with other "
+        "things, so repeat this on a quiet one before you believe small differences."
+    )
 
 
 def chosen_yaml(row: Row, limits: Limits, depth: int) -> str:
