@@ -1,0 +1,153 @@
+"""Does relaxed verification cost quality? MovieLens-100K: histories, texts, vectors, click models.
+
+    python benchmarks/quality.py all|texts|vectors|clicks|compare|tune|result [--folder DIR]
+
+Every step calls the command that a user would call, goes on where it was interrupted, and leaves
+its files in the folder (they hold texts, so they are no part of the repository). The last step sums
+them up as the result. Texts are the small real model's: it writes like its teachers but knows no
+facts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import SHARED, note
+from quality_data import COLUMNS, RATINGS, write_inputs
+from quality_result import write_quality
+
+MODEL = SHARED / "models/profile-lm"
+SIDES = ("users", "movies")
+_RELAXED = ("--accept", "relaxed", "--top-k", "2", "--min-prob", "0.1")
+_DRAFTED = ("--draft", "pool", "--budget", "16", "--batch-size", "8")
+#: How each run writes. `loose` is the planted fault that the gate has to find.
+RUNS = {
+    "baseline": ("--draft", "none", "--batch-size", "32"),
+    "strict": _DRAFTED,
+    "relaxed": (*_DRAFTED, *_RELAXED),
+    "capped": (*_DRAFTED, *_RELAXED, "--max-deviations", "4", "--max-loss", "4"),
+    "loose": (*_DRAFTED, "--accept", "relaxed", "--top-k", "50", "--min-prob", "0"),
+}
+MODELS = ("din", "dcnv2", "deepfm", "autoint")
+ADAPTORS = ("moe", "hea", "mlp", "contrastive")
+#: Runs whose vectors feed click models; strict ones are the baseline's, which is checked.
+CLICKED = ("baseline", "relaxed", "capped", "loose")
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Where everything lies."""
+
+    folder: Path
+    seeds: int
+    workers: int
+
+    def run(self, name: str, side: str) -> Path:
+        return self.folder / "runs" / name / side
+
+    def vectors(self, name: str, side: str) -> Path:
+        return self.folder / "vectors" / f"{name}-{side}.parquet"
+
+    def clicks(self, name: str) -> Path:
+        return self.folder / "clicks" / name
+
+    def report(self, side: str) -> Path:
+        return self.folder / "reports" / side
+
+
+def texts(study: Study) -> None:
+    """All runs, users and movies; a run has one pool per side, which grows from nothing."""
+    files = write_inputs(study.folder / "inputs")
+    for name, settings in RUNS.items():
+        for side, records in zip(SIDES, (files.users, files.movies), strict=True):
+            where = ("--model", MODEL, "--output", study.run(name, side))
+            more = ("--max-new-tokens", 320, "--shard-size", 128)
+            draftrec("generate", records, *where, *settings, *more)
+
+
+def vectors(study: Study) -> None:
+    """Texts to vectors, by the small encoder that needs no download."""
+    for name in RUNS:
+        for side in SIDES:
+            output = study.vectors(name, side)
+            if not output.exists():
+                output.parent.mkdir(parents=True, exist_ok=True)
+                run = study.run(name, side)
+                draftrec("encode", run, "--encoder", "minilm", "--output", output)
+
+
+def clicks(study: Study) -> None:
+    """Click models without knowledge, and with the vectors of each run."""
+    files = write_inputs(study.folder / "inputs")
+    data = (RATINGS, *COLUMNS, "--items", files.items, "--item-columns", "genres")
+    which = [word for m in MODELS for word in ("--model", m)]
+    more = ("--seeds", study.seeds, "--workers", study.workers)
+    for name in CLICKED:
+        adaptors = ("none", *ADAPTORS) if name == "baseline" else ADAPTORS
+        users, movies = (study.vectors(name, side) for side in SIDES)
+        knowledge = ("--user-vectors", users, "--item-vectors", movies)
+        words = [word for a in adaptors for word in ("--adaptor", a)]
+        draftrec("ctr", *data, *knowledge, *which, *words, *more, "--output", study.clicks(name))
+
+
+def compare(study: Study) -> None:
+    """Texts of both sides and click models under the default limits: a report per side."""
+    files = write_inputs(study.folder / "inputs")
+    for side, prompts in zip(SIDES, (files.users, files.movies), strict=True):
+        runs = [f"{name}={study.run(name, side)}" for name in RUNS]
+        vectors = [w for n in RUNS for w in ("--vectors", f"{n}={study.vectors(n, side)}")]
+        clicks = [w for n in CLICKED for w in ("--ctr", f"{n}={study.clicks(n)}")]
+        titles = ("--titles", files.titles, "--prompts", prompts)
+        draftrec("compare", *runs, *vectors, *clicks, *titles, "--output", study.report(side))
+
+
+def tune(study: Study) -> None:
+    """The frontier of speed and quality: rules and their settings on a sample of the users."""
+    files = write_inputs(study.folder / "inputs")
+    pool = study.folder / "pool"
+    if not pool.exists():
+        texts = study.run("baseline", "users")
+        draftrec("pool", "build", texts, "--tokenizer", MODEL, "--output", pool)
+    output = ("--output", study.folder / "chosen.yaml", "--report", study.folder / "tune")
+    draftrec("tune", files.users, "--model", MODEL, "--pool", pool, *output)
+
+
+def result(study: Study) -> None:
+    """Sum up."""
+    write_quality(study.folder, [study.clicks(n) for n in CLICKED], list(SIDES), study.seeds)
+
+
+def draftrec(*words: object) -> int:
+    """Run a command as a user would; anything but 0, and 1 of a gate, ends the study."""
+    program = shutil.which("draftrec") or sys.exit("install the project first: pip install -e .")
+    line = [program, *map(str, words)]
+    note("$ draftrec " + " ".join(line[1:]))
+    code = subprocess.run(line, check=False).returncode
+    if code not in (0, 1 if words[0] == "compare" else 0):
+        sys.exit(code)
+    return code
+
+
+STEPS = {step.__name__: step for step in (texts, vectors, clicks, compare, tune, result)}
+
+
+def main() -> None:
+    """One step, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", choices=[*STEPS, "all"])
+    parser.add_argument("--folder", type=Path, default=Path("quality-study"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    study = Study(args.folder, args.seeds, args.workers)
+    for name in STEPS if args.step == "all" else [args.step]:
+        STEPS[name](study)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Prompts of the quality study: MovieLens-100K in the words of the small model's own prompts.
+
+What the model may be told of a user lies in front of the cut (`draftrec.data.cut`), so that no
+click sample is foretold by its own event.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from common import SHARED
+
+from draftrec.data.cut import CutSettings, histories
+from draftrec.data.events import EventColumns, read_events
+
+RATINGS = SHARED / "data/interactions/ml100k_ratings.parquet"
+MOVIES = SHARED / "data/items/ml100k_movies.parquet"
+#: Directors and casts, by title; and prompts as the small model was trained on them.
+FACTS = SHARED / "data/items/ml1m_movies.parquet"
+PROFILES = SHARED / "data/profiles.parquet"
+#: The column names of the ratings.
+COLUMNS = ("--user-column", "user", "--item-column", "movie", "--time-column", "ts")
+#: Rated 4 or better, the last of the history: as many as the model's prompts list.
+_LIKED, _MOST = 4, 12
+_GENRES = {"Children": "Children's"}
+_ARTICLE = re.compile(r"^(.*), (The|A|An)( \(\d{4}\))$")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the study's inputs are written: prompts per side, the movies' genres and titles."""
+
+    users: Path
+    movies: Path
+    items: Path
+    titles: Path
+
+
+def write_inputs(folder: Path) -> Files:
+    """Prompts of all users and movies; the movies as `draftrec ctr` and `compare` read them."""
+    names = ("users", "movies", "items", "titles")
+    files = Files(*(folder / f"{name}.jsonl" for name in names))
+    movies = {str(m["movie"]): m for m in pq.read_table(MOVIES).to_pylist()}
+    for movie in movies.values():
+        movie["title"] = _ARTICLE.sub(r"\2 \1\3", movie["title"])
+        movie["genres"] = [_GENRES.get(g, g) for g in movie["genres"].split("|")]
+    _write(files.users, _users(movies))
+    _write(files.movies, _movies(movies))
+    items = ({"movie": i, "genres": m["genres"]} for i, m in movies.items())
+    _write(files.items, items)
+    _write(files.titles, ({"item_id": i, "title": m["title"]} for i, m in movies.items()))
+    return files
+
+
+def _users(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    head, tail = _user_prompt()
+    events = read_events(str(RATINGS), EventColumns("user", "movie", "rating", "ts"))
+    for record in histories(events, CutSettings(), movies):
+        liked = [h for h in record["history"] if h["rating"] >= _LIKED] or record["history"]
+        named = [f"{h['title']} ({'|'.join(h.get('genres', []))})" for h in liked[-_MOST:]]
+        yield {"entity_id": record["entity_id"], "prompt": head + "; ".join(named) + tail}
+
+
+def _movies(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    facts = {m["title"]: m for m in pq.read_table(FACTS).to_pylist()}
+    head, tail = _movie_prompt(facts)
+    for number, movie in movies.items():
+        known = facts.get(movie["title"], {})
+        parts = [f"Genres: {'|'.join(movie['genres'])}."]
+        if known.get("director"):
+            parts.append(f"Director: {known['director']}.")
+        if known.get("actors"):
+            parts.append(f"Cast: {known['actors'].replace('|', ', ')}.")
+        yield {"entity_id": number, "prompt": f"{head}{movie['title']}. {' '.join(parts)}{tail}"}
+
+
+def _user_prompt() -> tuple[str, str]:
+    """What stands in front of the history, and behind it."""
+    prompt = _sample("gear_user")
+    head = prompt[: prompt.index(": ") + 2]
+    return head, prompt[prompt.index("\n") :]
+
+
+def _movie_prompt(facts: dict[str, Any]) -> tuple[str, str]:
+    """What stands in front of the title, and behind the last full stop."""
+    prompt = _sample("gear_item")
+    title = max((t for t in facts if t in prompt), key=len)
+    found = re.search(r"\.(\s*)$", prompt)
+    return prompt[: prompt.index(title)], found.group(1) if found else ""
+
+
+def _sample(task: str) -> str:
+    rows = pq.read_table(PROFILES, columns=["task", "prompt"], filters=[("task", "=", task)])
+    return rows["prompt"][0].as_py()
+
+
+def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

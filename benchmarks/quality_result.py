@@ -1,0 +1,128 @@
+"""What the quality study found, as one result: figures only, no texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from common import write_result
+
+from draftrec.data.intervals import interval, paired
+
+#: Text measures that the result keeps, of all that a comparison has.
+_TEXT = (
+    "new_tokens", "eos_rate", "exact_match", "relaxed_share", "distinct_2", "self_bleu",
+    "repetition", "copied_texts", "similarity_kept", "titles_named", "titles_grounded",
+    "titles_leaked",
+)  # fmt: skip
+
+
+def write_quality(folder: Path, clicks: Seq[Path], sides: Seq[str], seeds: int) -> None:
+    """Sum up the folders of one study and write the result."""
+    names = [c.name for c in clicks]
+    trials = {c.name: _trials(c) for c in clicks}
+    payload = {
+        "settings": {"seeds": seeds, "runs": names},
+        "samples": json.loads((clicks[0] / "summary.json").read_text())["samples"],
+        "vectors_identical": {s: _same_vectors(folder, "baseline", "strict", s) for s in sides},
+        "clicks": [_cell(trials, model, adaptor) for model, adaptor in _cells(trials["baseline"])],
+        "overall": {n: _overall(trials["baseline"], trials[n]) for n in names[1:]},
+        "knowledge": _knowledge(trials["baseline"]),
+        "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in sides},
+        "tune": _tune(folder),
+    }
+    write_result("quality-ml100k", payload, seed=0)
+
+
+Trials = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def _trials(folder: Path) -> Trials:
+    found: Trials = {}
+    for row in pq.read_table(folder / "trials.parquet").to_pylist():
+        found.setdefault((row["model"], row["adaptor"]), []).append(row)
+    return {cell: sorted(rows, key=lambda r: r["seed"]) for cell, rows in found.items()}
+
+
+def _cells(trials: Trials) -> list[tuple[str, str]]:
+    return list(trials)
+
+
+def _values(trials: Trials, cell: tuple[str, str], metric: str) -> list[float]:
+    return [row[metric] for row in trials[cell]]
+
+
+def _cell(trials: dict[str, Trials], model: str, adaptor: str) -> dict[str, Any]:
+    """One model and adaptor: AUC and LogLoss of every run, and its difference, paired by seed."""
+    cell = (model, adaptor)
+    found: dict[str, Any] = {"model": model, "adaptor": adaptor}
+    base = trials["baseline"]
+    for name, mine in trials.items():
+        if cell not in mine:
+            continue
+        figures: dict[str, Any] = {}
+        for metric in ("auc", "logloss"):
+            values = _values(mine, cell, metric)
+            figures[metric] = interval(values).as_dict()
+            if name != "baseline":
+                change = paired(_values(base, cell, metric), values)
+                figures[f"{metric}_change"] = change.as_dict()
+        found[name] = figures
+    return found
+
+
+def _overall(base: Trials, run: Trials) -> dict[str, Any]:
+    """Differences from the baseline, the mean over models and adaptors of each seed."""
+    return {m: _over(base, run, [c for c in run if c in base], m) for m in ("auc", "logloss")}
+
+
+def _over(base: Trials, run: Trials, cells: list[tuple[str, str]], metric: str) -> dict[str, Any]:
+    def means(trials: Trials) -> list[float]:
+        rows = zip(*(_values(trials, cell, metric) for cell in cells), strict=True)
+        return [sum(row) / len(row) for row in rows]
+
+    return paired(means(base), means(run)).as_dict()
+
+
+def _knowledge(base: Trials) -> list[dict[str, Any]]:
+    """What the baseline's vectors are worth: every adaptor over no knowledge, paired by seed."""
+    found: list[dict[str, Any]] = []
+    for model, adaptor in base:
+        if adaptor != "none":
+            gains = {
+                m: paired(
+                    _values(base, (model, "none"), m), _values(base, (model, adaptor), m)
+                ).as_dict()
+                for m in ("auc", "logloss")
+            }
+            found.append({"model": model, "adaptor": adaptor, **gains})
+    return found
+
+
+def _same_vectors(folder: Path, a: str, b: str, side: str) -> bool:
+    one, two = (folder / "vectors" / f"{name}-{side}.parquet" for name in (a, b))
+    return pq.read_table(one).equals(pq.read_table(two))
+
+
+def _texts(path: Path) -> dict[str, Any]:
+    """Measures and verdicts of every run of a side."""
+    report = json.loads(path.read_text())
+    runs = {
+        name: {
+            "outcome": run["outcome"],
+            "broken": [v["metric"] for v in run["limits"] if v["outcome"] == "broken"],
+            "undecided": [v["metric"] for v in run["limits"] if v["outcome"] == "undecided"],
+            **{m: run["metrics"][m]["value"] for m in _TEXT if m in run["metrics"]},
+        }
+        for name, run in report["runs"].items()
+    }
+    return {"entities": report["entities"], "passed": report["passed"], "runs": runs}
+
+
+def _tune(folder: Path) -> list[dict[str, Any]] | None:
+    """All settings that were tried, where the frontier was measured."""
+    path = folder / "tune" / "trials.parquet"
+    return pq.read_table(path).to_pylist() if path.is_file() else None
