@@ -171,6 +171,18 @@ def test_a_window_may_be_met_on_another_path_of_the_tree() -> None:
     assert found.relaxed == 1
 
 
+@pytest.mark.parametrize(("below", "again"), [(0, False), (1, False), (2, True)])
+def test_a_path_deviates_again_only_after_its_window(below: int, *, again: bool) -> None:
+    """Node 0 deviates; its own choices, nodes 1 and 2, follow. Node 3 deviates below node `below`,
+    and is followed by three own choices, so that its path is the longest."""
+    tree = make_tree([3, 4, 4, 5, 4, 4, 4], [-1, 0, 1, below, 3, 4, 5])
+    logits = peaked({1: 0.2}, *[{4: 0.6}] * 7)
+    config = AcceptConfig(accept="entropy", entropy_gate=0.4, window=2)
+    found = verdict_of(config, tree, logits)
+    assert found.path.tolist() == ([0, 1, 2, 3, 4, 5, 6] if again else [0, 1, 2])
+    assert found.relaxed == 1 + again
+
+
 def test_the_gate_is_shut_where_the_model_is_sure() -> None:
     tree = chain([3, 4])
     logits = peaked({1: 0.95}, {4: 0.9}, {2: 0.9})
