@@ -102,12 +102,13 @@ def _page(job: QualityJob, summary: dict[str, Any], output: Path | None) -> str:
     return render_frontier(study)
 
 
+#: Figure -> its column's heading, and how it is written.
 _COLUMNS = {
-    "speedup": "{:.2f}",
-    "tokens_per_call": "{:.2f}",
-    "loss_per_token": "{:.4f}",
-    "similarity_kept": "{:.3f}",
-    "exact_match": "{:.0%}",
+    "speedup": ("times plain", "{:.2f}"),
+    "tokens_per_call": ("tokens per call", "{:.2f}"),
+    "loss_per_token": ("nats per token", "{:.4f}"),
+    "similarity_kept": ("like own text", "{:.2f}"),
+    "exact_match": ("equal texts", "{:.0%}"),
 }
 
 
@@ -120,12 +121,12 @@ def _show(summary: dict[str, Any], console: Any) -> None:
 
     title = f"{summary['texts']} texts, {len(summary['trials'])} settings; the frontier:"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for name in _COLUMNS:
-        table.add_column(name.replace("_", " "), justify="right", min_width=6)
+    for heading, _ in _COLUMNS.values():
+        table.add_column(heading, justify="right", max_width=6)
     table.add_column("setting")
     chosen, rows = summary["chosen"], list(summary["frontier"])
     for row in rows if chosen in rows else [*rows, chosen]:
-        cells = [form.format(row[name]) for name, form in _COLUMNS.items()]
+        cells = [form.format(row[name]) for name, (_, form) in _COLUMNS.items()]
         table.add_row(*cells, label_of(row), style="bold green" if row == chosen else None)
     console.print(table)
     if busy := unrest(summary["trials"]):
