@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import SHARED, note
-from quality_data import COLUMNS, RATINGS, write_inputs
+from quality_data import COLUMNS, RATINGS, part_users, write_inputs
 from quality_result import write_quality
 
 MODEL = SHARED / "models/profile-lm"
@@ -107,14 +107,17 @@ def compare(study: Study) -> None:
 
 
 def tune(study: Study) -> None:
-    """The frontier of speed and quality: rules and their settings on a sample of the users."""
+    """The frontier of speed and quality: rules and their settings on some users, with a pool of the
+    texts of the others."""
     files = write_inputs(study.folder / "inputs")
+    records, others = study.folder / "inputs" / "tuned.jsonl", study.folder / "others.jsonl"
+    part_users(files.users, study.run("baseline", "users"), records, others)
     pool = study.folder / "pool"
     if not pool.exists():
-        texts = study.run("baseline", "users")
-        draftrec("pool", "build", texts, "--tokenizer", MODEL, "--output", pool)
+        draftrec("pool", "build", others, "--tokenizer", MODEL, "--output", pool)
     output = ("--output", study.folder / "chosen.yaml", "--report", study.folder / "tune")
-    draftrec("tune", files.users, "--model", MODEL, "--pool", pool, *output)
+    more = ("--batch-size", 4, "--max-new-tokens", 320)
+    draftrec("tune", records, "--model", MODEL, "--pool", pool, *more, *output)
 
 
 def result(study: Study) -> None:

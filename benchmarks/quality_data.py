@@ -58,6 +58,15 @@ def write_inputs(folder: Path) -> Files:
     return files
 
 
+def part_users(users: Path, run: Path, records: Path, others: Path, most: int = 200) -> None:
+    """The first users' prompts, and the texts that the run wrote for all others."""
+    rows = users.read_text().splitlines(keepends=True)
+    records.write_text("".join(rows[:most]))
+    here = {json.loads(row)["entity_id"] for row in rows[:most]}
+    texts = pq.read_table(sorted(run.glob("part-*.parquet")), columns=["entity_id", "text"])
+    _write(others, (row for row in texts.to_pylist() if row["entity_id"] not in here))
+
+
 def _users(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     head, tail = _user_prompt()
     events = read_events(str(RATINGS), EventColumns("user", "movie", "rating", "ts"))
