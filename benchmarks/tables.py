@@ -16,6 +16,7 @@ from genrec_tables import beauty_table, item_baseline, item_trie
 from markdown import header as _header
 from markdown import row as _row
 from markdown import spread as _spread
+from quality_tables import encoders, quality
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 Result = dict[str, Any]
@@ -292,6 +293,8 @@ _SECTIONS = {
     "beam-sampling": beam_sampling,
     "genrec-beauty": genrec_beauty,
     "genrec-beauty-timed": genrec_beauty,
+    "encoders": encoders,
+    "quality-ml100k": quality,
 }
 
 
