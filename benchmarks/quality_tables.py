@@ -58,8 +58,8 @@ def _clicks(result: Result) -> str:
         "## What relaxed texts cost click models: `benchmarks/quality.py`\n\n"
         f"MovieLens-100K, split by user ({counts} samples), texts of users and movies by the "
         f"small real model (6.8M parameters), vectors by minilm, {seeds} seeds. AUC on the test "
-        "part: mean and 95 % interval over seeds. Changes are from the baseline's texts, seed by seed. Strict "
-        f"texts have the baseline's vectors ({same}).\n"
+        "part: mean and 95 % interval over seeds. Changes are from the baseline's texts, seed by "
+        f"seed. Strict texts have the baseline's vectors ({same}).\n"
     )
     runs = result["settings"]["runs"]
     out += header("model", "adaptor", "AUC, baseline's texts", *(f"{n}, change" for n in runs[1:]))
