@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator as Gen
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -42,7 +43,13 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One step of the whole batch."""
+    """One step of the whole batch.
+
+    `draft_calls`: drafts that were not empty. `accepted_by_source` follows `core.SOURCES`;
+    `accepted_by_depth[d]`: accepted tokens that lay `d` below the draft's first; `by_group`:
+    drafted and accepted tokens by group, "" for texts without one. `kv_tokens`: rows that the
+    running texts hold in the KV slab.
+    """
 
     active: int
     waiting: int
@@ -52,6 +59,12 @@ class StepStats:
     target_calls: int
     drafted_tokens: int
     accepted_tokens: int
+    draft_calls: int = 0
+    relaxed_tokens: int = 0
+    kv_tokens: int = 0
+    accepted_by_source: tuple[int, ...] = (0,) * len(SOURCES)
+    accepted_by_depth: tuple[int, ...] = ()
+    by_group: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
 
 def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None:
@@ -76,7 +89,11 @@ def step_stats(
     trees: Seq[DraftTree],
     verdicts: Seq[Verdict],
 ) -> StepStats:
-    """Sum up one step."""
+    """Sum up one step. `trees` and `verdicts` are those of the active sequences that were scored,
+    which are all but the ones whose prompt is not done yet."""
+    drafted, accepted = [len(t) for t in trees], [len(v.path) for v in verdicts]
+    # A path goes down from the root, so its i-th node lies at depth i.
+    longest = max(accepted, default=0)
     return StepStats(
         active=len(active),
         waiting=waiting,
@@ -84,6 +101,33 @@ def step_stats(
         rows=rows,
         new_tokens=sum(len(v.token_ids) for v in verdicts),
         target_calls=len(active),
-        drafted_tokens=sum(len(t) for t in trees),
-        accepted_tokens=sum(len(v.path) for v in verdicts),
+        drafted_tokens=sum(drafted),
+        accepted_tokens=sum(accepted),
+        draft_calls=sum(n > 0 for n in drafted),
+        relaxed_tokens=sum(v.relaxed for v in verdicts),
+        kv_tokens=sum(s.computed for s in active),
+        accepted_by_source=_by_source(trees, verdicts),
+        accepted_by_depth=tuple(sum(n > d for n in accepted) for d in range(longest)),
+        by_group=_by_group(active, drafted, accepted),
     )
+
+
+def _by_source(trees: Seq[DraftTree], verdicts: Seq[Verdict]) -> tuple[int, ...]:
+    kept = [t.sources[v.path] for t, v in zip(trees, verdicts, strict=True) if len(v.path)]
+    if not kept:
+        return (0,) * len(SOURCES)
+    return tuple(np.bincount(np.concatenate(kept), minlength=len(SOURCES)).tolist())
+
+
+def _by_group(
+    active: Seq[RunningSequence], drafted: Seq[int], accepted: Seq[int]
+) -> dict[str, tuple[int, int]]:
+    """Drafted and accepted tokens by group; whoever was scored has written at least a token."""
+    found: dict[str, tuple[int, int]] = {}
+    scored = [s for s in active if s.new_tokens]
+    for sequence, more, kept in zip(scored, drafted, accepted, strict=True):
+        if more:
+            group = sequence.request.group or ""
+            before = found.get(group, (0, 0))
+            found[group] = (before[0] + more, before[1] + kept)
+    return found

@@ -1,0 +1,1 @@
+"""The HTTP service, metrics for Prometheus, and the dashboard."""
