@@ -16,6 +16,7 @@ from draftrec.config import RecommendConfig
 from draftrec.data.sequences import read_semantic_ids
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import load_recommender
+from draftrec.recommend import engines
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.job import run_job
 from draftrec.recommend.recommender import ItemRecommender, parts_of
@@ -253,3 +254,55 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
         run_job(job, halted.recommender, halted.histories)
     fewer, job = ready("halted.parquet", limit=3, overwrite=True)
     assert run_job(job, fewer.recommender, fewer.histories)["users"] == 3
+
+
+@pytest.mark.parametrize("draft", ["none", "both"])
+def test_every_query_may_ask_for_its_own_number_of_items(world: World, draft: str) -> None:
+    """The answer is that of a recommender which keeps so many beams for everyone."""
+    asked = [Query(q.user, q.history, k=1 + i % 5) for i, q in enumerate(queries())]
+    mixed = make(world, draft).recommend(asked)
+    for query, found in zip(asked, mixed, strict=True):
+        assert query.k is not None
+        same([found], make(world, k=query.k).recommend([Query(query.user, query.history)]))
+    with pytest.raises(DraftrecError, match="6 items are asked for"):
+        make(world).recommend([Query(1, asked[0].history, k=6)])
+
+
+def test_a_quick_answer_needs_no_model_and_keeps_to_the_query(world: World) -> None:
+    recommender = make(world, exclude_seen=True)
+    query = queries()[3]
+    found = recommender.quick_answer(query)
+    assert len(found.items) == 5
+    assert not set(found.items.tolist()) & set(query.history.tolist())
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.sids == recommender.catalogue.sids.sids_of(found.items)
+    deny = found.items[:2]
+    other = recommender.quick_answer(Query(1, query.history, deny=deny, k=3))
+    assert other.items.tolist() == found.items[2:5].tolist()
+    allow = np.array([12, 30, 44], np.int64)
+    few = recommender.quick_answer(Query(1, np.empty(0, np.int64), allow=allow))
+    assert set(few.items.tolist()) == set(allow.tolist())
+    recommender.popular = None
+    assert len(recommender.quick_answer(query).items) == 0
+    with pytest.raises(DraftrecError, match="item 4711"):
+        recommender.quick_answer(Query(1, np.array([4711])))
+
+
+def test_another_catalogue_needs_no_new_measurement(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    real = engines.measure_passes
+
+    def counted(*args: Any) -> Any:
+        measured.append(1)
+        return real(*args, 0.01)
+
+    monkeypatch.setattr(engines, "measure_passes", counted)
+    first = make(world, "both", draft_steps="auto")
+    first.recommend(queries(2))
+    assert len(measured) == 2, "target and draft"
+    items = first.parts.retriever
+    other = first.swapped(first.catalogue, items, items)
+    same(other.recommend(queries()), make(world).recommend(queries()))
+    assert len(measured) == 2

@@ -138,7 +138,11 @@ class RelaxedRule:
                 chosen = draw(np.exp(scores - _log_sum(scores)), width, random)
                 search.settle(_taken(search.target, search.kept, (spans, scores), chosen))
         if search.done:
-            del self._random[search.order]
+            self.stop(search)
+
+    def stop(self, search: UserSearch) -> None:
+        """Forget the search's random numbers."""
+        self._random.pop(search.order, None)
 
     def _draft_share(self, search: UserSearch, joint: Joint) -> DoubleArray:
         """The draft model's probabilities of what follows the kept beams, out of all it drew from.

@@ -13,6 +13,10 @@ class BeamRule(Protocol):
 
     def decide(self, model: BeamModel, search: UserSearch, width: int) -> None: ...
 
+    def stop(self, search: UserSearch) -> None:
+        """Forget a search that ends before it is done."""
+        ...
+
 
 class StrictRule:
     """The target's own beams, level by level, as long as it has rated all that it kept.
@@ -27,3 +31,6 @@ class StrictRule:
     def decide(self, model: BeamModel, search: UserSearch, width: int) -> None:
         while not search.done and model.knows(search.target, search.kept.nodes):
             search.settle(pick(self.spread, search.target, search.kept, width))
+
+    def stop(self, search: UserSearch) -> None:
+        """Nothing to forget."""

@@ -28,7 +28,8 @@ from draftrec.core import IntArray
 
 @dataclass(slots=True)
 class BeamEngine:
-    """The parts of the loop. `width` is K, the beams kept; `slots` users run at once."""
+    """The parts of the loop. `width` is K, the beams kept of requests that do not say how many, and
+    the most that any of them may keep; `slots` users run at once."""
 
     target: BeamModel
     drafter: BeamDrafter
@@ -47,13 +48,23 @@ class Interrupted(Exception):
 
 
 class SearchBatch:
-    """At most `slots` running searches and the requests that wait. Results keep input order."""
+    """At most `slots` running searches and the requests that wait. `results` by the requests'
+    order: numbers from 0, in which they were added."""
 
     def __init__(self, requests: Seq[BeamRequest], slots: int) -> None:
-        self.waiting = deque(enumerate(requests))
+        self.waiting: deque[tuple[int, BeamRequest]] = deque()
         self.running: list[UserSearch] = []
-        self.results: list[Beams | None] = [None] * len(requests)
+        self.results: dict[int, Beams] = {}
         self.free = list(range(slots))[::-1]
+        self.added = 0
+        for request in requests:
+            self.add(request)
+
+    def add(self, request: BeamRequest) -> int:
+        """Let one more request wait; its order."""
+        self.waiting.append((self.added, request))
+        self.added += 1
+        return self.added - 1
 
     @property
     def active(self) -> bool:
@@ -61,10 +72,9 @@ class SearchBatch:
 
     def finished(self) -> list[Beams]:
         """All results in input order. Raises RuntimeError while some are missing."""
-        done = [r for r in self.results if r is not None]
-        if len(done) != len(self.results):
+        if len(self.results) != self.added:
             raise RuntimeError("some searches are not finished")
-        return done
+        return [self.results[order] for order in range(self.added)]
 
 
 def search(
@@ -95,11 +105,16 @@ def search(
 
 def start(engine: BeamEngine, requests: Seq[BeamRequest]) -> SearchBatch:
     """All requests waiting, and room in every cache for the longest of them."""
-    longest = max((len(r.prompt_ids) for r in requests), default=1)
+    reserve(engine, max((len(r.prompt_ids) for r in requests), default=1))
+    return SearchBatch(requests, engine.slots)
+
+
+def reserve(engine: BeamEngine, longest: int) -> None:
+    """Make room in every cache for prompts of at most `longest` tokens. A cache that is large
+    enough keeps its content; a new one begins empty, so nothing may be running then."""
     rows = engine.width * engine.depth + engine.drafter.most_rows
     engine.target.target.reserve(engine.slots, longest + rows)
     engine.drafter.reserve(engine.slots, longest)
-    return SearchBatch(requests, engine.slots)
 
 
 def admit(engine: BeamEngine, batch: SearchBatch) -> None:
@@ -131,7 +146,7 @@ def keep(engine: BeamEngine, running: Seq[UserSearch]) -> None:
     """Go down as many levels as the target can decide, and drop the cached rows left behind."""
     moves: list[tuple[int, int, int]] = []
     for s in running:
-        engine.rule.decide(engine.target, s, engine.width)
+        engine.rule.decide(engine.target, s, s.request.width or engine.width)
         s.accepted_steps += len(s.trail) - 1
         if not s.done:
             moves += s.target.forget(s.tree.closure(s.kept.nodes))
@@ -148,3 +163,15 @@ def retire(engine: BeamEngine, batch: SearchBatch) -> list[UserSearch]:
     if done:
         batch.running = [s for s in batch.running if not s.done]
     return done
+
+
+def drop(engine: BeamEngine, batch: SearchBatch, order: int) -> None:
+    """Take a request out of the batch, whether it waits or runs: nobody wants its result any more.
+    Its slot is free at once."""
+    batch.waiting = deque(pair for pair in batch.waiting if pair[0] != order)
+    for s in batch.running:
+        if s.order == order:
+            batch.free.append(s.target.slot)
+            engine.drafter.stop(s)
+            engine.rule.stop(s)
+    batch.running = [s for s in batch.running if s.order != order]

@@ -23,13 +23,16 @@ class BeamRequest:
     """One user: `prompt_ids` int32 `[P]`, P >= 1; `filter` says which items may be recommended.
 
     `key` names the user and seeds sampled searches. `history` int64 `[h]`: places of the user's
-    items in the catalogue, oldest first, for drafters that go by items.
+    items in the catalogue, oldest first, for drafters that go by items. `width`: beams to keep, at
+    most as many as the engine's (None: as many), so that users who want lists of different lengths
+    can run together: beam search with K beams is not the beginning of one with more.
     """
 
     key: int
     prompt_ids: IntArray
     filter: Filter | None = None
     history: LongArray = field(default_factory=_none)
+    width: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -81,7 +81,8 @@ class RunningSequence:
 
 
 class Batch:
-    """At most `slots` running sequences, and the requests that wait. Results keep input order."""
+    """At most `slots` running sequences, and the requests that wait. `results` by the requests'
+    order: numbers from 0, in which they were added."""
 
     def __init__(
         self,
@@ -89,13 +90,33 @@ class Batch:
         limits: Limits,
         copy_prefix: Callable[[int, int, int], None],
     ) -> None:
-        self.waiting = deque(enumerate(requests))
+        self.waiting: deque[tuple[int, Request]] = deque()
         self.running: list[RunningSequence] = []
-        self.results: list[Generation | None] = [None] * len(requests)
+        self.results: dict[int, Generation] = {}
+        self.added = 0
         self.limits = limits
         self._free = list(range(limits.slots))
         self._resident: dict[int, IntArray] = {}
         self._copy_prefix = copy_prefix
+        for request in requests:
+            self.add(request)
+
+    def add(self, request: Request) -> int:
+        """Let one more request wait; its order."""
+        self.waiting.append((self.added, request))
+        self.added += 1
+        return self.added - 1
+
+    def drop(self, order: int) -> RunningSequence | None:
+        """Take a request out, whether it waits or runs: nobody wants its text any more. Its slot is
+        free at once. Returns the sequence if it was running."""
+        self.waiting = deque(pair for pair in self.waiting if pair[0] != order)
+        found = next((s for s in self.running if s.order == order), None)
+        if found:
+            self.running.remove(found)
+            self._free.append(found.slot)
+            self._free.sort()
+        return found
 
     @property
     def active(self) -> bool:
@@ -138,10 +159,9 @@ class Batch:
 
     def finished(self) -> list[Generation]:
         """All results in input order. Raises RuntimeError while some are missing."""
-        done = [r for r in self.results if r is not None]
-        if len(done) != len(self.results):
+        if len(self.results) != self.added:
             raise RuntimeError("some texts are not finished")
-        return done
+        return [self.results[order] for order in range(self.added)]
 
     def _room(self, request: Request) -> int:
         left = self.limits.context_length - len(request.prompt_ids)

@@ -69,13 +69,28 @@ def generate(
 def start(engine: Engine, requests: Seq[Request]) -> Batch:
     """An empty batch with all requests waiting, and a slab that holds the longest of them."""
     longest = max((len(r.prompt_ids) for r in requests), default=1)
-    slots = max(1, min(engine.slots, len(requests)))
+    batch = empty_batch(engine, longest, max(1, min(engine.slots, len(requests))))
+    for request in requests:
+        batch.add(request)
+    return batch
+
+
+def empty_batch(engine: Engine, longest: int, slots: int | None = None) -> Batch:
+    """A batch without requests, and a slab for prompts of at most `longest` tokens."""
     room = longest + engine.max_new_tokens + engine.budget.most + 1
     engine.target.reserve(engine.slots, room)
     slab = engine.target.slab
     assert slab is not None
-    limits = Limits(slots, engine.max_new_tokens, engine.context_length)
-    return Batch(requests, limits, slab.copy_prefix)
+    limits = Limits(slots or engine.slots, engine.max_new_tokens, engine.context_length)
+    return Batch((), limits, slab.copy_prefix)
+
+
+def drop(engine: Engine, batch: Batch, order: int) -> RunningSequence | None:
+    """Take a request out of the batch, whether it waits or runs; the sequence if it was running."""
+    sequence = batch.drop(order)
+    if sequence:
+        engine.drafter.stop(sequence)
+    return sequence
 
 
 def admit(engine: Engine, batch: Batch) -> None:

@@ -172,16 +172,18 @@ class Generator:
                 )
         if not requests:
             return []
-        return loop.generate(self._engine(requests), requests, on_step, should_stop)
+        longest = max(len(r.prompt_ids) for r in requests)
+        return loop.generate(self.engine(longest), requests, on_step, should_stop)
 
     def commit(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
         """Let later runs draft from these (token_ids, group) texts."""
         if self.pool is not None:
             self.pool.add(texts)
 
-    def _engine(self, requests: Seq[Request]) -> loop.Engine:
+    def engine(self, longest: int) -> loop.Engine:
+        """A new engine for prompts of at most `longest` tokens. Measures what passes cost where the
+        budget is auto and that is not known yet."""
         config = self.config
-        longest = max(len(r.prompt_ids) for r in requests)
         slots = self._slots(longest)
         return loop.Engine(
             target=self.target,

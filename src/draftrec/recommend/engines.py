@@ -22,6 +22,7 @@ from draftrec.beams.tree import BeamTree
 from draftrec.beams.values import BeamRequest
 from draftrec.config import RecommendConfig
 from draftrec.errors import DraftrecError
+from draftrec.models.costs import CostCurve
 from draftrec.models.target import Target
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.tokens.item_trie import ItemTrie
@@ -39,6 +40,15 @@ class Parts:
     @property
     def drafts(self) -> bool:
         return self.draft is not None or self.retriever is not None
+
+
+@dataclass(eq=False, slots=True)
+class Curves:
+    """What passes of target and draft model cost, once they have been measured. They do not depend
+    on the catalogue, so that a new one need not wait for another measurement."""
+
+    target: CostCurve | None = None
+    draft: CostCurve | None = None
 
 
 def check_config(config: RecommendConfig, parts: Parts) -> None:
@@ -62,8 +72,11 @@ def check_config(config: RecommendConfig, parts: Parts) -> None:
         )
 
 
-def make_engine(parts: Parts, config: RecommendConfig, prompt: int) -> BeamEngine:
-    """The engine for prompts of about `prompt` tokens. Measures passes where the pace is auto."""
+def make_engine(
+    parts: Parts, config: RecommendConfig, prompt: int, curves: Curves | None = None
+) -> BeamEngine:
+    """The engine for prompts of about `prompt` tokens. Measures passes where the pace is auto, as
+    far as `curves` does not hold them; they are kept there."""
     constrained = config.constraint == "trie"
     most = max(config.draft_beams, config.k)
     constraint = Constraint(
@@ -74,7 +87,7 @@ def make_engine(parts: Parts, config: RecommendConfig, prompt: int) -> BeamEngin
     if not parts.drafts:
         rule = StrictRule(_spread(config))
         return BeamEngine(target, NoBeamDrafter(), config.k, config.batch_size, rule)
-    pace = _pace(parts, (target, draft), config, prompt)
+    pace = _pace(parts, (target, draft), config, prompt, curves or Curves())
     drafter, rule = _roles(parts, draft, config, pace)
     return BeamEngine(target, drafter, config.k, config.batch_size, rule)
 
@@ -102,7 +115,11 @@ def _roles(
 
 
 def _pace(
-    parts: Parts, models: tuple[BeamModel, BeamModel | None], config: RecommendConfig, prompt: int
+    parts: Parts,
+    models: tuple[BeamModel, BeamModel | None],
+    config: RecommendConfig,
+    prompt: int,
+    curves: Curves,
 ) -> Pace:
     target, draft = models
     depth = target.constraint.levels
@@ -111,10 +128,14 @@ def _pace(
     if config.verify == "relaxed":  # its drafts are drawn, so that a narrower one says nothing
         return FixedPace(config.draft_beams, depth - 1, depth)
     users, most = config.batch_size, whole(config.draft_beams) * (depth - 1) + config.k
+    if curves.target is None:
+        curves.target = measure_passes(target, users, prompt, most)
+    if draft and curves.draft is None:
+        curves.draft = measure_passes(draft, users, prompt, whole(config.draft_beams))
     sizes = np.diff(parts.trie.level_start).astype(np.float64)
     costs = Costs(
-        measure_passes(target, users, prompt, most),
-        measure_passes(draft, users, prompt, whole(config.draft_beams)) if draft else None,
+        curves.target,
+        curves.draft if draft else None,
         users,
         prompt,
         config.k,

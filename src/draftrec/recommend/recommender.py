@@ -12,13 +12,15 @@ from draftrec.beams.search import BeamEngine, search
 from draftrec.beams.state import UserSearch
 from draftrec.beams.values import BeamRequest, Beams
 from draftrec.config import RecommendConfig
+from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender, check_draft
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
-from draftrec.recommend.engines import Parts, check_config, make_engine
-from draftrec.recommend.values import Query, Recommendation
+from draftrec.recommend.engines import Curves, Parts, check_config, make_engine
+from draftrec.recommend.values import DoubleArray, LongArray, Query, Recommendation
+from draftrec.tokens.item_filter import Filter
 
 
 def parts_of(
@@ -56,6 +58,7 @@ class ItemRecommender:
         check_config(config, parts)
         self.parts, self.catalogue, self.config, self.popular = parts, catalogue, config, popular
         self._engine: BeamEngine | None = None
+        self._curves = Curves()
 
     def variant(
         self,
@@ -78,7 +81,9 @@ class ItemRecommender:
         Retrievers go by places in a catalogue, so new ones must come with it.
         """
         parts = Parts(self.parts.target, catalogue.trie, self.parts.draft, retriever)
-        return ItemRecommender(parts, catalogue, self.config, popular)
+        other = ItemRecommender(parts, catalogue, self.config, popular)
+        other._curves = self._curves
+        return other
 
     def plain(self) -> ItemRecommender:
         """The same without drafts: plain search, or the same sample. Relaxed verification has no
@@ -94,16 +99,16 @@ class ItemRecommender:
     ) -> list[Recommendation]:
         """Answers in the order of `queries`; `on_done` is told of users as they are finished.
 
-        Raises DraftrecError for an item of a history that the catalogue does not have, Interrupted
-        (of `beams.search`) once `should_stop()` is true.
+        Raises DraftrecError for an item of a history that the catalogue does not have and for more
+        items than the settings allow, Interrupted (of `beams.search`) once `should_stop()` is true.
         """
         found: dict[int, Recommendation] = {}
         asked = [i for i, q in enumerate(queries) if len(q.history) or self.popular is None]
         for i in set(range(len(queries))) - set(asked):
-            found[i] = self._popular_items(queries[i])
+            found[i] = self.popular_answer(queries[i])
         if on_done and found:
             on_done(len(found))
-        requests = [self._request(queries[i]) for i in asked]
+        requests = [self.request(queries[i]) for i in asked]
         seconds: dict[int, float] = {}
 
         def note(done: Seq[UserSearch]) -> None:
@@ -113,28 +118,40 @@ class ItemRecommender:
                 on_done(len(done))
 
         if requests:
-            answers = search(self._ready(requests), requests, note, should_stop)
+            # The engine is made at the first call, when the usual length of a prompt is known.
+            usual = int(np.median([len(r.prompt_ids) for r in requests]))
+            answers = search(self.engine(usual), requests, note, should_stop)
             for place, (i, beams) in enumerate(zip(asked, answers, strict=True)):
-                found[i] = self._answer(queries[i], requests[place], beams, seconds[place])
+                found[i] = self.answer(queries[i], requests[place], beams, seconds[place])
         return [found[i] for i in range(len(queries))]
 
-    def _ready(self, requests: Seq[BeamRequest]) -> BeamEngine:
-        """The engine, made at the first call, when the usual length of a prompt is known."""
+    def engine(self, prompt: int) -> BeamEngine:
+        """The engine. The first call makes it for prompts of about `prompt` tokens, and measures
+        passes where the pace is auto, unless the recommender that this one was swapped for has."""
         if self._engine is None:
-            usual = int(np.median([len(r.prompt_ids) for r in requests]))
-            self._engine = make_engine(self.parts, self.config, usual)
+            self._engine = make_engine(self.parts, self.config, prompt, self._curves)
         return self._engine
 
-    def _request(self, query: Query) -> BeamRequest:
+    def request(self, query: Query) -> BeamRequest:
+        """The query for an engine. Raises DraftrecError for an item of its history that the
+        catalogue does not have, where none of the allowed ones is left, and for more items than the
+        settings allow."""
+        if query.k is not None and not 0 < query.k <= self.config.k:
+            raise DraftrecError(
+                f"{query.k} items are asked for, the recommender gives 1 to {self.config.k}; ask "
+                "for fewer, or let its k be larger"
+            )
         places = self.catalogue.sids.places(query.history)
         allowed = self.catalogue.filter_of(query, exclude_seen=self.config.exclude_seen)
         prompt = self.catalogue.encoder.encode(places)
-        return BeamRequest(query.user, prompt, allowed, places)
+        return BeamRequest(query.user, prompt, allowed, places, query.k)
 
-    def _answer(
+    def answer(
         self, query: Query, request: BeamRequest, beams: Beams, seconds: float
     ) -> Recommendation:
-        items, scores, invalid = self.catalogue.items_of(beams, request.filter, self.config.k)
+        """The items that an engine's beams stand for; `seconds`: what the search took."""
+        k = query.k or self.config.k
+        items, scores, invalid = self.catalogue.items_of(beams, request.filter, k)
         return Recommendation(
             query.user,
             items,
@@ -148,15 +165,40 @@ class ItemRecommender:
             seconds,
         )
 
-    def _popular_items(self, query: Query) -> Recommendation:
+    def popular_answer(self, query: Query) -> Recommendation:
+        """The most popular items that the query allows, those of its history among them."""
         assert self.popular is not None
         allowed = self.catalogue.filter_of(query, exclude_seen=False)
         places = self.popular.popular
+        weights = self.popular.prior[places].astype(np.float64) / self.popular.prior.sum()
+        return self._without_model(query, places, weights, allowed)
+
+    def quick_answer(self, query: Query) -> Recommendation:
+        """What usually follows the query's last items, without asking a model: an answer for those
+        who cannot wait. Empty if there is no `popular`; scores are logs of proposals' shares.
+
+        Raises DraftrecError as `request` does.
+        """
+        allowed = self.catalogue.filter_of(query, exclude_seen=self.config.exclude_seen)
+        history = self.catalogue.sids.places(query.history)
+        if self.popular is None:
+            none = np.empty(0)
+            return self._without_model(query, np.empty(0, np.int64), none, None)
+        most = (query.k or self.config.k) + len(query.history)
+        most += 0 if query.deny is None else len(query.deny)
+        if query.allow is not None:
+            most = self.popular.items
+        places, weights = self.popular.propose(history, most)
+        return self._without_model(query, places, weights, allowed)
+
+    def _without_model(
+        self, query: Query, places: LongArray, weights: DoubleArray, allowed: Filter | None
+    ) -> Recommendation:
+        """The first k of `places` int64 `[m]` that are allowed; `weights` float64 `[m]`."""
+        k = query.k or self.config.k
         items = self.catalogue.sids.items[places]
         if allowed is not None:
             kept = allowed.keeps(items)
-            places, items = places[kept], items[kept]
-        places, items = places[: self.config.k], items[: self.config.k]
-        scores = np.log(self.popular.prior[places].astype(np.float64) / self.popular.prior.sum())
-        sids = self.catalogue.sids.sids_of(items)
-        return Recommendation(query.user, items, scores, sids, popular=True)
+            items, weights = items[kept], weights[kept]
+        sids = self.catalogue.sids.sids_of(items[:k])
+        return Recommendation(query.user, items[:k], np.log(weights[:k]), sids, popular=True)

@@ -14,12 +14,14 @@ DoubleArray = npt.NDArray[np.float64]
 @dataclass(frozen=True, eq=False, slots=True)
 class Query:
     """`history` int64 `[h]`: the user's items, oldest first. `deny` int64: items not to recommend,
-    `allow` int64: the only ones to recommend (None: all)."""
+    `allow` int64: the only ones to recommend (None: all). `k`: items wanted, at most as many as the
+    recommender's settings say (None: as many)."""
 
     user: int
     history: LongArray
     deny: LongArray | None = None
     allow: LongArray | None = None
+    k: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
