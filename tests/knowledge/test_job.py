@@ -172,6 +172,9 @@ def test_metrics_have_one_object_per_shard(tmp_path: Path) -> None:
     assert [m["shard"] for m in shards] == [0, 1, 2, 3, 4]
     assert sum(m["new_tokens"] for m in shards) == summary["new_tokens"]
     assert sum(m["wall_seconds"] for m in shards) == pytest.approx(summary["wall_seconds"])
+    steps = [m for m in map(json.loads, lines) if m["kind"] == "steps"]
+    assert sum(m["new_tokens"] for m in steps) == summary["new_tokens"]
+    assert sum(m["drafted_tokens"] for m in steps) == summary["drafted_tokens"]
 
 
 def test_never_more_than_a_shard_is_held(tmp_path: Path) -> None:

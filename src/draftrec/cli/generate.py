@@ -176,6 +176,10 @@ class GenerateOptions:
     overwrite: Annotated[
         bool, Option("--overwrite", help="Give up the run that is in --output.")
     ] = False
+    metrics_port: Annotated[
+        int | None,
+        Option(min=0, max=65535, help="Serve Prometheus metrics on this port of the loopback."),
+    ] = None
     json: JsonOption = False
     debug: DebugOption = False
 
@@ -204,7 +208,7 @@ def generate(options: GenerateOptions) -> int:
         previous=options.previous,
         overwrite=options.overwrite,
     )
-    return _run(spec, as_json=options.json)
+    return _run(spec, options.metrics_port, as_json=options.json)
 
 
 def job_config(options: GenerateOptions, model: str) -> JobConfig:
@@ -233,14 +237,14 @@ def _pick(group: Any, values: dict[str, Any]) -> Any:
     return group(**{name: values[name] for name in group.model_fields})
 
 
-def _run(spec: Any, *, as_json: bool) -> int:
+def _run(spec: Any, metrics_port: int | None, *, as_json: bool) -> int:
     from draftrec.cli.progress import ProgressBar
-    from draftrec.knowledge.job import JobInterrupted, load_generator, run_job
+    from draftrec.knowledge.job import JobInterrupted
 
     with StopSignal() as stop:
         bar = ProgressBar(stop)
         try:
-            result = run_job(spec, load_generator, bar, stop)
+            result = _job(spec, bar, stop, metrics_port)
         except JobInterrupted as event:
             bar.end()
             done, total = event.manifest.records_done, event.manifest.input.records
@@ -257,6 +261,21 @@ def _run(spec: Any, *, as_json: bool) -> int:
     if as_json:
         print_json(result.summary)
     return SOME_REJECTED if result.summary["rejected"] else DONE
+
+
+def _job(spec: Any, bar: Any, stop: StopSignal, metrics_port: int | None) -> Any:
+    """Run it, with its metrics served while it runs if a port is given."""
+    from draftrec.knowledge.job import load_generator, run_job
+
+    if metrics_port is None:
+        return run_job(spec, load_generator, bar, stop)
+    from draftrec.serve.job_metrics import MeasuredJob, served
+    from draftrec.serve.metrics import ServiceMetrics
+
+    watcher = MeasuredJob(ServiceMetrics(), bar)
+    with served(watcher.metrics, metrics_port) as port:
+        say(f"metrics are at http://127.0.0.1:{port}/metrics while the job runs")
+        return run_job(spec, watcher.loader(load_generator), watcher, stop)
 
 
 def _report(summary: dict[str, Any], output: Path) -> None:

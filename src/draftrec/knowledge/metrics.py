@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from draftrec.core import SOURCES
 from draftrec.knowledge.manifest import Manifest, Totals
 from draftrec.knowledge.shards import RunFolder
 
@@ -16,33 +18,60 @@ if TYPE_CHECKING:
 
 _STEP_SECONDS = 5.0
 _TIMES = ("draft_seconds", "verify_seconds", "prefill_seconds")
-_STEP_COUNTS = ("new_tokens", "target_calls", "drafted_tokens", "accepted_tokens", "finished")
+_STEP_COUNTS = (
+    "rows",
+    "new_tokens",
+    "target_calls",
+    "draft_calls",
+    "drafted_tokens",
+    "accepted_tokens",
+    "relaxed_tokens",
+    "finished",
+)
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Sums over the steps since `start`, a reading of the clock."""
+
+    start: float
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_STEP_COUNTS, 0))
+    by_source: list[int] = field(default_factory=lambda: [0] * len(SOURCES))
+    active: int = 0
+    steps: int = 0
+
+    def add(self, step: StepStats) -> None:
+        for name in _STEP_COUNTS:
+            self.counts[name] += getattr(step, name)
+        for i, n in enumerate(step.accepted_by_source):
+            self.by_source[i] += n
+        self.active = step.active
+        self.steps += 1
 
 
 class Metrics:
-    """Writes one object per shard, and one every few seconds within a shard."""
+    """Writes one object per shard, and one every few seconds within a shard; those of a shard add
+    up to all its steps."""
 
     def __init__(self, folder: RunFolder, generator: TextGenerator, manifest: Manifest) -> None:
         self._folder, self._generator, self._manifest = folder, generator, manifest
-        self._shard_start = self._steps_start = time.perf_counter()
+        self._shard_start = time.perf_counter()
         self._times = self._timing()
         self._before = manifest.totals.model_copy(deep=True)
-        self._steps = dict.fromkeys(_STEP_COUNTS, 0)
+        self._steps = _Steps(self._shard_start)
 
     def step(self, step: StepStats) -> None:
         """Count a step; write what has gathered if enough time has passed."""
-        for name in _STEP_COUNTS:
-            self._steps[name] += getattr(step, name)
+        self._steps.add(step)
         now = time.perf_counter()
-        seconds = now - self._steps_start
-        if seconds >= _STEP_SECONDS:
-            self._write("steps", {"seconds": seconds, **self._steps, "active": step.active})
-            self._steps_start, self._steps = now, dict.fromkeys(_STEP_COUNTS, 0)
+        if now - self._steps.start >= _STEP_SECONDS:
+            self._write_steps(now)
 
     def shard(self) -> None:
         """Add the time since the last shard to the totals, and write what the shard cost."""
         totals, before = self._manifest.totals, self._before
         now, times = time.perf_counter(), self._timing()
+        self._write_steps(now)
         totals.wall_seconds += now - self._shard_start
         for name in _TIMES:
             setattr(totals, name, getattr(totals, name) + times[name] - self._times[name])
@@ -53,6 +82,13 @@ class Metrics:
         self._before = totals.model_copy(deep=True)
         cost = _difference(totals, before)
         self._write("shard", {"shard": len(self._manifest.shards) - 1, **cost})
+
+    def _write_steps(self, now: float) -> None:
+        steps, self._steps = self._steps, _Steps(now)
+        if steps.steps:
+            counts = {**steps.counts, "accepted_by_source": steps.by_source}
+            about = {"seconds": now - steps.start, "active": steps.active}
+            self._write("steps", {**counts, **about})
 
     def _timing(self) -> dict[str, float]:
         return {name: getattr(self._generator.timing, name) for name in _TIMES}
