@@ -22,6 +22,7 @@ from draftrec.errors import DraftrecError
 _COMMANDS = {
     "compare": "draftrec.cli.compare",
     "ctr": "draftrec.cli.ctr",
+    "dashboard": "draftrec.cli.dashboard",
     "demo": "draftrec.cli.demo",
     "encode": "draftrec.cli.encode",
     "generate": "draftrec.cli.generate",
@@ -29,6 +30,7 @@ _COMMANDS = {
     "group": "draftrec.cli.group",
     "pool": "draftrec.cli.pool",
     "replay": "draftrec.cli.replay",
+    "serve": "draftrec.cli.serve",
     "sid": "draftrec.cli.sid",
     "tune": "draftrec.cli.tune",
 }

@@ -230,7 +230,7 @@ class _Run:
             if reason := self._unfit(len(ids)):
                 rejected.append(Rejected(record.entity_id, record.file, record.line, reason))
             else:
-                key = _key(record.entity_id)
+                key = key_of(record.entity_id)
                 requests.append(Request(record.entity_id, ids, record.group, key=key))
         return requests, rejected
 
@@ -305,7 +305,7 @@ class _Run:
         self.watcher.step(step)
 
 
-def _key(entity_id: str) -> int:
-    """Seeds one entity's sampling, wherever it stands in the input."""
+def key_of(entity_id: str) -> int:
+    """Seeds one entity's sampling, wherever it stands in the input and whoever asks."""
     digest = hashlib.blake2b(entity_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,60 @@
+"""API keys, and how fast their holders may ask."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+
+from draftrec.serve.settings import KeySettings, RateSettings
+
+_MOST_BUCKETS = 10_000
+
+
+class Keyring:
+    """The keys that the settings list by their SHA-256."""
+
+    def __init__(self, keys: Seq[KeySettings]) -> None:
+        self._keys = tuple(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def find(self, authorization: str | None) -> KeySettings | None:
+        """Whose key an Authorization header holds (`Bearer KEY`), None for nobody's.
+
+        Takes the same time for every wrong key: it is compared with all of them, by their hashes.
+        """
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
+        found = None
+        for known in self._keys:
+            if hmac.compare_digest(digest, known.sha256):
+                found = known
+        return found if scheme.lower() == "bearer" else None
+
+
+class TokenBuckets:
+    """One bucket per caller: `burst` requests at once, refilled `per_second`.
+
+    Callers that were not heard of for longest are forgotten first, at `most` of them, so that
+    memory does not follow the number of addresses.
+    """
+
+    def __init__(self, rate: RateSettings, most: int = _MOST_BUCKETS) -> None:
+        self.rate, self.most = rate, most
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str, now: float | None = None) -> int:
+        """0 if the caller may go on; otherwise the whole seconds after which it may."""
+        now = time.monotonic() if now is None else now
+        left, since = self._buckets.pop(caller, (float(self.rate.burst), now))
+        left = min(float(self.rate.burst), left + (now - since) * self.rate.per_second)
+        allowed = left >= 1.0
+        self._buckets[caller] = (left - 1.0 if allowed else left), now
+        if len(self._buckets) > self.most:
+            self._buckets.popitem(last=False)
+        return 0 if allowed else max(1, math.ceil((1.0 - left) / self.rate.per_second))

@@ -1,0 +1,264 @@
+"""The thread that owns a model: questions of many clients enter its batch pass by pass.
+
+Only this thread touches the model, so there is nothing to lock but the queue. Between two passes
+it lets go of whoever has hung up, answers those whose deadline is over with what there is, lets
+waiting questions into free places, and changes what it works with.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from draftrec.errors import DraftrecError
+from draftrec.serve.tickets import Answer, EngineError, Question, QueueFullError, Throughput, Ticket
+
+#: Engines measure what passes cost while they prepare; another one at work would be measured too.
+_PREPARING = threading.Lock()
+
+Q = TypeVar("Q", contravariant=True)
+A = TypeVar("A", covariant=True)
+
+
+class Work(Protocol[Q, A]):
+    """A running batch. Questions are known by numbers that are never used twice."""
+
+    def prepare(self) -> None:
+        """Whatever has to be ready before the first question."""
+        ...
+
+    def room(self) -> int:
+        """Questions that could be let in now."""
+        ...
+
+    def begin(self, number: int, question: Q) -> A | None:
+        """Let a question in; the answer, if it needs no pass. Raises DraftrecError for one that
+        cannot be answered."""
+        ...
+
+    def turn(self) -> Mapping[int, A]:
+        """One pass; what it finished."""
+        ...
+
+    def stop(self, number: int) -> None:
+        """Forget a running question."""
+        ...
+
+    def cut(self, number: int) -> A:
+        """Forget a running question, and answer it with what there is."""
+        ...
+
+    def late(self, question: Q) -> A:
+        """The answer to a question that was never let in. Raises DraftrecError as `begin` does."""
+        ...
+
+    def may_change(self) -> bool:
+        """Can something else be worked with at once, or has what is running to finish first?"""
+        ...
+
+    def change(self, new: Any) -> None:
+        """Work with something else from here on."""
+        ...
+
+    def reset(self) -> None:
+        """Begin anew with nothing running, after an error."""
+        ...
+
+
+class EngineThread(Generic[Question, Answer]):
+    """Runs a `Work`, with at most `most` questions waiting.
+
+    `on_queue` is told how many wait, `on_error` of errors that nobody expected. `threads`: torch's,
+    for this engine (None: as many as it likes).
+    """
+
+    def __init__(
+        self,
+        work: Work[Question, Answer],
+        most: int,
+        *,
+        threads: int | None = None,
+        on_queue: Callable[[int], None] = lambda waiting: None,
+        on_error: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        self.work, self.most, self.threads = work, most, threads
+        self.ready = threading.Event()
+        self.broken: Exception | None = None
+        self._on_queue, self._on_error = on_queue, on_error
+        self._changed = threading.Condition()
+        self._waiting: deque[Ticket[Question, Answer]] = deque()
+        self._running: dict[int, Ticket[Question, Answer]] = {}
+        self._next: tuple[Any, Future[None]] | None = None
+        self._number = 0
+        self._stopping = False
+        self._speed = Throughput()
+        self._thread = threading.Thread(target=self._run, name=type(work).__name__, daemon=True)
+
+    def start(self) -> None:
+        """Begin to prepare; `ready` is set when questions can be answered."""
+        self._thread.start()
+
+    def submit(self, tickets: Seq[Ticket[Question, Answer]]) -> None:
+        """Let all of the tickets wait, or none.
+
+        Raises QueueFullError where there is no room, EngineError for an engine that has stopped.
+        """
+        with self._changed:
+            if self._stopping or self.broken:
+                raise EngineError("the engine has stopped")
+            if len(self._waiting) + len(tickets) > self.most:
+                raise QueueFullError(self._speed.seconds_for(len(self._waiting)))
+            self._waiting.extend(tickets)
+            self._changed.notify()
+
+    def change(self, new: Any) -> Future[None]:
+        """Work with something else as soon as nothing depends on the old; done when that is so."""
+        done: Future[None] = Future()
+        with self._changed:
+            if self._stopping or self.broken:
+                raise EngineError("the engine has stopped")
+            if self._next is not None:
+                raise EngineError("another change is under way")
+            self._next = new, done
+            self._changed.notify()
+        return done
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """End the thread after the pass under way; whoever still waits gets an EngineError."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            if self.threads:
+                torch.set_num_threads(self.threads)  # a setting of each thread
+            with _PREPARING:
+                self.work.prepare()
+            self.ready.set()
+            while self._something_to_do():
+                self._safely(self._between_passes)
+                if self._running:
+                    self._safely(self._pass)
+        except Exception as error:  # noqa: BLE001 - the main thread has to hear of it
+            self.broken = error
+        finally:
+            self.ready.clear()
+            self._give_up()
+
+    def _something_to_do(self) -> bool:
+        """Wait for work; False when it is time to end."""
+        with self._changed:
+            while not (self._stopping or self._waiting or self._running or self._next):
+                self._changed.wait()
+            return not self._stopping
+
+    def _between_passes(self) -> None:
+        self._let_go()
+        self._change()
+        if self._next is None:
+            self._let_in()
+        self._on_queue(len(self._waiting))
+
+    def _let_go(self) -> None:
+        """Those who hung up, and those who cannot wait any longer."""
+        now = time.monotonic()
+        for number, ticket in list(self._running.items()):
+            if ticket.gone:
+                del self._running[number]
+                self.work.stop(number)
+            elif ticket.late(now):
+                del self._running[number]
+                self._answer(ticket, partial(self.work.cut, number))
+        with self._changed:
+            ended = [t for t in self._waiting if t.gone or t.late(now)]
+            if ended:
+                self._waiting = deque(t for t in self._waiting if not (t.gone or t.late(now)))
+        for ticket in ended:
+            if not ticket.gone:
+                self._answer(ticket, partial(self.work.late, ticket.question))
+
+    def _let_in(self) -> None:
+        while self.work.room() > 0:
+            with self._changed:
+                if not self._waiting:
+                    return
+                ticket = self._waiting.popleft()
+            ticket.admitted = time.monotonic()
+            self._answer(ticket, partial(self._begin, ticket))
+
+    def _begin(self, ticket: Ticket[Question, Answer]) -> Answer | None:
+        self._number += 1
+        answer = self.work.begin(self._number, ticket.question)
+        if answer is None:
+            self._running[self._number] = ticket
+        return answer
+
+    def _answer(self, ticket: Ticket[Question, Answer], ask: Callable[[], Answer | None]) -> None:
+        """Hand over what `ask` says. What is wrong with one question is no concern of others."""
+        try:
+            answer = ask()
+        except DraftrecError as error:
+            ticket.fail(error)
+        except Exception as error:  # noqa: BLE001 - the thread must outlive any question
+            self._on_error(error)
+            ticket.fail(EngineError("the engine failed on this question"))
+        else:
+            if answer is not None:
+                ticket.settle(answer)
+                self._speed.count(1)
+
+    def _pass(self) -> None:
+        finished = self.work.turn()
+        for ticket in self._running.values():
+            ticket.passes += 1
+        for number, answer in finished.items():
+            if ticket := self._running.pop(number, None):
+                ticket.settle(answer)
+        self._speed.count(len(finished))
+
+    def _change(self) -> None:
+        if self._next is None or (self._running and not self.work.may_change()):
+            return
+        new, done = self._next
+        try:
+            self.work.change(new)
+        except Exception as error:  # noqa: BLE001 - whoever asked for it has to hear of it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        finally:
+            self._next = None
+
+    def _safely(self, part: Callable[[], None]) -> None:
+        """An error in a pass costs those who take part in it, not the service."""
+        try:
+            part()
+        except Exception as error:  # noqa: BLE001 - the thread must outlive any pass
+            self._on_error(error)
+            for ticket in self._running.values():
+                ticket.fail(EngineError("the engine failed; the others of this pass failed too"))
+            self._running.clear()
+            self.work.reset()
+
+    def _give_up(self) -> None:
+        with self._changed:
+            self._stopping = True
+            left = [*self._running.values(), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+            waiting_change, self._next = self._next, None
+        for ticket in left:
+            ticket.fail(EngineError("the engine has stopped"))
+        if waiting_change:
+            waiting_change[1].set_exception(EngineError("the engine has stopped"))

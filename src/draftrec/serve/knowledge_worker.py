@@ -1,0 +1,204 @@
+"""Texts for many clients in one running batch, as `Work` for an `EngineThread`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
+from draftrec.decoding import generate as loop
+from draftrec.decoding.drafters import PoolDrafter
+from draftrec.errors import PoolMismatchError
+from draftrec.knowledge.generator import Generator
+from draftrec.knowledge.job import key_of
+from draftrec.pool.store import Pool
+
+if TYPE_CHECKING:
+    from draftrec.decoding.stats import StepStats
+    from draftrec.serve.metrics import ServiceMetrics
+
+# Passes between two looks at what the pool was worth.
+_LOOK = 64
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Wanted:
+    """A text to write: `prompt_ids` int32 `[p]`, special tokens included."""
+
+    entity_id: str
+    prompt_ids: IntArray
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text, and why it ended; `deadline`: it is what there was by then. `tokens`: new ones."""
+
+    entity_id: str
+    text: str
+    finish_reason: Literal["eos", "length", "deadline"]
+    tokens: int
+
+
+class SwitchingDrafter:
+    """Drafts with `current` for texts that begin from now on; those under way keep the drafter
+    with which they began."""
+
+    def __init__(self, current: Drafter) -> None:
+        self.current = current
+        self._of: dict[int, Drafter] = {}
+
+    def start(self, sequence: SequenceView) -> None:
+        """Give the text to the drafter of these days."""
+        self._of[id(sequence)] = self.current
+        self.current.start(sequence)
+
+    def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+        """Every drafter's trees, in the order of `batch`."""
+        trees: dict[int, DraftTree] = {}
+        for drafter, mine in self._parted(batch):
+            drafted = drafter.draft([batch[i] for i in mine], limit, depth)
+            trees |= dict(zip(mine, drafted, strict=True))
+        return [trees[i] for i in range(len(batch))]
+
+    def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None:
+        """Tell each drafter of its own texts."""
+        for drafter, mine in self._parted(batch):
+            drafter.observe([batch[i] for i in mine], [verdicts[i] for i in mine])
+
+    def stop(self, sequence: SequenceView) -> None:
+        """Forget a text; an old drafter goes with its last one."""
+        self._of.pop(id(sequence)).stop(sequence)
+
+    def _parted(self, batch: Seq[SequenceView]) -> list[tuple[Drafter, list[int]]]:
+        """The drafters of the batch with the places of their texts."""
+        found: dict[int, tuple[Drafter, list[int]]] = {}
+        for i, sequence in enumerate(batch):
+            drafter = self._of[id(sequence)]
+            found.setdefault(id(drafter), (drafter, []))[1].append(i)
+        return list(found.values())
+
+
+class KnowledgeWork:
+    """Writes the texts that `generator` would write of each prompt alone (strict), for prompts of
+    at most `longest` tokens. The pool is read, never grown."""
+
+    def __init__(self, generator: Generator, longest: int, metrics: ServiceMetrics) -> None:
+        self.generator, self.longest, self.metrics = generator, longest, metrics
+        self._orders: dict[int, int] = {}
+        self._wanted: dict[int, tuple[int, Wanted]] = {}
+        self._passes = 0
+
+    def prepare(self) -> None:
+        """Measure what passes cost, take the memory, and write a few tokens."""
+        self._build()
+        self.begin(0, Wanted("", self.generator.encode(["Hello"])[0][: self.longest]))
+        self.turn()
+        self.stop(0)
+
+    def room(self) -> int:
+        """Free slots of the batch."""
+        batch = self._batch
+        return self._engine.slots - len(batch.running) - len(batch.waiting)
+
+    def begin(self, number: int, question: Wanted) -> Written | None:
+        """Let a text in."""
+        request = Request(
+            question.entity_id,
+            question.prompt_ids,
+            question.group,
+            key=key_of(question.entity_id),
+        )
+        order = self._batch.add(request)
+        self._orders[number] = order
+        self._wanted[order] = number, question
+        return None
+
+    def turn(self) -> Mapping[int, Written]:
+        """One pass of the loop of `decoding.generate`."""
+        engine, batch = self._engine, self._batch
+        loop.admit(engine, batch)
+        shares = loop.share_rows(engine, batch)
+        pairs = loop.lay_out(shares, loop.draft(engine, shares))
+        verdicts = loop.verify(engine, pairs)
+        loop.finish_step(engine, batch, pairs, verdicts, self._count)
+        return {self._wanted[order][0]: self._finished(order) for order in list(batch.results)}
+
+    def stop(self, number: int) -> None:
+        """Forget a text that nobody waits for."""
+        order = self._orders.pop(number)
+        loop.drop(self._engine, self._batch, order)
+        del self._wanted[order]
+
+    def cut(self, number: int) -> Written:
+        """The text so far."""
+        order = self._orders.pop(number)
+        question = self._wanted.pop(order)[1]
+        sequence = loop.drop(self._engine, self._batch, order)
+        if sequence is None:
+            return self.late(question)
+        return self._told(question, sequence.context[sequence.prompt_tokens :], "deadline")
+
+    def late(self, question: Wanted) -> Written:
+        """No text at all: there was no time to begin."""
+        return self._told(question, question.prompt_ids[:0], "deadline")
+
+    def may_change(self) -> bool:
+        """Texts under way keep the pool with which they began."""
+        return True
+
+    def change(self, new: Pool) -> None:
+        """Draft from another pool. Raises PoolMismatchError for one of another tokenizer."""
+        if new.tokenizer_fingerprint != self.generator.fingerprint["tokenizer"]:
+            raise PoolMismatchError(
+                "the new pool was made with another tokenizer than the model's; the old one stays"
+            )
+        self.generator.pool = new
+        if self.generator.config.draft.draft == "pool":
+            self._drafter.current = PoolDrafter(new)
+        self._look()
+
+    def reset(self) -> None:
+        """A new engine over the same model."""
+        self._build()
+
+    def _build(self) -> None:
+        engine = self.generator.engine(self.longest)
+        self._drafter = engine.drafter = SwitchingDrafter(engine.drafter)
+        self._engine, self._batch = engine, loop.empty_batch(engine, self.longest)
+        self._orders.clear()
+        self._wanted.clear()
+        slab = engine.target.slab
+        assert slab is not None
+        rows = slab.slots * slab.capacity
+        self.metrics.set_kv_capacity(rows, rows * engine.target.bytes_per_token)
+        self._look()
+
+    def _finished(self, order: int) -> Written:
+        number, question = self._wanted.pop(order)
+        del self._orders[number]
+        found = self._batch.results.pop(order)
+        return self._told(question, found.token_ids, found.finish_reason)
+
+    def _told(
+        self, question: Wanted, tokens: IntArray, reason: Literal["eos", "length", "deadline"]
+    ) -> Written:
+        self.metrics.observe_text(reason, len(tokens))
+        text = self.generator.decode(tokens) if len(tokens) else ""
+        return Written(question.entity_id, text, reason, len(tokens))
+
+    def _count(self, step: StepStats) -> None:
+        self.metrics.observe_step(step)
+        self.metrics.observe_timing(self._engine.timing)
+        self._passes += 1
+        if self._passes % _LOOK == 0:
+            self._look()
+
+    def _look(self) -> None:
+        pool = self.generator.pool
+        if pool is not None:
+            usage = pool.usage
+            rate = usage.hits / usage.drafts if usage.drafts else 0.0
+            self.metrics.set_pool(pool.nbytes, rate, len(pool))

@@ -1,0 +1,112 @@
+"""From settings to a running server, and to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from draftrec.errors import DraftrecError
+from draftrec.serve.app import create_app
+from draftrec.serve.errors import ApiError
+from draftrec.serve.lifecycle import DrainingServer
+from draftrec.serve.loading import Sources
+from draftrec.serve.logs import RequestLog
+from draftrec.serve.service import Service
+from draftrec.serve.settings import ServeSettings
+
+# After the port has closed: for pages that keep a connection open, such as a live dashboard.
+_LAST_SECONDS = 2
+
+
+def serve(settings: ServeSettings, sources: Sources, say: Callable[[str], None]) -> None:
+    """Load, listen, and answer until a signal ends it. Log lines go to standard output.
+
+    Raises DraftrecError for what cannot be loaded and a port that cannot be had, and whatever broke
+    an engine.
+    """
+    if warning := exposure(settings):
+        say(warning)
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        say("loading models")
+        log = RequestLog(sys.stdout, contents=settings.log_contents)
+        service = Service(settings, sources, log)
+        server = make_server(service)
+        say(f"serving on {address(listener)}, process {os.getpid()}; see /docs")
+        server.run(sockets=[listener])
+    if service.broken:
+        raise service.broken
+    say("everything accepted was answered" if not server.force_exit else "ended at once")
+
+
+def make_server(service: Service) -> DrainingServer:
+    """A server for the service's application."""
+    settings = service.settings
+    config = uvicorn.Config(
+        create_app(service),
+        access_log=False,
+        log_config=None,
+        limit_concurrency=settings.limits.connections,
+        timeout_graceful_shutdown=_LAST_SECONDS,
+        server_header=False,
+    )
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def check() -> None:
+        if service.broken:
+            server.should_exit = True
+        if service.lifecycle.reload_wanted:
+            service.lifecycle.reload_wanted = False
+            task = asyncio.create_task(_reload(service))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+    server = DrainingServer(config, service.lifecycle, check)
+    return server
+
+
+def exposure(settings: ServeSettings) -> str | None:
+    """A warning for a service that others can reach and nobody guards."""
+    if settings.keys or settings.host == "localhost":
+        return None
+    try:
+        if ipaddress.ip_address(settings.host).is_loopback:
+            return None
+    except ValueError:
+        pass  # a name, which may resolve to anything
+    return (
+        f"warning: {settings.host} can be reached from elsewhere and there are no API keys, so "
+        "anyone may ask; list keys in the settings, or keep to 127.0.0.1"
+    )
+
+
+def address(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _reload(service: Service) -> None:
+    """What SIGHUP asks for. A failure is logged, and the old files stay."""
+    try:
+        await service.reload()
+    except ApiError as error:
+        service.log.write("reload_refused", message=error.message)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DraftrecError(
+            f"port {port} of {host} cannot be had ({reason.lower()}); choose another --port or "
+            "--host"
+        ) from error

@@ -1,0 +1,141 @@
+"""What is asked and answered over HTTP, with examples for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_INT64 = 2**63
+
+ItemId = Annotated[int, Field(ge=-_INT64, lt=_INT64)]
+Name = Annotated[str, Field(min_length=1, max_length=512)]
+DeadlineMs = Annotated[int, Field(ge=1, le=3_600_000)]
+
+
+def _asked(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [example]})
+
+
+def _answered(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+class RecommendRequest(BaseModel):
+    """Who is recommended for, and what may be recommended."""
+
+    model_config = _asked({"user": 7, "history": [3, 141, 59], "k": 5, "deny": [26]})
+
+    user: ItemId = Field(default=0, description="names the user; seeds sampled answers only")
+    history: list[ItemId] = Field(description="the user's items, oldest first; may be empty")
+    k: Annotated[int, Field(ge=1)] = Field(default=10, description="how many items")
+    allow: list[ItemId] | None = Field(default=None, description="the only items to recommend")
+    deny: list[ItemId] | None = Field(
+        default=None, description="items not to recommend; unknown ones are ignored"
+    )
+    deadline_ms: DeadlineMs | None = Field(
+        default=None,
+        description="answer by then: with what usually follows the history, if the model is not "
+        "done (`partial`)",
+    )
+
+
+class RecommendedItem(BaseModel):
+    """One item. `score`: summed log-probabilities of its semantic id's tokens."""
+
+    item: int
+    score: float
+    sid: list[str]
+
+
+class RecommendAnswer(BaseModel):
+    """Best first; fewer than k where fewer may be recommended."""
+
+    model_config = _answered(
+        {
+            "items": [{"item": 592, "score": -1.25, "sid": ["<a_3>", "<b_9>", "<c_2>", "<d_0>"]}],
+            "partial": False,
+        }
+    )
+
+    items: list[RecommendedItem]
+    partial: bool = Field(description="the deadline came before the model's answer")
+
+
+class KnowledgeRecord(BaseModel):
+    """One prompt. `group`: whose pool is drafted from as well."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    entity_id: Name
+    prompt: Annotated[str, Field(min_length=1)]
+    group: Name | None = None
+
+
+class KnowledgeRequest(BaseModel):
+    """Texts to write."""
+
+    model_config = _asked(
+        {"records": [{"entity_id": "reader-7", "prompt": "A reader enjoyed these books: ..."}]}
+    )
+
+    records: Annotated[list[KnowledgeRecord], Field(min_length=1)]
+    deadline_ms: DeadlineMs | None = Field(
+        default=None, description="answer by then with the texts so far"
+    )
+
+
+class KnowledgeText(BaseModel):
+    """One text. `deadline`: it is what there was by then, possibly nothing."""
+
+    entity_id: str
+    text: str
+    finish_reason: Literal["eos", "length", "deadline"]
+
+
+class KnowledgeAnswer(BaseModel):
+    """In the order of the records."""
+
+    model_config = _answered(
+        {
+            "texts": [
+                {
+                    "entity_id": "reader-7",
+                    "text": "This reader likes long journeys.",
+                    "finish_reason": "eos",
+                }
+            ]
+        }
+    )
+
+    texts: list[KnowledgeText]
+
+
+class Status(BaseModel):
+    """How the service is."""
+
+    status: str
+
+
+class ReloadAnswer(BaseModel):
+    """What is in use now."""
+
+    items: int | None = Field(default=None, description="items of the catalogue")
+    pool_texts: int | None = Field(default=None, description="texts of the pool")
+
+
+class ErrorDetail(BaseModel):
+    """`code` is a word for programs, `message` a sentence for people."""
+
+    code: str
+    message: str
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is no 2xx."""
+
+    model_config = _answered(
+        {"error": {"code": "queue_full", "message": "too many requests wait; try again in 2 s"}}
+    )
+
+    error: ErrorDetail

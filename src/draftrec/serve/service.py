@@ -1,0 +1,139 @@
+"""Everything that one process serves, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from typing import Any
+
+from draftrec.errors import DraftrecError
+from draftrec.recommend.values import Query
+from draftrec.serve.auth import Keyring, TokenBuckets
+from draftrec.serve.engine import EngineThread
+from draftrec.serve.errors import ApiError
+from draftrec.serve.knowledge_worker import KnowledgeWork, Wanted, Written
+from draftrec.serve.lifecycle import Lifecycle
+from draftrec.serve.loading import Sources
+from draftrec.serve.logs import RequestLog, RequestNote
+from draftrec.serve.metrics import ServiceMetrics
+from draftrec.serve.recommend_worker import Recommended, RecommendWork
+from draftrec.serve.settings import ServeSettings
+from draftrec.serve.tickets import EngineError
+
+
+class Service:
+    """Loads what the sources name. `start` sets the engines going, `stop` ends them. `chat`: are
+    prompts put into the tokenizer's chat template?
+
+    Raises DraftrecError for unusable files, models and settings.
+    """
+
+    def __init__(self, settings: ServeSettings, sources: Sources, log: RequestLog) -> None:
+        self.settings, self.sources, self.log = settings, sources, log
+        self.metrics = ServiceMetrics()
+        self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
+        self.keyring = Keyring(settings.keys)
+        self.buckets = TokenBuckets(settings.rate) if settings.rate else None
+        self.recommending: RecommendWork | None = None
+        self.writing: KnowledgeWork | None = None
+        self.recommend: EngineThread[Query, Recommended] | None = None
+        self.knowledge: EngineThread[Wanted, Written] | None = None
+        self.chat = False
+        self._reloading = False
+        if sources.recommend:
+            self.recommending = RecommendWork(sources.recommend.load(), self.metrics)
+            self.recommend = self._engine(self.recommending, "/v1/recommend")
+        if sources.knowledge:
+            generator = sources.knowledge.load()
+            chat = sources.knowledge.chat
+            self.chat = generator.has_chat_template if chat is None else chat
+            longest = min(settings.limits.prompt_tokens, generator.context_length - 1)
+            self.writing = KnowledgeWork(generator, longest, self.metrics)
+            self.knowledge = self._engine(self.writing, "/v1/knowledge")
+
+    @property
+    def engines(self) -> list[EngineThread[Any, Any]]:
+        """One for each model."""
+        return [engine for engine in (self.recommend, self.knowledge) if engine]
+
+    @property
+    def ready(self) -> bool:
+        """Can all of them answer?"""
+        return all(engine.ready.is_set() for engine in self.engines)
+
+    @property
+    def broken(self) -> Exception | None:
+        """Why an engine has ended, if one has."""
+        return next((e.broken for e in self.engines if e.broken), None)
+
+    def start(self) -> None:
+        """Let the engines prepare, each in its thread."""
+        for engine in self.engines:
+            engine.start()
+
+    def stop(self) -> None:
+        """End the engines."""
+        for engine in self.engines:
+            engine.stop()
+
+    def seconds_since(self, note: RequestNote) -> float:
+        """How long a request took."""
+        return time.monotonic() - note.began
+
+    def note_error(self, error: Exception) -> None:
+        """Log an error that nobody expected, and where it came from."""
+        frames = traceback.extract_tb(error.__traceback__)[-3:]
+        places = [f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in frames]
+        self.log.write("error", kind=type(error).__name__, message=str(error)[:500], places=places)
+
+    async def reload(self) -> dict[str, Any]:
+        """Read catalogue and pool again and go over to them; nothing that runs is lost.
+
+        Raises ApiError while another reload is under way, and for files that cannot be used: then
+        the old ones stay.
+        """
+        if self._reloading:
+            raise ApiError(409, "reloading", "another reload is under way; wait for it")
+        self._reloading = True
+        start = time.monotonic()
+        try:
+            facts = {**await self._reload_catalogue(), **await self._reload_pool()}
+        except (DraftrecError, OSError, EngineError) as error:
+            self.log.write("reload_failed", message=str(error))
+            raise ApiError(409, "reload_failed", f"the old files stay in use: {error}") from error
+        finally:
+            self._reloading = False
+        self.log.write("reloaded", seconds=round(time.monotonic() - start, 3), **facts)
+        return facts
+
+    async def _reload_catalogue(self) -> dict[str, Any]:
+        source, engine, work = self.sources.recommend, self.recommend, self.recommending
+        if source is None or engine is None or work is None:
+            return {}
+        new = await asyncio.to_thread(source.reload, work.recommender)
+        await asyncio.wrap_future(engine.change(new))
+        return {"items": len(new.catalogue.sids)}
+
+    async def _reload_pool(self) -> dict[str, Any]:
+        source, engine, work = self.sources.knowledge, self.knowledge, self.writing
+        if source is None or engine is None or work is None:
+            return {}
+        pool = await asyncio.to_thread(source.reload, work.generator)
+        if pool is None:
+            return {}
+        await asyncio.wrap_future(engine.change(pool))
+        return {"pool_texts": len(pool)}
+
+    def _engine(self, work: Any, route: str) -> EngineThread[Any, Any]:
+        def failed(error: Exception) -> None:
+            self.metrics.observe_error("engine")
+            self.note_error(error)
+
+        return EngineThread(
+            work,
+            self.settings.limits.queue,
+            threads=self.settings.threads,
+            on_queue=lambda waiting: self.metrics.set_queue(route, waiting),
+            on_error=failed,
+        )

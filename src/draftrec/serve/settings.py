@@ -1,0 +1,162 @@
+"""What the service is told: models, limits, keys. Unknown names are refused with a sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from draftrec.config import GenerateConfig, RecommendConfig
+from draftrec.errors import DraftrecError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0.0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RecommendSettings(_Frozen):
+    """Whom `POST /v1/recommend` asks. `settings.k` is the most items that a request may ask for."""
+
+    target: Path
+    sids: Path
+    sequences: str | None = Field(
+        default=None, description="their train part proposes items and answers who cannot wait"
+    )
+    draft: str = Field(default="none", description="a draft model's folder, items or none")
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    settings: RecommendConfig = RecommendConfig()
+
+    @model_validator(mode="after")
+    def _proposals_need_sequences(self) -> RecommendSettings:
+        if self.draft == "items" and self.sequences is None:
+            raise ValueError("draft: items needs sequences, from which items are proposed")
+        return self
+
+
+class KnowledgeSettings(_Frozen):
+    """Who answers `POST /v1/knowledge`. `chat` None: where the tokenizer has a chat template."""
+
+    generate: GenerateConfig
+    pool: Path | None = None
+    chat: bool | None = None
+
+
+class LimitSettings(_Frozen):
+    """What one request may ask for, and how much may wait."""
+
+    body_bytes: Count = 1 << 20
+    body_seconds: Seconds = Field(default=10.0, description="for a request to arrive whole")
+    connections: Count = 1024
+    queue: Count = Field(default=256, description="users, or records, that wait for an engine")
+    history: Count = Field(default=1000, description="items of a history")
+    items: Count = Field(default=10_000, description="items of an allow or deny list")
+    records: Count = 64
+    prompt_tokens: Count = 2048
+    deadline_ms: Count | None = Field(default=None, description="of requests that name none")
+
+    @model_validator(mode="after")
+    def _a_request_fits_into_the_queue(self) -> LimitSettings:
+        if self.records > self.queue:
+            raise ValueError("records must not be more than queue, or they could never wait in it")
+        return self
+
+
+class RateSettings(_Frozen):
+    """A token bucket for every key, or for every client's address where there are no keys."""
+
+    per_second: Seconds
+    burst: Count = 20
+
+
+class KeySettings(_Frozen):
+    """An API key by its SHA-256, so that the file holds no secret. `admin`: may reload."""
+
+    name: str
+    sha256: str
+    admin: bool = False
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_a_hash(cls, value: str) -> str:
+        if not _SHA256.fullmatch(value.lower()):
+            raise ValueError("must be the 64 hexadecimal digits of a key's SHA-256")
+        return value.lower()
+
+
+class ServeSettings(_Frozen):
+    """Everything in the file that `--config` names."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    threads: Count | None = Field(default=None, description="of torch; None: as many as it likes")
+    recommend: RecommendSettings | None = None
+    knowledge: KnowledgeSettings | None = None
+    limits: LimitSettings = LimitSettings()
+    keys: tuple[KeySettings, ...] = ()
+    rate: RateSettings | None = None
+    monitoring: Literal["open", "key"] = Field(
+        default="open",
+        description="whether /metrics and /dashboard need a key, where there are any",
+    )
+    drain_seconds: Seconds = Field(
+        default=30.0, description="how long accepted requests may take after SIGTERM"
+    )
+    notice_seconds: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.0, description="how long /readyz says 503, at least, before the port closes"
+    )
+    log_contents: bool = Field(
+        default=False, description="log histories, prompts and answers as well"
+    )
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> ServeSettings:
+        if len({key.name for key in self.keys}) < len(self.keys):
+            raise ValueError("two keys have the same name; give each its own")
+        return self
+
+
+def load_settings(path: Path) -> ServeSettings:
+    """The settings in a YAML file. Paths in it are relative to the working directory.
+
+    Raises DraftrecError for a file that cannot be read, unknown names and impossible values.
+    """
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DraftrecError(f"settings file {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise DraftrecError(f"settings file {path} must hold `name: value` lines")
+    try:
+        settings = ServeSettings.model_validate(values)
+    except ValidationError as error:
+        raise DraftrecError(f"settings file {path}: {sentence_of(error)}") from error
+    if settings.recommend is None and settings.knowledge is None:
+        raise DraftrecError(
+            f"settings file {path}: there is nothing to serve; name recommend, knowledge or both"
+        )
+    return settings
+
+
+def demo_settings() -> ServeSettings:
+    """Of `--demo`: small models, which one thread computes fastest."""
+    return ServeSettings(threads=1)
+
+
+def sentence_of(error: ValidationError) -> str:
+    """Where the first problem is and what it is."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown name {place}; leave it out, or correct its spelling"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
