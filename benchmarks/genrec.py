@@ -2,8 +2,8 @@
 
 Timed: the same users, engines in turn, several rounds. Whole: every user of the part, for fidelity
 and Recall / NDCG. `--draft NAME=DIR` may be given several times; all but the first are run over the
-whole part at the largest K only, under strict verification. `draftrec genrec fit`, `teach` and `align` train the models; they
-are no part of the repository. The last line is the result.
+whole part at the largest K only, under strict verification. `draftrec genrec fit`, `teach` and
+`align` train the models; they are no part of the repository. The last line is the result.
 """
 
 from __future__ import annotations
