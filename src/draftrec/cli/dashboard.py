@@ -1,0 +1,102 @@
+"""`draftrec dashboard`: watch runs in a browser, while they go on and after."""
+
+from __future__ import annotations
+
+import json as json_module
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from draftrec.cli.common import DONE, DebugOption, JsonOption, StopSignal, command, print_json, say
+from draftrec.errors import DraftrecError
+
+Option = typer.Option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardOptions:
+    """The command line of `draftrec dashboard`."""
+
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_DIR...",
+            help="Folders of generate, compare, ctr or genrec, or folders that hold such.",
+        ),
+    ]
+    host: Annotated[str, Option(help="Address to listen on; the default is this machine only.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8081
+    price_per_hour: Annotated[
+        float | None,
+        Option(min=0.0, help="What an hour of the machine costs; the page asks too."),
+    ] = None
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(DashboardOptions)
+def dashboard(options: DashboardOptions) -> int:
+    """Show speed, acceptance, pools, quality, cost and advice of RUN_DIR... on one page.
+
+    With --json, print the page's data and do not serve it.
+    """
+    from draftrec.serve.dashboard_sources import Sources
+
+    sources = Sources(options.folders, options.price_per_hour)
+    if options.json:
+        print_json(json_module.loads(sources.snapshot().json))
+        return DONE
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise DraftrecError(
+            'the dashboard needs FastAPI; install it with pip install "draftrec[serve]"'
+        )
+    listening = _listen(options.host, options.port)
+    address = f"http://{options.host}:{listening.getsockname()[1]}/dashboard"
+    say(f"the dashboard is at {address}; Ctrl-C ends it")
+    if not _is_loopback(options.host):
+        say(f"it listens on {options.host}: whoever reaches that address can read these runs")
+    _serve(sources, listening)
+    return DONE
+
+
+def _serve(sources: object, listening: socket.socket) -> None:
+    import uvicorn
+
+    from draftrec.serve.dashboard import application
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(sources, lambda: server.should_exit),  # type: ignore[arg-type]
+            log_level="warning",
+            timeout_graceful_shutdown=3,
+        )
+    )
+    # uvicorn ends in good order on a signal and then raises it once more, for whoever asked.
+    with StopSignal(), suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound already, so that a taken port is one sentence."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DraftrecError(
+            f"{host}:{port} cannot be used ({reason}); give --port another"
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,35 @@
+// Figures as people read them.
+
+export const number = (value, digits = 0) =>
+  value === null || value === undefined || !Number.isFinite(value)
+    ? "-"
+    : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+
+export const percent = (share, digits = 0) =>
+  share === null || share === undefined ? "-" : `${number(100 * share, digits)} %`;
+
+export const megabytes = (bytes) =>
+  bytes === null || bytes === undefined ? "-" : number(bytes / 1e6, bytes < 1e7 ? 2 : 0);
+
+/** Seconds as "48 s", "12 min", "3 h 20 min". */
+export function duration(seconds) {
+  if (seconds < 1) return `${number(1000 * seconds)} ms`;
+  if (seconds < 90) return `${number(seconds, seconds < 10 ? 1 : 0)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 90) return `${minutes} min`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** Seconds as a tick of an axis, shorter than `duration`. */
+export function clock(seconds) {
+  if (Math.abs(seconds) < 600) return `${number(seconds, seconds % 1 ? 1 : 0)} s`;
+  return seconds < 7200 ? `${number(seconds / 60)} min` : `${number(seconds / 3600, 1)} h`;
+}
+
+/** Hours with as many digits as say something. */
+export const hours = (value) => number(value, value < 0.1 ? 5 : value < 10 ? 3 : 1);
+
+/** An amount in whatever currency the price is in. */
+export const money = (value) => number(value, Math.abs(value) < 1 ? 4 : 2);
+
+export const ratio = (numerator, denominator) => (denominator ? numerator / denominator : 0);
