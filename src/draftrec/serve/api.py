@@ -31,6 +31,7 @@ from draftrec.serve.service import Service
 from draftrec.serve.settings import LimitSettings
 from draftrec.serve.tickets import Ticket
 
+_USUAL_K = 10
 _MEANINGS = {
     400: "The body is not JSON.",
     401: "No API key, or a wrong one.",
@@ -62,9 +63,7 @@ def recommend_router(
         """The k best items for a history: those that `draftrec genrec recommend -k K` gives."""
         recommender = work.recommender
         _check_lists(body, limits)
-        if body.k > recommender.config.k:
-            raise _refused(f"k: this service gives at most {recommender.config.k} items")
-        query = _query(body)
+        query = _query(body, recommender.config.k)
         try:
             recommender.catalogue.sids.places(query.history)  # before it waits for its turn
         except DraftrecError as error:
@@ -174,11 +173,14 @@ def health_router(service: Service) -> APIRouter:
     return router
 
 
-def _query(body: RecommendRequest) -> Query:
+def _query(body: RecommendRequest, most: int) -> Query:
     def items(ids: Seq[int] | None) -> Any:
         return None if ids is None else np.array(ids, np.int64)
 
-    return Query(body.user, items(body.history), items(body.deny), items(body.allow), body.k)
+    k = min(_USUAL_K, most) if body.k is None else body.k
+    if k > most:
+        raise _refused(f"k: this service gives at most {most} items")
+    return Query(body.user, items(body.history), items(body.deny), items(body.allow), k)
 
 
 def _check_lists(body: RecommendRequest, limits: LimitSettings) -> None:

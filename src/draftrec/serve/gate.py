@@ -50,7 +50,7 @@ class Gate:
         except ApiError as error:
             note.error = error.code
             await reply.error(error)
-            if error.status == 413:
+            if isinstance(error, _TooLargeError) and error.more:
                 await _discard(receive)
             await reply.finish()
         except ClientGoneError:
@@ -122,6 +122,15 @@ class Gate:
             service.log.request(note)
 
 
+class _TooLargeError(ApiError):
+    """`more`: the client may still be sending."""
+
+    def __init__(self, limits: LimitSettings, *, more: bool) -> None:
+        message = f"the body has more than {limits.body_bytes} bytes; ask for less at once"
+        super().__init__(413, "too_large", message)
+        self.more = more
+
+
 class _Reply:
     """Sends the answer, and notes its status."""
 
@@ -189,7 +198,7 @@ async def _read(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
     """The body, unless it is too long or too slow."""
     announced = _header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limits.body_bytes:
-        raise _too_large(limits)
+        raise _TooLargeError(limits, more=True)
     body = bytearray()
     try:
         async with asyncio.timeout(limits.body_seconds):
@@ -198,20 +207,15 @@ async def _read(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise ClientGoneError
                 body += message.get("body", b"")
+                more = message.get("more_body", False)
                 if len(body) > limits.body_bytes:
-                    raise _too_large(limits)
-                if not message.get("more_body", False):
+                    raise _TooLargeError(limits, more=more)
+                if not more:
                     return bytes(body)
     except TimeoutError:
         raise ApiError(
             408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s"
         ) from None
-
-
-def _too_large(limits: LimitSettings) -> ApiError:
-    return ApiError(
-        413, "too_large", f"the body has more than {limits.body_bytes} bytes; ask for less at once"
-    )
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -30,10 +30,10 @@ def serve(settings: ServeSettings, sources: Sources, say: Callable[[str], None])
     Raises DraftrecError for what cannot be loaded and a port that cannot be had, and whatever broke
     an engine.
     """
-    if warning := exposure(settings):
-        say(warning)
     listener = _listen(settings.host, settings.port)
     with listener:
+        if warning := exposure(settings):
+            say(warning)
         say("loading models")
         log = RequestLog(sys.stdout, contents=settings.log_contents)
         service = Service(settings, sources, log)
@@ -106,7 +106,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        reason = reason.partition(" (while")[0].lower()
         raise DraftrecError(
-            f"port {port} of {host} cannot be had ({reason.lower()}); choose another --port or "
-            "--host"
+            f"port {port} of {host} cannot be had ({reason}); choose another --port or --host"
         ) from error

@@ -28,7 +28,9 @@ class RecommendRequest(BaseModel):
 
     user: ItemId = Field(default=0, description="names the user; seeds sampled answers only")
     history: list[ItemId] = Field(description="the user's items, oldest first; may be empty")
-    k: Annotated[int, Field(ge=1)] = Field(default=10, description="how many items")
+    k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how many items; 10 if not said, or as many as there may be"
+    )
     allow: list[ItemId] | None = Field(default=None, description="the only items to recommend")
     deny: list[ItemId] | None = Field(
         default=None, description="items not to recommend; unknown ones are ignored"

@@ -1,0 +1,317 @@
+"""What holds for every route: errors, keys, rates, sizes, logs, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from draftrec.serve.app import create_app
+from draftrec.serve.errors import ApiError
+from tests.recommend.worlds import World, make_world
+from tests.serve.services import (
+    ADMIN,
+    KEY,
+    KEYS,
+    Running,
+    error_of,
+    knowledge_settings,
+    recommend_settings,
+    running,
+    settings,
+)
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def served(world: World) -> Iterator[Running]:
+    limits = {"body_bytes": 2000, "body_seconds": 0.2, "queue": 8, "records": 8}
+    with running(settings(recommend_settings(world), limits=limits)) as found:
+        yield found
+
+
+def held(service: Any) -> Any:
+    """Makes the engine's passes wait for the event that is returned."""
+    event, work = threading.Event(), service.recommending
+    real = type(work).turn
+
+    def turn() -> Any:
+        event.wait(10)
+        return real(work)
+
+    work.turn = turn
+    return event
+
+
+def test_health_and_documents(served: Running) -> None:
+    client = served.client
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+    document = client.get("/openapi.json").json()
+    assert "/v1/recommend" in document["paths"]
+    assert "/v1/knowledge" not in document["paths"], "only what is served"
+    assert document["components"]["schemas"]["RecommendRequest"]["examples"]
+    page = client.get("/docs").text
+    assert "/v1/recommend" in page
+    assert "http" not in page.replace("http://127.0.0.1:8080", "").replace("HTTP", "")
+
+
+def test_errors_are_json_and_never_a_traceback(served: Running) -> None:
+    post = served.client.post
+    for body in (b"{", b"", b"\xff\xfe", b"[" * 1900, b'{"history": [' + b"9" * 1900 + b"]}"):
+        answer = post("/v1/recommend", content=body, headers=JSON)
+        assert answer.status_code in (400, 422), body
+        assert "Traceback" not in answer.text
+        assert answer.json().keys() == {"error"}
+    error_of(post("/v1/recommend", content=b"{", headers=JSON), 400, "invalid_json")
+    error_of(served.client.get("/nothing"), 404, "not_found")
+    error_of(served.client.get("/v1/recommend"), 405, "method_not_allowed")
+    error_of(post("/v1/knowledge", json={}), 404, "not_found")
+
+
+def test_a_bug_costs_one_request(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = served.service.recommending
+    assert work
+    catalogue = work.recommender.catalogue
+
+    def broken(*args: Any, **more: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(type(catalogue), "filter_of", broken)
+    error_of(served.recommend([10]), 503, "engine_failed")
+    monkeypatch.undo()
+    assert served.recommend([10]).status_code == 200
+    assert any(line["event"] == "error" and line["message"] == "a bug" for line in served.log)
+    monkeypatch.setattr("draftrec.serve.api._query", broken)
+    error_of(served.recommend([10]), 500, "internal")
+
+
+def test_large_bodies_are_refused(served: Running) -> None:
+    answer = served.client.post("/v1/recommend", content=b"x" * 3000, headers=JSON)
+    assert "2000 bytes" in error_of(answer, 413, "too_large")
+    assert answer.headers["connection"] == "close"
+    pieces = (b"x" * 500 for _ in range(10))  # chunked: no length is announced
+    error_of(served.client.post("/v1/recommend", content=pieces, headers=JSON), 413, "too_large")
+
+
+class Asgi:
+    """A client that sends what a test says, when it says so."""
+
+    def __init__(self, served: Running, *, length: int | None = None) -> None:
+        self.app = create_app(served.service)
+        headers = [(b"content-type", b"application/json")]
+        if length is not None:
+            headers.append((b"content-length", str(length).encode()))
+        self.scope: dict[str, Any] = {
+            "type": "http", "method": "POST", "path": "/v1/recommend", "headers": headers,
+            "query_string": b"", "client": ("10.0.0.9", 1), "http_version": "1.1",
+            "scheme": "http", "server": ("testserver", 80), "raw_path": b"/v1/recommend",
+        }  # fmt: skip
+        self.sent: list[dict[str, Any]] = []
+        self.reads = 0
+
+    async def run(self, *messages: Any) -> None:
+        """Give the messages; a number is a pause in seconds. Then silence."""
+        rest = list(messages)
+
+        async def receive() -> dict[str, Any]:
+            self.reads += 1
+            while rest:
+                message = rest.pop(0)
+                if isinstance(message, dict):
+                    return message
+                await asyncio.sleep(message)
+            await asyncio.sleep(60)
+            raise AssertionError("nobody should wait so long")
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        await self.app(self.scope, receive, send)
+
+
+def piece(body: bytes, *, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_body_that_is_announced_too_large_is_not_read(served: Running) -> None:
+    client = Asgi(served, length=10_000_000)
+    asyncio.run(client.run({"type": "http.disconnect"}))
+    assert client.sent[0]["status"] == 413
+    assert client.reads == 1, "only after the answer, for a client that is still sending"
+
+
+def test_a_slow_body_is_given_up(served: Running) -> None:
+    client = Asgi(served)
+    start = time.monotonic()
+    asyncio.run(client.run(piece(b'{"his', more=True), 5))
+    assert client.sent[0]["status"] == 408
+    assert time.monotonic() - start < 2
+
+
+def test_whoever_hangs_up_leaves_the_batch(served: Running) -> None:
+    event = held(served.service)
+    engine, work = served.service.recommend, served.service.recommending
+    assert engine
+    assert work
+    try:
+        client = Asgi(served)
+        body = json.dumps({"history": [10, 11]}).encode()
+        asyncio.run(client.run(piece(body, more=False), 0.1, {"type": "http.disconnect"}))
+        assert client.sent == []
+        assert served.log[-1]["status"] == 499
+        running = list(engine._running.values())
+        assert [t.gone for t in running] == [True]
+    finally:
+        event.set()
+        del work.turn  # type: ignore[attr-defined]
+    assert served.recommend([10]).status_code == 200
+    assert not work._asked
+    half = Asgi(served)
+    asyncio.run(half.run(piece(b"{", more=True), {"type": "http.disconnect"}))
+    assert half.sent == []
+
+
+def test_a_full_queue_says_when_to_come_back(served: Running) -> None:
+    event = held(served.service)
+    try:
+        with ThreadPoolExecutor(16) as clients:
+            jobs = [clients.submit(served.recommend, [10 + i]) for i in range(16)]
+            end = time.monotonic() + 10
+            while sum(job.done() for job in jobs) < 4 and time.monotonic() < end:
+                time.sleep(0.01)
+            event.set()
+            answers = [job.result() for job in jobs]
+    finally:
+        event.set()
+        del served.service.recommending.turn  # type: ignore[union-attr, attr-defined]
+    refused = [a for a in answers if a.status_code == 429]
+    assert 4 <= len(refused) <= 7, "eight wait, and one to four run"
+    for answer in refused:
+        error_of(answer, 429, "queue_full")
+        assert int(answer.headers["retry-after"]) >= 1
+    assert sum(a.status_code == 200 for a in answers) == 16 - len(refused)
+
+
+def test_the_log_has_no_contents_unless_asked(world: World, served: Running) -> None:
+    answer = served.client.post(
+        "/v1/recommend", json={"history": [23, 24]}, headers={"x-request-id": "mine-1"}
+    )
+    line = served.log[-1]
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert line.keys() == {
+        "time", "event", "id", "route", "method", "status", "ms", "queue_ms", "passes", "partial",
+        "client",
+    }  # fmt: skip
+    assert (line["id"], line["route"], line["status"]) == ("mine-1", "/v1/recommend", 200)
+    odd = served.client.get("/healthz", headers={"x-request-id": "a b\tc"})
+    assert odd.headers["x-request-id"] != "a b\tc"
+    with running(settings(recommend_settings(world, "none"), log_contents=True)) as telling:
+        telling.recommend([23, 24], k=2)
+        contents = telling.log[-1]["contents"]
+        assert contents["asked"]["history"] == [23, 24]
+        assert len(contents["told"]["items"]) == 2
+
+
+def test_keys_and_rates(world: World) -> None:
+    chosen = settings(
+        recommend_settings(world, "none"),
+        keys=KEYS,
+        rate={"per_second": 0.01, "burst": 3},
+        monitoring="key",
+    )
+    with running(chosen) as guarded:
+        client, body = guarded.client, {"history": [10]}
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}):
+            answer = client.post("/v1/recommend", json=body, headers=headers)
+            error_of(answer, 401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert KEY not in guarded._log.getvalue()
+        mine, admin = ({"authorization": f"Bearer {key}"} for key in (KEY, ADMIN))
+        assert client.post("/v1/recommend", json=body, headers=mine).status_code == 200
+        assert guarded.log[-1]["key"] == "shop"
+        error_of(client.post("/admin/reload", headers=mine), 403, "forbidden")
+        assert client.post("/admin/reload", headers=admin).json() == {"items": 60}
+        client.post("/v1/recommend", json=body, headers=mine)
+        answer = client.post("/v1/recommend", json=body, headers=mine)
+        error_of(answer, 429, "rate_limited")
+        assert int(answer.headers["retry-after"]) > 60
+        assert client.post("/v1/recommend", json=body, headers=admin).status_code == 200
+        assert client.get("/healthz").status_code == 200
+        error_of(client.get("/metrics"), 401, "unauthorized")
+        assert client.get("/metrics", headers=mine).status_code == 200
+
+
+def test_without_keys_nobody_may_reload_and_addresses_have_rates(world: World) -> None:
+    rate = {"per_second": 0.01, "burst": 2}
+    with running(settings(recommend_settings(world, "none"), rate=rate)) as served:
+        error_of(served.client.post("/admin/reload"), 403, "forbidden")
+        assert served.recommend([10]).status_code == 200
+        error_of(served.recommend([10]), 429, "rate_limited")
+        assert served.client.get("/readyz").status_code == 200
+
+
+def test_draining_answers_what_was_accepted_and_refuses_the_rest(world: World) -> None:
+    with running(settings(recommend_settings(world, "none"))) as served:
+        event, lifecycle = held(served.service), served.service.lifecycle
+        with ThreadPoolExecutor(2) as clients:
+            job = clients.submit(served.recommend, [10, 11])
+            end = time.monotonic() + 10
+            while not lifecycle.in_flight and time.monotonic() < end:
+                time.sleep(0.001)
+            lifecycle.drain()
+            error_of(served.client.get("/readyz"), 503, "draining")
+            error_of(served.recommend([10]), 503, "draining")
+            assert served.client.get("/healthz").status_code == 200
+            assert not lifecycle.may_end()
+            event.set()
+            assert job.result().status_code == 200
+        assert lifecycle.may_end()
+
+
+def test_draining_is_bounded_and_gives_notice() -> None:
+    from draftrec.serve.lifecycle import Lifecycle, accepted
+
+    lifecycle = Lifecycle(seconds=30, notice=5)
+    assert not lifecycle.may_end()
+    lifecycle.drain()
+    now = time.monotonic()
+    assert not lifecycle.may_end(now + 1)
+    assert lifecycle.may_end(now + 6)
+    with accepted(lifecycle):
+        assert not lifecycle.may_end(now + 6)
+        assert lifecycle.may_end(now + 31)
+
+
+def test_a_service_that_is_not_ready_says_so(world: World) -> None:
+    with running(settings(recommend_settings(world, "none"), knowledge_settings())) as served:
+        assert served.service.recommend
+        served.service.recommend.ready.clear()
+        error_of(served.client.get("/readyz"), 503, "starting")
+        error_of(served.recommend([10]), 503, "starting")
+        served.service.recommend.ready.set()
+        served.service.recommend.broken = RuntimeError("gone")
+        error_of(served.client.get("/healthz"), 503, "broken")
+
+
+def test_two_reloads_at_once_are_one_too_many(served: Running) -> None:
+    async def twice() -> list[Any]:
+        both = (served.service.reload(), served.service.reload())
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    done, refused = served.client.portal.call(twice)  # type: ignore[union-attr]
+    assert done == {"items": 60}
+    assert isinstance(refused, ApiError)
+    assert refused.code == "reloading"

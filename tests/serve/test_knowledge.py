@@ -1,0 +1,130 @@
+"""`POST /v1/knowledge`: what the generator writes of each prompt alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from draftrec.knowledge.generator import Generator
+from draftrec.pool.store import Pool
+from tests.serve.services import Running, error_of, knowledge_settings, running, settings
+
+#: The embedded model goes on and on after these.
+PROMPTS = ["hello reader", "a story of ships", "the sea"]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, writer: Generator) -> Path:
+    folder = tmp_path_factory.mktemp("pool") / "pool"
+    made = Pool(writer.fingerprint["tokenizer"])
+    made.add([(ids, "a") for ids in writer.encode(["This reader likes stories of ships."] * 2)])
+    made.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def writer() -> Generator:
+    return Generator.from_pretrained(config=knowledge_settings().generate)
+
+
+@pytest.fixture(scope="module")
+def served(pool: Path) -> Iterator[Running]:
+    chosen = settings(None, knowledge_settings(pool), limits={"records": 8, "prompt_tokens": 64})
+    with running(chosen) as found:
+        yield found
+
+
+def test_texts_are_those_of_each_prompt_alone(served: Running, writer: Generator) -> None:
+    prompts = [f"{p} {'Indeed. ' * (i % 3)}" for i, p in enumerate(PROMPTS * 4)]
+    expected = [writer.generate([p], chat=False)[0] for p in prompts]
+    with ThreadPoolExecutor(4) as clients:
+        jobs = [clients.submit(served.knowledge, *prompts[i : i + 3]) for i in range(0, 12, 3)]
+        bodies = [job.result().json() for job in jobs]
+    texts = [t for body in bodies for t in body["texts"]]
+    assert [t["text"] for t in texts] == expected
+    assert [t["entity_id"] for t in texts] == ["e0", "e1", "e2"] * 4
+    assert {t["finish_reason"] for t in texts} <= {"eos", "length"}
+
+
+def test_what_does_not_fit_is_refused(served: Running) -> None:
+    message = error_of(served.knowledge("fine", "far too long " * 60), 422, "invalid_request")
+    assert "'e1'" in message
+    assert "64 are possible" in message
+    message = error_of(served.knowledge(*["x"] * 9), 422, "invalid_request")
+    assert "at most 8" in message
+    assert "records: " in error_of(served.knowledge(), 422, "invalid_request")
+    empty = {"records": [{"entity_id": "a", "prompt": ""}]}
+    answer = served.client.post("/v1/knowledge", json=empty)
+    assert "records.0.prompt" in error_of(answer, 422, "invalid_request")
+
+
+def test_half_a_character_is_refused(served: Running) -> None:
+    """A lone surrogate is JSON, but no text that could be answered."""
+    for field in ("entity_id", "prompt"):
+        record = {"entity_id": "a", "prompt": "b"}
+        text = f'{{"records": [{str(record).replace(chr(39), chr(34))}]}}'
+        text = text.replace(f'"{field}": "', f'"{field}": "\\ud800')
+        answer = served.client.post(
+            "/v1/knowledge", content=text, headers={"content-type": "application/json"}
+        )
+        error_of(answer, 422, "invalid_request")
+
+
+def test_a_deadline_gives_the_text_so_far(served: Running) -> None:
+    work = served.service.writing
+    assert work
+    real, passes = work.turn, 0
+
+    def turn() -> object:
+        nonlocal passes
+        passes += 1
+        threading.Event().wait(0.03)
+        return real()
+
+    work.turn = turn  # type: ignore[method-assign, assignment]
+    try:
+        body = served.knowledge(*PROMPTS, PROMPTS[0], deadline_ms=100).json()
+    finally:
+        work.turn = real  # type: ignore[method-assign]
+    whole = served.knowledge(*PROMPTS, PROMPTS[0]).json()
+    assert {t["finish_reason"] for t in body["texts"]} == {"deadline"}
+    for part, full in zip(body["texts"], whole["texts"], strict=True):
+        assert full["text"].startswith(part["text"])
+        assert len(part["text"]) < len(full["text"])
+    assert body["texts"][0]["text"], "some of it was written"
+    assert body["texts"][3]["text"] == "", "only three run at once"
+    assert served.log[-1]["partial"] is False
+    answer = served.knowledge(PROMPTS[0], deadline_ms=1)
+    assert answer.status_code == 200
+    assert served.log[-1]["partial"] is (answer.json()["texts"][0]["finish_reason"] == "deadline")
+
+
+def test_another_pool_is_used_and_changes_no_strict_text(
+    served: Running, pool: Path, writer: Generator
+) -> None:
+    work = served.service.writing
+    assert work
+    before = [t["text"] for t in served.knowledge(*PROMPTS).json()["texts"]]
+    more = Pool(writer.fingerprint["tokenizer"])
+    more.add([(ids, None) for ids in writer.encode(before)])
+    more.save(pool)
+    with ThreadPoolExecutor(2) as clients:
+        jobs = [clients.submit(served.knowledge, *PROMPTS) for _ in range(6)]
+        reload = served.client.portal.call  # type: ignore[union-attr]
+        assert reload(served.service.reload) == {"pool_texts": 3}
+        for job in jobs:
+            assert [t["text"] for t in job.result().json()["texts"]] == before
+    assert work.generator.pool is not None
+    assert len(work.generator.pool) == 3
+    assert "draftrec_pool_texts 3.0" in served.client.get("/metrics").text
+    other = Pool("another tokenizer")
+    other.add([(np.array([1, 2], np.int32), None)])
+    other.save(pool)
+    with pytest.raises(Exception, match="tokenizer"):
+        reload(served.service.reload)
+    assert [t["text"] for t in served.knowledge(*PROMPTS).json()["texts"]] == before

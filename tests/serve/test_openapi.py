@@ -1,0 +1,89 @@
+"""The OpenAPI document as a source of requests: whatever they are, none may end in a 5xx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.recommend.worlds import make_world
+from tests.serve.services import (
+    Running,
+    knowledge_settings,
+    recommend_settings,
+    running,
+)
+from tests.serve.services import settings as serve_settings
+
+QUIET = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+MODES = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    world = make_world(tmp_path_factory.mktemp("world"))
+    chosen = serve_settings(recommend_settings(world), knowledge_settings(new_tokens=4))
+    with running(chosen) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def schema(served: Running) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_dict(served.client.get("/openapi.json").json())
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+def test_no_request_breaks_the_service(
+    served: Running, schema: schemathesis.BaseSchema, mode: schemathesis.GenerationMode
+) -> None:
+    seen: dict[str, set[int]] = {}
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        if mode is MODES[1] and not operation.body:
+            continue  # nothing that could be wrong
+
+        @QUIET
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def asked(case: schemathesis.Case) -> None:
+            arguments = case.as_transport_kwargs(base_url="http://testserver")
+            arguments.pop("cookies", None)
+            if isinstance(arguments.get("data"), bytes | str):
+                arguments["content"] = arguments.pop("data")
+            answer = served.client.request(**arguments)
+            seen.setdefault(case.path, set()).add(answer.status_code)
+            assert answer.status_code < 500, answer.text
+            if answer.status_code >= 400:
+                assert answer.request.method == "HEAD" or answer.json().keys() == {"error"}
+
+        asked()
+    if mode is MODES[0]:
+        assert 200 in seen["/v1/knowledge"], "some of it reached the engine"
+        assert {"/admin/reload", "/healthz", "/readyz", "/metrics"} <= seen.keys()
+    assert {"/v1/recommend", "/v1/knowledge"} <= seen.keys()
+
+
+@QUIET
+@given(
+    history=st.lists(st.integers(10, 69), max_size=30),
+    k=st.integers(1, 5),
+    deny=st.none() | st.lists(st.integers(), max_size=5),
+)
+def test_sensible_questions_are_answered(
+    served: Running, history: list[int], k: int, deny: list[int] | None
+) -> None:
+    body = {"history": history, "k": k, "deny": deny}
+    if deny is not None:
+        body["deny"] = [i for i in deny if -(2**63) <= i < 2**63]
+    answer = served.client.post("/v1/recommend", json=body)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["items"]) == k

@@ -1,0 +1,75 @@
+"""Settings files: what they may hold, and what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from draftrec.errors import DraftrecError
+from draftrec.serve.settings import demo_settings, load_settings
+
+GOOD = """
+port: 0
+recommend: {target: t, sids: s.parquet, sequences: q.parquet, draft: items, settings: {k: 7}}
+knowledge: {generate: {target: {model: m}, accept: {accept: relaxed}}}
+limits: {queue: 64, records: 8}
+keys: [{name: shop, sha256: %s, admin: true}]
+rate: {per_second: 2.5}
+""" % ("aB" * 32)
+
+
+def test_a_settings_file_is_read_with_its_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(GOOD)
+    found = load_settings(path)
+    assert found.recommend
+    assert found.recommend.settings.k == 7
+    assert found.knowledge
+    assert found.knowledge.generate.accept.accept == "relaxed"
+    assert found.keys[0].sha256 == "ab" * 32
+    assert (found.host, found.rate and found.rate.burst) == ("127.0.0.1", 20)
+    assert demo_settings().host == "127.0.0.1"
+
+
+def test_the_example_is_a_settings_file() -> None:
+    found = load_settings(Path(__file__).parents[2] / "deploy" / "serve.example.yaml")
+    assert found.recommend
+    assert found.knowledge
+    assert found.keys
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port: 1", "there is nothing to serve"),
+        ("", "must hold `name: value` lines"),
+        ("[1, 2]", "must hold `name: value` lines"),
+        (GOOD + "prot: 1", "unknown name prot"),
+        (GOOD.replace("k: 7", "kk: 7"), "unknown name recommend.settings.kk"),
+        (GOOD.replace("k: 7", "k: 0"), "recommend.settings.k: Input should be"),
+        (GOOD.replace("sequences: q.parquet, ", ""), "draft: items needs sequences"),
+        (GOOD.replace("records: 8", "records: 80"), "records must not be more than queue"),
+        (GOOD.replace("aB" * 32, "secret"), "64 hexadecimal digits"),
+        (GOOD.replace("2.5", "0"), "rate.per_second"),
+        (GOOD + "keys: {", "cannot be read"),
+    ],
+)
+def test_other_files_are_refused_with_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    with pytest.raises(DraftrecError) as caught:
+        load_settings(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "secret" not in str(caught.value), "a key given by mistake must not reach a log"
+
+
+def test_two_keys_have_two_names(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    key = "{name: shop, sha256: %s}" % ("ab" * 32)
+    path.write_text(f"recommend: {{target: t, sids: s}}\nkeys: [{key}, {key}]")
+    with pytest.raises(DraftrecError, match="same name"):
+        load_settings(path)
+    with pytest.raises(DraftrecError, match="cannot be read"):
+        load_settings(tmp_path / "nowhere.yaml")
