@@ -55,15 +55,15 @@ def slower_than_plain(run: RunData, same: Seq[RunData]) -> Advice | None:
         return None
     loss = f"{run.speedup:.2f} times as fast as {run.baseline.name}, which drafts nothing"
     if isinstance(run.settings["budget"], int):
-        return Advice(
-            run.name, "act",
+        return _act(
+            run,
             f"This run is {loss}. Use --budget auto, which drafts only while it pays.",
-        )  # fmt: skip
-    return Advice(
-        run.name, "act",
+        )
+    return _act(
+        run,
         f"This run is {loss}. Short runs spend much of their time on measuring costs; if a longer "
         f"one is as slow, use --draft none here.",
-    )  # fmt: skip
+    )
 
 
 def budget_too_large(run: RunData, same: Seq[RunData]) -> Advice | None:
@@ -74,12 +74,12 @@ def budget_too_large(run: RunData, same: Seq[RunData]) -> Advice | None:
         return None
     if totals["drafted_tokens"] / totals["draft_calls"] < 8:
         return None
-    return Advice(
-        run.name, "act",
-        f"The budget is too large: of {budget} draft tokens per text and pass only {_percent(rate)} are "
-        f"kept, {run.rates['mean_accepted_tokens']:.1f} per pass. Use --budget auto, or a smaller "
-        f"number.",
-    )  # fmt: skip
+    return _act(
+        run,
+        f"The budget is too large: of {budget} draft tokens per text and pass only "
+        f"{_percent(rate)} are kept, {run.rates['mean_accepted_tokens']:.1f} per pass. Use "
+        f"--budget auto, or a smaller number.",
+    )
 
 
 def pool_too_small(run: RunData, same: Seq[RunData]) -> Advice | None:
@@ -90,11 +90,12 @@ def pool_too_small(run: RunData, same: Seq[RunData]) -> Advice | None:
     share = (run.by_source["group"] + run.by_source["all"]) / run.totals["new_tokens"]
     if share >= 0.4:
         return None
-    return Advice(
-        run.name, "consider",
-        f"The pool is small: its {pool.texts:,} texts foretold {_percent(share)} of the new tokens. Add "
-        f"texts of earlier runs with draftrec pool add, or keep this run's with --save-pool.",
-    )  # fmt: skip
+    return _consider(
+        run,
+        f"The pool is small: its {pool.texts:,} texts foretold {_percent(share)} of the new "
+        f"tokens. Add texts of earlier runs with draftrec pool add, or keep this run's with "
+        f"--save-pool.",
+    )
 
 
 def relaxed_gains_nothing(run: RunData, same: Seq[RunData]) -> Advice | None:
@@ -109,18 +110,18 @@ def relaxed_gains_nothing(run: RunData, same: Seq[RunData]) -> Advice | None:
         gain = _ratio(run.rates["tokens_per_second"], strict.rates["tokens_per_second"])
         if gain >= 1.05 or not gain:
             return None
-        return Advice(
-            run.name, "act",
+        return _act(
+            run,
             f"Relaxed acceptance gains nothing here: {gain:.2f} times the speed of {strict.name}, "
             f"and {_percent(share, 1)} of the tokens are not the model's own. Use --accept strict.",
-        )  # fmt: skip
+        )
     if share >= 0.005:
         return None
-    return Advice(
-        run.name, "consider",
-        f"Relaxed acceptance hardly ever applies: {_percent(share, 2)} of the tokens. Strict would be as "
-        f"fast, and keeps the model's own texts.",
-    )  # fmt: skip
+    return _consider(
+        run,
+        f"Relaxed acceptance hardly ever applies: {_percent(share, 2)} of the tokens. Strict "
+        f"would be as fast, and keeps the model's own texts.",
+    )
 
 
 def drafting_rests(run: RunData, same: Seq[RunData]) -> Advice | None:
@@ -130,12 +131,12 @@ def drafting_rests(run: RunData, same: Seq[RunData]) -> Advice | None:
     share = _ratio(run.totals["draft_calls"], run.totals["target_calls"])
     if share >= 0.35:
         return None
-    return Advice(
-        run.name, "consider",
-        f"Drafting rests, because it would not pay: only {_percent(share)} of the calls had a draft. At "
-        f"large batches a pass is busy without drafts, and a smaller --batch-size may be faster "
-        f"per text; a larger or closer pool helps at any size.",
-    )  # fmt: skip
+    return _consider(
+        run,
+        f"Drafting rests, because it would not pay: only {_percent(share)} of the calls had a "
+        f"draft. At large batches a pass is busy without drafts, and a smaller --batch-size may "
+        f"be faster per text; a larger or closer pool helps at any size.",
+    )
 
 
 def drafting_is_slow(run: RunData, same: Seq[RunData]) -> Advice | None:
@@ -143,11 +144,11 @@ def drafting_is_slow(run: RunData, same: Seq[RunData]) -> Advice | None:
     share = _ratio(run.totals["draft_seconds"], run.totals["wall_seconds"])
     if share < 0.15:
         return None
-    return Advice(
-        run.name, "consider",
-        f"Drafting itself takes {_percent(share)} of the time. A smaller --budget or --depth, or a pool "
-        f"of one index (draftrec pool build --levels all) makes it cheaper.",
-    )  # fmt: skip
+    return _consider(
+        run,
+        f"Drafting itself takes {_percent(share)} of the time. A smaller --budget or --depth, or "
+        f"a pool of one index (draftrec pool build --levels all) makes it cheaper.",
+    )
 
 
 def idle_pools(run: RunData, same: Seq[RunData]) -> Advice | None:
@@ -159,12 +160,12 @@ def idle_pools(run: RunData, same: Seq[RunData]) -> Advice | None:
     total = sum(idle.values())
     if total < 0.25 * run.pool.nbytes:
         return None
-    return Advice(
-        run.name, "consider",
+    return _consider(
+        run,
         f"{len(idle)} of {len(run.pool.sizes)} group pools gave this run nothing; they are "
         f"{total / 1e6:.1f} of the pool's {run.pool.nbytes / 1e6:.1f} MB. draftrec pool prune "
         f"drops what is used least.",
-    )  # fmt: skip
+    )
 
 
 def long_prompts(run: RunData, same: Seq[RunData]) -> Advice | None:
@@ -172,23 +173,23 @@ def long_prompts(run: RunData, same: Seq[RunData]) -> Advice | None:
     share = _ratio(run.totals["prefill_seconds"], run.totals["wall_seconds"])
     if share < 0.4:
         return None
-    return Advice(
-        run.name, "consider",
+    return _consider(
+        run,
         f"Prompts take {_percent(share)} of the time, and drafts cannot shorten that. Put what all "
         f"prompts share at their start, where it is computed once.",
-    )  # fmt: skip
+    )
 
 
 def no_baseline(run: RunData, same: Seq[RunData]) -> Advice | None:
     """A speedup needs something to be compared with."""
     if run.baseline.kind not in ("none", "estimate"):
         return None
-    return Advice(
-        run.name, "consider",
+    return _consider(
+        run,
         "There is no run without drafts beside this one, so its speedup is not measured. Run the "
         "same command with --draft none --limit N into another folder, and this one with that "
         "limit.",
-    )  # fmt: skip
+    )
 
 
 RULES: tuple[Rule, ...] = (
@@ -209,6 +210,14 @@ def _all_well(run: RunData) -> list[Advice]:
         return []
     text = f"{run.speedup:.2f} times as fast as {run.baseline.name}. Nothing to mend."
     return [Advice(run.name, "good", text)]
+
+
+def _act(run: RunData, text: str) -> Advice:
+    return Advice(run.name, "act", text)
+
+
+def _consider(run: RunData, text: str) -> Advice:
+    return Advice(run.name, "consider", text)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

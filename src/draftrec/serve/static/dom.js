@@ -56,10 +56,10 @@ export const words = (text) => el("td", { class: "words" }, text);
 export const meter = (share) =>
   el("span", { class: "meter", "aria-hidden": "true" }, el("i", { share: Math.max(0, Math.min(1, share)) }));
 
-/** Names with their colours, and a value where there is one. */
+/** Names with their colours, and what is shown of a value where there is one. */
 export function legend(host, entries) {
-  fill(host, ...entries.map(({ name, tone, dashed, value }) =>
-    el("li", {}, el("span", { class: dashed ? "dot dashed" : "dot", tone }), name, value ? el("b", {}, value) : null)));
+  fill(host, ...entries.map(({ name, tone, dashed, shown }) =>
+    el("li", {}, el("span", { class: dashed ? "dot dashed" : "dot", tone }), name, shown ? el("b", {}, shown) : null)));
 }
 
 /** One bar cut into parts, `[{name, value, tone}]`, under a label. */

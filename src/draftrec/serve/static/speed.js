@@ -51,7 +51,7 @@ export function drawSpeed(runs) {
 
 /** Series with the values under the pointer. */
 const withValues = (series, values, form) =>
-  series.map((s, i) => ({ ...s, value: values && values[i] != null ? form(values[i]) : null }));
+  series.map((s, i) => ({ ...s, shown: values && values[i] != null ? form(values[i]) : null }));
 
 const estimated = (run) => run.baseline.kind === "estimate" && run.curves.seconds.length;
 
