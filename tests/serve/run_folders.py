@@ -39,10 +39,11 @@ class RunWriter:
         pool: Path | None = None,
         cost_state: dict[str, Any] | None = None,
         source: str = "input",
+        temperature: float = 0.0,
     ) -> None:
         config = GenerateConfig(
             target=ModelConfig(model="models/toy-lm"),
-            accept=AcceptConfig(accept=accept),  # type: ignore[arg-type]
+            accept=AcceptConfig(accept=accept, temperature=temperature),  # type: ignore[arg-type]
             draft=DraftConfig(draft=draft, budget=budget),  # type: ignore[arg-type]
         )
         self.plain, self.relaxed = draft == "none", accept != "strict"

@@ -114,6 +114,8 @@ def test_relaxed_that_gains_nothing(change: Change, good: RunData) -> None:
     assert "9.0 % of the tokens" in advice.text
     assert rules.relaxed_gains_nothing(relaxed(1.4), [good]) is None
     assert rules.relaxed_gains_nothing(relaxed(1.02), []) is None
+    other_budget = change(settings={"budget": 3})
+    assert rules.relaxed_gains_nothing(relaxed(1.02), [other_budget]) is None
     rare = rules.relaxed_gains_nothing(relaxed(1.02, 0.001), [])
     assert rare is not None
     assert "0.10 % of the tokens" in rare.text

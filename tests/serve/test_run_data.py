@@ -172,6 +172,18 @@ def test_a_plain_run_of_the_same_job_is_the_baseline(tmp_path: Path) -> None:
     assert other.speedup is None
 
 
+def test_the_best_plain_run_of_the_same_work_is_chosen(tmp_path: Path) -> None:
+    runs = [
+        read(RunWriter(tmp_path / "slow", draft="none", seconds=0.05).finish()),
+        read(RunWriter(tmp_path / "best", draft="none", seconds=0.03).finish()),
+        read(RunWriter(tmp_path / "sampled", draft="none", seconds=0.02, temperature=1.0).finish()),
+        read(RunWriter(tmp_path / "fast", seconds=0.01).finish()),
+    ]
+    fast = with_baselines(runs)[-1]
+    assert fast.baseline.name == "best"
+    assert fast.speedup == pytest.approx(3.0)
+
+
 def test_while_one_runs_rates_are_compared(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "fast", seconds=0.01)
     writer.shard()

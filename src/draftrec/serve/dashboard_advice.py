@@ -99,12 +99,14 @@ def pool_too_small(run: RunData, same: Seq[RunData]) -> Advice | None:
 
 
 def relaxed_gains_nothing(run: RunData, same: Seq[RunData]) -> Advice | None:
-    """Relaxed texts are not the model's own; that should buy something."""
+    """Relaxed texts are not the model's own; that should buy something over strict ones with the
+    same drafts."""
     if run.settings["accept"] == "strict" or run.settings["draft"] == "none":
         return None
     share = run.rates["relaxed_share"]
-    drafted = [r for r in same if r.settings["draft"] != "none"]
-    stricts = [r for r in drafted if r.settings["accept"] == "strict"]
+    drafted = [r for r in same if r.settings["draft"] == run.settings["draft"]]
+    alike = [r for r in drafted if r.settings["budget"] == run.settings["budget"]]
+    stricts = [r for r in alike if r.settings["accept"] == "strict"]
     strict = max(stricts, key=lambda r: r.rates["tokens_per_second"], default=None)
     if strict is not None:
         gain = _ratio(run.rates["tokens_per_second"], strict.rates["tokens_per_second"])

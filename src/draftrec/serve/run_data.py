@@ -30,6 +30,8 @@ _SHOWN = (
     "draft", "accept", "budget", "depth", "top_k", "min_prob", "temperature", "batch_size",
     "max_new_tokens",
 )  # fmt: skip
+#: Settings that decide what work there is to do.
+_SAME = ("side", "chat", "limit", "max_new_tokens", "temperature", "top_p")
 _RELAXED_ONLY = {"top_k", "min_prob"}
 
 
@@ -122,10 +124,18 @@ class RunReader:
 
 
 def with_baselines(runs: Seq[RunData]) -> list[RunData]:
-    """The same runs, each compared with the plain run of the same job where there is one, else
-    with its own estimate."""
-    plain = {r.same_job: r for r in runs if r.settings["draft"] == "none"}
+    """The same runs, each compared with the plain run of the same job where there is one (the
+    fastest of several, finished ones first), else with its own estimate."""
+    plain: dict[str, RunData] = {}
+    for run in runs:
+        best = plain.get(run.same_job)
+        if run.settings["draft"] == "none" and (best is None or _worth(run) > _worth(best)):
+            plain[run.same_job] = run
     return [_compared(run, plain.get(run.same_job)) for run in runs]
+
+
+def _worth(run: RunData) -> tuple[bool, float]:
+    return run.state == "finished", run.rates["tokens_per_second"]
 
 
 def _compared(run: RunData, plain: RunData | None) -> RunData:
@@ -192,11 +202,12 @@ def _facts(manifest: Manifest) -> dict[str, str]:
 
 
 def _same_job(manifest: Manifest) -> str:
-    """Equal for runs whose speeds may be compared: same prompts, model, lengths and device."""
+    """Equal for runs whose speeds may be compared: same prompts, model, lengths, temperature and
+    device."""
     prints = manifest.fingerprints
     settings = manifest.settings
     parts = [prints.get(name) for name in ("input", "template", "model")]
-    parts += [settings.get(name) for name in ("side", "chat", "limit", "max_new_tokens")]
+    parts += [settings.get(name) for name in _SAME]
     return "/".join(str(p) for p in (*parts, manifest.device, manifest.dtype))
 
 

@@ -14,8 +14,8 @@ from draftrec.core import SOURCES
 
 Record = dict[str, Any]
 
-#: Points of a curve; more than a laptop's screen shows are merged.
-MOST_POINTS = 400
+#: Points of a curve; more would be noise, so neighbours are merged.
+MOST_POINTS = 120
 #: Seconds between two records that still count as one stretch of work.
 _SEAM = 2.0
 _COUNTS = (
