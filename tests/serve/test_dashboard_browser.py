@@ -186,16 +186,16 @@ def test_the_keyboard_is_enough(open_page: Any, finished: Path) -> None:
 def test_a_running_run_goes_on_by_itself(open_page: Any, tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run", records=40)
     writer.shard()
-    done = threading.Event()
+    seen = threading.Event()
 
     def write() -> None:
-        for _ in range(4):
+        for _ in range(2):
             time.sleep(0.3)
             writer.shard()
         with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
             file.write('{"kind": "steps", "torn')
+        seen.wait(20)
         writer.finish()
-        done.set()
 
     with served(tmp_path) as address:
         page = open_page(address)
@@ -205,9 +205,9 @@ def test_a_running_run_goes_on_by_itself(open_page: Any, tmp_path: Path) -> None
         thread = threading.Thread(target=write)
         thread.start()
         sync_api.expect(page.locator(".tile")).to_contain_text("24 of 40")
+        seen.set()
         sync_api.expect(page.locator(".tile .badge")).to_have_text("finished")
         thread.join()
-        assert done.is_set()
         assert "40 of 40 records" in page.inner_text(".tile")
         assert page.evaluate("document.activeElement.id") == "measure"
         assert page.evaluate(_INKED, "#speed-chart")
@@ -264,9 +264,18 @@ def test_a_service_is_shown_as_well(open_page: Any, tmp_path: Path) -> None:
     metrics.observe_request("/v1/recommend", 200, 0.02)
     with served(tmp_path, metrics=metrics) as address:
         page = open_page(address)
-        page.wait_for_selector("#service-chart canvas")
+        page.wait_for_selector("#service-answers canvas")
         metrics.observe_request("/v1/recommend", 200, 0.02)
         cells = page.locator("#service-routes tbody td")
         sync_api.expect(cells.first).to_have_text("2")
-        assert page.evaluate(_INKED, "#service-chart")
+        assert page.evaluate(_INKED, "#service-answers")
+        assert not page.locator("#empty").is_visible()
+
+
+def test_without_runs_the_page_says_what_it_waits_for(open_page: Any, tmp_path: Path) -> None:
+    with served(tmp_path) as address:
+        page = open_page(address)
         assert page.locator("#empty").is_visible()
+        RunWriter(tmp_path / "run")
+        sync_api.expect(page.locator(".tile")).to_contain_text("0 of 24 records")
+        assert not page.locator("#empty").is_visible()

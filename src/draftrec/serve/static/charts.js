@@ -1,6 +1,9 @@
 // Lines and bars with uPlot: colours from the style sheet, as wide as their place, drawn anew only
 // when their series change.
 
+/** Steps between ticks of seconds that people count in. */
+const SECONDS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400];
+
 const drawn = new Map();
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -79,7 +82,7 @@ function options(host, series, { form, xForm, bars, told }) {
       y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] },
     },
     axes: [
-      { ...axis, size: 32, grid: { show: false }, values: (_, ticks) => ticks.map(xForm) },
+      { ...axis, size: 32, space: 60, incrs: bars ? [1, 2, 5, 10] : SECONDS, grid: { show: false }, values: (_, ticks) => ticks.map(xForm) },
       { ...axis, size: 62, values: (_, ticks) => ticks.map(form) },
     ],
     series: [{}, ...series.map((s, place) => one(s, place, series.length, bars))],

@@ -5,7 +5,7 @@ import { coloured, drawAdvice, drawChips, drawSettings, drawTiles, visible } fro
 import { drawSources, drawSpeed, drawTime, offerMeasures } from "./speed.js";
 import { drawGroups, drawRetrieval, listenToGroups } from "./pools.js";
 import { drawCost, drawQuality } from "./worth.js";
-import { drawService } from "./service.js";
+import { drawService, hasService } from "./service.js";
 
 let data = null;
 let runs = [];
@@ -31,7 +31,7 @@ function receive(news) {
     price = data.price_per_hour;
     $("price").value = String(price);
   }
-  $("empty").hidden = runs.length > 0 || data.evaluations.length > 0;
+  $("empty").hidden = hasService() || runs.length > 0 || data.evaluations.length > 0;
   fill($("notes"), ...data.notes.map((note) => el("p", { class: "note" }, note)));
   show("runs", runs.length);
   drawChips(runs, draw);
@@ -50,7 +50,10 @@ function listen() {
   events.addEventListener("open", () => connection("live", "live"));
   events.addEventListener("error", () => connection("lost", "connection lost, trying again"));
   events.addEventListener("data", (event) => receive(JSON.parse(event.data)));
-  events.addEventListener("service", (event) => drawService(JSON.parse(event.data)));
+  events.addEventListener("service", (event) => {
+    drawService(JSON.parse(event.data));
+    $("empty").hidden = true;
+  });
 }
 
 /** What the user chose last time; storage may be forbidden. */

@@ -2,10 +2,13 @@
 
 import { chart } from "./charts.js";
 import { $, el, fill, show, table } from "./dom.js";
-import { megabytes, number, percent, ratio } from "./format.js";
+import { clock, megabytes, number, percent, ratio } from "./format.js";
 
 const MOST_SAMPLES = 300;
 const samples = [];
+
+/** Whether this page has heard of a service. */
+export const hasService = () => samples.length > 0;
 
 /** Take in a sample of the service's metrics, and draw. */
 export function drawService(figures) {
@@ -15,12 +18,18 @@ export function drawService(figures) {
   show("service", true);
   fill($("service-tiles"), ...tiles(figures).map(([name, value]) =>
     el("article", { class: "tile" }, el("p", {}, name), el("p", { class: "big" }, value))));
-  drawRates();
+  drawRate("service-answers", "answers per second", "var(--c1)", answers);
+  drawRate("service-tokens", "new tokens per second", "var(--c2)", (sample) => sample.counters.new_tokens ?? 0);
   const columns = ["route", "requests", "median, ms", "99 %, ms", "refused", "failed"];
-  fill($("service-routes"), table(columns, Object.entries(figures.routes).map(([route, r]) => [
+  fill($("service-routes"), table(columns, Object.entries(figures.routes).filter(asked).map(([route, r]) => [
     route, number(r.requests), number(1000 * (r.p50 ?? 0), 1), number(1000 * (r.p99 ?? 0), 1), number(r.refused), number(r.failed),
   ])));
 }
+
+/** Whether a route is one that clients come for, and not this page's or a probe's. */
+const asked = ([route]) => route.startsWith("/v1/");
+
+const answers = (sample) => Object.entries(sample.routes).filter(asked).reduce((sum, [, r]) => sum + r.requests, 0);
 
 function tiles({ counters, gauges }) {
   const count = (name) => counters[name] ?? 0;
@@ -40,16 +49,12 @@ function tiles({ counters, gauges }) {
   ];
 }
 
-function drawRates() {
+function drawRate(id, name, tone, count) {
   if (samples.length < 2) return;
   const now = samples.at(-1).at;
-  const rate = (name) => samples.slice(1).map((s, i) =>
-    Math.max(0, ((s.counters[name] ?? 0) - (samples[i].counters[name] ?? 0)) / Math.max(s.at - samples[i].at, 0.1)));
-  const x = samples.slice(1).map((s) => Math.round(s.at - now));
-  const series = [
-    { name: "answers per second", tone: "var(--c1)", x, y: rate("requests") },
-    { name: "new tokens per second", tone: "var(--c2)", x, y: rate("new_tokens") },
-  ];
-  const label = series.map((s) => `${s.name}: ${number(s.y.at(-1), 1)}`).join(", ");
-  chart($("service-chart"), { series, form: (v) => number(v), xForm: (v) => `${number(v)} s`, label });
+  const later = samples.slice(1);
+  const y = later.map((s, i) => Math.max(0, (count(s) - count(samples[i])) / Math.max(s.at - samples[i].at, 0.1)));
+  const x = later.map((s) => Math.round(10 * (s.at - now)) / 10);
+  const label = `${name}, now ${number(y.at(-1), 1)}`;
+  chart($(id), { series: [{ name, tone, x, y }], form: (v) => number(v, v < 10 && v % 1 ? 1 : 0), xForm: clock, label });
 }
