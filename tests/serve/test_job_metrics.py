@@ -60,6 +60,11 @@ def test_a_relaxed_job_counts_what_its_summary_says(tmp_path: Path) -> None:
     for phase in ("draft", "verify", "prefill"):
         seconds = found[f"draftrec_phase_seconds_total{{phase={phase}}}"]
         assert seconds == pytest.approx(summary[f"{phase}_seconds"], rel=0.2)
+    assert 0 < found["draftrec_kv_tokens"] < found["draftrec_kv_capacity_tokens"]
+    assert found["draftrec_kv_capacity_bytes"] > found["draftrec_kv_capacity_tokens"]
+    assert found["draftrec_depth_accepted_tokens_total{depth=1}"] > 0
+    groups = [found[f"draftrec_group_accepted_tokens_total{{group=g{i}}}"] for i in range(2)]
+    assert sum(groups) == summary["accepted_tokens"]
     assert found["draftrec_pool_texts"] > 0
     assert found["draftrec_pool_bytes"] > 0
     assert 0 < found["draftrec_pool_hit_ratio"] <= 1

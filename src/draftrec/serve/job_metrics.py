@@ -27,6 +27,7 @@ class MeasuredJob(Watcher):
     def __init__(self, metrics: ServiceMetrics, watcher: Watcher) -> None:
         self.metrics, self._watcher = metrics, watcher
         self._generator: TextGenerator | None = None
+        self._room = 0
 
     def loader(self, load: Loader) -> Loader:
         """`load`, remembering what it made."""
@@ -48,11 +49,22 @@ class MeasuredJob(Watcher):
         self.metrics.observe_step(step)
         if self._generator is not None:
             self.metrics.observe_timing(self._generator.timing)
+            self._read_slab(self._generator)
         self._watcher.step(step)
 
     def shard(self, manifest: Manifest) -> None:
         self._read_pool()
         self._watcher.shard(manifest)
+
+    def _read_slab(self, generator: TextGenerator) -> None:
+        """A shard with longer prompts than those before it gets a larger slab."""
+        target = getattr(generator, "target", None)  # not every generator has a model
+        if target is None or target.slab is None:
+            return
+        room = target.slab.slots * target.slab.capacity
+        if room != self._room:
+            self._room = room
+            self.metrics.set_kv_capacity(room, room * target.bytes_per_token)
 
     def _read_pool(self) -> None:
         """Between shards, when the pool has grown and learnt what it was worth."""
