@@ -42,7 +42,7 @@ def recommend_settings(world: World, draft: str = "model", **changes: Any) -> Re
     )
 
 
-def knowledge_settings(pool: Path | None = None, new_tokens: int = 12) -> KnowledgeSettings:
+def knowledge_settings(pool: Path | None = None, new_tokens: int = 40) -> KnowledgeSettings:
     generate = GenerateConfig(
         target=ModelConfig(model=str(demo_model_path()), device="cpu", dtype="float32"),
         draft=DraftConfig(budget=6),

@@ -59,6 +59,8 @@ def test_health_and_documents(served: Running) -> None:
     client = served.client
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.get("/dashboard").headers["content-type"].startswith("text/html")
+    assert client.get("/dashboard/data.json").json()["runs"] == []
     document = client.get("/openapi.json").json()
     assert "/v1/recommend" in document["paths"]
     assert "/v1/knowledge" not in document["paths"], "only what is served"

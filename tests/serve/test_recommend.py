@@ -167,7 +167,7 @@ def test_a_deadline_of_a_millisecond_is_kept_with_a_quick_answer(world: World) -
         real = work.turn
 
         def turn() -> Any:
-            threading.Event().wait(0.05)
+            threading.Event().wait(0.5)
             return real()
 
         work.turn = turn  # type: ignore[method-assign]
@@ -175,8 +175,10 @@ def test_a_deadline_of_a_millisecond_is_kept_with_a_quick_answer(world: World) -
         assert body["partial"] is True
         expected = work.recommender.quick_answer(Query(0, np.array([12, 30]), k=3))
         assert [i["item"] for i in body["items"]] == expected.items.tolist()
-        assert shop.log[-1]["ms"] < 140, "it did not wait for the other two passes"
+        assert shop.log[-1]["ms"] < 400, "it did not even wait for the pass under way"
+        work.turn = real  # type: ignore[method-assign]
         assert shop.recommend([12, 30], k=3, deadline_ms=60_000).json()["partial"] is False
+        assert not work._asked, "the search that nobody waited for has left the batch"
         assert "draftrec_beam_partial_users_total 1.0" in shop.client.get("/metrics").text
 
 

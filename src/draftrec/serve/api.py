@@ -69,7 +69,7 @@ def recommend_router(
         except DraftrecError as error:
             raise ApiError(422, "unknown_item", str(error)) from error
         ticket = Ticket[Query, Any](query, deadline_of(body.deadline_ms or limits.deadline_ms))
-        found = (await ask(request, engine, [ticket]))[0]
+        found = (await ask(request, engine, [ticket], work.late))[0]
         answer = found.answer
         items = [
             RecommendedItem(item=item, score=score, sid=sid)

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from draftrec import __version__
 from draftrec.errors import DraftrecError
-from draftrec.serve import api
+from draftrec.serve import api, dashboard
 from draftrec.serve.docs_page import render_docs
 from draftrec.serve.errors import ApiError, of_status, of_validation
 from draftrec.serve.gate import Gate
@@ -55,6 +55,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         app.include_router(api.knowledge_router(service, service.knowledge, service.writing))
     app.include_router(api.admin_router(service))
     app.include_router(api.health_router(service))
+    app.include_router(
+        dashboard.router(service.folders, service.metrics, lambda: service.lifecycle.draining)
+    )
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from fastapi import Request
@@ -23,8 +24,12 @@ async def ask(
     request: Request,
     engine: EngineThread[Question, Answer],
     tickets: Seq[Ticket[Question, Answer]],
+    late: Callable[[Question], Answer] | None = None,
 ) -> list[Answer]:
     """The answers to the tickets' questions, in their order.
+
+    The engine looks at deadlines between two passes. Where `late` has an answer that needs no
+    engine, it is given at the very moment instead.
 
     Raises ApiError where the queue is full or the engine not there, ClientGoneError when the client
     hangs up first, whose questions then leave the batch, and DraftrecError for a question that
@@ -35,7 +40,7 @@ async def ask(
         raise ApiError(503, "starting", "the models are not ready yet; try again soon", retry(1))
     try:
         engine.submit(tickets)
-        answers = await _answers_or_gone(request, tickets)
+        answers = await _answers(request, tickets, late)
     except QueueFullError as error:
         raise ApiError(429, "queue_full", str(error), retry(error.retry_after)) from error
     except EngineError as error:
@@ -48,16 +53,23 @@ async def ask(
     return answers
 
 
-async def _answers_or_gone(
-    request: Request, tickets: Seq[Ticket[Question, Answer]]
+async def _answers(
+    request: Request,
+    tickets: Seq[Ticket[Question, Answer]],
+    late: Callable[[Question], Answer] | None,
 ) -> list[Answer]:
+    """The engine's answers, or those of `late`, whichever come first."""
     answers = asyncio.gather(*(asyncio.wrap_future(t.future) for t in tickets))
     gone = asyncio.create_task(_hung_up(request))
+    deadline = tickets[0].deadline if late else None
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
-        await asyncio.wait({answers, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
+        await asyncio.wait({answers, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if answers.done():
+            return list(answers.result())
+        if gone.done() or late is None:
             raise ClientGoneError
-        return list(answers.result())
+        return [late(t.question) for t in tickets]
     finally:
         for waiting in (answers, gone):
             waiting.cancel()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from draftrec.serve.errors import ApiError, ClientGoneError, retry
-from draftrec.serve.lifecycle import accepted
+from draftrec.serve.lifecycle import Lifecycle, accepted
 from draftrec.serve.logs import RequestNote, request_id
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Gate:
             return
         note = _note(scope)
         scope.setdefault("state", {})["note"] = note
-        reply = _Reply(send, note)
+        reply = _Reply(send, note, self.service.lifecycle)
         try:
             await self._through(scope, receive, reply, note)
         except ApiError as error:
@@ -134,18 +134,18 @@ class _TooLargeError(ApiError):
 class _Reply:
     """Sends the answer, and notes its status."""
 
-    def __init__(self, send: Send, note: RequestNote) -> None:
-        self._send, self.note = send, note
+    def __init__(self, send: Send, note: RequestNote, lifecycle: Lifecycle) -> None:
+        self._send, self.note, self.lifecycle = send, note, lifecycle
         self.started = self.ended = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             self.note.status = message["status"]
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-request-id", self.note.id.encode()),
-            ]
+            headers = [*message.get("headers", ()), (b"x-request-id", self.note.id.encode())]
+            if self.lifecycle.draining:  # or the next request would meet a closed port
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
         await self._send(message)

@@ -103,7 +103,11 @@ async def _reload(service: Service) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        # Head and body of an answer are two small packets, and connections inherit this: otherwise
+        # the second one waits for the client's (delayed) acknowledgement of the first, some 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         reason = reason.partition(" (while")[0].lower()

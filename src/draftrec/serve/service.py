@@ -10,6 +10,7 @@ from typing import Any
 from draftrec.errors import DraftrecError
 from draftrec.recommend.values import Query
 from draftrec.serve.auth import Keyring, TokenBuckets
+from draftrec.serve.dashboard_sources import Sources as Folders
 from draftrec.serve.engine import EngineThread
 from draftrec.serve.errors import ApiError
 from draftrec.serve.knowledge_worker import KnowledgeWork, Wanted, Written
@@ -32,6 +33,7 @@ class Service:
     def __init__(self, settings: ServeSettings, sources: Sources, log: RequestLog) -> None:
         self.settings, self.sources, self.log = settings, sources, log
         self.metrics = ServiceMetrics()
+        self.folders = Folders(settings.runs)
         self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
         self.keyring = Keyring(settings.keys)
         self.buckets = TokenBuckets(settings.rate) if settings.rate else None

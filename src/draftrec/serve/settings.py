@@ -103,6 +103,9 @@ class ServeSettings(_Frozen):
     limits: LimitSettings = LimitSettings()
     keys: tuple[KeySettings, ...] = ()
     rate: RateSettings | None = None
+    runs: tuple[Path, ...] = Field(
+        default=(), description="folders of jobs that /dashboard shows beside the service"
+    )
     monitoring: Literal["open", "key"] = Field(
         default="open",
         description="whether /metrics and /dashboard need a key, where there are any",

@@ -1,0 +1,165 @@
+"""A service under load: many clients at once against one at a time, and clients that misbehave.
+
+    PYTHONPATH=src python benchmarks/load.py [--seconds 300] [--clients 32]
+
+Starts `draftrec serve --demo` on a free port of the loopback and asks it, from this process, to
+recommend for the embedded shop's readers: one client, then many, for a bounded time and number of
+requests. Some answers are compared with those of one request at a time. Then the faults: a slow
+client, one that hangs up, a body of 10 MB, no JSON, unknown items, a deadline of 1 ms, a flood, and
+SIGTERM in the middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+from common import note, write_result
+from load_client import Process, Traffic, asked, pump
+from load_faults import FAULTS, sigterm_in_the_middle
+
+#: Whatever happens, no more requests than this are sent in one measurement.
+_MOST_REQUESTS = 2_000_000
+
+
+def figures(traffic: Traffic) -> dict[str, Any]:
+    """Throughput, latencies in milliseconds and what went wrong."""
+    times = sorted(traffic.milliseconds)
+
+    def quantile(share: float) -> float | None:
+        return round(times[min(len(times) - 1, int(share * len(times)))], 2) if times else None
+
+    answered = sum(n for status, n in traffic.statuses.items() if status == 200)
+    return {
+        "clients": traffic.clients,
+        "seconds": round(traffic.seconds, 2),
+        "requests": sum(traffic.statuses.values()),
+        "answered": answered,
+        "per_second": round(answered / traffic.seconds, 2),
+        "ms_p50": quantile(0.5),
+        "ms_p90": quantile(0.9),
+        "ms_p99": quantile(0.99),
+        "ms_max": quantile(1.0),
+        "statuses": {str(status): n for status, n in sorted(traffic.statuses.items())},
+        "partial": traffic.partial,
+        "failed_connections": traffic.broken,
+        "errors": sum(traffic.statuses.values()) - answered + traffic.broken,
+    }
+
+
+async def measure(url: str, clients: int, seconds: float, bodies: list[Any]) -> Traffic:
+    """`clients` that ask one request after another, until the time is over."""
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+        traffic = Traffic(clients)
+        end = time.perf_counter() + seconds
+        start = time.perf_counter()
+        each = _MOST_REQUESTS // clients
+        await asyncio.gather(
+            *(
+                pump(client, bodies[i::clients] or bodies, end, each, traffic)
+                for i in range(clients)
+            )
+        )
+        traffic.seconds = time.perf_counter() - start
+        return traffic
+
+
+async def answers(url: str, clients: int, bodies: list[Any]) -> list[Any]:
+    """The items for every body, asked by so many clients at once."""
+    gate = asyncio.Semaphore(clients)
+
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+
+        async def one(body: Any) -> Any:
+            async with gate:
+                answer = await client.post("/v1/recommend", json=body)
+            return [i["item"] for i in answer.raise_for_status().json()["items"]]
+
+        return list(await asyncio.gather(*map(one, bodies)))
+
+
+def memory_mib(pid: int) -> float | None:
+    """Resident memory of a process; None where the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("VmRSS"))
+    except (OSError, StopIteration):
+        return None
+    return round(int(line.split()[1]) / 1024, 1)
+
+
+def loads(args: argparse.Namespace, bodies: list[Any]) -> dict[str, Any]:
+    """One client against many, on one process; every answer must be the same."""
+    with Process() as served:
+        asyncio.run(measure(served.url, args.clients, 2.0, bodies))
+        before = memory_mib(served.pid)
+        share = max(2.0, args.seconds / 5)
+        found: dict[str, Any] = {}
+        for name, clients, seconds in (
+            ("one_at_a_time", 1, share),
+            ("concurrent", args.clients, args.seconds),
+        ):
+            found[name] = figures(asyncio.run(measure(served.url, clients, seconds, bodies)))
+            note(f"{name}: {found[name]}")
+        few = bodies[: args.compare]
+        alone = asyncio.run(answers(served.url, 1, few))
+        together = asyncio.run(answers(served.url, args.clients, few))
+        found["compared"] = len(few)
+        found["equal"] = sum(a == b for a, b in zip(alone, together, strict=True))
+        found["memory_mib"] = {"before": before, "after": memory_mib(served.pid)}
+        found["exit_code"] = served.terminate()
+    one, many = found["one_at_a_time"], found["concurrent"]
+    found["times_as_many"] = round(many["per_second"] / one["per_second"], 2)
+    return found
+
+
+def faults(bodies: list[Any]) -> dict[str, Any]:
+    """Every fault against one service, which has to answer a good request after each."""
+    found: dict[str, Any] = {}
+    with Process() as served:
+        for fault in FAULTS:
+            name = fault.__name__
+            seen = fault(served, bodies)
+            status = httpx.post(
+                f"{served.url}/v1/recommend", json=bodies[0], timeout=60
+            ).status_code
+            found[name] = {**seen, "good_request_after": status, "ok": seen["ok"] and status == 200}
+            note(f"{name}: {found[name]}")
+    with Process() as served:
+        found["sigterm_in_the_middle"] = sigterm_in_the_middle(served, bodies)
+        note(f"sigterm_in_the_middle: {found['sigterm_in_the_middle']}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, write benchmarks/results/load.json; 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--compare", type=int, default=500, help="answers that are compared")
+    parser.add_argument("--results", type=Path, help="folder of the result file")
+    args = parser.parse_args(argv)
+    bodies = asked(args.users, args.k)
+    payload = {"k": args.k, "load": loads(args, bodies), "faults": faults(bodies)}
+    load = payload["load"]
+    wrong = Counter(
+        load=load["concurrent"]["errors"] + load["one_at_a_time"]["errors"],
+        unequal=load["compared"] - load["equal"],
+        exit_code=load["exit_code"],
+        faults=sum(not seen["ok"] for seen in payload["faults"].values()),
+    )
+    payload["wrong"] = dict(wrong)
+    write_result("load", payload, seed=0, folder=args.results)
+    return int(any(wrong.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

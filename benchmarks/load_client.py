@@ -1,0 +1,117 @@
+"""The service as a child process, and clients that ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+from jobs import environment
+
+from draftrec.demo.genrec_shop import histories, make_readings
+
+_MAIN = "from draftrec.cli.main import main; main()"
+_START_SECONDS, _END_SECONDS = 120.0, 60.0
+
+
+class Process:
+    """`draftrec serve --demo` on a free port of the loopback, ready to answer, until the end."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words or ("--demo",)
+
+    def __enter__(self) -> Process:
+        self._folder = tempfile.TemporaryDirectory()
+        self.log = Path(self._folder.name) / "log.jsonl"
+        said = Path(self._folder.name) / "said.txt"
+        command = [sys.executable, "-c", _MAIN, "serve", *self._words, "--port", "0"]
+        with self.log.open("wb") as out, said.open("wb") as err:
+            self._child = subprocess.Popen(command, stdout=out, stderr=err, env=environment())
+        end = time.monotonic() + _START_SECONDS
+        while not (found := re.search(r"serving on (http://\S+),", said.read_text())):
+            self._check(said, end)
+        self.url, self.pid = found[1], self._child.pid
+        while httpx.get(f"{self.url}/readyz").status_code != 200:
+            self._check(said, end)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._child.kill()
+        self._child.wait()
+        self._folder.cleanup()
+
+    def signal(self) -> None:
+        """SIGTERM, without waiting for its effect."""
+        self._child.send_signal(signal.SIGTERM)
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        self.signal()
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code, once it has ended by itself."""
+        return self._child.wait(_END_SECONDS)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def _check(self, said: Path, end: float) -> None:
+        if self._child.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"the service did not start; it said:\n{said.read_text()}")
+        time.sleep(0.1)
+
+
+@dataclass
+class Traffic:
+    """What clients saw: milliseconds of each answer, how many had which status, `broken`
+    connections, and answers that a deadline cut short."""
+
+    clients: int
+    seconds: float = 0.0
+    milliseconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    broken: int = 0
+    partial: int = 0
+
+
+def asked(users: int, k: int) -> list[dict[str, Any]]:
+    """Requests for the embedded shop's readers, whose last book is to be predicted."""
+    _, readings = make_readings(users)
+    return [{"history": h.items.tolist(), "k": k} for h in histories(readings, "test")]
+
+
+async def pump(
+    client: httpx.AsyncClient, bodies: list[Any], end: float, most: int, traffic: Traffic
+) -> None:
+    """One client: a request, its answer, the next one."""
+    for i in range(most):
+        if time.perf_counter() >= end:
+            return
+        start = time.perf_counter()
+        try:
+            answer = await client.post("/v1/recommend", json=bodies[i % len(bodies)])
+        except httpx.HTTPError:
+            traffic.broken += 1
+            await asyncio.sleep(0.01)
+            continue
+        traffic.milliseconds.append(1e3 * (time.perf_counter() - start))
+        traffic.statuses[answer.status_code] += 1
+        traffic.partial += answer.status_code == 200 and answer.json()["partial"]

@@ -1,0 +1,249 @@
+"""Clients that misbehave, and what the service has to make of it. Each fault: figures and `ok`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections import Counter
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from load_client import Process
+
+_JSON = {"content-type": "application/json"}
+
+
+def slow_client(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """Announces a body, sends half of it and waits; others are answered meanwhile."""
+    with _connection(served) as link:
+        link.sendall(_head(100) + b'{"history": [')
+        start = time.perf_counter()
+        others = [_post(served, body).status_code for body in bodies[:20]]
+        meanwhile = time.perf_counter() - start
+        answer = link.recv(4096).decode()
+        waited = time.perf_counter() - start
+    status = int(answer.split()[1]) if answer else None
+    return {
+        "status": status,
+        "after_seconds": round(waited, 2),
+        "others_answered": others.count(200),
+        "others_seconds": round(meanwhile, 2),
+        "ok": status == 408 and others.count(200) == 20 and meanwhile < waited,
+    }
+
+
+def disconnect(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """Many ask for texts and hang up; their texts leave the batch long before they are done."""
+    body = {"records": [{"entity_id": "x", "prompt": "hello reader"}] * 16}
+    raw = json.dumps(body).encode()
+    for _ in range(8):
+        with _connection(served) as link:
+            link.sendall(_head(len(raw), "/v1/knowledge") + raw)
+            time.sleep(0.05)
+    end = time.perf_counter() + 10
+    while _running(served) and time.perf_counter() < end:
+        time.sleep(0.1)
+    gone = sum(line.get("status") == 499 for line in served.lines())
+    left = _running(served)
+    return {"hung_up": 8, "noticed": gone, "still_running": left, "ok": gone == 8 and not left}
+
+
+def body_of_10_mb(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """Refused before it is read, whether its length is announced or not."""
+    large = b" " * 10_000_000
+    announced = httpx.post(
+        f"{served.url}/v1/recommend", content=large, headers=_JSON, timeout=60
+    ).status_code
+    pieces = (large[i : i + 100_000] for i in range(0, len(large), 100_000))
+    chunked = httpx.post(
+        f"{served.url}/v1/recommend", content=pieces, headers=_JSON, timeout=60
+    ).status_code
+    return {
+        "announced": announced,
+        "chunked": chunked,
+        "ok": (announced, chunked) == (413, 413),
+    }
+
+
+def malformed_json(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """No JSON, half of it, other types: 400 or 422, as JSON."""
+    texts = (
+        b"",
+        b"{",
+        b"[[[[" * 5000,
+        b"\xff\xfe\x00",
+        b'"text"',
+        b"null",
+        b'{"history": {}}',
+        b'{"history": [1e999]}',
+        b'{"history": [NaN]}',
+        b'{"history": [' + b"9" * 9000 + b"]}",
+    )
+    found: Counter[int] = Counter()
+    for text in texts:
+        answer = httpx.post(f"{served.url}/v1/recommend", content=text, headers=_JSON, timeout=60)
+        found[answer.status_code] += "error" in answer.json()
+    ok = found.keys() <= {400, 422} and found.total() == len(texts)
+    return {"statuses": dict(found), "ok": ok}
+
+
+def unknown_ids(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """422, naming the first of them."""
+    answer = _post(served, {"history": [1, 987_654, 987_655]})
+    message = answer.json()["error"]["message"]
+    return {
+        "status": answer.status_code,
+        "message": message,
+        "ok": answer.status_code == 422 and "987654" in message,
+    }
+
+
+def deadline_of_1_ms(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """Among 32 clients without deadlines: an answer all the same, and a quick one."""
+
+    async def both() -> tuple[list[float], Counter[str], int]:
+        times: list[float] = []
+        kinds: Counter[str] = Counter()
+        async with (
+            httpx.AsyncClient(base_url=served.url, timeout=60) as many,
+            httpx.AsyncClient(base_url=served.url, timeout=60) as hurried,
+        ):
+            others = bodies[:320]
+            gate = asyncio.Semaphore(32)
+
+            async def patient(body: Any) -> int:
+                async with gate:
+                    return (await many.post("/v1/recommend", json=body)).status_code
+
+            crowd = [asyncio.create_task(patient(body)) for body in others]
+            for body in bodies[:50]:
+                start = time.perf_counter()
+                answer = await hurried.post("/v1/recommend", json={**body, "deadline_ms": 1})
+                times.append(1e3 * (time.perf_counter() - start))
+                told = answer.json()
+                if answer.status_code != 200 or len(told["items"]) != body["k"]:
+                    kinds["bad"] += 1
+                else:
+                    kinds["partial" if told["partial"] else "whole"] += 1
+            lost = len(others) - (await asyncio.gather(*crowd)).count(200)
+        return times, kinds, lost
+
+    times, kinds, lost = asyncio.run(both())
+    return {
+        "asked": len(times),
+        "ms_median": round(sorted(times)[len(times) // 2], 2),
+        "ms_max": round(max(times), 2),
+        "kinds": dict(kinds),
+        "others_lost": lost,
+        "ok": not kinds["bad"] and not lost,
+    }
+
+
+def flood(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """More at once than the queue holds: each is answered, or told when to come back."""
+
+    async def all_at_once() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=900)
+        async with httpx.AsyncClient(base_url=served.url, timeout=60, limits=limits) as client:
+            one = [client.post("/v1/recommend", json=body) for body in bodies[:900]]
+            return list(await asyncio.gather(*one))
+
+    answers = asyncio.run(all_at_once())
+    statuses = Counter(a.status_code for a in answers)
+    waits = [int(a.headers["retry-after"]) for a in answers if a.status_code == 429]
+    return {
+        "statuses": dict(statuses),
+        "retry_after_most": max(waits, default=0),
+        "ok": statuses.keys() <= {200, 429} and statuses[200] > 0,
+    }
+
+
+FAULTS = (
+    slow_client,
+    disconnect,
+    body_of_10_mb,
+    malformed_json,
+    unknown_ids,
+    deadline_of_1_ms,
+    flood,
+)
+
+
+def sigterm_in_the_middle(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """Every accepted request is answered, others are refused or find the port closed, exit 0."""
+    statuses: Counter[int] = Counter()
+    broken: Counter[str] = Counter()
+
+    async def clients() -> None:
+        async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+            over = asyncio.Event()
+
+            async def one(first: int) -> None:
+                for body in bodies[first:] * 100:
+                    if over.is_set():
+                        return
+                    try:
+                        answer = await client.post("/v1/recommend", json=body)
+                    except httpx.ConnectError:
+                        broken["refused"] += 1
+                        return
+                    except httpx.HTTPError as error:
+                        broken[type(error).__name__] += 1
+                        return
+                    statuses[answer.status_code] += 1
+                    if answer.status_code == 503:
+                        await asyncio.sleep(0.02)
+
+            everyone = [asyncio.create_task(one(i)) for i in range(32)]
+            await asyncio.sleep(2.0)
+            served.signal()
+            await asyncio.wait(everyone, timeout=10)
+            over.set()
+            await asyncio.gather(*everyone)
+
+    asyncio.run(clients())
+    code = served.wait()
+    logged = Counter(
+        line["status"] for line in served.lines() if line.get("route") == "/v1/recommend"
+    )
+    return {
+        "statuses": dict(statuses),
+        "broken": dict(broken),
+        "accepted": logged[200],
+        "exit_code": code,
+        "ok": code == 0 and statuses.keys() <= {200, 503} and logged[200] == statuses[200],
+    }
+
+
+def _post(served: Process, body: Any) -> httpx.Response:
+    return httpx.post(f"{served.url}/v1/recommend", json=body, timeout=60)
+
+
+def _connection(served: Process) -> socket.socket:
+    place = urlsplit(served.url)
+    return socket.create_connection((place.hostname or "", place.port or 0), timeout=60)
+
+
+def _head(length: int, path: str = "/v1/recommend") -> bytes:
+    lines = (
+        f"POST {path} HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {length}",
+    )
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _running(served: Process) -> int:
+    """Texts that run or wait, as the metrics tell of the last pass; 0 if passes have stopped."""
+
+    def passes() -> str:
+        text = httpx.get(f"{served.url}/metrics").text
+        return next(x for x in text.splitlines() if x.startswith("draftrec_passes_total"))
+
+    before = passes()
+    time.sleep(0.3)
+    return int(passes() != before)
