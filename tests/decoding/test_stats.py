@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from draftrec.core import SOURCES
@@ -14,7 +15,7 @@ NAME = "llama"
 
 
 def test_steps_agree_with_the_texts_counts_by_source_depth_and_group() -> None:
-    truth = {str(i): plain_text(NAME, p) for i, p in enumerate(PROMPTS)}
+    truth: dict[str, Seq[int]] = {str(i): plain_text(NAME, p) for i, p in enumerate(PROMPTS)}
     engine = make_engine(
         NAME, GuessingDrafter(truth, 0.8), budget=FixedBudget(6), slots=3, prefill_chunk=8
     )
