@@ -14,6 +14,8 @@ import pytest
 
 from draftrec.serve.app import create_app
 from draftrec.serve.errors import ApiError
+from draftrec.serve.lifecycle import Lifecycle, accepted
+from draftrec.serve.run import make_server
 from tests.recommend.worlds import World, make_world
 from tests.serve.services import (
     ADMIN,
@@ -284,8 +286,6 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest(world: World) -
 
 
 def test_draining_is_bounded_and_gives_notice() -> None:
-    from draftrec.serve.lifecycle import Lifecycle, accepted
-
     lifecycle = Lifecycle(seconds=30, notice=5)
     assert not lifecycle.may_end()
     lifecycle.drain()
@@ -295,6 +295,38 @@ def test_draining_is_bounded_and_gives_notice() -> None:
     with accepted(lifecycle):
         assert not lifecycle.may_end(now + 6)
         assert lifecycle.may_end(now + 31)
+
+
+def test_a_request_that_takes_too_long_is_counted_as_unanswered(world: World) -> None:
+    with running(settings(recommend_settings(world, "none"), drain_seconds=0.01)) as served:
+        server, lifecycle = make_server(served.service), served.service.lifecycle
+        with accepted(lifecycle):
+            assert asyncio.run(server.on_tick(1)) is False
+            server.handle_exit(15, None)
+            time.sleep(0.02)
+            assert asyncio.run(server.on_tick(1)) is True
+        assert server.unanswered == 1
+        assert not server._captured_signals, "it would be raised again, and the exit code not 0"
+
+
+def test_a_second_signal_ends_at_once(world: World) -> None:
+    with running(settings(recommend_settings(world, "none"))) as served:
+        server = make_server(served.service)
+        with accepted(served.service.lifecycle):
+            server.handle_exit(15, None)
+            assert asyncio.run(server.on_tick(1)) is False
+            server.handle_exit(2, None)
+            assert asyncio.run(server.on_tick(1)) is True
+        assert server.force_exit
+        assert server.unanswered == 1
+
+
+def test_a_broken_engine_ends_the_server(world: World) -> None:
+    with running(settings(recommend_settings(world, "none"))) as served:
+        server = make_server(served.service)
+        assert served.service.recommend
+        served.service.recommend.broken = MemoryError()
+        assert asyncio.run(server.on_tick(1)) is True
 
 
 def test_a_service_that_is_not_ready_says_so(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from draftrec.serve.auth import Keyring, TokenBuckets
 from draftrec.serve.settings import KeySettings, RateSettings
 from tests.serve.services import ADMIN, KEY, KEYS
@@ -17,6 +19,10 @@ def test_keys_are_found_by_their_hashes_only() -> None:
     assert admin.admin
     for wrong in (None, "", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer", KEYS[0]["sha256"]):
         assert keyring.find(wrong) is None  # type: ignore[arg-type]
+    secret = "schlüssel".encode()
+    strange = KeySettings(name="s", sha256=hashlib.sha256(secret).hexdigest())
+    assert Keyring([strange]).find(f"Bearer {secret.decode('latin-1')}") is strange
+    assert Keyring([strange]).find("Bearer \u2603") is None
     assert not Keyring(())
     assert Keyring(()).find("Bearer ") is None
 

@@ -24,12 +24,13 @@ class Keyring:
         return bool(self._keys)
 
     def find(self, authorization: str | None) -> KeySettings | None:
-        """Whose key an Authorization header holds (`Bearer KEY`), None for nobody's.
+        """Whose key an Authorization header holds (`Bearer KEY`, its bytes read as Latin-1), None
+        for nobody's.
 
         Takes the same time for every wrong key: it is compared with all of them, by their hashes.
         """
         scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
         found = None
         for known in self._keys:
             if hmac.compare_digest(digest, known.sha256):

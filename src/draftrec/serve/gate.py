@@ -29,6 +29,8 @@ _QUIET = ("/healthz", "/readyz", "/metrics", "/dashboard")
 #: sending would otherwise not get to read why.
 _LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 2.0
 _HUNG_UP = 499
+#: Refusals that are part of starting and ending, and no failures.
+_EXPECTED = ("starting", "draining")
 
 
 class Gate:
@@ -116,7 +118,7 @@ class Gate:
             note.route, note.status, service.seconds_since(note), note.queue_seconds
         )
         quiet = note.route.startswith(_QUIET)
-        if note.error and not quiet:
+        if note.status >= 500 and note.error and note.error not in _EXPECTED:
             service.metrics.observe_error(note.error)
         if not quiet or note.status >= 400:
             service.log.request(note)

@@ -64,7 +64,7 @@ class DrainingServer(uvicorn.Server):
     """uvicorn, which would close its port at the first SIGTERM; this one drains before.
 
     A second SIGTERM or Ctrl-C ends at once. SIGHUP asks for a reload. `check` is called ten times
-    a second and may raise to end the server.
+    a second. `unanswered`: accepted requests that took longer than the server was to wait for.
     """
 
     def __init__(
@@ -75,10 +75,12 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self.lifecycle, self.check = lifecycle, check
+        self.unanswered = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain; the second time, end."""
         if self.lifecycle.draining:
+            self.unanswered = self.lifecycle.in_flight
             self.should_exit = self.force_exit = True
         self.lifecycle.drain()
 
@@ -91,7 +93,8 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Is it time to end?"""
         await self.check()
-        if self.lifecycle.may_end():
+        if self.lifecycle.may_end() and not self.should_exit:
+            self.unanswered = self.lifecycle.in_flight
             self.should_exit = True
         return await super().on_tick(counter)
 

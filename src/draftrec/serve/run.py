@@ -42,7 +42,8 @@ def serve(settings: ServeSettings, sources: Sources, say: Callable[[str], None])
         server.run(sockets=[listener])
     if service.broken:
         raise service.broken
-    say("everything accepted was answered" if not server.force_exit else "ended at once")
+    left = server.unanswered
+    say(f"ended without answering {left} requests" if left else "everything accepted was answered")
 
 
 def make_server(service: Service) -> DrainingServer:

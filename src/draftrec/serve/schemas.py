@@ -43,7 +43,8 @@ class RecommendRequest(BaseModel):
 
 
 class RecommendedItem(BaseModel):
-    """One item. `score`: summed log-probabilities of its semantic id's tokens."""
+    """One item. `score`: summed log-probabilities of its semantic id's tokens; in a partial answer
+    and for an empty history, the log of the item's share of proposals or of popularity."""
 
     item: int
     score: float
