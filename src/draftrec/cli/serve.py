@@ -24,11 +24,11 @@ class ServeOptions:
         typer.Option(metavar="FILE", help="YAML file: models, limits, keys. See deploy/."),
     ] = None
     demo: Annotated[bool, typer.Option("--demo", help="Serve the embedded models.")] = False
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = (
-        None
-    )
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 127.0.0.1 if nobody says.")
+    ] = None
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port [default: 8080]; 0: any free one.")
+        int | None, typer.Option(min=0, max=65535, help="8080 if nobody says; 0: any free one.")
     ] = None
     debug: DebugOption = False
 
