@@ -1,0 +1,1 @@
+"""draftrec inside the engines that people already run."""
