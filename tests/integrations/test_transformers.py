@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from tests.models import zoo
 
 NEW = 24
 PAD = 0
+#: Settings that transformers knows, as opposed to ours.
+THEIRS = ("max_length", "max_new_tokens", "suppress_tokens", "use_cache", "pad_token_id")
 ROWS = [
     np.random.default_rng(40 + i).integers(3, zoo.VOCABULARY, 3 + 3 * i).tolist() for i in range(8)
 ]
@@ -105,19 +108,29 @@ def test_texts_are_generate_s_own_on_every_architecture(models: dict[str, Any], 
         {"budget": 30, "depth": 2, "batch_size": 3},
         {"accept": AcceptConfig(accept="relaxed", top_k=1, min_prob=0.0)},
         {"accept": AcceptConfig(accept="relaxed", max_deviations=0)},
+        {"accept": AcceptConfig(accept="typical", max_deviations=0)},
+        {"accept": AcceptConfig(accept="entropy", max_deviations=0)},
         {"max_length": 33, "max_new_tokens": None},
         {"suppress_tokens": [5, 9, 17]},
         {"use_cache": False},
+        {"cache_implementation": "static"},
         {"pad_token_id": 7},
     ],
     ids=str,
 )
 def test_no_lossless_setting_changes_a_text(llama: Any, settings: dict[str, Any]) -> None:
-    theirs = ("max_length", "max_new_tokens", "suppress_tokens", "use_cache", "pad_token_id")
     eos = ends(llama)
-    expected = plain(llama, eos_token_id=eos, **{k: v for k, v in settings.items() if k in theirs})
+    expected = plain(llama, eos_token_id=eos, **{k: v for k, v in settings.items() if k in THEIRS})
     found = drafted(llama, pool=own_pool(llama), eos_token_id=eos, **settings)
     assert torch.equal(found.sequences, expected)
+
+
+@pytest.mark.parametrize("accept", ["relaxed", "typical", "entropy"])
+def test_every_rule_takes_drafts(llama: Any, accept: str) -> None:
+    """Drafts of the model's own text are its own choices, which every rule keeps."""
+    expected = plain(llama, eos_token_id=None)
+    pool = pool_of(expected, max(map(len, ROWS)))
+    assert accepted(drafted(llama, pool=pool, accept=accept, eos_token_id=None)) > NEW
 
 
 def test_without_a_mask_and_a_dictionary_a_tensor_comes_back(llama: Any) -> None:
@@ -312,6 +325,16 @@ def test_the_model_is_given_back_after_a_failure_too(llama: Any) -> None:
         drafted(llama, ROWS[:1], streamer=Broken())
     assert llama.config._attn_implementation == before
     assert torch.equal(drafted(llama).sequences, plain(llama))
+
+
+def test_calls_from_two_threads_wait_for_each_other(llama: Any) -> None:
+    expected = plain(llama)
+    with ThreadPoolExecutor(1) as threads:
+        with transformers_model.adapted(llama):
+            call = threads.submit(drafted, llama)
+            with pytest.raises(TimeoutError):
+                call.result(timeout=0.5)
+        assert torch.equal(call.result(timeout=60).sequences, expected)
 
 
 def test_nothing_keeps_a_model_alive() -> None:
