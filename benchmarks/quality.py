@@ -47,6 +47,7 @@ class Study:
     folder: Path
     seeds: int
     workers: int
+    tuned: int
 
     def run(self, name: str, side: str) -> Path:
         return self.folder / "runs" / name / side
@@ -118,7 +119,8 @@ def tune(study: Study) -> None:
         draftrec("pool", "build", others, "--tokenizer", MODEL, "--output", pool)
     output = ("--output", study.folder / "chosen.yaml", "--report", study.folder / "tune")
     more = ("--batch-size", 4, "--max-new-tokens", 320)
-    draftrec("tune", records, "--model", MODEL, "--pool", pool, *more, *output)
+    grid = ("--budgets", 16, "--sample", study.tuned, "--rounds", 2)
+    draftrec("tune", records, "--model", MODEL, "--pool", pool, *more, *grid, *output)
 
 
 def result(study: Study) -> None:
@@ -147,8 +149,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("quality-study"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--tuned", type=int, default=24, help="records of the frontier")
     args = parser.parse_args()
-    study = Study(args.folder, args.seeds, args.workers)
+    study = Study(args.folder, args.seeds, args.workers, args.tuned)
     for name in STEPS if args.step == "all" else [args.step]:
         STEPS[name](study)
 
