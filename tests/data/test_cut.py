@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from draftrec.data.cut import PARTS, CutSettings, Split, cut_points, cut_samples, histories
+from draftrec.data.cut import FOLDS, PARTS, CutSettings, Split, cut_points, cut_samples, histories
 from draftrec.data.events import EventColumns, Events, read_events
 from draftrec.errors import DraftrecError
 
@@ -124,6 +124,18 @@ def test_a_split_by_user_shares_no_user_and_needs_no_seed(tmp_path: Path) -> Non
     some = cut_samples(fewer, CutSettings(history=3))
     pairs = zip(some.user, some.part, strict=True)
     assert all(parts.get(fewer.users[u], int(p)) == int(p) for u, p in pairs)
+
+
+def test_over_all_folds_every_user_is_tested_once(tmp_path: Path) -> None:
+    rows = [row(f"u{u}", f"i{i}", 1 + 4 * (i % 2), i) for u in range(200) for i in range(6)]
+    events = written(tmp_path / "e.jsonl", rows)
+    tested: list[int] = []
+    for fold in range(FOLDS):
+        found = cut_samples(events, CutSettings(fold=fold))
+        parts = [set(found.user[found.part == part].tolist()) for part in range(len(PARTS))]
+        assert sum(map(len, parts)) == 200
+        tested += parts[2]
+    assert sorted(tested) == list(range(200))
 
 
 def test_a_split_by_time_is_one(tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ class CtrOptions:
         SplitBy,
         Option(help="Validate and test on other users (8:1:1), or on the last 20 % of time."),
     ] = SplitBy.USER
+    fold: Annotated[
+        int, Option(min=0, max=9, help="Split by user: which tenth of the users is tested on.")
+    ] = 0
     sample_seed: Annotated[int, Option(help="Seed of the drawn items.")] = 0
     lr: Annotated[
         list[float] | None, Option(help="Learning rate; repeat it to choose on validation.")
@@ -241,7 +244,7 @@ def _cut(options: CtrOptions) -> CutSettings:
 
     return CutSettings(
         options.history, options.positive, options.sequence, options.negatives,
-        options.sample_seed, options.split.value,
+        options.sample_seed, options.split.value, options.fold,
     )  # fmt: skip
 
 

@@ -24,13 +24,16 @@ Split = Literal["user", "time"]
 #: Parts in the order of their numbers in `Samples.part`, and the share of each.
 PARTS = ("train", "valid", "test")
 _SHARES = (0.8, 0.9)
+#: Splits by user whose test parts share nobody.
+FOLDS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class CutSettings:
     """`history` H: most events in front of the cut. `positive`: ratings from here on are clicks.
     `sequence` L: length of the behaviour sequence. `negatives`: unseen items drawn per click.
-    `split`: test on other users, or on later events."""
+    `split`: test on other users, or on later events. `fold` 0 to 9: which tenth of the users is the
+    test part of a split by user; over all folds each user is tested once."""
 
     history: int = 30
     positive: float = 4.0
@@ -38,6 +41,7 @@ class CutSettings:
     negatives: int = 0
     seed: int = 0
     split: Split = "user"
+    fold: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,7 +87,7 @@ def cut_samples(events: Events, settings: CutSettings) -> Samples:
         source, drawn = _drawn(events, np.flatnonzero(after & clicked), settings)
         event, item = np.concatenate([event, source]), np.concatenate([item, drawn])
         label = np.concatenate([label, np.zeros(len(drawn), np.float32)])
-    part = _parts(events, event, settings.split)
+    part = _parts(events, event, settings)
     _check_parts(part, label)
     sequence = _sequences(events, clicked, event, settings.sequence)
     return Samples(events.user[event], item, label, sequence, event, part)
@@ -154,10 +158,10 @@ def _drawn(
     return source, found
 
 
-def _parts(events: Events, event: Int64Array, split: Split) -> npt.NDArray[np.int8]:
-    if split == "user":
+def _parts(events: Events, event: Int64Array, settings: CutSettings) -> npt.NDArray[np.int8]:
+    if settings.split == "user":
         # By a hash of the id: more users, or other settings, move nobody to another part.
-        users = np.array([_part_of(name) for name in events.users], np.int8)
+        users = np.array([_part_of(name, settings.fold) for name in events.users], np.int8)
         return users[events.user[event]]
     if events.time is None:
         raise DraftrecError(
@@ -170,9 +174,10 @@ def _parts(events: Events, event: Int64Array, split: Split) -> npt.NDArray[np.in
     return (time[:, None] > bounds).sum(axis=1).astype(np.int8)
 
 
-def _part_of(user: str) -> int:
+def _part_of(user: str, fold: int) -> int:
     digest = hashlib.blake2b(user.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int(np.searchsorted(_SHARES, int.from_bytes(digest, "little") / 2**64, side="right"))
+    place = (int.from_bytes(digest, "little") / 2**64 + fold / FOLDS) % 1.0
+    return int(np.searchsorted(_SHARES, place, side="right"))
 
 
 def _check_parts(part: npt.NDArray[np.int8], label: FloatArray) -> None:
