@@ -16,10 +16,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import SHARED, note
 from quality_data import COLUMNS, RATINGS, part_users, write_inputs
 from quality_result import write_quality
+
+from draftrec.data.cut import FOLDS
 
 MODEL = SHARED / "models/profile-lm"
 SIDES = ("users", "movies")
@@ -38,6 +41,8 @@ ADAPTORS = ("moe", "hea", "mlp", "contrastive")
 #: Runs whose vectors feed click models; strict ones are the baseline's, which is checked, and the
 #: planted fault has to be found in the texts alone.
 CLICKED = ("baseline", "relaxed", "capped")
+#: What is trained on every split by user.
+FOLD_MODELS, FOLD_ADAPTORS = ("din", "dcnv2", "deepfm"), ("moe", "mlp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,9 @@ class Study:
 
     def clicks(self, name: str) -> Path:
         return self.folder / "clicks" / name
+
+    def folds(self, name: str, fold: int) -> Path:
+        return self.folder / "folds" / f"{name}-{fold}"
 
     def report(self, side: str) -> Path:
         return self.folder / "reports" / side
@@ -84,17 +92,27 @@ def vectors(study: Study) -> None:
 
 
 def clicks(study: Study) -> None:
-    """Click models without knowledge, and with the vectors of each run."""
+    """Click models without knowledge, and with the vectors of each run: several seeds on one split,
+    and one seed on each of ten splits, which together test every user."""
+    for name in CLICKED:
+        train(study, name, study.clicks(name), (MODELS, ADAPTORS, study.seeds, 0))
+    for fold in range(FOLDS):
+        for name in CLICKED:
+            train(study, name, study.folds(name, fold), (FOLD_MODELS, FOLD_ADAPTORS, 1, fold))
+
+
+def train(study: Study, name: str, output: Path, what: tuple[Any, ...]) -> None:
+    """One call of `draftrec ctr`; the baseline's has the models without knowledge, too."""
+    models, adaptors, seeds, fold = what
     files = write_inputs(study.folder / "inputs")
     data = (RATINGS, *COLUMNS, "--items", files.items, "--item-columns", "genres")
-    which = [word for m in MODELS for word in ("--model", m)]
-    more = ("--seeds", study.seeds, "--workers", study.workers)
-    for name in CLICKED:
-        adaptors = ("none", *ADAPTORS) if name == "baseline" else ADAPTORS
-        users, movies = (study.vectors(name, side) for side in SIDES)
-        knowledge = ("--user-vectors", users, "--item-vectors", movies)
-        words = [word for a in adaptors for word in ("--adaptor", a)]
-        draftrec("ctr", *data, *knowledge, *which, *words, *more, "--output", study.clicks(name))
+    users, movies = (study.vectors(name, side) for side in SIDES)
+    knowledge = ("--user-vectors", users, "--item-vectors", movies)
+    adaptors = ("none", *adaptors) if name == "baseline" else adaptors
+    which = [w for m in models for w in ("--model", m)]
+    which += [w for a in adaptors for w in ("--adaptor", a)]
+    more = ("--seeds", seeds, "--fold", fold, "--workers", study.workers)
+    draftrec("ctr", *data, *knowledge, *which, *more, "--output", output)
 
 
 def compare(study: Study) -> None:
@@ -125,7 +143,9 @@ def tune(study: Study) -> None:
 
 def result(study: Study) -> None:
     """Sum up."""
-    write_quality(study.folder, [study.clicks(n) for n in CLICKED], list(SIDES), study.seeds)
+    folds = {n: [study.folds(n, fold) for fold in range(FOLDS)] for n in CLICKED}
+    clicks = [study.clicks(n) for n in CLICKED]
+    write_quality(study.folder, clicks, folds, study.seeds)
 
 
 def draftrec(*words: object) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,8 +22,14 @@ _TEXT = (
 )  # fmt: skip
 
 
-def write_quality(folder: Path, clicks: Seq[Path], sides: Seq[str], seeds: int) -> None:
-    """Sum up the folders of one study and write the result."""
+Trials = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def write_quality(
+    folder: Path, clicks: Seq[Path], folds: Mapping[str, Seq[Path]], seeds: int
+) -> None:
+    """Sum up the folders of one study and write the result. `folds`: those of all splits by run."""
+    sides = ("users", "movies")
     names = [c.name for c in clicks]
     trials = {c.name: _trials(c) for c in clicks}
     payload = {
@@ -31,13 +39,11 @@ def write_quality(folder: Path, clicks: Seq[Path], sides: Seq[str], seeds: int) 
         "clicks": [_cell(trials, model, adaptor) for model, adaptor in _cells(trials["baseline"])],
         "overall": {n: _overall(trials["baseline"], trials[n]) for n in names[1:]},
         "knowledge": _knowledge(trials["baseline"]),
+        "folds": _folds({name: [_trials(f) for f in found] for name, found in folds.items()}),
         "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in sides},
         "tune": _tune(folder),
     }
     write_result("quality-ml100k", payload, seed=0)
-
-
-Trials = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def _trials(folder: Path) -> Trials:
@@ -100,6 +106,27 @@ def _knowledge(base: Trials) -> list[dict[str, Any]]:
             }
             found.append({"model": model, "adaptor": adaptor, **gains})
     return found
+
+
+def _folds(trials: Mapping[str, Seq[Trials]]) -> dict[str, Any]:
+    """Differences over splits that together test every user: the mean over models and adaptors of
+    each split, then mean and interval over splits, which speak of users as well."""
+    base = trials["baseline"]
+    cells = [cell for cell in base[0] if cell[1] != "none"]
+    found: dict[str, Any] = {"splits": len(base), "models": sorted({m for m, _ in cells})}
+    for metric in ("auc", "logloss"):
+        before = [_mean(split, cells, metric) for split in base]
+        nothing = [_mean(split, [(m, "none") for m, _ in cells], metric) for split in base]
+        found[metric] = {"baseline over no knowledge": paired(nothing, before).as_dict()}
+        for name in trials.keys() - {"baseline"}:
+            after = [_mean(split, cells, metric) for split in trials[name]]
+            found[metric][f"{name} over baseline"] = paired(before, after).as_dict()
+        found[metric] = dict(sorted(found[metric].items()))
+    return found
+
+
+def _mean(trials: Trials, cells: Seq[tuple[str, str]], metric: str) -> float:
+    return fmean(_values(trials, cell, metric)[0] for cell in cells)
 
 
 def _same_vectors(folder: Path, a: str, b: str, side: str) -> bool:

@@ -71,6 +71,15 @@ def _clicks(result: Result) -> str:
     out += header("run", "AUC, change", "LogLoss, change")
     for name, found in result["overall"].items():
         out += row(name, _change(found["auc"]), _change(found["logloss"]))
+    folds = result["folds"]
+    out += (
+        f"\nOver {folds['splits']} splits that together test every user, one seed each "
+        f"({', '.join(folds['models'])}; moe and mlp): intervals over splits, which speak of users "
+        "as well.\n"
+    )
+    out += header("change", "AUC", "LogLoss")
+    for name, change in folds["auc"].items():
+        out += row(name, _change(change), _change(folds["logloss"][name]))
     out += "\nWhat the baseline's texts are worth: the change from no knowledge.\n"
     out += header("model", "adaptor", "AUC", "LogLoss")
     for gain in result["knowledge"]:
