@@ -176,15 +176,23 @@ def test_a_worker_that_dies_is_reported(tmp_path: Path, module: Any) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interruption_keeps_what_is_finished(tmp_path: Path, module: Any, workers: int) -> None:
-    line = f"import functions_of_trials as f; f.main({str(tmp_path / 'study')!r}, {workers})"
+    # A shell lets jobs in the background ignore Ctrl-C, and their children inherit that.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    line = (
+        f"{heed}; import functions_of_trials as f; f.main({str(tmp_path / 'study')!r}, {workers})"
+    )
     paths = os.pathsep.join([str(Path(module.__file__).parent), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-c", line], env={**os.environ, "PYTHONPATH": paths}
     )
     store = TrialStore(tmp_path / "study", {})
-    until(lambda: store.journal.is_file() and store.journal.read_text().count("\n") == 2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 130
+    try:
+        until(lambda: store.journal.is_file() and store.journal.read_text().count("\n") == 2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
     with store.opened() as finished:
         assert finished == {trial_key({"x": 0}): {"y": 1}}
     assert [json.loads(t)["settings"] for t in store.times.read_text().splitlines()] == xs(0)
