@@ -13,6 +13,7 @@ from typing import Any
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
 from genrec_tables import beauty_table, item_baseline, item_trie
+from load_tables import load
 from markdown import header as _header
 from markdown import row as _row
 from markdown import spread as _spread
@@ -293,6 +294,7 @@ _SECTIONS = {
     "beam-sampling": beam_sampling,
     "genrec-beauty": genrec_beauty,
     "genrec-beauty-timed": genrec_beauty,
+    "load": load,
     "encoders": encoders,
     "quality-ml100k": quality,
 }

@@ -1,0 +1,29 @@
+"""The table of the service under load in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markdown import header, row
+
+
+def load(result: dict[str, Any]) -> str:
+    """Throughput and latency, then the faults."""
+    found = result["load"]
+    out = (
+        "## The service under load: `benchmarks/load.py`\n\n"
+        f"The embedded models behind `draftrec serve --demo`, k = {result['k']}, clients in a "
+        f"second process; {found['equal']} of {found['compared']} answers are the same alone and "
+        "among all clients.\n"
+    )
+    out += header("clients", "seconds", "requests/s", "p50 ms", "p99 ms", "answered", "errors")
+    for name in ("one_at_a_time", "concurrent"):
+        r = found[name]
+        out += row(
+            r["clients"], f"{r['seconds']:.0f}", f"{r['per_second']:.0f}", f"{r['ms_p50']:.0f}",
+            f"{r['ms_p99']:.0f}", f"{r['answered']:,} of {r['requests']:,}", r["errors"],
+        )  # fmt: skip
+    good = [name.replace("_", " ") for name, fault in result["faults"].items() if fault["ok"]]
+    bad = [name.replace("_", " ") for name, fault in result["faults"].items() if not fault["ok"]]
+    out += "\nFaults survived as they should be: " + ", ".join(good) + ".\n"
+    return out + ("Not survived: " + ", ".join(bad) + ".\n" if bad else "")
