@@ -13,12 +13,15 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 DONE, BAD_INPUT, SOME_REJECTED, INTERRUPTED = 0, 2, 3, 130
 
@@ -106,13 +109,9 @@ def _read_settings(context: typer.Context, path: Path | None) -> Path | None:
     """Let a YAML file set the defaults of all options of the command that is being parsed."""
     if path is None:
         return None
-    import yaml
+    from draftrec.data.yaml_file import read_yaml
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DraftrecError(f"settings file {path} cannot be read: {reason}") from error
+    values = read_yaml(path, "settings file") or {}
     if not isinstance(values, dict):
         raise DraftrecError(f"settings file {path} must hold `option: value` lines")
     settings = {str(key).replace("-", "_"): value for key, value in values.items()}
@@ -138,6 +137,14 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the summary as JSON, last line of standard output.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+
+
+def option_error(error: ValidationError) -> DraftrecError:
+    """What is wrong with the first option that settings refused."""
+    first = error.errors()[0]
+    option = str(first["loc"][0]).replace("_", "-")
+    reason = first["msg"].removeprefix("Input ")
+    return DraftrecError(f"--{option} {reason}, not {first['input']!r}")
 
 
 def auto_or_number(option: str, value: str) -> Any:

@@ -16,11 +16,11 @@ from draftrec.cli.common import (
     JsonOption,
     StopSignal,
     command,
+    option_error,
     print_json,
     say,
 )
 from draftrec.config import EncodeConfig, EncoderConfig
-from draftrec.errors import DraftrecError
 
 Option = typer.Option
 _JOB, _ENCODER = EncodeConfig(encoder=""), EncoderConfig()
@@ -145,10 +145,7 @@ def _config(options: EncodeOptions) -> EncodeConfig:
         own = [name for name in EncodeConfig.model_fields if name != "settings"]
         return EncodeConfig(settings=settings, **{name: values[name] for name in own})
     except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        reason = first["msg"].removeprefix("Input ")
-        raise DraftrecError(f"--{option} {reason}, not {first['input']!r}") from error
+        raise option_error(error) from error
 
 
 def _report(summary: dict[str, Any], *, with_history: bool) -> None:

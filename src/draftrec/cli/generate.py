@@ -19,6 +19,7 @@ from draftrec.cli.common import (
     StopSignal,
     auto_or_number,
     command,
+    option_error,
     print_json,
     say,
 )
@@ -227,10 +228,7 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
         records = _pick(RecordsConfig, values)
         return JobConfig(generate=generate, records=records, shard_size=options.shard_size)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        reason = first["msg"].removeprefix("Input ")
-        raise DraftrecError(f"--{option} {reason}, not {first['input']!r}") from error
+        raise option_error(error) from error
 
 
 def _pick(group: Any, values: dict[str, Any]) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-import yaml
 
 from draftrec.data.readers import Row, open_records
+from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 
 _KINDS = (".parquet", ".csv", ".jsonl")
@@ -61,11 +61,7 @@ def read_group_map(path: Path) -> dict[str, str]:
 
     Raises DraftrecError for anything else, and for a value in two groups.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DraftrecError(f"the map {path} cannot be read: {reason}") from error
+    content = read_yaml(path, "the map")
     if not isinstance(content, dict) or not content:
         raise DraftrecError(f"the map {path} must hold `value: group` or `group: [values]` lines")
     found: dict[str, str] = {}

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
 from draftrec.evaluate.compare_metrics import CTR_METRICS, METRICS
@@ -126,11 +126,7 @@ def read_limits(path: Path) -> Limits:
 
     Raises DraftrecError for a file that cannot be read, unknown keys and unknown metrics.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DraftrecError(f"the limits {path} cannot be read: {reason}") from error
+    content = read_yaml(path, "the limits")
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise DraftrecError(f"the limits {path} must hold `limits:` with a line per metric")
@@ -201,7 +197,7 @@ class _Bound:
 
 @cache
 def _default_content() -> dict[str, Any]:
-    return yaml.safe_load(_DEFAULT.read_text(encoding="utf-8"))
+    return read_yaml(_DEFAULT, "the limits")
 
 
 def _laid_over(base: dict[str, Any], own: Any, path: Path) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from draftrec.data.records import Rejected
 from draftrec.data.vectors import vector_column, vectors_schema
 from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet, stream_parquet
 from draftrec.errors import DraftrecError
+from draftrec.knowledge.manifest import read_state
 from draftrec.knowledge.shards import RunFolder, rejected_lines
 from draftrec.models.documents import Encoded
 
@@ -236,17 +237,8 @@ class EncodeFiles:
 
 
 def _read(path: Path) -> EncodeManifest | None:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    try:
-        return EncodeManifest.model_validate_json(text)
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise DraftrecError(
-            f"{path} was not written by this version of draftrec encode; choose another --output, "
-            "or start again with --overwrite"
-        ) from error
+    mend = "encode; choose another --output, or start again with --overwrite"
+    return read_state(path, EncodeManifest, mend)
 
 
 def _write(path: Path, manifest: EncodeManifest) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from draftrec.config import GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES, Generation
 from draftrec.errors import DraftrecError
+
+State = TypeVar("State", bound=BaseModel)
 
 _PACKAGES = ("draftrec", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "numba")
 
@@ -132,16 +134,22 @@ class Manifest(_Part):
 
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest at `path`, or None where there is none."""
+    return read_state(path, Manifest, "generate; choose another --output")
+
+
+def read_state(path: Path, kind: type[State], rest: str) -> State | None:
+    """What a command wrote of its job at `path`, or None where there is nothing.
+
+    Raises DraftrecError for anything else; `rest`: the command, and how to mend it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     try:
-        return Manifest.model_validate_json(text)
+        return kind.model_validate_json(text)
     except (ValidationError, UnicodeDecodeError) as error:
-        raise DraftrecError(
-            f"{path} was not written by this version of draftrec generate; choose another --output"
-        ) from error
+        raise DraftrecError(f"{path} was not written by this version of draftrec {rest}") from error
 
 
 def settings_of(config: JobConfig) -> dict[str, Any]:

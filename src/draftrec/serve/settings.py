@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from draftrec.config import GenerateConfig, RecommendConfig
+from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -132,11 +132,7 @@ def load_settings(path: Path) -> ServeSettings:
 
     Raises DraftrecError for a file that cannot be read, unknown names and impossible values.
     """
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DraftrecError(f"settings file {path} cannot be read: {reason}") from error
+    values = read_yaml(path, "settings file")
     if not isinstance(values, dict):
         raise DraftrecError(f"settings file {path} must hold `name: value` lines")
     try:

@@ -1,0 +1,22 @@
+"""YAML files that people write: maps, limits, settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from draftrec.errors import DraftrecError
+
+
+def read_yaml(path: Path, called: str) -> Any:
+    """The content of the file, None if it is empty; `called` names it in what is said of it.
+
+    Raises DraftrecError for a file that cannot be read and for what is no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DraftrecError(f"{called} {path} cannot be read: {reason}") from error
