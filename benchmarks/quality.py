@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import SHARED, note
-from quality_data import COLUMNS, RATINGS, part_users, write_inputs
+from quality_data import COLUMNS, RATINGS, Files, part_users, write_inputs
 from quality_result import write_quality
 
 from draftrec.data.cut import FOLDS
@@ -54,6 +54,10 @@ class Study:
     workers: int
     tuned: int
 
+    @property
+    def inputs(self) -> Path:
+        return self.folder / "inputs"
+
     def run(self, name: str, side: str) -> Path:
         return self.folder / "runs" / name / side
 
@@ -72,7 +76,7 @@ class Study:
 
 def texts(study: Study) -> None:
     """All runs, users and movies; a run has one pool per side, which grows from nothing."""
-    files = write_inputs(study.folder / "inputs")
+    files = write_inputs(study.inputs)
     for name, settings in RUNS.items():
         for side, records in zip(SIDES, (files.users, files.movies), strict=True):
             where = ("--model", MODEL, "--output", study.run(name, side))
@@ -94,6 +98,7 @@ def vectors(study: Study) -> None:
 def clicks(study: Study) -> None:
     """Click models without knowledge, and with the vectors of each run: several seeds on one split,
     and one seed on each of ten splits, which together test every user."""
+    write_inputs(study.inputs)
     for name in CLICKED:
         train(study, name, study.clicks(name), (MODELS, ADAPTORS, study.seeds, 0))
     for fold in range(FOLDS):
@@ -104,8 +109,8 @@ def clicks(study: Study) -> None:
 def train(study: Study, name: str, output: Path, what: tuple[Any, ...]) -> None:
     """One call of `draftrec ctr`; the baseline's has the models without knowledge, too."""
     models, adaptors, seeds, fold = what
-    files = write_inputs(study.folder / "inputs")
-    data = (RATINGS, *COLUMNS, "--items", files.items, "--item-columns", "genres")
+    items = Files.in_folder(study.inputs).items
+    data = (RATINGS, *COLUMNS, "--items", items, "--item-columns", "genres")
     users, movies = (study.vectors(name, side) for side in SIDES)
     knowledge = ("--user-vectors", users, "--item-vectors", movies)
     adaptors = ("none", *adaptors) if name == "baseline" else adaptors
@@ -117,7 +122,7 @@ def train(study: Study, name: str, output: Path, what: tuple[Any, ...]) -> None:
 
 def compare(study: Study) -> None:
     """Texts of both sides and click models under the default limits: a report per side."""
-    files = write_inputs(study.folder / "inputs")
+    files = write_inputs(study.inputs)
     for side, prompts in zip(SIDES, (files.users, files.movies), strict=True):
         runs = [f"{name}={study.run(name, side)}" for name in RUNS]
         vectors = [w for n in RUNS for w in ("--vectors", f"{n}={study.vectors(n, side)}")]
@@ -129,8 +134,8 @@ def compare(study: Study) -> None:
 def tune(study: Study) -> None:
     """The frontier of speed and quality: rules and their settings on some users, with a pool of the
     texts of the others."""
-    files = write_inputs(study.folder / "inputs")
-    records, others = study.folder / "inputs" / "tuned.jsonl", study.folder / "others.jsonl"
+    files = write_inputs(study.inputs)
+    records, others = study.inputs / "tuned.jsonl", study.folder / "others.jsonl"
     part_users(files.users, study.run("baseline", "users"), records, others)
     pool = study.folder / "pool"
     if not pool.exists():

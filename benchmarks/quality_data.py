@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,15 @@ class Files:
     items: Path
     titles: Path
 
+    @classmethod
+    def in_folder(cls, folder: Path) -> Files:
+        """The names in a folder."""
+        return cls(*(folder / f"{field.name}.jsonl" for field in fields(cls)))
+
 
 def write_inputs(folder: Path) -> Files:
     """Prompts of all users and movies; the movies as `draftrec ctr` and `compare` read them."""
-    names = ("users", "movies", "items", "titles")
-    files = Files(*(folder / f"{name}.jsonl" for name in names))
+    files = Files.in_folder(folder)
     movies = {str(m["movie"]): m for m in pq.read_table(MOVIES).to_pylist()}
     for movie in movies.values():
         movie["title"] = _ARTICLE.sub(r"\2 \1\3", movie["title"])

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from common import write_result
 
 from draftrec.data.intervals import interval, paired
+from draftrec.evaluate.compare_ctr import Cell, Trials, read_trials
 
 #: Text measures that the result keeps, of all that a comparison has.
 _TEXT = (
@@ -22,43 +23,31 @@ _TEXT = (
 )  # fmt: skip
 
 
-Trials = dict[tuple[str, str], list[dict[str, Any]]]
-
-
 def write_quality(
     folder: Path, clicks: Seq[Path], folds: Mapping[str, Seq[Path]], seeds: int
 ) -> None:
     """Sum up the folders of one study and write the result. `folds`: those of all splits by run."""
     sides = ("users", "movies")
     names = [c.name for c in clicks]
-    trials = {c.name: _trials(c) for c in clicks}
+    trials = {c.name: read_trials(c) for c in clicks}
     payload = {
         "settings": {"seeds": seeds, "runs": names},
         "samples": json.loads((clicks[0] / "summary.json").read_text())["samples"],
         "vectors_identical": {s: _same_vectors(folder, "baseline", "strict", s) for s in sides},
-        "clicks": [_cell(trials, model, adaptor) for model, adaptor in _cells(trials["baseline"])],
+        "clicks": [_cell(trials, model, adaptor) for model, adaptor in trials["baseline"].cells],
         "overall": {n: _overall(trials["baseline"], trials[n]) for n in names[1:]},
         "knowledge": _knowledge(trials["baseline"]),
-        "folds": _folds({name: [_trials(f) for f in found] for name, found in folds.items()}),
+        "folds": _folds({name: [read_trials(f) for f in found] for name, found in folds.items()}),
         "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in sides},
         "tune": _tune(folder),
     }
     write_result("quality-ml100k", payload, seed=0)
 
 
-def _trials(folder: Path) -> Trials:
-    found: Trials = {}
-    for row in pq.read_table(folder / "trials.parquet").to_pylist():
-        found.setdefault((row["model"], row["adaptor"]), []).append(row)
-    return {cell: sorted(rows, key=lambda r: r["seed"]) for cell, rows in found.items()}
-
-
-def _cells(trials: Trials) -> list[tuple[str, str]]:
-    return list(trials)
-
-
-def _values(trials: Trials, cell: tuple[str, str], metric: str) -> list[float]:
-    return [row[metric] for row in trials[cell]]
+def _values(trials: Trials, cell: Cell, metric: str) -> list[float]:
+    """One value per seed."""
+    seeds = trials.cells[cell]
+    return [seeds[seed][metric] for seed in sorted(seeds)]
 
 
 def _cell(trials: dict[str, Trials], model: str, adaptor: str) -> dict[str, Any]:
@@ -67,7 +56,7 @@ def _cell(trials: dict[str, Trials], model: str, adaptor: str) -> dict[str, Any]
     found: dict[str, Any] = {"model": model, "adaptor": adaptor}
     base = trials["baseline"]
     for name, mine in trials.items():
-        if cell not in mine:
+        if cell not in mine.cells:
             continue
         figures: dict[str, Any] = {}
         for metric in ("auc", "logloss"):
@@ -82,10 +71,13 @@ def _cell(trials: dict[str, Trials], model: str, adaptor: str) -> dict[str, Any]
 
 def _overall(base: Trials, run: Trials) -> dict[str, Any]:
     """Differences from the baseline, the mean over models and adaptors of each seed."""
-    return {m: _over(base, run, [c for c in run if c in base], m) for m in ("auc", "logloss")}
+    return {
+        m: _over(base, run, [c for c in run.cells if c in base.cells], m)
+        for m in ("auc", "logloss")
+    }
 
 
-def _over(base: Trials, run: Trials, cells: list[tuple[str, str]], metric: str) -> dict[str, Any]:
+def _over(base: Trials, run: Trials, cells: Seq[Cell], metric: str) -> dict[str, Any]:
     def means(trials: Trials) -> list[float]:
         rows = zip(*(_values(trials, cell, metric) for cell in cells), strict=True)
         return [sum(row) / len(row) for row in rows]
@@ -96,7 +88,7 @@ def _over(base: Trials, run: Trials, cells: list[tuple[str, str]], metric: str) 
 def _knowledge(base: Trials) -> list[dict[str, Any]]:
     """What the baseline's vectors are worth: every adaptor over no knowledge, paired by seed."""
     found: list[dict[str, Any]] = []
-    for model, adaptor in base:
+    for model, adaptor in base.cells:
         if adaptor != "none":
             gains = {
                 m: paired(
@@ -112,7 +104,7 @@ def _folds(trials: Mapping[str, Seq[Trials]]) -> dict[str, Any]:
     """Differences over splits that together test every user: the mean over models and adaptors of
     each split, then mean and interval over splits, which speak of users as well."""
     base = trials["baseline"]
-    cells = [cell for cell in base[0] if cell[1] != "none"]
+    cells = [cell for cell in base[0].cells if cell[1] != "none"]
     found: dict[str, Any] = {"splits": len(base), "models": sorted({m for m, _ in cells})}
     for metric in ("auc", "logloss"):
         before = [_mean(split, cells, metric) for split in base]
@@ -125,7 +117,7 @@ def _folds(trials: Mapping[str, Seq[Trials]]) -> dict[str, Any]:
     return found
 
 
-def _mean(trials: Trials, cells: Seq[tuple[str, str]], metric: str) -> float:
+def _mean(trials: Trials, cells: Seq[Cell], metric: str) -> float:
     return fmean(_values(trials, cell, metric)[0] for cell in cells)
 
 
