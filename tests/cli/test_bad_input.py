@@ -15,7 +15,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.data.world import demo_model_path
-from draftrec.knowledge import job
+from draftrec.knowledge import worker
 from draftrec.pool.store import Pool
 from tests.fakes import FakeGenerator
 
@@ -53,7 +53,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replaces the model; its settings are read when the job loads it."""
     settings: dict[str, Any] = {}
-    monkeypatch.setattr(job, "load_generator", lambda *_: FakeGenerator(**settings))
+    monkeypatch.setattr(worker, "load_generator", lambda *_: FakeGenerator(**settings))
     return settings
 
 
@@ -64,7 +64,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any) -> FakeGenerator:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(job, "load_generator", load)
+    monkeypatch.setattr(worker, "load_generator", load)
 
 
 @pytest.mark.usefixtures("no_model")

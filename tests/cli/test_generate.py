@@ -19,7 +19,7 @@ from draftrec import __version__
 from draftrec.cli.main import run
 from draftrec.config import AcceptConfig, BatchConfig, DraftConfig, RecordsConfig
 from draftrec.data.world import demo_model_path
-from draftrec.knowledge import job
+from draftrec.knowledge import worker
 from tests.fakes import FakeGenerator
 
 Load = Callable[..., FakeGenerator]
@@ -29,7 +29,7 @@ Load = Callable[..., FakeGenerator]
 def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replaces the model; its settings are read when the job loads it."""
     settings: dict[str, Any] = {}
-    monkeypatch.setattr(job, "load_generator", lambda *_: FakeGenerator(**settings))
+    monkeypatch.setattr(worker, "load_generator", lambda *_: FakeGenerator(**settings))
     return settings
 
 
@@ -114,7 +114,7 @@ def test_a_signal_while_the_model_loads_stops_at_once(
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(job, "load_generator", load)
+    monkeypatch.setattr(worker, "load_generator", load)
     assert run(arguments(records)) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -150,7 +150,7 @@ def test_unexpected_errors_show_a_traceback_only_on_request(
     def load(*_: Any) -> FakeGenerator:
         raise ZeroDivisionError("oh\nno")
 
-    monkeypatch.setattr(job, "load_generator", load)
+    monkeypatch.setattr(worker, "load_generator", load)
     assert run(arguments(records)) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -25,6 +25,7 @@ from draftrec.config import (
 from draftrec.core import SOURCES
 from draftrec.data import writers
 from draftrec.errors import DraftrecError
+from draftrec.knowledge.crew import local
 from draftrec.knowledge.job import JobInterrupted, JobResult, JobSpec, run_job
 from draftrec.knowledge.shards import RunFolder
 from tests.fakes import EOS, FakeGenerator, FakePool, Killed
@@ -67,7 +68,7 @@ def do(spec: JobSpec, generator: FakeGenerator | None = None, **options: Any) ->
         made.cost_state = cost_state or {"measured": 1}
         return made
 
-    return run_job(spec, load, **options)
+    return run_job(spec, local(load), **options)
 
 
 def data_of(folder: Path) -> dict[str, bytes]:
@@ -297,7 +298,7 @@ def test_a_finished_job_run_again_writes_nothing_and_loads_no_model(tmp_path: Pa
     first = do(spec)
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in spec.output.iterdir()}
     before.pop(spec.output / ".lock")
-    again = run_job(spec, forbidden)
+    again = run_job(spec, local(forbidden))
     assert again.summary == first.summary
     assert first.fresh
     assert not again.fresh
@@ -324,7 +325,7 @@ def test_other_settings_are_refused_by_name_and_leave_the_run_alone(tmp_path: Pa
     }
     for words, options in changes.items():
         spec = make_spec(tmp_path, **options)
-        message = refusal(lambda spec=spec: run_job(spec, forbidden))
+        message = refusal(lambda spec=spec: run_job(spec, local(forbidden)))
         assert words in message
         assert "--overwrite" in message
     assert data_of(tmp_path / "run") == before
@@ -351,7 +352,7 @@ def test_overwrite_removes_our_files_only_and_only_once_the_model_is_there(tmp_p
     def broken(asked: JobSpec, cost_state: Any) -> FakeGenerator:
         raise DraftrecError("no weights")
 
-    refusal(lambda: run_job(spec, broken))
+    refusal(lambda: run_job(spec, local(broken)))
     assert data_of(tmp_path / "run") == before
     assert do(spec).summary["entities"] == 4
     names = {p.name for p in (tmp_path / "run").iterdir()}
@@ -379,7 +380,7 @@ def test_the_cost_curve_is_measured_once_per_run(tmp_path: Path) -> None:
         seen.append(cost_state)
         return FakeGenerator(cost_state=cost_state)
 
-    run_job(spec, load)
+    run_job(spec, local(load))
     assert seen == [{"measured": 1}]
 
 
@@ -429,15 +430,15 @@ def test_pools_that_cannot_be_kept_are_refused_before_the_work(tmp_path: Path) -
     write_rows(tmp_path / "in.jsonl")
     (tmp_path / "busy").mkdir()
     spec = make_spec(tmp_path, save_pool=tmp_path / "busy")
-    assert "is not a pool" in refusal(lambda: run_job(spec, forbidden))
+    assert "is not a pool" in refusal(lambda: run_job(spec, local(forbidden)))
     spec = make_spec(tmp_path, save_pool=tmp_path / "new", draft="none")
-    assert "--draft pool" in refusal(lambda: run_job(spec, forbidden))
+    assert "--draft pool" in refusal(lambda: run_job(spec, local(forbidden)))
     spec = make_spec(tmp_path, pool=tmp_path / "nowhere")
-    assert "is not a pool" in refusal(lambda: run_job(spec, forbidden))
+    assert "is not a pool" in refusal(lambda: run_job(spec, local(forbidden)))
 
 
 def test_save_pool_for_a_finished_run_points_to_the_texts(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl")
     do(make_spec(tmp_path))
     spec = make_spec(tmp_path, save_pool=tmp_path / "late")
-    assert "pool build" in refusal(lambda: run_job(spec, forbidden))
+    assert "pool build" in refusal(lambda: run_job(spec, local(forbidden)))

@@ -14,8 +14,10 @@ from draftrec.cli.main import run
 from draftrec.config import AcceptConfig, DraftConfig, GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES
 from draftrec.data.world import demo_model_path
-from draftrec.knowledge.job import JobResult, JobSpec, Watcher, load_generator, run_job
+from draftrec.knowledge.crew import local
+from draftrec.knowledge.job import JobResult, JobSpec, Watcher, run_job
 from draftrec.knowledge.manifest import Manifest
+from draftrec.knowledge.worker import load_generator
 from draftrec.serve.job_metrics import MeasuredJob
 from draftrec.serve.metrics import ServiceMetrics
 from tests.serve.test_metrics import scraped
@@ -45,7 +47,7 @@ def test_a_relaxed_job_counts_what_its_summary_says(tmp_path: Path) -> None:
     source = write_records(tmp_path / "in.jsonl", 12)
     spec = JobSpec(JobConfig(generate=model, shard_size=5), str(source), tmp_path / "run")
     watcher = MeasuredJob(ServiceMetrics(), Watcher())
-    result: JobResult = run_job(spec, watcher.loader(load_generator), watcher)
+    result: JobResult = run_job(spec, local(watcher.loader(load_generator)), watcher)
     found, summary = scraped(watcher.metrics), result.summary
     totals = {"texts": summary["entities"]}
     for name in ("new", "drafted", "accepted", "relaxed"):

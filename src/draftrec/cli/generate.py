@@ -263,17 +263,19 @@ def _run(spec: Any, metrics_port: int | None, *, as_json: bool) -> int:
 
 def _job(spec: Any, bar: Any, stop: StopSignal, metrics_port: int | None) -> Any:
     """Run it, with its metrics served while it runs if a port is given."""
-    from draftrec.knowledge.job import load_generator, run_job
+    from draftrec.knowledge.crew import local
+    from draftrec.knowledge.job import run_job
+    from draftrec.knowledge.worker import load_generator
 
     if metrics_port is None:
-        return run_job(spec, load_generator, bar, stop)
+        return run_job(spec, local(load_generator), bar, stop)
     from draftrec.serve.job_metrics import MeasuredJob, served
     from draftrec.serve.metrics import ServiceMetrics
 
     watcher = MeasuredJob(ServiceMetrics(), bar)
     with served(watcher.metrics, metrics_port) as port:
         say(f"metrics are at http://127.0.0.1:{port}/metrics while the job runs")
-        return run_job(spec, watcher.loader(load_generator), watcher, stop)
+        return run_job(spec, local(watcher.loader(load_generator)), watcher, stop)
 
 
 def _report(summary: dict[str, Any], output: Path) -> None:

@@ -183,7 +183,9 @@ def differences(
     """What was otherwise when the run was started, one phrase each."""
     found: list[str] = []
     recorded = recorded_settings(then)
-    for name in sorted({*then.settings, *settings}):
+    drafts_decide = settings["accept"] != "strict" and settings["draft"] == "pool"
+    without = set() if drafts_decide else {"pool_lag"}
+    for name in sorted({*then.settings, *settings} - without):
         old, new = recorded.get(name), settings.get(name)
         if old != new:
             found.append(f"{name} was {_shown(old)}, now {_shown(new)}")

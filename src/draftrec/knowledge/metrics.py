@@ -14,10 +14,8 @@ from draftrec.knowledge.shards import RunFolder
 
 if TYPE_CHECKING:
     from draftrec.decoding.stats import StepStats
-    from draftrec.knowledge.job import TextGenerator
 
 _STEP_SECONDS = 5.0
-_TIMES = ("draft_seconds", "verify_seconds", "prefill_seconds")
 _STEP_COUNTS = (
     "rows",
     "new_tokens",
@@ -28,6 +26,16 @@ _STEP_COUNTS = (
     "relaxed_tokens",
     "finished",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCost:
+    """What a shard took of its worker: seconds, and the most bytes in use so far."""
+
+    draft_seconds: float
+    verify_seconds: float
+    prefill_seconds: float
+    peak_memory_bytes: int
 
 
 @dataclass(slots=True)
@@ -53,10 +61,9 @@ class Metrics:
     """Writes one object per shard, and one every few seconds within a shard; those of a shard add
     up to all its steps."""
 
-    def __init__(self, folder: RunFolder, generator: TextGenerator, manifest: Manifest) -> None:
-        self._folder, self._generator, self._manifest = folder, generator, manifest
+    def __init__(self, folder: RunFolder, manifest: Manifest) -> None:
+        self._folder, self._manifest = folder, manifest
         self._shard_start = time.perf_counter()
-        self._times = self._timing()
         self._before = manifest.totals.model_copy(deep=True)
         self._steps = _Steps(self._shard_start)
 
@@ -67,21 +74,20 @@ class Metrics:
         if now - self._steps.start >= _STEP_SECONDS:
             self._write_steps(now)
 
-    def shard(self) -> None:
-        """Add the time since the last shard to the totals, and write what the shard cost."""
+    def shard(self, cost: ShardCost) -> None:
+        """Add what a shard took, and the time since the last one, to the totals; write both."""
         totals, before = self._manifest.totals, self._before
-        now, times = time.perf_counter(), self._timing()
+        now = time.perf_counter()
         self._write_steps(now)
         totals.wall_seconds += now - self._shard_start
-        for name in _TIMES:
-            setattr(totals, name, getattr(totals, name) + times[name] - self._times[name])
-        totals.peak_memory_bytes = max(
-            totals.peak_memory_bytes, peak_memory(self._generator.device)
-        )
-        self._shard_start, self._times = now, times
+        totals.draft_seconds += cost.draft_seconds
+        totals.verify_seconds += cost.verify_seconds
+        totals.prefill_seconds += cost.prefill_seconds
+        totals.peak_memory_bytes = max(totals.peak_memory_bytes, cost.peak_memory_bytes)
+        self._shard_start = now
         self._before = totals.model_copy(deep=True)
-        cost = _difference(totals, before)
-        self._write("shard", {"shard": len(self._manifest.shards) - 1, **cost})
+        spent = _difference(totals, before)
+        self._write("shard", {"shard": len(self._manifest.shards) - 1, **spent})
 
     def _write_steps(self, now: float) -> None:
         steps, self._steps = self._steps, _Steps(now)
@@ -89,9 +95,6 @@ class Metrics:
             counts = {**steps.counts, "accepted_by_source": steps.by_source}
             about = {"seconds": now - steps.start, "active": steps.active}
             self._write("steps", {**counts, **about})
-
-    def _timing(self) -> dict[str, float]:
-        return {name: getattr(self._generator.timing, name) for name in _TIMES}
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

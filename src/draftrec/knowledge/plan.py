@@ -24,7 +24,7 @@ from draftrec.knowledge.refresh import PreviousRun
 from draftrec.knowledge.shards import RunFolder
 
 if TYPE_CHECKING:
-    from draftrec.knowledge.job import TextGenerator
+    from draftrec.knowledge.worker import Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Plan:
         """How many records there are."""
         return self.reader.check_ids()
 
-    def manifest(self, generator: TextGenerator) -> Manifest:
+    def manifest(self, facts: Facts) -> Manifest:
         """The manifest of a run that has not begun."""
         spec = self.spec
         paths = {
@@ -91,7 +91,7 @@ class Plan:
         }
         return Manifest(
             settings=self.settings,
-            fingerprints={**self.fingerprints, **generator.fingerprint},
+            fingerprints={**self.fingerprints, **facts.fingerprint},
             paths={name: None if path is None else str(path) for name, path in paths.items()},
             versions=package_versions(),
             input=InputEntry(
@@ -99,9 +99,9 @@ class Plan:
                 files=len(self.source.files),
                 records=self.records,
             ),
-            device=generator.device,
-            dtype=generator.dtype,
-            cost_state=generator.cost_state,
+            device=facts.device,
+            dtype=facts.dtype,
+            cost_state=facts.cost_state,
         )
 
 

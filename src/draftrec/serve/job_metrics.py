@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from draftrec.errors import DraftrecError
-from draftrec.knowledge.job import Loader, TextGenerator, Watcher
+from draftrec.knowledge.crew import Loader
+from draftrec.knowledge.job import Watcher
+from draftrec.knowledge.worker import TextGenerator
 from draftrec.serve.metrics import ServiceMetrics
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from draftrec.decoding import generate as loop
 from draftrec.decoding.drafters import PoolDrafter
 from draftrec.errors import PoolMismatchError
 from draftrec.knowledge.generator import Generator
-from draftrec.knowledge.job import key_of
+from draftrec.knowledge.worker import key_of
 from draftrec.pool.store import Pool
 
 if TYPE_CHECKING:

@@ -1,0 +1,117 @@
+"""Who does the shards of a job. The local crew is one worker in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from draftrec.knowledge.plan import JobSpec, Plan
+from draftrec.knowledge.worker import (
+    Facts,
+    OnStep,
+    ShardResult,
+    ShardTask,
+    ShardWorker,
+    ShouldStop,
+    TextGenerator,
+    Texts,
+)
+
+#: The texts of a finished shard, by its index.
+TextsOf = Callable[[int], Texts]
+Loader = Callable[[JobSpec, dict[str, Any] | None], TextGenerator]
+
+
+class Stopped(Exception):
+    """The crew was asked to stop; shards that it has not given back are lost."""
+
+
+class Crew(Protocol):
+    """Does shards in any order and by any number of workers, and gives them back in theirs.
+
+    A shard drafts from the texts of all shards that lie more than `lag` before it, and of no
+    others, so that what is written does not depend on who was fast.
+    """
+
+    @property
+    def facts(self) -> Facts:
+        """Of the model; the same for all workers."""
+        ...
+
+    def results(
+        self,
+        tasks: Iterator[ShardTask],
+        texts_of: TextsOf,
+        on_step: OnStep,
+        should_stop: ShouldStop | None,
+    ) -> Iterator[ShardResult]:
+        """One result per task, in order. A result is finished for good, and `texts_of` knows its
+        texts, once the next one is asked for. Raises Stopped once `should_stop()` is true."""
+        ...
+
+    def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
+        """Keep the pool as it is after the first `shards` shards."""
+        ...
+
+    def close(self) -> None:
+        """Let the workers go."""
+        ...
+
+
+#: Makes the crew that a job asks for; the state is what a run before this one knew of costs.
+Hire = Callable[[Plan, dict[str, Any] | None], Crew]
+
+
+class LocalCrew:
+    """One worker, in this process."""
+
+    def __init__(self, worker: ShardWorker, lag: int) -> None:
+        self._worker, self._lag = worker, lag
+
+    @property
+    def facts(self) -> Facts:
+        return self._worker.facts
+
+    def results(
+        self,
+        tasks: Iterator[ShardTask],
+        texts_of: TextsOf,
+        on_step: OnStep,
+        should_stop: ShouldStop | None,
+    ) -> Iterator[ShardResult]:
+        # The decoding floor needs PyTorch, which reading and checking must not wait for.
+        from draftrec.decoding.generate import Interrupted
+
+        for task in tasks:
+            if should_stop and should_stop():
+                raise Stopped
+            self._learn(task.index - self._lag, texts_of)
+            try:
+                result = self._worker.work(task, on_step, should_stop)
+            except Interrupted:
+                raise Stopped from None
+            yield result
+
+    def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
+        self._learn(shards, texts_of)
+        self._worker.generator.pool.save(folder)
+
+    def close(self) -> None:
+        pass
+
+    def _learn(self, shards: int, texts_of: TextsOf) -> None:
+        """Have learned the texts of the first `shards` shards."""
+        if self._worker.generator.pool is not None:
+            while self._worker.learned < shards:
+                self._worker.learn(texts_of(self._worker.learned))
+
+
+def local(load: Loader) -> Hire:
+    """The crew whose only worker has the generator that `load` makes."""
+
+    def hire(plan: Plan, cost_state: dict[str, Any] | None) -> Crew:
+        worker = ShardWorker(load(plan.spec, cost_state), plan.previous)
+        return LocalCrew(worker, plan.spec.config.pool_lag)
+
+    return hire
