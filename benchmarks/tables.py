@@ -18,6 +18,7 @@ from markdown import header as _header
 from markdown import row as _row
 from markdown import spread as _spread
 from quality_tables import encoders, quality
+from transformers_tables import transformers
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 Result = dict[str, Any]
@@ -285,6 +286,7 @@ _SECTIONS = {
     "pool-groups": _pool_groups,
     "packed-weights": _packed,
     "exactness": _exactness,
+    "transformers": transformers,
     "kill-resume": _kill_resume,
     "memory": _memory,
     "beauty-table": beauty_table,
