@@ -1,0 +1,252 @@
+"""What a plan for many machines needs to know of this code: one result that `scaling.py` reads.
+
+    PYTHONPATH=src python benchmarks/scaling_measured.py
+
+Drafts that recorded texts accept, by nodes and by size of the pool; how far texts differ in length;
+the host's work per sequence and pass, with a target that computes nothing; the driver's work per
+record and text, and per shard as the manifest grows. Host times are the processor's, of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from common import SHARED, note, spread, write_result
+from pool_traces import Sizes, Trace, recorded_trace, synthetic_trace
+from replay import ReplayRule
+
+from draftrec.config import AcceptConfig
+from draftrec.core import Counts, Drafter, Generation, IntArray, Request
+from draftrec.data.readers import open_records
+from draftrec.data.records import Entity, EntityReader, Layout
+from draftrec.data.templates import load_template
+from draftrec.data.world import stream_records
+from draftrec.decoding import generate as loop
+from draftrec.decoding.budget import FixedBudget
+from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.evaluate.engines import PoolEngine
+from draftrec.evaluate.replay import ReplaySettings, replay
+from draftrec.knowledge.manifest import InputEntry, Manifest
+from draftrec.knowledge.shards import RunFolder, Written
+from draftrec.models.packing import Segment, pack
+from draftrec.models.target import Scores
+from draftrec.pool.index import warm_up
+from draftrec.pool.store import Pool
+
+_TRACES = ("chatqa_ml1m_user", "gear_ml1m_user", "gear_ml1m_item")
+
+
+def acceptance(trace: Trace, sizes: list[int], budgets: list[int]) -> dict[str, Any]:
+    """Tokens per step by texts in the pool and draft nodes; lengths and steps of single texts."""
+    found: dict[str, Any] = {"texts": len(trace.texts), "pools": {}}
+    for size in sizes:
+        if size > len(trace.warm):
+            continue
+        engine = PoolEngine(Pool("benchmark"))
+        engine.add((r.token_ids, r.group) for r in trace.warm[:size])
+        by_budget = {}
+        for budget in budgets:
+            done = replay(engine, trace.texts, ReplaySettings(budget))
+            by_budget[str(budget)] = {
+                "tokens_per_step": round(done.tokens / done.steps, 4),
+                "drafted_per_step": round(done.drafted / done.steps, 3),
+            }
+        found["pools"][str(size)] = {"tokens": engine.tokens, "budgets": by_budget}
+        note(f"{trace.name}: {size} texts: {by_budget}")
+        if size == max(s for s in sizes if s <= len(trace.warm)):
+            steps = [replay(engine, [r], ReplaySettings(8)).steps for r in trace.texts]
+            found["steps_variation"] = _variation(steps)
+    lengths = [len(r.token_ids) for r in trace.texts]
+    return {
+        **found,
+        "mean_tokens": round(float(np.mean(lengths)), 1),
+        "length_variation": _variation(lengths),
+    }
+
+
+def _variation(values: list[int]) -> float:
+    return round(float(np.std(values) / np.mean(values)), 4)
+
+
+class HostTarget:
+    """A target whose passes cost nothing but the host's part: laying out the rows."""
+
+    def __init__(self) -> None:
+        self.slab = self
+
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Nothing is kept."""
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Nothing was computed."""
+
+    def score(self, segments: list[Segment]) -> Scores:
+        packed = pack(segments)
+        scored = [i for i, s in enumerate(segments) if s.scored]
+        return Scores(torch.zeros(len(packed.scored), 2), scored)
+
+    def commit(self, segments: list[Segment], paths: list[IntArray]) -> None:
+        """Nothing to move."""
+
+
+def host_work(trace: Trace, slots: int, nodes: int, rounds: int) -> dict[str, Any]:
+    """Microseconds of the host per sequence and pass: drafting, verdicts, bookkeeping; prompts of
+    one token."""
+    requests = [Request(r.entity_id, r.prompt_ids[:1], r.group) for r in trace.texts]
+    texts = {r.entity_id: r.token_ids for r in trace.texts}
+    eos = frozenset(int(t[-1]) for t in texts.values())
+    pool = Pool("benchmark")
+    pool.add((r.token_ids, r.group) for r in trace.warm)
+    seconds: list[float] = []
+    tokens = calls = 0
+    for _ in range(rounds):
+        drafter: Drafter = PoolDrafter(pool) if nodes else NoDrafter()
+        engine = loop.Engine(
+            HostTarget(), drafter, ReplayRule(texts), FixedBudget(nodes), AcceptConfig(),  # type: ignore[arg-type]
+            eos, slots, max(map(len, texts.values())) + 1,
+        )  # fmt: skip
+        start = time.process_time()
+        done = loop.generate(engine, requests)
+        seconds.append(time.process_time() - start)
+        calls = sum(g.counts.target_calls for g in done)
+        tokens = sum(len(g.token_ids) for g in done)
+    per_call = [1e6 * s / calls for s in seconds]
+    return {"us_per_sequence": spread(per_call), "tokens_per_call": round(tokens / calls, 3)}
+
+
+def driver_work(texts: int, tokens: int, entries: list[int], folder: Path) -> dict[str, Any]:
+    """Microseconds per text of writing shards; milliseconds of a manifest with many shards."""
+    rng = np.random.default_rng(0)
+    words = [" ".join(["word"] * int(tokens * 0.75))] * texts
+    written = [
+        Written(
+            Generation(str(i), rng.integers(3, 32_000, tokens).astype(np.int32), "eos", 600,
+                       Counts(target_calls=80)),
+            None, word, i,
+        )
+        for i, word in enumerate(words)
+    ]  # fmt: skip
+    run = RunFolder(folder)
+    manifest = Manifest(
+        settings={}, fingerprints={}, paths={}, versions={},
+        input=InputEntry(sha256="0" * 64, files=1, records=1),
+    )  # fmt: skip
+    entry, _ = run.write_shard(0, written, [], 0)
+    writing, manifests = [], {}
+    for index in range(5):
+        start = time.perf_counter()
+        run.write_shard(index, written, [], 0)
+        writing.append(1e6 * (time.perf_counter() - start) / texts)
+    message = pickle.dumps(written)
+    receiving = _seconds(lambda: pickle.loads(message))
+    learning = [s for index in range(5) for s in _seconds(lambda i=index: run.texts(i), 1)]
+    for count in entries:
+        manifest.shards = [entry] * count
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            run.write_manifest(manifest)
+            times.append(1e3 * (time.perf_counter() - start))
+        size = (folder / "manifest.json").stat().st_size
+        manifests[str(count)] = {"ms": spread(times), "bytes": size}
+    return {
+        "texts_per_shard": texts,
+        "read_us_per_record": reading(2 * texts, folder),
+        "write_us_per_text": spread(writing),
+        "receive_us_per_text": spread([1e6 * s / texts for s in receiving]),
+        "fetch_us_per_text": spread([1e6 * s / texts for s in learning]),
+        "bytes_per_text": round((entry.part_size + entry.stats_size) / texts),
+        "manifest_by_shards": manifests,
+    }
+
+
+def reading(records: int, folder: Path) -> dict[str, Any]:
+    """Microseconds per record: JSON lines with KAR's prompt for users rendered from them, and
+    Parquet with prompts that are ready."""
+    template = load_template("kar", "user")
+    rows = list(islice(stream_records("user"), records))
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ready = [{"entity_id": r["entity_id"], "prompt": template.render(r)} for r in rows]
+    pq.write_table(pa.Table.from_pylist(ready), folder / "ready.parquet")
+    readers = {
+        "rendered": EntityReader(open_records(folder / "records.jsonl"), Layout(template)),
+        "ready": EntityReader(open_records(folder / "ready.parquet")),
+    }
+    found: dict[str, Any] = {}
+    for name, reader in readers.items():
+        assert sum(isinstance(entity, Entity) for entity in reader) == records
+        seconds = _seconds(lambda r=reader: list(r))
+        found[name] = spread([1e6 * s / records for s in seconds])
+    return found
+
+
+def _seconds(work: Callable[[], object], rounds: int = 5) -> list[float]:
+    """The processor's seconds of each round."""
+    found: list[float] = []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything; recorded traces only where they are at hand."""
+    sizes = Sizes(args.texts, max(args.sizes), args.seed)
+    synthetic = synthetic_trace(sizes)
+    traces = [synthetic]
+    tokenizer = args.tokenizer / "tokenizer.json"
+    for name in _TRACES:
+        if tokenizer.is_file() and (args.data / "texts" / f"{name}.parquet").is_file():
+            from draftrec.models.loading import load_tokenizer
+
+            traces.append(recorded_trace(args.data, name, load_tokenizer(args.tokenizer), sizes))
+    found: dict[str, Any] = {
+        "acceptance": {t.name: acceptance(t, args.sizes, args.budgets) for t in traces}
+    }
+    host: dict[str, Any] = {}
+    for nodes in (0, 2, 8):
+        host[str(nodes)] = host_work(synthetic, args.slots, nodes, args.rounds)
+        note(f"host, {nodes} nodes: {host[str(nodes)]}")
+    found["host"] = {"slots": args.slots, "nodes": host}
+    with tempfile.TemporaryDirectory() as folder:
+        found["driver"] = driver_work(args.shard, 250, args.entries, Path(folder))
+    note(f"driver: {found['driver']}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, measure, write benchmarks/results/scaling-measured.json."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--texts", type=int, default=64, help="replayed per trace")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[125, 250, 500, 1000, 2000, 4000])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--slots", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shard", type=int, default=1024)
+    parser.add_argument("--entries", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--data", type=Path, default=SHARED / "data")
+    parser.add_argument("--tokenizer", type=Path, default=SHARED / "models" / "profile-lm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, help="folder of the result file")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    warm_up()
+    write_result("scaling-measured", measure(args), seed=args.seed, folder=args.results)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
