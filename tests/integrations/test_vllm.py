@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from draftrec.core import EMPTY_TREE, DraftTree
 from draftrec.integrations.vllm import PoolProposer, engine_args, write_groups
+from draftrec.integrations.vllm_setup import best_chain
 from draftrec.models import loading
 from draftrec.pool.store import Pool
 from tests.integrations.vllm_engine import EOS, Engine, Job, config
@@ -56,6 +58,18 @@ def first_draft(proposer: PoolProposer, prompt: list[int], text: list[int]) -> l
 def test_a_chain_follows_the_pool_and_ends_with_eos(model: Path, save: Any) -> None:
     proposer = PoolProposer(config(model, tokens=16, pool=save((BOOKS, None))))
     assert first_draft(proposer, [5, 6], BOOKS) == BOOKS[1:]
+
+
+def test_the_chain_is_the_one_with_most_expected_tokens() -> None:
+    """Of a tree: 7 alone is likelier than 8 alone, but 8 has a sure continuation."""
+    tree = DraftTree(
+        np.array([7, 8, 9, EOS, 3], np.int32),
+        np.array([-1, -1, 1, 2, 3], np.int32),
+        np.array([0.5, 0.4, 0.4, 0.3, 0.2], np.float32),
+        np.zeros(5, np.uint8),
+    )
+    assert best_chain(tree, frozenset([EOS])) == [8, 9, EOS], "nothing is drafted behind an EOS"
+    assert best_chain(EMPTY_TREE, frozenset([EOS])) == []
 
 
 def test_at_most_k_tokens_are_drafted(model: Path, save: Any) -> None:
