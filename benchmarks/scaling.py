@@ -41,6 +41,7 @@ def pools(world: World) -> dict[str, Any]:
             "tokens": count,
             "closed_bytes_per_node": count * world.value("file_bytes"),
             "grown_bytes_per_node": grown,
+            "grown_share_of_memory": round(grown / world.value("node_memory"), 4),
             "build_hours": round(count * world.value("build_us") / 3.6e9, 3),
             "learn_hours_per_worker": round(count * world.value("learn_us") / 3.6e9, 3),
         }

@@ -112,62 +112,62 @@ PUBLISHED: dict[str, Input] = {
 
 def read_inputs(folder: Path = RESULTS) -> dict[str, Input]:
     """All single numbers by name: the table above and what the results of benchmarks say."""
-    scale = _result(folder, "pool-scale")["sizes"]["10M"]
-    largest = _result(folder, "pool-scale")["sizes"]["100M"]
     live = _result(folder, "knowledge-live")["live"]["greedy_batch_16"]
-    own = _result(folder, "scaling-measured")
-    driver, host = own["driver"], own["host"]["nodes"]
-    manifest = {int(n): m for n, m in driver["manifest_by_shards"].items()}
-    most = max(manifest)
     calls = live["relaxed"]["tokens_per_call"] / live["strict"]["tokens_per_call"]
+    own = _result(folder, "scaling-measured")
+    host = {
+        f"host_us_{nodes}": Input(
+            work["us_per_sequence"]["median"], "us per sequence and pass", "measured",
+            f"scaling-measured.json, host, {nodes} draft nodes",
+        )
+        for nodes, work in own["host"]["nodes"].items()
+    }  # fmt: skip
+    relaxed = Input(
+        calls, "strict's tokens per call", "measured", "knowledge-live.json, greedy, batch 16"
+    )
+    pools = _of_pools(_result(folder, "pool-scale")["sizes"])
+    driver = _of_driver(own["driver"])
+    return PUBLISHED | {"relaxed_calls": relaxed} | pools | driver | host
+
+
+def _of_pools(sizes: dict[str, Any]) -> dict[str, Input]:
+    grown, closed = sizes["10M"]["growth"], sizes["100M"]
+    fresh = "pool-scale.json, 10M: fresh texts one by one, sorted in from time to time"
+    files = "pool-scale.json, 100M"
     found = {
-        "relaxed_calls": (calls, "strict's tokens per call", "knowledge-live.json, batch 16"),
-        "learn_us": (
-            scale["growth"]["one_by_one_with_settling_us_per_token"], "us per token",
-            "pool-scale.json, 10M: fresh texts one by one, sorted in from time to time",
+        "learn_us": (grown["one_by_one_with_settling_us_per_token"], "us", fresh),
+        "grown_bytes": (grown["one_by_one_bytes_per_token"], "bytes", fresh),
+        "file_bytes": (closed["file_bytes_per_token"], "bytes", files),
+        "build_us": (closed["build_us_per_token"], "us", files),
+    }
+    return {k: Input(v, f"{u} per token", "measured", src) for k, (v, u, src) in found.items()}
+
+
+def _of_driver(driver: dict[str, Any]) -> dict[str, Input]:
+    reading = driver["read_us_per_record"]
+    manifest = {int(n): m["ms"] for n, m in driver["manifest_by_shards"].items()}
+    most = max(manifest)
+    found = {
+        "read_us": (reading["rendered"], "reading JSON lines, rendering KAR's template"),
+        "read_ready_us": (reading["ready"], "reading Parquet with prompts"),
+        "receive_us": (driver["receive_us_per_text"], "unpickling a shard's texts"),
+        "write_us": (driver["write_us_per_text"], "writing a shard"),
+        "fetch_us": (driver["fetch_us_per_text"], "a worker reads a finished shard"),
+    }
+    source = "scaling-measured.json, driver: "
+    times = {
+        name: Input(value["median"], "us per text", "measured", source + what)
+        for name, (value, what) in found.items()
+    }
+    return times | {
+        "file_bytes_per_text": Input(
+            driver["bytes_per_text"], "bytes per text", "measured", source + "a shard's files"
         ),
-        "grown_bytes": (
-            scale["growth"]["one_by_one_bytes_per_token"], "bytes per token",
-            "pool-scale.json, 10M: the same",
-        ),
-        "file_bytes": (
-            largest["file_bytes_per_token"], "bytes per token", "pool-scale.json, 100M",
-        ),
-        "build_us": (largest["build_us_per_token"], "us per token", "pool-scale.json, 100M"),
-        "read_us": (
-            driver["read_us_per_record"]["rendered"]["median"], "us per record",
-            "scaling-measured.json, driver: JSON lines, KAR's template",
-        ),
-        "read_ready_us": (
-            driver["read_us_per_record"]["ready"]["median"], "us per record",
-            "scaling-measured.json, driver: Parquet with prompts",
-        ),
-        "fetch_us": (
-            driver["fetch_us_per_text"]["median"], "us per text",
-            "scaling-measured.json, driver: a finished shard read by a worker",
-        ),
-        "receive_us": (
-            driver["receive_us_per_text"]["median"], "us per text",
-            "scaling-measured.json, driver: unpickling a shard's texts",
-        ),
-        "write_us": (
-            driver["write_us_per_text"]["median"], "us per text", "scaling-measured.json, driver",
-        ),
-        "file_bytes_per_text": (
-            driver["bytes_per_text"], "bytes per text", "scaling-measured.json, driver",
-        ),
-        "manifest_us": (
-            1e3 * manifest[most]["ms"]["median"] / most, "us per finished shard and commit",
-            f"scaling-measured.json, manifest of {most:,} shards",
+        "manifest_us": Input(
+            1e3 * manifest[most]["median"] / most, "us per finished shard and commit", "measured",
+            f"{source}a manifest of {most:,} shards",
         ),
     }  # fmt: skip
-    for nodes, work in host.items():
-        found[f"host_us_{nodes}"] = (
-            work["us_per_sequence"]["median"], "us per sequence and pass",
-            f"scaling-measured.json, host, {nodes} draft nodes",
-        )  # fmt: skip
-    measured = {k: Input(float(v), unit, "measured", src) for k, (v, unit, src) in found.items()}
-    return PUBLISHED | measured
 
 
 def read_acceptance(folder: Path = RESULTS) -> dict[str, Any]:

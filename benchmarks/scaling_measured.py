@@ -38,7 +38,7 @@ from draftrec.decoding.budget import FixedBudget
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.evaluate.engines import PoolEngine
 from draftrec.evaluate.replay import ReplaySettings, replay
-from draftrec.knowledge.manifest import InputEntry, Manifest
+from draftrec.knowledge.manifest import InputEntry, Manifest, ShardEntry
 from draftrec.knowledge.shards import RunFolder, Written
 from draftrec.models.packing import Segment, pack
 from draftrec.models.target import Scores
@@ -127,49 +127,54 @@ def host_work(trace: Trace, slots: int, nodes: int, rounds: int) -> dict[str, An
 
 
 def driver_work(texts: int, tokens: int, entries: list[int], folder: Path) -> dict[str, Any]:
-    """Microseconds per text of writing shards; milliseconds of a manifest with many shards."""
-    rng = np.random.default_rng(0)
-    words = [" ".join(["word"] * int(tokens * 0.75))] * texts
-    written = [
-        Written(
-            Generation(str(i), rng.integers(3, 32_000, tokens).astype(np.int32), "eos", 600,
-                       Counts(target_calls=80)),
-            None, word, i,
-        )
-        for i, word in enumerate(words)
-    ]  # fmt: skip
+    """Microseconds per text of what a driver does with shards, and of reading one again. Token ids
+    are drawn evenly, so files are larger than those of real texts."""
+    written = _shard(texts, tokens)
     run = RunFolder(folder)
-    manifest = Manifest(
-        settings={}, fingerprints={}, paths={}, versions={},
-        input=InputEntry(sha256="0" * 64, files=1, records=1),
-    )  # fmt: skip
     entry, _ = run.write_shard(0, written, [], 0)
-    writing, manifests = [], {}
+    writing: list[float] = []
     for index in range(5):
-        start = time.perf_counter()
+        start = time.perf_counter()  # waiting for the disk counts
         run.write_shard(index, written, [], 0)
         writing.append(1e6 * (time.perf_counter() - start) / texts)
     message = pickle.dumps(written)
     receiving = _seconds(lambda: pickle.loads(message))
-    learning = [s for index in range(5) for s in _seconds(lambda i=index: run.texts(i), 1)]
-    for count in entries:
-        manifest.shards = [entry] * count
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run.write_manifest(manifest)
-            times.append(1e3 * (time.perf_counter() - start))
-        size = (folder / "manifest.json").stat().st_size
-        manifests[str(count)] = {"ms": spread(times), "bytes": size}
+    fetching = [s for index in range(5) for s in _seconds(lambda i=index: run.texts(i), 1)]
     return {
         "texts_per_shard": texts,
         "read_us_per_record": reading(2 * texts, folder),
         "write_us_per_text": spread(writing),
         "receive_us_per_text": spread([1e6 * s / texts for s in receiving]),
-        "fetch_us_per_text": spread([1e6 * s / texts for s in learning]),
+        "fetch_us_per_text": spread([1e6 * s / texts for s in fetching]),
         "bytes_per_text": round((entry.part_size + entry.stats_size) / texts),
-        "manifest_by_shards": manifests,
+        "manifest_by_shards": {str(n): manifest_of(entry, n, run) for n in entries},
     }
+
+
+def _shard(texts: int, tokens: int) -> list[Written]:
+    random = np.random.default_rng(0)
+    words, counts = " ".join(["word"] * int(tokens * 0.75)), Counts(target_calls=80)
+    return [
+        Written(
+            Generation(str(i), random.integers(3, 32_000, tokens, np.int32), "eos", 600, counts),
+            None, words, i,
+        )
+        for i in range(texts)
+    ]  # fmt: skip
+
+
+def manifest_of(entry: ShardEntry, shards: int, run: RunFolder) -> dict[str, Any]:
+    """Milliseconds and bytes of a manifest of so many finished shards."""
+    manifest = Manifest(
+        settings={}, fingerprints={}, paths={}, versions={}, shards=[entry] * shards,
+        input=InputEntry(sha256="0" * 64, files=1, records=1),
+    )  # fmt: skip
+    times: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run.write_manifest(manifest)
+        times.append(1e3 * (time.perf_counter() - start))
+    return {"ms": spread(times), "bytes": (run.path / "manifest.json").stat().st_size}
 
 
 def reading(records: int, folder: Path) -> dict[str, Any]:

@@ -96,13 +96,14 @@ def _each(modes: Iterable[Result], name: str, form: str) -> str:
 
 def _pools(result: Result) -> str:
     out = header(
-        "pool", "tokens", "closed, once per node", "grown, in 8 workers", "to build",
+        "pool", "tokens", "closed, once per node", "grown, in 8 workers", "of its memory", "to build",
         "to learn, each worker",
     )  # fmt: skip
     for name, r in result["pools"]["sizes"].items():
         out += row(
             name, f"{r['tokens'] / 1e6:,.0f}M", _bytes(r["closed_bytes_per_node"]),
-            _bytes(r["grown_bytes_per_node"]), _hours(r["build_hours"]),
+            _bytes(r["grown_bytes_per_node"]), f"{r['grown_share_of_memory']:.1%}",
+            _hours(r["build_hours"]),
             _hours(r["learn_hours_per_worker"]),
         )  # fmt: skip
     return out
