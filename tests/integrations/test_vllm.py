@@ -193,6 +193,8 @@ def test_a_grown_pool_keeps_its_bounds_and_the_latest_texts(model: Path) -> None
         engine.run(Job([5, 6], [30 + i, 31 + i, 32 + i, EOS]))
     grown = proposer._drafter.pools.grown
     assert 20 <= grown.tokens <= 40
+    engine.run(Job([5, 6], [*range(20, 50), EOS]))
+    assert proposer._drafter.pools.grown.tokens == grown.tokens, "too long for its half"
     assert [59, 60, 61, EOS] in [ids.tolist() for ids, _ in grown]
 
 

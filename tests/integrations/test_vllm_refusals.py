@@ -88,6 +88,13 @@ def test_files_of_groups_that_are_none(pool: Path, tmp_path: Path) -> None:
     refused(DraftrecError, "cannot be read.*write_groups", lambda: PoolProposer(settings))
 
 
+def test_groups_for_a_pool_without_any(pool: Path, tmp_path: Path) -> None:
+    path = tmp_path / "groups.parquet"
+    write_groups(path, [([5, 6], "books")])
+    settings = config(None, pool=str(pool), groups=str(path))
+    refused(DraftrecError, "built without groups", lambda: PoolProposer(settings))
+
+
 def test_prefixes_that_say_nothing_or_two_things(tmp_path: Path) -> None:
     path = tmp_path / "groups.parquet"
     refused(DraftrecError, "'a' is empty", lambda: write_groups(path, [([], "a")]))

@@ -73,7 +73,7 @@ def make_drafter(settings: ProposerSettings, engine: EngineFacts) -> ChainDrafte
     if settings.pool is not None:
         pool = Pool.load(Path(settings.pool), engine.fingerprint or None)
     groups = PromptGroups.load(Path(settings.groups)) if settings.groups else None
-    if groups and pool and not pool.groups and "group" not in pool.levels:
+    if groups and pool and not pool.groups and not settings.grow:
         raise DraftrecError(
             f"The pool {settings.pool} was built without groups; leave out the file of prompt "
             "groups, or build the pool with --groups."
@@ -102,8 +102,9 @@ class Pools:
         return [*found, *self.grown.sources(group)]
 
     def add(self, text: IntArray, group: str | None) -> None:
-        """Keep a finished text. When there is no more room, the older half goes."""
-        if self.grown_bytes == 0 or not len(text):
+        """Keep a finished text. When there is no more room, the older half goes; a text that would
+        not fit into that half is left out."""
+        if not len(text) or len(text) * _BYTES_PER_TOKEN > self.grown_bytes // 2:
             return
         if self.grown.add([(text, group)]) == 0:
             self.grown = self.grown.prune(self.grown_bytes // 2)
