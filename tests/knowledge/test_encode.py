@@ -20,6 +20,7 @@ from draftrec.data.vectors import read_vectors, vectors_schema
 from draftrec.data.writers import TEMPORARY
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.encode import EncodeResult, run_encode
+from draftrec.knowledge.encode_crew import local
 from draftrec.knowledge.encode_inputs import EncodeSpec
 from draftrec.models.documents import Document, Encoded, cut
 from tests.fakes import Killed
@@ -95,7 +96,7 @@ def do(spec: EncodeSpec, encoder: FakeEncoder | None = None, watch: Any = None) 
             made.fitted = list(fit_on)
         return made
 
-    return run_encode(spec, load, watch)
+    return run_encode(spec, local(load), watch)
 
 
 def refuses(words: str, spec: EncodeSpec, encoder: FakeEncoder | None = None) -> None:
@@ -343,7 +344,7 @@ class TestSecondRun:
             do(make_spec(folder))
             return FakeEncoder()
 
-        assert run_encode(make_spec(folder), load).fresh is False
+        assert run_encode(make_spec(folder), local(load)).fresh is False
         assert not (folder / "v.parquet.parts").exists()
 
     def test_another_is_refused_by_name(self, folder: Path) -> None:

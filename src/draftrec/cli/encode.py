@@ -20,6 +20,14 @@ from draftrec.cli.common import (
     print_json,
     say,
 )
+from draftrec.cli.engine import (
+    AddressOption,
+    CpusOption,
+    EngineOption,
+    GpusOption,
+    WorkersOption,
+    cluster_of,
+)
 from draftrec.config import EncodeConfig, EncoderConfig
 
 Option = typer.Option
@@ -94,6 +102,11 @@ class EncodeOptions:
     id_column: Annotated[str, Option(help="Column of the entity ids.")] = _JOB.id_column
     text_column: Annotated[str, Option(help="Column of the texts.")] = _JOB.text_column
     history_column: Annotated[str, Option(help="Column of --history.")] = _JOB.history_column
+    engine: EngineOption = "local"
+    workers: WorkersOption = 1
+    gpus_per_worker: GpusOption = None
+    cpus_per_worker: CpusOption = None
+    address: AddressOption = None
     shard_size: Annotated[
         int, Option(help="Texts that are written, and resumed from, together.")
     ] = _JOB.shard_size
@@ -113,9 +126,10 @@ def encode(options: EncodeOptions) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from draftrec.knowledge import encode as job
+    from draftrec.knowledge.encode import run_encode
     from draftrec.knowledge.encode_inputs import EncodeSpec
 
+    cluster = cluster_of(options)
     fit_on = tuple(options.fit_on or ())
     spec = EncodeSpec(
         _config(options), options.texts, options.output, options.history, fit_on, options.overwrite
@@ -125,8 +139,8 @@ def encode(options: EncodeOptions) -> int:
     bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
     with StopSignal(), bar:
         task = bar.add_task("texts", total=None)
-        result = job.run_encode(
-            spec, job.load_for_job, lambda done, of: bar.update(task, completed=done, total=of)
+        result = run_encode(
+            spec, _hire(cluster), lambda done, of: bar.update(task, completed=done, total=of)
         )
     if not result.fresh:
         say(f"{options.output} is already finished; nothing was changed")
@@ -135,6 +149,17 @@ def encode(options: EncodeOptions) -> int:
     if options.json:
         print_json(summary)
     return SOME_REJECTED if summary["rejected"] else DONE
+
+
+def _hire(cluster: Any) -> Any:
+    """The crew: workers of a cluster, or an encoder in this process."""
+    if cluster is not None:
+        from draftrec.scale.encode import on_ray
+
+        return on_ray(cluster, say)
+    from draftrec.knowledge import encode_crew
+
+    return encode_crew.local(encode_crew.load_for_job)
 
 
 def _config(options: EncodeOptions) -> EncodeConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,14 @@ from draftrec.cli.common import (
     command,
     print_json,
     say,
+)
+from draftrec.cli.engine import (
+    AddressOption,
+    CpusOption,
+    EngineOption,
+    GpusOption,
+    WorkersOption,
+    cluster_of,
 )
 from draftrec.cli.genrec_evaluate import Part
 from draftrec.errors import DraftrecError
@@ -109,6 +118,14 @@ class RecommendOptions:
     ] = 0.0
     device: Annotated[str, Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")] = "auto"
     dtype: Annotated[Dtype, Option(help="What the models compute in.")] = Dtype.AUTO
+    engine: EngineOption = "local"
+    workers: WorkersOption = 1
+    gpus_per_worker: GpusOption = None
+    cpus_per_worker: CpusOption = None
+    address: AddressOption = None
+    shard_size: Annotated[
+        int, Option(min=1, help="Users that are finished, and resumed from, together.")
+    ] = 2048
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the output.")] = False
     config: ConfigOption = None
     json: JsonOption = False
@@ -123,18 +140,30 @@ def recommend(options: RecommendOptions) -> int:
     from draftrec.recommend.job import run_job
     from draftrec.recommend.setup import prepare
 
-    settings = recommend_settings(options)
+    settings, cluster = recommend_settings(options), cluster_of(options)
     with StopSignal() as stop:
-        task = prepare(settings)
+        task = prepare(settings, _hire(cluster))
         stop.armed = True
         try:
-            with users_bar(len(task.histories), options.output.name) as bar:
-                summary = run_job(task.job, task.recommender, task.histories, bar, stop)
+            with (
+                closing(task.crew) as crew,
+                users_bar(len(task.histories), options.output.name) as bar,
+            ):
+                summary = run_job(task.job, crew, task.histories, bar, stop)
         except Interrupted:
             say("interrupted; finished users are kept, run the same command again to continue")
             return INTERRUPTED
     _report(options, summary)
     return DONE
+
+
+def _hire(cluster: Any) -> Any:
+    """Workers of a cluster; None for this process."""
+    if cluster is None:
+        return None
+    from draftrec.scale.recommend import on_ray
+
+    return on_ray(cluster, say)
 
 
 def recommend_settings(options: RecommendOptions) -> Any:
@@ -174,6 +203,7 @@ def recommend_settings(options: RecommendOptions) -> Any:
         device=options.device,
         dtype=options.dtype.value,
         overwrite=options.overwrite,
+        shard_size=options.shard_size,
         config=config,
     )
 

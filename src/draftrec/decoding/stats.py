@@ -8,11 +8,23 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
 from draftrec.core import SOURCES, DraftTree, Verdict
 from draftrec.decoding.batch import RunningSequence
+
+_SUMS = (
+    "finished",
+    "rows",
+    "new_tokens",
+    "target_calls",
+    "drafted_tokens",
+    "accepted_tokens",
+    "draft_calls",
+    "relaxed_tokens",
+)
 
 
 @dataclass(slots=True)
@@ -110,6 +122,31 @@ def step_stats(
         accepted_by_depth=tuple(sum(n > d for n in accepted) for d in range(longest)),
         by_group=_by_group(active, drafted, accepted),
     )
+
+
+def summed(steps: Seq[StepStats]) -> StepStats:
+    """Several steps as one; `active`, `waiting` and `kv_tokens` are those of the last."""
+    last = steps[-1]
+    sources = zip(*(s.accepted_by_source for s in steps), strict=True)
+    depths = zip_longest(*(s.accepted_by_depth for s in steps), fillvalue=0)
+    return StepStats(
+        active=last.active,
+        waiting=last.waiting,
+        kv_tokens=last.kv_tokens,
+        **{name: sum(getattr(s, name) for s in steps) for name in _SUMS},
+        accepted_by_source=tuple(map(sum, sources)),
+        accepted_by_depth=tuple(map(sum, depths)),
+        by_group=_summed_groups(steps),
+    )
+
+
+def _summed_groups(steps: Seq[StepStats]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for step in steps:
+        for group, (drafted, accepted) in step.by_group.items():
+            before = found.get(group, (0, 0))
+            found[group] = (before[0] + drafted, before[1] + accepted)
+    return found
 
 
 def _by_source(trees: Seq[DraftTree], verdicts: Seq[Verdict]) -> tuple[int, ...]:

@@ -15,11 +15,9 @@ from draftrec.knowledge.worker import (
     ShardWorker,
     ShouldStop,
     TextGenerator,
-    Texts,
+    TextsOf,
 )
 
-#: The texts of a finished shard, by its index.
-TextsOf = Callable[[int], Texts]
 Loader = Callable[[JobSpec, dict[str, Any] | None], TextGenerator]
 
 
@@ -86,7 +84,7 @@ class LocalCrew:
         for task in tasks:
             if should_stop and should_stop():
                 raise Stopped
-            self._learn(task.index - self._lag, texts_of)
+            self._worker.learn(task.index - self._lag, texts_of)
             try:
                 result = self._worker.work(task, on_step, should_stop)
             except Interrupted:
@@ -94,17 +92,11 @@ class LocalCrew:
             yield result
 
     def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
-        self._learn(shards, texts_of)
+        self._worker.learn(shards, texts_of)
         self._worker.generator.pool.save(folder)
 
     def close(self) -> None:
         pass
-
-    def _learn(self, shards: int, texts_of: TextsOf) -> None:
-        """Have learned the texts of the first `shards` shards."""
-        if self._worker.generator.pool is not None:
-            while self._worker.learned < shards:
-                self._worker.learn(texts_of(self._worker.learned))
 
 
 def local(load: Loader) -> Hire:

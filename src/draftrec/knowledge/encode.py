@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from draftrec.config import EncodeConfig
 from draftrec.data.records import Entity, Rejected
 from draftrec.errors import DraftrecError
+from draftrec.knowledge.encode_crew import Documents, EncodeCrew, EncoderFacts, Hire, Watch
 from draftrec.knowledge.encode_files import EncodeFiles, EncodeManifest, ShardRows
 from draftrec.knowledge.encode_inputs import EncodeInputs, EncodeSpec, settings_of
 from draftrec.knowledge.manifest import package_versions
 from draftrec.models.documents import Document, Encoded, joined
-
-if TYPE_CHECKING:
-    from draftrec.models.encoders import Encoder
-
-#: Told how many records of how many are done.
-Watch = Callable[[int, int], None]
-#: Makes the encoder; the texts are those that a `hashed` one is fitted on.
-Loader = Callable[[EncodeConfig, Iterable[str]], "Encoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +35,7 @@ class EncodeResult:
     fresh: bool
 
 
-def load_for_job(config: EncodeConfig, fit_on: Iterable[str]) -> Encoder:
-    """The encoder that a job asks for. Takes seconds: it imports PyTorch."""
-    from draftrec.models.encoders import load_encoder
-
-    return load_encoder(config.encoder, config.settings, fit_on)
-
-
-def run_encode(
-    spec: EncodeSpec, load: Loader = load_for_job, watch: Watch | None = None
-) -> EncodeResult:
+def run_encode(spec: EncodeSpec, hire: Hire, watch: Watch | None = None) -> EncodeResult:
     """Encode every text of `spec.input`, or what is left of them.
 
     Raises DraftrecError for unusable inputs and for an output that was made otherwise.
@@ -62,109 +47,149 @@ def run_encode(
         return EncodeResult(earlier.summary(), fresh=False)
     total = inputs.reader.check_ids()
     spec.output.parent.mkdir(parents=True, exist_ok=True)
-    encoder = load(spec.config, inputs.fit_texts())
-    with files.locked():
+    with closing(hire(inputs)) as crew, files.locked():
         earlier = _earlier(spec, inputs, files)  # another process may have gone on meanwhile
         if earlier and earlier.size is not None:
             files.remove()
             return EncodeResult(earlier.summary(), fresh=False)
-        fingerprints = {**inputs.fingerprints, "encoder": encoder.fingerprint}
+        fingerprints = {**inputs.fingerprints, "encoder": crew.facts.fingerprint}
         if earlier is None:
-            manifest = _new_manifest(spec, inputs, encoder, fingerprints)
+            manifest = _new_manifest(spec, crew.facts, fingerprints)
             files.clear()
             files.write_manifest(manifest)
         else:
             manifest = earlier
             _refuse(spec, manifest.differences({}, fingerprints))
             files.drop_unfinished(manifest)
-        _Run(inputs, files, manifest, encoder).shards(watch or _unwatched, total)
+        _Run(inputs, files, manifest, crew).shards(watch or _unwatched, total)
         files.finish(manifest)
         files.remove()
     return EncodeResult(manifest.summary(), fresh=True)
 
 
-@dataclass
-class _Run:
-    """The shards of one job, from the first unfinished one on."""
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Records under way, the hash of each entity's text, and which texts are being encoded."""
 
-    inputs: EncodeInputs
-    files: EncodeFiles
-    manifest: EncodeManifest
-    encoder: Encoder
+    records: Seq[Entity | Rejected]
+    entities: list[Entity]
+    digests: list[bytes]
+    new: list[bytes]
+
+
+class _Run:
+    """The shards of one job, from the first unfinished one on.
+
+    Equal texts are encoded once, with the first shard that has them, whether or not it is finished
+    when a later one needs them: so a shard's batches do not depend on who is fast.
+    """
+
+    def __init__(
+        self, inputs: EncodeInputs, files: EncodeFiles, manifest: EncodeManifest, crew: EncodeCrew
+    ) -> None:
+        self.inputs, self.files, self.manifest, self.crew = inputs, files, manifest, crew
+        self._known: dict[bytes, tuple[int, int]] = {}  # text -> shard and row
+        self._unfit: dict[bytes, Encoded] = {}
+        self._given: set[bytes] = set()
+        self._open: deque[_Shard] = deque()
+        for index in range(len(manifest.shards)):
+            self._remember(index, files.digests(index))
+        self._given.update(self._known)
 
     def shards(self, watch: Watch, total: int) -> None:
         """Do all that are left."""
-        self._known: dict[bytes, tuple[int, int]] = {}  # text -> shard and row
-        for index in range(len(self.manifest.shards)):
-            self._remember(index, self.files.digests(index))
+
+        def progress(done: int, of: int) -> None:
+            watch(self.manifest.records_done + len(self._open[0].records) * done // of, total)
+
+        watch(self.manifest.records_done, total)
+        start = time.perf_counter()
+        for encoded in self.crew.results(self._documents(), progress):
+            self._finish(self._open.popleft(), encoded)
+            now = time.perf_counter()
+            self.manifest.totals.seconds += now - start
+            start = now
+            self.files.write_manifest(self.manifest)
+            watch(self.manifest.records_done, total)
+
+    def _documents(self) -> Iterator[Documents]:
+        """Of each shard that is left, the texts that no shard before it has."""
         records = iter(replace(self.inputs.reader, skip=self.manifest.records_done))
         while block := list(islice(records, self.inputs.spec.config.shard_size)):
-            done = self.manifest.records_done
-            watch(done, total)
-            start = time.perf_counter()
-            self._shard(block, lambda n, of, at=done, b=block: watch(at + len(b) * n // of, total))
-            self.manifest.totals.seconds += time.perf_counter() - start
-            self.files.write_manifest(self.manifest)
-        watch(total, total)
+            entities = [record for record in block if isinstance(record, Entity)]
+            documents = [self.inputs.document(entity) for entity in entities]
+            digests = [_digest(document) for document in documents]
+            new: dict[bytes, Document] = {}
+            for digest, document in zip(digests, documents, strict=True):
+                if digest not in self._given:
+                    new.setdefault(digest, document)
+            self._given.update(new)
+            self._open.append(_Shard(block, entities, digests, list(new)))
+            yield list(new.values())
 
-    def _shard(self, block: Seq[Entity | Rejected], watch: Watch) -> None:
-        entities = [record for record in block if isinstance(record, Entity)]
-        digests = [_digest(self.inputs.document(entity)) for entity in entities]
-        rows = self._encode(entities, digests, watch)
+    def _finish(self, shard: _Shard, encoded: Encoded) -> None:
+        rows = self._rows(shard, encoded)
         reasons = {
             entity.entity_id: reason
-            for i, entity in enumerate(entities)
-            if (reason := self._unfit(rows, i))
+            for i, entity in enumerate(shard.entities)
+            if (reason := self._why_unfit(rows, i))
         }
-        rejected = [r for record in block if (r := _rejected(record, reasons))]
+        rejected = [r for record in shard.records if (r := _rejected(record, reasons))]
         kept = np.flatnonzero(rows.windows > 0)
-        shard = ShardRows(
-            [entities[i].entity_id for i in kept], [digests[i] for i in kept], rows.take(kept),
+        done = ShardRows(
+            [shard.entities[i].entity_id for i in kept],
+            [shard.digests[i] for i in kept],
+            rows.take(kept),
             rejected,
-        )  # fmt: skip
+        )
         index = len(self.manifest.shards)
-        self.manifest.shards.append(self.files.write_shard(index, shard))
-        self.manifest.totals.add(shard.rows)
-        self.manifest.totals.rejected += len(rejected)
+        self.manifest.shards.append(self.files.write_shard(index, done))
+        self._count(done, encoded)
+        self._remember(index, done.digests)
+
+    def _count(self, done: ShardRows, encoded: Encoded) -> None:
+        totals = self.manifest.totals
+        totals.encoded += int((encoded.windows > 0).sum())
+        totals.add(done.rows)
+        totals.rejected += len(done.rejected)
         if self.inputs.spec.history:
             known = self.inputs.histories
-            self.manifest.totals.without_history += sum(e not in known for e in shard.entities)
-        self._remember(index, shard.digests)
+            totals.without_history += sum(e not in known for e in done.entities)
 
-    def _encode(self, entities: Seq[Entity], digests: Seq[bytes], watch: Watch) -> Encoded:
-        """A row per entity; equal texts, of this shard and of those before it, are encoded once."""
-        new: dict[bytes, Document] = {}
-        for entity, digest in zip(entities, digests, strict=True):
-            if digest not in self._known:
-                new.setdefault(digest, self.inputs.document(entity))
-        found = [self.encoder.encode_documents(list(new.values()), watch)]
-        self.manifest.totals.encoded += int((found[0].windows > 0).sum())
-        place = {digest: i for i, digest in enumerate(new)}
-        for index, rows in sorted(self._repeated(digests).items()):
+    def _rows(self, shard: _Shard, encoded: Encoded) -> Encoded:
+        """A row per entity: of this shard's own texts, and of those that earlier ones had."""
+        for i in np.flatnonzero(encoded.windows == 0).tolist():
+            self._unfit[shard.new[i]] = encoded.take(np.array([i]))
+        found = [encoded]
+        place = {digest: i for i, digest in enumerate(shard.new)}
+        for digests, rows in self._repeated(set(shard.digests) - place.keys()):
             first = sum(len(part.tokens) for part in found)
-            found.append(self.files.rows(index).take(np.array(list(rows.values()), np.int64)))
-            place.update({digest: first + i for i, digest in enumerate(rows)})
-        return joined(found).take(np.array([place[digest] for digest in digests], np.int64))
+            found.append(rows)
+            place.update({digest: first + i for i, digest in enumerate(digests)})
+        return joined(found).take(np.array([place[d] for d in shard.digests], np.int64))
 
-    def _repeated(self, digests: Seq[bytes]) -> dict[int, dict[bytes, int]]:
-        """Texts that were encoded before, with their rows, by shard."""
-        found: dict[int, dict[bytes, int]] = {}
+    def _repeated(self, digests: set[bytes]) -> Iterator[tuple[list[bytes], Encoded]]:
+        """Rows of texts that earlier shards had."""
+        by_shard: dict[int, list[bytes]] = {}
         for digest in digests:
             if digest in self._known:
-                index, row = self._known[digest]
-                found.setdefault(index, {})[digest] = row
-        return found
+                by_shard.setdefault(self._known[digest][0], []).append(digest)
+            else:
+                yield [digest], self._unfit[digest]
+        for index, texts in sorted(by_shard.items()):
+            places = np.array([self._known[digest][1] for digest in texts], np.int64)
+            yield texts, self.files.rows(index).take(places)
 
     def _remember(self, index: int, digests: Seq[bytes]) -> None:
         for row, digest in enumerate(digests):
             self._known.setdefault(digest, (index, row))
 
-    def _unfit(self, rows: Encoded, i: int) -> str | None:
+    def _why_unfit(self, rows: Encoded, i: int) -> str | None:
         if rows.windows[i]:
             return None
         tokens = rows.knowledge_lost[i] + rows.history_lost[i]
         if tokens:
-            most = self.encoder.max_tokens
+            most = self.crew.facts.max_tokens
             return f"the text has {tokens} tokens, the encoder takes {most} with its special ones"
         return "the text holds no token that the encoder knows"
 
@@ -195,15 +220,15 @@ def _refuse(spec: EncodeSpec, found: list[str]) -> None:
 
 
 def _new_manifest(
-    spec: EncodeSpec, inputs: EncodeInputs, encoder: Encoder, fingerprints: dict[str, str | None]
+    spec: EncodeSpec, facts: EncoderFacts, fingerprints: dict[str, str | None]
 ) -> EncodeManifest:
     return EncodeManifest(
         settings=settings_of(spec),
         fingerprints=fingerprints,
         paths={"input": spec.input, "history": spec.history, "fit_on": list(spec.fit_on)},
         versions=package_versions(),
-        dim=encoder.dim,
-        pooling=encoder.pooling,
+        dim=facts.dim,
+        pooling=facts.pooling,
     )
 
 

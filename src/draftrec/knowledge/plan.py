@@ -18,6 +18,7 @@ from draftrec.knowledge.manifest import (
     Manifest,
     differences,
     package_versions,
+    recorded_settings,
     settings_of,
 )
 from draftrec.knowledge.refresh import PreviousRun
@@ -122,6 +123,19 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
         )
     folder.check_parts(manifest)
     return manifest
+
+
+def lag_to_use(output: Path, asked: int | None, usual: int, *, overwrite: bool) -> int:
+    """A job's pool lag: as asked; else as the run in `output` was begun, whose relaxed texts depend
+    on it; else the usual one."""
+    if asked is not None:
+        return asked
+    begun = None if overwrite else RunFolder(output).manifest()
+    if begun is None or not begun.shards:
+        return usual
+    recorded = recorded_settings(begun)
+    texts_depend_on_it = recorded["accept"] != "strict" and recorded["draft"] == "pool"
+    return recorded["pool_lag"] if texts_depend_on_it else usual
 
 
 def refuse_different(folder: RunFolder, found: list[str]) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Token ids and group of each text of a shard, in order.
 Texts = Seq[tuple[IntArray, str | None]]
+#: The texts of a finished shard, by its index.
+TextsOf = Callable[[int], Texts]
 OnStep = Callable[["StepStats"], None]
 ShouldStop = Callable[[], bool]
 
@@ -106,25 +108,25 @@ class ShardWorker:
         it = self.generator
         return Facts(it.fingerprint, it.device, it.dtype, it.has_chat_template, it.cost_state)
 
-    def learn(self, texts: Texts) -> None:
-        """Let later shards draft from the texts of the next shard."""
-        self.generator.commit(texts)
-        self.learned += 1
+    def learn(self, shards: int, texts_of: TextsOf) -> None:
+        """Draft from the texts of the first `shards` shards from now on, if from any pool."""
+        if self.generator.pool is not None:
+            while self.learned < shards:
+                self.generator.commit(texts_of(self.learned))
+                self.learned += 1
 
     def work(
         self, task: ShardTask, on_step: OnStep | None = None, should_stop: ShouldStop | None = None
     ) -> ShardResult:
         """Do a shard. Raises Interrupted (of `decoding.generate`) once `should_stop()` is true."""
-        before = _seconds(self.generator)
+        before = _spent(self.generator)
         requests, rejected = self._requests(task)
         requests, kept = self._refresh(requests, keep=task.keep)
         asked = [r for r in requests if r.entity_id not in kept]
         new = []
         if asked:
             new = self.generator.run(asked, on_step=on_step, should_stop=should_stop)
-        after = _seconds(self.generator)
-        times = (b - a for a, b in zip(before, after, strict=True))
-        cost = ShardCost(*times, peak_memory(self.generator.device))
+        cost = _spent(self.generator, before)
         texts = list(self._texts(requests, new, kept))
         return ShardResult(texts, new, len(kept), rejected, cost, self.generator.cost_state)
 
@@ -211,6 +213,15 @@ def key_of(entity_id: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _seconds(generator: TextGenerator) -> tuple[float, float, float]:
-    timing = generator.timing
-    return timing.draft_seconds, timing.verify_seconds, timing.prefill_seconds
+_NOTHING = ShardCost(0.0, 0.0, 0.0, 0)
+
+
+def _spent(generator: TextGenerator, since: ShardCost = _NOTHING) -> ShardCost:
+    """What the generator has taken, from a reading of its clocks on."""
+    now = generator.timing
+    return ShardCost(
+        now.draft_seconds - since.draft_seconds,
+        now.verify_seconds - since.verify_seconds,
+        now.prefill_seconds - since.prefill_seconds,
+        peak_memory(generator.device),
+    )

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ import pyarrow.parquet as pq
 from draftrec.data.sequences import History
 from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
-from draftrec.recommend.recommender import ItemRecommender
-from draftrec.recommend.values import Query, Recommendation
+from draftrec.recommend.crew import Crew, OnDone, ShouldStop
+from draftrec.recommend.values import Recommendation
 
-_SHARD = 2048
+SHARD = 2048
 _SETTINGS = "settings.json"
 
 SCHEMA = pa.schema(
@@ -52,20 +51,24 @@ class RecommendJob:
     settings: dict[str, Any]
     shadow: float = 0.0
     overwrite: bool = False
-    shard_size: int = _SHARD
+    shard_size: int = SHARD
 
     @property
     def parts(self) -> Path:
         """The folder of finished shards."""
         return self.output.with_name(f".{self.output.name}.parts")
 
+    def facts_file(self, number: int) -> Path:
+        """What the summary needs of a shard; written last, so its being there means done."""
+        return self.parts / f"facts-{number:05d}.json"
+
 
 def run_job(
     job: RecommendJob,
-    recommender: ItemRecommender,
+    crew: Crew,
     histories: Seq[History],
-    on_done: Callable[[int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    on_done: OnDone | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> dict[str, Any]:
     """Recommend for all users, write the file and return the summary.
 
@@ -73,65 +76,18 @@ def run_job(
     DraftrecError for an output that other settings have begun.
     """
     _prepare(job)
-    facts: list[dict[str, Any]] = []
-    for number, part in enumerate(_shards(histories, job.shard_size)):
-        facts_file = job.parts / f"facts-{number:05d}.json"
-        if not facts_file.is_file():
-            found = _one_shard(job, recommender, part, on_done, should_stop)
-            replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers))
-            replace_file(facts_file, json.dumps(found.facts()).encode())
-        elif on_done:
-            on_done(len(part))
-        facts.append(json.loads(facts_file.read_bytes()))
+    parts = list(_shards(histories, job.shard_size))
+    left = [i for i in range(len(parts)) if not job.facts_file(i).is_file()]
+    finished = len(histories) - sum(len(parts[i]) for i in left)
+    if on_done and finished:
+        on_done(finished)
+    answers = crew.results((parts[i] for i in left), on_done, should_stop)
+    for number, found in zip(left, answers, strict=True):
+        replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers))
+        replace_file(job.facts_file(number), json.dumps(found.facts()).encode())
+    facts = [json.loads(job.facts_file(i).read_bytes()) for i in range(len(parts))]
     _finish(job)
     return summary_of(facts, shadow=job.shadow > 0)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Shard:
-    answers: list[Recommendation]
-    walltime: float
-    same: list[bool]
-    gap: float
-
-    def facts(self) -> dict[str, Any]:
-        """What the summary needs of a shard."""
-        searched = [a for a in self.answers if not a.popular]
-        return {
-            "users": len(self.answers),
-            "popular": len(self.answers) - len(searched),
-            "walltime_seconds": self.walltime,
-            "ms": [round(1e3 * a.seconds, 3) for a in searched],
-            "target_calls": sum(a.target_calls for a in searched),
-            "accepted_steps": sum(a.accepted_steps for a in searched),
-            "draft_calls": sum(a.draft_calls for a in searched),
-            "drafted": sum(a.drafted for a in searched),
-            "invalid": sum(a.invalid for a in self.answers),
-            "beams": sum(len(a.items) + a.invalid for a in self.answers),
-            "shadow_users": len(self.same),
-            "shadow_same": sum(self.same),
-            "shadow_gap": self.gap,
-        }
-
-
-def _one_shard(
-    job: RecommendJob,
-    recommender: ItemRecommender,
-    part: Seq[History],
-    on_done: Callable[[int], None] | None,
-    should_stop: Callable[[], bool] | None,
-) -> _Shard:
-    queries = [Query(h.user, h.items) for h in part]
-    start = time.perf_counter()
-    answers = recommender.recommend(queries, on_done, should_stop)
-    walltime = time.perf_counter() - start
-    chosen = np.linspace(0, len(queries) - 1, round(job.shadow * len(queries))).astype(np.int64)
-    again = recommender.plain().recommend([queries[i] for i in chosen], None, should_stop)
-    pairs = [(answers[i], other) for i, other in zip(chosen.tolist(), again, strict=True)]
-    same = [np.array_equal(a.items, b.items) for a, b in pairs]
-    equal = [(a.scores, b.scores) for a, b in pairs if len(a.scores) == len(b.scores)]
-    gaps = [float(np.abs(a - b).max(initial=0.0)) for a, b in equal]
-    return _Shard(answers, walltime, same, max(gaps, default=0.0))
 
 
 def summary_of(facts: Seq[dict[str, Any]], *, shadow: bool) -> dict[str, Any]:

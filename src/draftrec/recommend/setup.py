@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from draftrec.data.sequences import History, read_histories, read_semantic_ids, 
 from draftrec.models.recommender import load_recommender
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
-from draftrec.recommend.job import RecommendJob, check_output
+from draftrec.recommend.crew import Crew, LocalRecommender, ModelFacts
+from draftrec.recommend.job import SHARD, RecommendJob, check_output
 from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.tokens.semantic_ids import SemanticIds
 
@@ -30,9 +32,18 @@ class TaskSettings:
     limit: int | None = None
     shadow: float = 0.0
     overwrite: bool = False
+    shard_size: int = SHARD
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     config: RecommendConfig = field(default_factory=RecommendConfig)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Inputs:
+    """The catalogue, and the users to recommend for."""
+
+    sids: SemanticIds
+    histories: list[History]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,19 +51,50 @@ class Task:
     """A job with what it needs."""
 
     job: RecommendJob
-    recommender: ItemRecommender
+    crew: Crew
     histories: list[History]
 
 
-def prepare(settings: TaskSettings) -> Task:
+#: Finds a crew for a task; raises DraftrecError for what it cannot work with.
+Hire = Callable[[TaskSettings, Inputs], Crew]
+
+
+def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
     """Read files and load models; whatever is wrong with them is said before any work is done.
 
-    Raises DraftrecError for unusable files, folders or settings, and items without semantic ids.
+    `hire` finds somebody else than this process. Raises DraftrecError for unusable files, folders
+    or settings, and items without semantic ids.
     """
+    inputs = read_inputs(settings)
+    crew = (hire or local)(settings, inputs)
+    try:
+        facts = _facts(settings, crew.facts, inputs.sids)
+        job = RecommendJob(
+            settings.output, facts, settings.shadow, settings.overwrite, settings.shard_size
+        )
+        check_output(job)
+    except BaseException:
+        crew.close()
+        raise
+    return Task(job, crew, inputs.histories)
+
+
+def read_inputs(settings: TaskSettings) -> Inputs:
+    """Semantic ids and histories, which must fit."""
     sids = read_semantic_ids(settings.sids)
     histories = read_histories(settings.sequences, settings.part, None)[: settings.limit]
     for history in histories:
         sids.places(history.items)
+    return Inputs(sids, histories)
+
+
+def local(settings: TaskSettings, inputs: Inputs) -> LocalRecommender:
+    """The models of a task, loaded into this process."""
+    return load(settings, inputs.sids)
+
+
+def load(settings: TaskSettings, sids: SemanticIds) -> LocalRecommender:
+    """Target, draft and retriever over a catalogue."""
     target = load_recommender(settings.target, settings.device, settings.dtype)
     draft = None
     if settings.draft not in ("items", "none"):
@@ -61,10 +103,8 @@ def prepare(settings: TaskSettings) -> Task:
     catalogue = Catalogue.of(sids, target)
     parts = parts_of(target, catalogue, draft, items if _proposes(settings) else None)
     recommender = ItemRecommender(parts, catalogue, settings.config, items)
-    facts = _facts(settings, target.fingerprint, draft.fingerprint if draft else None, sids)
-    job = RecommendJob(settings.output, facts, settings.shadow, settings.overwrite)
-    check_output(job)
-    return Task(job, recommender, histories)
+    facts = ModelFacts(target.fingerprint, draft.fingerprint if draft else settings.draft)
+    return LocalRecommender(recommender, facts, settings.shadow)
 
 
 def _proposes(settings: TaskSettings) -> bool:
@@ -82,17 +122,16 @@ def fit_retriever(sequences: str, sids: SemanticIds) -> ItemRetriever:
     return ItemRetriever.fit((p[p >= 0] for p in places), len(sids))
 
 
-def _facts(
-    settings: TaskSettings, target: str, draft: str | None, sids: SemanticIds
-) -> dict[str, Any]:
+def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dict[str, Any]:
     """What decides the content of the output."""
     return {
         **settings.config.model_dump(mode="json"),
         "sequences": open_records(settings.sequences).fingerprint(),
         "sids": sids.fingerprint(),
-        "target": target,
-        "draft": draft or settings.draft,
+        "target": models.target,
+        "draft": models.draft,
         "part": settings.part,
         "limit": settings.limit,
         "shadow": settings.shadow,
+        "shard_size": settings.shard_size,
     }

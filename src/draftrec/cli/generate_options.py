@@ -1,0 +1,179 @@
+"""The command line of `draftrec generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from draftrec.cli.common import ConfigOption, DebugOption, JsonOption
+from draftrec.cli.engine import AddressOption, CpusOption, EngineOption, GpusOption, WorkersOption
+from draftrec.config import (
+    AcceptConfig,
+    BatchConfig,
+    DraftConfig,
+    JobConfig,
+    ModelConfig,
+    RecordsConfig,
+)
+
+Option = typer.Option
+_ACCEPT, _DRAFT, _BATCH, _RECORDS = AcceptConfig(), DraftConfig(), BatchConfig(), RecordsConfig()
+_TARGET = ModelConfig(model="")
+_SHARD_SIZE: int = JobConfig.model_fields["shard_size"].default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """The command line of `draftrec generate`."""
+
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Records: Parquet, JSONL or CSV (.gz, .zst); a file, a folder of parts or a glob.",
+        ),
+    ]
+    model: Annotated[
+        str | None, Option(help="Target model: a folder or a Hugging Face Hub id. Required.")
+    ] = None
+    output: Annotated[Path | None, Option(help="Folder of the run; made if missing. Required.")] = (
+        None
+    )
+    config: ConfigOption = None
+
+    template: Annotated[
+        str | None,
+        Option(help="kar, trawl, once, rlmrec, or a Jinja2 file; without it a `prompt` column."),
+    ] = _RECORDS.template
+    side: Annotated[
+        Literal["user", "item"], Option(help="Which side a framework's template describes.")
+    ] = _RECORDS.side
+    chat: Annotated[
+        bool | None,
+        Option(
+            "--chat/--no-chat",
+            help="Wrap prompts in the tokenizer's chat template.",
+            show_default="where it has one",
+        ),
+    ] = _RECORDS.chat
+    id_column: Annotated[str, Option(help="Column of the entity ids.")] = _RECORDS.id_column
+    prompt_column: Annotated[str, Option(help="Column of the prompts.")] = _RECORDS.prompt_column
+    group_column: Annotated[str, Option(help="Column of the groups, if there is one.")] = (
+        _RECORDS.group_column
+    )
+    groups: Annotated[
+        Path | None,
+        Option(help="Groups file (entity_id, group); takes the place of the group column."),
+    ] = None
+    limit: Annotated[int | None, Option(help="Only the first N records.")] = _RECORDS.limit
+
+    draft: Annotated[
+        Literal["pool", "prompt", "none"],
+        Option(help="Draft from a pool of texts, the prompt alone, or nothing (the baseline)."),
+    ] = _DRAFT.draft
+    pool: Annotated[
+        Path | None, Option(help="Pool to start from; without it an empty one grows.")
+    ] = None
+    save_pool: Annotated[Path | None, Option(help="Keep the grown pool in this folder.")] = None
+    previous: Annotated[
+        Path | None,
+        Option(
+            metavar="RUN_DIR",
+            help="Refresh an earlier run: unchanged prompts keep their text, others draft from it.",
+        ),
+    ] = None
+    budget: Annotated[
+        str,
+        Option(metavar="auto|N", help="Draft tokens per text and pass; auto: while they pay."),
+    ] = str(_DRAFT.budget)
+    depth: Annotated[int, Option(help="Longest drafted continuation.")] = _DRAFT.depth
+
+    accept: Annotated[
+        Literal["strict", "relaxed", "typical", "entropy"],
+        Option(
+            help="strict keeps the model's own text; the others take further drafts: relaxed "
+            "likely ones, typical those likely for the place, entropy any where the model wavers "
+            "and agrees with what follows."
+        ),
+    ] = _ACCEPT.accept
+    top_k: Annotated[
+        int, Option(help="Relaxed: accept among the model's K most probable tokens.")
+    ] = _ACCEPT.top_k
+    min_prob: Annotated[float, Option(help="Relaxed: accept from this probability on.")] = (
+        _ACCEPT.min_prob
+    )
+    epsilon: Annotated[float, Option(help="Typical: accept above this probability.")] = (
+        _ACCEPT.epsilon
+    )
+    delta: Annotated[float, Option(help="Typical: or above DELTA times exp(-entropy).")] = (
+        _ACCEPT.delta
+    )
+    entropy_gate: Annotated[
+        float, Option(help="Entropy: where the entropy is this share of its maximum.")
+    ] = _ACCEPT.entropy_gate
+    window: Annotated[
+        int, Option(help="Entropy: own tokens of the model that must follow a deviation.")
+    ] = _ACCEPT.window
+    eos_guard: Annotated[
+        bool,
+        Option("--eos-guard/--no-eos-guard", help="Not strict: end where the model would end."),
+    ] = _ACCEPT.eos_guard
+    tie_break: Annotated[
+        Literal["probable", "first"],
+        Option(help="Not strict: which of two equally long paths wins."),
+    ] = _ACCEPT.tie_break
+    max_deviations: Annotated[
+        int | None, Option(help="Not strict: most tokens per text that are not the model's first.")
+    ] = _ACCEPT.max_deviations
+    max_loss: Annotated[
+        float | None, Option(help="Not strict: most log-probability (nats) given up per text.")
+    ] = _ACCEPT.max_loss
+    temperature: Annotated[float, Option(help="0 is greedy; above it, sample.")] = (
+        _ACCEPT.temperature
+    )
+    top_p: Annotated[float, Option(help="Sample within this share of probability.")] = _ACCEPT.top_p
+    seed: Annotated[int, Option(help="Seed of the sampling.")] = _ACCEPT.seed
+
+    engine: EngineOption = "local"
+    workers: WorkersOption = 1
+    gpus_per_worker: GpusOption = None
+    cpus_per_worker: CpusOption = None
+    address: AddressOption = None
+    pool_lag: Annotated[
+        str,
+        Option(
+            metavar="auto|N",
+            help="Shards right before a shard whose texts it does not draft from, so that they may "
+            "be under way together; auto: 0 locally, twice the workers with Ray.",
+        ),
+    ] = "auto"
+    max_new_tokens: Annotated[int, Option(help="Longest text.")] = _BATCH.max_new_tokens
+    batch_size: Annotated[
+        str, Option(metavar="auto|N", help="Texts written together; auto: what memory holds.")
+    ] = str(_BATCH.batch_size)
+    prefill_chunk: Annotated[int, Option(help="Most prompt tokens computed in one pass.")] = (
+        _BATCH.prefill_chunk
+    )
+    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = _TARGET.device
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
+    ] = _TARGET.dtype
+    compile: Annotated[
+        bool, Option("--compile/--no-compile", help="Compile the model's layers.")
+    ] = _TARGET.compile
+    shard_size: Annotated[
+        int, Option(help="Records that are written, and resumed from, together.")
+    ] = _SHARD_SIZE
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Give up the run that is in --output.")
+    ] = False
+    metrics_port: Annotated[
+        int | None,
+        Option(min=0, max=65535, help="Serve Prometheus metrics on this port of the loopback."),
+    ] = None
+    json: JsonOption = False
+    debug: DebugOption = False

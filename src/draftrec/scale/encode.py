@@ -1,0 +1,106 @@
+"""`draftrec encode --engine ray`: the encoders of a job on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from draftrec.knowledge.encode_crew import (
+    Documents,
+    EncodeCrew,
+    EncoderFacts,
+    Hire,
+    Loader,
+    Watch,
+    facts_of,
+    load_for_job,
+)
+from draftrec.knowledge.encode_inputs import EncodeInputs, EncodeSpec
+from draftrec.models.documents import Encoded
+from draftrec.scale.cluster import ClusterSpec, connected
+from draftrec.scale.fleet import Fleet
+
+if TYPE_CHECKING:
+    from draftrec.models.encoders import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeWork:
+    """Makes an encoder where it runs. A hashed one is fitted there, on the job's own inputs."""
+
+    spec: EncodeSpec
+    load: Loader = load_for_job
+
+    def __call__(self) -> _EncodeWork:
+        fitted = self.spec.config.encoder.partition(":")[0] == "hashed"
+        texts = EncodeInputs(self.spec).fit_texts() if fitted else ()
+        return _EncodeWork(self.load(self.spec.config, texts))
+
+
+class _EncodeWork:
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    @property
+    def facts(self) -> EncoderFacts:
+        return facts_of(self._encoder)
+
+    def __call__(self, documents: Documents) -> Encoded:
+        return self._encoder.encode_documents(documents, _unwatched)
+
+
+class RayEncoders:
+    """Encoders on a cluster, two shards for each under way at a time."""
+
+    def __init__(self, workers: int, fleet: Fleet, open_until_closed: ExitStack) -> None:
+        self._window, self._fleet, self._open = 2 * workers, fleet, open_until_closed
+        self._facts: EncoderFacts = fleet.facts()
+
+    @property
+    def facts(self) -> EncoderFacts:
+        return self._facts
+
+    def results(self, shards: Iterator[Documents], watch: Watch) -> Iterator[Encoded]:
+        return self._fleet.results(shards, self._window)
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Loader = load_for_job) -> Hire:
+    """The crew whose encoders are Ray actors."""
+
+    def hire(inputs: EncodeInputs) -> EncodeCrew:
+        with ExitStack() as stack:
+            share = stack.enter_context(connected(cluster))
+            fleet = Fleet(EncodeWork(_absolute(inputs.spec), load), cluster.workers, share, note)
+            stack.callback(fleet.close)
+            return RayEncoders(cluster.workers, fleet, stack.pop_all())
+
+    return hire
+
+
+def _absolute(spec: EncodeSpec) -> EncodeSpec:
+    """The same files, from wherever a worker runs."""
+
+    def found(location: str) -> str:
+        return str(Path(location).absolute())
+
+    config = spec.config
+    if Path(config.encoder).exists():
+        config = config.model_copy(update={"encoder": found(config.encoder)})
+    return replace(
+        spec,
+        config=config,
+        input=found(spec.input),
+        output=spec.output.absolute(),
+        history=None if spec.history is None else found(spec.history),
+        fit_on=tuple(map(found, spec.fit_on)),
+    )
+
+
+def _unwatched(done: int, total: int) -> None:
+    pass

@@ -1,0 +1,140 @@
+"""`draftrec generate --engine ray`: the workers of a job on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from draftrec.decoding.stats import StepStats, summed
+from draftrec.errors import DraftrecError
+from draftrec.knowledge.crew import Crew, Hire, Stopped
+from draftrec.knowledge.plan import JobSpec, Plan
+from draftrec.knowledge.refresh import PreviousRun
+from draftrec.knowledge.shards import RunFolder
+from draftrec.knowledge.worker import (
+    Facts,
+    OnStep,
+    ShardResult,
+    ShardTask,
+    ShardWorker,
+    ShouldStop,
+    TextsOf,
+    load_generator,
+)
+from draftrec.scale.cluster import ClusterSpec, connected
+from draftrec.scale.fleet import Fleet, Halted
+
+Load = Callable[[JobSpec, dict[str, Any] | None], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """Makes a worker where it runs. It reads finished shards from the run's folder: what a new
+    worker has to catch up with, and what the others wrote since its last shard."""
+
+    spec: JobSpec
+    load: Load = load_generator
+
+    def __call__(self) -> _ShardWork:
+        if not self.spec.output.is_dir():
+            raise DraftrecError(
+                f"a worker does not see {self.spec.output}; let --output be on storage that all "
+                f"nodes of the cluster share"
+            )
+        previous = PreviousRun(self.spec.previous) if self.spec.previous else None
+        # What a pass costs is measured by every worker: their devices may differ.
+        return _ShardWork(ShardWorker(self.load(self.spec, None), previous), self.spec)
+
+
+class _ShardWork:
+    def __init__(self, worker: ShardWorker, spec: JobSpec) -> None:
+        self._worker, self._lag = worker, spec.config.pool_lag
+        self._folder = RunFolder(spec.output)
+
+    @property
+    def facts(self) -> Facts:
+        return replace(self._worker.facts, cost_state=None)
+
+    def __call__(self, task: ShardTask) -> tuple[ShardResult, StepStats | None]:
+        """The shard's texts, and all its steps as one."""
+        self._worker.learn(task.index - self._lag, self._folder.texts)
+        steps: list[StepStats] = []
+        result = self._worker.work(task, steps.append)
+        return replace(result, cost_state=None), summed(steps) if steps else None
+
+
+class RayCrew:
+    """Workers on a cluster. At most `pool_lag` + 1 shards are under way at a time."""
+
+    def __init__(self, spec: JobSpec, fleet: Fleet, open_until_closed: ExitStack) -> None:
+        self._spec, self._fleet, self._open = spec, fleet, open_until_closed
+        self._facts: Facts = fleet.facts()
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
+
+    def results(
+        self,
+        tasks: Iterator[ShardTask],
+        texts_of: TextsOf,
+        on_step: OnStep,
+        should_stop: ShouldStop | None,
+    ) -> Iterator[ShardResult]:
+        window = self._spec.config.pool_lag + 1
+        try:
+            for result, steps in self._fleet.results(tasks, window, should_stop):
+                if steps:
+                    on_step(steps)
+                yield result
+        except Halted:
+            raise Stopped from None
+
+    def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
+        # As a local job would: the same texts in the same order.
+        from draftrec.pool.store import Pool
+
+        tokenizer = self._facts.fingerprint["tokenizer"]
+        pool = Pool.load(self._spec.pool, tokenizer) if self._spec.pool else Pool(tokenizer)
+        for index in range(shards):
+            pool.add(texts_of(index))
+        pool.save(folder)
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Load = load_generator) -> Hire:
+    """The crew whose workers are Ray actors."""
+
+    def hire(plan: Plan, cost_state: dict[str, Any] | None) -> Crew:
+        busy = plan.spec.config.pool_lag + 1
+        if busy < cluster.workers:
+            note(f"with a pool lag of {busy - 1} shards only {busy} workers have work at a time")
+        with ExitStack() as stack:
+            share = stack.enter_context(connected(cluster))
+            spec = _absolute(plan.spec)
+            fleet = Fleet(ShardWork(spec, load), cluster.workers, share, note)
+            stack.callback(fleet.close)
+            return RayCrew(spec, fleet, stack.pop_all())
+
+    return hire
+
+
+def _absolute(spec: JobSpec) -> JobSpec:
+    """The same files, from wherever a worker runs."""
+    found = {
+        name: path.resolve()
+        for name in ("output", "pool", "previous")
+        if (path := getattr(spec, name)) is not None
+    }
+    generate = spec.config.generate
+    model = Path(generate.target.model)
+    if model.exists():
+        target = generate.target.model_copy(update={"model": str(model.resolve())})
+        generate = generate.model_copy(update={"target": target})
+    config = spec.config.model_copy(update={"generate": generate})
+    return replace(spec, config=config, **found)

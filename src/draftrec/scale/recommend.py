@@ -1,0 +1,111 @@
+"""`draftrec genrec recommend --engine ray`: the recommenders of a job on a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from draftrec.beams.search import Interrupted
+from draftrec.data.sequences import History, read_semantic_ids
+from draftrec.recommend.crew import (
+    Crew,
+    LocalRecommender,
+    ModelFacts,
+    OnDone,
+    ShardAnswers,
+    ShouldStop,
+)
+from draftrec.recommend.setup import Hire, Inputs, TaskSettings, load
+from draftrec.scale.cluster import ClusterSpec, connected
+from draftrec.scale.fleet import Fleet, Halted
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendWork:
+    """Makes a recommender where it runs, from the job's own files."""
+
+    settings: TaskSettings
+
+    def __call__(self) -> _RecommendWork:
+        return _RecommendWork(load(self.settings, read_semantic_ids(self.settings.sids)))
+
+
+class _RecommendWork:
+    def __init__(self, recommender: LocalRecommender) -> None:
+        self._recommender = recommender
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._recommender.facts
+
+    def __call__(self, shard: Seq[History]) -> ShardAnswers:
+        return self._recommender.answer(shard)
+
+
+class RayRecommenders:
+    """Recommenders on a cluster, two shards for each under way at a time."""
+
+    def __init__(self, workers: int, fleet: Fleet, open_until_closed: ExitStack) -> None:
+        self._window, self._fleet, self._open = 2 * workers, fleet, open_until_closed
+        self._facts: ModelFacts = fleet.facts()
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    def results(
+        self,
+        shards: Iterator[Seq[History]],
+        on_done: OnDone | None,
+        should_stop: ShouldStop | None,
+    ) -> Iterator[ShardAnswers]:
+        """A shard's `walltime` is the time since the one before it was there: they overlap."""
+        before = time.perf_counter()
+        try:
+            for found in self._fleet.results(shards, self._window, should_stop):
+                now = time.perf_counter()
+                if on_done:
+                    on_done(len(found.answers))
+                yield replace(found, walltime=now - before)
+                before = now
+        except Halted:
+            raise Interrupted from None
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def on_ray(cluster: ClusterSpec, note: Callable[[str], None]) -> Hire:
+    """The crew whose recommenders are Ray actors."""
+
+    def hire(settings: TaskSettings, inputs: Inputs) -> Crew:
+        shards = -(-len(inputs.histories) // settings.shard_size)
+        if 0 < shards < cluster.workers:
+            note(
+                f"{len(inputs.histories):,} users are {shards} shards: no more than {shards} of "
+                f"the workers have work; lower --shard-size"
+            )
+        with ExitStack() as stack:
+            share = stack.enter_context(connected(cluster))
+            fleet = Fleet(RecommendWork(_absolute(settings)), cluster.workers, share, note)
+            stack.callback(fleet.close)
+            return RayRecommenders(cluster.workers, fleet, stack.pop_all())
+
+    return hire
+
+
+def _absolute(settings: TaskSettings) -> TaskSettings:
+    """The same files, from wherever a worker runs."""
+    draft = settings.draft
+    return replace(
+        settings,
+        sequences=str(Path(settings.sequences).absolute()),
+        sids=settings.sids.absolute(),
+        target=settings.target.absolute(),
+        draft=draft if draft in ("items", "none") else str(Path(draft).absolute()),
+        output=settings.output.absolute(),
+    )
