@@ -96,8 +96,8 @@ def _each(modes: Iterable[Result], name: str, form: str) -> str:
 
 def _pools(result: Result) -> str:
     out = header(
-        "pool", "tokens", "closed, once per node", "grown, in 8 workers", "of its memory", "to build",
-        "to learn, each worker",
+        "pool", "tokens", "closed, once per node", "grown, in 8 workers", "of its memory",
+        "to build", "to learn, each worker",
     )  # fmt: skip
     for name, r in result["pools"]["sizes"].items():
         out += row(
