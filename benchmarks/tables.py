@@ -19,6 +19,7 @@ from markdown import row as _row
 from markdown import spread as _spread
 from quality_tables import encoders, quality
 from transformers_tables import transformers
+from vllm_proposer_summary import vllm
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 Result = dict[str, Any]
@@ -297,6 +298,7 @@ _SECTIONS = {
     "genrec-beauty": genrec_beauty,
     "genrec-beauty-timed": genrec_beauty,
     "load": load,
+    "vllm": vllm,
     "encoders": encoders,
     "quality-ml100k": quality,
 }
