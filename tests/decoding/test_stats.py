@@ -8,7 +8,7 @@ from dataclasses import replace
 from draftrec.core import SOURCES
 from draftrec.decoding.budget import FixedBudget
 from draftrec.decoding.generate import generate
-from draftrec.decoding.stats import StepStats
+from draftrec.decoding.stats import StepStats, summed
 from tests.decoding.helpers import PROMPTS, GuessingDrafter, make_engine, plain_text, requests
 
 NAME = "llama"
@@ -38,3 +38,23 @@ def test_steps_agree_with_the_texts_counts_by_source_depth_and_group() -> None:
         assert list(step.accepted_by_depth) == sorted(step.accepted_by_depth, reverse=True)
     assert max(len(s.accepted_by_depth) for s in steps) > 1
     assert all(0 < s.kv_tokens <= sum(len(p) for p in PROMPTS) + 20 * 3 for s in steps)
+
+
+def test_the_sum_of_steps_counts_each_once_and_shows_the_last_batch() -> None:
+    zeros = (0,) * (len(SOURCES) - 1)
+    first = StepStats(
+        active=4, waiting=7, finished=1, rows=20, new_tokens=6, target_calls=4, drafted_tokens=9,
+        accepted_tokens=2, draft_calls=3, relaxed_tokens=1, kv_tokens=100,
+        accepted_by_source=(2, *zeros), accepted_by_depth=(1, 1), by_group={"a": (5, 2)},
+    )  # fmt: skip
+    second = replace(
+        first, active=3, waiting=6, kv_tokens=90, accepted_by_depth=(2,),
+        by_group={"a": (1, 1), "b": (3, 0)},
+    )  # fmt: skip
+    assert summed([first]) == first
+    assert summed([first, second]) == StepStats(
+        active=3, waiting=6, finished=2, rows=40, new_tokens=12, target_calls=8, drafted_tokens=18,
+        accepted_tokens=4, draft_calls=6, relaxed_tokens=2, kv_tokens=90,
+        accepted_by_source=(4, *zeros), accepted_by_depth=(3, 1),
+        by_group={"a": (6, 3), "b": (3, 0)},
+    )  # fmt: skip

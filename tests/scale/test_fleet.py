@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -91,6 +93,18 @@ def test_a_task_that_ends_every_worker_is_given_up(office: Any, what: str, said:
     with pytest.raises(DraftrecError, match=f"ended 4 workers.*{said}") as caught:
         it.results([(0.0, "first"), (0.0, what)])
     assert "\n" not in str(caught.value)
+
+
+def test_a_lost_node_takes_its_idle_workers_and_no_shard(office: Any) -> None:
+    """Five idle workers die at once, more than the times that a task may end its worker."""
+    it = office(workers=5)
+    met = list(it.fleet.results(iter([(0.0, "meet 5")] * 5), 5))
+    pids = {pid for pid, _ in met}
+    assert len(pids) == 5
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert it.results([(0.0, "first"), (0.0, "second")]) == ["first", "second"]
+    assert [n for n in it.notes if "was lost" in n]
 
 
 def test_what_a_worker_refuses_is_said_as_it_is(office: Any) -> None:

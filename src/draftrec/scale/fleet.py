@@ -53,6 +53,11 @@ class _Seat:
         self._work = self._make()
         return self._work.facts
 
+    def facts(self) -> Any:
+        """Again what `start` gave: a sign of life."""
+        assert self._work is not None
+        return self._work.facts
+
     def do(self, task: Any) -> Any:
         """One task."""
         assert self._work is not None
@@ -89,7 +94,7 @@ class _Book:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What a worker was asked for; no `number`: to start."""
+    """What a worker was asked for; no `number`: to start, or for a sign of life."""
 
     worker: int
     number: int | None = None
@@ -193,14 +198,17 @@ class Fleet:
                 f"worker {call.worker} has another model or other files than the first one "
                 f"({answer} against {self._facts}); let all nodes see the same"
             )
-        else:
-            self._starts[call.worker] = 0
+        self._starts[call.worker] = 0
         self._idle.append(call.worker)
 
     def _lost(self, call: _Call, error: Exception, book: _Book) -> None:
         """Let somebody else do what a worker was lost with, and put another one in its place."""
         reason = _reason(error)
         self._ray.kill(self._actors.pop(call.worker))
+        # A lost node takes several: a shard must not be tried on one after another of them.
+        for worker in self._idle:
+            self._calls[self._actors[worker].facts.remote()] = _Call(worker)
+        self._idle.clear()
         if call.number is None:
             self._starts[call.worker] += 1
         else:
