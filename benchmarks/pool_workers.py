@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--traces", nargs="*", default=["chatqa_ml1m_user", "gear_ml1m_item"])
     parser.add_argument("--texts", type=int, default=3000)
     parser.add_argument("--shard-size", type=int, default=32)
-    parser.add_argument("--lags", type=int, nargs="*", default=[4, 16, 32])
+    parser.add_argument("--lags", type=int, nargs="*", default=[2, 4, 8, 16, 32])
     parser.add_argument("--workers", type=int, nargs="*", default=[2, 8, 16])
     parser.add_argument("--budget", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)

@@ -114,8 +114,10 @@ class JobConfig(_Frozen):
     shard_size: Annotated[int, Field(ge=1)] = Field(
         default=1024, description="records that are written, and resumed from, together"
     )
-    pool_lag: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="shards right before a shard whose texts it does not draft from"
+    pool_lag: Annotated[int, Field(ge=0)] | Auto = Field(
+        default=0,
+        description="shards right before a shard whose texts it does not draft from; auto = those "
+        "that are not finished when it begins",
     )
 
 

@@ -28,7 +28,7 @@ DATA = ("part-*.parquet", "stats-*.parquet", "rejected.jsonl")
 WORKERS = ClusterSpec(workers=2)
 
 
-def make_spec(folder: Path, output: str, lag: int, accept: str = "strict", **more: Any) -> JobSpec:
+def make_spec(folder: Path, output: str, lag: Any, accept: str = "strict", **more: Any) -> JobSpec:
     source = folder / "in.jsonl"
     if not source.exists():
         rows = [
@@ -70,6 +70,15 @@ def test_the_files_are_those_of_a_local_job_with_the_same_lag(tmp_path: Path, ac
     assert found["verify_seconds"] == pytest.approx(0.001 * found["entities"])
     steps = [json.loads(x) for x in (tmp_path / "there" / "metrics.jsonl").read_text().splitlines()]
     assert sum(s["finished"] for s in steps if s["kind"] == "steps") == found["entities"]
+
+
+@pytest.mark.usefixtures("share")
+def test_strict_texts_draft_from_whatever_is_finished(tmp_path: Path) -> None:
+    in_one_process(make_spec(tmp_path, "here", "auto"))
+    in_one_process(make_spec(tmp_path, "lag0", 0))
+    assert data_of(tmp_path / "lag0") == data_of(tmp_path / "here")
+    on_cluster(make_spec(tmp_path, "there", "auto"), LoadFake())
+    assert data_of(tmp_path / "there") == data_of(tmp_path / "here")  # a fake's drafts are its own
 
 
 def test_relaxed_texts_depend_on_the_lag_and_strict_ones_do_not(tmp_path: Path) -> None:
@@ -143,12 +152,12 @@ def test_a_worker_elsewhere_must_see_the_output(share: Share, tmp_path: Path) ->
 
 
 def test_a_run_goes_on_with_the_lag_that_its_texts_depend_on(tmp_path: Path) -> None:
-    assert lag_to_use(tmp_path / "new", None, 8, overwrite=False) == 8
-    assert lag_to_use(tmp_path / "new", 5, 8, overwrite=False) == 5
-    for accept, lag in (("strict", 8), ("relaxed", 2)):
-        in_one_process(make_spec(tmp_path, accept, 2, accept))
-        assert lag_to_use(tmp_path / accept, None, 8, overwrite=False) == lag
-        assert lag_to_use(tmp_path / accept, None, 8, overwrite=True) == 8
+    assert lag_to_use(tmp_path / "new", 8, overwrite=False) == 8
+    in_one_process(make_spec(tmp_path, "strict", "auto"))
+    assert lag_to_use(tmp_path / "strict", 8, overwrite=False) == 8
+    in_one_process(make_spec(tmp_path, "relaxed", 2, "relaxed"))
+    assert lag_to_use(tmp_path / "relaxed", 8, overwrite=False) == 2
+    assert lag_to_use(tmp_path / "relaxed", 8, overwrite=True) == 8
     with pytest.raises(DraftrecError, match="pool_lag was 2, now 8"):
         in_one_process(make_spec(tmp_path, "relaxed", 8, "relaxed"))
     assert not in_one_process(make_spec(tmp_path, "strict", 8)).fresh

@@ -82,15 +82,21 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
         raise option_error(error) from error
 
 
-def _pool_lag(options: GenerateOptions) -> int:
+def _pool_lag(options: GenerateOptions) -> Any:
+    """As asked. By itself: texts that do not depend on drafts use whatever is finished; others a
+    fixed lag, so that they can be written again."""
+    asked = auto_or_number("pool-lag", options.pool_lag)
+    if asked != "auto" or options.accept == "strict" or options.draft != "pool":
+        return asked
     from draftrec.knowledge.plan import lag_to_use
 
-    asked = auto_or_number("pool-lag", options.pool_lag)
-    usual = 2 * options.workers if options.engine == "ray" else 0
+    usual = 0
+    if options.engine == "ray":
+        from draftrec.scale.generate import usual_lag
+
+        usual = usual_lag(options.workers)
     assert options.output is not None
-    return lag_to_use(
-        options.output, None if asked == "auto" else asked, usual, overwrite=options.overwrite
-    )
+    return lag_to_use(options.output, usual, overwrite=options.overwrite)
 
 
 def _pick(group: Any, values: dict[str, Any]) -> Any:

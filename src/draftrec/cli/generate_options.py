@@ -147,7 +147,8 @@ class GenerateOptions:
         Option(
             metavar="auto|N",
             help="Shards right before a shard whose texts it does not draft from, so that they may "
-            "be under way together; auto: 0 locally, twice the workers with Ray.",
+            "be under way together; auto: strict, those not finished yet; others 0, or twice the "
+            "workers with Ray.",
         ),
     ] = "auto"
     max_new_tokens: Annotated[int, Option(help="Longest text.")] = _BATCH.max_new_tokens

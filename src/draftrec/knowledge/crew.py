@@ -28,8 +28,8 @@ class Stopped(Exception):
 class Crew(Protocol):
     """Does shards in any order and by any number of workers, and gives them back in theirs.
 
-    A shard drafts from the texts of all shards that lie more than `lag` before it, and of no
-    others, so that what is written does not depend on who was fast.
+    A shard drafts from the shards that its task names and from no others, so that what is written
+    does not depend on who was fast.
     """
 
     @property
@@ -64,8 +64,8 @@ Hire = Callable[[Plan, dict[str, Any] | None], Crew]
 class LocalCrew:
     """One worker, in this process."""
 
-    def __init__(self, worker: ShardWorker, lag: int) -> None:
-        self._worker, self._lag = worker, lag
+    def __init__(self, worker: ShardWorker) -> None:
+        self._worker = worker
 
     @property
     def facts(self) -> Facts:
@@ -84,7 +84,7 @@ class LocalCrew:
         for task in tasks:
             if should_stop and should_stop():
                 raise Stopped
-            self._worker.learn(task.index - self._lag, texts_of)
+            self._worker.learn(task.known, texts_of)
             try:
                 result = self._worker.work(task, on_step, should_stop)
             except Interrupted:
@@ -103,7 +103,6 @@ def local(load: Loader) -> Hire:
     """The crew whose only worker has the generator that `load` makes."""
 
     def hire(plan: Plan, cost_state: dict[str, Any] | None) -> Crew:
-        worker = ShardWorker(load(plan.spec, cost_state), plan.previous)
-        return LocalCrew(worker, plan.spec.config.pool_lag)
+        return LocalCrew(ShardWorker(load(plan.spec, cost_state), plan.previous))
 
     return hire

@@ -153,7 +153,15 @@ class _Run:
         records, size = iter(reader), self.plan.spec.config.shard_size
         blocks = iter(lambda: list(islice(records, size)), [])
         numbers = count(len(self.manifest.shards))
-        return (ShardTask(i, b, self.chat, keep) for i, b in zip(numbers, blocks, strict=False))
+        return (
+            ShardTask(i, block, self._known(i), self.chat, keep)
+            for i, block in zip(numbers, blocks, strict=False)
+        )
+
+    def _known(self, index: int) -> int:
+        """How many of the first shards a shard may draft from."""
+        lag = self.plan.spec.config.pool_lag
+        return len(self.manifest.shards) if lag == "auto" else max(0, index - lag)
 
     def _may_keep(self) -> bool:
         """Whether texts of the previous run may stay where the prompt is unchanged."""

@@ -125,17 +125,14 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
     return manifest
 
 
-def lag_to_use(output: Path, asked: int | None, usual: int, *, overwrite: bool) -> int:
-    """A job's pool lag: as asked; else as the run in `output` was begun, whose relaxed texts depend
-    on it; else the usual one."""
-    if asked is not None:
-        return asked
+def lag_to_use(output: Path, usual: int, *, overwrite: bool) -> int:
+    """The pool lag of a job whose texts depend on it: as the run in `output` was begun, else the
+    usual one."""
     begun = None if overwrite else RunFolder(output).manifest()
     if begun is None or not begun.shards:
         return usual
-    recorded = recorded_settings(begun)
-    texts_depend_on_it = recorded["accept"] != "strict" and recorded["draft"] == "pool"
-    return recorded["pool_lag"] if texts_depend_on_it else usual
+    lag = recorded_settings(begun)["pool_lag"]
+    return usual if lag == "auto" else lag
 
 
 def refuse_different(folder: RunFolder, found: list[str]) -> None:

@@ -73,11 +73,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """The records of shard `index`, counted from 0. `chat`: wrap prompts in the chat template;
-    `keep`: leave the previous run's text where its prompt is unchanged."""
+    """The records of shard `index`, counted from 0, which draft from the first `known` shards.
+
+    `chat`: wrap prompts in the chat template; `keep`: leave the previous run's text where its
+    prompt is unchanged.
+    """
 
     index: int
     records: Seq[Entity | Rejected]
+    known: int
     chat: bool
     keep: bool
 
@@ -118,7 +122,8 @@ class ShardWorker:
     def work(
         self, task: ShardTask, on_step: OnStep | None = None, should_stop: ShouldStop | None = None
     ) -> ShardResult:
-        """Do a shard. Raises Interrupted (of `decoding.generate`) once `should_stop()` is true."""
+        """Do a shard, whose known shards have been learned. Raises Interrupted (of
+        `decoding.generate`) once `should_stop()` is true."""
         before = _spent(self.generator)
         requests, rejected = self._requests(task)
         requests, kept = self._refresh(requests, keep=task.keep)

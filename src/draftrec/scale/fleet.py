@@ -137,14 +137,14 @@ class Fleet:
         """
         book = _Book(tasks, window)
         while True:
-            self._dispatch(book)
-            if book.first in book.done:
+            # Given back before new tasks are taken, so that those know of as much as can be.
+            while book.first in book.done:
                 yield book.done.pop(book.first)
                 book.first += 1
-            elif book.exhausted and book.first == book.taken:
+            self._dispatch(book)
+            if book.exhausted and book.first == book.taken:
                 return
-            else:
-                self._collect(book, should_stop)
+            self._collect(book, should_stop)
 
     def close(self) -> None:
         """End all workers at once."""

@@ -51,8 +51,7 @@ class ShardWork:
 
 class _ShardWork:
     def __init__(self, worker: ShardWorker, spec: JobSpec) -> None:
-        self._worker, self._lag = worker, spec.config.pool_lag
-        self._folder = RunFolder(spec.output)
+        self._worker, self._folder = worker, RunFolder(spec.output)
 
     @property
     def facts(self) -> Facts:
@@ -60,17 +59,20 @@ class _ShardWork:
 
     def __call__(self, task: ShardTask) -> tuple[ShardResult, StepStats | None]:
         """The shard's texts, and all its steps as one."""
-        self._worker.learn(task.index - self._lag, self._folder.texts)
+        self._worker.learn(task.known, self._folder.texts)
         steps: list[StepStats] = []
         result = self._worker.work(task, steps.append)
         return replace(result, cost_state=None), summed(steps) if steps else None
 
 
 class RayCrew:
-    """Workers on a cluster. At most `pool_lag` + 1 shards are under way at a time."""
+    """Workers on a cluster, who have at most `window` shards under way at a time."""
 
-    def __init__(self, spec: JobSpec, fleet: Fleet, open_until_closed: ExitStack) -> None:
-        self._spec, self._fleet, self._open = spec, fleet, open_until_closed
+    def __init__(
+        self, spec: JobSpec, fleet: Fleet, window: int, open_until_closed: ExitStack
+    ) -> None:
+        self._spec, self._fleet, self._window = spec, fleet, window
+        self._open = open_until_closed
         self._facts: Facts = fleet.facts()
 
     @property
@@ -84,9 +86,8 @@ class RayCrew:
         on_step: OnStep,
         should_stop: ShouldStop | None,
     ) -> Iterator[ShardResult]:
-        window = self._spec.config.pool_lag + 1
         try:
-            for result, steps in self._fleet.results(tasks, window, should_stop):
+            for result, steps in self._fleet.results(tasks, self._window, should_stop):
                 if steps:
                     on_step(steps)
                 yield result
@@ -111,17 +112,24 @@ def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Load = load_
     """The crew whose workers are Ray actors."""
 
     def hire(plan: Plan, cost_state: dict[str, Any] | None) -> Crew:
-        busy = plan.spec.config.pool_lag + 1
-        if busy < cluster.workers:
-            note(f"with a pool lag of {busy - 1} shards only {busy} workers have work at a time")
+        lag = plan.spec.config.pool_lag
+        window = usual_lag(cluster.workers) + 1 if lag == "auto" else lag + 1
+        if window < cluster.workers:
+            note(f"with a pool lag of {lag} shards only {window} workers have work at a time")
         with ExitStack() as stack:
             share = stack.enter_context(connected(cluster))
             spec = _absolute(plan.spec)
             fleet = Fleet(ShardWork(spec, load), cluster.workers, share, note)
             stack.callback(fleet.close)
-            return RayCrew(spec, fleet, stack.pop_all())
+            return RayCrew(spec, fleet, window, stack.pop_all())
 
     return hire
+
+
+def usual_lag(workers: int) -> int:
+    """Shards that may be under way before one that is begun: two for every worker, so that those
+    who are done need not wait for those who are not."""
+    return 2 * workers
 
 
 def _absolute(spec: JobSpec) -> JobSpec:
