@@ -15,14 +15,16 @@ from draftrec.config import (
     JobConfig,
     ModelConfig,
 )
+from draftrec.data.records import Entity
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.crew import local
 from draftrec.knowledge.job import JobInterrupted, JobResult, Watcher, run_job
 from draftrec.knowledge.plan import JobSpec, lag_to_use
+from draftrec.knowledge.worker import ShardTask
 from draftrec.pool.store import Pool
 from draftrec.scale.cluster import ClusterSpec, Share
-from draftrec.scale.generate import on_ray
-from tests.scale.works import LoadFake
+from draftrec.scale.generate import ShardWork, on_ray
+from tests.scale.works import LoadFake, fake_pool
 
 DATA = ("part-*.parquet", "stats-*.parquet", "rejected.jsonl")
 WORKERS = ClusterSpec(workers=2)
@@ -54,7 +56,7 @@ def in_one_process(spec: JobSpec, *, relaxed: bool = False) -> JobResult:
 
 def on_cluster(spec: JobSpec, load: LoadFake, **options: Any) -> tuple[JobResult, list[str]]:
     notes: list[str] = []
-    return run_job(spec, on_ray(WORKERS, notes.append, load), **options), notes
+    return run_job(spec, on_ray(WORKERS, notes.append, load, fake_pool), **options), notes
 
 
 @pytest.mark.usefixtures("share")
@@ -98,6 +100,25 @@ def test_a_killed_worker_changes_no_byte(tmp_path: Path, kill_at: int) -> None:
     _, notes = on_cluster(make_spec(tmp_path, "there", 3, "relaxed"), load)
     assert data_of(tmp_path / "there") == data_of(tmp_path / "here")
     assert [n for n in notes if "was lost" in n]
+
+
+def test_a_lost_workers_shard_drafts_from_no_more_than_it_would_have(tmp_path: Path) -> None:
+    """Also when it goes to a worker that has learned more meanwhile."""
+    spec = make_spec(tmp_path, "here", 3, "relaxed")
+    in_one_process(spec, relaxed=True)
+    records = [Entity(f"v{i}", f"about {i}", None, "in", i) for i in range(4)]
+    early, late = (ShardTask(i, records, i - 3, chat=False, keep=False) for i in (4, 7))
+
+    def written(work: Any, task: ShardTask) -> list[list[int]]:
+        return [text.generation.token_ids.tolist() for text in work(task)[0].texts]
+
+    made = ShardWork(spec, LoadFake(relaxed=True), fake_pool)
+    expected = written(made(), early)
+    worker = made()
+    assert written(worker, late) != expected
+    assert written(worker, early) == expected
+    lenient = ShardWork(make_spec(tmp_path, "here", "auto"), LoadFake(relaxed=True), fake_pool)()
+    assert written(lenient, late) == written(lenient, early)
 
 
 class StopAfter(Watcher):
@@ -145,8 +166,6 @@ def test_few_shards_under_way_are_said(tmp_path: Path) -> None:
 
 
 def test_a_worker_elsewhere_must_see_the_output(share: Share, tmp_path: Path) -> None:
-    from draftrec.scale.generate import ShardWork
-
     with pytest.raises(DraftrecError, match="storage that all nodes"):
         ShardWork(make_spec(tmp_path, "nowhere", 0), LoadFake())()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.plan import JobSpec
-from tests.fakes import FakeGenerator
+from tests.fakes import FakeGenerator, FakePool
 
 
 def die() -> None:
@@ -73,6 +73,10 @@ class Doer:
         (self.folder / f"here-{os.getpid()}").touch()
         while len(list(self.folder.glob("here-*"))) < others:
             time.sleep(0.01)
+
+
+def fake_pool(spec: JobSpec, tokenizer: str) -> FakePool:
+    return FakePool()
 
 
 @dataclass(frozen=True)

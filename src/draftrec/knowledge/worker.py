@@ -20,6 +20,7 @@ from draftrec.knowledge.shards import Written, prompt_hash
 
 if TYPE_CHECKING:
     from draftrec.decoding.stats import StepStats, Timing
+    from draftrec.pool.store import Pool
 
 #: Token ids and group of each text of a shard, in order.
 Texts = Seq[tuple[IntArray, str | None]]
@@ -32,6 +33,8 @@ ShouldStop = Callable[[], bool]
 class TextGenerator(Protocol):
     """What a worker needs of a generator; `draftrec.Generator` is one."""
 
+    pool: Any
+
     @property
     def fingerprint(self) -> dict[str, str]: ...
     @property
@@ -40,8 +43,6 @@ class TextGenerator(Protocol):
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
-    @property
-    def pool(self) -> Any: ...
     @property
     def timing(self) -> Timing: ...
     @property
@@ -118,6 +119,10 @@ class ShardWorker:
             while self.learned < shards:
                 self.generator.commit(texts_of(self.learned))
                 self.learned += 1
+
+    def unlearn(self, pool: Any) -> None:
+        """Draft from `pool` alone, which no shard has joined yet."""
+        self.generator.pool, self.learned = pool, 0
 
     def work(
         self, task: ShardTask, on_step: OnStep | None = None, should_stop: ShouldStop | None = None
@@ -199,17 +204,23 @@ def load_generator(spec: JobSpec, cost_state: dict[str, Any] | None) -> TextGene
     """The generator that a job asks for, its pool opened. Takes seconds: it imports PyTorch."""
     from draftrec.knowledge.generator import Generator
     from draftrec.models import loading
-    from draftrec.pool.store import Pool
 
     config, pool = spec.config.generate, None
     if spec.pool and config.draft.draft == "pool":
         # Before the model, which may take minutes to load only to find that the pool is not its.
         tokenizer = loading.load_tokenizer(config.target.model)
-        pool = Pool.load(spec.pool, loading.tokenizer_fingerprint(tokenizer))
+        pool = given_pool(spec, loading.tokenizer_fingerprint(tokenizer))
     made = Generator.from_pretrained(
         config.target.model, config=config, pool=pool, cost_state=cost_state
     )
     return cast(TextGenerator, made)  # pyright does not see that a cached property is one
+
+
+def given_pool(spec: JobSpec, tokenizer: str) -> Pool:
+    """What the first shard drafts from; `tokenizer`: its fingerprint."""
+    from draftrec.pool.store import Pool
+
+    return Pool.load(spec.pool, tokenizer) if spec.pool else Pool(tokenizer)
 
 
 def key_of(entity_id: str) -> int:

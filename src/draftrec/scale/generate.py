@@ -22,12 +22,14 @@ from draftrec.knowledge.worker import (
     ShardWorker,
     ShouldStop,
     TextsOf,
+    given_pool,
     load_generator,
 )
 from draftrec.scale.cluster import ClusterSpec, connected
 from draftrec.scale.fleet import Fleet, Halted
 
 Load = Callable[[JobSpec, dict[str, Any] | None], Any]
+Given = Callable[[JobSpec, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class ShardWork:
 
     spec: JobSpec
     load: Load = load_generator
+    given: Given = given_pool
 
     def __call__(self) -> _ShardWork:
         if not self.spec.output.is_dir():
@@ -46,12 +49,13 @@ class ShardWork:
             )
         previous = PreviousRun(self.spec.previous) if self.spec.previous else None
         # What a pass costs is measured by every worker: their devices may differ.
-        return _ShardWork(ShardWorker(self.load(self.spec, None), previous), self.spec)
+        return _ShardWork(ShardWorker(self.load(self.spec, None), previous), self)
 
 
 class _ShardWork:
-    def __init__(self, worker: ShardWorker, spec: JobSpec) -> None:
-        self._worker, self._folder = worker, RunFolder(spec.output)
+    def __init__(self, worker: ShardWorker, made_by: ShardWork) -> None:
+        self._worker, self._made_by = worker, made_by
+        self._folder = RunFolder(made_by.spec.output)
 
     @property
     def facts(self) -> Facts:
@@ -59,6 +63,11 @@ class _ShardWork:
 
     def __call__(self, task: ShardTask) -> tuple[ShardResult, StepStats | None]:
         """The shard's texts, and all its steps as one."""
+        spec = self._made_by.spec
+        if task.known < self._worker.learned and spec.config.pool_lag != "auto":
+            # The shard of a lost worker, which was begun when less was known.
+            fingerprint = self._worker.facts.fingerprint["tokenizer"]
+            self._worker.unlearn(self._made_by.given(spec, fingerprint))
         self._worker.learn(task.known, self._folder.texts)
         steps: list[StepStats] = []
         result = self._worker.work(task, steps.append)
@@ -96,10 +105,7 @@ class RayCrew:
 
     def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
         # As a local job would: the same texts in the same order.
-        from draftrec.pool.store import Pool
-
-        tokenizer = self._facts.fingerprint["tokenizer"]
-        pool = Pool.load(self._spec.pool, tokenizer) if self._spec.pool else Pool(tokenizer)
+        pool = given_pool(self._spec, self._facts.fingerprint["tokenizer"])
         for index in range(shards):
             pool.add(texts_of(index))
         pool.save(folder)
@@ -108,7 +114,12 @@ class RayCrew:
         self._open.close()
 
 
-def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Load = load_generator) -> Hire:
+def on_ray(
+    cluster: ClusterSpec,
+    note: Callable[[str], None],
+    load: Load = load_generator,
+    given: Given = given_pool,
+) -> Hire:
     """The crew whose workers are Ray actors."""
 
     def hire(plan: Plan, cost_state: dict[str, Any] | None) -> Crew:
@@ -119,7 +130,7 @@ def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Load = load_
         with ExitStack() as stack:
             share = stack.enter_context(connected(cluster))
             spec = _absolute(plan.spec)
-            fleet = Fleet(ShardWork(spec, load), cluster.workers, share, note)
+            fleet = Fleet(ShardWork(spec, load, given), cluster.workers, share, note)
             stack.callback(fleet.close)
             return RayCrew(spec, fleet, window, stack.pop_all())
 
