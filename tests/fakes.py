@@ -28,6 +28,7 @@ class FakePool:
     """Remembers the texts it was given, as a pool folder does on disk."""
 
     texts: list[tuple[list[int], str | None]] = field(default_factory=list)
+    full: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -115,10 +115,11 @@ class ShardWorker:
 
     def learn(self, shards: int, texts_of: TextsOf) -> None:
         """Draft from the texts of the first `shards` shards from now on, if from any pool."""
-        if self.generator.pool is not None:
-            while self.learned < shards:
+        pool = self.generator.pool
+        while pool is not None and self.learned < shards:
+            if not pool.full:  # a full one need not even be told
                 self.generator.commit(texts_of(self.learned))
-                self.learned += 1
+            self.learned += 1
 
     def unlearn(self, pool: Any) -> None:
         """Draft from `pool` alone, which no shard has joined yet."""

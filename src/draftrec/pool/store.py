@@ -40,7 +40,8 @@ class Pool:
 
     `levels`: which indexes are kept. `max_bytes` bounds texts and indexes, about: texts that would
     pass it are left out, so that memory does not follow the number of records of a job; `prune`
-    makes room. `rows` is what is known of each text, `usage` what the pool was worth as a whole.
+    makes room. `full`: one was left out. `rows` is what is known of each text, `usage` what the
+    pool was worth as a whole.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Pool:
         self.created = time.time()
         self.rows = fresh_rows(0, 0.0)
         self.usage = Usage()
+        self.full = False
         self._texts: list[IntArray] = []
         self._names: list[str | None] = []
         self._members: dict[str, list[int]] = {}
@@ -93,6 +95,7 @@ class Pool:
             ids = np.ascontiguousarray(token_ids, np.int32)
             room -= len(ids)
             if room < 0:
+                self.full = True
                 break
             if len(ids):
                 taken.append((ids, group))
