@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,20 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, address: str) -
     assert done.returncode == 2, done.stderr
     assert f"no Ray cluster answers at {address}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_no_home_folder_is_needed() -> None:
+    """Ray would keep the secret of a cluster there."""
+    code = (
+        "from draftrec.scale.cluster import ClusterSpec, connected\n"
+        "with connected(ClusterSpec(cpus_per_worker=1)) as share: print(share.threads)"
+    )
+    without = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**without, "HOME": "/dev/null/home", "OMP_NUM_THREADS": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "3\n", done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,9 @@ def _start(ray: Any, spec: ClusterSpec) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray makes its workers yield to every other process, which a local job does not do either.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # A secret for this cluster alone; Ray's own would be written to the home folder.
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # With fractions of a processor a sum of shares may exceed the whole by a rounding error.
     cpus = spec.workers * _cpus(spec) + 1
     ray.init(
