@@ -62,6 +62,12 @@ def test_a_running_cluster_is_used_and_left_running(share: Share) -> None:
     assert ray.is_initialized()
 
 
+def test_a_worker_without_a_gpu_takes_none_by_itself() -> None:
+    assert Share(1, 0, 1).device("auto") == "cpu"
+    assert Share(1, 0.5, 1).device("auto") == "auto"
+    assert Share(1, 0, 1).device("cuda:1") == "cuda:1"
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

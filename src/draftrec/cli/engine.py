@@ -48,4 +48,6 @@ def cluster_of(options: Any) -> Any:
         return None
     from draftrec.scale.cluster import ClusterSpec
 
+    if options.device == "cpu" and options.gpus_per_worker is None:
+        values["gpus_per_worker"] = 0.0
     return ClusterSpec(**values)

@@ -38,6 +38,10 @@ class Share:
     gpus: float
     threads: int | None
 
+    def device(self, asked: str) -> str:
+        """A worker's device: as asked; by itself none that was not given to it."""
+        return "cpu" if asked == "auto" and not self.gpus else asked
+
 
 def import_ray() -> Any:
     """The `ray` package. Raises DraftrecError where it is missing."""

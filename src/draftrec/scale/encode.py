@@ -20,7 +20,7 @@ from draftrec.knowledge.encode_crew import (
 )
 from draftrec.knowledge.encode_inputs import EncodeInputs, EncodeSpec
 from draftrec.models.documents import Encoded
-from draftrec.scale.cluster import ClusterSpec, connected
+from draftrec.scale.cluster import ClusterSpec, Share, connected
 from draftrec.scale.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -76,22 +76,29 @@ def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Loader = loa
     def hire(inputs: EncodeInputs) -> EncodeCrew:
         with ExitStack() as stack:
             share = stack.enter_context(connected(cluster))
-            fleet = Fleet(EncodeWork(_absolute(inputs.spec), load), cluster.workers, share, note)
+            fleet = Fleet(
+                EncodeWork(_at_worker(inputs.spec, share), load), cluster.workers, share, note
+            )
             stack.callback(fleet.close)
             return RayEncoders(cluster.workers, fleet, stack.pop_all())
 
     return hire
 
 
-def _absolute(spec: EncodeSpec) -> EncodeSpec:
-    """The same files, from wherever a worker runs."""
+def _at_worker(spec: EncodeSpec, share: Share) -> EncodeSpec:
+    """The same files, from wherever a worker runs, and its own device."""
 
     def found(location: str) -> str:
         return str(Path(location).absolute())
 
-    config = spec.config
-    if Path(config.encoder).exists():
-        config = config.model_copy(update={"encoder": found(config.encoder)})
+    encoder = spec.config.encoder
+    own = {"device": share.device(spec.config.settings.device)}
+    config = spec.config.model_copy(
+        update={
+            "encoder": found(encoder) if Path(encoder).exists() else encoder,
+            "settings": spec.config.settings.model_copy(update=own),
+        }
+    )
     return replace(
         spec,
         config=config,

@@ -25,7 +25,7 @@ from draftrec.knowledge.worker import (
     given_pool,
     load_generator,
 )
-from draftrec.scale.cluster import ClusterSpec, connected
+from draftrec.scale.cluster import ClusterSpec, Share, connected
 from draftrec.scale.fleet import Fleet, Halted
 
 Load = Callable[[JobSpec, dict[str, Any] | None], Any]
@@ -129,7 +129,7 @@ def on_ray(
             note(f"with a pool lag of {lag} shards only {window} workers have work at a time")
         with ExitStack() as stack:
             share = stack.enter_context(connected(cluster))
-            spec = _absolute(plan.spec)
+            spec = _at_worker(plan.spec, share)
             fleet = Fleet(ShardWork(spec, load, given), cluster.workers, share, note)
             stack.callback(fleet.close)
             return RayCrew(spec, fleet, window, stack.pop_all())
@@ -143,17 +143,19 @@ def usual_lag(workers: int) -> int:
     return 2 * workers
 
 
-def _absolute(spec: JobSpec) -> JobSpec:
-    """The same files, from wherever a worker runs."""
+def _at_worker(spec: JobSpec, share: Share) -> JobSpec:
+    """The same files, from wherever a worker runs, and its own device."""
     found = {
         name: path.resolve()
         for name in ("output", "pool", "previous")
         if (path := getattr(spec, name)) is not None
     }
-    generate = spec.config.generate
-    model = Path(generate.target.model)
-    if model.exists():
-        target = generate.target.model_copy(update={"model": str(model.resolve())})
-        generate = generate.model_copy(update={"target": target})
+    target = spec.config.generate.target
+    model = Path(target.model)
+    own = {
+        "model": str(model.resolve()) if model.exists() else target.model,
+        "device": share.device(target.device),
+    }
+    generate = spec.config.generate.model_copy(update={"target": target.model_copy(update=own)})
     config = spec.config.model_copy(update={"generate": generate})
     return replace(spec, config=config, **found)

@@ -20,7 +20,7 @@ from draftrec.recommend.crew import (
     ShouldStop,
 )
 from draftrec.recommend.setup import Hire, Inputs, TaskSettings, load
-from draftrec.scale.cluster import ClusterSpec, connected
+from draftrec.scale.cluster import ClusterSpec, Share, connected
 from draftrec.scale.fleet import Fleet, Halted
 
 
@@ -91,15 +91,15 @@ def on_ray(cluster: ClusterSpec, note: Callable[[str], None]) -> Hire:
             )
         with ExitStack() as stack:
             share = stack.enter_context(connected(cluster))
-            fleet = Fleet(RecommendWork(_absolute(settings)), cluster.workers, share, note)
+            fleet = Fleet(RecommendWork(_at_worker(settings, share)), cluster.workers, share, note)
             stack.callback(fleet.close)
             return RayRecommenders(cluster.workers, fleet, stack.pop_all())
 
     return hire
 
 
-def _absolute(settings: TaskSettings) -> TaskSettings:
-    """The same files, from wherever a worker runs."""
+def _at_worker(settings: TaskSettings, share: Share) -> TaskSettings:
+    """The same files, from wherever a worker runs, and its own device."""
     draft = settings.draft
     return replace(
         settings,
@@ -108,4 +108,5 @@ def _absolute(settings: TaskSettings) -> TaskSettings:
         target=settings.target.absolute(),
         draft=draft if draft in ("items", "none") else str(Path(draft).absolute()),
         output=settings.output.absolute(),
+        device=share.device(settings.device),
     )
