@@ -18,6 +18,7 @@ from markdown import header as _header
 from markdown import row as _row
 from markdown import spread as _spread
 from quality_tables import encoders, quality
+from ray_tables import pool_workers, ray
 from transformers_tables import transformers
 from vllm_proposer_summary import vllm
 
@@ -285,6 +286,7 @@ _SECTIONS = {
     "pool-scale": _pool_scale,
     "pool-refresh": _pool_refresh,
     "pool-groups": _pool_groups,
+    "pool-workers": pool_workers,
     "packed-weights": _packed,
     "exactness": _exactness,
     "transformers": transformers,
@@ -298,6 +300,7 @@ _SECTIONS = {
     "genrec-beauty": genrec_beauty,
     "genrec-beauty-timed": genrec_beauty,
     "load": load,
+    "ray": ray,
     "vllm": vllm,
     "encoders": encoders,
     "quality-ml100k": quality,
