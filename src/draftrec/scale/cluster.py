@@ -96,6 +96,7 @@ def _start(ray: Any, spec: ClusterSpec) -> None:
     # With fractions of a processor a sum of shares may exceed the whole by a rounding error.
     cpus = spec.workers * _cpus(spec) + 1
     ray.init(
+        "local",  # not one that somebody else has started here
         num_cpus=int(cpus),
         include_dashboard=False,
         log_to_driver=False,
