@@ -113,7 +113,7 @@ def kills(bench: Bench) -> dict[str, Any]:
     while events:
         process = bench.start("killed", **options)
         while events and process.poll() is None:
-            event = _strike(bench, process, events[0], rng, seconds / (len(events) + 1))
+            event = _strike(bench, process, events[0], rng)
             if event is None:
                 break
             events.pop(0)
@@ -142,18 +142,26 @@ def kills(bench: Bench) -> dict[str, Any]:
 
 
 def _strike(
-    bench: Bench, driver: subprocess.Popen[bytes], what: str, rng: random.Random, mean: float
+    bench: Bench, driver: subprocess.Popen[bytes], what: str, rng: random.Random
 ) -> dict[str, Any] | None:
-    """Wait a random while after a worker is there, and kill; None if the job ended before."""
+    """Wait for a random number of shards, then a random while, and kill; None if the job ended
+    before. By the clock alone, all kills would fall into the starting of workers."""
     tree = psutil.Process(driver.pid)
-    while driver.poll() is None and not _actors(tree):
+    kills = bench.args.worker_kills + bench.args.driver_kills
+    most = max(1, round(2 * bench.args.records / bench.args.shard_size / (kills + 1)))
+    wanted = _shards_done(bench) + rng.randint(0, most)
+    while driver.poll() is None and (_shards_done(bench) < wanted or not _actors(tree)):
         time.sleep(0.05)
-    _sleep_beside(driver, rng.uniform(0, 2 * mean))
+    _sleep_beside(driver, rng.uniform(0, 4))
     actors = _actors(tree) if driver.poll() is None else []
     if driver.poll() is not None or (what == "worker" and not actors):
         return None
-    done = len((manifest_of(bench.scratch / "killed") or {"shards": []})["shards"])
-    event = {"what": what, "shards_done": done, "workers": len(actors), "left_workers": 0}
+    event = {
+        "what": what,
+        "shards_done": _shards_done(bench),
+        "workers": len(actors),
+        "left_workers": 0,
+    }
     if what == "worker":
         rng.choice(actors).kill()
         return event
@@ -162,6 +170,10 @@ def _strike(
     # Ray's two agents, which hold nothing, notice a minute later; a worker holds a model.
     _, left = psutil.wait_procs(actors, timeout=_GONE_SECONDS)
     return {**event, "left_workers": sum(map(_lives, left))}
+
+
+def _shards_done(bench: Bench) -> int:
+    return len((manifest_of(bench.scratch / "killed") or {"shards": []})["shards"])
 
 
 def _sleep_beside(driver: subprocess.Popen[bytes], seconds: float) -> None:
