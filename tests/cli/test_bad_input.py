@@ -131,7 +131,7 @@ class TestInputsRefusedBeforeAModelIsLoaded:
             ("--shard-size should be greater", ["--shard-size", "0"]),
             ("--budget", ["--budget", "-1"]),
             ("No such option: --nope", ["--nope"]),
-            ("--engine ray is not there yet", ["--engine", "ray"]),
+            ("--workers needs --engine ray", ["--workers", "2"]),
             ("holds no finished part of a run", ["--previous", "nowhere"]),
             ("cannot be read", ["--config", "nope.yaml"]),
         ],
