@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Auto = Literal["auto"]
+
+
+def not_allowed(error: ValidationError) -> str:
+    """What is wrong with the first value that a model refused, for users of Python."""
+    first = error.errors()[0]
+    message = first["msg"]
+    return f"{first['loc'][0]}={first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
 class _Frozen(BaseModel):
@@ -177,3 +184,8 @@ class EncodeConfig(_Frozen):
     shard_size: Annotated[int, Field(ge=1)] = Field(
         default=4096, description="texts that are written, and resumed from, together"
     )
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the encoder is made from texts, and not loaded."""
+        return self.encoder.partition(":")[0] == "hashed"

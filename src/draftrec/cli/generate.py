@@ -92,7 +92,7 @@ def _pool_lag(options: GenerateOptions) -> Any:
 
     usual = 0
     if options.engine == "ray":
-        from draftrec.scale.generate import usual_lag
+        from draftrec.scale.workers import usual_lag
 
         usual = usual_lag(options.workers)
     assert options.output is not None

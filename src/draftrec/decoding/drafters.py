@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from draftrec.core import EMPTY_TREE, SOURCES, DraftTree, SequenceView, Verdict
+from draftrec.core import EMPTY_TREE, SOURCES, DraftTree, IntArray, SequenceView, Verdict
 from draftrec.pool.index import NgramIndex, Source, TreeBuilder, tail_of_text
 from draftrec.pool.ngrams import ORDER
-from draftrec.pool.store import Pool
+from draftrec.pool.store import LevelName, Pool
 
 PROMPT, PREVIOUS, GROUP, ALL = range(len(SOURCES))
 # What one observation counts in each source. The text under way repeats its prompt's names, and an
@@ -92,10 +94,15 @@ class PoolDrafter:
         if running.previous is not None:
             found.append((running.previous, tail, WEIGHTS[PREVIOUS], PREVIOUS))
         if self.pool is not None:
-            for name, index in self.pool.sources(request.group):
-                level = GROUP if name == "group" else ALL
-                found.append((index, tail, WEIGHTS[level], level))
+            found.extend(pool_sources(self.pool.sources(request.group), tail))
         return found
+
+
+def pool_sources(indexes: Iterable[tuple[LevelName, Any]], tail: IntArray) -> Iterator[Source]:
+    """A pool's indexes, as `Pool.sources` gives them, for a text that ends in `tail`, int32."""
+    for name, index in indexes:
+        level = GROUP if name == "group" else ALL
+        yield index, tail, WEIGHTS[level], level
 
 
 @dataclass(slots=True)

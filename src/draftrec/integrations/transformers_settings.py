@@ -22,7 +22,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from draftrec.config import AcceptConfig, Auto, BatchConfig, DraftConfig
+from draftrec.config import AcceptConfig, Auto, BatchConfig, DraftConfig, not_allowed
 from draftrec.errors import DraftrecError
 from draftrec.integrations.transformers_call import Call
 from draftrec.pool.store import Pool
@@ -113,11 +113,7 @@ def read_settings(
         draft = DraftConfig(**drafting)
         size = BatchConfig(batch_size=batch_size).batch_size
     except ValidationError as error:
-        first = error.errors()[0]
-        raise DraftrecError(
-            f"{'.'.join(map(str, first['loc'][:1]))}={first['input']!r} is not allowed: "
-            f"{first['msg'][0].lower()}{first['msg'][1:]}."
-        ) from error
+        raise DraftrecError(f"{not_allowed(error)}.") from error
     if rule.temperature > 0 or rule.top_p < 1 or rule.seed:
         raise DraftrecError(
             "Sampling is generate's business: pass do_sample, temperature and top_p to it, seed it "

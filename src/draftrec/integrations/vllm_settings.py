@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from draftrec.config import not_allowed
 from draftrec.errors import DraftrecError
 from draftrec.pool.files import existing, read_manifest
 
@@ -41,11 +42,8 @@ def parsed(values: Mapping[str, Any]) -> ProposerSettings:
     try:
         settings = ProposerSettings.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
         raise DraftrecError(
-            f"{name}={first['input']!r} is not allowed: {first['msg'][0].lower()}"
-            f"{first['msg'][1:]}; see draftrec.integrations.vllm.ProposerSettings."
+            f"{not_allowed(error)}; see draftrec.integrations.vllm.ProposerSettings."
         ) from error
     if settings.pool is None and not settings.grow:
         raise DraftrecError(

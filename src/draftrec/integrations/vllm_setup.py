@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import DraftTree, IntArray
-from draftrec.decoding.drafters import ALL, GROUP, PROMPT, WEIGHTS
+from draftrec.decoding.drafters import PROMPT, WEIGHTS, pool_sources
 from draftrec.errors import DraftrecError
 from draftrec.integrations.vllm_groups import PromptGroups
 from draftrec.integrations.vllm_rows import RunningText
@@ -18,7 +18,7 @@ from draftrec.integrations.vllm_settings import ProposerSettings, check_tokens
 from draftrec.models import loading
 from draftrec.pool.index import Source, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER
-from draftrec.pool.store import Pool
+from draftrec.pool.store import LevelName, Pool
 
 # Nodes of the tree that a chain of so many tokens is chosen from: see `ChainDrafter`.
 _NODES_PER_TOKEN = 2
@@ -96,7 +96,7 @@ class Pools:
         self.grown_bytes = grown_tokens * _BYTES_PER_TOKEN
         self.grown = Pool(fingerprint, max_bytes=self.grown_bytes)
 
-    def sources(self, group: str | None) -> list[tuple[str, Any]]:
+    def sources(self, group: str | None) -> list[tuple[LevelName, Any]]:
         """Indexes with their level, as `Pool.sources`."""
         found = [] if self.pool is None else self.pool.sources(group)
         return [*found, *self.grown.sources(group)]
@@ -144,11 +144,8 @@ class ChainDrafter:
 
     def _sources(self, text: RunningText) -> list[Source]:
         tail = tail_of_text(text.text)
-        found: list[Source] = [(text.own, text.context[-ORDER:], WEIGHTS[PROMPT], PROMPT)]
-        for name, index in self.pools.sources(text.group):
-            level = GROUP if name == "group" else ALL
-            found.append((index, tail, WEIGHTS[level], level))
-        return found
+        own: Source = (text.own, text.context[-ORDER:], WEIGHTS[PROMPT], PROMPT)
+        return [own, *pool_sources(self.pools.sources(text.group), tail)]
 
 
 def best_chain(tree: DraftTree, eos_ids: frozenset[int]) -> list[int]:

@@ -44,7 +44,7 @@ class EncodeInputs:
         mend = "name the columns with --id-column and --text-column"
         source.require(self.reader.layout.required, mend)
         self.reader.check_columns()
-        if spec.fit_on and config.encoder.partition(":")[0] != "hashed":
+        if spec.fit_on and not config.is_fitted:
             raise DraftrecError("--fit-on fits the hashed encoder; leave it out with another one")
         self._fit_on = [self._fit_reader(location) for location in spec.fit_on]
         history = open_records(spec.history) if spec.history else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +19,8 @@ from draftrec.knowledge.encode_crew import (
 )
 from draftrec.knowledge.encode_inputs import EncodeInputs, EncodeSpec
 from draftrec.models.documents import Encoded
-from draftrec.scale.cluster import ClusterSpec, Share, connected
-from draftrec.scale.fleet import Fleet
+from draftrec.scale.cluster import ClusterSpec, Share
+from draftrec.scale.workers import RayWorkers
 
 if TYPE_CHECKING:
     from draftrec.models.encoders import Encoder
@@ -35,8 +34,7 @@ class EncodeWork:
     load: Loader = load_for_job
 
     def __call__(self) -> _EncodeWork:
-        fitted = self.spec.config.encoder.partition(":")[0] == "hashed"
-        texts = EncodeInputs(self.spec).fit_texts() if fitted else ()
+        texts = EncodeInputs(self.spec).fit_texts() if self.spec.config.is_fitted else ()
         return _EncodeWork(self.load(self.spec.config, texts))
 
 
@@ -52,35 +50,20 @@ class _EncodeWork:
         return self._encoder.encode_documents(documents, _unwatched)
 
 
-class RayEncoders:
+class RayEncoders(RayWorkers):
     """Encoders on a cluster, two shards for each under way at a time."""
 
-    def __init__(self, workers: int, fleet: Fleet, open_until_closed: ExitStack) -> None:
-        self._window, self._fleet, self._open = 2 * workers, fleet, open_until_closed
-        self._facts: EncoderFacts = fleet.facts()
-
-    @property
-    def facts(self) -> EncoderFacts:
-        return self._facts
-
     def results(self, shards: Iterator[Documents], watch: Watch) -> Iterator[Encoded]:
-        return self._fleet.results(shards, self._window)
-
-    def close(self) -> None:
-        self._open.close()
+        return self.fleet.results(shards, self.window)
 
 
 def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Loader = load_for_job) -> Hire:
     """The crew whose encoders are Ray actors."""
 
     def hire(inputs: EncodeInputs) -> EncodeCrew:
-        with ExitStack() as stack:
-            share = stack.enter_context(connected(cluster))
-            fleet = Fleet(
-                EncodeWork(_at_worker(inputs.spec, share), load), cluster.workers, share, note
-            )
-            stack.callback(fleet.close)
-            return RayEncoders(cluster.workers, fleet, stack.pop_all())
+        return RayEncoders(
+            cluster, lambda share: EncodeWork(_at_worker(inputs.spec, share), load), note
+        )
 
     return hire
 

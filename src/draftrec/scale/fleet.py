@@ -119,11 +119,11 @@ class Fleet:
         for worker in range(workers):
             self._hire(worker)
 
-    def facts(self, should_stop: Callable[[], bool] | None = None) -> Any:
+    def facts(self) -> Any:
         """Of the first worker that is ready. Raises DraftrecError with what kept it from it."""
         book = _Book(iter(()), 0)
         while self._facts is None:
-            self._collect(book, should_stop)
+            self._collect(book, None)
         return self._facts
 
     def results(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from draftrec.knowledge.worker import (
     given_pool,
     load_generator,
 )
-from draftrec.scale.cluster import ClusterSpec, Share, connected
-from draftrec.scale.fleet import Fleet, Halted
+from draftrec.scale.cluster import ClusterSpec, Share
+from draftrec.scale.fleet import Halted
+from draftrec.scale.workers import RayWorkers, usual_lag
 
 Load = Callable[[JobSpec, dict[str, Any] | None], Any]
 Given = Callable[[JobSpec, str], Any]
@@ -74,19 +74,22 @@ class _ShardWork:
         return replace(result, cost_state=None), summed(steps) if steps else None
 
 
-class RayCrew:
-    """Workers on a cluster, who have at most `window` shards under way at a time."""
+class RayCrew(RayWorkers):
+    """Workers on a cluster. At most `window` shards are under way at a time."""
 
     def __init__(
-        self, spec: JobSpec, fleet: Fleet, window: int, open_until_closed: ExitStack
+        self,
+        spec: JobSpec,
+        cluster: ClusterSpec,
+        make: Callable[[Share], ShardWork],
+        note: Callable[[str], None],
     ) -> None:
-        self._spec, self._fleet, self._window = spec, fleet, window
-        self._open = open_until_closed
-        self._facts: Facts = fleet.facts()
-
-    @property
-    def facts(self) -> Facts:
-        return self._facts
+        lag = spec.config.pool_lag
+        window = 1 + (usual_lag(cluster.workers) if lag == "auto" else lag)
+        if window < cluster.workers:
+            note(f"with a pool lag of {lag} shards only {window} workers have work at a time")
+        super().__init__(cluster, make, note)
+        self.window, self._spec = window, spec
 
     def results(
         self,
@@ -96,7 +99,7 @@ class RayCrew:
         should_stop: ShouldStop | None,
     ) -> Iterator[ShardResult]:
         try:
-            for result, steps in self._fleet.results(tasks, self._window, should_stop):
+            for result, steps in self.fleet.results(tasks, self.window, should_stop):
                 if steps:
                     on_step(steps)
                 yield result
@@ -105,13 +108,10 @@ class RayCrew:
 
     def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
         # As a local job would: the same texts in the same order.
-        pool = given_pool(self._spec, self._facts.fingerprint["tokenizer"])
+        pool = given_pool(self._spec, self.facts.fingerprint["tokenizer"])
         for index in range(shards):
             pool.add(texts_of(index))
         pool.save(folder)
-
-    def close(self) -> None:
-        self._open.close()
 
 
 def on_ray(
@@ -123,24 +123,12 @@ def on_ray(
     """The crew whose workers are Ray actors."""
 
     def hire(plan: Plan, cost_state: dict[str, Any] | None) -> Crew:
-        lag = plan.spec.config.pool_lag
-        window = usual_lag(cluster.workers) + 1 if lag == "auto" else lag + 1
-        if window < cluster.workers:
-            note(f"with a pool lag of {lag} shards only {window} workers have work at a time")
-        with ExitStack() as stack:
-            share = stack.enter_context(connected(cluster))
-            spec = _at_worker(plan.spec, share)
-            fleet = Fleet(ShardWork(spec, load, given), cluster.workers, share, note)
-            stack.callback(fleet.close)
-            return RayCrew(spec, fleet, window, stack.pop_all())
+        spec = plan.spec
+        return RayCrew(
+            spec, cluster, lambda share: ShardWork(_at_worker(spec, share), load, given), note
+        )
 
     return hire
-
-
-def usual_lag(workers: int) -> int:
-    """Shards that may be under way before one that is begun: two for every worker, so that those
-    who are done need not wait for those who are not."""
-    return 2 * workers
 
 
 def _at_worker(spec: JobSpec, share: Share) -> JobSpec:

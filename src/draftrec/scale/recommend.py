@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from draftrec.recommend.crew import (
     ShouldStop,
 )
 from draftrec.recommend.setup import Hire, Inputs, TaskSettings, load
-from draftrec.scale.cluster import ClusterSpec, Share, connected
-from draftrec.scale.fleet import Fleet, Halted
+from draftrec.scale.cluster import ClusterSpec, Share
+from draftrec.scale.fleet import Halted
+from draftrec.scale.workers import RayWorkers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,8 @@ class _RecommendWork:
         return self._recommender.answer(shard)
 
 
-class RayRecommenders:
+class RayRecommenders(RayWorkers):
     """Recommenders on a cluster, two shards for each under way at a time."""
-
-    def __init__(self, workers: int, fleet: Fleet, open_until_closed: ExitStack) -> None:
-        self._window, self._fleet, self._open = 2 * workers, fleet, open_until_closed
-        self._facts: ModelFacts = fleet.facts()
-
-    @property
-    def facts(self) -> ModelFacts:
-        return self._facts
 
     def results(
         self,
@@ -66,7 +58,7 @@ class RayRecommenders:
         """A shard's `walltime` is the time since the one before it was there: they overlap."""
         before = time.perf_counter()
         try:
-            for found in self._fleet.results(shards, self._window, should_stop):
+            for found in self.fleet.results(shards, self.window, should_stop):
                 now = time.perf_counter()
                 if on_done:
                     on_done(len(found.answers))
@@ -74,9 +66,6 @@ class RayRecommenders:
                 before = now
         except Halted:
             raise Interrupted from None
-
-    def close(self) -> None:
-        self._open.close()
 
 
 def on_ray(cluster: ClusterSpec, note: Callable[[str], None]) -> Hire:
@@ -89,11 +78,9 @@ def on_ray(cluster: ClusterSpec, note: Callable[[str], None]) -> Hire:
                 f"{len(inputs.histories):,} users are {shards} shards: no more than {shards} of "
                 f"the workers have work; lower --shard-size"
             )
-        with ExitStack() as stack:
-            share = stack.enter_context(connected(cluster))
-            fleet = Fleet(RecommendWork(_at_worker(settings, share)), cluster.workers, share, note)
-            stack.callback(fleet.close)
-            return RayRecommenders(cluster.workers, fleet, stack.pop_all())
+        return RayRecommenders(
+            cluster, lambda share: RecommendWork(_at_worker(settings, share)), note
+        )
 
     return hire
 
