@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from draftrec.config import EncoderConfig
 from draftrec.errors import DraftrecError
@@ -35,6 +36,15 @@ def test_equal_texts_give_equal_bytes_and_signs() -> None:
     assert fit(texts=WARS).fingerprint != one.fingerprint
     # The first direction holds what all texts share, and it points their way.
     assert (fit(1, normalise=False).encode(WARS) > 0).all()
+
+
+def test_the_number_of_threads_is_nothing_to_a_fit() -> None:
+    texts = [f"w{i * 7919 % 1301} w{i * 31 % 700} w{i % 97} a{i}" for i in range(2000)]
+    found: set[str] = set()
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.add(fit(64, texts).fingerprint)
+    assert len(found) == 1
 
 
 def test_vectors_depend_on_the_fit_alone() -> None:

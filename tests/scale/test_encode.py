@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +28,17 @@ def write_texts(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@dataclass(frozen=True)
+class LoadHere:
+    """The loader of jobs, in one process only."""
+
+    pid: int
+
+    def __call__(self, config: EncodeConfig, fit_on: Iterable[str]) -> Any:
+        assert os.getpid() == self.pid
+        return load_for_job(config, fit_on)
+
+
 @pytest.mark.usefixtures("share")
 def test_the_file_is_that_of_a_local_job(tmp_path: Path) -> None:
     write_texts(tmp_path / "in.jsonl")
@@ -34,7 +49,9 @@ def test_the_file_is_that_of_a_local_job(tmp_path: Path) -> None:
 
     expected = run_encode(spec("here.parquet"), local(load_for_job)).summary
     notes: list[str] = []
-    found = run_encode(spec("there.parquet"), on_ray(ClusterSpec(workers=2), notes.append)).summary
+    # Fitted once, where the job runs: workers need not see its texts.
+    hire = on_ray(ClusterSpec(workers=2), notes.append, LoadHere(os.getpid()))
+    found = run_encode(spec("there.parquet"), hire).summary
     timeless = {k for k in expected if "seconds" not in k and "per_second" not in k}
     assert {k: found[k] for k in timeless} == {k: expected[k] for k in timeless}
     assert 0 < expected["encoded"] < expected["texts"] < 40

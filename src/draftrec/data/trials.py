@@ -60,7 +60,7 @@ class TrialStore:
 
     @property
     def times(self) -> Path:
-        """Seconds of each trial, as JSON lines."""
+        """Seconds of each trial, as JSON lines; of the last one twice if it had to run again."""
         return self.folder / "times.jsonl"
 
     @contextmanager
@@ -82,9 +82,9 @@ class TrialStore:
 
     def append(self, settings: Settings, figures: Mapping[str, Scalar], seconds: float) -> None:
         """Keep a finished trial."""
-        entry = {"settings": settings, "figures": dict(figures)}
-        append_file(self.journal, _line(entry))
+        # The journal last: whatever it holds is whole, also if this is interrupted here.
         append_file(self.times, _line({"settings": settings, "seconds": round(seconds, 3)}))
+        append_file(self.journal, _line({"settings": settings, "figures": dict(figures)}))
 
     def _begin(self) -> dict[str, dict[str, Scalar]]:
         lines = [] if self.overwrite else self._whole_lines()

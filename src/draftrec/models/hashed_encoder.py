@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from threadpoolctl import threadpool_limits
 
 from draftrec.config import EncoderConfig
 from draftrec.core import FloatArray
@@ -59,7 +60,8 @@ class HashedEncoder:
         """Learn weights of words and the directions in which `texts` differ most.
 
         Reads `texts` once and holds their word counts. Fewer texts than `dim` span fewer
-        directions: the numbers beyond are zero. Raises DraftrecError without a text.
+        directions: the numbers beyond are zero. The number of processor cores does not matter.
+        Raises DraftrecError without a text.
         """
         if config.max_tokens is not None or config.pooling != "auto":
             raise DraftrecError(
@@ -71,12 +73,14 @@ class HashedEncoder:
         if counts.nnz == 0:
             raise DraftrecError("the hashed encoder has no text with a word in it to be fitted on")
         tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
-        rank = min(dim, *counts.shape)
-        svd: Any = TruncatedSVD(rank, n_iter=7, random_state=0).fit(tfidf.transform(counts))
+        svd: Any = TruncatedSVD(min(dim, *counts.shape), n_iter=7, random_state=0)
+        # Another number of threads adds up in another order, which would make another encoder.
+        with threadpool_limits(1, "blas"):
+            svd.fit(tfidf.transform(counts))
         # Beyond the texts' rank directions are rounding, which other words would fall along.
         kept = svd.singular_values_ > _SMALLEST * svd.singular_values_[0]
         components = np.zeros((dim, _COLUMNS), np.float32)
-        components[:rank][kept] = _signed(svd.components_[kept])
+        components[: len(kept)][kept] = _signed(svd.components_[kept])
         return cls(dim, tfidf, components, normalise=config.normalise is not False)
 
     def encode(self, texts: Seq[str]) -> FloatArray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from draftrec.config import EncodeConfig
 from draftrec.knowledge.encode_crew import (
     Documents,
     EncodeCrew,
@@ -17,7 +18,7 @@ from draftrec.knowledge.encode_crew import (
     facts_of,
     load_for_job,
 )
-from draftrec.knowledge.encode_inputs import EncodeInputs, EncodeSpec
+from draftrec.knowledge.encode_inputs import EncodeInputs
 from draftrec.models.documents import Encoded
 from draftrec.scale.cluster import ClusterSpec, Share
 from draftrec.scale.workers import RayWorkers
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodeWork:
-    """Makes an encoder where it runs. A hashed one is fitted there, on the job's own inputs."""
+    """Makes an encoder where it runs, unless it was `fitted` before: nodes with other processors
+    would come to other last bits, and only the driver must see the texts."""
 
-    spec: EncodeSpec
-    load: Loader = load_for_job
+    config: EncodeConfig
+    load: Loader
+    fitted: Encoder | None
 
     def __call__(self) -> _EncodeWork:
-        texts = EncodeInputs(self.spec).fit_texts() if self.spec.config.is_fitted else ()
-        return _EncodeWork(self.load(self.spec.config, texts))
+        return _EncodeWork(self.fitted or self.load(self.config, ()))
 
 
 class _EncodeWork:
@@ -61,34 +63,26 @@ def on_ray(cluster: ClusterSpec, note: Callable[[str], None], load: Loader = loa
     """The crew whose encoders are Ray actors."""
 
     def hire(inputs: EncodeInputs) -> EncodeCrew:
-        return RayEncoders(
-            cluster, lambda share: EncodeWork(_at_worker(inputs.spec, share), load), note
-        )
+        config = inputs.spec.config
+
+        def work(share: Share) -> EncodeWork:
+            fitted = load(config, inputs.fit_texts()) if config.is_fitted else None
+            return EncodeWork(_at_worker(config, share), load, fitted)
+
+        return RayEncoders(cluster, work, note)
 
     return hire
 
 
-def _at_worker(spec: EncodeSpec, share: Share) -> EncodeSpec:
-    """The same files, from wherever a worker runs, and its own device."""
-
-    def found(location: str) -> str:
-        return str(Path(location).absolute())
-
-    encoder = spec.config.encoder
-    own = {"device": share.device(spec.config.settings.device)}
-    config = spec.config.model_copy(
+def _at_worker(config: EncodeConfig, share: Share) -> EncodeConfig:
+    """The same model, from wherever a worker runs, and its own device."""
+    own = {"device": share.device(config.settings.device)}
+    model = Path(config.encoder)
+    return config.model_copy(
         update={
-            "encoder": found(encoder) if Path(encoder).exists() else encoder,
-            "settings": spec.config.settings.model_copy(update=own),
+            "encoder": str(model.absolute()) if model.exists() else config.encoder,
+            "settings": config.settings.model_copy(update=own),
         }
-    )
-    return replace(
-        spec,
-        config=config,
-        input=found(spec.input),
-        output=spec.output.absolute(),
-        history=None if spec.history is None else found(spec.history),
-        fit_on=tuple(map(found, spec.fit_on)),
     )
 
 

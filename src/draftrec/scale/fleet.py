@@ -108,8 +108,10 @@ class Fleet:
     def __init__(
         self, make: Callable[[], Work], workers: int, share: Share, note: Callable[[str], None]
     ) -> None:
-        self._make, self._share, self._note = make, share, note
+        self._share, self._note = share, note
         self._ray = import_ray()
+        # Once for all: it may hold a model.
+        self._make = self._ray.put(make)
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, _Call] = {}
         self._idle: list[int] = []
