@@ -55,11 +55,34 @@ def test_dear_passes_are_saved_and_dear_rows_are_not_spent() -> None:
     assert pace(FLAT, FLAT).widths(a_search(1)) == [], "a draft as dear as the target never pays"
 
 
-def test_where_nothing_pays_few_users_try() -> None:
-    auto = pace(STEEP, CHEAP)
+def unlucky(costs: Costs) -> AutoPace:
+    """Drafts that could pay, if they ever held anything."""
+    auto = AutoPace(N, DEPTH, costs)
+    for _ in range(200):
+        auto.observe([verified([None], [N])])
+    return auto
+
+
+def test_where_nothing_is_held_few_users_try() -> None:
+    auto = unlucky(Costs(FLAT, CHEAP, users=2, prompt=8, kept=K, propose=0.02))
     tried = [i for i in range(1, 200) if auto.widths(a_search(0))]
     assert tried == [64, 128, 192], "whatever their order in one call: calls may be of one user"
-    assert all(auto.widths(a_search(0, level=1)) == [] for _ in range(200))
+    assert all(auto.widths(a_search(0, level=1)) == auto.plans[1] for _ in range(200))
+
+
+def test_dear_tries_are_rarer() -> None:
+    """A plain user takes 2 seconds (4 passes, 2 users at once), a try 1.6 more: one in 80 users."""
+    draft = CostCurve((1, 10_000), (0.2, 0.2002))
+    costs = Costs(FLAT, draft, users=2, prompt=8, kept=K, propose=1.0)
+    assert costs.alone([N] * 3) == pytest.approx(1.6, rel=0.01)
+    auto = unlucky(costs)
+    tried = [i for i in range(1, 400) if auto.widths(a_search(0))]
+    assert tried == pytest.approx([80, 160, 240, 320], abs=4)
+
+
+def test_nobody_tries_where_even_perfect_drafts_would_lose() -> None:
+    auto = pace(STEEP, CHEAP)
+    assert not any(auto.widths(a_search(0)) for _ in range(1000))
 
 
 def test_levels_that_are_never_accepted_are_given_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,9 +14,10 @@ from draftrec.models.costs import CostCurve
 
 #: Widths that are considered, as shares of the widest.
 _SHARES = (0.25, 0.5, 0.75, 1.0)
-# Passes between two plans, after the first few; of so many users one tries a wide draft where
-# drafting does not pay.
-_REPLAN, _PROBE = 8, 64
+# Passes between two plans, after the first few.
+_REPLAN = 8
+# Where drafting does not pay, tries may take this share of the time, and at most every 64th user.
+_TRIES, _APART = 0.01, 64
 _FADE = 0.995
 
 
@@ -79,6 +81,14 @@ class Costs:
             seconds += sum(float(self.draft(self.users * r)) for r in (first, *rows[:-1]))
         return seconds / self.users + (self.propose if widths else 0.0)
 
+    def alone(self, widths: Seq[int]) -> float:
+        """Seconds more that the first pass takes because one user drafts `widths` in it."""
+        plain, rows = float(self.users * self.prompt), self.rows(0, widths)
+        seconds = float(self.target(plain + sum(rows)) - self.target(plain)) + self.propose
+        if self.draft is not None:
+            seconds += sum(float(self.draft(r)) for r in (self.prompt, *rows[:-1]))
+        return seconds
+
     def rows(self, level: int, widths: Seq[int]) -> list[float]:
         """Nodes that drafts of `widths` have, with levels drafted whole where they may be."""
         found: list[float] = []
@@ -97,8 +107,9 @@ class AutoPace:
     the first so many drafted ones; a level that was verified with a wide draft says what narrower
     ones would have done. Plans come from the end backwards: after `t` levels, drafting some levels
     costs their passes and leads to t + 1 .. levels with the estimated probabilities, from where the
-    best plan goes on. Where the best plan is plain, one user in 64 gets a wide draft to begin with
-    all the same, so that a change is noticed. All clocks are the cost curves', so that a run
+    best plan goes on. Where the best plan is plain, a few users get a wide draft to begin with all
+    the same, so that a change is noticed: as many as a hundredth of the time allows, and none if
+    even drafts that are always right would lose. All clocks are the cost curves', so that a run
     repeats its decisions.
     """
 
@@ -112,15 +123,16 @@ class AutoPace:
         self.held = self.tried * np.linspace(0.4, 0.8, len(self.grid))
         self.plans: list[list[int]] = []
         self._passes = self._plain = 0
+        self._apart = self._users_between_tries()
 
     def widths(self, search: UserSearch) -> list[int]:
         if not self.plans:
-            self.plans = self._plan()
+            self.plans = self._plan(self.held / self.tried)
         plan = self.plans[search.level]
-        if not plan and search.level == 0:
+        if not plan and search.level == 0 and self._apart:
             self._plain += 1
-            if self._plain % _PROBE == 0:
-                return [self.most] * (self.depth - 1)
+            if self._plain % self._apart == 0:
+                return self._widest()
         return plan
 
     def observe(self, running: Seq[UserSearch]) -> None:
@@ -133,7 +145,7 @@ class AutoPace:
                 self._count(before + i + 1, len(drafted), _needed(drafted, kept))
         self._passes += 1
         if self._passes < 4 or self._passes % _REPLAN == 0:
-            self.plans = self._plan()
+            self.plans = self._plan(self.held / self.tried)
 
     def _count(self, level: int, drafted: int, needed: int | None) -> None:
         if level >= self.depth:
@@ -145,8 +157,19 @@ class AutoPace:
                 continue  # a wider draft might have had them
             self.tried[level, place] += 1
 
-    def _plan(self) -> list[list[int]]:
-        """The best widths after 0, 1, ... levels."""
+    def _widest(self) -> list[int]:
+        return [self.most] * (self.depth - 1)
+
+    def _users_between_tries(self) -> int | None:
+        """Plain users for each that tries a draft; None if no draft can ever pay."""
+        if not any(self._plan(np.ones_like(self.held))):
+            return None
+        plain = sum(self.costs.passes(level, []) for level in range(self.depth))
+        return max(_APART, math.ceil(self.costs.alone(self._widest()) / (_TRIES * plain)))
+
+    def _plan(self, shares: np.ndarray) -> list[list[int]]:
+        """The best widths after 0, 1, ... levels, if of a level's drafts such `shares` hold all
+        kept beams, by width."""
         left = [0.0] * (self.depth + 1)
         plans: list[list[int]] = [[] for _ in range(self.depth)]
         for level in range(self.depth - 1, -1, -1):
@@ -154,21 +177,21 @@ class AutoPace:
             for steps in range(1, self.depth - level):
                 for place, width in enumerate(self.grid):
                     widths = [width] * steps
-                    seconds = self.costs.passes(level, widths) + self._after(
-                        level, steps, place, left
-                    )
+                    later = _expected(shares[level + 1 : level + steps + 1, place], left[level:])
+                    seconds = self.costs.passes(level, widths) + later
                     if seconds < left[level]:
                         left[level], plans[level] = seconds, widths
         return plans
 
-    def _after(self, level: int, steps: int, place: int, left: Seq[float]) -> float:
-        """Seconds expected after the pass that verifies `steps` levels of a width."""
-        reached, seconds = 1.0, 0.0
-        for step in range(1, steps + 1):
-            share = float(self.held[level + step, place] / self.tried[level + step, place])
-            seconds += reached * (1 - share) * left[level + step]
-            reached *= share
-        return seconds + reached * left[level + steps + 1]
+
+def _expected(shares: np.ndarray, left: Seq[float]) -> float:
+    """Seconds expected after a pass over drafts that hold all kept beams of their levels with
+    probabilities `shares`; `left`: seconds once 0, 1, ... levels more are decided."""
+    reached, seconds = 1.0, 0.0
+    for step, share in enumerate(shares.tolist(), 1):
+        seconds += reached * (1 - share) * left[step]
+        reached *= share
+    return seconds + reached * left[len(shares) + 1]
 
 
 def _needed(drafted: np.ndarray, kept: np.ndarray) -> int | None:
