@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.readers import Row, open_records
 from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
@@ -98,9 +99,9 @@ def write_groups(path: Path, groups: Mapping[str, str | None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     if path.suffix == ".parquet":
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, arrow_path(temporary), compression="zstd")
     elif path.suffix == ".csv":
-        pa_csv.write_csv(table, temporary)
+        pa_csv.write_csv(table, arrow_path(temporary))
     else:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
     temporary.replace(path)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.errors import DraftrecError
 
 Kind = Literal["parquet", "jsonl", "csv"]
@@ -90,7 +91,7 @@ class RecordSource:
         """Raise when a Parquet column is typed but neither text nor whole numbers."""
         for path in self.files if self.kind == "parquet" else ():
             with _explained(path):
-                schema = pq.read_schema(path)
+                schema = pq.read_schema(arrow_path(path))
             if column not in schema.names:
                 continue
             kind = schema.field(column).type
@@ -103,7 +104,7 @@ class RecordSource:
     def _columns_of(self, path: Path) -> tuple[str, ...]:
         with _explained(path):
             if self.kind == "parquet":
-                return tuple(pq.read_schema(path).names)
+                return tuple(pq.read_schema(arrow_path(path)).names)
             if self.kind == "csv":
                 with _open_text(path) as file:
                     return tuple(next(csv.reader(file), ()))
@@ -176,7 +177,7 @@ def _has_rows(path: Path, kind: Kind) -> bool:
             return any(True for _ in islice(_READERS[kind](path, None), 1))
     if path.stat().st_size == 0:
         raise DraftrecError(f"{path} is empty; write the file again or leave it out")
-    with _explained(path), pq.ParquetFile(path) as file:
+    with _explained(path), pq.ParquetFile(arrow_path(path)) as file:
         return file.metadata.num_rows > 0
 
 
@@ -188,7 +189,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
     # A buffered stream keeps whole column chunks of large row groups out of memory.
-    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+    with pq.ParquetFile(arrow_path(path), buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         wanted = columns and [name for name in file.schema_arrow.names if name in columns]
         line = 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):

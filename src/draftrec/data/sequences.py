@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.readers import RecordSource, Row, open_records
 from draftrec.data.writers import replace_file, replace_parquet
 from draftrec.errors import DraftrecError
@@ -173,7 +174,7 @@ def _by_column(source: RecordSource) -> SemanticIds | None:
     codes: list[Int32Array] = []
     known: dict[str, int] = {}
     for path in source.files:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(arrow_path(path)) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=["item", "sid"]):
                 item, sid = batch.column("item"), batch.column("sid")
                 levels = codes[0].shape[1] if codes else None

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import FloatArray
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.readers import open_records
 from draftrec.errors import DraftrecError
 
@@ -104,7 +105,7 @@ def _batches(
         raise DraftrecError(f"{location} is not Parquet; vectors are read from Parquet only")
     source.require([key, vector], mend)
     for path in source.files:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(arrow_path(path)) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=[key, vector]):
                 yield path, batch
 

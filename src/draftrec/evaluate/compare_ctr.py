@@ -10,6 +10,7 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.intervals import Interval, interval, paired
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
@@ -50,7 +51,7 @@ def read_trials(folder: Path) -> Trials:
     path = folder / "trials.parquet"
     mend = "give a folder that `draftrec ctr` wrote"
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(arrow_path(path))
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DraftrecError(f"{path} cannot be read ({reason}); {mend}") from error

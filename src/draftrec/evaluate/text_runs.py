@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import IntArray
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.readers import open_records
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, read_manifest
@@ -183,8 +184,9 @@ def _read(files: Seq[Path], columns: Seq[str]) -> pa.Table:
     tables: list[pa.Table] = []
     for path in files:
         try:
-            held = set(pq.read_schema(path).names)
-            tables.append(pq.read_table(path, columns=[c for c in columns if c in held]))
+            file = arrow_path(path)
+            held = set(pq.read_schema(file).names)
+            tables.append(pq.read_table(file, columns=[c for c in columns if c in held]))
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise DraftrecError(f"{path} cannot be read ({reason}); write the run again") from error

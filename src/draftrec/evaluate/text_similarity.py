@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.readers import open_records
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.text_quality import Ratio, mean_where
@@ -75,7 +76,7 @@ def read_text_vectors(path: str | Path, entity_ids: Seq[str]) -> Doubles:
     places: dict[str, int] = {}
     blocks: list[Doubles] = []
     for file in source.files:
-        table = pq.read_table(file, columns=["entity_id", "vector"])
+        table = pq.read_table(arrow_path(file), columns=["entity_id", "vector"])
         blocks.append(_matrix(table["vector"].combine_chunks(), file))
         for entity in table["entity_id"].to_pylist():
             places[str(entity)] = len(places)

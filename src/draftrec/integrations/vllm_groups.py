@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import IntArray
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.writers import replace_parquet
 from draftrec.errors import DraftrecError
 
@@ -64,7 +65,7 @@ class PromptGroups:
     def load(cls, path: Path) -> PromptGroups:
         """Read what `save` wrote. Raises DraftrecError for anything else."""
         try:
-            table = pq.read_table(path, schema=_SCHEMA)
+            table = pq.read_table(arrow_path(path), schema=_SCHEMA)
         except (OSError, pa.ArrowException, ValueError) as error:
             raise DraftrecError(
                 f"The file of prompt groups {path} cannot be read "

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.records import Rejected
 from draftrec.data.vectors import vector_column, vectors_schema
 from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet, stream_parquet
@@ -169,11 +170,13 @@ class EncodeFiles:
 
     def digests(self, index: int) -> list[bytes]:
         """Of a shard's texts, row by row."""
-        return pq.read_table(self._part(index), columns=["digest"])["digest"].to_pylist()
+        table = pq.read_table(arrow_path(self._part(index)), columns=["digest"])
+        return table["digest"].to_pylist()
 
     def rows(self, index: int) -> Encoded:
         """A shard's rows, as they were encoded."""
-        table = pq.read_table(self._part(index), columns=["vector", *_COUNTS]).combine_chunks()
+        file = arrow_path(self._part(index))
+        table = pq.read_table(file, columns=["vector", *_COUNTS]).combine_chunks()
         vectors = table["vector"].combine_chunks()
         flat = np.asarray(vectors.flatten(), np.float32).reshape(table.num_rows, -1)
         return Encoded(flat, *(np.asarray(table[name], np.int64) for name in _COUNTS))
@@ -194,7 +197,7 @@ class EncodeFiles:
         """Join the parts into the output, then remove them."""
         indices = range(len(manifest.shards))
         schema = vectors_schema(manifest.dim)
-        tables = (pq.read_table(self._part(i), columns=schema.names) for i in indices)
+        tables = (pq.read_table(arrow_path(self._part(i)), columns=schema.names) for i in indices)
         # The parts do not say that no value is missing.
         manifest.size = stream_parquet(self.output, schema, (t.cast(schema) for t in tables))
         rejected = [self._part(i).with_suffix(".jsonl") for i in indices]

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from draftrec.config import AcceptConfig
 from draftrec.core import Counts, FinishReason, Generation, IntArray
+from draftrec.data.arrow_path import arrow_path
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, recorded_settings
 from draftrec.knowledge.shards import RunFolder, prompt_hash
@@ -110,8 +111,9 @@ class PreviousRun:
         hashes: list[np.ndarray] = []
         places: list[np.ndarray] = []
         for shard in range(shards):
-            ids = pq.read_table(self._folder.part(shard), columns=["entity_id"])["entity_id"]
-            hashes.append(np.array([_hash(i) for i in ids.to_pylist()], np.uint64))
+            part = pq.read_table(arrow_path(self._folder.part(shard)), columns=["entity_id"])
+            ids = part["entity_id"].to_pylist()
+            hashes.append(np.array([_hash(i) for i in ids], np.uint64))
             places.append((shard << 32) + np.arange(len(ids), dtype=np.int64))
         flat = np.concatenate(hashes)
         order = np.argsort(flat, kind="stable")
@@ -119,8 +121,8 @@ class PreviousRun:
 
     def _read(self, shard: int) -> pa.Table:
         columns = ["entity_id", "text", "token_ids", "finish_reason"]
-        part = pq.read_table(self._folder.part(shard), columns=columns)
-        stats = pq.read_table(self._folder.stats(shard), columns=["prompt_hash"])
+        part = pq.read_table(arrow_path(self._folder.part(shard)), columns=columns)
+        stats = pq.read_table(arrow_path(self._folder.stats(shard)), columns=["prompt_hash"])
         return part.append_column("prompt_hash", stats["prompt_hash"])
 
 

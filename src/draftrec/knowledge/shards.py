@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import SOURCES, Generation, IntArray
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.records import Rejected
 from draftrec.data.writers import (
     TEMPORARY,
@@ -156,7 +157,7 @@ class RunFolder:
 
     def texts(self, index: int) -> list[tuple[IntArray, str | None]]:
         """Token ids and group of a finished shard's texts, in order."""
-        table = pq.read_table(self.part(index), columns=["token_ids", "group"])
+        table = pq.read_table(arrow_path(self.part(index)), columns=["token_ids", "group"])
         ids = table["token_ids"].combine_chunks()
         flat = np.asarray(ids.flatten(), np.int32)
         lengths = np.asarray(ids.value_lengths(), np.int64)

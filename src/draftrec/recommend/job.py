@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.data.sequences import History
 from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
@@ -170,8 +171,8 @@ def _prepare(job: RecommendJob) -> None:
 def _finish(job: RecommendJob) -> None:
     """Make one file of all shards."""
     temporary = job.output.with_name(job.output.name + TEMPORARY)
-    with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(arrow_path(temporary), SCHEMA, compression="zstd") as writer:
         for path in sorted(job.parts.glob("part-*.parquet")):
-            writer.write_table(pq.read_table(path))
+            writer.write_table(pq.read_table(arrow_path(path)))
     temporary.replace(job.output)
     shutil.rmtree(job.parts)

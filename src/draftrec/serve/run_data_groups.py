@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from draftrec.data.arrow_path import arrow_path
 from draftrec.knowledge.manifest import Manifest
 
 #: The pool of all groups, in `GroupUse.name` of `PoolUse.everyone`.
@@ -78,10 +79,10 @@ class GroupSums:
 
     def _shard(self, number: int) -> dict[str, Counter[str]]:
         part = pq.read_table(
-            self._folder / f"part-{number:05d}.parquet", columns=["group", "new_tokens"]
+            arrow_path(self._folder / f"part-{number:05d}.parquet"), columns=["group", "new_tokens"]
         )
         stats = pq.read_table(
-            self._folder / f"stats-{number:05d}.parquet", columns=["entity_id", *_SUMS]
+            arrow_path(self._folder / f"stats-{number:05d}.parquet"), columns=["entity_id", *_SUMS]
         )
         groups = part["group"].fill_null("")
         table = stats.append_column("group", groups).append_column("new_tokens", part["new_tokens"])
