@@ -121,13 +121,11 @@ class AutoPace:
         # expected to hold more.
         self.tried = np.full((depth, len(self.grid)), 2.0)
         self.held = self.tried * np.linspace(0.4, 0.8, len(self.grid))
-        self.plans: list[list[int]] = []
+        self.plans = self._plan(self.held / self.tried)
         self._passes = self._plain = 0
         self._apart = self._users_between_tries()
 
     def widths(self, search: UserSearch) -> list[int]:
-        if not self.plans:
-            self.plans = self._plan(self.held / self.tried)
         plan = self.plans[search.level]
         if not plan and search.level == 0 and self._apart:
             self._plain += 1

@@ -9,10 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
-from draftrec.data.arrow_path import arrow_path
 from draftrec.data.readers import Row, open_records
+from draftrec.data.writers import replace_file, replace_parquet, replacing
 from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 
@@ -97,14 +96,14 @@ def write_groups(path: Path, groups: Mapping[str, str | None]) -> None:
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
     if path.suffix == ".parquet":
-        pq.write_table(table, arrow_path(temporary), compression="zstd")
+        replace_parquet(path, table)
     elif path.suffix == ".csv":
-        pa_csv.write_csv(table, arrow_path(temporary))
+        with replacing(path) as file:
+            pa_csv.write_csv(table, file)
     else:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
-    temporary.replace(path)
+        lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+        replace_file(path, lines.encode())
 
 
 def label(row: Row, column: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.sequences import History
-from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet
+from draftrec.data.writers import replace_file, replace_parquet, stream_parquet
 from draftrec.errors import DraftrecError
 from draftrec.recommend.crew import Crew, OnDone, ShouldStop
 from draftrec.recommend.values import Recommendation
@@ -170,9 +170,6 @@ def _prepare(job: RecommendJob) -> None:
 
 def _finish(job: RecommendJob) -> None:
     """Make one file of all shards."""
-    temporary = job.output.with_name(job.output.name + TEMPORARY)
-    with pq.ParquetWriter(arrow_path(temporary), SCHEMA, compression="zstd") as writer:
-        for path in sorted(job.parts.glob("part-*.parquet")):
-            writer.write_table(pq.read_table(arrow_path(path)))
-    temporary.replace(job.output)
+    parts = sorted(job.parts.glob("part-*.parquet"))
+    stream_parquet(job.output, SCHEMA, (pq.read_table(arrow_path(path)) for path in parts))
     shutil.rmtree(job.parts)
