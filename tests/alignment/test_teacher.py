@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from draftrec.alignment import teacher
+from draftrec.alignment import recorder, teacher
 from draftrec.alignment.fit import fit
 from draftrec.alignment.teacher import TeachInterrupted, TeachSettings, TeachSpec, teach
 from draftrec.alignment.teacher_files import TeacherFolder, legal_codes
@@ -145,7 +145,7 @@ def test_a_shift_by_one_level_is_noticed(
         rows = torch.stack((rows[:, 0], (rows[:, 1] - 1).clamp_min(0)), dim=1)
         return at_rows(logits, rows)
 
-    monkeypatch.setattr(teacher, "at_rows", shifted)
+    monkeypatch.setattr(recorder, "at_rows", shifted)
     with pytest.raises(UnsupportedModelError, match="a beam has other"):
         teach(spec_in(folder, tmp_path / "out"))
 
