@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftrec.data import readers, records
+from draftrec.data import json_text, records
 from draftrec.data.readers import open_records
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout, Rejected
 from draftrec.data.templates import load_template
@@ -123,7 +123,7 @@ def test_rows_are_read_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.M
         parsed += 1
         return loads(text)
 
-    monkeypatch.setattr(readers.json, "loads", counting)
+    monkeypatch.setattr(json_text.json, "loads", counting)
     rows = iter(EntityReader(open_records(path)))
     parsed = 0
     assert len(list(islice(rows, 3))) == 3

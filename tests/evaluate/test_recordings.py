@@ -159,7 +159,7 @@ class TestChains:
         ({"entity_id": "a", "text": "a", "prompt": 1}, "prompt is int"),
         ({"entity_id": "a", "text": "a", "step": "x"}, "step is 'x', not a number"),
         ({"entity_id": "a", "text": "a", "step": 1.5}, "not a whole number"),
-        ({"entity_id": "a", "text": "a", "timestamp": float("nan")}, "timestamp is nan"),
+        ({"entity_id": "a", "text": "a", "timestamp": float("inf")}, "timestamp is inf"),
         ({"entity_id": "a", "token_ids": [1, 128]}, "outside the tokenizer's 128 tokens"),
         ({"entity_id": "a", "token_ids": [-1]}, "outside"),
         ({"entity_id": "a", "token_ids": [True]}, "not a list of whole numbers"),

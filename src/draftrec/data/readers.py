@@ -1,4 +1,4 @@
-"""Streaming readers: Parquet, JSONL or CSV; a file, a folder of part files, or a glob.
+"""Streaming readers: Parquet, JSON, CSV and its kin; a file, a folder of parts, or a glob.
 
 Nothing here holds more than one batch of rows, and rows are read only when they are asked for.
 """
@@ -10,11 +10,10 @@ import glob
 import hashlib
 import io
 import json
-import re
-import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,20 +21,35 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.data import delimited, json_text
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.arrow_rows import python_rows
+from draftrec.data.folders import natural, partitions_of, parts_of
 from draftrec.errors import DraftrecError
 
-Kind = Literal["parquet", "jsonl", "csv"]
+Kind = Literal["parquet", "jsonl", "json", "csv", "tsv", "inter", "item", "user"]
+#: A row's line and values.
+Found = tuple[int, dict[str, Any]]
+Read = Callable[[Path, Collection[str] | None], Iterator[Found]]
 
 _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".csv": "csv",
+    ".tsv": "tsv",
+    ".inter": "inter",
+    ".item": "item",
+    ".user": "user",
 }
+_DELIMITED: tuple[Kind, ...] = ("csv", "tsv", "inter", "item", "user")
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-_READABLE = ".parquet, .jsonl or .csv, the last two also as .gz or .zst"
+_READABLE = (
+    ".parquet, .jsonl, .json, .csv, .tsv or RecBole's .inter, .item and .user, all but the first "
+    "also as .gz or .zst"
+)
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
 #: JSON lines carry no schema; a column exists if one of this many first rows has it.
@@ -53,16 +67,24 @@ class Row:
 
 @dataclass(frozen=True)
 class RecordSource:
-    """Files of one kind, read in order as one stream of rows."""
+    """Files of one kind, read in order as one stream of rows.
+
+    Folders below `root`, if any, that are named as Hive names partitions (`group=g1`) are columns
+    of the rows in them.
+    """
 
     files: tuple[Path, ...]
     kind: Kind
+    root: str = ""
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Every row, lazily. `columns` narrows what Parquet decodes; others may come along."""
         for path in self.files:
+            spelt = partitions_of(path, self.root)
+            name = str(path).removeprefix(self.root) if self.root else path.name
             with _explained(path):
-                yield from _READERS[self.kind](path, columns)
+                for line, values in _READERS[self.kind](path, columns):
+                    yield Row({**spelt, **values} if spelt else values, name, line)
 
     def fingerprint(self) -> str:
         """SHA-256 over the files' contents in order (names and times do not count)."""
@@ -70,6 +92,8 @@ class RecordSource:
         for path in self.files:
             with _explained(path), path.open("rb") as file:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
+            if spelt := partitions_of(path, self.root):
+                whole.update(json.dumps(spelt).encode())
         return whole.hexdigest()
 
     def require(self, columns: Collection[str], mend: str) -> None:
@@ -103,20 +127,21 @@ class RecordSource:
 
     def _columns_of(self, path: Path) -> tuple[str, ...]:
         with _explained(path):
-            if self.kind == "parquet":
-                return tuple(pq.read_schema(arrow_path(path)).names)
-            if self.kind == "csv":
-                with _open_text(path) as file:
-                    return tuple(next(csv.reader(file), ()))
-            names: dict[str, None] = {}
-            for row in islice(_read_jsonl(path, None), _JSON_PEEK):
-                names.update(dict.fromkeys(row.values))
-            return tuple(names)
+            names = dict.fromkeys(self._columns_in(path))
+        return tuple({**names, **dict.fromkeys(partitions_of(path, self.root))})
+
+    def _columns_in(self, path: Path) -> Iterable[str]:
+        if self.kind == "parquet":
+            return pq.read_schema(arrow_path(path)).names
+        if self.kind in _DELIMITED:
+            return delimited.column_names(partial(_open_text, path), self.kind)
+        rows = islice(_READERS[self.kind](path, None), _JSON_PEEK)
+        return dict.fromkeys(name for _, values in rows for name in values)
 
 
 def open_records(location: str | Path) -> RecordSource:
     """Find the files behind a path, a folder or a glob, and check that they hold rows."""
-    files = _find_files(str(location))
+    files, root = _find_files(str(location))
     kinds: set[Kind | None] = {_kind_of(path) for path in files}
     if len(kinds) > 1:
         found = " and ".join(sorted(map(str, kinds)))
@@ -124,7 +149,7 @@ def open_records(location: str | Path) -> RecordSource:
     kind = kinds.pop()
     if kind is None:
         raise DraftrecError(f"{files[0]} is of no readable kind; give a file ending in {_READABLE}")
-    source = RecordSource(tuple(files), kind)
+    source = RecordSource(tuple(files), kind, root)
     # A sum looks into every file, where any() would stop at the first good one.
     if sum(_has_rows(path, kind) for path in files) == 0:
         what = f"{location} holds no records" if len(files) > 1 else f"{files[0]} is empty"
@@ -132,36 +157,30 @@ def open_records(location: str | Path) -> RecordSource:
     return source
 
 
-def _find_files(location: str) -> list[Path]:
+def _find_files(location: str) -> tuple[list[Path], str]:
+    """The files, and the folder that their partitions are named under."""
     path = Path(location)
     if path.is_dir():
-        return _parts_of(path)
+        with _explained(path):
+            return parts_of(path, _kind_of, _READABLE), f"{path}/"
     if path.exists():
-        return [path]
+        return [path], ""
     if glob.has_magic(location):
         found = [Path(name) for name in glob.glob(location, recursive=True)]  # noqa: PTH207 - absolute patterns too
-        files = sorted((p for p in found if p.is_file()), key=_natural)
+        files = sorted((p for p in found if p.is_file()), key=natural)
         if not files:
             raise DraftrecError(f"no file matches {location}; check the pattern")
-        return files
+        return files, _fixed_part(location)
     raise DraftrecError(f"{location} does not exist; check the path")
 
 
-def _parts_of(folder: Path) -> list[Path]:
-    """Readable files of a folder: `part-*` alone where there are any, as job outputs name them."""
-    with _explained(folder):
-        visible = [p for p in folder.iterdir() if p.is_file() and p.name[0] not in "._"]
-    files = sorted((p for p in visible if _kind_of(p)), key=_natural)
-    if not files:
-        raise DraftrecError(
-            f"folder {folder} holds no readable part; put files in it that end in {_READABLE}"
-        )
-    return [p for p in files if p.name.startswith("part-")] or files
-
-
-def _natural(path: Path) -> list[str | int]:
-    """Sort key under which part-100000 follows part-99999."""
-    return [int(bit) if bit.isdigit() else bit for bit in re.split(r"(\d+)", str(path))]
+def _fixed_part(pattern: str) -> str:
+    """The folder of a pattern in front of its first wildcard, which its partitions are part of."""
+    folders = pattern.split("/")
+    wild = next(i for i, name in enumerate(folders) if glob.has_magic(name))
+    while wild and "=" in folders[wild - 1]:
+        wild -= 1
+    return "".join(f"{name}/" for name in folders[:wild])
 
 
 def _kind_of(path: Path) -> Kind | None:
@@ -187,56 +206,40 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
     # A buffered stream keeps whole column chunks of large row groups out of memory.
     with pq.ParquetFile(arrow_path(path), buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         wanted = columns and [name for name in file.schema_arrow.names if name in columns]
         line = 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
-            for values in batch.to_pylist():
+            for values in python_rows(batch):
                 line += 1
-                yield Row(values, path.name, line)
+                yield line, values
 
 
-def _read_jsonl(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
+def _read_jsonl(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
     with _open_text(path) as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                values = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise DraftrecError(
-                    f"{path} line {line} is not JSON ({error}); mend or remove the line"
-                ) from error
-            if not isinstance(values, dict):
-                raise DraftrecError(
-                    f"{path} line {line} is not a JSON object; write one record per line"
-                )
-            yield Row(values, path.name, line)
+        yield from json_text.read_lines(file, str(path))
 
 
-def _read_csv(path: Path, columns: Collection[str] | None) -> Iterator[Row]:
-    # Every cell is text ("007" stays "007") and an empty cell is null.
-    csv.field_size_limit(sys.maxsize)
+def _read_json(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
     with _open_text(path) as file:
-        reader = csv.reader(file, strict=True)
-        names = next(reader, [])
-        if len(set(names)) < len(names):
-            raise DraftrecError(f"{path} names a column twice in its header; rename one")
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(names):
-                raise DraftrecError(
-                    f"{path} line {reader.line_num} has {len(cells)} cells where the header has "
-                    f"{len(names)}; mend or remove the line"
-                )
-            values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
-            yield Row(values, path.name, reader.line_num)
+        yield from json_text.read_values(file, str(path))
 
 
-_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "csv": _read_csv}
+def _read_delimited(kind: Kind) -> Read:
+    def read(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
+        return delimited.read_rows(partial(_open_text, path), kind, str(path))
+
+    return read
+
+
+_READERS: dict[Kind, Read] = {
+    "parquet": _read_parquet,
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    **{kind: _read_delimited(kind) for kind in _DELIMITED},
+}
 
 
 @contextmanager
