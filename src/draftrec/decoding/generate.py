@@ -12,6 +12,7 @@ from draftrec.decoding import stats
 from draftrec.decoding.acceptance import AcceptanceRule, uniforms_for
 from draftrec.decoding.batch import Batch, Limits, RunningSequence
 from draftrec.decoding.budget import Budget
+from draftrec.decoding.controls import Control, controlled
 from draftrec.decoding.stats import StepStats, Timing
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target
@@ -40,6 +41,7 @@ class Engine:
     context_length: int = 1 << 30
     depth: int = 24
     prefill_chunk: int = 512
+    controls: Seq[Control] = ()
     timing: Timing = field(default_factory=Timing)
 
 
@@ -152,7 +154,9 @@ def verify(engine: Engine, pairs: Seq[tuple[RunningSequence, Segment]]) -> list[
         verdicts: list[Verdict] = []
         if scored:
             sequences, segments = [q for q, _ in scored], [s for _, s in scored]
-            verdicts = engine.rule.accept(sequences, [s.tree for s in segments], scores.logits)
+            trees = [s.tree for s in segments]
+            logits = controlled(engine.controls, sequences, trees, scores.logits)
+            verdicts = engine.rule.accept(sequences, trees, logits)
             engine.target.commit(segments, [v.path for v in verdicts])
     return verdicts
 

@@ -63,6 +63,7 @@ class Relaxed:
         totals = rows.logsumexp(-1)
         log_probs = rows[at, tokens] - totals[at]
         allowed = self._tolerance.allows(Queries(rows, totals, at, tokens, log_probs))
+        allowed = allowed & (log_probs > -torch.inf)  # a control forbids it
         best = sampling.greedy(rows)
         highest = rows.gather(-1, best[:, None])[:, 0] - totals
         columns = (best[at], highest[at], log_probs, allowed)

@@ -17,6 +17,7 @@ from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.decoding import generate as loop
 from draftrec.decoding.acceptance import make_rule
 from draftrec.decoding.budget import AutoBudget, Budget, FixedBudget
+from draftrec.decoding.controls import Control
 from draftrec.decoding.costs import measure_cost
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.decoding.stats import StepStats, Timing
@@ -197,8 +198,13 @@ class Generator:
             context_length=self.context_length,
             depth=config.draft.depth,
             prefill_chunk=config.batch.prefill_chunk,
+            controls=self._controls(),
             timing=self.timing,
         )
+
+    def _controls(self) -> list[Control]:
+        """What changes the target's scores before tokens are chosen, in order."""
+        return []
 
     def _drafter(self) -> Drafter:
         if self.config.draft.draft == "none":
