@@ -51,7 +51,7 @@ def test_a_history_of_plain_titles_is_enough(framework: str) -> None:
 
 def test_lines_are_kept_apart() -> None:
     lines = load_template("kar", "user").render(USER).splitlines()
-    assert lines[1:3] == ["- The Salt Lantern (sea tales): 5", "- A Crooked Ledger: 2"]
+    assert lines[1:3] == ["- The Salt Lantern (sea tales): 5 of 5", "- A Crooked Ledger: 2 of 5"]
     assert len(lines) == 4
 
 
@@ -131,3 +131,10 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "latin.j2").write_bytes(b"caf\xe9 {{ title }}")
     with pytest.raises(DraftrecError, match="UTF-8"):
         load_template(str(tmp_path / "latin.j2"), "user")
+
+
+def test_a_schema_lies_beside_its_template(tmp_path: Path) -> None:
+    path = write(tmp_path, "{{ title }}")
+    assert load_template(path, "item").schema is None
+    (tmp_path / "mine.schema.json").write_text('{"type": "string"}')
+    assert load_template(path, "item").schema == '{"type": "string"}'

@@ -16,11 +16,13 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from draftrec.data.phrasing import FILTERS
 from draftrec.errors import DraftrecError
 
 Side = Literal["user", "item"]
 FRAMEWORKS = ("kar", "trawl", "once", "rlmrec")
 
+_SCHEMA = ".schema.json"
 _OPTIONAL = re.compile(r"\{#-?\s*optional:\s*([\w\s,]*?)\s*-?#\}")
 
 #: What a template of the user's own can raise on a record it was not written for.
@@ -37,12 +39,17 @@ _RENDER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A checked template. Holds plain values only, so that workers can be sent a copy."""
+    """A checked template. Holds plain values only, so that workers can be sent a copy.
+
+    `schema`: the JSON schema of the answers that it asks for, as text, None where it asks for
+    prose. A file's lies beside it: `mine.schema.json` beside `mine.j2`.
+    """
 
     name: str
     source: str
     fingerprint: str
     required_fields: tuple[str, ...]
+    schema: str | None = None
 
     def render(self, record: Mapping[str, Any]) -> str:
         """Fill in one record. A null field counts as missing."""
@@ -73,12 +80,18 @@ class Template:
 
 
 def load_template(name_or_path: str, side: Side) -> Template:
-    """Load a framework's template by name (`kar`, `trawl`, `once`, `rlmrec`) or a file by path."""
+    """Load a framework's template by name (`kar`, `trawl`, `once`, `rlmrec`) or a file by path,
+    with its schema if it has one."""
     if name_or_path in FRAMEWORKS:
         name = f"{name_or_path}_{side}"
         folder = resources.files("draftrec") / "data" / "prompts"
-        return _parse(name, (folder / f"{name}.j2").read_text(encoding="utf-8"))
-    return _parse(name_or_path, _read(Path(name_or_path)))
+        beside = folder / f"{name}{_SCHEMA}"
+        schema = beside.read_text(encoding="utf-8") if beside.is_file() else None
+        return _parse(name, (folder / f"{name}.j2").read_text(encoding="utf-8"), schema)
+    path = Path(name_or_path)
+    beside = path.with_suffix(_SCHEMA)
+    source = _read(path)
+    return _parse(name_or_path, source, _read(beside) if beside.is_file() else None)
 
 
 def _read(path: Path) -> str:
@@ -99,7 +112,7 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _parse(name: str, source: str) -> Template:
+def _parse(name: str, source: str, schema: str | None) -> Template:
     try:
         tree = _environment().parse(source)
         _compile(source)
@@ -109,7 +122,7 @@ def _parse(name: str, source: str) -> Template:
         ) from error
     required = meta.find_undeclared_variables(tree) - _optional_fields(source, tree)
     fingerprint = hashlib.sha256(source.encode()).hexdigest()
-    return Template(name, source, fingerprint, tuple(sorted(required)))
+    return Template(name, source, fingerprint, tuple(sorted(required)), schema)
 
 
 def _optional_fields(source: str, tree: nodes.Template) -> set[str]:
@@ -125,14 +138,21 @@ def _optional_fields(source: str, tree: nodes.Template) -> set[str]:
 
 
 def _clean(value: Any) -> Any:
-    """Drop nulls from mappings (columnar files fill absent fields with them); show 4.0 as 4."""
+    """Drop nulls and NaN from mappings (columnar files and pandas fill absent fields with them);
+    show 4.0 as 4."""
+    if hasattr(value, "tolist"):  # NumPy's, as pandas holds them
+        value = value.tolist()
     if isinstance(value, Mapping):
-        return {key: _clean(inner) for key, inner in value.items() if inner is not None}
+        return {key: _clean(inner) for key, inner in value.items() if not _is_null(inner)}
     if isinstance(value, list | tuple):
         return [_clean(inner) for inner in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 @lru_cache(maxsize=1)
@@ -143,6 +163,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     # Jinja's own tojson escapes for HTML; a prompt is read by a language model.
     environment.filters["tojson"] = _to_json
     environment.filters["only"] = _only
+    environment.filters.update(FILTERS)
     return environment
 
 
