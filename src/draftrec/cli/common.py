@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from draftrec.cli.places import READ, presented
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def command(
     (`Annotated[type, typer.Option(...)] = default`) are presented to it as one. `cls` parses the
     command line in another way than Typer's.
     """
-    hints = get_type_hints(options, include_extras=True)
+    found = get_type_hints(options, include_extras=True)
+    hints = {name: presented(name, hint) for name, hint in found.items()}
     parameters = [
         inspect.Parameter(
             field.name,
@@ -105,7 +107,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return inspect.Parameter.empty if missing else field.default
 
 
-def _read_settings(context: typer.Context, path: Path | None) -> Path | None:
+def _read_settings(context: typer.Context, path: Place | None) -> Place | None:
     """Let a YAML file set the defaults of all options of the command that is being parsed."""
     if path is None:
         return None
@@ -126,7 +128,8 @@ def _read_settings(context: typer.Context, path: Path | None) -> Path | None:
 
 
 ConfigOption = Annotated[
-    Path | None,
+    Place | None,
+    READ,
     typer.Option(
         callback=_read_settings,
         is_eager=True,

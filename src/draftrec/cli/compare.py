@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.places import READ, WRITTEN
+from draftrec.data.places import Place, place
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ class CompareOptions:
     ] = None
     titles: Annotated[
         str | None,
+        READ,
         Option(metavar="FILE", help="Titles (title, item_id) to look for in texts and prompts."),
     ] = None
     prompts: Annotated[
         str | None,
+        READ,
         Option(
             metavar="FILE",
             help="What the model was told: records with entity_id and prompt, history or title.",
@@ -76,10 +79,11 @@ class CompareOptions:
     ] = None
     side: Annotated[Side | None, Option(help="Side of the form; by default the runs'.")] = None
     limits: Annotated[
-        Path | None, Option(metavar="FILE.yaml", help="Limits, laid over the default ones.")
+        Place | None, READ, Option(metavar="FILE.yaml", help="Limits, laid over the default ones.")
     ] = None
     output: Annotated[
-        Path | None,
+        Place | None,
+        WRITTEN,
         Option(metavar="DIR", help="Folder for report.html, report.md and compare.json."),
     ] = None
     resamples: Annotated[int, Option(min=100, help="Bootstrap resamples of the entities.")] = 1000
@@ -125,21 +129,21 @@ def compare(options: CompareOptions) -> int:
 
 def named_paths(
     option: str, words: Iterable[str], *, name_by_folder: bool = False
-) -> dict[str, Path]:
+) -> dict[str, Place]:
     """`NAME=PATH` words as a table in their order; `name_by_folder` lets the last part of a path
     be its name. Raises DraftrecError for a word without a name, and for a name given twice."""
-    found: dict[str, Path] = {}
+    found: dict[str, Place] = {}
     for word in words:
         name, equals, path = word.partition("=")
-        if name_by_folder and (not equals or Path(word).exists()):
-            name, path = Path(word).resolve().name, word
+        if name_by_folder and (not equals or place(word).exists()):
+            name, path = place(word).resolve().name, word
         if not name or not path:
             raise DraftrecError(f"{option} {word!r} must be NAME=PATH; put the name in front")
         if name in found:
             raise DraftrecError(
                 f"{option} has two paths of the name {name!r}; tell them apart with NAME=PATH"
             )
-        found[name] = Path(path)
+        found[name] = place(path)
     return found
 
 

@@ -20,6 +20,8 @@ from draftrec.cli.common import (
     print_json,
     say,
 )
+from draftrec.cli.places import READ, WRITTEN
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -67,22 +69,28 @@ class CtrOptions:
 
     interactions: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="INTERACTIONS", help="Parquet, JSONL or CSV: a row per rating, view or click."
         ),
     ]
     items: Annotated[
         str | None,
+        READ,
         Option(metavar="FILE", help="A row per item; texts and lists of few values are features."),
     ] = None
     users: Annotated[
-        str | None, Option(metavar="FILE", help="A row per user, as --items for items.")
+        str | None, READ, Option(metavar="FILE", help="A row per user, as --items for items.")
     ] = None
     user_vectors: Annotated[
-        str | None, Option(metavar="FILE", help="Vectors of users, as `draftrec encode` writes.")
+        str | None,
+        READ,
+        Option(metavar="FILE", help="Vectors of users, as `draftrec encode` writes."),
     ] = None
     item_vectors: Annotated[
-        str | None, Option(metavar="FILE", help="Vectors of items, as `draftrec encode` writes.")
+        str | None,
+        READ,
+        Option(metavar="FILE", help="Vectors of items, as `draftrec encode` writes."),
     ] = None
     model: Annotated[
         list[Model] | None, Option(help="Click model; may be repeated [default: din].")
@@ -97,7 +105,8 @@ class CtrOptions:
     seeds: Annotated[int, Option(min=1, help="Runs of each model and adaptor.")] = 5
     output: Annotated[Path | None, Option(metavar="DIR", help="Folder of the results.")] = None
     save_histories: Annotated[
-        Path | None,
+        Place | None,
+        WRITTEN,
         Option(
             metavar="FILE.jsonl",
             help="Write what lies before the cut, as `generate --template kar --side user` reads "
@@ -255,7 +264,7 @@ def _names(columns: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in columns.split(",") if name.strip())
 
 
-def _save_histories(options: CtrOptions, path: Path) -> int:
+def _save_histories(options: CtrOptions, path: Place) -> int:
     from draftrec.ctr.histories import save_histories
     from draftrec.data.events import read_events
 

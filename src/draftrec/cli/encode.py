@@ -28,6 +28,7 @@ from draftrec.cli.engine import (
     WorkersOption,
     cluster_of,
 )
+from draftrec.cli.places import HERE, READ
 from draftrec.config import EncodeConfig, EncoderConfig
 
 Option = typer.Option
@@ -40,6 +41,7 @@ class EncodeOptions:
 
     texts: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="TEXTS",
             help="A run's folder, or texts: Parquet, JSONL or CSV with entity_id and text.",
@@ -47,6 +49,7 @@ class EncodeOptions:
     ]
     encoder: Annotated[
         str,
+        HERE,
         Option(
             metavar="PATH_OR_HUB_ID",
             help="A model's folder or Hub id; minilm (extra encoders); or hashed:256, which "
@@ -58,6 +61,7 @@ class EncodeOptions:
     ]
     history: Annotated[
         str | None,
+        READ,
         Option(
             metavar="RECORDS",
             help="Records of the same entities whose prompt, or list of titles, is encoded too, "
@@ -66,6 +70,7 @@ class EncodeOptions:
     ] = None
     fit_on: Annotated[
         list[str] | None,
+        READ,
         Option(
             metavar="TEXTS",
             help="hashed: fit on these instead (may be repeated), so that two runs compare.",

@@ -10,6 +10,7 @@ import typer
 
 from draftrec.cli.common import ConfigOption, DebugOption, JsonOption
 from draftrec.cli.engine import AddressOption, CpusOption, EngineOption, GpusOption, WorkersOption
+from draftrec.cli.places import HERE, READ
 from draftrec.config import (
     AcceptConfig,
     BatchConfig,
@@ -18,6 +19,7 @@ from draftrec.config import (
     ModelConfig,
     RecordsConfig,
 )
+from draftrec.data.places import Place
 
 Option = typer.Option
 _ACCEPT, _DRAFT, _BATCH, _RECORDS = AcceptConfig(), DraftConfig(), BatchConfig(), RecordsConfig()
@@ -31,13 +33,14 @@ class GenerateOptions:
 
     input: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="INPUT",
             help="Records: Parquet, JSONL or CSV (.gz, .zst); a file, a folder of parts or a glob.",
         ),
     ]
     model: Annotated[
-        str | None, Option(help="Target model: a folder or a Hugging Face Hub id. Required.")
+        str | None, HERE, Option(help="Target model: a folder or a Hugging Face Hub id. Required.")
     ] = None
     output: Annotated[Path | None, Option(help="Folder of the run; made if missing. Required.")] = (
         None
@@ -46,6 +49,7 @@ class GenerateOptions:
 
     template: Annotated[
         str | None,
+        READ,
         Option(help="kar, trawl, once, rlmrec, or a Jinja2 file; without it a `prompt` column."),
     ] = _RECORDS.template
     side: Annotated[
@@ -65,7 +69,8 @@ class GenerateOptions:
         _RECORDS.group_column
     )
     groups: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         Option(help="Groups file (entity_id, group); takes the place of the group column."),
     ] = None
     limit: Annotated[int | None, Option(help="Only the first N records.")] = _RECORDS.limit

@@ -17,6 +17,7 @@ from draftrec.cli.common import (
     print_json,
     say,
 )
+from draftrec.cli.places import READ
 
 Option = typer.Option
 
@@ -42,6 +43,7 @@ class EvaluateOptions:
 
     recommendations: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="RECOMMENDATIONS",
             help="What `genrec recommend` wrote, or Parquet or JSONL with user and items, best "
@@ -50,6 +52,7 @@ class EvaluateOptions:
     ]
     sequences: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part."
         ),

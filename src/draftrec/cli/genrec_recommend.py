@@ -31,6 +31,8 @@ from draftrec.cli.engine import (
     cluster_of,
 )
 from draftrec.cli.genrec_evaluate import Part
+from draftrec.cli.places import HERE, READ
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 Option = typer.Option
@@ -65,15 +67,17 @@ class RecommendOptions:
 
     sequences: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part."
         ),
     ]
     target: Annotated[Path, Option(metavar="DIR", help="Folder of the target model.")]
-    sids: Annotated[Path, Option(metavar="FILE", help="Semantic ids: item, sid.")]
+    sids: Annotated[Place, READ, Option(metavar="FILE", help="Semantic ids: item, sid.")]
     output: Annotated[Path, Option(metavar="FILE", help="Parquet file to write.")]
     draft: Annotated[
         str,
+        HERE,
         Option(
             metavar="DIR|items|none",
             help="Who drafts: a draft model's folder, items proposed by co-occurrence, or nobody.",

@@ -11,6 +11,7 @@ import typer
 
 from draftrec.alignment.settings import ObjectiveSettings, TrainSettings
 from draftrec.cli.common import DebugOption, JsonOption
+from draftrec.cli.places import HERE, READ
 
 Argument, Option = typer.Argument, typer.Option
 _TRAIN, _OBJECTIVE = TrainSettings(), ObjectiveSettings()
@@ -45,9 +46,11 @@ class Objective(StrEnum):
 
 
 SequencesArgument = Annotated[
-    str, Argument(metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part.")
+    str,
+    READ,
+    Argument(metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part."),
 ]
-SidsOption = Annotated[str, Option(metavar="FILE", help="Semantic ids: item, sid.")]
+SidsOption = Annotated[str, READ, Option(metavar="FILE", help="Semantic ids: item, sid.")]
 OverwriteOption = Annotated[bool, Option("--overwrite", help="Give up what is in --output.")]
 LimitOption = Annotated[int | None, Option(min=1, metavar="USERS", help="First users only.")]
 
@@ -65,7 +68,7 @@ class TrainOptions:
         Option(metavar="FILE", help="config.json of a decoder-only transformers model, new."),
     ] = None
     source: Annotated[
-        str | None, Option("--from", metavar="CHECKPOINT", help="Train this model further.")
+        str | None, HERE, Option("--from", metavar="CHECKPOINT", help="Train this model further.")
     ] = None
     epochs: Annotated[int, Option(help="Passes over the training data, at most.")] = _TRAIN.epochs
     batch_tokens: Annotated[int, Option(help="Tokens per step, padding included.")] = (
@@ -123,7 +126,7 @@ class FitOptions(TrainOptions):
 class TeachOptions:
     """The command line of `draftrec genrec teach`."""
 
-    target: Annotated[str, Argument(metavar="TARGET", help="Folder of the target model.")]
+    target: Annotated[str, HERE, Argument(metavar="TARGET", help="Folder of the target model.")]
     sequences: SequencesArgument
     sids: SidsOption
     output: Annotated[Path, Option(metavar="DIR", help="Folder of the teacher data.")]
@@ -148,7 +151,7 @@ class AlignOptions(TrainOptions):
     """The command line of `draftrec genrec align`."""
 
     teacher: Annotated[Path, Argument(metavar="TEACHER", help="What `genrec teach` wrote.")]
-    target: Annotated[str, Option(metavar="DIR", help="Folder of the target model.")]
+    target: Annotated[str, HERE, Option(metavar="DIR", help="Folder of the target model.")]
     objective: Annotated[Objective, Option(help="What the draft learns.")] = Objective.ATSPEED_S
     alpha: Annotated[float, Option(help="Weight of alignment, 1 - alpha of next items.")] = (
         _OBJECTIVE.alpha

@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.places import READ, WRITTEN
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 Argument, Option = typer.Argument, typer.Option
 
 EntitiesArgument = Annotated[
-    str, Argument(metavar="ENTITIES", help="Parquet, JSONL or CSV with a row per entity.")
+    str, READ, Argument(metavar="ENTITIES", help="Parquet, JSONL or CSV with a row per entity.")
 ]
 OutputOption = Annotated[
-    Path, Option(metavar="FILE", help="Groups file to write: .parquet, .csv or .jsonl.")
+    Place, WRITTEN, Option(metavar="FILE", help="Groups file to write: .parquet, .csv or .jsonl.")
 ]
 IdOption = Annotated[str, Option(help="Column of the entity ids.")]
 ClustersOption = Annotated[int, Option(min=1, help="How many groups.")]
@@ -50,7 +51,8 @@ class AttributeOptions:
     column: Annotated[str, Option(metavar="NAME", help="Column whose value is the group.")]
     output: OutputOption
     map: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         Option(
             metavar="FILE.yaml",
             help='Few groups from many values: `value: group` or `group: [values]`; "*" is the '
@@ -79,12 +81,14 @@ class CollaborativeOptions:
 
     interactions: Annotated[
         str,
+        READ,
         Argument(metavar="INTERACTIONS", help="Parquet, JSONL or CSV: a row per interaction."),
     ]
     output: OutputOption
     clusters: Annotated[int | None, Option(min=1, help="How many groups.")] = None
     model: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         Option(
             metavar="FILE.npz",
             help="Assign to the groups of an earlier call instead of fitting; it leaves this file "
@@ -96,7 +100,7 @@ class CollaborativeOptions:
         int, Option(min=1, help="Entities with fewer get their group from --fallback, or none.")
     ] = 5
     fallback: Annotated[
-        Path | None, Option(metavar="FILE", help="Groups file for entities with too few.")
+        Place | None, READ, Option(metavar="FILE", help="Groups file for entities with too few.")
     ] = None
     method: Annotated[
         Method, Option(help="Item factors: svd, or als and bpr of implicit (extra [cf]).")
@@ -174,7 +178,7 @@ SUBCOMMANDS: dict[str, Callable[..., int]] = {
 
 
 def _kept(
-    output: Path,
+    output: Place,
     groups: Mapping[str, str | None],
     json: bool,  # noqa: FBT001
     more: Mapping[str, Any] | None = None,

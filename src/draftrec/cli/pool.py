@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json
+from draftrec.cli.places import HERE, READ
+from draftrec.data.places import Place
 
 Argument, Option = typer.Argument, typer.Option
 
@@ -19,13 +21,14 @@ _TEXTS_HELP = (
     "file, a folder of parts or a glob."
 )
 PoolArgument = Annotated[Path, Argument(metavar="DIR", help="Folder of the pool.")]
-TextsArgument = Annotated[str, Argument(metavar="TEXTS", help=_TEXTS_HELP)]
+TextsArgument = Annotated[str, READ, Argument(metavar="TEXTS", help=_TEXTS_HELP)]
 TokenizerOption = Annotated[
-    str, Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts.")
+    str, HERE, Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts.")
 ]
 OutputOption = Annotated[Path, Option(metavar="DIR", help="Folder of the new pool.")]
 GroupsOption = Annotated[
-    Path | None,
+    Place | None,
+    READ,
     Option(help="Groups file (entity_id, group); takes the place of the group column."),
 ]
 MaxBytesOption = Annotated[

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.places import HERE, READ
 from draftrec.config import DraftConfig
+from draftrec.data.places import Place
 
 Option = typer.Option
 
@@ -20,6 +22,7 @@ class ReplayOptions:
 
     texts: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="TEXTS",
             help="Texts to replay: a run folder, or Parquet, JSONL or CSV with entity_id and text "
@@ -27,14 +30,17 @@ class ReplayOptions:
         ),
     ]
     tokenizer: Annotated[
-        str, Option(help="Folder or Hub id of the model whose tokenizer counts.", metavar="PATH")
+        str,
+        HERE,
+        Option(help="Folder or Hub id of the model whose tokenizer counts.", metavar="PATH"),
     ]
     pool: Annotated[Path | None, Option(help="Pool to draft from.")] = None
     warm: Annotated[
-        str | None, Option(metavar="TEXTS", help="Texts to draft from instead of a pool.")
+        str | None, READ, Option(metavar="TEXTS", help="Texts to draft from instead of a pool.")
     ] = None
     groups: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         Option(help="Groups file (entity_id, group); takes the place of the group column."),
     ] = None
     budget: Annotated[int, Option(min=0, max=4096, help="Draft tokens per pass.")] = 64

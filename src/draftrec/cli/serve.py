@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, command, say
+from draftrec.cli.places import READ
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -20,7 +21,8 @@ class ServeOptions:
     """The command line of `draftrec serve`."""
 
     config: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         typer.Option(metavar="FILE", help="YAML file: models, limits, keys. See deploy/."),
     ] = None
     demo: Annotated[bool, typer.Option("--demo", help="Serve the embedded models.")] = False

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.places import READ, WRITTEN
+from draftrec.data.places import Place
 
 if TYPE_CHECKING:
     from draftrec.core import FloatArray
@@ -33,10 +34,11 @@ class FitOptions:
 
     vectors: Annotated[
         str,
+        READ,
         Argument(metavar="ITEM_VECTORS", help="Parquet with a row per item: its id, its vector."),
     ]
     output: Annotated[
-        Path, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
+        Place, WRITTEN, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
     ]
     levels: Annotated[int, Option(min=1, max=26, help="Codes per item.")] = 4
     codes: Annotated[int, Option(min=2, max=65536, help="Codes to choose from per level.")] = 256
@@ -94,16 +96,19 @@ def fit(options: FitOptions) -> int:
 class JoinOptions:
     """The command line of `draftrec sid join`."""
 
-    sids: Annotated[Path, Argument(metavar="SIDS", help="Semantic ids of the catalogue as it is.")]
+    sids: Annotated[
+        Place, READ, Argument(metavar="SIDS", help="Semantic ids of the catalogue as it is.")
+    ]
     vectors: Annotated[
         str,
+        READ,
         Argument(
             metavar="ITEM_VECTORS",
             help="Parquet with the vectors of new items and of the catalogue's own.",
         ),
     ]
     output: Annotated[
-        Path, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
+        Place, WRITTEN, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
     ]
     item_column: Annotated[str, Option(help="Column of the items.")] = "item"
     vector_column: Annotated[str, Option(help="Column of the vectors.")] = "vector"

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.places import HERE, READ, WRITTEN
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.tune_choice import Limits
 from draftrec.evaluate.tune_space import RULES
@@ -26,6 +28,7 @@ class TuneOptions:
 
     texts: Annotated[
         str,
+        READ,
         typer.Argument(
             metavar="TEXTS|RUN|RECORDS",
             help="A run's folder (its measured costs are used) or texts (Parquet, JSONL or CSV "
@@ -34,6 +37,7 @@ class TuneOptions:
     ]
     tokenizer: Annotated[
         str | None,
+        HERE,
         Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts."),
     ] = None
     pool: Annotated[
@@ -44,17 +48,18 @@ class TuneOptions:
         ),
     ] = None
     groups: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         Option(help="Groups file (entity_id, group); takes the place of the group column."),
     ] = None
     output: Annotated[
-        Path | None, Option(metavar="FILE.yaml", help="Settings for `generate --config`.")
+        Place | None, WRITTEN, Option(metavar="FILE.yaml", help="Settings for `generate --config`.")
     ] = None
     limit: Annotated[int, Option(min=1, help="Most texts that are replayed.")] = 60
     seed: Annotated[int, Option(help="Seed of the choice of texts and of the search.")] = 0
 
     model: Annotated[
-        str | None, Option(help="Try acceptance rules with this model: a folder or a Hub id.")
+        str | None, HERE, Option(help="Try acceptance rules with this model: a folder or a Hub id.")
     ] = None
     rules: Annotated[
         str, Option(help="With --model: rules to try, by commas; strict always is.")
@@ -80,7 +85,7 @@ class TuneOptions:
         float, Option(min=0, help="With --model: most relative change of the mean length.")
     ] = _LIMITS.max_length_drift
     template: Annotated[
-        str | None, Option(help="With --model: a framework's template, or a Jinja2 file.")
+        str | None, READ, Option(help="With --model: a framework's template, or a Jinja2 file.")
     ] = None
     side: Annotated[
         Literal["user", "item"], Option(help="Which side a framework's template describes.")
@@ -128,7 +133,7 @@ def tune(options: TuneOptions) -> int:
     The fastest setting within the limits is chosen; the same command again goes on.
     """
     output = options.output
-    if output is not None and not output.parent.is_dir():
+    if isinstance(output, Path) and not output.parent.is_dir():
         raise DraftrecError(f"the folder of {output} does not exist; make it first")
     if options.model is not None:
         from draftrec.cli.tune_quality import tune_quality
@@ -144,6 +149,7 @@ def tune(options: TuneOptions) -> int:
 def _replay(options: TuneOptions, tokenizer: str) -> int:
     from rich.console import Console
 
+    from draftrec.data.writers import replace_file
     from draftrec.evaluate.tune import TuneJob, run_tune, settings_yaml
 
     job = TuneJob(
@@ -154,14 +160,14 @@ def _replay(options: TuneOptions, tokenizer: str) -> int:
         summary = run_tune(job, watch)
     _show(summary, Console(stderr=options.json))
     if options.output is not None:
-        options.output.write_text(settings_yaml(summary["chosen"], options.pool))
+        replace_file(options.output, settings_yaml(summary["chosen"], options.pool).encode())
         say_written(options.output)
     if options.json:
         print_json(summary)
     return DONE
 
 
-def say_written(path: Path) -> None:
+def say_written(path: Place) -> None:
     """What the settings file is for."""
     say(f"settings written to {path}; use them with generate --config {path}")
 

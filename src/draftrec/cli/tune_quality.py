@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.common import DONE, auto_or_number, print_json, say
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ def _folder(options: TuneOptions) -> Path:
         return options.report
     if options.output is None:
         raise DraftrecError("tune --model writes settings and trials; give --output or --report")
+    if not isinstance(options.output, Path):
+        raise DraftrecError(
+            f"trials are kept on this machine and --output is {options.output}; name a folder for "
+            f"them with --report"
+        )
     return options.output.with_suffix(".trials")
 
 
@@ -86,7 +92,7 @@ def _numbers(option: str, value: str) -> tuple[int, ...]:
         ) from None
 
 
-def _page(job: QualityJob, summary: dict[str, Any], output: Path | None) -> str:
+def _page(job: QualityJob, summary: dict[str, Any], output: Place | None) -> str:
     from draftrec.evaluate.frontier import Study, facts_of, render_frontier
     from draftrec.evaluate.report import machine_facts
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from draftrec.ctr.attributes import read_rows, values_of
 from draftrec.data.cut import CutSettings, histories
 from draftrec.data.events import Events
+from draftrec.data.places import Place
 from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError
 
 
 def save_histories(
-    path: Path,
+    path: Place,
     events: Events,
     settings: CutSettings,
     items: tuple[str, str] | None,

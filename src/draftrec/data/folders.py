@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from urllib.parse import unquote
 
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 #: How deep parts may lie; a link to a folder above would be followed for ever.
@@ -17,10 +17,10 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 _TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
 _NAMED = 3
 
-KindOf = Callable[[Path], str | None]
+KindOf = Callable[[Place], str | None]
 
 
-def parts_of(folder: Path, kind_of: KindOf, readable: str) -> list[Path]:
+def parts_of(folder: Place, kind_of: KindOf, readable: str) -> list[Place]:
     """The readable files of a folder, in order: `part-*` alone where there are any, as job outputs
     name them; of the folders in it where it has none itself, or where they are partitions
     (`group=g1`). Names that begin with a dot or an underscore are nobody's data.
@@ -37,12 +37,12 @@ def parts_of(folder: Path, kind_of: KindOf, readable: str) -> list[Path]:
     )
 
 
-def natural(path: Path) -> list[str | int]:
+def natural(path: Place) -> list[str | int]:
     """Sort key under which part-100000 follows part-99999."""
     return [int(bit) if bit.isdigit() else bit for bit in re.split(r"(\d+)", str(path))]
 
 
-def partitions_of(path: Path, root: str) -> dict[str, str | None]:
+def partitions_of(path: Place, root: str) -> dict[str, str | None]:
     """The columns that the folders between `root` and a file spell out: `group=g1`."""
     if not root or not str(path).startswith(root):
         return {}
@@ -51,7 +51,7 @@ def partitions_of(path: Path, root: str) -> dict[str, str | None]:
     return {unquote(key): None if value == _NULL else unquote(value) for key, _, value in pairs}
 
 
-def _walk(folder: Path, kind_of: KindOf, depth: int) -> list[Path]:
+def _walk(folder: Place, kind_of: KindOf, depth: int) -> list[Place]:
     entries = sorted(folder.iterdir(), key=natural)
     _refuse_versions(folder, entries)
     visible = [p for p in entries if p.name[0] not in "._"]
@@ -73,7 +73,7 @@ def _walk(folder: Path, kind_of: KindOf, depth: int) -> list[Path]:
     return [p for sub in partitions or inner for p in _walk(sub, kind_of, depth - 1)]
 
 
-def _refuse_versions(folder: Path, entries: Iterable[Path]) -> None:
+def _refuse_versions(folder: Place, entries: Iterable[Place]) -> None:
     names = {p.name for p in entries}
     kind = next((table for mark, table in _TABLES.items() if mark in names), None)
     if kind is None and {"metadata", "data"} <= names:
@@ -86,7 +86,7 @@ def _refuse_versions(folder: Path, entries: Iterable[Path]) -> None:
         )
 
 
-def _held(folder: Path) -> str:
+def _held(folder: Place) -> str:
     """What there is, in a few words."""
     names = [p.name + "/" * p.is_dir() for p in sorted(folder.iterdir(), key=natural)]
     if not names:

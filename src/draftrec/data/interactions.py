@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from draftrec.data.places import Place
 from draftrec.data.readers import Row, open_records
 from draftrec.data.writers import replace_file, replace_parquet, replacing
 from draftrec.data.yaml_file import read_yaml
@@ -56,7 +56,7 @@ def read_attribute(location: str, id_column: str, column: str | None) -> dict[st
     return found
 
 
-def read_group_map(path: Path) -> dict[str, str]:
+def read_group_map(path: Place) -> dict[str, str]:
     """Value -> group from YAML: `value: group` lines, or `group: [values]` lists; "*" is the rest.
 
     Raises DraftrecError for anything else, and for a value in two groups.
@@ -76,13 +76,13 @@ def read_group_map(path: Path) -> dict[str, str]:
     return found
 
 
-def check_groups_file(path: Path) -> None:
+def check_groups_file(path: Place) -> None:
     """Raise DraftrecError for a name that `write_groups` would refuse."""
     if path.suffix not in _KINDS:
         raise DraftrecError(f"the groups file {path} must end in {', '.join(_KINDS)}")
 
 
-def write_groups(path: Path, groups: Mapping[str, str | None]) -> None:
+def write_groups(path: Place, groups: Mapping[str, str | None]) -> None:
     """Write `entity_id, group` as Parquet, CSV or JSONL, by the file's ending; entities without a
     group are left out. The file appears when it is complete. Raises DraftrecError for another
     ending.

@@ -1,4 +1,5 @@
-"""Streaming readers: Parquet, JSON, CSV and its kin; a file, a folder of parts, or a glob.
+"""Streaming readers: Parquet, JSON, CSV and its kin; a file, a folder of parts, or a glob, on this
+machine or at an address.
 
 Nothing here holds more than one batch of rows, and rows are read only when they are asked for.
 """
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -25,12 +26,13 @@ from draftrec.data import delimited, json_text
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.arrow_rows import python_rows
 from draftrec.data.folders import natural, partitions_of, parts_of
+from draftrec.data.places import Place, RemotePath, place
 from draftrec.errors import DraftrecError
 
 Kind = Literal["parquet", "jsonl", "json", "csv", "tsv", "inter", "item", "user"]
 #: A row's line and values.
 Found = tuple[int, dict[str, Any]]
-Read = Callable[[Path, Collection[str] | None], Iterator[Found]]
+Read = Callable[[Place, Collection[str] | None], Iterator[Found]]
 
 _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
@@ -73,7 +75,7 @@ class RecordSource:
     of the rows in them.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
     kind: Kind
     root: str = ""
 
@@ -125,12 +127,12 @@ class RecordSource:
                     f"{path}: column {column!r} is {kind}, but must be {allowed}; convert it first"
                 )
 
-    def _columns_of(self, path: Path) -> tuple[str, ...]:
+    def _columns_of(self, path: Place) -> tuple[str, ...]:
         with _explained(path):
             names = dict.fromkeys(self._columns_in(path))
         return tuple({**names, **dict.fromkeys(partitions_of(path, self.root))})
 
-    def _columns_in(self, path: Path) -> Iterable[str]:
+    def _columns_in(self, path: Place) -> Iterable[str]:
         if self.kind == "parquet":
             return pq.read_schema(arrow_path(path)).names
         if self.kind in _DELIMITED:
@@ -139,9 +141,9 @@ class RecordSource:
         return dict.fromkeys(name for _, values in rows for name in values)
 
 
-def open_records(location: str | Path) -> RecordSource:
+def open_records(location: str | Place) -> RecordSource:
     """Find the files behind a path, a folder or a glob, and check that they hold rows."""
-    files, root = _find_files(str(location))
+    files, root = _find_files(place(location))
     kinds: set[Kind | None] = {_kind_of(path) for path in files}
     if len(kinds) > 1:
         found = " and ".join(sorted(map(str, kinds)))
@@ -157,21 +159,29 @@ def open_records(location: str | Path) -> RecordSource:
     return source
 
 
-def _find_files(location: str) -> tuple[list[Path], str]:
+def _find_files(path: Place) -> tuple[list[Place], str]:
     """The files, and the folder that their partitions are named under."""
-    path = Path(location)
-    if path.is_dir():
-        with _explained(path):
+    with _explained(path):
+        if path.is_dir():
             return parts_of(path, _kind_of, _READABLE), f"{path}/"
-    if path.exists():
-        return [path], ""
-    if glob.has_magic(location):
-        found = [Path(name) for name in glob.glob(location, recursive=True)]  # noqa: PTH207 - absolute patterns too
-        files = sorted((p for p in found if p.is_file()), key=natural)
-        if not files:
-            raise DraftrecError(f"no file matches {location}; check the pattern")
-        return files, _fixed_part(location)
-    raise DraftrecError(f"{location} does not exist; check the path")
+        if path.exists():
+            return [path], ""
+    location = str(path)
+    on_web = isinstance(path, RemotePath) and not path.has_folders
+    if on_web or not glob.has_magic(location):
+        raise DraftrecError(f"{location} does not exist; check the path")
+    files = _matching(path)
+    if not files:
+        raise DraftrecError(f"no file matches {location}; check the pattern")
+    return sorted(files, key=natural), _fixed_part(location)
+
+
+def _matching(pattern: Place) -> list[Place]:
+    if isinstance(pattern, RemotePath):
+        with _explained(pattern):
+            return [*pattern.glob()]
+    found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute patterns too
+    return [p for p in found if p.is_file()]
 
 
 def _fixed_part(pattern: str) -> str:
@@ -183,13 +193,14 @@ def _fixed_part(pattern: str) -> str:
     return "".join(f"{name}/" for name in folders[:wild])
 
 
-def _kind_of(path: Path) -> Kind | None:
-    inner = Path(path.stem) if path.suffix in _COMPRESSION else path
+def _kind_of(path: Place) -> Kind | None:
+    name = PurePosixPath(path.name)
+    inner = PurePosixPath(name.stem) if name.suffix in _COMPRESSION else name
     kind = _KINDS.get(inner.suffix.lower())
-    return None if kind == "parquet" and inner != path else kind
+    return None if kind == "parquet" and inner != name else kind
 
 
-def _has_rows(path: Path, kind: Kind) -> bool:
+def _has_rows(path: Place, kind: Kind) -> bool:
     """Whether there is a row. Opens every Parquet footer: a truncated file shows at once."""
     if kind != "parquet":
         with _explained(path):
@@ -206,7 +217,7 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
+def _read_parquet(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
     # A buffered stream keeps whole column chunks of large row groups out of memory.
     with pq.ParquetFile(arrow_path(path), buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         wanted = columns and [name for name in file.schema_arrow.names if name in columns]
@@ -217,18 +228,18 @@ def _read_parquet(path: Path, columns: Collection[str] | None) -> Iterator[Found
                 yield line, values
 
 
-def _read_jsonl(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
+def _read_jsonl(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
     with _open_text(path) as file:
         yield from json_text.read_lines(file, str(path))
 
 
-def _read_json(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
+def _read_json(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
     with _open_text(path) as file:
         yield from json_text.read_values(file, str(path))
 
 
 def _read_delimited(kind: Kind) -> Read:
-    def read(path: Path, columns: Collection[str] | None) -> Iterator[Found]:
+    def read(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
         return delimited.read_rows(partial(_open_text, path), kind, str(path))
 
     return read
@@ -243,7 +254,7 @@ _READERS: dict[Kind, Read] = {
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[io.TextIOWrapper]:
+def _open_text(path: Place) -> Iterator[io.TextIOWrapper]:
     compression = _COMPRESSION.get(path.suffix)
     with (
         path.open("rb") as raw,
@@ -255,7 +266,7 @@ def _open_text(path: Path) -> Iterator[io.TextIOWrapper]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Place) -> Iterator[None]:
     """Turn whatever a reader raises into one sentence about the file."""
     try:
         yield

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.data.places import Place
 from draftrec.data.readers import RecordSource, Row, open_records
 from draftrec.data.templates import Template
 from draftrec.errors import DraftrecError
@@ -193,7 +193,7 @@ class GroupTable:
         self._labels = list(self._names)
 
     @classmethod
-    def load(cls, location: str | Path) -> GroupTable:
+    def load(cls, location: str | Place) -> GroupTable:
         """Read a groups file (Parquet, JSONL or CSV)."""
         source = open_records(location)
         source.require(["entity_id", "group"], "a groups file has the columns entity_id and group")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.places import Place
 from draftrec.data.readers import RecordSource, Row, open_records
 from draftrec.data.writers import replace_file, replace_parquet
 from draftrec.errors import DraftrecError
@@ -47,7 +47,7 @@ class History:
 
 
 def read_sequences(
-    location: str | Path, part: str | None, limit: int | None
+    location: str | Place, part: str | None, limit: int | None
 ) -> Iterator[UserSequence]:
     """The rows of one part, or of all, in file order, at most `limit` of them, one at a time.
 
@@ -68,7 +68,7 @@ def read_sequences(
             yield UserSequence(_whole(row, "user"), _items(row), found)
 
 
-def read_histories(location: str | Path, part: str, max_items: int | None) -> list[History]:
+def read_histories(location: str | Place, part: str, max_items: int | None) -> list[History]:
     """What `part` asks to predict, for every user who has something to predict.
 
     test: from train and valid items, the test items; valid: from train items, the valid items;
@@ -99,7 +99,7 @@ def read_histories(location: str | Path, part: str, max_items: int | None) -> li
     return found
 
 
-def read_semantic_ids(location: str | Path) -> SemanticIds:
+def read_semantic_ids(location: str | Place) -> SemanticIds:
     """The semantic ids of a catalogue: rows of `item` and `sid`, a list of tokens.
 
     Raises DraftrecError for a missing column, unusable rows and whatever `SemanticIds` refuses.
@@ -123,13 +123,13 @@ def read_semantic_ids(location: str | Path) -> SemanticIds:
     return SemanticIds.from_codes(np.array(items, np.int64), np.stack(codes), list(known))
 
 
-def check_semantic_ids_file(path: Path) -> None:
+def check_semantic_ids_file(path: Place) -> None:
     """Raise DraftrecError for a name that `write_semantic_ids` would refuse."""
     if path.suffix not in _KINDS:
         raise DraftrecError(f"the semantic ids file {path} must end in {' or '.join(_KINDS)}")
 
 
-def write_semantic_ids(path: Path, sids: SemanticIds) -> None:
+def write_semantic_ids(path: Place, sids: SemanticIds) -> None:
     """Write `item, sid` as Parquet or JSONL, by the file's ending; it appears when it is complete.
 
     Raises DraftrecError for another ending.

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
@@ -17,6 +16,7 @@ from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from draftrec.data.phrasing import FILTERS
+from draftrec.data.places import Place, RemotePath, place
 from draftrec.errors import DraftrecError
 
 Side = Literal["user", "item"]
@@ -88,13 +88,14 @@ def load_template(name_or_path: str, side: Side) -> Template:
         beside = folder / f"{name}{_SCHEMA}"
         schema = beside.read_text(encoding="utf-8") if beside.is_file() else None
         return _parse(name, (folder / f"{name}.j2").read_text(encoding="utf-8"), schema)
-    path = Path(name_or_path)
-    beside = path.with_suffix(_SCHEMA)
+    path = place(name_or_path)
     source = _read(path)
-    return _parse(name_or_path, source, _read(beside) if beside.is_file() else None)
+    alone = isinstance(path, RemotePath) and not path.has_folders  # nothing lies beside a page
+    beside = path.with_suffix(_SCHEMA)
+    return _parse(str(path), source, None if alone or not beside.is_file() else _read(beside))
 
 
-def _read(path: Path) -> str:
+def _read(path: Place) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from draftrec.core import FloatArray
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.places import Place
 from draftrec.data.readers import open_records
 from draftrec.errors import DraftrecError
 
@@ -55,7 +55,7 @@ def vector_column(vectors: FloatArray) -> pa.FixedSizeListArray:
 
 
 def read_vectors(
-    location: str | Path, entity: str = "entity_id", vector: str = "vector"
+    location: str | Place, entity: str = "entity_id", vector: str = "vector"
 ) -> EntityVectors:
     """Read what `draftrec encode` wrote, or any Parquet with such columns; ids become texts.
 
@@ -76,7 +76,7 @@ def read_vectors(
     return EntityVectors(ids, np.concatenate(blocks))
 
 
-def read_item_vectors(location: str | Path, item: str, vector: str) -> ItemVectors:
+def read_item_vectors(location: str | Place, item: str, vector: str) -> ItemVectors:
     """Read the columns `item` (whole numbers, or texts of them) and `vector`.
 
     Raises DraftrecError for files that are not Parquet, missing columns, other types, nulls,
@@ -98,8 +98,8 @@ def read_item_vectors(location: str | Path, item: str, vector: str) -> ItemVecto
 
 
 def _batches(
-    location: str | Path, key: str, vector: str, mend: str
-) -> Iterator[tuple[Path, pa.RecordBatch]]:
+    location: str | Place, key: str, vector: str, mend: str
+) -> Iterator[tuple[Place, pa.RecordBatch]]:
     source = open_records(location)
     if source.kind != "parquet":
         raise DraftrecError(f"{location} is not Parquet; vectors are read from Parquet only")
@@ -110,7 +110,7 @@ def _batches(
                 yield path, batch
 
 
-def _entity_ids(column: Any, path: Path, name: str) -> list[str]:
+def _entity_ids(column: Any, path: Place, name: str) -> list[str]:
     if column.null_count:
         raise DraftrecError(f"{path}: {name} is null in a row; remove the row")
     kind = column.type
@@ -121,7 +121,7 @@ def _entity_ids(column: Any, path: Path, name: str) -> list[str]:
     return [str(value) for value in column.to_pylist()]
 
 
-def _items(column: Any, path: Path, name: str) -> Int64Array:
+def _items(column: Any, path: Place, name: str) -> Int64Array:
     if column.null_count:
         raise DraftrecError(f"{path}: {name} is null in a row; remove the row")
     try:
@@ -134,7 +134,7 @@ def _items(column: Any, path: Path, name: str) -> Int64Array:
 
 
 def _vectors(
-    column: Any, ids: Seq[Any] | Int64Array, width: int | None, path: Path, noun: str
+    column: Any, ids: Seq[Any] | Int64Array, width: int | None, path: Place, noun: str
 ) -> FloatArray:
     """float32 `[rows, d]` of one batch; `width` is that of the batches before."""
     kind = column.type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +12,25 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.data.places import Place, RemotePath
+
 #: Ends the name of a file that is being written.
 TEMPORARY = ".tmp"
 
 
-def replace_file(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write to a temporary name, force it to disk, rename it into place."""
+def replace_file(path: Place, content: bytes | pa.Buffer) -> None:
+    """Write to a temporary name, force it to disk, rename it into place; or upload it whole."""
     with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Place) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when all went well, and not before."""
+    if isinstance(path, RemotePath):
+        with _uploading(path) as file:
+            yield file
+        return
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with naming(path), temporary.open("wb") as file:
@@ -35,6 +42,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def _uploading(path: RemotePath) -> Iterator[BinaryIO]:
+    """A file of this machine whose content appears at an address once it is complete."""
+    with tempfile.NamedTemporaryFile(prefix="draftrec-") as file:
+        yield file  # type: ignore[misc] - a wrapper of one
+        file.flush()
+        path.upload(Path(file.name))
 
 
 def append_file(path: Path, content: bytes) -> int:
@@ -66,7 +82,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_parquet(path: Path, table: pa.Table) -> int:
+def replace_parquet(path: Place, table: pa.Table) -> int:
     """Write a table as zstd Parquet through memory; the file's size.
 
     Equal tables give equal bytes: the writer stores no times, and no library may add metadata.
@@ -79,7 +95,7 @@ def replace_parquet(path: Path, table: pa.Table) -> int:
     return content.size
 
 
-def stream_parquet(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def stream_parquet(path: Place, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Write tables one after another as zstd Parquet, one in memory at a time; the file's size."""
     with replacing(path) as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:

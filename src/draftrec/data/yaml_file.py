@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 
-def read_yaml(path: Path, called: str) -> Any:
+def read_yaml(path: Place, called: str) -> Any:
     """The content of the file, None if it is empty; `called` names it in what is said of it.
 
     Raises DraftrecError for a file that cannot be read and for what is no YAML.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.intervals import Interval, interval, paired
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
 from draftrec.evaluate.compare_metrics import CTR_METRICS
@@ -26,7 +26,7 @@ Cell = tuple[str, str]
 class Trials:
     """The trials of one folder: (model, adaptor) -> seed -> metric -> value, on the test part."""
 
-    folder: Path
+    folder: Place
     cells: Mapping[Cell, Mapping[int, Mapping[str, float]]]
 
 
@@ -43,7 +43,7 @@ class CellChange:
     change: Interval
 
 
-def read_trials(folder: Path) -> Trials:
+def read_trials(folder: Place) -> Trials:
     """Read `trials.parquet` of a folder that `draftrec ctr` wrote.
 
     Raises DraftrecError for anything else and for a model, adaptor and seed that occur twice.

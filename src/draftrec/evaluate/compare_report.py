@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from draftrec.data.places import Place
 from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
@@ -74,7 +74,7 @@ class ComparePage:
     next_steps: tuple[tuple[str, str], ...] = ()
 
 
-def write_report(comparison: Comparison, folder: Path) -> None:
+def write_report(comparison: Comparison, folder: Place) -> None:
     """Write the three files, each complete or not at all. Raises DraftrecError where the folder
     cannot be made."""
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from draftrec.data.places import Place
 from draftrec.data.templates import Side
 from draftrec.evaluate.compare_ctr import CellChange
 from draftrec.evaluate.limits import Limits, Measured, Verdict, passed
@@ -17,10 +17,10 @@ class CompareJob:
     """What to compare. `runs`: name -> folder, the baseline first; `ctr` and `vectors` by the same
     names. `form`: what texts must look like, None = what the runs' manifests say."""
 
-    runs: Mapping[str, Path]
+    runs: Mapping[str, Place]
     limits: Limits
-    ctr: Mapping[str, Path] = field(default_factory=dict)
-    vectors: Mapping[str, Path] = field(default_factory=dict)
+    ctr: Mapping[str, Place] = field(default_factory=dict)
+    vectors: Mapping[str, Place] = field(default_factory=dict)
     titles: str | None = None
     prompts: str | None = None
     framework: Framework | None = None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from draftrec.data.places import Place
 from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
@@ -121,7 +122,7 @@ def default_limits() -> Limits:
     return _validated(_default_content(), _DEFAULT)
 
 
-def read_limits(path: Path) -> Limits:
+def read_limits(path: Place) -> Limits:
     """A limits file laid over the default limits: metric by metric, `null` drops one.
 
     Raises DraftrecError for a file that cannot be read, unknown keys and unknown metrics.
@@ -200,7 +201,7 @@ def _default_content() -> dict[str, Any]:
     return read_yaml(_DEFAULT, "the limits")
 
 
-def _laid_over(base: dict[str, Any], own: Any, path: Path) -> dict[str, Any]:
+def _laid_over(base: dict[str, Any], own: Any, path: Place) -> dict[str, Any]:
     if own is None:
         return base
     if not isinstance(own, dict):
@@ -208,7 +209,7 @@ def _laid_over(base: dict[str, Any], own: Any, path: Path) -> dict[str, Any]:
     return {name: limit for name, limit in {**base, **own}.items() if limit is not None}
 
 
-def _validated(content: dict[str, Any], path: Path) -> Limits:
+def _validated(content: dict[str, Any], path: Place) -> Limits:
     try:
         return Limits.model_validate(content)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from draftrec.data.places import Place
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.engines import ENGINES, FROM_POOL, make_engine, special_tokens
@@ -29,7 +30,7 @@ class ReplayJob:
     engines: tuple[str, ...] = ("pool",)
     pool: Path | None = None
     warm: str | None = None
-    groups: Path | None = None
+    groups: Place | None = None
     settings: ReplaySettings = field(default_factory=ReplaySettings)
     limit: int | None = None
 

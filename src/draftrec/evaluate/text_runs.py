@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from draftrec.core import IntArray
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.places import Place, place
 from draftrec.data.readers import open_records
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, read_manifest
@@ -83,12 +83,12 @@ class PairedRuns:
     total: int
 
 
-def read_run(name: str, folder: str | Path) -> RunTexts:
+def read_run(name: str, folder: str | Place) -> RunTexts:
     """Read a folder that `draftrec generate` wrote.
 
     Raises DraftrecError for anything else, and for an entity that has two texts.
     """
-    folder = Path(folder)
+    folder = place(folder)
     if not folder.is_dir():
         raise DraftrecError(f"{folder} is not a folder; give one that `draftrec generate` wrote")
     source = open_records(folder)
@@ -165,7 +165,7 @@ def _check_tokenizers(baseline: RunTexts, run: RunTexts) -> None:
         )
 
 
-def _read_stats(folder: Path, ids: list[str]) -> tuple[Int64Array | None, Int64Array | None]:
+def _read_stats(folder: Place, ids: list[str]) -> tuple[Int64Array | None, Int64Array | None]:
     """Relaxed tokens and prompt hashes in the order of `ids`; None where files or columns lack."""
     files = tuple(sorted(folder.glob("stats-*.parquet")))
     if not files:
@@ -180,7 +180,7 @@ def _read_stats(folder: Path, ids: list[str]) -> tuple[Int64Array | None, Int64A
     return _whole(table, names[1]), _whole(table, names[2])
 
 
-def _read(files: Seq[Path], columns: Seq[str]) -> pa.Table:
+def _read(files: Seq[Place], columns: Seq[str]) -> pa.Table:
     tables: list[pa.Table] = []
     for path in files:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.places import Place
 from draftrec.data.readers import open_records
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.text_quality import Ratio, mean_where
@@ -66,7 +66,7 @@ def by_tf_idf(baseline: Seq[str], run: Seq[str]) -> Similarity:
     return Similarity(own, _strangers(b @ sums, own))
 
 
-def read_text_vectors(path: str | Path, entity_ids: Seq[str]) -> Doubles:
+def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> Doubles:
     """The vectors that `draftrec encode` wrote (`entity_id`, `vector`), float64 `[n, d]` in the
     order of `entity_ids`. Raises DraftrecError for other files and for entities without one."""
     source = open_records(path)
@@ -91,7 +91,7 @@ def read_text_vectors(path: str | Path, entity_ids: Seq[str]) -> Doubles:
     return np.concatenate(blocks)[[places[e] for e in entity_ids]]
 
 
-def _matrix(column: Any, path: Path) -> Doubles:
+def _matrix(column: Any, path: Place) -> Doubles:
     try:
         lengths = np.asarray(column.value_lengths().fill_null(0))
         flat = np.asarray(column.flatten().cast(pa.float64()))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from draftrec.data.places import Place, place
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.engines import PoolEngine
@@ -40,7 +41,7 @@ class TuneJob:
     texts: str
     tokenizer: str
     pool: Path | None = None
-    groups: Path | None = None
+    groups: Place | None = None
     budgets: tuple[int, ...] = (4, 8, 16, 32, 64)
     depths: tuple[int, ...] = (6, 12, 24)
     shares: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
@@ -79,7 +80,7 @@ def run_tune(
     groups = GroupTable.load(job.groups) if job.groups else None
     recordings = read_recordings(job.texts, tokenizer, groups)
     pool, texts = _split(job, recordings, tokenizer_fingerprint(tokenizer))
-    sweep = _Sweep(texts, _cost_of(Path(job.texts)), watch)
+    sweep = _Sweep(texts, _cost_of(place(job.texts)), watch)
     sweep.total = len(job.budgets) + len(job.depths) + len(job.shares) - 2
     warm_up()
     deepest = max(job.depths)
@@ -174,7 +175,7 @@ def _without_previous(texts: list[Recording]) -> list[Recording]:
     return [replace(r, previous_ids=None) for r in texts]
 
 
-def _cost_of(run: Path) -> tuple[CostCurve, int] | None:
+def _cost_of(run: Place) -> tuple[CostCurve, int] | None:
     """The cost curve that a run measured and the sequences of its batch, if the texts are a run's
     and it measured one."""
     path = run / "manifest.json"

@@ -22,6 +22,7 @@ from draftrec.config import (
     RecordsConfig,
 )
 from draftrec.core import Request
+from draftrec.data.places import Place
 from draftrec.data.records import GroupTable
 from draftrec.data.trials import (
     Scalar,
@@ -55,7 +56,7 @@ class QualityJob:
     folder: Path
     batch: BatchConfig = field(default_factory=BatchConfig)
     layout: RecordsConfig = field(default_factory=RecordsConfig)
-    groups: Path | None = None
+    groups: Place | None = None
     pool: Path | None = None
     space: Space = field(default_factory=Space)
     limits: Limits = field(default_factory=Limits)

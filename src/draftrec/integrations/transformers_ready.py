@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from draftrec.config import AcceptConfig
+from draftrec.data.places import here
 from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.integrations.transformers_generate import Output, generate
@@ -45,7 +46,7 @@ def open_pool(folder: str | Path, tokenizer: Any) -> Pool:
     Raises DraftrecError for a missing or damaged pool, PoolMismatchError for one that was made with
     another tokenizer.
     """
-    return Pool.load(Path(folder), loading.tokenizer_fingerprint(tokenizer))
+    return Pool.load(here(folder, "a pool"), loading.tokenizer_fingerprint(tokenizer))
 
 
 def make_ready(folder: str | Path, pool: Pool | None = None, **settings: Any) -> None:
@@ -58,7 +59,7 @@ def make_ready(folder: str | Path, pool: Pool | None = None, **settings: Any) ->
     Raises DraftrecError for a folder without a model and for settings that are not allowed,
     PoolMismatchError for a pool made with another tokenizer.
     """
-    folder = Path(folder)
+    folder = here(folder, "a model")
     if not (folder / "config.json").is_file():
         raise DraftrecError(
             f"{folder} has no config.json; write the model and its tokenizer there first, with "
@@ -114,7 +115,7 @@ def generate_ready(inputs: Any = None, *, model: PreTrainedModel, **arguments: A
 def _method(folder: str | Path) -> Callable[..., Any]:
     """`generate` with a folder's pool and settings. transformers finds a decoding method's
     arguments by its signature, which a partial keeps."""
-    folder = Path(folder)
+    folder = here(folder, "a model")
     try:
         stored = json.loads((folder / _SETTINGS).read_text())
         settings = _checked(stored | {"accept": AcceptConfig(**stored["accept"])})

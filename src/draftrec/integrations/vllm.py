@@ -17,6 +17,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draftrec.data.places import here
 from draftrec.integrations.vllm_settings import (
     EXTENSION,
     ProposerSettings,
@@ -54,7 +55,7 @@ def engine_args(
     allowed and for a pool that is missing or damaged.
     """
     paths = {
-        name: None if path is None else str(Path(path).absolute())
+        name: None if path is None else str(here(path, name).absolute())
         for name, path in (("pool", pool), ("groups", groups))
     }
     settings = parsed({**paths, "grow": grow, **more})
@@ -80,7 +81,7 @@ def write_groups(path: str | Path, prefixes: Iterable[tuple[Seq[int], str]]) -> 
     """
     from draftrec.integrations.vllm_groups import PromptGroups
 
-    PromptGroups.of(prefixes).save(Path(path))
+    PromptGroups.of(prefixes).save(here(path, "write_groups"))
 
 
 class PoolProposer:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from draftrec.config import not_allowed
+from draftrec.data.places import here
 from draftrec.errors import DraftrecError
 from draftrec.pool.files import existing, read_manifest
 
@@ -80,8 +80,8 @@ def check_tokens(count: int) -> None:
 def check_pool(settings: ProposerSettings) -> None:
     """Raises DraftrecError if a named file is missing, or the pool is damaged at first sight."""
     if settings.pool is not None:
-        read_manifest(existing(Path(settings.pool)))
-    if settings.groups is not None and not Path(settings.groups).is_file():
+        read_manifest(existing(here(settings.pool, "a pool")))
+    if settings.groups is not None and not here(settings.groups, "groups").is_file():
         raise DraftrecError(
             f"The file of prompt groups {settings.groups} does not exist; write it with "
             "draftrec.integrations.vllm.write_groups."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from draftrec.config import EncodeConfig
+from draftrec.data.places import place
 from draftrec.data.readers import RecordSource, open_records
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.errors import DraftrecError
@@ -114,7 +115,7 @@ def _texts_of(location: str) -> RecordSource:
 def _refuse_unfinished(location: str) -> None:
     """A run that goes on writing would make every vector so far one of another input."""
     try:
-        manifest = json.loads((Path(location) / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((place(location) / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # no run's folder
     run = isinstance(manifest, dict) and manifest.get("format") == "draftrec-run"

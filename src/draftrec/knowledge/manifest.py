@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from draftrec.config import GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES, Generation
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 State = TypeVar("State", bound=BaseModel)
@@ -132,12 +133,12 @@ class Manifest(_Part):
         return {**totals, **self.totals.rates(), "accepted_by_source": by_source, **where, **names}
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def read_manifest(path: Place) -> Manifest | None:
     """The manifest at `path`, or None where there is none."""
     return read_state(path, Manifest, "generate; choose another --output")
 
 
-def read_state(path: Path, kind: type[State], rest: str) -> State | None:
+def read_state(path: Place, kind: type[State], rest: str) -> State | None:
     """What a command wrote of its job at `path`, or None where there is nothing.
 
     Raises DraftrecError for anything else; `rest`: the command, and how to mend it.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftrec.config import JobConfig
+from draftrec.data.places import Place
 from draftrec.data.readers import RecordSource, open_records
 from draftrec.data.records import EntityReader, GroupTable, Layout
 from draftrec.data.templates import load_template
@@ -35,7 +36,7 @@ class JobSpec:
     config: JobConfig
     input: str
     output: Path
-    groups: Path | None = None
+    groups: Place | None = None
     pool: Path | None = None
     save_pool: Path | None = None
     previous: Path | None = None

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from draftrec.core import SOURCES, Generation, IntArray
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.places import Place
 from draftrec.data.records import Rejected
 from draftrec.data.writers import (
     TEMPORARY,
@@ -175,7 +176,7 @@ class RunFolder:
         """Replace `summary.json`."""
         replace_file(self.path / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
 
-    def holds(self, file: Path) -> bool:
+    def holds(self, file: Place) -> bool:
         """Whether a file lies in this folder."""
         return file.resolve().is_relative_to(self.path.resolve())
 

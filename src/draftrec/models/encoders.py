@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +12,7 @@ from transformers.utils.hub import cached_file
 
 from draftrec.config import EncoderConfig
 from draftrec.core import FloatArray
+from draftrec.data.places import here
 from draftrec.errors import DraftrecError
 from draftrec.models.bodies import Body, Published, load_pooled, load_sentence_transformer
 from draftrec.models.documents import Cut, Document, Encoded, Int64Array, cut
@@ -205,8 +205,9 @@ def _minilm_folder() -> str:
 
 def _has_modules(name: str) -> bool:
     """Whether a folder or a Hub repository describes a sentence-transformers model."""
-    if Path(name).exists():
-        return (Path(name) / "modules.json").is_file()
+    folder = here(name, "an encoder")
+    if folder.exists():
+        return (folder / "modules.json").is_file()
     try:
         return cached_file(name, "modules.json") is not None
     except (OSError, ValueError):

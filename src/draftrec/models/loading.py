@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
+from draftrec.data.places import here
 from draftrec.errors import DraftrecError, UnsupportedModelError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
@@ -166,7 +167,7 @@ def context_length(model: PreTrainedModel) -> int:
 
 def _check_folder(model: str | Path) -> Path | None:
     """The folder that `model` names, or None for a Hub id. Raises DraftrecError if missing."""
-    path = Path(model)
+    path = here(model, "a model")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise DraftrecError(

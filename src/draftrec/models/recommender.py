@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
+from draftrec.data.places import here
 from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import load_model, load_tokenizer, tokenizer_fingerprint
@@ -87,7 +88,7 @@ def save_recommender(
 
 def read_info(folder: str | Path) -> RecommenderInfo:
     """What `genrec.json` says. Raises DraftrecError if there is none that this version reads."""
-    path = Path(folder) / INFO_FILE
+    path = here(folder, "a recommender") / INFO_FILE
     if not path.is_file():
         raise DraftrecError(
             f"{folder} has no {INFO_FILE}, so it is no recommender; name a folder that "

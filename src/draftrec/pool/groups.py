@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 from zipfile import BadZipFile
 
@@ -19,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import FloatArray
+from draftrec.data.places import Place
+from draftrec.data.writers import replacing
 from draftrec.errors import DraftrecError
 
 Method = Literal["svd", "als", "bpr"]
@@ -112,9 +113,9 @@ class TasteGroups:
             for i, (entity, history) in enumerate(histories.items())
         }
 
-    def save(self, path: Path) -> None:
-        """Write everything that `assign` needs to an .npz file."""
-        with path.open("wb") as file:
+    def save(self, path: Place) -> None:
+        """Write everything that `assign` needs to an .npz file, which appears when it is whole."""
+        with replacing(path) as file:
             np.savez_compressed(
                 file,
                 items=np.array(self.items),
@@ -124,7 +125,7 @@ class TasteGroups:
             )
 
     @classmethod
-    def load(cls, path: Path) -> TasteGroups:
+    def load(cls, path: Place) -> TasteGroups:
         """Read what `save` wrote. Raises DraftrecError for anything else."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as found:

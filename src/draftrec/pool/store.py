@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from draftrec.core import IntArray
+from draftrec.data.places import here
 from draftrec.errors import PoolMismatchError
 from draftrec.pool import files
 from draftrec.pool.level import Level
@@ -195,7 +196,7 @@ class Pool:
 
         Raises DraftrecError if `folder` exists and holds something else.
         """
-        with files.replacing(Path(folder)) as new:
+        with files.replacing(here(folder, "a pool")) as new:
             names = sorted(self._members)
             place = {name: i for i, name in enumerate(names)}
             arrays = {
@@ -234,7 +235,7 @@ class Pool:
         Raises DraftrecError for a missing or damaged pool, PoolMismatchError for one that was made
         with another tokenizer or format.
         """
-        folder = files.existing(Path(folder))
+        folder = files.existing(here(folder, "a pool"))
         manifest = files.read_manifest(folder, tokenizer_fingerprint)
         if verify:
             files.verify(folder, manifest)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from draftrec.config import RecommendConfig
+from draftrec.data.places import Place
 from draftrec.data.readers import open_records
 from draftrec.data.sequences import History, read_histories, read_semantic_ids, read_sequences
 from draftrec.models.recommender import load_recommender
@@ -24,7 +25,7 @@ class TaskSettings:
     """Where everything lies. `draft` is a folder, `items` or `none`."""
 
     sequences: str
-    sids: Path
+    sids: Place
     target: Path
     draft: str
     output: Path

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from draftrec.beams.search import Interrupted
+from draftrec.data.places import is_address
 from draftrec.data.sequences import History, read_semantic_ids
 from draftrec.recommend.crew import (
     Crew,
@@ -85,12 +86,17 @@ def on_ray(cluster: ClusterSpec, note: Callable[[str], None]) -> Hire:
     return hire
 
 
+def _anywhere(location: str) -> str:
+    """A name that means the same to processes with other working directories."""
+    return location if is_address(location) else str(Path(location).absolute())
+
+
 def _at_worker(settings: TaskSettings, share: Share) -> TaskSettings:
     """The same files, from wherever a worker runs, and its own device."""
     draft = settings.draft
     return replace(
         settings,
-        sequences=str(Path(settings.sequences).absolute()),
+        sequences=_anywhere(settings.sequences),
         sids=settings.sids.absolute(),
         target=settings.target.absolute(),
         draft=draft if draft in ("items", "none") else str(Path(draft).absolute()),

@@ -6,9 +6,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from draftrec.config import GenerateConfig, RecommendConfig
+from draftrec.data.places import Place, here, place
 from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 
@@ -16,6 +25,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0.0)]
+#: Of this machine, or anywhere. An address would lose a slash on its way into a plain Path.
+Here = Annotated[Path, PlainValidator(lambda location: here(location))]
+Anywhere = Annotated[Place, PlainValidator(lambda location: place(location))]
 
 
 class _Frozen(BaseModel):
@@ -25,8 +37,8 @@ class _Frozen(BaseModel):
 class RecommendSettings(_Frozen):
     """Whom `POST /v1/recommend` asks. `settings.k` is the most items that a request may ask for."""
 
-    target: Path
-    sids: Path
+    target: Here
+    sids: Anywhere
     sequences: str | None = Field(
         default=None, description="their train part proposes items and answers who cannot wait"
     )
@@ -46,7 +58,7 @@ class KnowledgeSettings(_Frozen):
     """Who answers `POST /v1/knowledge`. `chat` None: where the tokenizer has a chat template."""
 
     generate: GenerateConfig
-    pool: Path | None = None
+    pool: Here | None = None
     chat: bool | None = None
 
 
@@ -103,7 +115,7 @@ class ServeSettings(_Frozen):
     limits: LimitSettings = LimitSettings()
     keys: tuple[KeySettings, ...] = ()
     rate: RateSettings | None = None
-    runs: tuple[Path, ...] = Field(
+    runs: tuple[Here, ...] = Field(
         default=(), description="folders of jobs that /dashboard shows beside the service"
     )
     monitoring: Literal["open", "key"] = Field(
@@ -127,7 +139,7 @@ class ServeSettings(_Frozen):
         return self
 
 
-def load_settings(path: Path) -> ServeSettings:
+def load_settings(path: Place) -> ServeSettings:
     """The settings in a YAML file. Paths in it are relative to the working directory.
 
     Raises DraftrecError for a file that cannot be read, unknown names and impossible values.
