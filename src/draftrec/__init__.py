@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging as _logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["Generator", "__version__"]
+
+# What happens is logged under this name. Whether and where it shows is the application's business.
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 if TYPE_CHECKING:
     from draftrec.knowledge.generator import Generator as Generator

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from draftrec.cli.messages import say, set_loudness
 from draftrec.cli.places import READ, presented
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -29,9 +30,26 @@ DONE, BAD_INPUT, SOME_REJECTED, INTERRUPTED = 0, 2, 3, 130
 Options = TypeVar("Options")
 
 
-def say(message: str) -> None:
-    """A line for people, on standard error."""
-    print(f"draftrec: {message}", file=sys.stderr, flush=True)  # noqa: T201
+#: Headings of `--help`, in the order in which commands show them; options without one come first.
+(
+    MODEL_PANEL,
+    PROMPTS_PANEL,
+    DRAFTING_PANEL,
+    ACCEPTANCE_PANEL,
+    SAMPLING_PANEL,
+    OUTPUT_PANEL,
+    CLUSTER_PANEL,
+    MESSAGES_PANEL,
+) = (
+    "Model and machine",
+    "Records and prompts",
+    "Drafting",
+    "Acceptance, other than strict",
+    "Sampling",
+    "Output",
+    "Cluster",
+    "Messages",
+)
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -79,27 +97,46 @@ def command(
     """
     found = get_type_hints(options, include_extras=True)
     hints = {name: presented(name, hint) for name, hint in found.items()}
+    names = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]
+    defaults = {f.name: _default(f) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    hints |= {"quiet": QuietOption, "verbose": VerboseOption}
+    defaults |= {"quiet": False, "verbose": False}
     parameters = [
         inspect.Parameter(
-            field.name,
+            name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=_default(field),
-            annotation=hints[field.name],
+            default=defaults[name],
+            annotation=readable(hints[name]),
         )
-        for field in dataclasses.fields(options)  # type: ignore[arg-type]
+        for name in (*names, "quiet", "verbose")
     ]
 
     def wrap(function: Callable[[Options], int]) -> Callable[..., int]:
         def run(**values: Any) -> int:
+            set_loudness(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
             raise typer.Exit(function(options(**values)))
 
         run.__doc__ = function.__doc__
-        run.__annotations__ = {**hints, "return": int}
+        run.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": int}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.command_class = cls  # type: ignore[attr-defined]
         return run
 
     return wrap
+
+
+def readable(hint: Any) -> Any:
+    """An option's type whose help is printed as it is written: `[sid]` is no style of Rich's."""
+    from rich.markup import escape
+
+    kind, *extras = get_args(hint)
+    shown = []
+    for extra in extras:
+        it = copy.copy(extra)
+        if isinstance(getattr(it, "help", None), str):
+            it.help = escape(it.help)
+        shown.append(it)
+    return Annotated[kind, *shown]
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -137,9 +174,29 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the summary as JSON, last line of standard output.")
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the summary as JSON, last line of standard output.",
+        rich_help_panel=MESSAGES_PANEL,
+    ),
 ]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+DebugOption = Annotated[
+    bool,
+    typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=MESSAGES_PANEL),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Say warnings and errors only.", rich_help_panel=MESSAGES_PANEL
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Also say details of the work.", rich_help_panel=MESSAGES_PANEL
+    ),
+]
 
 
 def option_error(error: ValidationError) -> DraftrecError:

@@ -20,6 +20,7 @@ from draftrec.cli.common import (
     print_json,
     say,
 )
+from draftrec.cli.messages import no_bar
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -198,7 +199,7 @@ def ctr(options: CtrOptions) -> int:
     # Never armed: SIGTERM interrupts as Ctrl-C does, so that no worker is left behind.
     with (
         StopSignal(),
-        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar,
+        Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar,
     ):
         task = bar.add_task("trials", total=None)
         summary = run_study(

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json
+from draftrec.cli.messages import no_bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,8 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def watch(stage: str, done: int, total: int) -> None:

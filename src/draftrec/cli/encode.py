@@ -28,6 +28,7 @@ from draftrec.cli.engine import (
     WorkersOption,
     cluster_of,
 )
+from draftrec.cli.messages import no_bar
 from draftrec.cli.places import HERE, READ
 from draftrec.config import EncodeConfig, EncoderConfig
 
@@ -141,7 +142,7 @@ def encode(options: EncodeOptions) -> int:
     )
     errors = Console(stderr=True)
     columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+    bar = Progress(*columns, console=errors, transient=True, disable=no_bar(errors))
     with StopSignal(), bar:
         task = bar.add_task("texts", total=None)
         result = run_encode(

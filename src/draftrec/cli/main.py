@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,9 +15,11 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from draftrec import __version__
-from draftrec.cli.common import INTERRUPTED, say
+from draftrec.cli.common import INTERRUPTED
+from draftrec.cli.messages import fail, messages, say
 from draftrec.errors import DraftrecError
 
 #: Command -> module that defines a function of that name, or a table SUBCOMMANDS.
@@ -34,6 +38,7 @@ _COMMANDS = {
     "sid": "draftrec.cli.sid",
     "tune": "draftrec.cli.tune",
 }
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
 #: Whatever the parser refuses. Typer exports the class's child only.
 _ClickError = typer.BadParameter.__mro__[2]
 
@@ -45,10 +50,14 @@ def main(argv: Seq[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command line; its exit code."""
-    argv = argv or ["--help"]
+    with messages():
+        return _run(argv or ["--help"])
+
+
+def _run(argv: list[str]) -> int:
     debug = "--debug" in argv
     try:
-        code = _app(argv)(argv, prog_name="draftrec", standalone_mode=False)
+        code = _app(argv)(_or_help(argv), prog_name="draftrec", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
@@ -56,32 +65,53 @@ def run(argv: list[str]) -> int:
         if debug:
             traceback.print_exc()
         message, code = _explain(error)
-        say(" ".join(message.split()))
+        fail(" ".join(message.split()))
         return code
 
 
 def _app(argv: list[str]) -> typer.Typer:
     """All commands that are installed, or the one that is called: the rest need not load."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(pretty_exceptions_enable=False, context_settings=_CONTEXT)
     app.callback()(_root)
+    called = _called(argv)
     for name, module in _COMMANDS.items():
-        if argv[:1] == [name] or (argv[:1] not in [[n] for n in _COMMANDS] and find_spec(module)):
+        if called == name or (called not in _COMMANDS and find_spec(module)):
             _register(app, name, import_module(module))
     return app
+
+
+def _called(argv: list[str]) -> str | None:
+    """The first word after `draftrec`, also of a line that a shell asks to be completed."""
+    if "_DRAFTREC_COMPLETE" in os.environ:
+        argv = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+        argv = argv if len(argv) > 1 else []  # a single word is still being written
+    return argv[0] if argv else None
+
+
+def _or_help(argv: list[str]) -> list[str]:
+    """A group of commands that is named alone lists them, as `draftrec` alone does."""
+    named = _COMMANDS.get(argv[0]) if len(argv) == 1 else None
+    return [*argv, "--help"] if named and hasattr(import_module(named), "SUBCOMMANDS") else argv
 
 
 def _register(app: typer.Typer, name: str, module: ModuleType) -> None:
     if not hasattr(module, "SUBCOMMANDS"):
         _add(app, name, getattr(module, name))
         return
-    group = typer.Typer(help=(module.__doc__ or "").partition(": ")[2].capitalize())
+    about = escape((module.__doc__ or "").partition(": ")[2].capitalize())
+    group = typer.Typer(help=about, context_settings=_CONTEXT)
     for word, function in module.SUBCOMMANDS.items():
         _add(group, word, function)
     app.add_typer(group, name=name)
 
 
 def _add(app: typer.Typer, name: str, function: Callable[..., int]) -> None:
-    app.command(name, cls=getattr(function, "command_class", None))(_stoppable(function))
+    app.command(
+        name,
+        cls=getattr(function, "command_class", None),
+        help=escape(inspect.getdoc(function) or ""),
+        context_settings=_CONTEXT,
+    )(_stoppable(function))
 
 
 def _stoppable(function: Callable[..., int]) -> Callable[..., int]:

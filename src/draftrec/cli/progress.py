@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from draftrec.cli.common import StopSignal, say
+from draftrec.cli.messages import no_bar
 from draftrec.knowledge.job import Watcher
 from draftrec.knowledge.manifest import Manifest
 
@@ -35,7 +36,7 @@ class ProgressBar(Watcher):
             TextColumn("{task.fields[rates]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=no_bar(self._console),
         )
         self._task = self._bar.add_task("texts", total=None, rates="")
         self._start = self._logged = time.monotonic()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.messages import no_bar
 from draftrec.cli.places import HERE, READ
 from draftrec.config import DraftConfig
 from draftrec.data.places import Place
@@ -96,7 +97,7 @@ def replay(options: ReplayOptions) -> int:
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
         tasks: dict[str, Any] = {}
 
         def watch(engine: str, done: int, total: int) -> None:

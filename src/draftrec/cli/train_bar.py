@@ -18,6 +18,7 @@ from draftrec.alignment import train
 from draftrec.alignment.teacher import TeachWatcher
 from draftrec.alignment.teacher_files import TeacherManifest
 from draftrec.cli.common import StopSignal, say
+from draftrec.cli.messages import no_bar
 
 _LOG_SECONDS = 30.0
 
@@ -35,7 +36,7 @@ class _Bar:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=no_bar(console),
         )
         self._task: TaskID = self._bar.add_task(name, total=None, note="")
         self._logged = time.monotonic()

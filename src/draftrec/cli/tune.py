@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.messages import no_bar
 from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -180,7 +181,7 @@ def settings_bar() -> Iterator[Callable[[int, int], None]]:
 
     errors = Console(stderr=True)
     columns = (TextColumn("settings"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
         task = bar.add_task("settings", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

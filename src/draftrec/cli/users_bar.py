@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from draftrec.cli.messages import no_bar
+
 
 @contextmanager
 def users_bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
@@ -15,8 +17,6 @@ def users_bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
     terminal nothing is shown."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=no_bar(console)) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.update(task, advance=done)

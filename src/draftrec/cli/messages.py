@@ -1,0 +1,93 @@
+"""What the command line tells people, on standard error: the log of the package named `draftrec`.
+
+The library logs and configures nothing, as a library should; here the log gets its handler, for as
+long as a command runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LOG = logging.getLogger("draftrec")
+_STYLES = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "red"}
+
+
+def say(message: str) -> None:
+    """A line for people; --quiet leaves it out."""
+    _LOG.info("%s", message)
+
+
+def warn(message: str) -> None:
+    """A line that --quiet shows too: the outcome is not what one would expect."""
+    _LOG.warning("%s", message)
+
+
+def fail(message: str) -> None:
+    """The sentence that a command ends with when it cannot do what was asked."""
+    _LOG.error("%s", message)
+
+
+def set_loudness(*, quiet: bool, verbose: bool) -> None:
+    """Warnings and errors only; or what the library does in detail as well.
+
+    Raises DraftrecError for both.
+    """
+    if quiet and verbose:
+        raise DraftrecError("--quiet and --verbose contradict each other; give one of them")
+    _LOG.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def no_bar(console: Console) -> bool:
+    """Whether a bar would show nothing on this console, or is not wanted."""
+    return not console.is_terminal or not _LOG.isEnabledFor(logging.INFO)
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Show the log on standard error; leave it afterwards as it was found."""
+    before = _LOG.level, _LOG.propagate
+    handler = _StandardError()
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False  # a library that sets up the root logger would say everything twice
+    try:
+        yield
+    finally:
+        _LOG.removeHandler(handler)
+        _LOG.setLevel(before[0])
+        _LOG.propagate = before[1]
+
+
+class _StandardError(logging.Handler):
+    """A line per message; coloured by its weight on a terminal, where bars keep below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = f"{_origin(record)}: {self.format(record)}"
+            if sys.stderr.isatty():
+                _coloured(line, _STYLES.get(record.levelno, ""))
+            else:
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
+        except Exception:  # noqa: BLE001 - the protocol of logging: no message may end a job
+            self.handleError(record)
+
+
+def _origin(record: logging.LogRecord) -> str:
+    """`draftrec`; of details, the part of it that tells them."""
+    return record.name if record.levelno < logging.INFO else "draftrec"
+
+
+def _coloured(line: str, style: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(line, style=style), soft_wrap=True)

@@ -1,0 +1,178 @@
+"""The `draftrec` command itself: help, completion, how loud it is, how it is called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from draftrec import __version__
+from draftrec.cli.main import _COMMANDS, run
+from draftrec.cli.messages import messages, say, set_loudness, warn
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def all_commands() -> dict[tuple[str, ...], Any]:
+    """Words of the command line -> the function that Typer was given."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, place in _COMMANDS.items():
+        module = import_module(place)
+        if hasattr(module, "SUBCOMMANDS"):
+            found |= {(name, word): made for word, made in module.SUBCOMMANDS.items()}
+        else:
+            found[name,] = getattr(module, name)
+    return found
+
+
+COMMANDS = all_commands()
+GROUPS = sorted({words[0] for words in COMMANDS if len(words) == 2})
+
+
+def written_helps(function: Any) -> list[str]:
+    """The help of each of a command's options as it stands in the source."""
+    hints = [p.annotation for p in function.__signature__.parameters.values()]
+    infos = [extra for hint in hints for extra in getattr(hint, "__metadata__", ())]
+    return [info.help.replace("\\[", "[") for info in infos if info.help]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_is_printed_as_it_is_written(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
+    monkeypatch.setenv("TERMINAL_WIDTH", "2000")
+    assert run([*words, "--help"]) == 0
+    printed = capsys.readouterr().out
+    helps = written_helps(COMMANDS[words])
+    assert len(helps) > 4
+    for help_ in helps:
+        assert " ".join(help_.split()) in printed, help_
+    assert run([*words, "-h"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_brackets_in_help_are_no_styles(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert run(["sid", "fit", "--help"]) == 0
+    assert "(extra [sid])" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_alone_lists_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([group]) == 0
+    out, err = capsys.readouterr()
+    for words in COMMANDS:
+        if words[0] == group:
+            assert f"│ {words[1]} " in out
+    assert not err
+
+
+def test_an_unknown_command_of_a_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pool", "nope"]) == 2
+    assert "No such command 'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("draftrec ge", {"generate", "genrec"}),
+        ("draftrec pool ", {"build", "add", "merge", "prune", "info", "check"}),
+        ("draftrec pool bu", {"build"}),
+        ("draftrec generate --acc", {"--accept"}),
+        ("draftrec generate x --accept re", {"relaxed"}),
+    ],
+)
+def test_a_shell_completes(line: str, expected: set[str]) -> None:
+    words = line.split(" ")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE),
+        "_DRAFTREC_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "draftrec"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == expected
+    assert not done.stderr
+
+
+def test_completion_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(["--show-completion", "bash"])
+    assert end.value.code == 0
+    assert "_DRAFTREC_COMPLETE=complete_bash" in capsys.readouterr().out
+
+
+def test_it_is_a_module_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "draftrec", "--version"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{__version__}\n"
+
+
+class TestLoudness:
+    def test_three_of_them(self, capsys: pytest.CaptureFixture[str]) -> None:
+        log = logging.getLogger("draftrec.pool")
+        heard: list[list[str]] = []
+        for how in ("quiet", "", "verbose"):
+            with messages():
+                set_loudness(quiet=how == "quiet", verbose=how == "verbose")
+                log.debug("detail")
+                say("news")
+                warn("oh")
+            heard.append(capsys.readouterr().err.splitlines())
+        assert heard == [
+            ["draftrec: oh"],
+            ["draftrec: news", "draftrec: oh"],
+            ["draftrec.pool: detail", "draftrec: news", "draftrec: oh"],
+        ]
+
+    def test_an_option_of_every_command(self) -> None:
+        for words, function in COMMANDS.items():
+            assert {"quiet", "verbose"} <= set(function.__signature__.parameters), words
+
+    def test_quiet_says_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["pool", "info", "nowhere", "--quiet"]) == 2
+        assert "draftrec: nowhere" in capsys.readouterr().err
+
+    def test_not_both(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["pool", "info", "nowhere", "-q", "-v"]) == 2
+        assert "contradict" in capsys.readouterr().err
+
+    def test_messages_hold_no_markup(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with messages():
+            say("100 % of [bold]s in %s")
+        assert capsys.readouterr().err == "draftrec: 100 % of [bold]s in %s\n"
+
+    def test_the_library_alone_is_silent(self, capsys: pytest.CaptureFixture[str]) -> None:
+        logging.getLogger("draftrec.pool").warning("for who listens")
+        assert capsys.readouterr().err == ""
+
+
+def test_options_are_not_shared_between_commands() -> None:
+    """Escaping help may not happen twice to an option that many commands have."""
+    for function in COMMANDS.values():
+        for parameter in function.__signature__.parameters.values():
+            for extra in parameter.annotation.__metadata__:
+                assert "\\\\[" not in (extra.help or "")
+                assert isinstance(extra, typer.models.ParameterInfo)
