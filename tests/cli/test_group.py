@@ -79,6 +79,80 @@ def test_a_map_makes_few_groups_of_many_values(command: Command, content: str) -
     assert [table.get(f"u{i}") for i in range(3)] == ["dark", "dark", "light"]
 
 
+def test_keys_of_a_map_are_what_was_written(command: Command) -> None:
+    values = ["NO", "ON", "01234", "1234", "12:30", "2024-01-05"]
+    rows = [{"entity_id": str(i), "v": value} for i, value in enumerate(values)]
+    path = command.write("v.jsonl", *rows)
+    (command.folder / "map.yaml").write_text("".join(f"{v}: g{v}\n" for v in values))
+    found = command.tell("attribute", path, "--column", "v", "--map", command.folder / "map.yaml")
+    assert (found["grouped"], found["groups"]) == (6, 6)
+    table = GroupTable.load(command.groups)
+    assert [table.get(str(i)) for i in range(6)] == [f"g{v}" for v in values]
+
+
+def test_whole_numbers_match_however_they_are_written(command: Command) -> None:
+    """As pandas writes whole numbers beside a missing one, in Parquet and in CSV."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (command.folder / "map.yaml").write_text("25: young\n34.0: mid\n'*': rest\n")
+    table = pa.table({"entity_id": ["a", "b", "c", "d"], "age": [25.0, None, 34.0, 7.5]})
+    pq.write_table(table, command.folder / "x.parquet")
+    (command.folder / "x.csv").write_text("entity_id,age\na,25.0\nb,\nc,34\nd,7.5\n")
+    (command.folder / "x.jsonl").write_text(
+        "".join(f'{{"entity_id": "{e}", "age": {a}}}\n'
+                for e, a in zip("abcd", ("25", "NaN", "34.0", "7.5"), strict=True))
+    )  # fmt: skip
+    for name in ("x.parquet", "x.csv", "x.jsonl"):
+        line = ("attribute", command.folder / name, "--column", "age")
+        found = command.tell(*line, "--map", command.folder / "map.yaml")
+        assert found["without_group"] == 1
+        groups = GroupTable.load(command.groups)
+        assert [groups.get(e) for e in "abcd"] == ["young", None, "mid", "rest"]
+    command.tell("attribute", command.folder / "x.parquet", "--column", "age")
+    groups = GroupTable.load(command.groups)
+    assert [groups.get(e) for e in "abcd"] == ["25", None, "34", "7.5"]
+
+
+@pytest.mark.parametrize("genres", [["Action", "Crime"], "['Action', 'Crime']", '["Action"]'])
+def test_a_list_is_no_group_unless_its_first_is_meant(command: Command, genres: Any) -> None:
+    path = command.write("v.jsonl", {"entity_id": "a", "g": genres}, {"entity_id": "b", "g": []})
+    line = ("attribute", path, "--column", "g")
+    command.refuses("the value of 'a' is a list", *line)
+    command.tell(*line, "--first-of-list")
+    assert GroupTable.load(command.groups).get("a") == "Action"
+    (command.folder / "map.yaml").write_text("Crime: dark\n'*': light\n")
+    command.tell(*line, "--first-of-list", "--map", command.folder / "map.yaml")
+    group = GroupTable.load(command.groups).get("a")
+    assert group == ("dark" if "Crime" in genres else "light")
+
+
+def test_missing_values_may_have_a_group(command: Command) -> None:
+    path = command.write("v.jsonl", {"entity_id": "a", "g": None}, {"entity_id": "b", "g": "x"})
+    (command.folder / "map.yaml").write_text("null: unknown\n'*': known\n")
+    command.tell("attribute", path, "--column", "g", "--map", command.folder / "map.yaml")
+    table = GroupTable.load(command.groups)
+    assert (table.get("a"), table.get("b")) == ("unknown", "known")
+
+
+def test_unusable_rows_are_left_out_and_listed(command: Command) -> None:
+    path = command.write(
+        "v.jsonl", {"entity_id": "a", "g": "x"}, {"g": "x"}, {"entity_id": 1.5, "g": "x"}
+    )
+    line = ("attribute", path, "--column", "g", "--output", command.groups, "--json")
+    assert command(*line) == 3
+    assert json.loads(command.out.splitlines()[-1])["rejected"] == 2
+    listed = command.folder / "groups.csv.rejected.jsonl"
+    reasons = [json.loads(text) for text in listed.read_text().splitlines()]
+    assert [(r["line"], r["reason"]) for r in reasons] == [
+        (2, "entity_id is null, not a string or an integer"),
+        (3, "entity_id is float, not a string or an integer"),
+    ]
+    command.write("v.jsonl", {"entity_id": "a", "g": "x"})
+    command.tell("attribute", path, "--column", "g")
+    assert not listed.exists()
+
+
 def test_tastes_become_groups_and_the_router_serves_the_rest(command: Command) -> None:
     command.tell("attribute", command.entities, "--column", "genre")
     fallback = command.groups.rename(command.folder / "fallback.csv")

@@ -160,6 +160,10 @@ def _read_settings(context: typer.Context, path: Place | None) -> Place | None:
             f"settings file {path} has the unknown key {unknown[0]!r}; known are "
             f"{', '.join(sorted(str(name) for name in known))}"
         )
+    repeated = {p.name for p in context.command.params if getattr(p, "multiple", False)}
+    for name in settings.keys() & repeated:  # one value needs no list around it
+        if isinstance(settings[name], str):
+            settings[name] = [settings[name]]
     context.default_map = {**(context.default_map or {}), **settings}
     return path
 

@@ -6,14 +6,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.common import (
+    DONE,
+    SOME_REJECTED,
+    DebugOption,
+    JsonOption,
+    command,
+    print_json,
+    say,
+)
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from draftrec.data.rejects import Rejects
 
 Argument, Option = typer.Argument, typer.Option
 
@@ -59,6 +70,13 @@ class AttributeOptions:
             "rest.",
         ),
     ] = None
+    first_of_list: Annotated[
+        bool,
+        Option(
+            "--first-of-list",
+            help="Where the column holds lists: their first member, the first that --map names.",
+        ),
+    ] = False
     id_column: IdOption = "entity_id"
     json: JsonOption = False
     debug: DebugOption = False
@@ -68,11 +86,14 @@ class AttributeOptions:
 def attribute(options: AttributeOptions) -> int:
     """Group ENTITIES by an attribute: a genre, a region, an age band."""
     from draftrec.data.interactions import read_attribute, read_group_map
+    from draftrec.data.rejects import Rejects
     from draftrec.pool.groups import attribute_groups
 
     names = read_group_map(options.map) if options.map else None
-    values = read_attribute(options.entities, options.id_column, options.column)
-    return _kept(options.output, attribute_groups(values.items(), names), options.json)
+    rejects = Rejects(options.id_column)
+    values = read_attribute(options.entities, options.id_column, options.column, rejects)
+    groups = attribute_groups(values.items(), names, first_of_list=options.first_of_list)
+    return _kept(options.output, groups, rejects, json=options.json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +138,16 @@ class CollaborativeOptions:
 def collaborative(options: CollaborativeOptions) -> int:
     """Group users (or items) with similar INTERACTIONS."""
     from draftrec.data.interactions import check_groups_file, read_attribute, read_histories, turned
+    from draftrec.data.rejects import Rejects
     from draftrec.pool.groups import FitSettings, TasteGroups, routed
 
     if (options.clusters is None) == (options.model is None):
         raise DraftrecError("give either --clusters to fit groups, or --model to assign to them")
     check_groups_file(options.output)
-    histories = read_histories(options.interactions, options.user_column, options.item_column)
+    rejects = Rejects(options.user_column if options.side is Side.USER else options.item_column)
+    histories = read_histories(
+        options.interactions, options.user_column, options.item_column, rejects
+    )
     if options.side is Side.ITEM:
         histories = turned(histories)
     if options.model is not None:
@@ -141,8 +166,23 @@ def collaborative(options: CollaborativeOptions) -> int:
     by_taste = sum(g is not None for g in groups.values())
     if options.fallback is not None:
         known = read_attribute(str(options.fallback), "entity_id", "group")
-        groups = routed(groups, {e: None if g is None else str(g) for e, g in known.items()})
-    return _kept(options.output, groups, options.json, {"by_taste": by_taste})
+        fallback = {e: None if g is None else str(g) for e, g in known.items()}
+        _check_fallback(options, [e for e, g in groups.items() if g is None], fallback)
+        groups = routed(groups, fallback)
+    return _kept(options.output, groups, rejects, {"by_taste": by_taste}, json=options.json)
+
+
+def _check_fallback(
+    options: CollaborativeOptions, strangers: list[str], fallback: Mapping[str, str | None]
+) -> None:
+    """Warn where the fallback does not know those that it is for."""
+    from draftrec.data.joins import Join
+
+    example = next(iter(fallback), "")
+    join = Join("entities with too few", options.interactions, str(options.fallback), example)
+    for entity in strangers:
+        join.saw(entity, known=entity in fallback)
+    join.check(refuse=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +202,13 @@ class RandomOptions:
 def random(options: RandomOptions) -> int:
     """Deal ENTITIES out at random: the control that shows what grouping is worth."""
     from draftrec.data.interactions import read_attribute
+    from draftrec.data.rejects import Rejects
     from draftrec.pool.groups import random_groups
 
-    entities = read_attribute(options.entities, options.id_column, None)
+    rejects = Rejects(options.id_column)
+    entities = read_attribute(options.entities, options.id_column, None, rejects)
     groups = random_groups(entities, options.clusters, options.seed)
-    return _kept(options.output, groups, options.json)
+    return _kept(options.output, groups, rejects, json=options.json)
 
 
 #: What the `draftrec` command makes of this module.
@@ -180,16 +222,20 @@ SUBCOMMANDS: dict[str, Callable[..., int]] = {
 def _kept(
     output: Place,
     groups: Mapping[str, str | None],
-    json: bool,  # noqa: FBT001
+    rejects: Rejects,
     more: Mapping[str, Any] | None = None,
+    *,
+    json: bool,
 ) -> int:
-    """Write the groups and say how large they are."""
+    """Write the groups, say how large they are, and which rows were left out."""
     from draftrec.data.interactions import write_groups
 
     sizes = Counter(g for g in groups.values() if g is not None)
     if not sizes:
         raise DraftrecError("no entity has a group; nothing was written")
     write_groups(output, groups)
+    rejected = output.with_name(f"{output.name}.rejected.jsonl")
+    rejects.write(rejected)
     ordered = sorted(sizes.values())
     summary = {
         "entities": len(groups),
@@ -200,12 +246,15 @@ def _kept(
         "median": ordered[len(ordered) // 2],
         "largest": ordered[-1],
         **(more or {}),
+        "rejected": len(rejects),
         "output": str(output),
     }
     say(
         f"{summary['grouped']:,} of {len(groups):,} entities in {len(sizes):,} groups of "
         f"{ordered[0]:,} to {ordered[-1]:,}, written to {output}"
     )
+    if rejects:
+        say(rejects.words(rejected))
     if json:
         print_json(summary)
-    return DONE
+    return SOME_REJECTED if rejects else DONE

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from draftrec.data.places import Place
 from draftrec.data.readers import Row, open_records
+from draftrec.data.rejects import Rejects, RowError
 from draftrec.data.writers import replace_file, replace_parquet, replacing
 from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 
+T = TypeVar("T")
+
 _KINDS = (".parquet", ".csv", ".jsonl")
 
 
-def read_histories(location: str, user: str, item: str) -> dict[str, list[str]]:
-    """User -> items, both as text, in file order. Raises DraftrecError for unusable rows."""
+def read_histories(
+    location: str, user: str, item: str, rejects: Rejects | None = None
+) -> dict[str, list[str]]:
+    """User -> items, both as text, in file order. Rows that cannot be used join `rejects`; without
+    it, the first one raises DraftrecError."""
     source = open_records(location)
     source.require([user, item], "name the columns with --user-column and --item-column")
     found: dict[str, list[str]] = {}
-    for row in source.rows([user, item]):
-        found.setdefault(label(row, user), []).append(label(row, item))
+    rows = source.rows([user, item])
+    for one, other in _converted(rows, lambda row: (label(row, user), label(row, item)), rejects):
+        found.setdefault(one, []).append(other)
     return found
 
 
@@ -37,17 +44,21 @@ def turned(histories: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return found
 
 
-def read_attribute(location: str, id_column: str, column: str | None) -> dict[str, Any]:
+def read_attribute(
+    location: str, id_column: str, column: str | None, rejects: Rejects | None = None
+) -> dict[str, Any]:
     """Entity -> value of a column, None where it is null or no column is asked for.
 
-    Raises DraftrecError for a missing column, a null id and an entity listed twice.
+    Rows without a usable id join `rejects`; without it, the first one raises DraftrecError. So do a
+    missing column and an entity listed twice.
     """
     source = open_records(location)
     columns = [id_column] if column is None else [id_column, column]
     source.require(columns, "name the columns with --id-column and --column")
     found: dict[str, Any] = {}
-    for row in source.rows(columns):
-        entity_id = label(row, id_column)
+    for row, entity_id in _converted(
+        source.rows(columns), lambda row: (row, label(row, id_column)), rejects
+    ):
         if entity_id in found:
             raise DraftrecError(
                 f"{row.file} line {row.line}: {entity_id!r} is listed before; keep one row for each"
@@ -57,7 +68,8 @@ def read_attribute(location: str, id_column: str, column: str | None) -> dict[st
 
 
 def read_group_map(path: Place) -> dict[str, str]:
-    """Value -> group from YAML: `value: group` lines, or `group: [values]` lists; "*" is the rest.
+    """Value -> group from YAML: `value: group` lines, or `group: [values]` lists; "*" is the rest
+    and `null` stands for missing values. Values are texts, as they are written.
 
     Raises DraftrecError for anything else, and for a value in two groups.
     """
@@ -68,9 +80,14 @@ def read_group_map(path: Place) -> dict[str, str]:
     for key, entry in content.items():
         pairs = [(v, key) for v in entry] if isinstance(entry, list) else [(key, entry)]
         for value, group in pairs:
-            if found.setdefault(str(value), str(group)) != str(group):
+            if group is None or group == "" or isinstance(group, dict):
+                raise DraftrecError(f"the map {path} names no group for {value!r}; write one")
+            if isinstance(value, list | dict):
+                raise DraftrecError(f"the map {path} nests lists under {key!r}; write one list")
+            name = "null" if value is None else str(value)
+            if found.setdefault(name, str(group)) != str(group):
                 raise DraftrecError(
-                    f"the map {path} puts {value!r} into {found[str(value)]!r} and into "
+                    f"the map {path} puts {name!r} into {found[name]!r} and into "
                     f"{str(group)!r}; choose one"
                 )
     return found
@@ -107,12 +124,15 @@ def write_groups(path: Place, groups: Mapping[str, str | None]) -> None:
 
 
 def label(row: Row, column: str) -> str:
-    """An id as text. Raises DraftrecError for anything but a string or a whole number."""
+    """An id as text. Raises RowError for anything but a string or a whole number."""
     value = row.values.get(column)
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = "null" if value is None else type(value).__name__
-        raise DraftrecError(
-            f"{row.file} line {row.line}: {column} is {kind}, not a string or an integer; mend or "
-            "remove the row"
-        )
+        raise RowError(row, f"{column} is {kind}, not a string or an integer")
     return str(value)
+
+
+def _converted(
+    rows: Iterable[Row], convert: Callable[[Row], T], rejects: Rejects | None
+) -> Iterable[T]:
+    return map(convert, rows) if rejects is None else rejects.usable(rows, convert)

@@ -88,6 +88,11 @@ class RecordSource:
                 for line, values in _READERS[self.kind](path, columns):
                     yield Row({**spelt, **values} if spelt else values, name, line)
 
+    @property
+    def holds_texts_only(self) -> bool:
+        """Whether cells are texts, lists among them."""
+        return self.kind in _DELIMITED
+
     def fingerprint(self) -> str:
         """SHA-256 over the files' contents in order (names and times do not count)."""
         whole = hashlib.sha256()

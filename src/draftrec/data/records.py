@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.data.cells import as_list
+from draftrec.data.joins import Join, KnownIds
 from draftrec.data.places import Place
 from draftrec.data.readers import RecordSource, Row, open_records
 from draftrec.data.templates import Template
@@ -18,6 +21,8 @@ from draftrec.errors import DraftrecError
 
 _ID_TYPES = "a string or an integer"
 _HASH_BLOCK = 1 << 16
+#: The code of an entity that a groups file lists without a group.
+_NO_GROUP = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +99,27 @@ class EntityReader:
             )
         self.source.refuse_type(layout.entity_id, _ID_TYPES)
 
-    def check_ids(self) -> int:
+    def check_ids(self, others: Seq[KnownIds] = ()) -> int:
         """Read all ids once; the number of records, or an error naming a repeated id.
+
+        Warns where most of them are not in the groups file, or in one of `others`. None at all in
+        the groups file is an error, unless a few records are read only.
 
         Holds 8 bytes per record: the ids' hashes. Where two are equal a second pass compares the
         ids themselves, so the answer is exact.
         """
-        blocks, block = [], []
-        for row in self._rows(only_id=True):
-            block.append(_short_hash(row.values.get(self.layout.entity_id)))
-            if len(block) == _HASH_BLOCK:
-                blocks.append(np.array(block, np.uint64))
-                block = []
-        hashes = np.concatenate([*blocks, np.array(block, np.uint64)])
+        files = [*([self.groups] if self.groups else []), *others]
+        joins = [Join("records", self._name, other.name, other.example) for other in files]
+        blocks = [np.empty(0, np.uint64)]
+        rows = self._rows(only_id=True)
+        while block := [row.values.get(self.layout.entity_id) for row in islice(rows, _HASH_BLOCK)]:
+            blocks.append(np.array([_short_hash(value) for value in block], np.uint64))
+            ids = [str(value) for value in block if value is not None] if joins else []
+            for join, other in zip(joins, files, strict=True):
+                join.saw_all(ids, other.knows(ids))
+        for join, other in zip(joins, files, strict=True):
+            join.check(refuse=other is self.groups and self.limit is None)
+        hashes = np.concatenate(blocks)
         hashes.sort()
         known = hashes[hashes > 0]
         repeated = known[1:][known[1:] == known[:-1]]
@@ -124,6 +137,11 @@ class EntityReader:
             except _RejectError as error:
                 yield Rejected(entity_id, row.file, row.line, str(error))
 
+    @property
+    def _name(self) -> str:
+        files = self.source.files
+        return str(files[0]) if len(files) == 1 else f"the {len(files):,} files of the input"
+
     def _rows(self, *, only_id: bool = False) -> Iterator[Row]:
         columns = [self.layout.entity_id] if only_id else self.layout.columns
         return islice(self.source.rows(columns), self.skip, self.limit)
@@ -139,7 +157,7 @@ class EntityReader:
                 raise _RejectError(f"{layout.prompt} is {type(prompt).__name__}, not text")
         else:
             try:
-                prompt = layout.template.render(row.values)
+                prompt = layout.template.render(self._with_lists(row.values))
             except DraftrecError as error:
                 raise _RejectError(str(error)) from error
         if not prompt:
@@ -149,6 +167,15 @@ class EntityReader:
                 f"the {layout.noun} holds half of a surrogate pair, which is not valid Unicode"
             )
         return prompt
+
+    def _with_lists(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Lists in place of the texts that a table without lists has for them; of other tables
+        that is done for the history alone."""
+        texts = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("[")}
+        if not self.source.holds_texts_only:
+            texts = {name: v for name, v in texts.items() if name == "history"}
+        lists = {name: found for name, v in texts.items() if (found := as_list(v)) is not None}
+        return {**values, **lists} if lists else values
 
     def _group(self, row: Row, entity_id: str) -> str | None:
         if self.groups is not None:
@@ -176,9 +203,11 @@ class GroupTable:
     """Entity -> group from a file with `entity_id, group`. About 20 bytes per entity.
 
     Ids are kept as 128-bit hashes, so that even a thousand million of them do not collide.
+    `example` is one of them.
     """
 
     def __init__(self, source: RecordSource) -> None:
+        self.name, self.example = str(source.root or source.files[0]).rstrip("/"), ""
         self.fingerprint = source.fingerprint()
         self._names: dict[str, int] = {}
         blocks = list(self._blocks(source))
@@ -194,20 +223,39 @@ class GroupTable:
 
     @classmethod
     def load(cls, location: str | Place) -> GroupTable:
-        """Read a groups file (Parquet, JSONL or CSV)."""
+        """Read a groups file (Parquet, JSON, CSV and its kin)."""
         source = open_records(location)
         source.require(["entity_id", "group"], "a groups file has the columns entity_id and group")
         return cls(source)
 
     def get(self, entity_id: str) -> str | None:
         """The entity's group, or None where the file does not name one."""
-        high, low = _long_hash(entity_id)
+        place = self._place(entity_id)
+        code = _NO_GROUP if place is None else self._codes[place]
+        return None if code == _NO_GROUP else self._labels[code]
+
+    def knows(self, ids: list[str]) -> npt.NDArray[np.bool_]:
+        """Which of `ids` the file lists, with a group or without."""
+        hashed = [_long_hash(entity_id) for entity_id in ids if _is_unicode(entity_id)]
+        if len(hashed) < len(ids) or not len(self._keys):
+            return np.array([self._place(entity_id) is not None for entity_id in ids], np.bool_)
+        wanted = np.array(hashed, np.uint64).reshape(-1, 2)
+        places = np.searchsorted(self._keys[:, 0], wanted[:, 0])
+        nearest = self._keys[np.minimum(places, len(self._keys) - 1)]
+        found = (nearest == wanted).all(axis=1)
+        # Equal in one half and not in the other: another one of that half may follow.
+        for i in np.flatnonzero(~found & (nearest[:, 0] == wanted[:, 0])).tolist():
+            found[i] = self._place(ids[i]) is not None
+        return found
+
+    def _place(self, entity_id: str) -> int | None:
+        try:
+            high, low = _long_hash(entity_id)
+        except UnicodeEncodeError:
+            return None
         start = int(np.searchsorted(self._keys[:, 0], high, "left"))
         stop = int(np.searchsorted(self._keys[:, 0], high, "right"))
-        for i in range(start, stop):
-            if self._keys[i, 1] == low:
-                return self._labels[self._codes[i]]
-        return None
+        return next((i for i in range(start, stop) if self._keys[i, 1] == low), None)
 
     def _blocks(
         self, source: RecordSource
@@ -216,17 +264,18 @@ class GroupTable:
         while block := list(islice(rows, _HASH_BLOCK)):
             keys, codes = [], []
             for row in block:
-                if row.values.get("group") is None:
-                    continue
+                group = row.values.get("group")
                 try:
                     entity_id = _as_id(row.values.get("entity_id"), "entity_id")
-                    group = _as_id(row.values["group"], "group")
+                    name = None if group is None else _as_id(group, "group")
                 except _RejectError as error:
                     raise DraftrecError(
                         f"{row.file} line {row.line}: {error}; mend the groups file"
                     ) from error
+                self.example = self.example or entity_id
                 keys.append(_long_hash(entity_id))
-                codes.append(self._names.setdefault(group, len(self._names)))
+                known = self._names.setdefault(name, len(self._names)) if name else _NO_GROUP
+                codes.append(known)
             yield np.array(keys, np.uint64).reshape(-1, 2), np.array(codes, np.int32)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import IntArray
+from draftrec.data.joins import Join
 from draftrec.data.readers import Row, open_records
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
@@ -59,6 +60,11 @@ def read_recordings(
     found: list[Recording] = []
     while block := list(islice(rows, _BLOCK)):
         found += reader.read(block)
+    if groups:
+        ids = list(dict.fromkeys(r.entity_id for r in found))
+        join = Join("entities", str(location), groups.name, groups.example)
+        join.saw_all(ids, groups.knows(ids))
+        join.check(refuse=limit is None)
     return found
 
 

@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.records import Rejected
+from draftrec.data.rejects import rejected_lines
 from draftrec.data.vectors import vector_column, vectors_schema
 from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet, stream_parquet
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import read_state
-from draftrec.knowledge.shards import RunFolder, rejected_lines
+from draftrec.knowledge.shards import RunFolder
 from draftrec.models.documents import Encoded
 
 _COUNTS = ("tokens", "knowledge_lost", "history_lost", "windows")

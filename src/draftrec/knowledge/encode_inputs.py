@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from draftrec.config import EncodeConfig
+from draftrec.data.cells import as_list
+from draftrec.data.joins import Join
 from draftrec.data.places import place
 from draftrec.data.readers import RecordSource, open_records
 from draftrec.data.records import Entity, EntityReader, Layout
@@ -50,6 +52,8 @@ class EncodeInputs:
         self._fit_on = [self._fit_reader(location) for location in spec.fit_on]
         history = open_records(spec.history) if spec.history else None
         self.histories = self._read_histories(history) if history else {}
+        if history:
+            self._check_join(source, str(spec.history))
         fit_digests = "".join(reader.source.fingerprint() for reader in self._fit_on)
         self.fingerprints: dict[str, str | None] = {
             "input": source.fingerprint(),
@@ -78,13 +82,25 @@ class EncodeInputs:
         source.require(layout.required, "texts of --fit-on need the columns of the others")
         return EntityReader(source, layout)
 
+    def _check_join(self, source: RecordSource, history: str) -> None:
+        """Raise where no text has a history, warn where few have."""
+        id_column = self.spec.config.id_column
+        example = next(iter(self.histories), "")
+        join = Join("texts", self.spec.input, f"the histories of {history}", example)
+        for row in source.rows([id_column]):
+            entity_id = str(row.values.get(id_column))
+            join.saw(entity_id, known=entity_id in self.histories)
+        join.check()
+
     def _read_histories(self, source: RecordSource) -> dict[str, str]:
         layout = self._layout(self.spec.config.history_column, "history")
         source.require(layout.required, "name the column of the histories with --history-column")
         EntityReader(source, layout).check_ids()
         found: dict[str, str] = {}
         for row in source.rows(layout.required):
-            text = _history_text(row.values.get(layout.prompt))
+            value = row.values.get(layout.prompt)
+            titles = as_list(value)
+            text = _history_text(value if titles is None else titles)
             if text is None:
                 raise DraftrecError(
                     f"{row.file} line {row.line}: {layout.prompt} is neither text nor a list of "

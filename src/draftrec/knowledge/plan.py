@@ -78,7 +78,7 @@ class Plan:
     @cached_property
     def records(self) -> int:
         """How many records there are."""
-        return self.reader.check_ids()
+        return self.reader.check_ids([self.previous] if self.previous else [])
 
     def manifest(self, facts: Facts) -> Manifest:
         """The manifest of a run that has not begun."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -60,8 +61,22 @@ class PreviousRun:
             )
         self._folder.check_parts(manifest)
         self.manifest: Manifest = manifest
+        self._example = ""
         self._hashes, self._places = self._index(len(manifest.shards))
         self._shard = lru_cache(maxsize=_SHARDS_IN_MEMORY)(self._read)
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def example(self) -> str:
+        """One of the ids; empty if there is none."""
+        return self._example
+
+    def knows(self, ids: list[str]) -> npt.NDArray[np.bool_]:
+        """Which of `ids` the run wrote a text for."""
+        return np.isin(np.array([_hash(i) for i in ids], np.uint64), self._hashes)
 
     @property
     def fingerprint(self) -> str:
@@ -113,6 +128,7 @@ class PreviousRun:
         for shard in range(shards):
             part = pq.read_table(arrow_path(self._folder.part(shard)), columns=["entity_id"])
             ids = part["entity_id"].to_pylist()
+            self._example = self._example or next(iter(ids), "")
             hashes.append(np.array([_hash(i) for i in ids], np.uint64))
             places.append((shard << 32) + np.arange(len(ids), dtype=np.int64))
         flat = np.concatenate(hashes)
@@ -140,5 +156,5 @@ def unchanged(earlier: Earlier, prompt_ids: IntArray) -> bool:
 
 
 def _hash(entity_id: str) -> int:
-    digest = hashlib.blake2b(entity_id.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(entity_id.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")

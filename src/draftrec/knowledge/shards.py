@@ -21,6 +21,7 @@ from draftrec.core import SOURCES, Generation, IntArray
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
 from draftrec.data.records import Rejected
+from draftrec.data.rejects import rejected_lines
 from draftrec.data.writers import (
     TEMPORARY,
     append_file,
@@ -225,14 +226,6 @@ def _stats_table(texts: Seq[Written]) -> pa.Table:
         row["prompt_hash"] = text.prompt_hash
         rows.append({"entity_id": text.generation.entity_id, **row})
     return pa.Table.from_pylist(rows, schema=STATS_SCHEMA)
-
-
-def rejected_lines(rejected: Seq[Rejected]) -> bytes:
-    """The lines of a rejected.jsonl, one object per record."""
-    return b"".join(
-        _json_line({"entity_id": r.entity_id, "line": r.line, "reason": r.reason, "file": r.file})
-        for r in rejected
-    )
 
 
 def prompt_hash(prompt_ids: IntArray) -> int:

@@ -8,9 +8,12 @@ all others, so it can be assigned from the stored factors and centroids without 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from datetime import datetime, time
 from typing import Any, Literal, get_args
 from zipfile import BadZipFile
 
@@ -18,29 +21,75 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import FloatArray
+from draftrec.data.cells import as_list
 from draftrec.data.places import Place
 from draftrec.data.writers import replacing
 from draftrec.errors import DraftrecError
 
 Method = Literal["svd", "als", "bpr"]
 METHODS: tuple[Method, ...] = get_args(Method)
+#: How missing values look once a program has made texts of them.
+_MISSING = ("nan", "NaN", "NaT", "<NA>")
+_WHOLE = re.compile(r"([+-]?\d+)\.0*")
 _ROUNDS = {"als": 8, "bpr": 60}
 
 
 def attribute_groups(
-    rows: Iterable[tuple[str, Any]], names: Mapping[str, str] | None = None
+    rows: Iterable[tuple[str, Any]],
+    names: Mapping[str, str] | None = None,
+    *,
+    first_of_list: bool = False,
 ) -> dict[str, str | None]:
     """Entity -> the value of its attribute, or the name that `names` has for the value.
 
-    A value that `names` does not hold gets the name of "*", or None without one; so does null.
+    Values are compared as texts, whole numbers and booleans however they are written (25.0 is 25).
+    A value that `names` does not hold gets the name of "*", or None without one; a missing one gets
+    that of "null", or None. Of a list the first member counts, the first that `names` holds where
+    there is one, if `first_of_list`. Raises DraftrecError for a list without that, and for objects.
     """
+    known = {name: group for name, group in (names or {}).items() if name != "*"}
+    written_otherwise = {_canonical(name): group for name, group in known.items()}
     found: dict[str, str | None] = {}
     for entity_id, value in rows:
-        if value is None or names is None:
-            found[entity_id] = None if value is None else str(value)
+        members = [_text(v) for v in _members(entity_id, value, first_of_list=first_of_list)]
+        texts = [text for text in members if text is not None and text not in _MISSING]
+        if not texts:
+            found[entity_id] = known.get("null")
+        elif names is None:
+            found[entity_id] = texts[0]
         else:
-            found[entity_id] = names.get(str(value), names.get("*"))
+            groups = (known.get(t, written_otherwise.get(_canonical(t))) for t in texts)
+            found[entity_id] = next((g for g in groups if g is not None), names.get("*"))
     return found
+
+
+def _members(entity_id: str, value: Any, *, first_of_list: bool) -> list[Any]:
+    listed = as_list(value)
+    if isinstance(value, dict | tuple | bytes) or (listed is not None and not first_of_list):
+        kind = "a list" if listed is not None else f"{type(value).__name__}, no plain value"
+        raise DraftrecError(
+            f"the value of {entity_id!r} is {kind} ({str(value)[:60]}), and an entity has one "
+            "group; group by the first of each list with --first-of-list, or name another column"
+        )
+    return [value] if listed is None else listed
+
+
+def _text(value: Any) -> str | None:
+    """A value as its group's name."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, datetime) and value.time() == time():
+        return value.date().isoformat()
+    return None if value is None else str(value)
+
+
+def _canonical(text: str) -> str:
+    """One form for what means the same: a whole number with and without `.0`, a boolean."""
+    if match := _WHOLE.fullmatch(text):
+        return match[1]
+    return text.lower() if text.lower() in ("true", "false") else text
 
 
 def random_groups(entities: Iterable[str], clusters: int, seed: int) -> dict[str, str | None]:
