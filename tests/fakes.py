@@ -15,6 +15,7 @@ import numpy as np
 from draftrec.core import Counts, Generation, IntArray, Request
 from draftrec.decoding.generate import Interrupted
 from draftrec.decoding.stats import StepStats, Timing
+from draftrec.models.prompting import ChatTemplate, PromptForm
 
 EOS = 0
 
@@ -55,6 +56,7 @@ class FakeGenerator:
     context_length: int = 200
     max_new_tokens: int = 8
     has_chat_template: bool = False
+    chat_template: ChatTemplate | None = None
     pool: FakePool | None = field(default_factory=FakePool)
     on_request: Callable[[int], None] | None = None
     fingerprint: dict[str, str] = field(
@@ -67,8 +69,9 @@ class FakeGenerator:
     decoded: int = 0
     largest_run: int = 0
 
-    def encode(self, prompts: list[str], *, chat: bool) -> list[IntArray]:
-        texts = [f"<user>{p}</user>" if chat else p for p in prompts]
+    def encode(self, prompts: list[str], *, form: PromptForm) -> list[IntArray]:
+        day = f"{form.now:%Y-%m-%d} " if self.chat_template and self.chat_template.dated else ""
+        texts = [f"{day}<user>{p}</user>" if form.chat else p for p in prompts]
         return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) + 1 for t in texts]
 
     def decode(self, token_ids: IntArray) -> str:

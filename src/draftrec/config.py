@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -106,6 +107,16 @@ class RecordsConfig(_Frozen):
     side: Literal["user", "item"] = "user"
     chat: bool | None = Field(
         default=None, description="None: where the tokenizer has a chat template"
+    )
+    system: str | None = Field(default=None, description="what chats begin with")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={}, description="values that the chat template reads, by name"
+    )
+    chat_date: date | None = Field(
+        default=None, description="what the chat template takes for today; None: the job's start"
+    )
+    special_tokens: Literal["split", "obey"] = Field(
+        default="split", description="what their texts in a record are: text, or those tokens"
     )
     id_column: str = "entity_id"
     prompt_column: str = "prompt"

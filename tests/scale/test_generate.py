@@ -21,6 +21,7 @@ from draftrec.knowledge.crew import local
 from draftrec.knowledge.job import JobInterrupted, JobResult, Watcher, run_job
 from draftrec.knowledge.plan import JobSpec, lag_to_use
 from draftrec.knowledge.worker import ShardTask
+from draftrec.models.prompting import PromptForm
 from draftrec.pool.store import Pool
 from draftrec.scale.cluster import ClusterSpec, Share
 from draftrec.scale.generate import ShardWork, on_ray
@@ -107,7 +108,7 @@ def test_a_lost_workers_shard_drafts_from_no_more_than_it_would_have(tmp_path: P
     spec = make_spec(tmp_path, "here", 3, "relaxed")
     in_one_process(spec, relaxed=True)
     records = [Entity(f"v{i}", f"about {i}", None, "in", i) for i in range(4)]
-    early, late = (ShardTask(i, records, i - 3, chat=False, keep=False) for i in (4, 7))
+    early, late = (ShardTask(i, records, i - 3, form=PromptForm(), keep=False) for i in (4, 7))
 
     def written(work: Any, task: ShardTask) -> list[list[int]]:
         return [text.generation.token_ids.tolist() for text in work(task)[0].texts]

@@ -17,7 +17,8 @@ from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
-    from draftrec.knowledge.generator import Generator
+    from draftrec.models.prompting import form_of
+from draftrec.knowledge.generator import Generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,8 @@ def requests_of(generator: Generator, entities: Seq[Entity], *, chat: bool | Non
 
     Raises DraftrecError for a chat template that the tokenizer does not have, and if none fits.
     """
-    if chat and not generator.has_chat_template:
-        raise DraftrecError("the model's tokenizer has no chat template; use --no-chat")
-    wrapped = generator.has_chat_template if chat is None else chat
-    encoded = generator.encode([e.prompt for e in entities], chat=wrapped)
+    form = form_of(RecordsConfig(chat=chat), has_template=generator.has_chat_template)
+    encoded = generator.encode([e.prompt for e in entities], form=form)
     found = [
         Request(e.entity_id, ids, e.group)
         for e, ids in zip(entities, encoded, strict=True)

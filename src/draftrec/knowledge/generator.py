@@ -8,7 +8,6 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -25,6 +24,13 @@ from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.models import loading
 from draftrec.models.costs import CostCurve
 from draftrec.models.prepacked import prepack
+from draftrec.models.prompting import (
+    ChatTemplate,
+    PromptEncoder,
+    PromptForm,
+    chat_template,
+    has_chat_template,
+)
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
 from draftrec.pool.index import warm_up
@@ -118,19 +124,19 @@ class Generator:
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        return has_chat_template(self.tokenizer)
 
-    def encode(self, prompts: Seq[str], *, chat: bool = False) -> list[IntArray]:
-        """int32 token ids per prompt, special tokens as the model expects them."""
-        if chat:
-            turns = [[{"role": "user", "content": p}] for p in prompts]
-            texts = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-            ids = self.tokenizer(texts, add_special_tokens=False).input_ids
-        else:
-            ids = self.tokenizer(list(prompts)).input_ids
-        return [np.asarray(x, np.int32) for x in ids]
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """What a job records of the tokenizer's chat template."""
+        return chat_template(self.tokenizer)
+
+    def encode(
+        self, prompts: Seq[str], *, chat: bool = False, form: PromptForm | None = None
+    ) -> list[IntArray]:
+        """int32 token ids per prompt, special tokens as the model expects them; in the chat
+        template or not, or in any other form."""
+        return PromptEncoder(self.tokenizer, form or PromptForm(chat)).encode(prompts)
 
     def decode(self, token_ids: IntArray) -> str:
         """The text without special tokens."""

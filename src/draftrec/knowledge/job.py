@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
-from draftrec.errors import DraftrecError
 from draftrec.knowledge.crew import Crew, Hire, Stopped
 from draftrec.knowledge.manifest import Manifest, differences
 from draftrec.knowledge.metrics import Metrics
 from draftrec.knowledge.plan import JobSpec, Plan, continued, refuse_different
 from draftrec.knowledge.shards import RunFolder
 from draftrec.knowledge.worker import Facts, ShardResult, ShardTask
+from draftrec.models.prompting import PromptForm, form_of
 
 if TYPE_CHECKING:
     from draftrec.decoding.stats import StepStats
@@ -77,37 +78,47 @@ def run_job(
             return _finish(manifest, folder)
         crew = hire(plan, manifest.cost_state if manifest else None)
         try:
-            chat = _uses_chat(spec, crew.facts)
+            form = _form(spec, crew.facts, manifest)
             if manifest is None:
-                manifest = _started(plan, folder, crew.facts)
+                manifest = _started(plan, folder, crew.facts, form)
             else:
-                _continue(folder, manifest, crew.facts)
-            _Run(plan, folder, manifest, crew, watcher or Watcher(), chat).shards(should_stop)
+                _continue(folder, manifest, crew.facts, form)
+            _Run(plan, folder, manifest, crew, watcher or Watcher(), form).shards(should_stop)
             _save_pool(plan, folder, manifest, crew)
         finally:
             crew.close()
         return _finish(manifest, folder)
 
 
-def _started(plan: Plan, folder: RunFolder, facts: Facts) -> Manifest:
+def _started(plan: Plan, folder: RunFolder, facts: Facts, form: PromptForm) -> Manifest:
     """A new run, in place of what --overwrite gives up."""
     manifest = plan.manifest(facts)
+    manifest.fingerprints |= _chat_fingerprint(facts, form)
+    if form.chat and facts.chat_template and facts.chat_template.dated:
+        manifest.chat_date = form.now
     folder.clear()
     folder.write_manifest(manifest)
     return manifest
 
 
-def _continue(folder: RunFolder, manifest: Manifest, facts: Facts) -> None:
+def _continue(folder: RunFolder, manifest: Manifest, facts: Facts, form: PromptForm) -> None:
     """Bring the folder to where it was after the last finished shard."""
-    refuse_different(folder, differences(manifest, manifest.settings, facts.fingerprint))
+    now = {**facts.fingerprint, **_chat_fingerprint(facts, form)}
+    refuse_different(folder, differences(manifest, manifest.settings, now))
     folder.drop_unfinished(manifest)
 
 
-def _uses_chat(spec: JobSpec, facts: Facts) -> bool:
-    wanted = spec.config.records.chat
-    if wanted and not facts.has_chat_template:
-        raise DraftrecError("the model's tokenizer has no chat template; use --no-chat")
-    return facts.has_chat_template if wanted is None else wanted
+def _chat_fingerprint(facts: Facts, form: PromptForm) -> dict[str, str | None]:
+    template = facts.chat_template if form.chat else None
+    return {"chat_template": template.fingerprint if template else None}
+
+
+def _form(spec: JobSpec, facts: Facts, begun: Manifest | None) -> PromptForm:
+    """How prompts are sent; on the date of the job's start, whenever it goes on."""
+    began = begun.chat_date if begun else None
+    return form_of(
+        spec.config.records, has_template=facts.has_chat_template, began=began or datetime.now()
+    )
 
 
 def _save_pool(plan: Plan, folder: RunFolder, manifest: Manifest, crew: Crew) -> None:
@@ -133,7 +144,7 @@ class _Run:
     manifest: Manifest
     crew: Crew
     watcher: Watcher
-    chat: bool
+    form: PromptForm
 
     def shards(self, should_stop: Callable[[], bool] | None) -> None:
         """Do all that are left. Raises JobInterrupted once `should_stop()` is true."""
@@ -143,18 +154,19 @@ class _Run:
         try:
             for result in self.crew.results(tasks, self.folder.texts, self._step, should_stop):
                 self._commit(result)
+            self._tell_kept()
         except Stopped:
             raise JobInterrupted(self.manifest) from None
 
     def _tasks(self) -> Iterator[ShardTask]:
         """What is left to do, read as it is asked for."""
-        keep = self._may_keep()
+        keep = self._keep = self._may_keep()
         reader = replace(self.plan.reader, skip=self.manifest.records_done)
         records, size = iter(reader), self.plan.spec.config.shard_size
         blocks = iter(lambda: list(islice(records, size)), [])
         numbers = count(len(self.manifest.shards))
         return (
-            ShardTask(i, block, self._known(i), self.chat, keep)
+            ShardTask(i, block, self._known(i), self.form, keep)
             for i, block in zip(numbers, blocks, strict=False)
         )
 
@@ -173,7 +185,25 @@ class _Run:
             self.watcher.note(
                 f"{previous.path} was written with {reason}: no text is kept, all are drafted from"
             )
+        elif changed := previous.prompts_changed(self.manifest):
+            self.watcher.note(
+                f"few texts of {previous.path} will be kept, if any, since prompts are other "
+                f"now: {', '.join(changed)}"
+            )
         return reason is None
+
+    def _tell_kept(self) -> None:
+        """Say why a refreshed run kept nothing."""
+        previous, totals = self.plan.previous, self.manifest.totals
+        if previous is None or totals.kept or not totals.entities:
+            return
+        if not totals.earlier:
+            why = f"it has none of these {totals.entities:,} entities; are the ids the same?"
+        elif self._keep:
+            why = f"the prompts of all {totals.earlier:,} entities that it has are other now"
+        else:
+            return  # said before the work began
+        self.watcher.note(f"no text of {previous.path} was kept: {why}")
 
     def _commit(self, result: ShardResult) -> None:
         """Write the next shard; the manifest last, which makes it count."""
@@ -184,6 +214,7 @@ class _Run:
         manifest.shards.append(entry)
         manifest.rejected_size = size
         manifest.totals.add(result.new, rejected=len(result.rejected), kept=result.kept)
+        manifest.totals.earlier += result.earlier
         manifest.cost_state = result.cost_state
         self.metrics.shard(result.cost)
         self.folder.write_manifest(manifest)

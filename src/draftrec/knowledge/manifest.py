@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -39,11 +40,13 @@ class Totals(_Part):
     """Sums over all finished shards, however many times the job was interrupted.
 
     `kept` of the `entities` stayed as an earlier run wrote them; the other sums leave them out.
+    That run had written for `earlier` of them.
     """
 
     entities: int = 0
     rejected: int = 0
     kept: int = 0
+    earlier: int = 0
     new_tokens: int = 0
     target_calls: int = 0
     draft_calls: int = 0
@@ -96,7 +99,8 @@ class Manifest(_Part):
     """The content of `manifest.json`.
 
     `settings` and `fingerprints` must be equal for a run to be continued; `paths` and `versions`
-    only inform. `rejected_size` is how much of `rejected.jsonl` belongs to finished shards.
+    only inform. `chat_date` is what the chat template takes for the time, if it writes the date.
+    `rejected_size` is how much of `rejected.jsonl` belongs to finished shards.
     """
 
     format: Literal["draftrec-run"] = "draftrec-run"
@@ -108,6 +112,7 @@ class Manifest(_Part):
     input: InputEntry
     device: str = ""
     dtype: str = ""
+    chat_date: datetime | None = None
     shards: list[ShardEntry] = Field(default_factory=list)
     rejected_size: int = 0
     totals: Totals = Field(default_factory=Totals)
@@ -156,13 +161,16 @@ def read_state(path: Place, kind: type[State], rest: str) -> State | None:
 def settings_of(config: JobConfig) -> dict[str, Any]:
     """Every setting under the name of its command-line option."""
     flat: dict[str, Any] = {}
-    pending: list[dict[str, Any]] = [config.model_dump(mode="json")]
+    pending: list[BaseModel] = [config]
     while pending:
-        for key, value in pending.pop().items():
-            if isinstance(value, dict):
-                pending.append(value)
+        group = pending.pop()
+        values = group.model_dump(mode="json")
+        for name in type(group).model_fields:
+            inner = getattr(group, name)
+            if isinstance(inner, BaseModel):
+                pending.append(inner)
             else:
-                flat[key] = value
+                flat[name] = values[name]
     # Its content decides, not where it lies; see the fingerprints.
     del flat["template"]
     model = Path(flat["model"])
@@ -191,7 +199,9 @@ def differences(
         if old != new:
             found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
     for name, new in fingerprints.items():
-        old = then.fingerprints.get(name)
+        if name not in then.fingerprints:
+            continue  # younger than the run
+        old = then.fingerprints[name]
         if old != new:
             change = "added" if old is None else "left out" if new is None else "changed"
             found.append(f"{name} {change}")

@@ -28,6 +28,8 @@ from draftrec.knowledge.shards import RunFolder, prompt_hash
 
 # Settings that decide a text, beside the prompt and the model's weights.
 _DECISIVE = (*AcceptConfig.model_fields, "max_new_tokens", "dtype")
+# Settings that decide what all prompts look like.
+_OF_PROMPTS = ("side", "chat", "system", "chat_template_kwargs", "prompt_column")
 _SHARDS_IN_MEMORY = 2
 
 
@@ -120,6 +122,23 @@ class PreviousRun:
         if then.fingerprints.get("model") != fingerprints["model"]:
             changed.insert(0, "model")
         return f"other {', '.join(changed)}" if changed else None
+
+    def prompts_changed(self, now: Manifest) -> list[str]:
+        """What makes all prompts other than those of the run, a phrase each."""
+        then, found = self.manifest, []
+        if then.chat_date and now.chat_date and then.chat_date.date() != now.chat_date.date():
+            found.append(
+                f"the chat template writes the date, which was {then.chat_date.date()} "
+                f"(--chat-date {then.chat_date.date()} keeps it)"
+            )
+        recorded = recorded_settings(then)
+        settings = [n for n in _OF_PROMPTS if recorded.get(n) != now.settings.get(n)]
+        for name in ("template", "chat_template"):
+            if then.fingerprints.get(name) != now.fingerprints.get(name, None):
+                settings.append(name)
+        if settings:
+            found.append(f"other {', '.join(name.replace('_', ' ') for name in settings)}")
+        return found
 
     def _index(self, shards: int) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of all entity ids in order, uint64, and `shard << 32 | row` of each, int64."""

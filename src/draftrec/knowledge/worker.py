@@ -17,6 +17,7 @@ from draftrec.knowledge.metrics import ShardCost, peak_memory
 from draftrec.knowledge.plan import JobSpec
 from draftrec.knowledge.refresh import PreviousRun, unchanged
 from draftrec.knowledge.shards import Written, prompt_hash
+from draftrec.models.prompting import ChatTemplate, PromptForm
 
 if TYPE_CHECKING:
     from draftrec.decoding.stats import StepStats, Timing
@@ -49,7 +50,9 @@ class TextGenerator(Protocol):
     def cost_state(self) -> dict[str, Any] | None: ...
     @property
     def has_chat_template(self) -> bool: ...
-    def encode(self, prompts: list[str], *, chat: bool) -> list[IntArray]: ...
+    @property
+    def chat_template(self) -> ChatTemplate | None: ...
+    def encode(self, prompts: list[str], *, form: PromptForm) -> list[IntArray]: ...
     def decode(self, token_ids: IntArray) -> str: ...
     def run(
         self,
@@ -69,6 +72,7 @@ class Facts:
     device: str
     dtype: str
     has_chat_template: bool
+    chat_template: ChatTemplate | None = None
     cost_state: dict[str, Any] | None = None
 
 
@@ -76,25 +80,26 @@ class Facts:
 class ShardTask:
     """The records of shard `index`, counted from 0, which draft from the first `known` shards.
 
-    `chat`: wrap prompts in the chat template; `keep`: leave the previous run's text where its
+    `form`: how prompts become what the model is sent; `keep`: leave the previous run's text where its
     prompt is unchanged.
     """
 
     index: int
     records: Seq[Entity | Rejected]
     known: int
-    chat: bool
+    form: PromptForm
     keep: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
     """What a shard came to: `texts` in the order of its records, of which `new` were written now
-    and `kept` are the previous run's; and those rejected."""
+    and `kept` are the previous run's, which had written for `earlier` of them; and those rejected."""
 
     texts: list[Written]
     new: list[Generation]
     kept: int
+    earlier: int
     rejected: list[Rejected]
     cost: ShardCost
     cost_state: dict[str, Any] | None
@@ -111,7 +116,14 @@ class ShardWorker:
     def facts(self) -> Facts:
         """Of the model that this worker has."""
         it = self.generator
-        return Facts(it.fingerprint, it.device, it.dtype, it.has_chat_template, it.cost_state)
+        return Facts(
+            it.fingerprint,
+            it.device,
+            it.dtype,
+            it.has_chat_template,
+            it.chat_template,
+            it.cost_state,
+        )
 
     def learn(self, shards: int, texts_of: TextsOf) -> None:
         """Draft from the texts of the first `shards` shards from now on, if from any pool."""
@@ -139,13 +151,15 @@ class ShardWorker:
             new = self.generator.run(asked, on_step=on_step, should_stop=should_stop)
         cost = _spent(self.generator, before)
         texts = list(self._texts(requests, new, kept))
-        return ShardResult(texts, new, len(kept), rejected, cost, self.generator.cost_state)
+        state = self.generator.cost_state
+        earlier = sum(request.previous_ids is not None for request in requests)
+        return ShardResult(texts, new, len(kept), earlier, rejected, cost, state)
 
     def _requests(self, task: ShardTask) -> tuple[list[Request], list[Rejected]]:
         """Prompts as token ids; those that do not fit join the rejected, in input order."""
         entities = [record for record in task.records if isinstance(record, Entity)]
         prompts = [entity.prompt for entity in entities]
-        encoded = iter(self.generator.encode(prompts, chat=task.chat))
+        encoded = iter(self.generator.encode(prompts, form=task.form))
         requests: list[Request] = []
         rejected: list[Rejected] = []
         for record in task.records:

@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from draftrec.errors import DraftrecError
+from draftrec.models.prompting import PromptForm
 from draftrec.recommend.values import Query
 from draftrec.serve.asking import ask, deadline_of
 from draftrec.serve.engine import EngineThread
@@ -98,7 +99,8 @@ def knowledge_router(
         if len(body.records) > limits.records:
             raise _refused(f"records: at most {limits.records} at once")
         prompts = [record.prompt for record in body.records]
-        encoded = await asyncio.to_thread(work.generator.encode, prompts, chat=service.chat)
+        form = PromptForm(service.chat, special_tokens="split")
+        encoded = await asyncio.to_thread(work.generator.encode, prompts, form=form)
         tickets: list[Ticket[Wanted, Any]] = []
         for record, ids in zip(body.records, encoded, strict=True):
             if not 0 < len(ids) <= work.longest:

@@ -1,0 +1,264 @@
+"""What a model is sent: prompts put into its chat template, and their token ids.
+
+Two things here decide about equal prompts. A chat template may write the date; it is given one by
+the caller, so that a job which goes on tomorrow sends what it sent today. And the text of a special
+token inside a record (`<|im_end|>` in a title) is text: it must not end the turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+
+from draftrec.config import RecordsConfig
+from draftrec.core import IntArray
+from draftrec.errors import DraftrecError
+
+SpecialTokens = Literal["split", "obey"]
+
+# Around special tokens in users' texts; characters for private use, which are removed from texts.
+_OPEN, _CLOSE = "\ue0f2", "\ue0f3"
+_DATE = "strftime_now"
+_QUOTED = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
+_BREAK = "\u200b"  # zero-width space
+# Of apply_chat_template's own arguments, those that are values of the template.
+_VALUES = {"tools", "documents", "add_generation_prompt", "continue_final_message"}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptForm:
+    """How a prompt becomes what the model is sent.
+
+    `chat`: in the tokenizer's chat template, after `system` if there is one, with `values` for the
+    template to read. `special_tokens`: whether the text of a special token in a prompt acts as that
+    token ("obey") or is text like any other ("split"). `now`: what a template takes for the time;
+    None: the time of the call.
+    """
+
+    chat: bool = False
+    system: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    special_tokens: SpecialTokens = "obey"
+    now: datetime | None = None
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether prompts can be put into a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """What a job records of a chat template: sha256 of its text, and whether it writes the date."""
+
+    fingerprint: str
+    dated: bool
+
+
+def chat_template(tokenizer: Any) -> ChatTemplate | None:
+    """The chat template that prompts would be put into, None where there is none."""
+    if not has_chat_template(tokenizer):
+        return None
+    source = _source(tokenizer)
+    return ChatTemplate(hashlib.sha256(source.encode()).hexdigest(), _DATE in source)
+
+
+def form_of(
+    records: RecordsConfig, *, has_template: bool, began: datetime | None = None
+) -> PromptForm:
+    """The form that settings ask for, of a job that began then.
+
+    Raises DraftrecError where the tokenizer has no chat template but it, or what only it can use,
+    is asked for.
+    """
+    chat = has_template if records.chat is None else records.chat
+    if chat and not has_template:
+        raise DraftrecError("the model's tokenizer has no chat template; use --no-chat")
+    for name in ("system", "chat_template_kwargs", "chat_date"):
+        if getattr(records, name) and not chat:
+            reason = "--no-chat leaves it out" if has_template else "the model's tokenizer has none"
+            raise DraftrecError(f"--{name.replace('_', '-')} needs a chat template; {reason}")
+    date = records.chat_date
+    now = datetime(date.year, date.month, date.day) if date else began
+    values = records.chat_template_kwargs
+    return PromptForm(chat, records.system, values, records.special_tokens, now)
+
+
+class PromptEncoder:
+    """Renders and encodes prompts with one tokenizer in one form."""
+
+    def __init__(self, tokenizer: Any, form: PromptForm) -> None:
+        self.tokenizer, self.form = tokenizer, form
+        if form.chat:
+            self._source = _source(tokenizer)
+            self._check_values()
+
+    def render(self, prompts: Seq[str]) -> list[str]:
+        """What each prompt is sent as, as text; special tokens that the tokenizer adds by itself
+        (a BOS, say) are left out."""
+        return [self._unmarked(text) for text in self._rendered(prompts)]
+
+    def encode(self, prompts: Seq[str]) -> list[IntArray]:
+        """int32 token ids per prompt, special tokens as the model expects them.
+
+        Raises DraftrecError with the chat template's own words where it refuses.
+        """
+        if not prompts:
+            return []
+        texts = self._rendered(prompts)
+        sent = [self._unmarked(text) for text in texts]
+        plain = self.tokenizer(sent, add_special_tokens=not self.form.chat)
+        return [
+            np.asarray(ids if text == clean else self._pieces(text), np.int32)
+            for text, clean, ids in zip(texts, sent, plain.input_ids, strict=True)
+        ]
+
+    def special_in(self, prompt: str) -> list[str]:
+        """Texts of special tokens in a prompt, in order, each once."""
+        return list(dict.fromkeys(self._special.findall(prompt)))
+
+    def _rendered(self, prompts: Seq[str]) -> list[str]:
+        """The texts to encode, with marks around special tokens that are to be text."""
+        marked = [self._marked(prompt) for prompt in prompts]
+        if not self.form.chat or not marked:
+            return marked
+        system = self.form.system
+        first = [] if system is None else [{"role": "system", "content": system}]
+        turns = [[*first, {"role": "user", "content": text}] for text in marked]
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                chat_template=self._fixed_template,
+                **{
+                    "add_generation_prompt": True,
+                    "draftrec_dates": self._dates,
+                    **self.form.values,
+                },
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            mend = "leave --system out, or use --no-chat" if first else "use --no-chat"
+            raise DraftrecError(
+                f"the model's chat template refuses: {words.rstrip('.')}; {mend}"
+            ) from error
+
+    def _marked(self, prompt: str) -> str:
+        if self.form.special_tokens == "obey":
+            return prompt
+        text = prompt.replace(_OPEN, "").replace(_CLOSE, "")
+        return self._special.sub(rf"{_OPEN}\g<0>{_CLOSE}", text)
+
+    def _unmarked(self, text: str) -> str:
+        if self.form.special_tokens == "obey":
+            return text
+        return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+    def _pieces(self, text: str) -> list[int]:
+        """Ids of a marked text: what the marks hold is text, the rest is as the tokenizer has it."""
+        # Text and special token by turns, None in place of a token whose marks a template parted.
+        parts: list[str | None] = self._marks.split(text)
+        begin = self.tokenizer(parts[0], add_special_tokens=False).input_ids
+        ids = [*self._before(), *begin]
+        for i, part in enumerate(parts[1:], 1):
+            if part:
+                ids += self._as_text(part) if i % 2 else self._after(part)
+        return [*ids, *self._behind()]
+
+    def _as_text(self, token: str) -> list[int]:
+        """The text of a special token as the ids of other tokens."""
+        ids = self._after(token, split_special_tokens=True)
+        if self.tokenizer.convert_tokens_to_ids(token) in ids:
+            # Tokenizers of whole words, and tokens that are not special but act in the template.
+            ids = self._after(token[:1] + _BREAK + token[1:], split_special_tokens=True)
+        return ids
+
+    def _after(self, text: str, **options: Any) -> list[int]:
+        """Ids of a text that does not stand at the start: some tokenizers add a space there."""
+        lead, *_ = encoded = [
+            self.tokenizer(t, add_special_tokens=False, **options).input_ids
+            for t in ("\n", f"\n{text}", text)
+        ]
+        joined, alone = encoded[1:]
+        return joined[len(lead) :] if joined[: len(lead)] == lead else alone
+
+    def _before(self) -> list[int]:
+        return [] if self.form.chat else self._around[0]
+
+    def _behind(self) -> list[int]:
+        return [] if self.form.chat else self._around[1]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before and after a text by itself."""
+        bare = self.tokenizer("a", add_special_tokens=False).input_ids
+        whole = self.tokenizer("a").input_ids
+        at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        return whole[:at], whole[at + len(bare) :]
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """The texts of all tokens that act: special ones, and those that the template writes."""
+        source = self._source if self.form.chat else ""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        texts = {str(t.content) for t in added if t.special or str(t.content) in source}
+        texts |= set(map(str, self.tokenizer.all_special_tokens))
+        longest_first = sorted((t for t in texts if t.strip()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        return re.compile(f"{_OPEN}({self._special.pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]")
+
+    @property
+    def _dates(self) -> dict[str, str]:
+        """Every way in which the template may want the date, written out."""
+        now = self.form.now or datetime.now()
+        formats = {m[2] for m in _QUOTED.finditer(self._source)} if _DATE in self._source else ()
+        return {form: now.strftime(form) for form in formats}
+
+    @property
+    def _fixed_template(self) -> str:
+        """The template, its clock stopped."""
+        if _DATE not in self._source:
+            return self._source
+        return (
+            "{% macro strftime_now(format) %}{{ draftrec_dates[format] if format in draftrec_dates "
+            'else raise_exception("it makes up a form of the date, which cannot be fixed") }}'
+            "{% endmacro %}" + self._source
+        )
+
+    def _check_values(self) -> None:
+        """Raise for values that the template cannot be given, or never reads."""
+        own = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - _VALUES
+        for name in self.form.values:
+            if name in own:
+                raise DraftrecError(
+                    f"--chat-template-kwargs may not set {name!r}, which is not the template's"
+                )
+            if name not in _VALUES and not re.search(rf"\b{re.escape(name)}\b", self._source):
+                raise DraftrecError(
+                    f"--chat-template-kwargs sets {name!r}, which the model's chat template never "
+                    f"reads; check its spelling in tokenizer_config.json or chat_template.jinja"
+                )
+
+
+def _source(tokenizer: Any) -> str:
+    """The text of the chat template that `apply_chat_template` would use."""
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise DraftrecError(
+            f"the tokenizer has several chat templates and none for chats in general "
+            f"({' '.join(str(error).split())[:160]}); use --no-chat"
+        ) from error
