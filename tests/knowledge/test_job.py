@@ -6,6 +6,7 @@ import json
 import os
 import tracemalloc
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from draftrec.config import (
 from draftrec.core import SOURCES
 from draftrec.data import writers
 from draftrec.errors import DraftrecError
+from draftrec.knowledge import job
 from draftrec.knowledge.crew import local
 from draftrec.knowledge.job import JobInterrupted, JobResult, JobSpec, run_job
 from draftrec.knowledge.shards import RunFolder
+from draftrec.models.prompting import ChatTemplate
 from tests.fakes import EOS, FakeGenerator, FakePool, Killed
 
 DATA = ("part-*.parquet", "stats-*.parquet", "rejected.jsonl")
@@ -47,10 +50,11 @@ def make_spec(folder: Path, output: str = "run", **options: Any) -> JobSpec:
     """A job over `folder/in.jsonl`, in shards of five records."""
     model = GenerateConfig(
         target=ModelConfig(model="fake"),
-        accept=AcceptConfig(accept=options.pop("accept", "strict")),
+        accept=AcceptConfig(accept=options.pop("accept", "strict"), seed=options.pop("seed", 0)),
         draft=DraftConfig(draft=options.pop("draft", "pool"), budget=options.pop("budget", 8)),
     )
-    records = RecordsConfig(limit=options.pop("limit", None), chat=options.pop("chat", None))
+    given = {n: options.pop(n) for n in RecordsConfig.model_fields if n in options}
+    records = RecordsConfig(**given)
     config = JobConfig(generate=model, records=records, shard_size=options.pop("shard_size", 5))
     source = options.pop("input", folder / "in.jsonl")
     return JobSpec(config=config, input=str(source), output=folder / output, **options)
@@ -392,6 +396,52 @@ def test_chat_templates_apply_where_there_is_one(tmp_path: Path) -> None:
         do(spec, FakeGenerator(has_chat_template=True))
         part = pq.read_table(spec.output / "part-00000.parquet").to_pylist()
         assert part[0]["prompt_tokens"] == tokens
+
+
+DATED = {"has_chat_template": True, "chat_template": ChatTemplate("a", dated=True)}
+
+
+def test_a_job_goes_on_with_the_date_on_which_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        day = 1
+
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime(2026, 1, cls.day, 23, 59)
+
+    monkeypatch.setattr(job, "datetime", Clock)
+    write_rows(tmp_path / "in.jsonl")
+    whole, parted, later = (make_spec(tmp_path, name) for name in ("whole", "parted", "later"))
+    do(whole, FakeGenerator(**DATED))
+    generator = FakeGenerator(**DATED)
+    with pytest.raises(JobInterrupted):
+        do(parted, generator, should_stop=lambda: generator.decoded >= 7)
+    Clock.day = 2
+    do(parted, FakeGenerator(**DATED))
+    do(later, FakeGenerator(**DATED))
+    assert data_of(whole.output) == data_of(parted.output) != data_of(later.output)
+    manifest = json.loads((parted.output / "manifest.json").read_text())
+    assert manifest["chat_date"] == "2026-01-01T23:59:00"
+
+
+def test_another_chat_template_is_another_run(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+
+    def generator(template: str) -> FakeGenerator:
+        return FakeGenerator(
+            has_chat_template=True, chat_template=ChatTemplate(template, dated=False)
+        )
+
+    for chat in (None, False):
+        spec, begun = make_spec(tmp_path, f"run-{chat}", chat=chat), generator("a")
+        with pytest.raises(JobInterrupted):
+            do(spec, begun, should_stop=lambda begun=begun: begun.decoded >= 7)
+        if chat is None:
+            assert "chat_template changed" in refusal(lambda s=spec: do(s, generator("b")))
+        else:
+            do(spec, generator("b"))  # it is not used
 
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from draftrec.errors import DraftrecError
 from draftrec.knowledge import refresh
 from draftrec.knowledge.job import JobInterrupted, Watcher
 from draftrec.knowledge.refresh import PreviousRun
+from draftrec.models.prompting import ChatTemplate
 from tests.fakes import FakeGenerator
 from tests.knowledge.test_job import data_of, do, make_spec, refusal, run_killed
 
@@ -162,3 +164,47 @@ def test_a_refresh_is_not_continued_from_another_run(old: Path, tmp_path: Path) 
         do(spec, generator, should_stop=lambda: generator.decoded >= 5)
     message = refusal(lambda: do(replace(spec, previous=tmp_path / "other")))
     assert "previous changed" in message
+
+
+class TestWhyNothingWasKept:
+    def refresh(self, old: Path, generator: FakeGenerator | None = None, **spec: Any) -> list[str]:
+        notes: list[str] = []
+
+        class Notes(Watcher):
+            def note(self, text: str) -> None:
+                notes.append(text)
+
+        made = make_spec(old.parent, "new", previous=old, **spec)
+        result = do(made, generator or FakeGenerator(), watcher=Notes())
+        assert result.summary["kept"] == 0
+        return notes
+
+    def test_other_prompts(self, old: Path, tmp_path: Path) -> None:
+        write(tmp_path, {name: f"{prompt}!" for name, prompt in PROMPTS.items()})
+        [note] = self.refresh(old)
+        assert f"no text of {old} was kept: the prompts of all 13 entities" in note
+
+    def test_other_ids(self, old: Path, tmp_path: Path) -> None:
+        write(tmp_path, {f"x{name}": prompt for name, prompt in PROMPTS.items()})
+        [note] = self.refresh(old)
+        assert "it has none of these 13 entities; are the ids the same?" in note
+
+    def test_another_form_of_all_prompts_is_said_before_the_work(self, old: Path) -> None:
+        first, last = self.refresh(old, FakeGenerator(has_chat_template=True), chat=True)
+        assert "since prompts are other now: other chat" in first
+        assert "the prompts of all 13" in last
+
+    def test_another_date(self, tmp_path: Path) -> None:
+        write(tmp_path, PROMPTS)
+        dated = {"has_chat_template": True, "chat_template": ChatTemplate("a", dated=True)}
+        then, now = date(2026, 1, 2), date(2026, 1, 3)
+        do(make_spec(tmp_path, "old", chat_date=then), FakeGenerator(**dated))
+        old = tmp_path / "old"
+        first, _ = self.refresh(old, FakeGenerator(**dated), chat_date=now)
+        assert "writes the date, which was 2026-01-02 (--chat-date 2026-01-02 keeps it)" in first
+        spec = make_spec(tmp_path, "same", previous=old, chat_date=then)
+        assert do(spec, FakeGenerator(**dated)).summary["kept"] == 13
+
+    def test_other_settings(self, old: Path) -> None:
+        [note] = self.refresh(old, seed=1)
+        assert "was written with other seed: no text is kept" in note

@@ -221,6 +221,17 @@ def auto_or_number(option: str, value: str) -> Any:
         raise DraftrecError(f"--{option} must be auto or a whole number, not {value!r}") from None
 
 
+def json_object(value: Any) -> dict[str, Any]:
+    """An option's JSON object; a settings file may hold it as it is. Raises DraftrecError."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise DraftrecError(f"a JSON object such as '{{\"name\": true}}' is needed, not {value!r}")
+    return found
+
+
 class StopSignal(AbstractContextManager["StopSignal"]):
     """Ctrl-C and SIGTERM as a question that the job asks between steps.
 

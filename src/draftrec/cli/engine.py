@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from typer import Option
+import typer
 
+from draftrec.cli.common import CLUSTER_PANEL
 from draftrec.errors import DraftrecError
+
+Option = partial(typer.Option, rich_help_panel=CLUSTER_PANEL)
 
 EngineOption = Annotated[
     Literal["local", "ray"], Option(help="Run in this process, or by workers on a Ray cluster.")

@@ -62,6 +62,7 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
     """The options as settings. Raises DraftrecError for a value out of range."""
     values: dict[str, Any] = {name: getattr(options, name) for name in options.__slots__}
     values["model"] = model
+    values["chat_template_kwargs"] = options.chat_template_kwargs or {}
     for name in ("budget", "batch_size"):
         values[name] = auto_or_number(name.replace("_", "-"), values[name])
     try:

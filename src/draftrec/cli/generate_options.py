@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from draftrec.cli.common import ConfigOption, DebugOption, JsonOption
+from draftrec.cli.common import (
+    ACCEPTANCE_PANEL,
+    DRAFTING_PANEL,
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    PROMPTS_PANEL,
+    SAMPLING_PANEL,
+    ConfigOption,
+    DebugOption,
+    JsonOption,
+    json_object,
+)
 from draftrec.cli.engine import AddressOption, CpusOption, EngineOption, GpusOption, WorkersOption
 from draftrec.cli.places import HERE, READ
 from draftrec.config import (
@@ -22,6 +34,12 @@ from draftrec.config import (
 from draftrec.data.places import Place
 
 Option = typer.Option
+Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
+Drafting = partial(Option, rich_help_panel=DRAFTING_PANEL)
+Acceptance = partial(Option, rich_help_panel=ACCEPTANCE_PANEL)
+Sampling = partial(Option, rich_help_panel=SAMPLING_PANEL)
+Machine = partial(Option, rich_help_panel=MODEL_PANEL)
+Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 _ACCEPT, _DRAFT, _BATCH, _RECORDS = AcceptConfig(), DraftConfig(), BatchConfig(), RecordsConfig()
 _TARGET = ModelConfig(model="")
 _SHARD_SIZE: int = JobConfig.model_fields["shard_size"].default
@@ -29,7 +47,7 @@ _SHARD_SIZE: int = JobConfig.model_fields["shard_size"].default
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
-    """The command line of `draftrec generate`."""
+    """The command line of `draftrec generate`: first what everybody needs."""
 
     input: Annotated[
         str,
@@ -45,8 +63,6 @@ class GenerateOptions:
     output: Annotated[Path | None, Option(help="Folder of the run; made if missing. Required.")] = (
         None
     )
-    config: ConfigOption = None
-
     template: Annotated[
         str | None,
         READ,
@@ -55,26 +71,7 @@ class GenerateOptions:
     side: Annotated[
         Literal["user", "item"], Option(help="Which side a framework's template describes.")
     ] = _RECORDS.side
-    chat: Annotated[
-        bool | None,
-        Option(
-            "--chat/--no-chat",
-            help="Wrap prompts in the tokenizer's chat template.",
-            show_default="where it has one",
-        ),
-    ] = _RECORDS.chat
-    id_column: Annotated[str, Option(help="Column of the entity ids.")] = _RECORDS.id_column
-    prompt_column: Annotated[str, Option(help="Column of the prompts.")] = _RECORDS.prompt_column
-    group_column: Annotated[str, Option(help="Column of the groups, if there is one.")] = (
-        _RECORDS.group_column
-    )
-    groups: Annotated[
-        Place | None,
-        READ,
-        Option(help="Groups file (entity_id, group); takes the place of the group column."),
-    ] = None
     limit: Annotated[int | None, Option(help="Only the first N records.")] = _RECORDS.limit
-
     draft: Annotated[
         Literal["pool", "prompt", "none"],
         Option(help="Draft from a pool of texts, the prompt alone, or nothing (the baseline)."),
@@ -82,104 +79,160 @@ class GenerateOptions:
     pool: Annotated[
         Path | None, Option(help="Pool to start from; without it an empty one grows.")
     ] = None
-    save_pool: Annotated[Path | None, Option(help="Keep the grown pool in this folder.")] = None
+    accept: Annotated[
+        Literal["strict", "relaxed", "typical", "entropy"],
+        Option(
+            metavar="RULE",
+            help="strict keeps the model's own text; relaxed, typical and entropy keep further "
+            "drafts, each in its way (below).",
+        ),
+    ] = _ACCEPT.accept
+    max_new_tokens: Annotated[int, Option(help="Longest text.")] = _BATCH.max_new_tokens
+    config: ConfigOption = None
+
+    id_column: Annotated[str, Prompts(help="Column of the entity ids.")] = _RECORDS.id_column
+    prompt_column: Annotated[str, Prompts(help="Column of the prompts.")] = _RECORDS.prompt_column
+    group_column: Annotated[str, Prompts(help="Column of the groups, if there is one.")] = (
+        _RECORDS.group_column
+    )
+    groups: Annotated[
+        Place | None,
+        READ,
+        Prompts(help="Groups file (entity_id, group); takes the place of the group column."),
+    ] = None
+    chat: Annotated[
+        bool | None,
+        Prompts(
+            "--chat/--no-chat",
+            help="Wrap prompts in the tokenizer's chat template.",
+            show_default="where it has one",
+        ),
+    ] = _RECORDS.chat
+    system: Annotated[str | None, Prompts(help="What chats begin with: a system message.")] = (
+        _RECORDS.system
+    )
+    chat_template_kwargs: Annotated[
+        dict[str, Any],
+        Prompts(
+            parser=json_object,
+            metavar="JSON",
+            help='Values that the chat template reads: {"enable_thinking": false}.',
+            show_default=False,
+        ),
+    ] = None  # type: ignore[assignment]
+    chat_date: Annotated[
+        str | None,
+        Prompts(
+            metavar="YYYY-MM-DD",
+            help="The date for a chat template that writes one.",
+            show_default="the day when the run was begun",
+        ),
+    ] = None
+    special_tokens: Annotated[
+        Literal["split", "obey"],
+        Prompts(
+            help="What texts of special tokens in records (<|im_end|> in a title) are: split, text "
+            "like any other; obey, those tokens."
+        ),
+    ] = _RECORDS.special_tokens
+
+    save_pool: Annotated[Path | None, Drafting(help="Keep the grown pool in this folder.")] = None
     previous: Annotated[
         Path | None,
-        Option(
+        Drafting(
             metavar="RUN_DIR",
             help="Refresh an earlier run: unchanged prompts keep their text, others draft from it.",
         ),
     ] = None
     budget: Annotated[
         str,
-        Option(metavar="auto|N", help="Draft tokens per text and pass; auto: while they pay."),
+        Drafting(metavar="auto|N", help="Draft tokens per text and pass; auto: while they pay."),
     ] = str(_DRAFT.budget)
-    depth: Annotated[int, Option(help="Longest drafted continuation.")] = _DRAFT.depth
-
-    accept: Annotated[
-        Literal["strict", "relaxed", "typical", "entropy"],
-        Option(
-            help="strict keeps the model's own text; the others take further drafts: relaxed "
-            "likely ones, typical those likely for the place, entropy any where the model wavers "
-            "and agrees with what follows."
-        ),
-    ] = _ACCEPT.accept
-    top_k: Annotated[
-        int, Option(help="Relaxed: accept among the model's K most probable tokens.")
-    ] = _ACCEPT.top_k
-    min_prob: Annotated[float, Option(help="Relaxed: accept from this probability on.")] = (
-        _ACCEPT.min_prob
-    )
-    epsilon: Annotated[float, Option(help="Typical: accept above this probability.")] = (
-        _ACCEPT.epsilon
-    )
-    delta: Annotated[float, Option(help="Typical: or above DELTA times exp(-entropy).")] = (
-        _ACCEPT.delta
-    )
-    entropy_gate: Annotated[
-        float, Option(help="Entropy: where the entropy is this share of its maximum.")
-    ] = _ACCEPT.entropy_gate
-    window: Annotated[
-        int, Option(help="Entropy: own tokens of the model that must follow a deviation.")
-    ] = _ACCEPT.window
-    eos_guard: Annotated[
-        bool,
-        Option("--eos-guard/--no-eos-guard", help="Not strict: end where the model would end."),
-    ] = _ACCEPT.eos_guard
-    tie_break: Annotated[
-        Literal["probable", "first"],
-        Option(help="Not strict: which of two equally long paths wins."),
-    ] = _ACCEPT.tie_break
-    max_deviations: Annotated[
-        int | None, Option(help="Not strict: most tokens per text that are not the model's first.")
-    ] = _ACCEPT.max_deviations
-    max_loss: Annotated[
-        float | None, Option(help="Not strict: most log-probability (nats) given up per text.")
-    ] = _ACCEPT.max_loss
-    temperature: Annotated[float, Option(help="0 is greedy; above it, sample.")] = (
-        _ACCEPT.temperature
-    )
-    top_p: Annotated[float, Option(help="Sample within this share of probability.")] = _ACCEPT.top_p
-    seed: Annotated[int, Option(help="Seed of the sampling.")] = _ACCEPT.seed
-
-    engine: EngineOption = "local"
-    workers: WorkersOption = 1
-    gpus_per_worker: GpusOption = None
-    cpus_per_worker: CpusOption = None
-    address: AddressOption = None
+    depth: Annotated[int, Drafting(help="Longest drafted continuation.")] = _DRAFT.depth
     pool_lag: Annotated[
         str,
-        Option(
+        Drafting(
             metavar="auto|N",
             help="Shards right before a shard whose texts it does not draft from, so that they may "
             "be under way together; auto: strict, those not finished yet; others 0, or twice the "
             "workers with Ray.",
         ),
     ] = "auto"
-    max_new_tokens: Annotated[int, Option(help="Longest text.")] = _BATCH.max_new_tokens
-    batch_size: Annotated[
-        str, Option(metavar="auto|N", help="Texts written together; auto: what memory holds.")
-    ] = str(_BATCH.batch_size)
-    prefill_chunk: Annotated[int, Option(help="Most prompt tokens computed in one pass.")] = (
-        _BATCH.prefill_chunk
+
+    top_k: Annotated[
+        int, Acceptance(help="Relaxed: accept among the model's K most probable tokens.")
+    ] = _ACCEPT.top_k
+    min_prob: Annotated[float, Acceptance(help="Relaxed: accept from this probability on.")] = (
+        _ACCEPT.min_prob
     )
-    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = _TARGET.device
+    epsilon: Annotated[float, Acceptance(help="Typical: accept above this probability.")] = (
+        _ACCEPT.epsilon
+    )
+    delta: Annotated[float, Acceptance(help="Typical: or above DELTA times exp(-entropy).")] = (
+        _ACCEPT.delta
+    )
+    entropy_gate: Annotated[
+        float,
+        Acceptance(help="Entropy: take drafts from this share of the highest entropy on."),
+    ] = _ACCEPT.entropy_gate
+    window: Annotated[
+        int, Acceptance(help="Entropy: own tokens of the model that must follow a deviation.")
+    ] = _ACCEPT.window
+    eos_guard: Annotated[
+        bool,
+        Acceptance("--eos-guard/--no-eos-guard", help="Not strict: end where the model would end."),
+    ] = _ACCEPT.eos_guard
+    tie_break: Annotated[
+        Literal["probable", "first"],
+        Acceptance(help="Not strict: which of two equally long paths wins."),
+    ] = _ACCEPT.tie_break
+    max_deviations: Annotated[
+        int | None,
+        Acceptance(help="Not strict: most tokens per text that are not the model's first."),
+    ] = _ACCEPT.max_deviations
+    max_loss: Annotated[
+        float | None, Acceptance(help="Not strict: most log-probability (nats) given up per text.")
+    ] = _ACCEPT.max_loss
+
+    temperature: Annotated[float, Sampling(help="0 is greedy; above it, sample.")] = (
+        _ACCEPT.temperature
+    )
+    top_p: Annotated[float, Sampling(help="Sample within this share of probability.")] = (
+        _ACCEPT.top_p
+    )
+    seed: Annotated[int, Sampling(help="Seed of the sampling.")] = _ACCEPT.seed
+
+    device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = _TARGET.device
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
+        Machine(help="Precision of the weights; auto: as stored, float32 on CPU."),
     ] = _TARGET.dtype
+    batch_size: Annotated[
+        str, Machine(metavar="auto|N", help="Texts written together; auto: what memory holds.")
+    ] = str(_BATCH.batch_size)
+    prefill_chunk: Annotated[int, Machine(help="Most prompt tokens computed in one pass.")] = (
+        _BATCH.prefill_chunk
+    )
     compile: Annotated[
-        bool, Option("--compile/--no-compile", help="Compile the model's layers.")
+        bool, Machine("--compile/--no-compile", help="Compile the model's layers.")
     ] = _TARGET.compile
+
     shard_size: Annotated[
-        int, Option(help="Records that are written, and resumed from, together.")
+        int, Output(help="Records that are written, and resumed from, together.")
     ] = _SHARD_SIZE
     overwrite: Annotated[
-        bool, Option("--overwrite", help="Give up the run that is in --output.")
+        bool, Output("--overwrite", help="Give up the run that is in --output.")
     ] = False
     metrics_port: Annotated[
         int | None,
-        Option(min=0, max=65535, help="Serve Prometheus metrics on this port of the loopback."),
+        Output(min=0, max=65535, help="Serve Prometheus metrics on this port of the loopback."),
     ] = None
+
+    engine: EngineOption = "local"
+    workers: WorkersOption = 1
+    gpus_per_worker: GpusOption = None
+    cpus_per_worker: CpusOption = None
+    address: AddressOption = None
+
     json: JsonOption = False
     debug: DebugOption = False

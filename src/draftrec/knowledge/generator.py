@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
@@ -36,6 +37,7 @@ from draftrec.models.target import Target
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 
+_LOG = logging.getLogger(__name__)
 _MOST_SLOTS = {"cpu": 16, "cuda": 128}
 
 
@@ -73,6 +75,7 @@ class Generator:
             )
         if config.draft.draft != "none":
             warm_up()
+        self._said_special = False
         self.timing = Timing()
         self.cost_state = cost_state
 
@@ -136,7 +139,16 @@ class Generator:
     ) -> list[IntArray]:
         """int32 token ids per prompt, special tokens as the model expects them; in the chat
         template or not, or in any other form."""
-        return PromptEncoder(self.tokenizer, form or PromptForm(chat)).encode(prompts)
+        encoder = PromptEncoder(self.tokenizer, form or PromptForm(chat))
+        encoded = encoder.encode(prompts)
+        if encoder.found and not self._said_special:
+            self._said_special = True
+            _LOG.warning(
+                "records hold texts of the model's special tokens (%s), which are sent as text "
+                "like any other; where they are meant to act, use --special-tokens obey",
+                ", ".join(sorted(encoder.found)[:3]),
+            )
+        return encoded
 
     def decode(self, token_ids: IntArray) -> str:
         """The text without special tokens."""

@@ -80,8 +80,8 @@ class Facts:
 class ShardTask:
     """The records of shard `index`, counted from 0, which draft from the first `known` shards.
 
-    `form`: how prompts become what the model is sent; `keep`: leave the previous run's text where its
-    prompt is unchanged.
+    `form`: how prompts become what the model is sent; `keep`: leave the previous run's text where
+    its prompt is unchanged.
     """
 
     index: int
@@ -94,7 +94,7 @@ class ShardTask:
 @dataclass(frozen=True, slots=True)
 class ShardResult:
     """What a shard came to: `texts` in the order of its records, of which `new` were written now
-    and `kept` are the previous run's, which had written for `earlier` of them; and those rejected."""
+    and `kept` are the previous run's, which had written for `earlier` of them; those rejected."""
 
     texts: list[Written]
     new: list[Generation]

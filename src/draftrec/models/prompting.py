@@ -95,10 +95,14 @@ def form_of(
 
 
 class PromptEncoder:
-    """Renders and encodes prompts with one tokenizer in one form."""
+    """Renders and encodes prompts with one tokenizer in one form.
+
+    `found`: texts of special tokens that prompts held and that were taken for text.
+    """
 
     def __init__(self, tokenizer: Any, form: PromptForm) -> None:
         self.tokenizer, self.form = tokenizer, form
+        self.found: set[str] = set()
         if form.chat:
             self._source = _source(tokenizer)
             self._check_values()
@@ -123,10 +127,6 @@ class PromptEncoder:
             for text, clean, ids in zip(texts, sent, plain.input_ids, strict=True)
         ]
 
-    def special_in(self, prompt: str) -> list[str]:
-        """Texts of special tokens in a prompt, in order, each once."""
-        return list(dict.fromkeys(self._special.findall(prompt)))
-
     def _rendered(self, prompts: Seq[str]) -> list[str]:
         """The texts to encode, with marks around special tokens that are to be text."""
         marked = [self._marked(prompt) for prompt in prompts]
@@ -135,16 +135,10 @@ class PromptEncoder:
         system = self.form.system
         first = [] if system is None else [{"role": "system", "content": system}]
         turns = [[*first, {"role": "user", "content": text}] for text in marked]
+        values = {"add_generation_prompt": True, "draftrec_dates": self._dates, **self.form.values}
         try:
             return self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                chat_template=self._fixed_template,
-                **{
-                    "add_generation_prompt": True,
-                    "draftrec_dates": self._dates,
-                    **self.form.values,
-                },
+                turns, tokenize=False, chat_template=self._fixed_template, **values
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
@@ -157,6 +151,7 @@ class PromptEncoder:
         if self.form.special_tokens == "obey":
             return prompt
         text = prompt.replace(_OPEN, "").replace(_CLOSE, "")
+        self.found.update(self._special.findall(text))
         return self._special.sub(rf"{_OPEN}\g<0>{_CLOSE}", text)
 
     def _unmarked(self, text: str) -> str:
@@ -165,7 +160,7 @@ class PromptEncoder:
         return text.replace(_OPEN, "").replace(_CLOSE, "")
 
     def _pieces(self, text: str) -> list[int]:
-        """Ids of a marked text: what the marks hold is text, the rest is as the tokenizer has it."""
+        """Ids of a marked text: what marks hold is text, the rest is as the tokenizer has it."""
         # Text and special token by turns, None in place of a token whose marks a template parted.
         parts: list[str | None] = self._marks.split(text)
         begin = self.tokenizer(parts[0], add_special_tokens=False).input_ids
