@@ -263,6 +263,23 @@ def test_model_folder_that_is_not_there(command: Command) -> None:
     command.refuses("does not exist", model=str(command.folder / "nope"))
 
 
+def test_a_chat_template_that_refuses(command: Command, demo_model: Path) -> None:
+    copy = shutil.copytree(demo_model, command.folder / "model")
+    (copy / "chat_template.jinja").write_text("{{ raise_exception('Only pairs, please!') }}")
+    command.refuses("chat template refuses: Only pairs, please!", model=str(copy))
+    assert command("--no-chat", "--max-new-tokens", "2", model=str(copy)) == 0
+
+
+def test_values_that_no_chat_template_reads(command: Command, demo_model: Path) -> None:
+    values = ("--chat-template-kwargs", '{"enable_thinking": false}')
+    command.refuses("--chat-template-kwargs needs a chat template", *values, model=str(demo_model))
+    copy = shutil.copytree(demo_model, command.folder / "model")
+    (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    command.refuses("'enable_thinking', which the model's chat", *values, model=str(copy))
+    command.refuses("'--chat-template-kwargs': a JSON object", "--chat-template-kwargs", "[1]", model=str(copy))
+    command.refuses("--chat-date", "--chat-date", "tomorrow", model=str(copy))
+
+
 def test_model_folder_without_weights(command: Command, demo_model: Path) -> None:
     copy = shutil.copytree(demo_model, command.folder / "model")
     for path in copy.glob("*.safetensors"):

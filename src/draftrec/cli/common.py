@@ -222,13 +222,13 @@ def auto_or_number(option: str, value: str) -> Any:
 
 
 def json_object(value: Any) -> dict[str, Any]:
-    """An option's JSON object; a settings file may hold it as it is. Raises DraftrecError."""
+    """An option's JSON object; a settings file may hold it as it is."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
-        raise DraftrecError(f"a JSON object such as '{{\"name\": true}}' is needed, not {value!r}")
+        raise typer.BadParameter(f"a JSON object is needed ('{{\"name\": true}}'), not {value!r}")
     return found
 
 
