@@ -53,6 +53,41 @@ def test_from_files_to_a_summary(
     assert (tmp_path / "study" / "times.jsonl").read_bytes() == times  # nothing was run again
 
 
+def test_bad_rows_are_rejected_and_columns_named(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels in place of ratings, a row without a rating, an item without an id."""
+    rows = [json.loads(line) for line in world.interactions.read_text().splitlines()]
+    labelled = [{**row, "rating": row["rating"] > 3} for row in rows]
+    path = world.write("labels.jsonl", [*labelled, {**labelled[0], "rating": None}])
+    items = [json.loads(line) for line in world.items.read_text().splitlines()]
+    items = [{**item, "category_id": i % 4, "price": i / 3} for i, item in enumerate(items)]
+    items_path = world.write("more-items.jsonl", [*items, {"title": "nobody"}])
+    more = ["--items", items_path, "--model", "dcn", *QUICK]
+    line = [str(w) for w in ("ctr", path, *more, "--output", tmp_path / "a", "--json")]
+    assert run(line) == 3
+    out, err = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])
+    listed = (tmp_path / "a" / "rejected.jsonl").read_text().splitlines()
+    assert [(json.loads(r)["file"], json.loads(r)["reason"]) for r in listed] == [
+        ("labels.jsonl", "rating is None, not a number"),
+        ("more-items.jsonl", "item_id is null, not a string or an integer"),
+    ]
+    assert found["rejected"] == 2
+    assert found["positive"] == 1
+    assert found["columns"]["items"] == {
+        "used": {"genres": 5, "category_id": 4},
+        "left_out": {"title": "60 different values in 60 rows", "price": "numbers with fractions"},
+    }
+    assert "genres (5 values), category_id (4 values); left out: title (60 different" in " ".join(
+        err.split()
+    )
+    # The same clicks as ratings give the same models.
+    code, out, _ = ctr(world, capsys, *more, "--output", tmp_path / "b", "--json")
+    assert code == 3
+    assert json.loads(out.splitlines()[-1])["results"] == found["results"]
+
+
 def test_histories_are_what_generate_reads(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +95,7 @@ def test_histories_are_what_generate_reads(
     more = ("--items", world.items, "--category-column", "genres", "--history", 5)
     code, out, err = ctr(world, capsys, "--save-histories", path, *more, "--json")
     assert code == 0, err
-    assert json.loads(out) == {"users": USERS, "output": str(path)}
+    assert json.loads(out) == {"users": USERS, "rejected": 0, "output": str(path)}
     reader = EntityReader(open_records(path), Layout(load_template("kar", "user")))
     reader.check_columns()
     first = next(iter(reader))

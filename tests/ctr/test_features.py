@@ -33,7 +33,7 @@ def prepared(events: Events, sources: Sources, split: Split = "user") -> Prepare
 
 def chosen(rows: dict[str, Any], columns: Any = None) -> dict[str, Any]:
     ids = list(rows)
-    found = attributes(rows, columns, ids, np.arange(len(ids)))
+    found, _ = attributes(rows, columns, ids, np.arange(len(ids)))
     return {a.name: a.codes[1:].tolist() for a in found}
 
 
@@ -49,9 +49,64 @@ def test_texts_and_lists_of_few_values_are_features() -> None:
         chosen(rows, ["mood"])
 
 
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        ([i % 3 for i in range(12)], 3),
+        ([str(i % 3) for i in range(12)], 3),
+        ([[i % 3, 7] for i in range(12)], 4),
+        ([None, *(float(i % 3) for i in range(12))], 3),
+        (["", *(f"{i % 3}.0" for i in range(12))], 3),
+        ([i % 2 == 0 for i in range(12)], 2),
+        (["18", "PG", "R", "18"] * 3, 3),
+        ([f"['a', 'g{i % 2}']" for i in range(12)], 3),
+    ],
+)
+def test_categories_however_they_are_written(cells: list[Any], values: int) -> None:
+    rows = {str(i): {"c": cell} for i, cell in enumerate(cells)}
+    (found,), use = attributes(rows, None, list(rows), np.arange(len(rows)))
+    assert (found.size - 1, use.used, use.left_out) == (values, {"c": values}, {})
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ([i / 4 for i in range(12)], "numbers with fractions"),
+        ([float(i % 3) for i in range(12)], "numbers with fractions"),
+        ([f"{i % 3}.5" for i in range(12)], "numbers with fractions"),
+        (list(range(12)), "12 different values in 12 rows"),
+        ([f"t{i}" for i in range(12)], "12 different values in 12 rows"),
+        ([{"a": 1}] * 12, "dict"),
+        ([True, 2] * 6, "bool, int"),
+        ([None] * 12, "empty"),
+    ],
+)
+def test_other_columns_are_left_out_for_a_reason(cells: list[Any], reason: str) -> None:
+    rows = {str(i): {"c": cell} for i, cell in enumerate(cells)}
+    found, use = attributes(rows, None, list(rows), np.arange(len(rows)))
+    assert found == ()
+    assert reason in use.left_out["c"]
+
+
+def test_many_categories_of_many_rows_are_used() -> None:
+    rows = {str(i): {"many": i % 1500, "more": i % 2500} for i in range(20_000)}
+    _, use = attributes(rows, None, list(rows), np.arange(len(rows)))
+    assert use.used == {"many": 1500}
+    assert use.left_out == {"more": "2,500 different values in 20,000 rows"}
+
+
+def test_an_integer_category_serves_as_its_text_does(world: World, events: Events) -> None:
+    both = [
+        {"item_id": f"i{i}", "as_text": f"c{i % 4}", "category_id": i % 4} for i in range(ITEMS)
+    ]
+    path = world.write("categories.jsonl", both)
+    text, number = prepared(events, Sources(items=str(path))).inputs.items.attributes
+    assert np.array_equal(text.codes, number.codes)
+
+
 def test_a_value_that_training_lacks_is_missing() -> None:
     rows = {"a": {"g": "x"}, "b": {"g": "y|x"}, "c": {}}
-    (found,) = attributes(rows, ["g"], ["a", "b", "c", "gone"], np.array([0]))
+    (found,), _ = attributes(rows, ["g"], ["a", "b", "c", "gone"], np.array([0]))
     assert found.codes[:, 0].tolist() == [0, 1, 1, 0, 0]
     assert found.size == 2
 
@@ -108,6 +163,14 @@ def test_entities_without_a_vector_are_zeros_and_counted(world: World, events: E
     empty = ~vectors[np.array(places) + 1].any(axis=1)
     assert empty.tolist() == [False] * (ITEMS - 7) + [True] * 7
     assert found.without_vectors == {"items": 7}
+
+
+def test_files_that_know_few_entities_are_a_warning(
+    world: World, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"item_id": f"i{i}", "genres": "g"} for i in range(ITEMS // 3)]
+    prepared(events, Sources(items=str(world.write("few.jsonl", rows))))
+    assert f"{ITEMS - ITEMS // 3} of the {ITEMS} item_id values of the interactions" in caplog.text
 
 
 @pytest.mark.parametrize("field", ["items", "users", "user_vectors", "item_vectors"])

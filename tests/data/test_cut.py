@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from draftrec.data.cut import FOLDS, PARTS, CutSettings, Split, cut_points, cut_samples, histories
 from draftrec.data.events import EventColumns, Events, read_events
+from draftrec.data.rejects import Rejects
 from draftrec.errors import DraftrecError
 
 
@@ -44,6 +47,71 @@ def test_events_are_ordered_by_time_and_ties_by_file(tmp_path: Path) -> None:
     assert events.starts.tolist() == [0, 3, 4]
     assert events.rating is not None
     assert events.rating.tolist() == [4, 3, 5, 1]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [1_700_000_000_000_000_002, 1_700_000_000_000_000_001],
+        ["1700000000.000000002", "1700000000.000000001"],
+        ["2024-01-01T00:00:00.000000002", "2024-01-01T00:00:00.000000001Z"],
+        ["2024-01-01 00:00:00.000000002+01:00", "2024-01-01 00:00:00.000000001+01:00"],
+    ],
+)
+def test_times_a_nanosecond_apart_are_in_order(tmp_path: Path, times: list[Any]) -> None:
+    rows = [{"user_id": 1, "item_id": i, "timestamp": t} for i, t in enumerate(times)]
+    events = written(tmp_path / "e.jsonl", rows)
+    assert [events.items[i] for i in events.item] == ["1", "0"]
+    assert events.time is not None
+    assert events.time.tolist() == [0.0, 1.0]
+
+
+def test_parquet_times_keep_their_nanoseconds(tmp_path: Path) -> None:
+    times = pa.array([1_700_000_000_000_000_002, 1_700_000_000_000_000_001], pa.timestamp("ns"))
+    table = pa.table({"user_id": [1, 1], "item_id": [0, 1], "timestamp": times})
+    pq.write_table(table, tmp_path / "e.parquet")
+    events = read_events(str(tmp_path / "e.parquet"), EventColumns())
+    assert [events.items[i] for i in events.item] == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    "labels", [[True, False], ["True", "False"], ["yes", "no"], [1, 0], [1, -1]]
+)
+def test_labels_are_clicks(tmp_path: Path, labels: list[Any]) -> None:
+    rows = [row(f"u{u}", f"i{i}", labels[i % 2], i) for u in range(60) for i in range(6)]
+    events = written(tmp_path / "e.jsonl", rows)
+    assert events.labelled
+    samples = cut_samples(events, CutSettings())
+    clicked = [int(events.items[i][1:]) % 2 == 0 for i in samples.item]
+    assert samples.label.tolist() == [float(c) for c in clicked]
+    record = next(histories(events, CutSettings(), {}))
+    assert record["history"] == [{"title": "i0"}, {"title": "i2"}]
+
+
+def test_unusable_events_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    bad: list[dict[str, Any]] = [
+        {"user_id": None, "item_id": 1, "rating": 5, "timestamp": 1},
+        {"user_id": "a", "item_id": 1, "rating": "4,5", "timestamp": 1},
+        {"user_id": "a", "item_id": 1, "rating": float("nan"), "timestamp": 1},
+        {"user_id": "a", "item_id": 1, "rating": 5, "timestamp": "noon"},
+    ]
+    path.write_text("\n".join(map(json.dumps, [row("a", "x", 5, 1), *bad, row("a", "y", 2, 2)])))
+    rejects = Rejects("user_id")
+    events = read_events(str(path), EventColumns(), rejects)
+    assert [events.items[i] for i in events.item] == ["x", "y"]
+    assert [(r.entity_id, r.line) for r in rejects.rows] == [
+        (None, 2),
+        ("a", 3),
+        ("a", 4),
+        ("a", 5),
+    ]
+    assert rejects.rows[1].reason == "rating is '4,5', not a number"
+    with pytest.raises(DraftrecError, match="line 2: user_id is null"):
+        read_events(str(path), EventColumns())
+    path.write_text(json.dumps(bad[0]))
+    with pytest.raises(DraftrecError, match=r"no row can be used; .* line 1: user_id is null"):
+        read_events(str(path), EventColumns(), Rejects())
 
 
 def test_without_times_the_file_is_the_order(tmp_path: Path) -> None:
@@ -189,7 +257,13 @@ def test_cuts_that_cannot_be(
         ([{"user": 1, "item_id": 2}], EventColumns(), "--user-column"),
         ([{"user_id": None, "item_id": 2}], EventColumns(), "user_id is null"),
         ([{"user_id": 1, "item_id": 2, "rating": "good"}], EventColumns(), "'good', not a number"),
-        ([{"user_id": 1, "item_id": 2, "rating": True}], EventColumns(), "True, not a number"),
+        ([{"user_id": 1, "item_id": 2, "rating": [5]}], EventColumns(), "5., not a number"),
+        (
+            [{"user_id": 1, "item_id": 2, "rating": r} for r in (True, 4)],
+            EventColumns(),
+            "1 boolean",
+        ),
+        ([{"user_id": 1, "item_id": 2, "timestamp": True}], EventColumns(), "or a date"),
         ([{"user_id": 1, "item_id": 2, "timestamp": "noon"}], EventColumns(), "or a date"),
         ([{"user_id": 1, "item_id": 2}], EventColumns(rating="stars"), "'stars'"),
     ],

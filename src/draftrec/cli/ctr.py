@@ -11,6 +11,7 @@ import typer
 
 from draftrec.cli.common import (
     DONE,
+    SOME_REJECTED,
     ConfigOption,
     DebugOption,
     JsonOption,
@@ -78,7 +79,10 @@ class CtrOptions:
     items: Annotated[
         str | None,
         READ,
-        Option(metavar="FILE", help="A row per item; texts and lists of few values are features."),
+        Option(
+            metavar="FILE",
+            help="A row per item; columns of few values are features, the summary says which.",
+        ),
     ] = None
     users: Annotated[
         str | None, READ, Option(metavar="FILE", help="A row per user, as --items for items.")
@@ -115,7 +119,10 @@ class CtrOptions:
         ),
     ] = None
     history: Annotated[int, Option(min=1, help="Most events of a user before the cut.")] = 30
-    positive: Annotated[float, Option(help="Ratings from here on count as clicks.")] = 4.0
+    positive: Annotated[
+        float | None,
+        Option(help="Ratings from here on count as clicks [default: 4; 1 for booleans and 0/1]."),
+    ] = None
     negatives: Annotated[
         int, Option(min=0, help="Items the user never took, drawn for each click.")
     ] = 0
@@ -188,7 +195,7 @@ def ctr(options: CtrOptions) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from draftrec.ctr.study import run_study
+    from draftrec.ctr.study import REJECTED, run_study
 
     job = _job(options, options.output)
     workers = auto_or_number("workers", options.workers)
@@ -209,9 +216,11 @@ def ctr(options: CtrOptions) -> int:
         )
     _show(summary, Console(stderr=options.json))
     say(f"trials and summary are in {options.output}")
+    if summary["rejected"]:
+        say(f"{summary['rejected']:,} rows were rejected, see {options.output / REJECTED}")
     if options.json:
         print_json(summary)
-    return DONE
+    return SOME_REJECTED if summary["rejected"] else DONE
 
 
 def _job(options: CtrOptions, output: Path) -> StudyJob:
@@ -268,15 +277,21 @@ def _names(columns: str | None) -> tuple[str, ...] | None:
 def _save_histories(options: CtrOptions, path: Place) -> int:
     from draftrec.ctr.histories import save_histories
     from draftrec.data.events import read_events
+    from draftrec.data.rejects import Rejects
 
-    events = read_events(options.interactions, _columns(options))
+    rejects = Rejects(options.user_column)
+    events = read_events(options.interactions, _columns(options), rejects)
     items = None if options.items is None else (options.items, options.item_column)
     shown = (options.title_column, options.category_column)
-    users = save_histories(path, events, _cut(options), items, shown)
+    users = save_histories(path, events, _cut(options), items, shown, rejects)
     say(f"histories of {users:,} users are in {path}")
+    rejected = path.with_name(f"{path.name}.rejected.jsonl")
+    rejects.write(rejected)
+    if rejects:
+        say(rejects.words(rejected))
     if options.json:
-        print_json({"users": users, "output": str(path)})
-    return DONE
+        print_json({"users": users, "rejected": len(rejects), "output": str(path)})
+    return SOME_REJECTED if rejects else DONE
 
 
 def _show(summary: dict[str, Any], console: Any) -> None:
@@ -298,9 +313,24 @@ def _show(summary: dict[str, Any], console: Any) -> None:
         gain = _cell(row["over_none"]["auc"], "+.4f") if "over_none" in row else ""
         table.add_row(row["model"], row["adaptor"], _cell(row["auc"]), _cell(row["logloss"]), gain)
     console.print(table)
+    console.print(f"clicks: {_clicks(summary)}")
+    for side, use in summary["columns"].items():
+        console.print(f"attributes of {side}: {_columns_used(use)}", markup=False)
     for side, missing in summary["without_vectors"].items():
         if missing:
             console.print(f"{missing:,} {side} of the samples have no vector; theirs are zeros")
+
+
+def _clicks(summary: dict[str, Any]) -> str:
+    clicks = ", ".join(f"{part['clicks']:,} in {name}" for name, part in summary["samples"].items())
+    return f"ratings of {summary['positive']:g} or more ({clicks})"
+
+
+def _columns_used(use: dict[str, dict[str, Any]]) -> str:
+    """Which columns are features, with how many values, and why others are not."""
+    used = ", ".join(f"{name} ({count:,} values)" for name, count in use["used"].items())
+    left = "; ".join(f"{name} ({why})" for name, why in use["left_out"].items())
+    return (used or "none") + (f"; left out: {left}" if left else "")
 
 
 def _cell(found: dict[str, float | None], form: str = ".4f") -> str:

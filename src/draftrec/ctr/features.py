@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from draftrec.core import FloatArray
-from draftrec.ctr.attributes import Attribute, attributes, read_rows
+from draftrec.ctr.attributes import Attribute, ColumnUse, attributes, read_rows
 from draftrec.data.cut import PARTS, Samples
 from draftrec.data.events import Events, Int64Array
+from draftrec.data.joins import Join
+from draftrec.data.rejects import Rejects
 from draftrec.data.vectors import read_vectors
 from draftrec.errors import DraftrecError
 
@@ -66,19 +68,28 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """`without_vectors`: users and items of the samples that the vector files lack."""
+    """`without_vectors`: users and items of the samples that the vector files lack; `columns`: what
+    became of the columns of the files of `users` and `items`, where there are such."""
 
     inputs: Inputs
     without_vectors: dict[str, int]
+    columns: dict[str, ColumnUse]
 
 
 def prepare(
-    events: Events, samples: Samples, sources: Sources, columns: tuple[str, str], *, user_ids: bool
+    events: Events,
+    samples: Samples,
+    sources: Sources,
+    columns: tuple[str, str],
+    rejects: Rejects | None = None,
+    *,
+    user_ids: bool,
 ) -> Prepared:
     """Read attributes and vectors and put everything into arrays.
 
     `columns` are those of users' and items' ids. `user_ids`: whether a user's id is a feature; in
-    a split by user it cannot be, as all users of the test are strangers. Raises DraftrecError for
+    a split by user it cannot be, as all users of the test are strangers. Rows without an id join
+    `rejects`. Raises DraftrecError for
     files that cannot be read or that know none of the entities.
     """
     train = samples.part == PARTS.index("train")
@@ -91,16 +102,22 @@ def prepare(
         _vectors(sources.user_vectors, events.users, known_users),
         _vectors(sources.item_vectors, events.items, known_items),
     )
+    described = {
+        "users": _Described(sources.users, columns[0], sources.user_columns, events.users),
+        "items": _Described(sources.items, columns[1], sources.item_columns, events.items),
+    }
+    user_attributes, user_use = described["users"].attributes(known_users, rejects)
+    item_attributes, item_use = described["items"].attributes(known_items, rejects)
     users = Side(
         user_codes if user_ids else None,
         int(user_codes.max()) + 1,
-        _attributes(sources.users, columns[0], sources.user_columns, events.users, known_users),
+        user_attributes,
         None if user_vectors is None else user_vectors[0],
     )
     items = Side(
         item_codes,
         int(item_codes.max()) + 1,
-        _attributes(sources.items, columns[1], sources.item_columns, events.items, known_items),
+        item_attributes,
         None if item_vectors is None else item_vectors[0],
     )
     without = {
@@ -112,7 +129,9 @@ def prepare(
         if found is not None
     }
     parts = [_part(samples, number) for number in range(len(PARTS))]
-    return Prepared(Inputs(users, items, *parts), without)
+    uses = {"users": user_use, "items": item_use}
+    columns_used = {name: uses[name] for name, side in described.items() if side.location}
+    return Prepared(Inputs(users, items, *parts), without, columns_used)
 
 
 def _part(samples: Samples, number: int) -> Part:
@@ -131,21 +150,32 @@ def _codes(count: int, known: Int64Array) -> Int64Array:
     return codes
 
 
-def _attributes(
-    location: str | None,
-    id_column: str,
-    columns: Seq[str] | None,
-    ids: Seq[str],
-    known: Int64Array,
-) -> tuple[Attribute, ...]:
-    if location is None:
-        return ()
-    rows = read_rows(location, id_column)
-    if rows.keys().isdisjoint(ids):
-        raise DraftrecError(
-            f"{location} has none of the interactions' {id_column} values; check its ids"
-        )
-    return attributes(rows, columns, ids, known)
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A file that describes the entities `ids`, None for none, its column of ids, and the columns
+    to take of it."""
+
+    location: str | None
+    id_column: str
+    columns: Seq[str] | None
+    ids: Seq[str]
+
+    def attributes(
+        self, known: Int64Array, rejects: Rejects | None
+    ) -> tuple[tuple[Attribute, ...], ColumnUse]:
+        if self.location is None:
+            return (), ColumnUse()
+        rows = read_rows(self.location, self.id_column, rejects)
+        if rows.keys().isdisjoint(self.ids):
+            raise DraftrecError(
+                f"{self.location} has none of the interactions' {self.id_column} values, such as "
+                f"{self.ids[0]!r}, but ids such as {next(iter(rows))!r}; check its ids"
+            )
+        join = Join(f"{self.id_column} values", "the interactions", self.location, next(iter(rows)))
+        for entity in self.ids:
+            join.saw(entity, known=entity in rows)
+        join.check()
+        return attributes(rows, self.columns, self.ids, known)
 
 
 def _vectors(

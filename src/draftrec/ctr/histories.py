@@ -8,7 +8,9 @@ from typing import Any
 from draftrec.ctr.attributes import read_rows, values_of
 from draftrec.data.cut import CutSettings, histories
 from draftrec.data.events import Events
+from draftrec.data.joins import Join
 from draftrec.data.places import Place
+from draftrec.data.rejects import Rejects
 from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError
 
@@ -19,6 +21,7 @@ def save_histories(
     settings: CutSettings,
     items: tuple[str, str] | None,
     shown: tuple[str, str | None],
+    rejects: Rejects | None = None,
 ) -> int:
     """Write a JSON line per user, `entity_id` and `history`, as the user templates of
     `draftrec generate` read them; the number of users.
@@ -28,7 +31,12 @@ def save_histories(
     """
     if path.suffix != ".jsonl":
         raise DraftrecError(f"histories are JSON lines; let {path} end in .jsonl")
-    found = _shown(items, shown) if items else {}
+    found = _shown(items, shown, rejects) if items else {}
+    if items:
+        join = Join("items", "the interactions", f"{items[0]} with a title", next(iter(found), ""))
+        for item in events.items:
+            join.saw(item, known="title" in found.get(item, {}))
+        join.check(refuse=False)
     lines = [
         json.dumps(record, ensure_ascii=False) + "\n"
         for record in histories(events, settings, found)
@@ -38,11 +46,13 @@ def save_histories(
     return len(lines)
 
 
-def _shown(items: tuple[str, str], shown: tuple[str, str | None]) -> dict[str, dict[str, Any]]:
+def _shown(
+    items: tuple[str, str], shown: tuple[str, str | None], rejects: Rejects | None
+) -> dict[str, dict[str, Any]]:
     """Title and category of each item, as far as it has them."""
     location, id_column = items
     title, category = shown
-    rows = read_rows(location, id_column)
+    rows = read_rows(location, id_column, rejects)
     for column in filter(None, shown):
         if not any(column in row for row in rows.values()):
             raise DraftrecError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +16,17 @@ import pyarrow as pa
 
 from draftrec.ctr.features import Inputs, Prepared, Sources, prepare
 from draftrec.ctr.settings import FitSettings
-from draftrec.data.cut import PARTS, CutSettings, Samples, cut_samples
+from draftrec.data.cut import PARTS, CutSettings, Samples, cut_samples, positive_of
 from draftrec.data.events import EventColumns, Events, read_events
 from draftrec.data.intervals import interval, paired
 from draftrec.data.readers import open_records
+from draftrec.data.rejects import Rejects
 from draftrec.data.trials import Scalar, Settings, TrialStore, run_trials, usable_cores
 from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError
 
+#: In the output folder: the rows that could not be used.
+REJECTED = "rejected.jsonl"
 #: Figures of the test that summaries show.
 _FIGURES = ("auc", "logloss")
 
@@ -63,13 +66,16 @@ def run_study(
     Raises DraftrecError for unusable inputs, and for an output folder begun with others.
     """
     _require_library()
-    events = read_events(job.interactions, job.columns)
+    rejects = Rejects(job.columns.user)
+    events = read_events(job.interactions, job.columns, rejects)
+    job = replace(job, cut=replace(job.cut, positive=positive_of(events, job.cut.positive)))
     samples = cut_samples(events, job.cut)
     prepared = prepare(
         events,
         samples,
         job.sources,
         (job.columns.user, job.columns.item),
+        rejects,
         user_ids=job.cut.split == "time",
     )
     _check_adaptors(job.adaptors, prepared.inputs, job.fit.size)
@@ -82,6 +88,8 @@ def run_study(
         watch=watch,
     )
     summary = _summary(table, events, samples, prepared)
+    summary |= {"positive": job.cut.positive, "rejected": len(rejects)}
+    rejects.write(job.output / REJECTED)
     replace_file(job.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
@@ -125,6 +133,10 @@ def _summary(
         "items": len(events.items),
         "interactions": len(events.user),
         "attributes": [a.name for a in prepared.inputs.items.attributes],
+        "columns": {
+            side: {"used": dict(use.used), "left_out": dict(use.left_out)}
+            for side, use in prepared.columns.items()
+        },
         "without_vectors": prepared.without_vectors,
     }
 

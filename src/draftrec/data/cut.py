@@ -30,13 +30,14 @@ FOLDS = 10
 
 @dataclass(frozen=True, slots=True)
 class CutSettings:
-    """`history` H: most events in front of the cut. `positive`: ratings from here on are clicks.
+    """`history` H: most events in front of the cut. `positive`: ratings from here on are clicks;
+    None: as `positive_of` has it.
     `sequence` L: length of the behaviour sequence. `negatives`: unseen items drawn per click.
     `split`: test on other users, or on later events. `fold` 0 to 9: which tenth of the users is the
     test part of a split by user; over all folds each user is tested once."""
 
     history: int = 30
-    positive: float = 4.0
+    positive: float | None = None
     sequence: int = 5
     negatives: int = 0
     seed: int = 0
@@ -60,6 +61,12 @@ class Samples:
     sequence: Int64Array
     event: Int64Array
     part: npt.NDArray[np.int8]
+
+
+def positive_of(events: Events, asked: float | None) -> float:
+    """The least rating that is a click: as asked for, else 1 where ratings are labels and 4 where
+    they are ratings."""
+    return asked if asked is not None else (1.0 if events.labelled else 4.0)
 
 
 def cut_points(events: Events, history: int) -> Int64Array:
@@ -97,29 +104,32 @@ def histories(
     events: Events, settings: CutSettings, items: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """What stands in front of the cut, as the records that prompts are made of: `entity_id` and
-    `history`, a list of `title`, `rating` and what else `items` says of an item id.
+    `history`, a list of `title`, `rating` and what else `items` says of an item id. Labels are no
+    ratings: where there are labels only, the history is what was clicked.
 
     An item without a title has its id for one.
     """
     ends = cut_points(events, settings.history)
+    clicked = _clicked(events, settings.positive)
     for user, name in enumerate(events.users):
         places = range(int(events.starts[user]), int(ends[user]))
-        yield {"entity_id": name, "history": [_entry(events, i, items) for i in places]}
+        shown = [i for i in places if clicked[i]] if events.labelled else places
+        yield {"entity_id": name, "history": [_entry(events, i, items) for i in shown]}
 
 
 def _entry(events: Events, place: int, items: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     item = events.items[events.item[place]]
     entry = {"title": item, **items.get(item, {})}
-    if events.rating is not None:
+    if events.rating is not None and not events.labelled:
         rating = float(events.rating[place])
         entry["rating"] = int(rating) if rating.is_integer() else round(rating, 4)
     return entry
 
 
-def _clicked(events: Events, positive: float) -> npt.NDArray[np.bool_]:
+def _clicked(events: Events, positive: float | None) -> npt.NDArray[np.bool_]:
     if events.rating is None:
         return np.ones(len(events.user), np.bool_)
-    return events.rating >= positive
+    return events.rating >= positive_of(events, positive)
 
 
 def _sequences(

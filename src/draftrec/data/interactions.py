@@ -30,7 +30,7 @@ def read_histories(
     source.require([user, item], "name the columns with --user-column and --item-column")
     found: dict[str, list[str]] = {}
     rows = source.rows([user, item])
-    for one, other in _converted(rows, lambda row: (label(row, user), label(row, item)), rejects):
+    for one, other in converted(rows, lambda row: (label(row, user), label(row, item)), rejects):
         found.setdefault(one, []).append(other)
     return found
 
@@ -56,7 +56,7 @@ def read_attribute(
     columns = [id_column] if column is None else [id_column, column]
     source.require(columns, "name the columns with --id-column and --column")
     found: dict[str, Any] = {}
-    for row, entity_id in _converted(
+    for row, entity_id in converted(
         source.rows(columns), lambda row: (row, label(row, id_column)), rejects
     ):
         if entity_id in found:
@@ -132,7 +132,8 @@ def label(row: Row, column: str) -> str:
     return str(value)
 
 
-def _converted(
+def converted(
     rows: Iterable[Row], convert: Callable[[Row], T], rejects: Rejects | None
 ) -> Iterable[T]:
+    """What `convert` makes of each row. Those for which it raises RowError join `rejects`."""
     return map(convert, rows) if rejects is None else rejects.usable(rows, convert)
