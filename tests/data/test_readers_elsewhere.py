@@ -33,7 +33,7 @@ def _fill(folder: Path) -> None:
     (folder / "x.jsonl").write_bytes(lines)
     (folder / "x.jsonl.gz").write_bytes(gzip.compress(lines))
     with pa.output_stream(folder / "x.csv.zst", compression="zstd") as file:
-        file.write("entity_id,title\n".encode())
+        file.write(b"entity_id,title\n")
         file.write("".join(f"{r['entity_id']},{r['title']}\n" for r in ROWS).encode())
     pq.write_table(table, folder / "x.parquet", row_group_size=100)
     for name, part in (("run/part-2.parquet", table[:900]), ("run/part-10.parquet", table[900:])):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -29,8 +28,9 @@ from draftrec.cli.engine import (
     cluster_of,
 )
 from draftrec.cli.messages import no_bar
-from draftrec.cli.places import HERE, READ
+from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.config import EncodeConfig, EncoderConfig
+from draftrec.data.places import Place
 
 Option = typer.Option
 _JOB, _ENCODER = EncodeConfig(encoder=""), EncoderConfig()
@@ -58,7 +58,9 @@ class EncodeOptions:
         ),
     ]
     output: Annotated[
-        Path, Option(metavar="FILE.parquet", help="Vectors to write, in the order of TEXTS.")
+        Place,
+        WRITTEN,
+        Option(metavar="FILE.parquet", help="Vectors to write, in the order of TEXTS."),
     ]
     history: Annotated[
         str | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,6 +28,7 @@ from draftrec.config import (
     ModelConfig,
     RecordsConfig,
 )
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 
@@ -158,7 +158,7 @@ def _hire(cluster: Any, note: Any, seen: Any = None) -> Any:
     return local(seen(load_generator) if seen else load_generator)
 
 
-def _report(summary: dict[str, Any], output: Path) -> None:
+def _report(summary: dict[str, Any], output: Place) -> None:
     say(
         f"{summary['entities']:,} texts in {output}: {summary['new_tokens']:,} tokens, "
         f"{summary['tokens_per_call']:.2f} per call, {summary['acceptance_rate']:.0%} of drafts "

@@ -22,7 +22,7 @@ from draftrec.cli.common import (
     json_object,
 )
 from draftrec.cli.engine import AddressOption, CpusOption, EngineOption, GpusOption, WorkersOption
-from draftrec.cli.places import HERE, READ
+from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.config import (
     AcceptConfig,
     BatchConfig,
@@ -60,9 +60,9 @@ class GenerateOptions:
     model: Annotated[
         str | None, HERE, Option(help="Target model: a folder or a Hugging Face Hub id. Required.")
     ] = None
-    output: Annotated[Path | None, Option(help="Folder of the run; made if missing. Required.")] = (
-        None
-    )
+    output: Annotated[
+        Place | None, WRITTEN, Option(help="Folder of the run; made if missing. Required.")
+    ] = None
     template: Annotated[
         str | None,
         READ,
@@ -138,7 +138,8 @@ class GenerateOptions:
 
     save_pool: Annotated[Path | None, Drafting(help="Keep the grown pool in this folder.")] = None
     previous: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         Drafting(
             metavar="RUN_DIR",
             help="Refresh an earlier run: unchanged prompts keep their text, others draft from it.",

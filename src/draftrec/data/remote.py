@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import posixpath
 import re
 from collections.abc import Iterator
@@ -32,6 +31,8 @@ _COPY = {
     "abfs": "azcopy copy --recursive", "az": "azcopy copy --recursive", "hdfs": "hdfs dfs -get",
     "hf": "hf download", "http": "curl -LO", "https": "curl -LO",
 }  # fmt: skip
+#: Names of files that a crash left before they were moved into place.
+UNMOVED = re.compile(r"\..+\.new(?:\.part)?")
 _BUFFER_BYTES = 1 << 20
 
 
@@ -42,6 +43,14 @@ class Size:
     st_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a listing says: `file` or `directory`, and bytes."""
+
+    kind: str
+    size: int
+
+
 class RemotePath:
     """A file or folder behind an address. Has of `pathlib.Path` what reading needs, and raises
     OSError as a path does; writing whole files is `draftrec.data.writers`' business.
@@ -50,11 +59,11 @@ class RemotePath:
     asked for (`open`, `numpy.load`, memory mapping ...), it raises DraftrecError.
     """
 
-    __slots__ = ("_kind", "url")
+    __slots__ = ("_listed", "url")
 
-    def __init__(self, url: str, kind: str | None = None) -> None:
-        """`kind`: `file` or `directory` where a listing has said so, which saves asking again."""
-        self.url, self._kind = url, kind
+    def __init__(self, url: str, listed: Listed | None = None) -> None:
+        """`listed`: what a listing of the folder has said, which saves asking again."""
+        self.url, self._listed = url, listed
 
     def __str__(self) -> str:
         """The address without what may be secret in it: passwords, a signed query."""
@@ -187,9 +196,10 @@ class RemotePath:
         return self.has_folders and self._is("directory")
 
     def stat(self) -> Size:
+        if self._listed:
+            return Size(self._listed.size)
         with self._asking() as (store, path):
-            size = store.info(path)["size"]
-        return Size(-1 if size is None else int(size))
+            return Size(_listed(store.info(path)).size)
 
     def iterdir(self) -> Iterator[RemotePath]:
         """What lies directly in the folder."""
@@ -198,8 +208,9 @@ class RemotePath:
             found = store.ls(path, detail=True)
         # Some stores list a folder, or the mark that stands for it, in itself.
         inner = [info for info in found if info["name"].strip("/") != path.strip("/")]
-        names = [(posixpath.basename(info["name"].rstrip("/")), info["type"]) for info in inner]
-        return iter([RemotePath((self / name).url, kind) for name, kind in names])
+        names = [posixpath.basename(info["name"].rstrip("/")) for info in inner]
+        urls = [(self / name).url for name in names]
+        return iter([RemotePath(u, _listed(info)) for u, info in zip(urls, inner, strict=True)])
 
     def glob(self, pattern: str = "") -> list[RemotePath]:
         """What in the folder has a name that the pattern matches; without one, the files that the
@@ -220,12 +231,33 @@ class RemotePath:
             except FileNotFoundError:
                 if not missing_ok:
                     raise
+            if not self.appears_whole and store.exists(_before_move(path)):
+                store.rm_file(_before_move(path))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:  # noqa: FBT001 - as pathlib has it
         """Make the folder where the store has any."""
         if not self.appears_whole:
             with self._asking() as (store, path):
                 store.makedirs(path, exist_ok=True)
+
+    def rmdir(self) -> None:
+        """Remove the folder, which is empty, where the store has any."""
+        if self.is_dir():
+            with self._asking() as (store, path):
+                store.rmdir(path)
+
+    def latest(self) -> RemotePath:
+        """Where the content is. A store that moves files into place may have been left, by a crash,
+        with the old one removed and the new one, which is whole by then, not yet moved."""
+        waiting = RemotePath(_before_move(self.url))
+        return self if self.appears_whole or self.exists() or not waiting.exists() else waiting
+
+    def finish_move(self) -> None:
+        """Do what a crash left undone."""
+        waiting = self.latest()
+        if waiting != self:
+            with self._asking() as (store, path):
+                store.mv(_before_move(path), path)
 
     def upload(self, file: Path, *, new: bool = False) -> None:
         """Copy a file of this machine here: whole, or nothing is seen of it.
@@ -254,8 +286,8 @@ class RemotePath:
         return head, mark + rest
 
     def _is(self, kind: str) -> bool:
-        if self._kind:
-            return self._kind == kind
+        if self._listed:
+            return self._listed.kind == kind
         info = self._info()
         return info is not None and info["type"] == kind
 
@@ -283,6 +315,11 @@ def _store(url: str) -> tuple[Any, str]:
     return url_to_fs(url)
 
 
+def _listed(info: dict[str, Any]) -> Listed:
+    size = info.get("size")
+    return Listed(info["type"], -1 if size is None else int(size))
+
+
 def _create(store: Any, path: str, content: bytes) -> None:
     """Write a new file. Raises FileExistsError where there is one."""
     try:
@@ -294,19 +331,28 @@ def _create(store: Any, path: str, content: bytes) -> None:
         store.pipe_file(path, content)
 
 
+def _before_move(path: str) -> str:
+    return posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.new")
+
+
 def _put_and_move(store: Any, file: Path, path: str) -> None:
-    temporary = posixpath.join(
-        posixpath.dirname(path), f".{posixpath.basename(path)}.{os.getpid()}"
-    )
+    """Few of these stores can move a file over another: the old one is removed first, when the new
+    one is whole."""
+    temporary = _before_move(path)
     store.makedirs(posixpath.dirname(path), exist_ok=True)
+    old = store.exists(path)
     try:
-        store.put_file(str(file), temporary)
+        # Without an old file, one that is left here counts as whole.
+        store.put_file(str(file), temporary if old else f"{temporary}.part")
+        if not old:
+            store.mv(f"{temporary}.part", path)
+            return
     except BaseException:
-        if store.exists(temporary):
-            store.rm_file(temporary)
+        for left in (temporary, f"{temporary}.part"):
+            if store.exists(left):
+                store.rm_file(left)
         raise
-    if store.exists(path):  # few of these stores can move over a file
-        store.rm_file(path)
+    store.rm_file(path)
     store.mv(temporary, path)
 
 

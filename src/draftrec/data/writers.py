@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from draftrec.data.places import Place, RemotePath
 
 #: Ends the name of a file that is being written.
 TEMPORARY = ".tmp"
+_GATHERED_SECONDS = 60.0
 
 
 def replace_file(path: Place, content: bytes | pa.Buffer) -> None:
@@ -53,13 +55,59 @@ def _uploading(path: RemotePath) -> Iterator[BinaryIO]:
         path.upload(Path(file.name))
 
 
-def append_file(path: Path, content: bytes) -> int:
-    """Add to the end of a file and force it to disk; the file's new size."""
+def append_file(path: Place, content: bytes) -> int:
+    """Add to the end of a file and force it to disk; the file's new size. A file elsewhere, where
+    nothing can be added to one, is written anew."""
+    if isinstance(path, RemotePath):
+        whole = (path.read_bytes() if path.exists() else b"") + content
+        if content:
+            replace_file(path, whole)
+        return len(whole)
     with naming(path), path.open("ab") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
         return file.tell()
+
+
+class GatheredLines:
+    """Lines for a file elsewhere, which is written anew at most every minute."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._written = time.monotonic()
+
+    def add(self, path: Place, line: bytes) -> None:
+        """Keep a line; write what has gathered if it is time."""
+        self._lines.append(line)
+        if time.monotonic() - self._written >= _GATHERED_SECONDS:
+            self.write(path)
+
+    def write(self, path: Place) -> None:
+        """Add what has gathered to the file."""
+        append_file(path, b"".join(self._lines))
+        self._lines, self._written = [], time.monotonic()
+
+
+def cut_file(path: Place, size: int) -> None:
+    """Let a file, if there is one, be no longer than `size` bytes."""
+    if not path.exists() or path.stat().st_size <= size:
+        return
+    if isinstance(path, RemotePath):
+        replace_file(path, path.read_bytes()[:size])
+    else:
+        os.truncate(path, size)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Drop a last line that a crash left without its end, so that a file stays lines."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - (1 << 16))
+        file.seek(start)
+        tail = file.read()
+    cut_file(path, start + tail.rfind(b"\n") + 1)
 
 
 @contextmanager
@@ -73,8 +121,10 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Place) -> None:
     """Force renames in a folder to disk."""
+    if isinstance(folder, RemotePath):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +14,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.places import Place
 from draftrec.data.records import Rejected
 from draftrec.data.rejects import rejected_lines
+from draftrec.data.remote_lock import check_still_held
 from draftrec.data.vectors import vector_column, vectors_schema
 from draftrec.data.writers import TEMPORARY, replace_file, replace_parquet, stream_parquet
 from draftrec.errors import DraftrecError
@@ -133,7 +134,7 @@ class EncodeFiles:
     """Everything beside one output: `<output>.parts/` while the job runs, `<output>.manifest.json`
     and, if records were rejected, `<output>.rejected.jsonl` afterwards."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Place) -> None:
         self.output = output
         self.parts = output.with_name(f"{output.name}.parts")
         self._done = output.with_name(f"{output.name}.manifest.json")
@@ -152,6 +153,7 @@ class EncodeFiles:
 
     def write_manifest(self, manifest: EncodeManifest) -> None:
         """Replace the manifest of the job under way: the moment at which a shard is finished."""
+        check_still_held(self.parts)
         _write(self.parts / "manifest.json", manifest)
 
     def write_shard(self, index: int, shard: ShardRows) -> EncodedShard:
@@ -225,10 +227,10 @@ class EncodeFiles:
     def remove(self) -> None:
         """Remove the folder of parts, unless others keep files in it."""
         (self.parts / ".lock").unlink(missing_ok=True)
-        if not any(self.parts.iterdir()):
+        if self.parts.is_dir() and not any(True for _ in self.parts.iterdir()):
             self.parts.rmdir()
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> list[Place]:
         found = [
             path
             for path in self.parts.iterdir()
@@ -236,16 +238,16 @@ class EncodeFiles:
         ]
         return sorted(found)
 
-    def _part(self, index: int) -> Path:
+    def _part(self, index: int) -> Place:
         return self.parts / f"part-{index:05d}.parquet"
 
 
-def _read(path: Path) -> EncodeManifest | None:
+def _read(path: Place) -> EncodeManifest | None:
     mend = "encode; choose another --output, or start again with --overwrite"
     return read_state(path, EncodeManifest, mend)
 
 
-def _write(path: Path, manifest: EncodeManifest) -> None:
+def _write(path: Place, manifest: EncodeManifest) -> None:
     replace_file(path, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from draftrec.config import EncodeConfig
 from draftrec.data.cells import as_list
 from draftrec.data.joins import Join
-from draftrec.data.places import place
+from draftrec.data.places import Place, place
 from draftrec.data.readers import RecordSource, open_records
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.errors import DraftrecError
@@ -29,7 +29,7 @@ class EncodeSpec:
 
     config: EncodeConfig
     input: str
-    output: Path
+    output: Place
     history: str | None = None
     fit_on: tuple[str, ...] = ()
     overwrite: bool = False

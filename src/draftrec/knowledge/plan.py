@@ -35,11 +35,11 @@ class JobSpec:
 
     config: JobConfig
     input: str
-    output: Path
+    output: Place
     groups: Place | None = None
     pool: Path | None = None
     save_pool: Path | None = None
-    previous: Path | None = None
+    previous: Place | None = None
     overwrite: bool = False
 
 
@@ -126,7 +126,7 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
     return manifest
 
 
-def lag_to_use(output: Path, usual: int, *, overwrite: bool) -> int:
+def lag_to_use(output: Place, usual: int, *, overwrite: bool) -> int:
     """The pool lag of a job whose texts depend on it: as the run in `output` was begun, else the
     usual one."""
     begun = None if overwrite else RunFolder(output).manifest()

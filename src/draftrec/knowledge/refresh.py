@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from draftrec.config import AcceptConfig
 from draftrec.core import Counts, FinishReason, Generation, IntArray
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, recorded_settings
 from draftrec.knowledge.shards import RunFolder, prompt_hash
@@ -53,7 +53,7 @@ class PreviousRun:
     Raises DraftrecError for a folder that holds no finished shard, or whose files were changed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path, self._folder = path, RunFolder(path)
         manifest = self._folder.manifest() if path.is_dir() else None
         if manifest is None or not manifest.shards:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,14 @@ from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
 from draftrec.data.records import Rejected
 from draftrec.data.rejects import rejected_lines
+from draftrec.data.remote import UNMOVED, RemotePath
+from draftrec.data.remote_lock import check_still_held, sole_remote_writer
 from draftrec.data.writers import (
     TEMPORARY,
+    GatheredLines,
     append_file,
+    cut_file,
+    cut_torn_line,
     naming,
     replace_file,
     replace_parquet,
@@ -78,11 +82,23 @@ class Written:
 class RunFolder:
     """Reads and writes the files of one run."""
 
-    path: Path
+    path: Place
+    _gathered: GatheredLines = field(default_factory=GatheredLines, compare=False, repr=False)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folder and keep other processes from writing to it."""
+        if isinstance(self.path, RemotePath):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with sole_remote_writer(self.path / _LOCK, self.path):
+                for name in _OTHER_FILES:
+                    (self.path / name).finish_move()
+                for path in self._files():
+                    if UNMOVED.fullmatch(path.name):
+                        path.unlink()
+                yield
+                self._gathered.write(self.path / "metrics.jsonl")
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("w") as file:
             if not _lock(file.fileno()):
@@ -94,7 +110,8 @@ class RunFolder:
 
     def manifest(self) -> Manifest | None:
         """The run's manifest, None for a new folder; refuses data files of unknown origin."""
-        manifest = read_manifest(self.path / "manifest.json")
+        path = self.path / "manifest.json"
+        manifest = read_manifest(path.latest() if isinstance(path, RemotePath) else path)
         if manifest is None and any(_SHARD_FILE.fullmatch(p.name) for p in self._files()):
             raise DraftrecError(
                 f"{self.path} holds Parquet parts but no manifest.json, so they are not a run's; "
@@ -104,10 +121,11 @@ class RunFolder:
 
     def check_parts(self, manifest: Manifest) -> None:
         """Raise when a finished shard's files are not as the run left them."""
+        held = {path.name: path.stat().st_size for path in self._files()}
         for index, shard in enumerate(manifest.shards):
             sizes = {self.part(index): shard.part_size, self.stats(index): shard.stats_size}
             for path, size in sizes.items():
-                if not path.is_file() or path.stat().st_size != size:
+                if held.get(path.name) != size:
                     raise DraftrecError(
                         f"{path} is missing or was changed since the run wrote it; put it back, "
                         f"or start again with --overwrite"
@@ -115,6 +133,7 @@ class RunFolder:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest. This is the moment at which a shard counts as finished."""
+        check_still_held(self.path)
         text = manifest.model_dump_json(indent=1) + "\n"
         replace_file(self.path / "manifest.json", text.encode())
 
@@ -134,8 +153,10 @@ class RunFolder:
             match = _SHARD_FILE.fullmatch(path.name)
             if match and int(match[1]) >= len(manifest.shards):
                 path.unlink()
-        _cut(self.path / "rejected.jsonl", manifest.rejected_size)
-        _cut_torn_line(self.path / "metrics.jsonl")
+        cut_file(self.path / "rejected.jsonl", manifest.rejected_size)
+        metrics = self.path / "metrics.jsonl"
+        if isinstance(metrics, Path):  # elsewhere it is written whole
+            cut_torn_line(metrics)
 
     def write_shard(
         self, index: int, texts: Seq[Written], rejected: Seq[Rejected], rejected_size: int
@@ -145,7 +166,7 @@ class RunFolder:
         stats_size = replace_parquet(self.stats(index), _stats_table(texts))
         # Cut first: an attempt that failed halfway may have left lines behind.
         path = self.path / "rejected.jsonl"
-        _cut(path, rejected_size)
+        cut_file(path, rejected_size)
         rejected_size = append_file(path, rejected_lines(rejected))
         records = len(texts) + len(rejected)
         entry = ShardEntry(
@@ -170,6 +191,9 @@ class RunFolder:
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add one object to `metrics.jsonl`."""
         path = self.path / "metrics.jsonl"
+        if isinstance(path, RemotePath):
+            self._gathered.add(path, _json_line(values))
+            return
         with naming(path), path.open("ab") as file:
             file.write(_json_line(values))
 
@@ -179,15 +203,17 @@ class RunFolder:
 
     def holds(self, file: Place) -> bool:
         """Whether a file lies in this folder."""
+        if isinstance(file, RemotePath) != isinstance(self.path, RemotePath):
+            return False
         return file.resolve().is_relative_to(self.path.resolve())
 
-    def part(self, index: int) -> Path:
+    def part(self, index: int) -> Place:
         return self.path / f"part-{index:05d}.parquet"
 
-    def stats(self, index: int) -> Path:
+    def stats(self, index: int) -> Place:
         return self.path / f"stats-{index:05d}.parquet"
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> list[Place]:
         return [p for p in self.path.iterdir() if p.is_file()] if self.path.is_dir() else []
 
     def _remove_temporaries(self) -> None:
@@ -236,22 +262,6 @@ def prompt_hash(prompt_ids: IntArray) -> int:
 
 def _json_line(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-
-
-def _cut(path: Path, size: int) -> None:
-    if path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop a last line that a crash left without its end, so that the file stays JSON lines."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        start = max(0, path.stat().st_size - (1 << 16))
-        file.seek(start)
-        tail = file.read()
-    _cut(path, start + tail.rfind(b"\n") + 1)
 
 
 def _lock(descriptor: int) -> bool:
