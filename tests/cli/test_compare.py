@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sacrebleu import sentence_bleu
 
 from draftrec.cli.main import run
 from draftrec.evaluate.limits import read_limits
@@ -54,6 +55,39 @@ def test_an_equal_strict_run_passes(
     assert result["metrics"]["eos_rate"]["value"]["value"] == round(59 / 60, 6)
     assert result["metrics"]["new_tokens"]["change"]["value"] == 0.0
     assert "token for token, in all 60 texts" in " ".join(summary["findings"])
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer"),
+    [
+        ("这位用户喜欢{}电影，尤其是{}年代的作品。", "zh"),
+        ("ผู้ใช้ชอบภาพยนตร์{}ของยุค{}มาก", "char"),
+        ("The user likes {} films of the {}.", "13a"),
+    ],
+)
+def test_the_tokenizer_follows_the_texts_and_is_said_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, tokenizer: str
+) -> None:
+    written = [text.format("一二三四五"[i], "甲乙丙丁戊"[-i]) for i in range(5)]
+    if tokenizer != "zh":
+        written = [text.format(f"x{i}", f"y{i}") for i in range(5)]
+    texts = {f"u{i}": t for i, t in enumerate(written)}
+    folders = [write_run(tmp_path / name, texts) for name in ("base", "same")]
+    code, out, err = compare(capsys, *folders, "--json", "--output", tmp_path / "report")
+    assert code in (0, 1), err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["facts"]["tokenizer"] == tokenizer
+    said = f"sacrebleu's tokenizer {tokenizer}"
+    assert said in " ".join(err.split())
+    for name in ("report.md", "report.html", "compare.json"):
+        page = (tmp_path / "report" / name).read_text()
+        assert said in page.replace("&#39;", "'")
+    by_hand = [
+        sentence_bleu(t, [o for o in written if o != t], tokenize=tokenizer).score / 100
+        for t in written
+    ]
+    value = summary["runs"]["base"]["metrics"]["self_bleu"]["value"]["value"]
+    assert value == pytest.approx(sum(by_hand) / 5, abs=1e-6)
 
 
 def test_one_other_token_breaks_a_strict_run(

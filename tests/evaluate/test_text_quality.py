@@ -112,3 +112,36 @@ def test_self_bleu_tells_copies_from_texts_of_their_own() -> None:
     assert low is not None
     assert low < 0.05
     assert self_bleu(["alone"], bleu_sample(1, seed=0)).value is None
+
+
+CHINESE = [
+    f"这位用户喜欢{genre}电影，尤其是{era}年代的作品，常常给出很高的评分。"
+    for genre, era in (("科幻", "九十"), ("爱情", "八十"), ("战争", "七十"), ("喜剧", "六十"))
+]
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer"),
+    [
+        (CHINESE, "zh"),
+        (["ฉันชอบภาพยนตร์ไทยมาก", "ฉันชอบภาพยนตร์จีนมาก", "เขาไม่ชอบดูหนังเลย"], "char"),
+        (["この映画はとても楽しい", "この本はとても悲しい", "その歌が好きです"], "char"),
+        (["She likes war films.", "She likes love films a lot.", "He reads."], "13a"),
+    ],
+)
+def test_self_bleu_is_what_sacrebleu_says_of_these_scripts(
+    texts: list[str], tokenizer: str
+) -> None:
+    from sacrebleu import sentence_bleu
+
+    by_hand = [
+        sentence_bleu(t, [o for o in texts if o != t], tokenize=tokenizer).score / 100
+        for t in texts
+    ]
+    found = self_bleu(texts, bleu_sample(len(texts), seed=0))
+    assert found.numerators.tolist() == pytest.approx(by_hand)
+    if tokenizer != "13a":
+        words = self_bleu(texts, bleu_sample(len(texts), seed=0), "13a").value
+        assert found.value is not None
+        assert words is not None
+        assert found.value > words + 0.1

@@ -100,3 +100,16 @@ def test_unusable_vectors_are_refused(
     path = write(tmp_path / "v.parquet", ids, vectors)
     with pytest.raises(DraftrecError, match=words):
         read_text_vectors(path, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("这位用户喜欢科幻电影和战争电影", "这位用户喜欢科幻电影和战争电视"),
+        ("ฉันชอบภาพยนตร์ไทยและภาพยนตร์จีน", "ฉันชอบภาพยนตร์ไทยและภาพยนตร์ลาว"),
+        ("この映画はとても楽しいです", "この映画はとても楽しいよ"),
+    ],
+)
+def test_texts_that_differ_in_their_end_are_alike_in_every_script(one: str, other: str) -> None:
+    found = by_tf_idf([one, "123 abc"], [other, "123 abc"]).cosines
+    assert 0.6 < found[0] < 1

@@ -23,7 +23,8 @@ from draftrec.evaluate.text_titles import (
 
 TITLES = [
     "Heat (1995)", "Matrix, The (1999)", "The Matrix Reloaded", "Seven (Se7en) (1995)", "Up",
-    "Schindler's List (1993)", "Speed", "X-Men",
+    "Schindler's List (1993)", "Speed", "X-Men", "无间道（2002）", "霸王别姬 (1993)", "英雄",
+    "X战警", "千と千尋の神隠し", "องค์บาก", "दंगल",
 ]  # fmt: skip
 
 
@@ -44,6 +45,12 @@ def names(text: str, titles: list[str] | None = None) -> list[str]:
         ("X-Men", ["X-Men"]),
         ("Up", []),
         ("", []),
+        ("他喜欢《无间道》和霸王别姬", ["无间道（2002）", "霸王别姬 (1993)"]),
+        ("英雄很好看", []),
+        ("X战警好看", ["X战警"]),
+        ("『千と千尋の神隠し』が好き", ["千と千尋の神隠し"]),
+        ("เขาชอบองค์บากมาก", ["องค์บาก"]),
+        ("उसे दंगल पसंद है", ["दंगल"]),
     ],
 )
 def test_whole_titles_are_found(text: str, expected: list[str]) -> None:
@@ -52,8 +59,8 @@ def test_whole_titles_are_found(text: str, expected: list[str]) -> None:
 
 def test_short_titles_are_counted_and_equal_titles_are_one() -> None:
     matcher = TitleMatcher([*TITLES, "heat", "It", "M"])
-    assert matcher.too_short == 3
-    assert len(matcher) == 7
+    assert matcher.too_short == 4
+    assert len(matcher) == 13
 
 
 def test_words_of_the_language_prove_nothing() -> None:

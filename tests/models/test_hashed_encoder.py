@@ -92,3 +92,21 @@ def test_names_and_refusals() -> None:
     with pytest.raises(DraftrecError, match="--max-tokens"):
         fit(max_tokens=5)
     assert load_encoder("hashed:3", EncoderConfig(), TEXTS).dim == 3
+
+
+@pytest.mark.parametrize(
+    ("stem", "ends"),
+    [
+        ("这位用户喜欢科幻电影和战争电影，尤其是九十年代的作品，常常给出很高的评", ("分", "价")),
+        ("この利用者は九十年代の映画がとても好きで、いつも高い評価をつけていま", ("す", "せ")),
+        ("ผู้ใช้คนนี้ชอบภาพยนตร์วิทยาศาสตร์และภาพยนตร์สงครามของยุคเก้าสิบมา", ("ก", "ย")),
+        ("អ្នកប្រើនេះចូលចិត្តភាពយន្តវិទ្យាសាស្ត្រ និងភាពយន្តសង្គ្រា", ("ម", "ន")),
+    ],
+)
+def test_texts_that_differ_in_one_character_are_near_in_every_script(
+    stem: str, ends: tuple[str, str]
+) -> None:
+    texts = [stem + end for end in ends]
+    one, other, stranger = fit(64, [*texts, *TEXTS]).encode([*texts, TEXTS[0]])
+    assert one @ other > 0.9
+    assert abs(one @ stranger) < 0.1

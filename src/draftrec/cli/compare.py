@@ -163,6 +163,8 @@ def _show(comparison: Comparison, console: Any) -> None:
         cells = [Text(c.value, style=_COLOURS.get(c.outcome, "")) for c in row.cells]
         table.add_row(row.metric.label, *cells)
     console.print(table)
+    for measure in ("similarity", "self-BLEU"):
+        console.print(Text(f"{measure}: {comparison.facts[measure]}", style="dim"))
     for finding in findings(comparison):
         console.print(Text(finding))
     console.print("gate: passed" if comparison.passed else "gate: closed")

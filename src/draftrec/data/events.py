@@ -85,13 +85,13 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
     times: list[_Time] = []
     truths = 0
 
-    def event(row: Row) -> tuple[str, str, float, bool, _Time | None]:
+    def event(row: Row) -> tuple[str, str, tuple[float, bool], _Time | None]:
         found = _rating(row, rating) if rating else (0.0, False)
         when = _converted(row, time, _moment, "a number or a date") if time else None
-        return label(row, columns.user), label(row, columns.item), *found, when
+        return label(row, columns.user), label(row, columns.item), found, when
 
     rows = source.rows([c for c in (columns.user, columns.item, rating, time) if c])
-    for user, item, rated, truth, when in converted(rows, event, rejects):
+    for user, item, (rated, truth), when in converted(rows, event, rejects):
         pairs.append((users.setdefault(user, len(users)), items.setdefault(item, len(items))))
         ratings.append(rated)
         truths += truth

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from draftrec.data.templates import FRAMEWORKS, Side
+from draftrec.data.words import bleu_tokenizer, unspaced
 from draftrec.evaluate.bootstrap import Bootstrap
 from draftrec.evaluate.compare_values import CompareJob
 from draftrec.evaluate.text_grounding import Grounding, ground, read_catalogue, read_prompts
@@ -47,6 +48,10 @@ class Study:
         n = len(paired.baseline)
         self.bootstrap = Bootstrap(n, job.resamples, job.seed)
         self.sample = bleu_sample(n, job.seed)
+        # One tokenizer for all runs, or their figures could not be compared.
+        texts = [text for run in (paired.baseline, *paired.runs) for text in run.texts]
+        self.tokenizer = bleu_tokenizer(texts)
+        self._unspaced = any(map(unspaced, texts))
         self.form = _form(job, [paired.baseline, *paired.runs])
         self.grounding = _grounding(job, paired.baseline)
         ids = paired.baseline.entity_ids
@@ -55,7 +60,7 @@ class Study:
     def figures(self, run: RunTexts) -> Figures:
         """What the run is like by itself."""
         ratios = own_measures(run)
-        ratios["self_bleu"] = self_bleu(run.texts, self.sample)
+        ratios["self_bleu"] = self_bleu(run.texts, self.sample, self.tokenizer)
         if self.grounding:
             ratios |= self.grounding.measures(run.texts)
         faults: Counter[str] = Counter()
@@ -86,12 +91,13 @@ class Study:
 
     def facts(self) -> dict[str, str]:
         """How it was measured."""
-        of = "vectors" if self.vectors else "TF-IDF of words (no --vectors)"
+        of = "vectors" if self.vectors else f"TF-IDF of {self._terms} (no --vectors)"
         facts = {
             "entities compared": f"{len(self.paired.baseline):,} of {self.paired.total:,}",
             "similarity": f"cosine of {of}",
             "self-BLEU": f"{len(self.sample.texts)} texts, each with "
-            f"{self.sample.references.shape[1]} others",
+            f"{self.sample.references.shape[1]} others; sacrebleu's tokenizer {self.tokenizer}",
+            "tokenizer": self.tokenizer,
             "intervals": f"95 %, {self.job.resamples:,} paired resamples of entities, seed "
             f"{self.job.seed}; Student's t over seeds",
             "form": f"{self.form.framework}, {self.form.side}" if self.form else "not checked",
@@ -105,6 +111,13 @@ class Study:
         else:
             facts["titles"] = "not looked for (no --titles and --prompts)"
         return facts
+
+    @property
+    def _terms(self) -> str:
+        """What TF-IDF counts."""
+        if self._unspaced:
+            return "words, and of characters and their pairs in scripts without spaces"
+        return "words"
 
     def _similarity(self, run: RunTexts) -> Similarity:
         baseline = self.paired.baseline

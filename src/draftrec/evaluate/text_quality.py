@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import IntArray
+from draftrec.data.words import BleuTokenizer, bleu_tokenizer
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.text_runs import RunTexts
 
@@ -160,9 +161,10 @@ def bleu_sample(
     return BleuSample(picked, places + (places >= picked[:, None]))
 
 
-def self_bleu(texts: Seq[str], sample: BleuSample) -> Ratio:
+def self_bleu(texts: Seq[str], sample: BleuSample, tokenizer: BleuTokenizer | None = None) -> Ratio:
     """Self-BLEU (Zhu et al., arXiv 1802.01886): each sampled text's BLEU-4 against others of the
-    same run, 0 to 1. High means that texts of different entities are alike.
+    same run, 0 to 1. High means that texts of different entities are alike. `tokenizer`:
+    sacrebleu's; None for that of the texts' scripts.
 
     Raises DraftrecError where sacrebleu is not installed.
     """
@@ -172,7 +174,7 @@ def self_bleu(texts: Seq[str], sample: BleuSample) -> Ratio:
         raise DraftrecError(
             'self-BLEU needs sacrebleu; install it with pip install "draftrec[compare]"'
         ) from error
-    bleu = BLEU(effective_order=True)
+    bleu = BLEU(effective_order=True, tokenize=tokenizer or bleu_tokenizer(texts))
     scores, scored = np.zeros(len(texts)), np.zeros(len(texts))
     for row, others in zip(sample.texts, sample.references, strict=True):
         if not len(others):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
 from draftrec.data.readers import open_records
+from draftrec.data.words import features
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.text_quality import Ratio, mean_where
 
@@ -49,12 +50,13 @@ def by_vectors(baseline: Doubles, run: Doubles) -> Similarity:
 
 
 def by_tf_idf(baseline: Seq[str], run: Seq[str]) -> Similarity:
-    """Cosines of TF-IDF over words, fitted on these two lists. Words alone: a paraphrase counts as
-    a change, so prefer vectors of an encoder where there is one."""
+    """Cosines of TF-IDF over words, fitted on these two lists; over characters and pairs of them in
+    scripts without spaces. Words alone: a paraphrase counts as a change, so prefer vectors of an
+    encoder where there is one."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     equal = np.array([a == b for a, b in zip(baseline, run, strict=True)])
-    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    vectorizer = TfidfVectorizer(analyzer=features, sublinear_tf=True)
     try:
         vectorizer.fit([*baseline, *run])
     except ValueError:  # not one word in all texts

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from draftrec.data.templates import Side
+from draftrec.data.words import count_words, unspaced
 
 Framework = Literal["kar", "trawl", "once", "rlmrec"]
 
@@ -26,6 +27,8 @@ _FACTORS: Mapping[tuple[Framework, Side], tuple[str, ...]] = {
 _SUMMARY_WORDS: Mapping[Side, int] = {"user": 100, "item": 200}
 _REASONING_WORDS: Mapping[Side, int | None] = {"user": None, "item": 200}
 _PHRASES, _PHRASE_WORDS = 5, 5
+#: Commas, semicolons and ends of lines, those of other scripts among them.
+_PARTED = re.compile(r"[,;\n\uff0c\u3001\uff1b\u060c\u061b]")
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 
@@ -55,8 +58,13 @@ class TextForm:
         if factors is None:
             factors = _FACTORS[(self.framework, self.side)]
         folded = text.casefold()
-        named = sum(bool(re.search(rf"\b{re.escape(f.casefold())}", folded)) for f in factors)
+        named = sum(bool(re.search(_beginning(f.casefold()), folded)) for f in factors)
         return [] if named >= min(self.min_factors, len(factors)) else ["too few factors named"]
+
+
+def _beginning(factor: str) -> str:
+    """A pattern for a word that begins so; scripts without spaces have no words to begin."""
+    return re.escape(factor) if unspaced(factor[:1]) else rf"\b{re.escape(factor)}"
 
 
 def _json_faults(text: str, side: Side) -> list[str]:
@@ -74,20 +82,20 @@ def _json_faults(text: str, side: Side) -> list[str]:
         entry = value.get(key)
         if not isinstance(entry, str) or not entry.strip():
             found.append(f"no {key}")
-        elif most is not None and len(entry.split()) > most:
+        elif most is not None and count_words(entry) > most:
             found.append(f"{key} too long")
     return found
 
 
 def _phrase_faults(text: str) -> list[str]:
     """ONCE, users: at most five words or short phrases, parted by commas or lines."""
-    phrases = [p for p in re.split(r"[,;\n]", text) if p.strip()]
+    phrases = [p for p in _PARTED.split(text) if p.strip()]
     found: list[str] = []
     if not phrases:
         found.append("empty")
     if len(phrases) > _PHRASES:
         found.append("too many phrases")
-    if any(len(p.split()) > _PHRASE_WORDS for p in phrases):
+    if any(count_words(p) > _PHRASE_WORDS for p in phrases):
         found.append("phrase too long")
     return found
 

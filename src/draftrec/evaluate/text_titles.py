@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-#: A word, with the marks inside it that belong to it ("Schindler's", "X-Men").
-_WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
+from draftrec.data.words import is_eastern, normal, units
+
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 _ALIAS = re.compile(r"\s*\(([^()]*)\)")
 _TURNED = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Der|Die|Das|Il|El|Los)$")
 #: A title with fewer letters and digits than this is met by chance too often to mean anything.
 MIN_LETTERS = 4
+#: What a character of Han or kana counts for: three of them are a title.
+_PER_CHARACTER = 1.5
 
 Words = tuple[str, ...]
 
@@ -33,7 +35,8 @@ class TitleMatcher:
     Titles that differ in capitals and punctuation only are one title. A year at the end
     ("Heat (1995)") is dropped, "Matrix, The" is read as "The Matrix", and further names in brackets
     ("Seven (Se7en)") count as the same title. `too_short` counts titles that are not looked for.
-    Texts in scripts without spaces between words are not matched.
+    In scripts without spaces between words a title is found wherever its characters stand
+    together, as part of a longer word too.
     """
 
     def __init__(self, titles: Iterable[str]) -> None:
@@ -51,7 +54,7 @@ class TitleMatcher:
 
     def find(self, text: str) -> list[Mention]:
         """Every mention, in order; where titles overlap the first counts, and the longest there."""
-        written = _WORD.findall(text)
+        written = units(text, joined=True)
         words = [_folded(w) for w in written]
         found: list[Mention] = []
         place = 0
@@ -67,7 +70,7 @@ class TitleMatcher:
         return found
 
     def _add(self, title: str) -> None:
-        forms = [f for f in map(_words, _forms(title)) if sum(map(len, f)) >= MIN_LETTERS]
+        forms = [f for f in map(_words, _forms(title)) if _weight(f) >= MIN_LETTERS]
         if not forms:
             self.too_short += 1
             return
@@ -107,14 +110,18 @@ def history_text(history: object, titles: Mapping[str, str]) -> str:
 
 
 def _forms(title: str) -> list[str]:
-    plain = _YEAR.sub("", title)
+    plain = _YEAR.sub("", normal(title))
     forms = [_ALIAS.sub("", plain), *_ALIAS.findall(plain)]
     forms = [f.strip().removeprefix("a.k.a. ") for f in forms]
     return [f"{m[2]} {m[1]}" if (m := _TURNED.match(f)) else f for f in forms]
 
 
 def _words(title: str) -> Words:
-    return tuple(_folded(w) for w in _WORD.findall(title))
+    return tuple(_folded(w) for w in units(title, joined=True))
+
+
+def _weight(words: Words) -> float:
+    return sum(_PER_CHARACTER if is_eastern(word) else len(word) for word in words)
 
 
 def _folded(word: str) -> str:

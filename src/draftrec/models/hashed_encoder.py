@@ -1,5 +1,6 @@
 """The encoder without a model: hashed TF-IDF, reduced by a truncated SVD (latent semantic
-analysis: Deerwester et al., 1990). It knows words, not meanings, and needs no download."""
+analysis: Deerwester et al., 1990). It knows words, not meanings, and needs no download. Of scripts
+without spaces it knows characters and pairs of them."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from draftrec.config import EncoderConfig
 from draftrec.core import FloatArray
+from draftrec.data.words import features
 from draftrec.errors import DraftrecError
 from draftrec.models.documents import Document, Encoded
 
@@ -25,6 +28,8 @@ _DEFAULT_DIM = 256
 _COLUMNS = 1 << 16
 #: Singular values below this share of the largest count as zero.
 _SMALLEST = 1e-5
+#: Words of one letter say little.
+_SHORTEST = 2
 _NAME = re.compile(r"hashed(?::(.*))?")
 
 
@@ -107,7 +112,8 @@ class HashedEncoder:
 
 def _vectorizer() -> HashingVectorizer:
     options: dict[str, Any] = {"alternate_sign": False, "norm": None, "dtype": np.float32}
-    return HashingVectorizer(n_features=_COLUMNS, **options)
+    analyse = partial(features, least=_SHORTEST)
+    return HashingVectorizer(n_features=_COLUMNS, analyzer=analyse, **options)
 
 
 def _signed(components: FloatArray) -> FloatArray:
