@@ -182,6 +182,10 @@ class EncoderConfig(_Frozen):
         default="window", description="what becomes of a text with more tokens than that"
     )
     batch_size: Annotated[int, Field(ge=1)] = 32
+    prompt_name: str | None = Field(
+        default=None, description="of the encoder's own prompts, the one for such texts"
+    )
+    prompt: str | None = Field(default=None, description="words that go before every text")
 
 
 class EncodeConfig(_Frozen):

@@ -189,6 +189,17 @@ def test_fingerprints_tell_models_and_tokenizers_apart(
     assert load(same).fingerprint != load(saved("bert")).fingerprint
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_prompt_goes_before_every_text(saved: Callable[[str], Path], kind: str) -> None:
+    folder = saved(kind)
+    lead = words(3, 4)
+    found = load(folder, prompt=f"{lead} ").encode([words(9, 10)])
+    np.testing.assert_allclose(found, load(folder).encode([words(3, 4, 9, 10)]), atol=1e-6)
+    assert load(folder, prompt=f"{lead} ").fingerprint != load(folder).fingerprint
+    with pytest.raises(DraftrecError, match=r"no prompt of the name 'query' \(it has none\)"):
+        load(folder, prompt_name="query")
+
+
 def test_progress_is_told(saved: Callable[[str], Path]) -> None:
     seen: list[tuple[int, int]] = []
     documents = [Document(text) for text in TEXTS]
@@ -206,7 +217,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     pool = modules.Pooling(16, include_prompt=False)
     steps = [body, pool, modules.Dense(16, 6), modules.Normalize()]
-    prompts = {"text": words(60, 61) + " "}
+    prompts = {"text": words(60, 61) + " ", "query": words(62) + " ", "document": ""}
     model = library.SentenceTransformer(
         modules=steps, device="cpu", prompts=prompts, default_prompt_name="text"
     )
@@ -224,6 +235,28 @@ class TestSentenceTransformers:
         np.testing.assert_allclose(encoder.encode(TEXTS), wanted, atol=1e-6)
         free = load(sentences, normalise=False).encode(TEXTS)
         assert np.abs(np.linalg.norm(free, axis=1) - 1).max() > 0.01
+
+    @pytest.mark.parametrize(
+        ("name", "librarys"), [("query", "query"), ("passage", "document"), ("text", "text")]
+    )
+    def test_prompts_are_the_librarys(self, sentences: Path, name: str, librarys: str) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(sentences), device="cpu")
+        wanted = model.encode(TEXTS, prompt_name=librarys)
+        encoder = load(sentences, prompt_name=name)
+        np.testing.assert_allclose(encoder.encode(TEXTS), wanted, atol=1e-6)
+        own = load(sentences, prompt="w7 w8: ").encode(TEXTS)
+        np.testing.assert_allclose(own, model.encode(TEXTS, prompt="w7 w8: "), atol=1e-6)
+        assert (encoder.fingerprint == load(sentences).fingerprint) is (name == "text")
+
+    def test_unknown_prompts_are_refused(self, sentences: Path) -> None:
+        with pytest.raises(
+            DraftrecError, match=r"no prompt of the name 'x' \(it has query, text\)"
+        ):
+            load(sentences, prompt_name="x")
+        with pytest.raises(DraftrecError, match="--prompt or --prompt-name, not both"):
+            load(sentences, prompt_name="query", prompt="query: ")
 
     def test_long_texts_are_not_cut_by_the_library(self, sentences: Path) -> None:
         assert load(sentences).max_tokens == LIMIT

@@ -101,6 +101,17 @@ class EncodeOptions:
             "lost counted; or rejected."
         ),
     ] = _ENCODER.on_overflow
+    prompt_name: Annotated[
+        str | None,
+        Option(
+            metavar="query|passage",
+            help="The encoder's own prompt for such texts, for encoders that have several.",
+            show_default="the encoder's default",
+        ),
+    ] = _ENCODER.prompt_name
+    prompt: Annotated[
+        str | None, Option(metavar="TEXT", help="Words before every text, such as 'query: '.")
+    ] = _ENCODER.prompt
     batch_size: Annotated[int, Option(help="Most texts encoded together.")] = _ENCODER.batch_size
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = _ENCODER.device
     dtype: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from draftrec.config import EncoderConfig, ModelConfig
 from draftrec.errors import DraftrecError
 from draftrec.models import loading
 
+#: Names that models give the prompt of what is searched.
+_PASSAGES = dict.fromkeys(("document", "passage", "corpus"), ("document", "passage", "corpus"))
 #: Ids and mask, int64 `[B, T]`, padded on the right -> float32 `[B, D]`.
 Embed = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,17 +79,22 @@ def load_pooled(folder: str, config: EncoderConfig, known: Published | None = No
         hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return pool(hidden.float(), mask)
 
+    prompt = _prompt(folder, config, {}, None)
     before, after = _frame(tokenizer)
+    before += _ids(tokenizer, prompt.rstrip(), special=False) if prompt else ()
+    digest.update(prompt.encode())
     return Body(
         own.name, tokenizer, embed, _limit(folder, tokenizer, model), before, after, pooling,
-        own.normalise, model.device, _fingerprint(digest, tokenizer),
+        own.normalise, model.device, _fingerprint(digest, tokenizer), _lead(prompt),
     )  # fmt: skip
 
 
 def load_sentence_transformer(folder: str, config: EncoderConfig) -> Body:
-    """A sentence-transformers model: the library's own modules, and its default prompt.
+    """A sentence-transformers model: the library's own modules, and the prompt that is asked for,
+    else its default one.
 
-    Raises DraftrecError if the package is missing or the model cannot be loaded.
+    Raises DraftrecError if the package is missing, the model cannot be loaded or has no such
+    prompt.
     """
     if config.pooling != "auto":
         raise DraftrecError(
@@ -96,7 +103,7 @@ def load_sentence_transformer(folder: str, config: EncoderConfig) -> Body:
         )
     model = _sentence_transformer(folder, config)
     steps = [step for step in model if type(step).__name__ != "Normalize"]
-    prompt = model.prompts.get(model.default_prompt_name or "", "")
+    prompt = _prompt(folder, config, model.prompts, model.default_prompt_name)
     before, after = _frame(model.tokenizer)
     # Most tokenizers join a space to the word behind it, so it goes with the text.
     before += _ids(model.tokenizer, prompt.rstrip(), special=False)
@@ -114,8 +121,33 @@ def load_sentence_transformer(folder: str, config: EncoderConfig) -> Body:
     return Body(
         folder, model.tokenizer, embed, model.max_seq_length or model.tokenizer.model_max_length,
         before, after, "sentence-transformers", len(steps) < len(model), model.device,
-        _fingerprint(digest, model.tokenizer), prompt[len(prompt.rstrip()) :],
+        _fingerprint(digest, model.tokenizer), _lead(prompt),
     )  # fmt: skip
+
+
+def _prompt(folder: str, config: EncoderConfig, named: Mapping[str, str], usual: str | None) -> str:
+    """What goes before every text; empty for nothing. `named`: the model's own prompts."""
+    if config.prompt is not None:
+        if config.prompt_name is not None:
+            raise DraftrecError("give --prompt or --prompt-name, not both")
+        return config.prompt
+    name = config.prompt_name
+    if name is None:
+        return named.get(usual or "", "")
+    found = next((n for n in (name, *_PASSAGES.get(name, ())) if n in named), None)
+    # The library lists empty prompts for models that name none.
+    if found is None or not any(named.values()):
+        listed = ", ".join(n for n, text in named.items() if text) or "none"
+        raise DraftrecError(
+            f"the encoder {folder} has no prompt of the name {name!r} (it has {listed}); write the "
+            "words that its authors put before such texts with --prompt, such as 'query: '"
+        )
+    return named[found]
+
+
+def _lead(prompt: str) -> str:
+    """The space behind a prompt: most tokenizers join it to the word that follows."""
+    return prompt[len(prompt.rstrip()) :]
 
 
 def _sentence_transformer(folder: str, config: EncoderConfig) -> Any:

@@ -73,6 +73,11 @@ class HashedEncoder:
                 "the hashed encoder reads whole texts and pools nothing; leave --max-tokens and "
                 "--pooling out"
             )
+        if config.prompt is not None or config.prompt_name is not None:
+            raise DraftrecError(
+                "the hashed encoder was trained with no prompts; leave --prompt and --prompt-name "
+                "out"
+            )
         # The vectoriser ends in StopIteration on nothing at all, hence the empty text.
         counts: Any = _vectorizer().transform(chain(texts, [""]))[:-1]
         if counts.nnz == 0:
