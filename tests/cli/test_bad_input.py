@@ -276,7 +276,9 @@ def test_values_that_no_chat_template_reads(command: Command, demo_model: Path) 
     copy = shutil.copytree(demo_model, command.folder / "model")
     (copy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     command.refuses("'enable_thinking', which the model's chat", *values, model=str(copy))
-    command.refuses("'--chat-template-kwargs': a JSON object", "--chat-template-kwargs", "[1]", model=str(copy))
+    command.refuses(
+        "'--chat-template-kwargs': a JSON object", "--chat-template-kwargs", "[1]", model=str(copy)
+    )
     command.refuses("--chat-date", "--chat-date", "tomorrow", model=str(copy))
 
 

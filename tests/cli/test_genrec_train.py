@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,62 @@ def test_a_target_does_not_take_ids_with_unknown_tokens(command: Command, tmp_pa
     strange.write_text("\n".join(map(json.dumps, rows)))
     words = ("teach", target, command.sequences, "--sids", strange, "--output", tmp_path / "out")
     command.refuses("no token '<b_77>'", *words)
+
+
+def test_items_and_users_may_be_texts(command: Command, tmp_path: Path):
+    """The same training as with numbers, and one after the other from text to recommendation."""
+    words = ("--preset", "tiny", *FEW)
+    numbers = command.tell("fit", *command.data, "--output", tmp_path / "n", *words)
+    rows = [json.loads(line) for line in Path(command.sequences).read_text().splitlines()]
+    renamed = [
+        {"user_id": f"u{r['user']}", "asins": [f"B{i}" for i in r["items"]], "part": r["part"]}
+        for r in rows
+    ]
+    sequences = tmp_path / "texts.jsonl"
+    sequences.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    sids = tmp_path / "games.index.json"
+    known = [json.loads(line) for line in Path(command.sids).read_text().splitlines()]
+    sids.write_text(json.dumps({f"B{row['item']}": row["sid"] for row in known}))
+    data = (sequences, "--sids", sids, "--items-column", "asins")
+    target, teacher, draft = (tmp_path / name for name in ("target", "teacher", "draft"))
+    texts = command.tell("fit", *data, "--output", target, *words)
+    same = ("epochs", "best_epoch", "valid_loss", "valid_recall@10")
+    assert {name: texts[name] for name in same} == {name: numbers[name] for name in same}
+    command.tell("teach", target, *data, "--output", teacher, "--beams", 3)
+    command.tell("align", teacher, "--target", target, "--output", draft, *words)
+    output = tmp_path / "lists.jsonl"
+    line = ("recommend", *data, "--target", target, "--draft", draft, "--output", output)
+    found = command.tell(*line, "-k", 5)
+    lists = [json.loads(text) for text in output.read_text().splitlines()]
+    assert found["users"] == len(lists) == 40
+    assert all(row["user"][0] == "u" and row["items"][0][0] == "B" for row in lists)
+
+
+@pytest.mark.parametrize("what", ["fit", "teach", "align", "recommend"])
+def test_a_second_process_on_one_output_is_refused(command: Command, tmp_path: Path, what: str):
+    target, teacher = tmp_path / "target", tmp_path / "teacher"
+    fit = ("fit", *command.data, "--preset", "tiny", "--output", target, *FEW)
+    teach = ("teach", target, *command.data, "--output", teacher, "--beams", 2)
+    align = ("align", teacher, "--target", target, "--output", tmp_path / "draft", *FEW)
+    recommend = ("recommend", *command.data, "--target", target, "--draft", "none", "-k", 2)
+    recommend += ("--output", tmp_path / "lists.parquet")
+    lines = {"fit": fit, "teach": teach, "align": align, "recommend": recommend}
+    for before in ("fit", "teach"):
+        if before == what:
+            break
+        command.tell(*lines[before])
+    output = lines[what][lines[what].index("--output") + 1]
+    held = "from pathlib import Path\nfrom draftrec.data.locks import sole_writer\nimport sys\n"
+    held += "with sole_writer(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", held, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        command.refuses("another process is writing to", *lines[what])
+        assert not Path(output).exists()
+    finally:
+        holder.communicate(b"\n")
+    command.tell(*lines[what])
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".lock")]

@@ -112,12 +112,14 @@ def test_a_value_that_training_lacks_is_missing() -> None:
 
 
 def test_items_are_found_by_either_name(world: World) -> None:
+    for name in ("entity_id", "asin"):
+        named = world.write("e.jsonl", [{name: "i1", "genres": "g"}])
+        assert read_rows(str(named), "item_id") == {"i1": {"genres": "g"}}
     rows = [{"entity_id": "i1", "genres": "g"}]
-    assert read_rows(str(world.write("e.jsonl", rows)), "item_id") == {"i1": {"genres": "g"}}
     with pytest.raises(DraftrecError, match="listed before"):
         read_rows(str(world.write("twice.jsonl", rows * 2)), "item_id")
     with pytest.raises(DraftrecError, match="rename the column"):
-        read_rows(str(world.write("none.jsonl", [{"id": 1}])), "item_id")
+        read_rows(str(world.write("none.jsonl", [{"name": 1}])), "item_id")
 
 
 def test_parts_hold_rows_of_both_sides(world: World, events: Events) -> None:

@@ -254,7 +254,8 @@ def test_cuts_that_cannot_be(
 @pytest.mark.parametrize(
     ("rows", "columns", "words"),
     [
-        ([{"user": 1, "item_id": 2}], EventColumns(), "--user-column"),
+        ([{"who": 1, "item_id": 2}], EventColumns(), "no column 'user_id', it has who, item_id"),
+        ([{"uid": 1, "user": 1, "item_id": 2}], EventColumns(), "'uid' and 'user' could both be"),
         ([{"user_id": None, "item_id": 2}], EventColumns(), "user_id is null"),
         ([{"user_id": 1, "item_id": 2, "rating": "good"}], EventColumns(), "'good', not a number"),
         ([{"user_id": 1, "item_id": 2, "rating": [5]}], EventColumns(), "5., not a number"),

@@ -14,6 +14,7 @@ import pytest
 from draftrec.data import sequences
 from draftrec.data.sequences import (
     History,
+    SequenceColumns,
     read_histories,
     read_semantic_ids,
     read_sequences,
@@ -96,12 +97,12 @@ def test_histories_keep_the_most_recent_items(location: Path) -> None:
         ({"user": 1, "items": [[1], [2]], "part": "train"}, "items is no list"),
         ({"user": 1, "items": [[1], [2, 3]], "part": "train"}, "items is no list"),
         ({"user": 1, "items": [2**70], "part": "train"}, "items is no list"),
-        ({"user": 1, "items": "1 b", "part": "train"}, "items is no list"),
+        ({"user": 1, "items": ["a", ""], "part": "train"}, "items is no list"),
         ({"user": 1, "items": None, "part": "train"}, "items is no list"),
         ({"user": 1, "items": {"a": 1}, "part": "train"}, "items is no list"),
         ({"user": None, "items": [1], "part": "train"}, "user is None, not a whole number"),
         ({"user": True, "items": [1], "part": "train"}, "user is True"),
-        ({"user": "x", "items": [1], "part": "train"}, "user is 'x'"),
+        ({"user": 1.0, "items": [1], "part": "train"}, "user is 1.0, .*use Int64"),
         ({"user": 1, "items": [1], "part": "dev"}, "part is 'dev', not one of train"),
         ({"user": 4, "items": [1], "part": "test"}, "user 4 has two rows of part 'test'"),
     ],
@@ -149,7 +150,7 @@ def test_parquet_is_read_by_column_and_row_by_row_alike(
         pq.write_table(table, tmp_path / f"part-{part}.parquet")
     monkeypatch.setattr(sequences, "_BATCH_ROWS", 64)
     assert read_semantic_ids(tmp_path).fingerprint() == wanted.fingerprint()
-    monkeypatch.setattr(sequences, "_by_column", lambda source: None)
+    monkeypatch.setattr(sequences, "_by_column", lambda *names: None)
     assert read_semantic_ids(tmp_path).fingerprint() == wanted.fingerprint()
 
 
@@ -164,12 +165,14 @@ def test_semantic_ids_come_from_csv_and_folders_too(tmp_path: Path) -> None:
     ("rows", "words"),
     [
         ([{"item": 1}], "no column 'sid'"),
-        ([{"item": "x", "sid": ["a"]}], "item is 'x'"),
+        ([{"item": "", "sid": ["a"]}], "item is ''"),
+        ([{"item": 1.5, "sid": ["a"]}], "item is 1.5"),
         ([{"item": 1, "sid": []}], "sid is no list of tokens"),
         ([{"item": 1, "sid": None}], "sid is no list of tokens"),
         ([{"item": 1, "sid": ["a", None]}], "sid is no list of tokens"),
         ([{"item": 1, "sid": ["a", ""]}], "no list of tokens|empty token"),
-        ([{"item": 1, "sid": [3]}], "sid is no list of tokens"),
+        ([{"item": 1, "sid": [-3]}], "sid is no list of tokens"),
+        ([{"item": 1, "sid": [0.5]}], "sid is no list of tokens"),
         ([{"item": 1, "sid": ["a"]}, {"item": 2, "sid": ["a", "b"]}], "line 2: .* has 2 tokens"),
         ([{"item": 1, "sid": ["a"]}, {"item": 1, "sid": ["b"]}], "item 1 has more than one"),
     ],
@@ -189,3 +192,77 @@ def test_unusable_semantic_ids_are_refused(
 def test_semantic_ids_are_written_as_parquet_or_json_lines_only(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="must end in"):
         write_semantic_ids(tmp_path / "sids.csv", SIDS)
+
+
+TEXTS = [
+    {"user": "u-1", "items": ["B00A", "012", "7"], "part": "train"},
+    {"user": "u-1", "items": ["B00B"], "part": "test"},
+    {"user": "9", "items": ["7"], "part": "train"},
+    {"user": "9", "items": ["012", "B00A"], "part": "test"},
+]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv", "pandas.csv"])
+def test_text_ids_are_kept_as_they_are(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"s.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(TEXTS), path)
+    elif ending == "jsonl":
+        lines(path, TEXTS)
+    else:
+        spelt = str if ending == "pandas.csv" else " ".join
+        rows = [f'{r["user"]},"{spelt(r["items"])}",{r["part"]}\n' for r in TEXTS]
+        path.write_text("user,items,part\n" + "".join(rows))
+    read = read_histories(path, "test", None)
+    found = [(h.user, h.items.tolist(), h.targets.tolist()) for h in read]
+    assert found == [("u-1", ["B00A", "012", "7"], ["B00B"]), ("9", ["7"], ["012", "B00A"])]
+
+
+def test_numbers_and_the_texts_that_spell_them_are_one_user(tmp_path: Path) -> None:
+    rows = [
+        {"user": 4, "items": [1, 2], "part": "train"},
+        {"user": "4", "items": ["3"], "part": "test"},
+    ]
+    (found,) = read_histories(lines(tmp_path / "s.jsonl", rows), "test", None)
+    assert (found.user, found.items.tolist(), found.targets.tolist()) == ("4", ["1", "2"], ["3"])
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("items", [["B2", "A1", "012"], ["10", "9", "-3"]])
+def test_text_ids_of_a_catalogue_survive_a_file(
+    tmp_path: Path, items: list[str], ending: str
+) -> None:
+    sids = SemanticIds.of(items, [["<a_0>"], ["<a_1>"], ["<a_2>"]])
+    path = tmp_path / f"sids.{ending}"
+    write_semantic_ids(path, sids)
+    again = read_semantic_ids(path)
+    assert again.fingerprint() == sids.fingerprint()
+    assert sorted(again.given.tolist()) == sorted(items)
+    assert again.sids_of(items) == [["<a_0>"], ["<a_1>"], ["<a_2>"]]
+    assert again.find(["absent", items[1]])[0] == -1
+
+
+def test_integer_codes_and_index_files_are_read(tmp_path: Path) -> None:
+    wanted = SemanticIds.of([3, -1], [["<a_1>", "<b_7>"], ["<a_1>", "<b_0>"]]).fingerprint()
+    rows = [{"asin": 3, "codes": [1, 7]}, {"asin": -1, "codes": [1, 0]}]
+    assert read_semantic_ids(lines(tmp_path / "s.jsonl", rows)).fingerprint() == wanted
+    (tmp_path / "s.csv").write_text('item,sid\n3,"[1, 7]"\n-1,"[1, 0]"\n')
+    assert read_semantic_ids(tmp_path / "s.csv").fingerprint() == wanted
+    index = {"3": ["<a_1>", "<b_7>"], "-1": ["<a_1>", "<b_0>"]}
+    (tmp_path / "games.index.json").write_text(json.dumps(index))
+    assert read_semantic_ids(tmp_path / "games.index.json").fingerprint() == wanted
+
+
+def test_columns_go_by_other_names(tmp_path: Path) -> None:
+    rows = [{"User_ID": r["user"], "item_ids": r["items"], "split": r["part"]} for r in ROWS]
+    named = [{"who": r["user"], "what": r["items"], "when": r["part"]} for r in ROWS]
+    usual = told(read_histories(lines(tmp_path / "s.jsonl", ROWS), "test", None))
+    assert told(read_histories(lines(tmp_path / "r.jsonl", rows), "test", None)) == usual
+    columns = SequenceColumns("who", "what", "when")
+    path = lines(tmp_path / "n.jsonl", named)
+    assert told(read_histories(path, "test", None, columns)) == usual
+    with pytest.raises(DraftrecError, match="no column 'user' and 'items' and 'part', it has who"):
+        read_histories(path, "test", None)
+    path = lines(tmp_path / "i.jsonl", [{"user_id": 1, "item_id": 3, "timestamp": 5}])
+    with pytest.raises(DraftrecError, match="draftrec sequences"):
+        read_histories(path, "test", None)

@@ -64,7 +64,8 @@ def test_folders_are_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.Mon
         ([1, 2], [1.0, 2.0], "lists of numbers, not double"),
         ([1, None], [[1.0], [2.0]], "item is null"),
         ([1.0, 2.0], [[1.0], [2.0]], "item must hold whole numbers .it is double"),
-        (["a", "b"], [[1.0], [2.0]], "item must hold whole numbers"),
+        (["a", ""], [[1.0], [2.0]], "item must hold whole numbers .* none of which is empty"),
+        (["a", "a"], [[1.0], [2.0]], "item a is listed twice"),
         ([5, 5], [[1.0], [2.0]], "item 5 is listed twice"),
     ],
 )

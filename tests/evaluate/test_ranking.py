@@ -162,6 +162,39 @@ def test_bad_files_are_refused_in_a_sentence(files: Files) -> None:
     files.refuse("no user of .*lists.jsonl has items of part 'test'")
     files.write(files.lists, *[{"user": 1, "items": [5]}] * 2)
     files.refuse("line 2: user 1 has a list before")
-    for row in ({"user": "x", "items": [5]}, {"user": 1, "items": ["a"]}, {"user": 1, "items": 5}):
+    for row, words in (
+        ({"user": None, "items": [5]}, "line 1: user is None, not a whole number or a text"),
+        ({"user": 1, "items": [1.5]}, "line 1: items is no list of whole numbers or texts"),
+        ({"user": 1, "items": 5}, "line 1: items is no list of whole numbers or texts"),
+    ):
         files.write(files.lists, row)
-        files.refuse("line 1: user must be a whole number")
+        files.refuse(words)
+    files.write(files.lists, {"user": 1, "item": 5, "score": 0.1})
+    files.refuse("no column 'items'.*gather the rows of a user")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "pandas.csv"])
+def test_text_ids_and_csv_are_scored_alike(files: Files, tmp_path: Path, ending: str) -> None:
+    wanted = evaluate_recommendations(files.lists, files.sequences, ks=[3, 1]).summary()
+    spelt = {"user": "1", "items": ["5", "3", "9"]}, {"user": "2", "items": ["4", None, "7"]}
+    path = tmp_path / f"other.{ending}"
+    if ending == "jsonl":
+        files.write(path, *spelt)
+    else:
+        lists = ["[5, 3, 9]", "[4, None, 7]" if "pandas" in ending else "[4, null, 7]"]
+        path.write_text(f'user,items\n1,"{lists[0]}"\n2,"{lists[1]}"\n')
+    assert evaluate_recommendations(path, files.sequences, ks=[3, 1]).summary() == wanted
+    named = {"user_id": "1", "item_ids": ["5", "3", "9"]}
+    files.write(path := tmp_path / "named.jsonl", named)
+    assert evaluate_recommendations(path, files.sequences, ks=[3]).summary()["recall@3"] == 1 / 2
+
+
+def test_ids_that_are_no_numbers_are_scored(files: Files) -> None:
+    wanted = evaluate_recommendations(files.lists, files.sequences, ks=[3, 1]).summary()
+    for path in (files.lists, files.sequences):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["user"] = f"u{row['user']}"
+            row["items"] = [None if i is None else f"B0{i}" for i in row["items"]]
+        files.write(path, *rows)
+    assert evaluate_recommendations(files.lists, files.sequences, ks=[3, 1]).summary() == wanted

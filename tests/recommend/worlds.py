@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers as tf
 
-from draftrec.data.sequences import write_semantic_ids
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.models.recommender import RecommenderInfo, new_tokenizer, save_recommender
 from draftrec.tokens.semantic_ids import SemanticIds
 
@@ -72,3 +72,23 @@ def make_world(folder: Path, users: int = 12) -> World:
     save_model(world.target, sids, 0, 2, "target")
     save_model(world.draft, sids, 3, 1, "draft")
     return world
+
+
+def named(item: int) -> str:
+    """An ASIN for a number; numbers of two digits and their ASINs are in one order."""
+    return f"B{item:05d}"
+
+
+def with_texts(world: World) -> World:
+    """The same world with texts for ids, in the same folder, and the same models."""
+    folder = world.sids.parent
+    texts = replace(world, sequences=folder / "texts.parquet", sids=folder / "text-sids.parquet")
+    rows = [
+        {**row, "user": f"u-{row['user']}", "items": list(map(named, row["items"]))}
+        for row in pq.read_table(world.sequences).to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), texts.sequences)
+    sids = read_semantic_ids(world.sids)
+    names = list(map(named, sids.items.tolist()))
+    write_semantic_ids(texts.sids, SemanticIds.of(names, sids.sids_of(sids.items)))
+    return texts

@@ -20,7 +20,7 @@ from draftrec.recommend.values import Query
 from draftrec.serve.loading import demo_sources
 from draftrec.serve.settings import demo_settings
 from draftrec.tokens.semantic_ids import SemanticIds
-from tests.recommend.worlds import World, make_world
+from tests.recommend.worlds import World, make_world, named, with_texts
 from tests.serve.services import Running, error_of, recommend_settings, running, settings
 
 
@@ -137,7 +137,10 @@ def test_no_history_gives_the_popular_items(shop: Running) -> None:
         ({"history": [10], "k": 6}, "at most 5 items"),
         ({"history": [10], "k": 0}, "k: "),
         ({"history": [10], "k": True}, "k: "),
-        ({"history": ["10"]}, "history.0: "),
+        ({"history": [""]}, "history.0: "),
+        ({"history": [True]}, "history.0: "),
+        ({"history": ["x" * 513]}, "history.0: "),
+        ({"history": [10], "user": None}, "user: "),
         ({"history": [10.5]}, "history.0: "),
         ({"history": [2**63]}, "history.0: "),
         ({"history": None}, "history: "),
@@ -218,3 +221,21 @@ def test_another_catalogue_comes_in_under_load(world: World, tmp_path: Path) -> 
         assert answer.status_code == 200
         items = [i["item"] for i in answer.json()["items"]]
         assert items in ([i["item"] for i in before["items"]], [i["item"] for i in after["items"]])
+
+
+def test_ids_come_back_in_the_type_they_came_in(shop: Running, world: World) -> None:
+    history = [20, 31, 12]
+    plain = shop.recommend(history, deny=[13]).json()["items"]
+    spelt = shop.recommend(list(map(str, history)), deny=["13"]).json()["items"]
+    assert [{**i, "item": str(i["item"])} for i in plain] == spelt
+    texts = with_texts(world)
+    with running(settings(recommend_settings(texts))) as served:
+        found = served.recommend(list(map(named, history)), deny=[named(13)], user="u-1")
+        assert found.status_code == 200, found.text
+        assert [i["item"] for i in found.json()["items"]] == [named(i["item"]) for i in plain]
+        allowed = [named(i) for i in (40, 41, 42)]
+        found = served.recommend([], allow=[*allowed, "absent"]).json()["items"]
+        assert {i["item"] for i in found} == set(allowed)
+        answer = served.recommend([named(20), "B1"])
+        assert answer.status_code == 422
+        assert "item B1 has no semantic id" in answer.text

@@ -20,7 +20,7 @@ from draftrec.alignment.session import Prepared, Session
 from draftrec.alignment.settings import TrainSettings
 from draftrec.alignment.train import TrainWatcher, Validation
 from draftrec.alignment.validation import Validator, answer_loss
-from draftrec.data.sequences import read_semantic_ids
+from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import context_length
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
@@ -47,6 +47,7 @@ class FitSpec:
     recall_users: int = 1000
     with_valid: bool = False
     overwrite: bool = False
+    columns: SequenceColumns = USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,10 @@ def fit(
     """
     if spec.lora and spec.source.kind != "checkpoint":
         raise DraftrecError("--lora adapts a checkpoint; give one with --from, or leave --lora out")
-    sids = read_semantic_ids(spec.sids)
-    data = read_training_data(spec.sequences, sids, spec.limit, with_valid=spec.with_valid)
+    sids = read_semantic_ids(spec.sids, spec.columns)
+    data = read_training_data(
+        spec.sequences, sids, spec.limit, with_valid=spec.with_valid, columns=spec.columns
+    )
     identity = {
         "source": f"{spec.source.kind} {spec.source.name}",
         "sids": sids.fingerprint(),
@@ -126,7 +129,7 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
     )
     validator = None
     if data.valid_targets:
-        trie = ItemTrie.build(sids.items, encoder.item_tokens)
+        trie = ItemTrie.build(np.arange(len(sids)), encoder.item_tokens)
         validator = Validator(
             encoder, trie, data.valid_histories, data.valid_targets, recall_users=spec.recall_users
         )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.data.sequences import read_sequences
+from draftrec.data.sequences import USUAL, SequenceColumns, read_sequences
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Id, Ids, plain
 from draftrec.tokens.semantic_ids import SemanticIds
 
 Places = npt.NDArray[np.int64]
@@ -35,19 +36,24 @@ class TrainingData:
 
 
 def read_training_data(
-    location: str, sids: SemanticIds, limit: int | None, *, with_valid: bool
+    location: str,
+    sids: SemanticIds,
+    limit: int | None,
+    *,
+    with_valid: bool,
+    columns: SequenceColumns = USUAL,
 ) -> TrainingData:
     """The parts train and valid of a file, of the first `limit` users with train items.
 
     With `with_valid`, valid items are learnt from and nothing is validated on. Raises DraftrecError
     for an item without a semantic id, naming the user, and for no part train.
     """
-    train: dict[int, Places] = {}
-    valid: dict[int, Places] = {}
-    for row in read_sequences(location, None, None):
+    train: dict[Id, Places] = {}
+    valid: dict[Id, Places] = {}
+    for row in read_sequences(location, None, None, columns):
         part = {"train": train, "valid": valid}.get(row.part)
         if part is not None and len(row.items):
-            part[row.user] = _places(row.user, row.items, sids)
+            part[plain(row.user)] = _places(row.user, row.items, sids)
     if not train:
         raise DraftrecError(
             f"{location} holds no items of part 'train', so there is nothing to train on; give "
@@ -69,7 +75,7 @@ def read_training_data(
     )
 
 
-def _places(user: int, items: Places, sids: SemanticIds) -> Places:
+def _places(user: Id, items: Ids, sids: SemanticIds) -> Places:
     places = sids.find(items)
     unknown = np.flatnonzero(places < 0)
     if len(unknown):

@@ -13,6 +13,7 @@ from draftrec.alignment.lora import merged
 from draftrec.alignment.settings import TrainSettings
 from draftrec.alignment.train import Task, Trainer, TrainWatcher
 from draftrec.alignment.training_files import TrainingFolder
+from draftrec.data.locks import sole_writer
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, read_info, save_recommender
 
 
@@ -43,8 +44,13 @@ class Session:
         """Train and save, go on with what was begun, or find that it is done; a summary.
 
         Nothing is written before `prepare` has found the input usable. Raises DraftrecError where
-        the folder holds another training, and TrainInterrupted once `should_stop()` is true.
+        the folder holds another training, or another process trains in it, and TrainInterrupted
+        once `should_stop()` is true.
         """
+        with sole_writer(self.output):
+            return self._run(prepare)
+
+    def _run(self, prepare: Callable[[], Prepared]) -> dict[str, Any]:
         folder = TrainingFolder(self.output / "training")
         if not self.overwrite:
             folder.check(self.identity)

@@ -20,10 +20,12 @@ import numpy as np
 from draftrec.alignment.histories import Places, read_training_data
 from draftrec.alignment.recorder import Ask, Recorder
 from draftrec.alignment.teacher_files import Catalogue, TeacherFolder, TeacherManifest, legal_codes
-from draftrec.data.sequences import read_semantic_ids
+from draftrec.data.locks import sole_writer
+from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
+from draftrec.tokens.item_ids import is_text
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import HistoryEncoder
 
@@ -62,6 +64,7 @@ class TeachSpec:
     limit: int | None = None
     device: str = "auto"
     overwrite: bool = False
+    columns: SequenceColumns = USUAL
 
 
 class TeachWatcher:
@@ -89,23 +92,32 @@ def teach(
 ) -> dict[str, Any]:
     """Record the teacher data, or what is missing of it; a summary.
 
-    Raises DraftrecError for unusable input and a model that cannot be recorded, and
-    TeachInterrupted, after a shard, once `should_stop()` is true.
+    Raises DraftrecError for unusable input, a model that cannot be recorded and a folder that
+    another process writes to, and TeachInterrupted, after a shard, once `should_stop()` is true.
     """
-    watcher = watcher or TeachWatcher()
+    with sole_writer(spec.output):
+        return _teach(spec, watcher or TeachWatcher(), should_stop)
+
+
+def _teach(
+    spec: TeachSpec, watcher: TeachWatcher, should_stop: Callable[[], bool] | None
+) -> dict[str, Any]:
     recommender = load_recommender(spec.target, spec.device)
-    sids = read_semantic_ids(spec.sids)
+    sids = read_semantic_ids(spec.sids, spec.columns)
     tokens = sids.token_ids(recommender.tokenizer.get_vocab())
     encoder = HistoryEncoder(recommender.format, recommender.tokenizer, tokens)
-    data = read_training_data(spec.sequences, sids, spec.limit, with_valid=False)
+    data = read_training_data(
+        spec.sequences, sids, spec.limit, with_valid=False, columns=spec.columns
+    )
     asks = contexts_of(data.train, spec.settings)
     folder = TeacherFolder(spec.output)
     manifest = _begun(spec, folder, recommender, asks, sids.fingerprint())
     if not manifest.shards:
-        folder.write_catalogue(Catalogue(sids.items, tokens, legal_codes(tokens)))
-    recorder = Recorder(
-        recommender, encoder, ItemTrie.build(sids.items, tokens), spec.settings.beams
-    )
+        # Items are told apart by number; texts have none but their places.
+        numbers = np.arange(len(sids)) if is_text(sids.items) else sids.items
+        folder.write_catalogue(Catalogue(numbers, tokens, legal_codes(tokens)))
+    trie = ItemTrie.build(np.arange(len(sids)), tokens)
+    recorder = Recorder(recommender, encoder, trie, spec.settings.beams)
     watcher.begin(manifest)
     while not manifest.finished:
         if should_stop and should_stop():

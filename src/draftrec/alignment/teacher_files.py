@@ -78,8 +78,8 @@ class Context:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Catalogue:
-    """`items` int64 `[n]`, their tokens `item_tokens` int32 `[n, L]`, and the legal codes of every
-    level `codes` int32 `[L, A]`, padded with -1."""
+    """`items` int64 `[n]` (their places where ids are texts), their tokens `item_tokens` int32
+    `[n, L]`, and the legal codes of every level `codes` int32 `[L, A]`, padded with -1."""
 
     items: npt.NDArray[np.int64]
     item_tokens: IntArray

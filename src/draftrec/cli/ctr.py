@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from draftrec.cli.column_options import ItemColumn, RatingColumn, TimeColumn, UserColumn
 from draftrec.cli.common import (
     DONE,
     SOME_REJECTED,
@@ -164,14 +165,10 @@ class CtrOptions:
     category_column: Annotated[
         str | None, Option(help="Categories of --items, for --save-histories.")
     ] = None
-    user_column: Annotated[str, Option(help="Column of the users' ids.")] = "user_id"
-    item_column: Annotated[str, Option(help="Column of the items' ids.")] = "item_id"
-    rating_column: Annotated[
-        str | None, Option(help="Column of the ratings [default: rating, if there is one].")
-    ] = None
-    time_column: Annotated[
-        str | None, Option(help="Column of the times [default: timestamp, if there is one].")
-    ] = None
+    user_column: UserColumn = None
+    item_column: ItemColumn = None
+    rating_column: RatingColumn = None
+    time_column: TimeColumn = None
     overwrite: Annotated[bool, Option("--overwrite", help="Begin anew in --output.")] = False
     config: ConfigOption = None
     json: JsonOption = False
@@ -253,7 +250,7 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
 def _columns(options: CtrOptions) -> EventColumns:
     from draftrec.data.events import EventColumns
 
-    return EventColumns(
+    return EventColumns.named(
         options.user_column, options.item_column, options.rating_column, options.time_column
     )
 
@@ -281,7 +278,7 @@ def _save_histories(options: CtrOptions, path: Place) -> int:
 
     rejects = Rejects(options.user_column)
     events = read_events(options.interactions, _columns(options), rejects)
-    items = None if options.items is None else (options.items, options.item_column)
+    items = None if options.items is None else (options.items, _columns(options).item)
     shown = (options.title_column, options.category_column)
     users = save_histories(path, events, _cut(options), items, shown, rejects)
     say(f"histories of {users:,} users are in {path}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from draftrec.cli.column_options import SequenceColumnOptions
 from draftrec.cli.common import (
     DONE,
     DebugOption,
@@ -38,7 +39,7 @@ class Definition(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(SequenceColumnOptions):
     """The command line of `draftrec genrec evaluate`."""
 
     recommendations: Annotated[
@@ -46,8 +47,8 @@ class EvaluateOptions:
         READ,
         typer.Argument(
             metavar="RECOMMENDATIONS",
-            help="What `genrec recommend` wrote, or Parquet or JSONL with user and items, best "
-            "first.",
+            help="What `genrec recommend` wrote, or Parquet, JSONL or CSV with user and items, "
+            "best first.",
         ),
     ]
     sequences: Annotated[
@@ -89,6 +90,7 @@ def evaluate(options: EvaluateOptions) -> int:
         ks=options.k or KS,
         part=options.part.value,
         definition=options.definition.value,
+        columns=options.columns(),
     )
     summary = found.summary()
     _warn(summary, max(found.scores.recall))

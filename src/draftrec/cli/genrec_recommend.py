@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from draftrec.cli.column_options import GenrecColumnOptions
 from draftrec.cli.common import (
     DONE,
     INTERRUPTED,
@@ -62,7 +63,7 @@ class Dtype(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendOptions:
+class RecommendOptions(GenrecColumnOptions):
     """The command line of `draftrec genrec recommend`."""
 
     sequences: Annotated[
@@ -74,7 +75,7 @@ class RecommendOptions:
     ]
     target: Annotated[Path, Option(metavar="DIR", help="Folder of the target model.")]
     sids: Annotated[Place, READ, Option(metavar="FILE", help="Semantic ids: item, sid.")]
-    output: Annotated[Path, Option(metavar="FILE", help="Parquet file to write.")]
+    output: Annotated[Path, Option(metavar="FILE", help="File to write: .parquet, .jsonl or .csv.")]
     draft: Annotated[
         str,
         HERE,
@@ -209,6 +210,7 @@ def recommend_settings(options: RecommendOptions) -> Any:
         overwrite=options.overwrite,
         shard_size=options.shard_size,
         config=config,
+        columns=options.columns(),
     )
 
 

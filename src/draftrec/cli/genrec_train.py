@@ -51,6 +51,7 @@ def fit(options: FitOptions) -> int:
         recall_users=options.recall_users,
         with_valid=options.with_valid,
         overwrite=options.overwrite,
+        columns=options.columns(),
     )
     return _trained(run, spec, as_json=options.json)
 
@@ -70,7 +71,7 @@ def teach(options: TeachOptions) -> int:
     )
     spec = TeachSpec(
         options.target, options.sequences, options.sids, options.output, settings,
-        options.limit, options.device, options.overwrite,
+        options.limit, options.device, options.overwrite, options.columns(),
     )  # fmt: skip
     with StopSignal() as stop:
         bar = TeachBar(stop)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from draftrec.alignment.settings import ObjectiveSettings, TrainSettings
+from draftrec.cli.column_options import GenrecColumnOptions
 from draftrec.cli.common import DebugOption, JsonOption
 from draftrec.cli.places import HERE, READ
 
@@ -94,7 +95,7 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions(TrainOptions):
+class FitOptions(GenrecColumnOptions, TrainOptions):
     """The command line of `draftrec genrec fit`."""
 
     sequences: SequencesArgument
@@ -123,7 +124,7 @@ class FitOptions(TrainOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeachOptions:
+class TeachOptions(GenrecColumnOptions):
     """The command line of `draftrec genrec teach`."""
 
     target: Annotated[str, HERE, Argument(metavar="TARGET", help="Folder of the target model.")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from draftrec.cli.column_options import ItemColumn, UserColumn
 from draftrec.cli.common import (
     DONE,
     SOME_REJECTED,
@@ -127,8 +128,8 @@ class CollaborativeOptions:
         Method, Option(help="Item factors: svd, or als and bpr of implicit (extra [cf]).")
     ] = Method.SVD
     side: Annotated[Side, Option(help="Group users or items.")] = Side.USER
-    user_column: Annotated[str, Option(help="Column of the users.")] = "user_id"
-    item_column: Annotated[str, Option(help="Column of the items.")] = "item_id"
+    user_column: UserColumn = None
+    item_column: ItemColumn = None
     seed: SeedOption = 0
     json: JsonOption = False
     debug: DebugOption = False

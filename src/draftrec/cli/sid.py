@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from draftrec.cli.column_options import ItemVectorColumn, VectorColumn
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place
@@ -52,8 +53,8 @@ class FitOptions:
     epochs: Annotated[int, Option(min=1, help="rq-vae: passes over all vectors.")] = 100
     dim: Annotated[int, Option(min=1, help="rq-vae: numbers per latent vector.")] = 32
     device: Annotated[str, Option(help="rq-vae: auto, cpu, cuda or cuda:<i>.")] = "auto"
-    item_column: Annotated[str, Option(help="Column of the items.")] = "item"
-    vector_column: Annotated[str, Option(help="Column of the vectors.")] = "vector"
+    item_column: ItemVectorColumn = None
+    vector_column: VectorColumn = None
     seed: Annotated[int, Option(min=0, help="Seed of the fit.")] = 0
     json: JsonOption = False
     debug: DebugOption = False
@@ -110,8 +111,8 @@ class JoinOptions:
     output: Annotated[
         Place, WRITTEN, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
     ]
-    item_column: Annotated[str, Option(help="Column of the items.")] = "item"
-    vector_column: Annotated[str, Option(help="Column of the vectors.")] = "vector"
+    item_column: ItemVectorColumn = None
+    vector_column: VectorColumn = None
     json: JsonOption = False
     debug: DebugOption = False
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.data.cells import as_list
+from draftrec.data.columns import ENTITY, need_columns
 from draftrec.data.events import Int64Array
 from draftrec.data.interactions import converted, label
 from draftrec.data.readers import open_records
@@ -22,6 +23,8 @@ _SEPARATOR = "|"
 #: Columns of more distinct values are not taken unasked: titles and other free text.
 _MOST_VALUES = 1000
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
+
+_ID_OPTIONS = "--item-column or --user-column"
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -46,15 +49,16 @@ class ColumnUse:
 
 
 def read_rows(location: str, id_column: str, rejects: Rejects | None = None) -> Rows:
-    """Entity id -> all its columns. The id stands in `id_column`, or else in `entity_id`.
+    """Entity id -> all its columns. The id stands in `id_column`, or else in `entity_id` or a
+    column that `data.columns` knows.
 
     Rows without a usable id join `rejects`. Raises DraftrecError for a missing column, an entity
     listed twice and, without `rejects`, for the first row without an id.
     """
     source = open_records(location)
     if not source.has(id_column):
-        source.require(["entity_id"], f"rename the column of ids to {id_column} or entity_id")
-        id_column = "entity_id"
+        what = f"rename the column of ids to {id_column} or entity_id"
+        (id_column,) = need_columns(source, [(ENTITY.called("entity_id", _ID_OPTIONS), None)], what)
     found: dict[str, Mapping[str, Any]] = {}
     for row, name in converted(source.rows(), lambda row: (row, label(row, id_column)), rejects):
         if name in found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -15,10 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import FloatArray
+from draftrec.data.columns import (
+    INTERACTIONS,
+    ITEM,
+    RATING,
+    TIME,
+    USER,
+    find_column,
+    need_columns,
+)
 from draftrec.data.interactions import converted, label
-from draftrec.data.readers import RecordSource, Row, open_records
+from draftrec.data.readers import Row, open_records
 from draftrec.data.rejects import Rejects, RowError
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Ids, as_whole, ids_array
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -33,12 +43,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class EventColumns:
-    """Names of columns. `rating` and `time`: None takes `rating` and `timestamp` if they exist."""
+    """Names of columns. The usual ones stand for their synonyms too (see `columns`); `rating` and
+    `time`: None takes `rating` and `timestamp`, or synonyms, if they exist."""
 
     user: str = "user_id"
     item: str = "item_id"
     rating: str | None = None
     time: str | None = None
+
+    @classmethod
+    def named(
+        cls, user: str | None, item: str | None, rating: str | None, time: str | None
+    ) -> EventColumns:
+        """With the usual names for None."""
+        return cls(user or USER.usual, item or ITEM.usual, rating, time)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -48,8 +66,9 @@ class Events:
 
     `user`, `item` int64 `[n]` index them; `rating` float32 `[n]` (of booleans 1 and 0) and `time`
     float64 `[n]` or None: as in the file, seconds since 1970 for dates; where float64 cannot tell
-    all times of the file apart, their ranks. `starts` int64 `[users + 1]`: the events of
-    user u are `starts[u]` up to, without, `starts[u + 1]`.
+    all times of the file apart, their ranks (`ranked`). `starts` int64 `[users + 1]`: the events of
+    user u are `starts[u]` up to, without, `starts[u + 1]`. `typed_texts`: whether the file's users,
+    and items, are texts by type, also where these spell numbers.
     """
 
     users: tuple[str, ...]
@@ -59,6 +78,18 @@ class Events:
     rating: FloatArray | None
     time: Float64Array | None
     starts: Int64Array
+    typed_texts: tuple[bool, bool] = (False, False)
+    ranked: bool = False
+
+    @property
+    def user_ids(self) -> Ids:
+        """`users` `[users]` as they are in the file: int64 or texts."""
+        return _as_in_file(self.users, typed_texts=self.typed_texts[0])
+
+    @property
+    def item_ids(self) -> Ids:
+        """`items` `[items]` as they are in the file."""
+        return _as_in_file(self.items, typed_texts=self.typed_texts[1])
 
     @property
     def labelled(self) -> bool:
@@ -73,25 +104,33 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
     booleans, and, without `rejects`, at the first unusable row.
     """
     source = open_records(location)
-    source.require(
-        [columns.user, columns.item], "name the columns with --user-column and --item-column"
-    )
-    rating = _optional(source, columns.rating, "rating", "--rating-column")
-    time = _optional(source, columns.time, "timestamp", "--time-column")
+    names = [
+        (kind, None if name == kind.usual else name)
+        for kind, name in ((USER, columns.user), (ITEM, columns.item))
+    ]
+    user_name, item_name = need_columns(source, names, INTERACTIONS)
+    if rejects is not None:
+        rejects.id_column = user_name
+    rating = find_column(source, RATING, columns.rating)
+    time = find_column(source, TIME, columns.time)
+    wanted = [c for c in (user_name, item_name, rating, time) if c]
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
     ratings: list[float] = []
     times: list[_Time] = []
     truths = 0
+    kinds: tuple[set[type], set[type]] = set(), set()
 
-    def event(row: Row) -> tuple[str, str, tuple[float, bool], _Time | None]:
-        found = _rating(row, rating) if rating else (0.0, False)
+    def event(row: Row) -> tuple[str, str, float, bool, _Time | None]:
+        for name, seen in zip((user_name, item_name), kinds, strict=True):
+            seen.add(type(row.values.get(name)))
+        rated, truth = _rating(row, rating) if rating else (0.0, False)
         when = _converted(row, time, _moment, "a number or a date") if time else None
-        return label(row, columns.user), label(row, columns.item), found, when
+        return label(row, user_name), label(row, item_name), rated, truth, when
 
-    rows = source.rows([c for c in (columns.user, columns.item, rating, time) if c])
-    for user, item, (rated, truth), when in converted(rows, event, rejects):
+    rows = source.rows(wanted)
+    for user, item, rated, truth, when in converted(rows, event, rejects):
         pairs.append((users.setdefault(user, len(users)), items.setdefault(item, len(items))))
         ratings.append(rated)
         truths += truth
@@ -101,21 +140,26 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
         raise DraftrecError(
             f"{location}: {rating} holds {truths:,} booleans among numbers; write one kind"
         )
-    return _sorted(
+    numbers, ranked = _as_numbers(times)
+    read = np.array(pairs, np.int64)
+    found = Events(
         tuple(users),
         tuple(items),
-        np.array(pairs, np.int64),
+        read[:, 0],
+        read[:, 1],
         np.array(ratings, np.float32) if rating else None,
-        _as_numbers(times) if time else None,
+        numbers if time else None,
+        np.empty(0, np.int64),
+        (source.typed and str in kinds[0], source.typed and str in kinds[1]),
+        ranked,
     )
+    return _sorted(found)
 
 
-def _optional(source: RecordSource, named: str | None, usual: str, option: str) -> str | None:
-    """The column that was named, which must exist, or the usual one where it does."""
-    if named is not None:
-        source.require([named], f"name another with {option}")
-        return named
-    return usual if source.has(usual) else None
+def _as_in_file(names: Seq[str], *, typed_texts: bool) -> Ids:
+    texts = ids_array(names) if names else np.empty(0, np.int64)
+    numbers = None if typed_texts else as_whole(texts)
+    return texts if numbers is None else numbers
 
 
 def _converted(row: Row, column: str, convert: Callable[[Any], T], allowed: str) -> T:
@@ -143,6 +187,12 @@ def _finite(value: Any) -> float:
     if not np.isfinite(number):
         raise ValueError
     return number
+
+
+def seconds_of(text: str) -> float:
+    """A number as it is, a date as seconds since 1970. Raises ValueError for anything else."""
+    value, dated = _moment(text)
+    return float(Fraction(value) / 10**9) if dated else float(value)
 
 
 def _moment(value: Any) -> _Time:
@@ -179,35 +229,28 @@ def _nanoseconds(value: date) -> int:
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _as_numbers(times: Seq[_Time]) -> Float64Array:
+def _as_numbers(times: Seq[_Time]) -> tuple[Float64Array, bool]:
     """float64 `[n]`: numbers as they are, dates as seconds; ranks where these would be equal for
-    times that are not."""
+    times that are not, and whether that was so."""
     exact = [Fraction(value) / 10**9 if dated else value for value, dated in times]
     numbers = np.array([float(value) for value in exact], np.float64)
     different = set(exact)
     if len(np.unique(numbers)) == len(different):
-        return numbers
+        return numbers, False
     ranks = {value: float(rank) for rank, value in enumerate(sorted(different))}
-    return np.array([ranks[value] for value in exact], np.float64)
+    return np.array([ranks[value] for value in exact], np.float64), True
 
 
-def _sorted(
-    users: tuple[str, ...],
-    items: tuple[str, ...],
-    pairs: Int64Array,
-    rating: FloatArray | None,
-    time: Float64Array | None,
-) -> Events:
-    user = pairs[:, 0]
-    keys = (user,) if time is None else (time, user)
+def _sorted(read: Events) -> Events:
+    """Events in file order, user by user in the order of time."""
+    keys = (read.user,) if read.time is None else (read.time, read.user)
     order = np.lexsort(keys)  # stable: equal times stay in file order
-    starts = np.concatenate([[0], np.bincount(user, minlength=len(users)).cumsum()])
-    return Events(
-        users,
-        items,
-        user[order],
-        pairs[order, 1],
-        None if rating is None else rating[order],
-        None if time is None else time[order],
-        starts.astype(np.int64),
+    counts = np.bincount(read.user, minlength=len(read.users))
+    return replace(
+        read,
+        user=read.user[order],
+        item=read.item[order],
+        rating=None if read.rating is None else read.rating[order],
+        time=None if read.time is None else read.time[order],
+        starts=np.concatenate([[0], counts.cumsum()]).astype(np.int64),
     )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from draftrec.data.columns import INTERACTIONS, ITEM, USER, need_columns
 from draftrec.data.places import Place
 from draftrec.data.readers import Row, open_records
 from draftrec.data.rejects import Rejects, RowError
@@ -22,15 +23,17 @@ _KINDS = (".parquet", ".csv", ".jsonl")
 
 
 def read_histories(
-    location: str, user: str, item: str, rejects: Rejects | None = None
+    location: str, user: str | None, item: str | None, rejects: Rejects | None = None
 ) -> dict[str, list[str]]:
-    """User -> items, both as text, in file order. Rows that cannot be used join `rejects`; without
-    it, the first one raises DraftrecError."""
+    """User -> items, both as text, in file order, from the columns named or the usual ones. Rows
+    that cannot be used join `rejects`; without it, the first one raises DraftrecError."""
     source = open_records(location)
-    source.require([user, item], "name the columns with --user-column and --item-column")
+    users, items = need_columns(source, [(USER, user), (ITEM, item)], INTERACTIONS)
+    if rejects is not None and rejects.id_column not in (users, items):
+        rejects.id_column = users
     found: dict[str, list[str]] = {}
-    rows = source.rows([user, item])
-    for one, other in converted(rows, lambda row: (label(row, user), label(row, item)), rejects):
+    rows = source.rows([users, items])
+    for one, other in converted(rows, lambda row: (label(row, users), label(row, items)), rejects):
         found.setdefault(one, []).append(other)
     return found
 

@@ -114,6 +114,16 @@ class RecordSource:
                     f"{path} has no column {names}, it has {', '.join(found)}; {mend}"
                 )
 
+    @property
+    def typed(self) -> bool:
+        """Whether cells have types; otherwise all of them are texts."""
+        return self.kind not in _DELIMITED
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that all files have, in the order of the first one's."""
+        names = [self._columns_of(path) for path in self.files]
+        return tuple(name for name in names[0] if all(name in other for other in names))
+
     def has(self, column: str) -> bool:
         """Whether every file has the column."""
         return all(column in self._columns_of(path) for path in self.files)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,64 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
-from draftrec.data.places import Place
+from draftrec.data.columns import ITEM, ITEMS, PART, SID, USER, find_column, need_columns
+from draftrec.data.id_columns import arrow_ids, cell_id, cell_ids, column_ids, spelt_list
+from draftrec.data.places import Place, place
 from draftrec.data.readers import RecordSource, Row, open_records
 from draftrec.data.writers import replace_file, replace_parquet
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
 from draftrec.tokens.semantic_ids import SemanticIds
 
-Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 
 PARTS = ("train", "valid", "test")
 _SEQUENCES = "sequences have the columns user, items and part"
+_MAKE = (
+    "this looks like interactions: make sequences of them with `draftrec sequences`, or name the "
+    "column of the lists with --items-column"
+)
 _KINDS = (".parquet", ".jsonl")
 _BATCH_ROWS = 65_536
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceColumns:
+    """Names of the columns of sequences (`user`, `items`, `part`) and of semantic ids (`item`,
+    `sid`); None: the usual one, or a synonym that `columns` knows."""
+
+    user: str | None = None
+    items: str | None = None
+    part: str | None = None
+    item: str | None = None
+    sid: str | None = None
+
+
+USUAL = SequenceColumns()
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class UserSequence:
-    """What a user took, in order: `items` int64 `[h]` of one part (train, valid or test)."""
+    """What a user took, in order: `items` `[h]` of one part (train, valid or test), int64 or texts
+    (see `tokens.item_ids`)."""
 
-    user: int
-    items: Int64Array
+    user: Id
+    items: Ids
     part: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class History:
-    """What is known of a user, `items` int64 `[h]`, and what came next, `targets` int64 `[t]`."""
+    """What is known of a user, `items` `[h]`, and what came next, `targets` `[t]`, ids as they are
+    in the file: int64, or texts if any item of the file is one."""
 
-    user: int
-    items: Int64Array
-    targets: Int64Array
+    user: Id
+    items: Ids
+    targets: Ids
 
 
 def read_sequences(
-    location: str | Place, part: str | None, limit: int | None
+    location: str | Place, part: str | None, limit: int | None, columns: SequenceColumns = USUAL
 ) -> Iterator[UserSequence]:
     """The rows of one part, or of all, in file order, at most `limit` of them, one at a time.
 
@@ -56,19 +80,22 @@ def read_sequences(
     """
     _check_part(part)
     source = open_records(location)
-    columns = ["user", "items", "part"]
-    source.require(columns, _SEQUENCES)
+    names = _columns(source, columns)
+    typed = source.typed
     taken = 0
-    for row in source.rows(columns):
+    for row in source.rows(names):
         if limit is not None and taken >= limit:
             return
-        found = _part(row)
+        found = _part(row, names[2])
         if part in (None, found):
             taken += 1
-            yield UserSequence(_whole(row, "user"), _items(row), found)
+            user = cell_id(row, names[0], typed=typed)
+            yield UserSequence(user, cell_ids(row, names[1], typed=typed), found)
 
 
-def read_histories(location: str | Place, part: str, max_items: int | None) -> list[History]:
+def read_histories(
+    location: str | Place, part: str, max_items: int | None, columns: SequenceColumns = USUAL
+) -> list[History]:
     """What `part` asks to predict, for every user who has something to predict.
 
     test: from train and valid items, the test items; valid: from train items, the valid items;
@@ -78,10 +105,12 @@ def read_histories(location: str | Place, part: str, max_items: int | None) -> l
     when nobody has anything to predict.
     """
     _check_part(part)
-    users: dict[int, _User] = {}
+    users: dict[Id, _User] = {}
     before = PARTS[: PARTS.index(part)]
-    for row in read_sequences(location, None, None):
-        user = users.setdefault(row.user, _User())
+    spelt = [False, False]  # are any users, any items texts?
+    for row in read_sequences(location, None, None, columns):
+        user = users.setdefault(plain(row.user), _User())
+        spelt = [spelt[0] or isinstance(row.user, str), spelt[1] or is_text(row.items)]
         if row.part in user.seen:
             raise DraftrecError(
                 f"{location}: user {row.user} has two rows of part {row.part!r}; join them"
@@ -92,35 +121,41 @@ def read_histories(location: str | Place, part: str, max_items: int | None) -> l
         elif row.part in before:
             # A copy of the end, so that the rest of a long history is not held.
             user.before[row.part] = _recent(row.items, max_items).copy()
-    histories = [_history(number, user, part, max_items) for number, user in users.items()]
-    found = [history for history in histories if len(history.targets)]
+    histories = [_history(name, user, part, max_items) for name, user in users.items()]
+    found = [_typed(history, *spelt) for history in histories if len(history.targets)]
     if not found:
         raise DraftrecError(f"{location} holds no items of part {part!r}; choose another part")
     return found
 
 
-def read_semantic_ids(location: str | Place) -> SemanticIds:
-    """The semantic ids of a catalogue: rows of `item` and `sid`, a list of tokens.
+def read_semantic_ids(location: str | Place, columns: SequenceColumns = USUAL) -> SemanticIds:
+    """The semantic ids of a catalogue: rows of `item` and `sid`, a list of tokens or of integer
+    codes (code 12 of the first level becomes `<a_12>`, of the second `<b_12>`), or LC-Rec's
+    `index.json`: one object of `"item": [tokens]`.
 
     Raises DraftrecError for a missing column, unusable rows and whatever `SemanticIds` refuses.
     """
+    where = place(location)
+    if where.suffix == ".json" and (index := _index(where)) is not None:
+        return index
     source = open_records(location)
-    source.require(["item", "sid"], "semantic ids have the columns item and sid")
-    if source.kind == "parquet" and (found := _by_column(source)) is not None:
+    wanted = [(ITEM.called("item"), columns.item), (SID, columns.sid)]
+    item, name = need_columns(source, wanted, "semantic ids have the columns item and sid")
+    if source.kind == "parquet" and (found := _by_column(source, item, name)) is not None:
         return found
-    items: list[int] = []
+    items: list[Id] = []
     known: dict[str, int] = {}
     codes: list[Int32Array] = []
-    for row in source.rows(["item", "sid"]):
-        items.append(_whole(row, "item"))
-        sid = _texts(row)
+    for row in source.rows([item, name]):
+        items.append(cell_id(row, item, typed=source.typed))
+        sid = _texts(row, name)
         if codes and len(sid) != len(codes[0]):
             raise DraftrecError(
                 f"{row.file} line {row.line}: the semantic id has {len(sid)} tokens, those before "
                 f"have {len(codes[0])}; give all items equally many"
             )
         codes.append(np.array([known.setdefault(t, len(known)) for t in sid], np.int32))
-    return SemanticIds.from_codes(np.array(items, np.int64), np.stack(codes), list(known))
+    return SemanticIds.from_codes(ids_array(items), np.stack(codes), list(known))
 
 
 def check_semantic_ids_file(path: Place) -> None:
@@ -140,7 +175,7 @@ def write_semantic_ids(path: Place, sids: SemanticIds) -> None:
         replace_parquet(path, _table(sids))
         return
     lines: list[str] = []
-    for item, codes in zip(sids.items.tolist(), sids.codes.tolist(), strict=True):
+    for item, codes in zip(sids.given.tolist(), sids.codes.tolist(), strict=True):
         row = {"item": item, "sid": [sids.tokens[code] for code in codes]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     replace_file(path, "".join(lines).encode())
@@ -151,39 +186,72 @@ class _User:
     """What was read of one user so far."""
 
     seen: list[str] = field(default_factory=list[str])
-    before: dict[str, Int64Array] = field(default_factory=dict[str, Int64Array])
-    targets: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
+    before: dict[str, Ids] = field(default_factory=dict[str, Ids])
+    targets: Ids = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def _history(number: int, user: _User, part: str, most: int | None) -> History:
+def _history(name: Id, user: _User, part: str, most: int | None) -> History:
     if part == "train":
-        return History(number, _recent(user.targets[:-1], most), user.targets[-1:])
-    pieces = [user.before[name] for name in PARTS if name in user.before]
-    known = np.concatenate([np.empty(0, np.int64), *pieces])
-    return History(number, _recent(known, most), user.targets)
+        return History(name, _recent(user.targets[:-1], most), user.targets[-1:])
+    known = joined_ids(user.before[name] for name in PARTS if name in user.before)
+    return History(name, _recent(known, most), user.targets)
 
 
-def _recent(items: Int64Array, most: int | None) -> Int64Array:
+def _typed(history: History, users: bool, items: bool) -> History:  # noqa: FBT001
+    """The same with `users`, `items` as texts where others of the file are."""
+    user = str(history.user) if users else history.user
+    if not items:
+        return History(user, history.items, history.targets)
+    return History(user, as_text(history.items), as_text(history.targets))
+
+
+def _recent(items: Ids, most: int | None) -> Ids:
     return items if most is None else items[max(0, len(items) - most) :]
 
 
-def _by_column(source: RecordSource) -> SemanticIds | None:
+def _columns(source: RecordSource, columns: SequenceColumns) -> list[str]:
+    """The names of user, items and part."""
+    one = find_column(source, ITEM) if columns.items is None else None
+    mend = _MAKE if one and find_column(source, ITEMS) is None else _SEQUENCES
+    wanted = [
+        (USER.called("user"), columns.user), (ITEMS, columns.items), (PART, columns.part)
+    ]  # fmt: skip
+    return need_columns(source, wanted, mend)
+
+
+def _index(path: Place) -> SemanticIds | None:
+    """LC-Rec's form: one object with a list of tokens for every item; None for other JSON."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or not content:
+        return None
+    if not all(isinstance(sid, list) for sid in content.values()):
+        return None
+    if any(isinstance(token, list | dict) for sid in content.values() for token in sid):
+        return None  # columns of a table
+    rows = [Row({"sid": sid}, f"{path.name}, item {item!r},", 1) for item, sid in content.items()]
+    return SemanticIds.of([plain(item) for item in content], [_texts(row, "sid") for row in rows])
+
+
+def _by_column(source: RecordSource, name: str, sid_name: str) -> SemanticIds | None:
     """Semantic ids of Parquet files without a Python object per row, for catalogues of millions;
     None at anything unusual, which reading row by row can name."""
-    items: list[Int64Array] = []
+    items: list[Ids] = []
     codes: list[Int32Array] = []
     known: dict[str, int] = {}
     for path in source.files:
         with pq.ParquetFile(arrow_path(path)) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=["item", "sid"]):
-                item, sid = batch.column("item"), batch.column("sid")
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[name, sid_name]):
                 levels = codes[0].shape[1] if codes else None
-                coded = _codes(sid, levels, known)
-                if coded is None or item.null_count or not pa.types.is_integer(item.type):
+                coded = _codes(batch.column(sid_name), levels, known)
+                found = column_ids(batch.column(name))
+                if coded is None or found is None:
                     return None
-                items.append(item.to_numpy(zero_copy_only=False).astype(np.int64))
+                items.append(found)
                 codes.append(coded)
-    return SemanticIds.from_codes(np.concatenate(items), np.concatenate(codes), list(known))
+    return SemanticIds.from_codes(joined_ids(items), np.concatenate(codes), list(known))
 
 
 def _codes(column: Any, levels: int | None, known: dict[str, int]) -> Int32Array | None:
@@ -212,7 +280,7 @@ def _table(sids: SemanticIds) -> pa.Table:
     offsets = np.arange(n + 1, dtype=np.int64) * levels
     return pa.table(
         {
-            "item": pa.array(sids.items, pa.int64()),
+            "item": arrow_ids(sids.given),
             "sid": pa.LargeListArray.from_arrays(offsets, flat.cast(pa.string())),
         }
     )
@@ -223,63 +291,29 @@ def _check_part(part: str | None) -> None:
         raise DraftrecError(f"there is no part {part!r}; choose one of {', '.join(PARTS)}")
 
 
-def _part(row: Row) -> str:
-    part = row.values.get("part")
+def _part(row: Row, column: str) -> str:
+    part = row.values.get(column)
     if part not in PARTS:
         raise DraftrecError(
-            f"{row.file} line {row.line}: part is {part!r}, not one of {', '.join(PARTS)}; mend or "
-            "remove the row"
+            f"{row.file} line {row.line}: {column} is {part!r}, not one of {', '.join(PARTS)}; "
+            "mend or remove the row"
         )
     return part
 
 
-def _whole(row: Row, column: str) -> int:
-    """A whole number; CSV holds them as text."""
-    value = row.values.get(column)
-    try:
-        if isinstance(value, int | str) and not isinstance(value, bool):
-            return int(value)
-    except ValueError:
-        pass
-    raise DraftrecError(
-        f"{row.file} line {row.line}: {column} is {value!r}, not a whole number; mend or remove "
-        "the row"
-    )
-
-
-def _items(row: Row) -> Int64Array:
-    """The list of items; in CSV a text such as `3 1 2` or `[3, 1, 2]`."""
-    values = row.values.get("items")
-    if isinstance(values, str):
-        values = values.strip("[] ").replace(",", " ").split()
-    found = _array(values)
-    if found is None:
-        raise DraftrecError(
-            f"{row.file} line {row.line}: items is no list of whole numbers; mend or remove the row"
-        )
-    return found
-
-
-def _array(values: Any) -> Int64Array | None:
-    """int64 `[h]`, or None if that cannot be."""
-    if not isinstance(values, Iterable):
-        return None
-    try:
-        numbers = [int(v) if isinstance(v, str) else v for v in values]
-        found = np.array(numbers or np.empty(0, np.int64))
-    except (ValueError, OverflowError):
-        return None
-    return found.astype(np.int64) if found.ndim == 1 and found.dtype == np.int64 else None
-
-
-def _texts(row: Row) -> list[str]:
-    """The tokens of a semantic id; in CSV a text with spaces between them."""
-    sid = row.values.get("sid")
-    tokens = sid.split() if isinstance(sid, str) else sid
-    if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
+def _texts(row: Row, column: str) -> list[str]:
+    """The tokens of a semantic id, from tokens or codes; a text is read as a list of them."""
+    sid = row.values.get(column)
+    values = (spelt_list(sid) or sid.split()) if isinstance(sid, str) else sid
+    tokens: list[Any] = values if isinstance(values, list) else []
+    if tokens and all(isinstance(t, int) and not isinstance(t, bool) for t in tokens):
+        if len(tokens) <= len(ascii_lowercase) and min(tokens) >= 0:
+            marks = ascii_lowercase[: len(tokens)]
+            return [f"<{mark}_{code}>" for mark, code in zip(marks, tokens, strict=True)]
         tokens = []
-    if not tokens:
+    if not tokens or not all(isinstance(t, str) and t for t in tokens):
         raise DraftrecError(
-            f"{row.file} line {row.line}: sid is no list of tokens; mend or remove the row"
+            f"{row.file} line {row.line}: {column} is no list of tokens (or of whole codes from 0, "
+            f"at most {len(ascii_lowercase)}); mend or remove the row"
         )
     return tokens

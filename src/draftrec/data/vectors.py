@@ -8,25 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import FloatArray
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.columns import ENTITY, ITEM, VECTOR, need_columns
+from draftrec.data.id_columns import column_ids
 from draftrec.data.places import Place
-from draftrec.data.readers import open_records
+from draftrec.data.readers import RecordSource, open_records
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Ids, as_whole, joined_ids
 
-Int64Array = npt.NDArray[np.int64]
 _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ItemVectors:
-    """`items` int64 `[n]`, distinct, in file order; `vectors` float32 `[n, d]`, all finite."""
+    """`items` `[n]`, int64 or texts (see `tokens.item_ids`), distinct, in file order; `vectors`
+    float32 `[n, d]`, all finite."""
 
-    items: Int64Array
+    items: Ids
     vectors: FloatArray
 
 
@@ -63,8 +65,9 @@ def read_vectors(
     """
     ids: list[str] = []
     blocks: list[FloatArray] = []
-    columns = "a vectors file has the columns entity_id and vector"
-    for path, batch in _batches(location, entity, vector, columns):
+    source = _parquet(location)
+    source.require([entity, vector], "a vectors file has the columns entity_id and vector")
+    for path, batch in _batches(source, entity, vector):
         block = _entity_ids(batch.column(entity), path, entity)
         width = blocks[0].shape[1] if blocks else None
         blocks.append(_vectors(batch.column(vector), block, width, path, "entity"))
@@ -76,20 +79,27 @@ def read_vectors(
     return EntityVectors(ids, np.concatenate(blocks))
 
 
-def read_item_vectors(location: str | Place, item: str, vector: str) -> ItemVectors:
-    """Read the columns `item` (whole numbers, or texts of them) and `vector`.
+def read_item_vectors(
+    location: str | Place, item: str | None = None, vector: str | None = None
+) -> ItemVectors:
+    """Read the columns `item` (whole numbers or texts) and `vector`, None for the usual ones. Texts
+    that all spell whole numbers become these, since `draftrec encode` writes ids as texts.
 
     Raises DraftrecError for files that are not Parquet, missing columns, other types, nulls,
     vectors of different lengths, numbers that are not finite, and repeated items.
     """
-    items: list[Int64Array] = []
+    items: list[Ids] = []
     vectors: list[FloatArray] = []
-    options = "name the columns with --item-column and --vector-column"
-    for path, batch in _batches(location, item, vector, options):
+    source = _parquet(location)
+    names = [(ENTITY.called("item", ITEM.option), item), (VECTOR, vector)]
+    item, vector = need_columns(source, names, "item vectors have the columns item and vector")
+    for path, batch in _batches(source, item, vector):
         items.append(_items(batch.column(item), path, item))
         width = vectors[0].shape[1] if vectors else None
         vectors.append(_vectors(batch.column(vector), items[-1], width, path, "item"))
-    found = ItemVectors(np.concatenate(items), np.concatenate(vectors))
+    ids = joined_ids(items)
+    numbers = as_whole(ids)
+    found = ItemVectors(ids if numbers is None else numbers, np.concatenate(vectors))
     ordered = np.sort(found.items)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
@@ -97,13 +107,14 @@ def read_item_vectors(location: str | Place, item: str, vector: str) -> ItemVect
     return found
 
 
-def _batches(
-    location: str | Place, key: str, vector: str, mend: str
-) -> Iterator[tuple[Place, pa.RecordBatch]]:
+def _parquet(location: str | Place) -> RecordSource:
     source = open_records(location)
     if source.kind != "parquet":
         raise DraftrecError(f"{location} is not Parquet; vectors are read from Parquet only")
-    source.require([key, vector], mend)
+    return source
+
+
+def _batches(source: RecordSource, key: str, vector: str) -> Iterator[tuple[Place, pa.RecordBatch]]:
     for path in source.files:
         with pq.ParquetFile(arrow_path(path)) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=[key, vector]):
@@ -121,20 +132,20 @@ def _entity_ids(column: Any, path: Place, name: str) -> list[str]:
     return [str(value) for value in column.to_pylist()]
 
 
-def _items(column: Any, path: Place, name: str) -> Int64Array:
+def _items(column: Any, path: Place, name: str) -> Ids:
     if column.null_count:
         raise DraftrecError(f"{path}: {name} is null in a row; remove the row")
-    try:
-        if not pa.types.is_floating(column.type):
-            return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        reason = f"it is {column.type}"
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        reason = " ".join(str(error).split())
-    raise DraftrecError(f"{path}: {name} must hold whole numbers ({reason}); convert it first")
+    found = column_ids(column)
+    if found is None:
+        raise DraftrecError(
+            f"{path}: {name} must hold whole numbers (it is {column.type}) of 64 bits, or texts "
+            "none of which is empty; convert it first"
+        )
+    return found
 
 
 def _vectors(
-    column: Any, ids: Seq[Any] | Int64Array, width: int | None, path: Place, noun: str
+    column: Any, ids: Seq[Any] | Ids, width: int | None, path: Place, noun: str
 ) -> FloatArray:
     """float32 `[rows, d]` of one batch; `width` is that of the batches before."""
     kind = column.type

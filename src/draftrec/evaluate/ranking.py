@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.data.columns import ITEM, ITEMS, USER, find_column, need_columns
+from draftrec.data.id_columns import cell_id, cell_ids, spelt_list
 from draftrec.data.readers import Row, open_records
-from draftrec.data.sequences import read_histories
+from draftrec.data.sequences import USUAL, SequenceColumns, read_histories
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Id, Ids, joined_ids, plain
 
 Definition = Literal["multi", "single"]
 DEFINITIONS: tuple[Definition, ...] = get_args(Definition)
@@ -29,8 +32,7 @@ KS = (1, 3, 5, 10, 20)
 
 LongArray = npt.NDArray[np.int64]
 DoubleArray = npt.NDArray[np.float64]
-Lists = Seq[LongArray]
-_COLUMNS = ("user", "items")
+Lists = Seq[Ids]
 #: Stands where a list has null, a sequence of tokens that is no item: a miss.
 _NO_ITEM = -(2**63)
 
@@ -82,8 +84,8 @@ class Hits:
 def find_hits(recommended: Lists, targets: Lists) -> Hits:
     """Compare every user's list, best first, with the items that came true, in any order.
 
-    `recommended` and `targets` have one int64 array per user. Raises ValueError for unequal numbers
-    of users, and DraftrecError for a user without targets, about whom nothing can be said.
+    `recommended` and `targets` have one array of ids per user. Raises ValueError for unequal
+    numbers of users, and DraftrecError for a user without targets, about whom nothing can be said.
     """
     if len(recommended) != len(targets):
         raise ValueError(f"{len(recommended)} lists do not fit the targets of {len(targets)} users")
@@ -93,7 +95,7 @@ def find_hits(recommended: Lists, targets: Lists) -> Hits:
             "a user without targets cannot be scored; leave out those who have none"
         )
     # One number per pair of user and item, so that all users are looked up at once.
-    numbers = np.concatenate([*recommended, *targets])
+    numbers = joined_ids([*recommended, *targets])
     codes = np.unique(numbers, return_inverse=True)[1] + _owners(lengths, wanted) * len(numbers)
     listed, true = codes[: lengths.sum()], np.unique(codes[lengths.sum() :])
     first = np.zeros(len(listed), np.bool_)
@@ -149,21 +151,22 @@ def evaluate_recommendations(
     ks: Seq[int] = KS,
     part: str = "test",
     definition: Definition = "multi",
+    columns: SequenceColumns = USUAL,
 ) -> Evaluation:
     """Compare a file of recommendations (`user`, `items`) with what users took in `part`.
 
     Only users who have both a list and targets are scored. Raises DraftrecError for files that
     cannot be read, a user with two lists, no user to score, and a K longer than every list.
     """
-    lists = read_lists(recommendations)
-    histories = read_histories(sequences, part, max_items=0)
-    scored = [h for h in histories if h.user in lists]
+    lists = read_lists(recommendations, columns)
+    histories = read_histories(sequences, part, 0, columns)
+    scored = [h for h in histories if plain(h.user) in lists]
     if not scored:
         raise DraftrecError(
             f"no user of {recommendations} has items of part {part!r} in {sequences}; evaluate "
             "with the sequences, and the part, that were recommended for"
         )
-    longest = max(len(lists[h.user]) for h in scored)
+    longest = max(len(lists[plain(h.user)]) for h in scored)
     if longest < max(ks):
         raise DraftrecError(
             f"{recommendations} lists at most {longest} items for a user, too few for k = "
@@ -171,41 +174,50 @@ def evaluate_recommendations(
         )
     targets = [h.targets for h in scored]
     return Evaluation(
-        ranking_scores([lists[h.user] for h in scored], targets, ks, definition),
+        ranking_scores([lists[plain(h.user)] for h in scored], targets, ks, definition),
         part,
         len(lists) - len(scored),
         len(histories) - len(scored),
     )
 
 
-def read_lists(location: str | Path) -> dict[int, LongArray]:
-    """User -> recommended items int64 `[m]`, best first, from the columns `user` and `items`.
+def read_lists(location: str | Path, columns: SequenceColumns = USUAL) -> dict[Id, Ids]:
+    """User -> recommended items `[m]`, best first, from the columns `user` and `items`. Users whose
+    ids are texts that spell whole numbers are named by these.
 
     Raises DraftrecError for missing columns, unusable rows and a user who is listed twice.
     """
     source = open_records(location)
-    source.require(_COLUMNS, "name a file that `draftrec genrec recommend` wrote")
-    found: dict[int, LongArray] = {}
-    for row in source.rows(_COLUMNS):
-        user, items = _row_of(row)
+    wanted = [(USER.called("user"), columns.user), (ITEMS, columns.items)]
+    one_each = find_column(source, ITEMS) is None and find_column(source, ITEM) is not None
+    names = need_columns(
+        source,
+        wanted,
+        "a row per user with the list of items is read, so gather the rows of a user, best first"
+        if one_each
+        else "name a file that `draftrec genrec recommend` wrote",
+    )
+    found: dict[Id, Ids] = {}
+    for row in source.rows(names):
+        user = plain(cell_id(row, names[0], typed=True))
         if user in found:
             raise DraftrecError(
                 f"{row.file} line {row.line}: user {user} has a list before; keep one of them"
             )
-        found[user] = items
+        found[user] = _list_of(row, names[1], typed=source.typed)
     return found
 
 
-def _row_of(row: Row) -> tuple[int, LongArray]:
-    user, items = row.values.get("user"), row.values.get("items")
-    if isinstance(user, int) and isinstance(items, list):
-        values: list[Any] = [_NO_ITEM if item is None else item for item in items]
-        if all(isinstance(v, int) and _NO_ITEM <= v < -_NO_ITEM for v in values):
-            return user, np.array(values, np.int64)
-    raise DraftrecError(
-        f"{row.file} line {row.line}: user must be a whole number and items a list of them; mend "
-        "or remove the row"
-    )
+def _list_of(row: Row, column: str, *, typed: bool) -> Ids:
+    """A list in which null is no item."""
+    values = row.values.get(column)
+    if isinstance(values, str):
+        values = spelt_list(values) or values
+    if isinstance(values, list) and None in values:
+        texts = any(isinstance(value, str) for value in values)
+        no_item = " " if texts else _NO_ITEM
+        values = [no_item if value is None else value for value in values]
+    return cell_ids(replace(row, values={column: values}), column, typed=typed)
 
 
 def _scores(definition: Definition, hits: Hits, ks: Seq[int]) -> RankingScores:

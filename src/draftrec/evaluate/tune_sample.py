@@ -13,6 +13,7 @@ from draftrec.config import RecordsConfig
 from draftrec.core import Request
 from draftrec.data.readers import open_records
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
+from draftrec.data.sides import fitted_to
 from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError
 
@@ -40,6 +41,7 @@ def draw_sample(
     for input that cannot be read, and with fewer than two usable records.
     """
     source = open_records(location)
+    records = fitted_to(source, records)
     template = load_template(records.template, records.side) if records.template else None
     layout = Layout(template, records.id_column, records.prompt_column, records.group_column)
     reader = EntityReader(source, layout, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from draftrec.config import JobConfig
 from draftrec.data.places import Place
 from draftrec.data.readers import RecordSource, open_records
 from draftrec.data.records import EntityReader, GroupTable, Layout
+from draftrec.data.sides import fitted_to
 from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import (
@@ -47,9 +48,10 @@ class Plan:
     """A job's inputs, opened and checked; nothing is written here."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self.spec = spec
-        records = spec.config.records
         self.source: RecordSource = open_records(spec.input)
+        records = fitted_to(self.source, spec.config.records)
+        spec = replace(spec, config=spec.config.model_copy(update={"records": records}))
+        self.spec = spec
         template = load_template(records.template, records.side) if records.template else None
         columns = (records.id_column, records.prompt_column, records.group_column)
         groups = GroupTable.load(spec.groups) if spec.groups else None

@@ -11,6 +11,7 @@ from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender
 from draftrec.recommend.values import DoubleArray, LongArray, Query
 from draftrec.tokens.item_filter import Filter
+from draftrec.tokens.item_ids import joined_ids
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import HistoryEncoder
 from draftrec.tokens.semantic_ids import SemanticIds
@@ -18,7 +19,8 @@ from draftrec.tokens.semantic_ids import SemanticIds
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Semantic ids, their trie in a model's vocabulary, and how histories become prompts."""
+    """Semantic ids, their trie in a model's vocabulary, and how histories become prompts. The
+    trie's items are places in the catalogue, whatever the ids are."""
 
     sids: SemanticIds
     trie: ItemTrie
@@ -38,7 +40,7 @@ class Catalogue:
         tokens = sids.token_ids(model.tokenizer.get_vocab())
         context = model.model.config.get_text_config().max_position_embeddings
         encoder = HistoryEncoder(model.format, model.tokenizer, tokens).fit(context)
-        return cls(sids, ItemTrie.build(sids.items, tokens), encoder)
+        return cls(sids, ItemTrie.build(np.arange(len(sids)), tokens), encoder)
 
     def check_width(self, k: int) -> None:
         """Raise DraftrecError if there are not `k` items."""
@@ -52,17 +54,18 @@ class Catalogue:
         denied = [] if query.deny is None else [query.deny]
         if exclude_seen:
             denied.append(query.history)
-        deny = self.sids.find(np.concatenate(denied)) if denied else np.empty(0, np.int64)
+        deny = self.sids.find(joined_ids(denied))
         if query.allow is not None:
             return Filter.allow(self.trie, np.setdiff1d(self.sids.find(query.allow), deny))
         return Filter.deny(self.trie, deny) if (deny >= 0).any() else None
 
-    def items_of(
+    def places_of(
         self, beams: Beams, allowed: Filter | None, k: int
     ) -> tuple[LongArray, DoubleArray, int]:
-        """At most `k` items of the beams with their scores, and how many beams are no item.
+        """The places of at most `k` items of the beams with their scores, and how many beams are no
+        item.
 
-        Items that share an id share its score and follow each other by their numbers.
+        Items that share an id share its score and follow each other by their places.
         """
         leaves = beams.leaves
         if (leaves < 0).any():

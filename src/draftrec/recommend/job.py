@@ -15,37 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.locks import sole_writer
 from draftrec.data.sequences import History
-from draftrec.data.writers import replace_file, replace_parquet, stream_parquet
+from draftrec.data.tables import check_table_name, write_tables
+from draftrec.data.writers import replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 from draftrec.recommend.crew import Crew, OnDone, ShouldStop
-from draftrec.recommend.values import Recommendation
+from draftrec.recommend.output import NUMBERS, IdTypes, to_table
 
 SHARD = 2048
 _SETTINGS = "settings.json"
 
-SCHEMA = pa.schema(
-    [
-        ("user", pa.int64()),
-        ("items", pa.list_(pa.int64())),
-        ("scores", pa.list_(pa.float64())),
-        ("sids", pa.list_(pa.list_(pa.string()))),
-        ("target_calls", pa.int32()),
-        ("accepted_steps", pa.int32()),
-    ]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class RecommendJob:
-    """`output` is the Parquet file to write; `settings` decide what stands in it, so that a run
-    with others does not continue this one. `shadow`: the share of users who are recommended for
-    once more by plain search, to see whether the answers are the same. `overwrite`: replace what
-    is there, once the new file is complete.
+    """`output` is the file to write, Parquet, JSON lines or CSV by its ending; `settings` decide
+    what stands in it, so that a run with others does not continue this one. `shadow`: the share of
+    users who are recommended for once more by plain search, to see whether the answers are the
+    same. `overwrite`: replace what is there, once the new file is complete. `ids`: the types of the
+    file's ids.
     """
 
     output: Path
@@ -53,6 +44,7 @@ class RecommendJob:
     shadow: float = 0.0
     overwrite: bool = False
     shard_size: int = SHARD
+    ids: IdTypes = NUMBERS
 
     @property
     def parts(self) -> Path:
@@ -74,8 +66,19 @@ def run_job(
     """Recommend for all users, write the file and return the summary.
 
     Raises Interrupted (of `beams.search`) when asked to stop, with finished shards kept, and
-    DraftrecError for an output that other settings have begun.
+    DraftrecError for an output that other settings have begun, or another process writes to.
     """
+    with sole_writer(job.output):
+        return _run(job, crew, histories, on_done, should_stop)
+
+
+def _run(
+    job: RecommendJob,
+    crew: Crew,
+    histories: Seq[History],
+    on_done: OnDone | None,
+    should_stop: ShouldStop | None,
+) -> dict[str, Any]:
     _prepare(job)
     parts = list(_shards(histories, job.shard_size))
     left = [i for i in range(len(parts)) if not job.facts_file(i).is_file()]
@@ -84,7 +87,7 @@ def run_job(
         on_done(finished)
     answers = crew.results((parts[i] for i in left), on_done, should_stop)
     for number, found in zip(left, answers, strict=True):
-        replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers))
+        replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers, job.ids))
         replace_file(job.facts_file(number), json.dumps(found.facts()).encode())
     facts = [json.loads(job.facts_file(i).read_bytes()) for i in range(len(parts))]
     _finish(job)
@@ -122,19 +125,6 @@ def summary_of(facts: Seq[dict[str, Any]], *, shadow: bool) -> dict[str, Any]:
     return summary
 
 
-def to_table(answers: Seq[Recommendation]) -> pa.Table:
-    """The contract's rows."""
-    columns = {
-        "user": [a.user for a in answers],
-        "items": [a.items for a in answers],
-        "scores": [a.scores for a in answers],
-        "sids": [a.sids for a in answers],
-        "target_calls": [a.target_calls for a in answers],
-        "accepted_steps": [a.accepted_steps for a in answers],
-    }
-    return pa.table(columns, schema=SCHEMA)
-
-
 def _shards(histories: Seq[History], size: int) -> Iterator[Seq[History]]:
     for first in range(0, len(histories), size):
         yield histories[first : first + size]
@@ -142,6 +132,7 @@ def _shards(histories: Seq[History], size: int) -> Iterator[Seq[History]]:
 
 def check_output(job: RecommendJob) -> None:
     """Raise DraftrecError where the job would replace a file, or continue another one's work."""
+    check_table_name(job.output)
     if job.overwrite:
         return
     if job.output.exists():
@@ -171,5 +162,5 @@ def _prepare(job: RecommendJob) -> None:
 def _finish(job: RecommendJob) -> None:
     """Make one file of all shards."""
     parts = sorted(job.parts.glob("part-*.parquet"))
-    stream_parquet(job.output, SCHEMA, (pq.read_table(arrow_path(path)) for path in parts))
+    write_tables(job.output, job.ids.schema, (pq.read_table(arrow_path(path)) for path in parts))
     shutil.rmtree(job.parts)

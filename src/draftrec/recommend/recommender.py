@@ -21,6 +21,7 @@ from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.engines import Curves, Parts, check_config, make_engine
 from draftrec.recommend.values import DoubleArray, LongArray, Query, Recommendation
 from draftrec.tokens.item_filter import Filter
+from draftrec.tokens.item_ids import number_of
 
 
 def parts_of(
@@ -144,19 +145,19 @@ class ItemRecommender:
         places = self.catalogue.sids.places(query.history)
         allowed = self.catalogue.filter_of(query, exclude_seen=self.config.exclude_seen)
         prompt = self.catalogue.encoder.encode(places)
-        return BeamRequest(query.user, prompt, allowed, places, query.k)
+        return BeamRequest(number_of(query.user), prompt, allowed, places, query.k)
 
     def answer(
         self, query: Query, request: BeamRequest, beams: Beams, seconds: float
     ) -> Recommendation:
         """The items that an engine's beams stand for; `seconds`: what the search took."""
         k = query.k or self.config.k
-        items, scores, invalid = self.catalogue.items_of(beams, request.filter, k)
+        places, scores, invalid = self.catalogue.places_of(beams, request.filter, k)
         return Recommendation(
             query.user,
-            items,
+            self.catalogue.sids.items[places],
             scores,
-            self.catalogue.sids.sids_of(items),
+            self.catalogue.sids.sids_at(places),
             beams.target_calls,
             beams.accepted_steps,
             beams.draft_calls,
@@ -196,9 +197,9 @@ class ItemRecommender:
     ) -> Recommendation:
         """The first k of `places` int64 `[m]` that are allowed; `weights` float64 `[m]`."""
         k = query.k or self.config.k
-        items = self.catalogue.sids.items[places]
         if allowed is not None:
-            kept = allowed.keeps(items)
-            items, weights = items[kept], weights[kept]
-        sids = self.catalogue.sids.sids_of(items[:k])
-        return Recommendation(query.user, items[:k], np.log(weights[:k]), sids, popular=True)
+            kept = allowed.keeps(places)
+            places, weights = places[kept], weights[kept]
+        sids, places = self.catalogue.sids, places[:k]
+        items, names = sids.items[places], sids.sids_at(places)
+        return Recommendation(query.user, items, np.log(weights[:k]), names, popular=True)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from draftrec.config import RecommendConfig
+from draftrec.data.locks import refuse_second_writer
 from draftrec.data.places import Place
 from draftrec.data.readers import open_records
-from draftrec.data.sequences import History, read_histories, read_semantic_ids, read_sequences
+from draftrec.data.sequences import (
+    USUAL,
+    History,
+    SequenceColumns,
+    read_histories,
+    read_semantic_ids,
+    read_sequences,
+)
+from draftrec.data.tables import check_table_name
 from draftrec.models.recommender import load_recommender
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.crew import Crew, LocalRecommender, ModelFacts
 from draftrec.recommend.job import SHARD, RecommendJob, check_output
+from draftrec.recommend.output import IdTypes
 from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.tokens.semantic_ids import SemanticIds
 
@@ -37,6 +47,7 @@ class TaskSettings:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     config: RecommendConfig = field(default_factory=RecommendConfig)
+    columns: SequenceColumns = USUAL
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,13 +77,16 @@ def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
     `hire` finds somebody else than this process. Raises DraftrecError for unusable files, folders
     or settings, and items without semantic ids.
     """
+    check_table_name(settings.output)
+    refuse_second_writer(settings.output)
     inputs = read_inputs(settings)
     crew = (hire or local)(settings, inputs)
     try:
         facts = _facts(settings, crew.facts, inputs.sids)
         job = RecommendJob(
-            settings.output, facts, settings.shadow, settings.overwrite, settings.shard_size
-        )
+            settings.output, facts, settings.shadow, settings.overwrite, settings.shard_size,
+            IdTypes.of(inputs.histories, inputs.sids),
+        )  # fmt: skip
         check_output(job)
     except BaseException:
         crew.close()
@@ -82,8 +96,9 @@ def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
 
 def read_inputs(settings: TaskSettings) -> Inputs:
     """Semantic ids and histories, which must fit."""
-    sids = read_semantic_ids(settings.sids)
-    histories = read_histories(settings.sequences, settings.part, None)[: settings.limit]
+    sids = read_semantic_ids(settings.sids, settings.columns)
+    histories = read_histories(settings.sequences, settings.part, None, settings.columns)
+    histories = histories[: settings.limit]
     for history in histories:
         sids.places(history.items)
     return Inputs(sids, histories)
@@ -100,7 +115,7 @@ def load(settings: TaskSettings, sids: SemanticIds) -> LocalRecommender:
     draft = None
     if settings.draft not in ("items", "none"):
         draft = load_recommender(settings.draft, settings.device, settings.dtype)
-    items = fit_retriever(settings.sequences, sids)
+    items = fit_retriever(settings.sequences, sids, settings.columns)
     catalogue = Catalogue.of(sids, target)
     parts = parts_of(target, catalogue, draft, items if _proposes(settings) else None)
     recommender = ItemRecommender(parts, catalogue, settings.config, items)
@@ -117,9 +132,11 @@ def _proposes(settings: TaskSettings) -> bool:
     return fits and config.draft_items > 0
 
 
-def fit_retriever(sequences: str, sids: SemanticIds) -> ItemRetriever:
+def fit_retriever(
+    sequences: str, sids: SemanticIds, columns: SequenceColumns = USUAL
+) -> ItemRetriever:
     """Co-occurrence and popularity of the train part, of items that have a semantic id."""
-    places = (sids.find(s.items) for s in read_sequences(sequences, "train", None))
+    places = (sids.find(s.items) for s in read_sequences(sequences, "train", None, columns))
     return ItemRetriever.fit((p[p >= 0] for p in places), len(sids))
 
 
@@ -135,4 +152,5 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
         "limit": settings.limit,
         "shadow": settings.shadow,
         "shard_size": settings.shard_size,
+        **({"columns": asdict(settings.columns)} if settings.columns != USUAL else {}),
     }

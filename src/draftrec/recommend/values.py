@@ -7,35 +7,37 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.tokens.item_ids import Id, Ids
+
 LongArray = npt.NDArray[np.int64]
 DoubleArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Query:
-    """`history` int64 `[h]`: the user's items, oldest first. `deny` int64: items not to recommend,
-    `allow` int64: the only ones to recommend (None: all). `k`: items wanted, at most as many as the
-    recommender's settings say (None: as many)."""
+    """`history` `[h]`: the user's items, oldest first. `deny`: items not to recommend, `allow`: the
+    only ones to recommend (None: all). `k`: items wanted, at most as many as the recommender's
+    settings say (None: as many). Ids are int64 or texts (see `tokens.item_ids`)."""
 
-    user: int
-    history: LongArray
-    deny: LongArray | None = None
-    allow: LongArray | None = None
+    user: Id
+    history: Ids
+    deny: Ids | None = None
+    allow: Ids | None = None
     k: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Recommendation:
-    """`items` int64 `[k]`, best first, with `scores` float64 `[k]` (summed log-probabilities) and
-    semantic ids; fewer than K where fewer may be recommended.
+    """`items` `[k]`, best first, ids as the catalogue has them, with `scores` float64 `[k]` (summed
+    log-probabilities) and semantic ids; fewer than K where fewer may be recommended.
 
     `invalid`: beams that are no item, of an unconstrained search. `seconds`: from the user's
     admission to a slot to the answer. `popular`: without a history, the popular items answer, and
     scores are the logs of their shares.
     """
 
-    user: int
-    items: LongArray
+    user: Id
+    items: Ids
     scores: DoubleArray
     sids: list[list[str]]
     target_calls: int = 0

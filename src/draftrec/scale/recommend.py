@@ -32,7 +32,8 @@ class RecommendWork:
     settings: TaskSettings
 
     def __call__(self) -> _RecommendWork:
-        return _RecommendWork(load(self.settings, read_semantic_ids(self.settings.sids)))
+        sids = read_semantic_ids(self.settings.sids, self.settings.columns)
+        return _RecommendWork(load(self.settings, sids))
 
 
 class _RecommendWork:

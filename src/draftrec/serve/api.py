@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence as Seq
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from draftrec.errors import DraftrecError
@@ -31,6 +30,7 @@ from draftrec.serve.schemas import (
 from draftrec.serve.service import Service
 from draftrec.serve.settings import LimitSettings
 from draftrec.serve.tickets import Ticket
+from draftrec.tokens.item_ids import Id, Ids, as_text, ids_array
 
 _USUAL_K = 10
 _MEANINGS = {
@@ -72,11 +72,10 @@ def recommend_router(
         ticket = Ticket[Query, Any](query, deadline_of(body.deadline_ms or limits.deadline_ms))
         found = (await ask(request, engine, [ticket], work.late))[0]
         answer = found.answer
+        ids = _as_asked(answer.items, body, spelt=recommender.catalogue.sids.spelt)
         items = [
             RecommendedItem(item=item, score=score, sid=sid)
-            for item, score, sid in zip(
-                answer.items.tolist(), answer.scores.tolist(), answer.sids, strict=True
-            )
+            for item, score, sid in zip(ids, answer.scores.tolist(), answer.sids, strict=True)
         ]
         request.state.note.partial = found.partial
         whole = RecommendAnswer(items=items, partial=found.partial)
@@ -176,13 +175,21 @@ def health_router(service: Service) -> APIRouter:
 
 
 def _query(body: RecommendRequest, most: int) -> Query:
-    def items(ids: Seq[int] | None) -> Any:
-        return None if ids is None else np.array(ids, np.int64)
+    def items(ids: Seq[Id] | None) -> Any:
+        return None if ids is None else ids_array(ids)
 
     k = min(_USUAL_K, most) if body.k is None else body.k
     if k > most:
         raise _refused(f"k: this service gives at most {most} items")
     return Query(body.user, items(body.history), items(body.deny), items(body.allow), k)
+
+
+def _as_asked(items: Ids, body: RecommendRequest, *, spelt: bool) -> list[Id]:
+    """The items in the type of those that were asked with, else as the catalogue's file has them;
+    texts that are no numbers stay what they are."""
+    asked = body.history or body.allow or body.deny
+    texts = isinstance(asked[0], str) if asked else spelt
+    return (as_text(items) if texts else items).tolist()
 
 
 def _check_lists(body: RecommendRequest, limits: LimitSettings) -> None:

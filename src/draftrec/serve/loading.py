@@ -103,8 +103,9 @@ class FileCatalogue:
 
     def _catalogue(self) -> tuple[SemanticIds, ItemRetriever | None]:
         settings = self.settings
-        sids = read_semantic_ids(settings.sids)
-        items = fit_retriever(settings.sequences, sids) if settings.sequences else None
+        sids, items = read_semantic_ids(settings.sids, settings.columns), None
+        if settings.sequences:
+            items = fit_retriever(settings.sequences, sids, settings.columns)
         return sids, items
 
     def _proposer(self, items: ItemRetriever | None) -> ItemRetriever | None:

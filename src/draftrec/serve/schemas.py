@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+from draftrec.data.id_columns import is_id
 
 _INT64 = 2**63
+_LONGEST = 512
 
-ItemId = Annotated[int, Field(ge=-_INT64, lt=_INT64)]
-Name = Annotated[str, Field(min_length=1, max_length=512)]
+Name = Annotated[str, Field(min_length=1, max_length=_LONGEST)]
+
+
+def _id(value: Any) -> int | str:
+    """An id as it is. One check for both types, so that what is wrong is said once."""
+    if isinstance(value, str):
+        if not 0 < len(value) <= _LONGEST or not is_id(value):
+            raise ValueError(f"an id must be a text of 1 to {_LONGEST} characters")
+    elif not isinstance(value, int) or isinstance(value, bool) or not -_INT64 <= value < _INT64:
+        raise ValueError("an id must be a whole number of 64 bits or a text")
+    return value
+
+
+_ID_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": -_INT64, "maximum": _INT64 - 1},
+        {"type": "string", "minLength": 1, "maxLength": _LONGEST},
+    ]
+}
+ItemId = Annotated[int | str, PlainValidator(_id), WithJsonSchema(_ID_SCHEMA)]
 DeadlineMs = Annotated[int, Field(ge=1, le=3_600_000)]
 
 
@@ -27,7 +48,10 @@ class RecommendRequest(BaseModel):
     model_config = _asked({"user": 7, "history": [3, 141, 59], "k": 5, "deny": [26]})
 
     user: ItemId = Field(default=0, description="names the user; seeds sampled answers only")
-    history: list[ItemId] = Field(description="the user's items, oldest first; may be empty")
+    history: list[ItemId] = Field(
+        description="the user's items, oldest first; may be empty. Answers have ids of this type "
+        "where they can"
+    )
     k: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how many items; 10 if not said, or as many as there may be"
     )
@@ -46,7 +70,7 @@ class RecommendedItem(BaseModel):
     """One item. `score`: summed log-probabilities of its semantic id's tokens; in a partial answer
     and for an empty history, the log of the item's share of proposals or of popularity."""
 
-    item: int
+    item: int | str
     score: float
     sid: list[str]
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from draftrec.config import GenerateConfig, RecommendConfig
 from draftrec.data.places import Place, here, place
+from draftrec.data.sequences import USUAL, SequenceColumns
 from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 
@@ -45,6 +46,9 @@ class RecommendSettings(_Frozen):
     draft: str = Field(default="none", description="a draft model's folder, items or none")
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    columns: SequenceColumns = Field(
+        default=USUAL, description="names of the columns of sequences and sids, where not usual"
+    )
     settings: RecommendConfig = RecommendConfig()
 
     @model_validator(mode="after")

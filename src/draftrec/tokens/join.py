@@ -8,18 +8,18 @@ level, so no codebook has to be kept and no old id changes.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
 from draftrec.core import FloatArray
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Ids, as_whole, is_text, joined_ids
 from draftrec.tokens.semantic_ids import Int32Array, Int64Array, SemanticIds
 
 
-def joined(
-    sids: SemanticIds, items: Int64Array, vectors: FloatArray
-) -> tuple[SemanticIds, Int64Array]:
-    """The catalogue with those of `items` int64 `[m]` that it lacks, and these new items int64.
+def joined(sids: SemanticIds, items: Ids, vectors: FloatArray) -> tuple[SemanticIds, Ids]:
+    """The catalogue with those of `items` `[m]` that it lacks, and these new items.
 
     `vectors` float32 `[m, d]` must hold old items' vectors as well, as many as there are: they say
     what the codes mean. A new item whose tuple is taken gets the nearest last code that is free
@@ -35,8 +35,11 @@ def joined(
         )
     codes = _nearest_codes(sids.codes[places[old]], vectors[old], vectors[new], sids)
     every = np.concatenate((sids.codes, codes))
-    ids = np.concatenate((sids.items, items[new]))
-    return SemanticIds.from_codes(ids, every, sids.tokens), np.sort(items[new])
+    fresh = items[new]
+    if not is_text(sids.items) and (numbers := as_whole(fresh)) is not None:
+        fresh = numbers
+    after = SemanticIds.from_codes(joined_ids((sids.items, fresh)), every, sids.tokens)
+    return replace(after, spelt=sids.spelt and not is_text(after.items)), np.sort(fresh)
 
 
 def _nearest_codes(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from draftrec.core import FloatArray
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Ids
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.semantic_ids import Int32Array, Int64Array, SemanticIds
 
@@ -159,7 +160,7 @@ def separate(
     return codes, moved
 
 
-def semantic_ids(items: Int64Array, codes: Int32Array) -> SemanticIds:
+def semantic_ids(items: Ids, codes: Int32Array) -> SemanticIds:
     """Codes int32 `[n, L]` as tokens: `<a_12>` is code 12 of the first level, `<b_12>` of the
     second. Raises DraftrecError for what `SemanticIds` refuses."""
     marked = codes + (np.arange(codes.shape[1], dtype=np.int64) << 24)

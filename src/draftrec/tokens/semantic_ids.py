@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.errors import DraftrecError
+from draftrec.tokens.item_ids import Id, Ids, as_text, as_whole, find_ids, ids_array, is_text
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
@@ -26,15 +27,17 @@ Int32Array = npt.NDArray[np.int32]
 class SemanticIds:
     """`n` items with `L` tokens each.
 
-    `items` int64 `[n]`: distinct, ascending; an item's row is its *place*. `codes` int32 `[n, L]`:
-    positions in `tokens`, the distinct token strings, ordered by the first level they occur on and
-    then naturally (`<a_9>` before `<a_10>`). Several items may share one tuple, and one token may
-    occur on several levels.
+    `items` `[n]`: int64, or texts (see `item_ids`), distinct, ascending; an item's row is its
+    *place*. `codes` int32 `[n, L]`: positions in `tokens`, the distinct token strings, ordered by
+    the first level they occur on and then naturally (`<a_9>` before `<a_10>`). Several items may
+    share one tuple, and one token may occur on several levels. `spelt`: the items are numbers that
+    came as texts.
     """
 
-    items: Int64Array
+    items: Ids
     codes: Int32Array
     tokens: tuple[str, ...]
+    spelt: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -44,8 +47,13 @@ class SemanticIds:
         """Tokens per item."""
         return self.codes.shape[1]
 
+    @property
+    def given(self) -> Ids:
+        """`items` in the type that they came in."""
+        return as_text(self.items) if self.spelt else self.items
+
     @classmethod
-    def of(cls, items: Seq[int] | Int64Array, sids: Seq[Seq[str]]) -> SemanticIds:
+    def of(cls, items: Seq[Id] | Ids, sids: Seq[Seq[str]]) -> SemanticIds:
         """Semantic ids from one list of tokens per item, in any order.
 
         Raises DraftrecError for no items, ids of different lengths, an empty id or token, and an
@@ -58,19 +66,23 @@ class SemanticIds:
         codes = np.empty((len(sids), levels), np.int32)
         for row, (item, sid) in enumerate(zip(items, sids, strict=True)):
             if len(sid) != levels or not levels:
-                raise DraftrecError(_unequal(int(item), len(sid), levels))
+                raise DraftrecError(_unequal(item, len(sid), levels))
             codes[row] = [known.setdefault(token, len(known)) for token in sid]
-        return cls.from_codes(np.asarray(items, np.int64), codes, list(known))
+        return cls.from_codes(ids_array(items), codes, list(known))
 
     @classmethod
-    def from_codes(cls, items: Int64Array, codes: Int32Array, tokens: Seq[str]) -> SemanticIds:
-        """The same from arrays: `items` int64 `[n]` in any order, `codes` int32 `[n, L]` positions
-        in `tokens`, which are distinct, in any order, and may hold some that no item uses.
+    def from_codes(cls, items: Ids, codes: Int32Array, tokens: Seq[str]) -> SemanticIds:
+        """The same from arrays: `items` `[n]` in any order, int64 or texts, `codes` int32 `[n, L]`
+        positions in `tokens`, which are distinct, in any order, and may hold some that no item
+        uses.
 
         Raises DraftrecError for no items, an item that is listed twice and an empty token.
         """
         if not len(items):
             raise DraftrecError("the catalogue has no items; give a semantic id for at least one")
+        numbers = as_whole(items)
+        spelt = numbers is not None and is_text(items)
+        items = items if numbers is None else numbers
         order = np.argsort(items, kind="stable")
         items, codes = items[order], codes[order]
         same = np.flatnonzero(items[1:] == items[:-1])
@@ -79,17 +91,15 @@ class SemanticIds:
                 f"item {items[same[0]]} has more than one semantic id; keep one row for each item"
             )
         ordered, places = _ordered(codes, tokens)
-        return cls(items, places[codes], ordered)
+        return cls(items, places[codes], ordered, spelt)
 
-    def find(self, items: npt.ArrayLike) -> Int64Array:
+    def find(self, items: Seq[Id] | Ids) -> Int64Array:
         """The place int64 `[k]` of every item, -1 where the catalogue does not have it."""
-        wanted = np.asarray(items, np.int64)
-        places = np.minimum(np.searchsorted(self.items, wanted), len(self.items) - 1)
-        return np.where(self.items[places] == wanted, places, -1).astype(np.int64)
+        return find_ids(self.items, ids_array(items))
 
-    def places(self, items: npt.ArrayLike) -> Int64Array:
+    def places(self, items: Seq[Id] | Ids) -> Int64Array:
         """The place int64 `[k]` of every item. Raises DraftrecError for the first unknown one."""
-        wanted = np.asarray(items, np.int64)
+        wanted = ids_array(items)
         places = self.find(wanted)
         unknown = np.flatnonzero(places < 0)
         if len(unknown):
@@ -99,9 +109,13 @@ class SemanticIds:
             )
         return places
 
-    def sids_of(self, items: npt.ArrayLike) -> list[list[str]]:
+    def sids_of(self, items: Seq[Id] | Ids) -> list[list[str]]:
         """The tokens of every item. Raises DraftrecError for an unknown one."""
-        return [[self.tokens[code] for code in row] for row in self.codes[self.places(items)]]
+        return self.sids_at(self.places(items))
+
+    def sids_at(self, places: Int64Array) -> list[list[str]]:
+        """The tokens of the items at `places` int64 `[k]`."""
+        return [[self.tokens[code] for code in row] for row in self.codes[places]]
 
     def token_ids(self, token_to_id: Mapping[str, int]) -> Int32Array:
         """The same tuples in a model's vocabulary, int32 `[n, L]`.
@@ -125,7 +139,10 @@ class SemanticIds:
     def fingerprint(self) -> str:
         """SHA-256 over items, codes and tokens, the same on every machine."""
         whole = hashlib.sha256(json.dumps([self.levels, self.tokens]).encode())
-        whole.update(np.ascontiguousarray(self.items, "<i8").data)
+        if is_text(self.items):
+            whole.update(json.dumps(self.items.tolist()).encode())
+        else:
+            whole.update(np.ascontiguousarray(self.items, "<i8").data)
         whole.update(np.ascontiguousarray(self.codes, "<i4").data)
         return whole.hexdigest()
 
@@ -151,7 +168,7 @@ def _natural(token: str) -> tuple[list[tuple[str, int]], str]:
     return [*pairs, (bits[-1], -1)], token
 
 
-def _unequal(item: int, found: int, levels: int) -> str:
+def _unequal(item: Id, found: int, levels: int) -> str:
     if not found:
         return f"the semantic id of item {item} is empty; give every item at least one token"
     return (

@@ -1,0 +1,228 @@
+"""Interactions cut into sequences to train on, to validate on and to test on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from draftrec.data.events import Events, Int64Array
+from draftrec.data.id_columns import arrow_ids
+from draftrec.data.sequences import PARTS
+from draftrec.errors import DraftrecError
+
+BoolArray = npt.NDArray[np.bool_]
+Way = Literal["leave-one-out", "time"]
+Repeats = Literal["keep", "first", "last"]
+_TRAIN, _VALID, _TEST = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSettings:
+    """How interactions become sequences, in this order:
+
+    those rated below `min_rating` go (None: none does); of a user's `repeats` with an item all are
+    kept, or the first or the last in time; users and items with fewer interactions than
+    `min_interactions` and `min_item_interactions` go, until all that are left have as many; then
+    they are parted `way` says.
+
+    leave-one-out: a user's last item tests, the one before it validates, the others train; users
+    with fewer than 3 only train. time: what happened from `test_from` on tests, from `valid_from`
+    on validates (as in the file, or seconds since 1970); None: quantiles of all times, so that
+    `shares` of the interactions validate and test.
+    """
+
+    way: Way = "leave-one-out"
+    min_interactions: int = 3
+    min_item_interactions: int = 1
+    repeats: Repeats = "keep"
+    min_rating: float | None = None
+    valid_from: float | None = None
+    test_from: float | None = None
+    shares: tuple[float, float] = (0.1, 0.1)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Split:
+    """`table`: rows of `user`, `items`, `part`, user by user in the order of their first
+    interactions, without empty lists. `figures`: what was kept, and what was left out and why."""
+
+    table: pa.Table
+    figures: dict[str, Any]
+
+
+def split_events(events: Events, settings: SplitSettings) -> Split:
+    """Sequences of all users, items in the order of time; equal times stay in file order.
+
+    Raises DraftrecError for settings that need ratings or times where the events have none, when
+    nobody is left, and when a split by time leaves a part without interactions.
+    """
+    _check(events, settings)
+    kept = np.ones(len(events.user), np.bool_)
+    if settings.min_rating is not None and events.rating is not None:
+        kept = events.rating >= settings.min_rating
+    low = len(kept) - int(kept.sum())
+    repeated = _repeated(events, kept, settings.repeats)
+    kept &= ~repeated
+    before = _distinct(events, kept)
+    kept = _with_enough(events, kept, settings)
+    after = _distinct(events, kept)
+    if not kept.any():
+        raise DraftrecError(
+            f"no user is left: none of {len(events.users):,} has {settings.min_interactions} "
+            "interactions that count; lower --min-interactions, --min-item-interactions or "
+            "--min-rating"
+        )
+    rows = np.flatnonzero(kept)
+    cuts: tuple[float, float] | None = None
+    if settings.way == "time":
+        cuts = _cuts(events, rows, settings)
+        part = _by_time(events, rows, cuts)
+    else:
+        part = _leave_one_out(events.user[rows])
+    figures: dict[str, Any] = {
+        "users": after[0],
+        "items": after[1],
+        "interactions": len(rows),
+        "users_left_out": before[0] - after[0],
+        "items_left_out": before[1] - after[1],
+        "low_ratings": low,
+        "repeats_left_out": int(repeated.sum()),
+        **_counts(events.user[rows], part),
+    }
+    if cuts is not None and not events.ranked:
+        figures |= {"valid_from": cuts[0], "test_from": cuts[1]}
+    return Split(_table(events, rows, part), figures)
+
+
+def _check(events: Events, settings: SplitSettings) -> None:
+    if settings.min_rating is not None and events.rating is None:
+        raise DraftrecError(
+            "the interactions have no ratings; name their column with --rating-column, or leave "
+            "--min-rating out"
+        )
+    if settings.way == "time" and events.time is None:
+        raise DraftrecError(
+            "the interactions have no times to split by; name their column with --time-column, or "
+            "use --split leave-one-out, which takes them in file order"
+        )
+    if settings.test_from is not None and events.ranked:
+        raise DraftrecError(
+            "the times are so fine that only their order is known; split by --valid-share and "
+            "--test-share, without --valid-from and --test-from"
+        )
+    if settings.valid_from is not None and settings.test_from is None:
+        raise DraftrecError("--valid-from needs --test-from, where the part to test begins")
+    valid, test = settings.valid_from, settings.test_from
+    if valid is not None and test is not None and valid >= test:
+        raise DraftrecError(f"--valid-from ({valid:g}) must lie before --test-from ({test:g})")
+    if min(settings.shares) < 0 or sum(settings.shares) >= 1:
+        raise DraftrecError("--valid-share and --test-share must be from 0 on and below 1 together")
+
+
+def _repeated(events: Events, kept: BoolArray, repeats: Repeats) -> BoolArray:
+    """bool `[n]`: which of the kept events say again what another one says."""
+    found = np.zeros(len(kept), np.bool_)
+    if repeats == "keep":
+        return found
+    rows = np.flatnonzero(kept)
+    rows = rows if repeats == "first" else rows[::-1]
+    pairs = events.user[rows] * len(events.items) + events.item[rows]
+    first = np.unique(pairs, return_index=True)[1]
+    found[rows] = True
+    found[rows[first]] = False
+    return found
+
+
+def _with_enough(events: Events, kept: BoolArray, settings: SplitSettings) -> BoolArray:
+    """Without users and items that have too few of what is kept, until none is left that has."""
+    kept = kept.copy()
+    while True:
+        users = np.bincount(events.user[kept], minlength=len(events.users))
+        items = np.bincount(events.item[kept], minlength=len(events.items))
+        enough = users[events.user] >= settings.min_interactions
+        enough &= items[events.item] >= settings.min_item_interactions
+        if (enough | ~kept).all():
+            return kept
+        kept &= enough
+
+
+def _distinct(events: Events, kept: BoolArray) -> tuple[int, int]:
+    return len(np.unique(events.user[kept])), len(np.unique(events.item[kept]))
+
+
+def _leave_one_out(user: Int64Array) -> Int64Array:
+    """The part of each event, int64 `[n]`; `user` int64 `[n]` is grouped."""
+    left = _before_the_end(user)
+    counts = np.bincount(user)[user]
+    part = np.full(len(user), _TRAIN)
+    part[(left == 1) & (counts > 2)] = _VALID
+    part[(left == 0) & (counts > 2)] = _TEST
+    return part
+
+
+def _before_the_end(user: Int64Array) -> Int64Array:
+    """How many of the same user's events follow each, int64 `[n]`."""
+    n = len(user)
+    last = np.append(user[1:] != user[:-1], True)
+    ends = np.flatnonzero(last)
+    return ends[np.searchsorted(ends, np.arange(n))] - np.arange(n)
+
+
+def _cuts(events: Events, rows: Int64Array, settings: SplitSettings) -> tuple[float, float]:
+    """Where validation and test begin."""
+    assert events.time is not None
+    times = np.sort(events.time[rows])
+    if settings.test_from is not None:
+        test = settings.test_from
+        return (test if settings.valid_from is None else settings.valid_from), test
+    valid_share, test_share = settings.shares
+    ends = [1 - valid_share - test_share, 1 - test_share]
+    # Events of one moment stay together, on the later side of the cut.
+    valid, test = np.quantile(times, ends, method="higher").tolist()
+    return valid, test
+
+
+def _by_time(events: Events, rows: Int64Array, cuts: tuple[float, float]) -> Int64Array:
+    assert events.time is not None
+    times = events.time[rows]
+    part = (times >= cuts[0]).astype(np.int64) + (times >= cuts[1])
+    wanted = [_TRAIN, _TEST] if cuts[0] == cuts[1] else [_TRAIN, _VALID, _TEST]
+    for number in wanted:
+        if not (part == number).any():
+            raise DraftrecError(
+                f"no interaction falls into the part {PARTS[number]!r}: times go from "
+                f"{times.min():.15g} to {times.max():.15g}, the valid part begins at "
+                f"{cuts[0]:.15g}, the test part at {cuts[1]:.15g}; choose --valid-from and "
+                "--test-from between them"
+            )
+    return part
+
+
+def _counts(user: Int64Array, part: Int64Array) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    users = [np.unique(user[part == number]) for number in range(len(PARTS))]
+    for number, name in enumerate(PARTS):
+        found[name] = {"users": len(users[number]), "items": int((part == number).sum())}
+    known = np.union1d(users[_TRAIN], users[_VALID])
+    found["test_users_without_history"] = len(np.setdiff1d(users[_TEST], known))
+    return found
+
+
+def _table(events: Events, rows: Int64Array, part: Int64Array) -> pa.Table:
+    """A row for every run of one user's events in one part; times order parts, too."""
+    user = events.user[rows]
+    key = user * len(PARTS) + part
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
+    offsets = np.append(first, len(key)).astype(np.int64)
+    items = arrow_ids(events.item_ids[events.item[rows]])
+    return pa.table(
+        {
+            "user": arrow_ids(events.user_ids[user[first]]),
+            "items": pa.LargeListArray.from_arrays(offsets, items),
+            "part": pa.array([PARTS[number] for number in part[first].tolist()]),
+        }
+    )
