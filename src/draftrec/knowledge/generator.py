@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from draftrec.config import AcceptConfig, BatchConfig, DraftConfig, GenerateConfig, ModelConfig
+from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, not_allowed
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.decoding import generate as loop
 from draftrec.decoding.acceptance import make_rule
@@ -22,6 +23,8 @@ from draftrec.decoding.costs import measure_cost
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.decoding.stats import StepStats, Timing
 from draftrec.errors import DraftrecError, PoolMismatchError
+from draftrec.knowledge import writing
+from draftrec.knowledge.texts import Text, Texts
 from draftrec.models import loading
 from draftrec.models.costs import CostCurve
 from draftrec.models.prepacked import prepack
@@ -46,8 +49,8 @@ class Generator:
 
     ```python
     generator = Generator.from_pretrained("path/or/hub-id", accept="strict")
-    for text in generator.generate(["Describe the film ..."]):
-        print(text)
+    print(generator.generate("Describe the film ..."))
+    texts = generator.generate(frame, template="kar", side="item", max_new_tokens=200)
     ```
     """
 
@@ -76,6 +79,7 @@ class Generator:
         if config.draft.draft != "none":
             warm_up()
         self._said_special = False
+        self.costs: dict[BatchConfig, dict[str, Any]] = {}
         self.timing = Timing()
         self.cost_state = cost_state
 
@@ -85,18 +89,22 @@ class Generator:
         model: str | Path | None = None,
         *,
         config: GenerateConfig | None = None,
-        pool: Pool | None = None,
+        pool: Pool | str | Path | None = None,
         cost_state: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Generator:
-        """Load a model folder or Hub id.
+        """Load a model folder or Hub id, and the pool to draft from, if one is given.
 
         `settings` are the fields of the configuration groups by name (`accept="relaxed"`,
         `budget=16`, `dtype="float32"`, `max_new_tokens=256` ...). Raises DraftrecError for unknown
         settings, a model that cannot be loaded or served, or a pool of another tokenizer.
         """
+        if config is None and model is None:
+            raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
         config = config or make_config(str(model), **settings)
         tokenizer = loading.load_tokenizer(config.target.model)
+        if isinstance(pool, str | Path):
+            pool = Pool.load(Path(pool), loading.tokenizer_fingerprint(tokenizer))
         loaded = loading.load_model(config.target)
         fingerprint = fingerprint_of(loaded, tokenizer)
         if not config.target.compile:  # the compiler cannot look into packed weights
@@ -154,22 +162,61 @@ class Generator:
         """The text without special tokens."""
         return self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
 
-    def generate(self, records: Iterable[Any], *, chat: bool | None = None) -> list[str]:
-        """Texts for prompts (strings) or records with a `prompt` and optional `entity_id`, `group`.
+    @overload
+    def generate(self, records: str | Mapping[str, Any], **settings: Any) -> str: ...
+    @overload
+    def generate(
+        self, records: Any, *, full: Literal[True], as_frame: bool = ..., **settings: Any
+    ) -> Texts: ...
+    @overload
+    def generate(self, records: Any, *, as_frame: Literal[True], **settings: Any) -> Any: ...
+    @overload
+    def generate(self, records: Any, **settings: Any) -> list[str]: ...
+    def generate(
+        self, records: Any, *, full: bool = False, as_frame: bool = False, **settings: Any
+    ) -> Any:
+        """The text of one prompt or record, or the list of the texts of several.
 
-        `chat` None applies the tokenizer's chat template where it has one. Finished texts join the
-        pool. Raises DraftrecError for a prompt that leaves no room in the context.
+        `records`: a prompt, or a record of fields (a mapping with `prompt`, or what `template`
+        names; optional `entity_id`, `group`); a list or any other iterable of these; a data frame
+        of pandas or polars, an Arrow table, a data set of Hugging Face's datasets.
+
+        `full` gives a `Texts` instead: texts with token ids and counts, and a summary. `as_frame`
+        gives the frame that came in with columns for the text, why it ended, and its tokens.
+
+        `settings`: options of `draftrec generate` by name, for this call alone: how records are
+        read (`template`, `side`, `chat`, `system`, `chat_template_kwargs`, `special_tokens`,
+        `id_column` ...) and how texts are written (`max_new_tokens`, `temperature`, `seed`,
+        `accept`, `draft` ...). `chat` None applies the tokenizer's chat template where it has one.
+        Special tokens act in prompts given as texts and are text in records, unless
+        `special_tokens` says otherwise. A sampled text depends on the seed and on its entity's id,
+        or on its place where it has none.
+
+        Finished texts join the pool. Raises DraftrecError for whatever cannot be served.
         """
-        rows = [{"prompt": r} if isinstance(r, str) else dict(r) for r in records]
-        use_chat = self.has_chat_template if chat is None else chat
-        prompts = self.encode([str(r["prompt"]) for r in rows], chat=use_chat)
-        requests = [
-            Request(str(r.get("entity_id", i)), ids, r.get("group"), key=i)
-            for i, (r, ids) in enumerate(zip(rows, prompts, strict=True))
-        ]
-        done = self.run(requests)
-        self.commit([(g.token_ids, r.group) for g, r in zip(done, requests, strict=True)])
-        return [self.decode(g.token_ids) for g in done]
+        return writing.write(self, records, settings, full=full, as_frame=as_frame)
+
+    def stream(self, records: Any, **settings: Any) -> Iterator[Text]:
+        """Texts of records that are read as they are needed, in order, as `generate` writes them:
+        for more records than memory holds. Raises as `generate` does, when it gets there."""
+        return writing.stream(self, records, settings)
+
+    def with_settings(self, **settings: Any) -> Generator:
+        """The same weights and pool with other settings by name; what is measured is shared.
+
+        Raises DraftrecError for one that is unknown, not allowed, or decided at loading.
+        """
+        fixed = sorted(set(settings) & set(ModelConfig.model_fields))
+        if fixed:
+            raise DraftrecError(
+                f"{fixed[0]!r} is decided when the model is loaded; give it to from_pretrained"
+            )
+        config = with_values(self.config, settings)
+        drafts = config.draft.draft == "pool"
+        made = self.with_config(config, pool=self.pool if drafts else None)
+        made.timing, made.costs = self.timing, self.costs
+        made.cost_state = self.costs.get(config.batch, made.cost_state)
+        return made
 
     def run(
         self,
@@ -276,19 +323,26 @@ def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
 
 
 def make_config(model: str, **settings: Any) -> GenerateConfig:
-    """A configuration from flat settings. Raises DraftrecError naming an unknown one."""
-    groups: dict[str, Any] = {
-        "target": ModelConfig, "accept": AcceptConfig, "draft": DraftConfig, "batch": BatchConfig
-    }  # fmt: skip
-    values: dict[str, dict[str, Any]] = {name: {} for name in groups}
-    values["target"]["model"] = model
+    """A configuration from flat settings. Raises DraftrecError naming one that is unknown or not
+    allowed."""
+    return with_values(GenerateConfig(target=ModelConfig(model=model)), settings)
+
+
+def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> GenerateConfig:
+    """The configuration with other values of the named settings. Raises as `make_config`."""
+    groups = {name: getattr(config, name) for name in GenerateConfig.model_fields}
+    changed: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
-        home = next((n for n, g in groups.items() if key in g.model_fields), None)
+        home = next((n for n, g in groups.items() if key in type(g).model_fields), None)
         if home is None:
-            known = sorted(k for g in groups.values() for k in g.model_fields)
+            known = sorted(k for g in groups.values() for k in type(g).model_fields)
             raise DraftrecError(f"Unknown setting {key!r}; known are {', '.join(known)}.")
-        values[home][key] = value
-    return GenerateConfig(**{n: g(**values[n]) for n, g in groups.items()})
+        changed.setdefault(home, {})[key] = value
+    try:
+        made = {n: type(groups[n])(**{**dict(groups[n]), **v}) for n, v in changed.items()}
+    except ValidationError as error:
+        raise DraftrecError(not_allowed(error)) from error
+    return config.model_copy(update=made)
 
 
 def _free_memory(device: torch.device) -> int:

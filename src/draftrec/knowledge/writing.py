@@ -1,0 +1,164 @@
+"""`Generator.generate`: whatever holds records in, their texts out, in the caller's form.
+
+Records become prompts as a job makes them, by the same reader and in the same form.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import ValidationError
+
+from draftrec.config import RecordsConfig, not_allowed
+from draftrec.core import Request
+from draftrec.data.given import OneRow, records_of
+from draftrec.data.readers import RecordSource
+from draftrec.data.records import Entity, EntityReader, Layout
+from draftrec.data.templates import load_template
+from draftrec.errors import DraftrecError
+from draftrec.knowledge.manifest import Totals
+from draftrec.knowledge.texts import COLUMNS, Text, Texts, text_of
+from draftrec.knowledge.worker import key_of
+from draftrec.models.prompting import form_of
+
+if TYPE_CHECKING:
+    from draftrec.knowledge.generator import Generator
+
+# Records that are read before their texts are written.
+_TOGETHER, _STREAMED = 4096, 128
+
+
+def write(
+    generator: Generator,
+    records: Any,
+    settings: Mapping[str, Any],
+    *,
+    full: bool = False,
+    as_frame: bool = False,
+) -> Any:
+    """The texts of `records`, under `settings` by name: see `Generator.generate`."""
+    given = records_of(records)
+    if as_frame and given.add is None:
+        raise DraftrecError(
+            "as_frame needs a data frame to add texts to; use full=True and to_pandas(), "
+            "to_polars() or to_arrow() of what it gives"
+        )
+    if as_frame and (taken := [name for name in COLUMNS if name in given.columns]):
+        raise DraftrecError(
+            f"the data frame has a column {taken[0]!r} already, which as_frame would add; rename it"
+        )
+    call = Call(generator, settings)
+    began = time.perf_counter()
+    found = [text for block in call.blocks(given.rows, _TOGETHER) for text in block]
+    texts = Texts(found, call.summary(time.perf_counter() - began))
+    if as_frame:
+        assert given.add is not None
+        return given.add(cast("Mapping[str, Seq[Any]]", texts.columns(COLUMNS)))
+    if full:
+        return texts
+    return texts[0].text if given.one else texts.texts
+
+
+def stream(generator: Generator, records: Any, settings: Mapping[str, Any]) -> Iterator[Text]:
+    """Texts one after another, of records that are read as they are needed."""
+    given, call = records_of(records), Call(generator, settings)
+    return (text for block in call.blocks(given.rows, _STREAMED) for text in block)
+
+
+class Call:
+    """One call's settings, and what its texts cost."""
+
+    def __init__(self, generator: Generator, settings: Mapping[str, Any]) -> None:
+        asked = {n: v for n, v in settings.items() if n in RecordsConfig.model_fields}
+        try:
+            self.records = RecordsConfig(**asked)
+        except ValidationError as error:
+            raise DraftrecError(not_allowed(error)) from error
+        rest = {n: v for n, v in settings.items() if n not in asked}
+        self.generator = generator.with_settings(**rest) if rest else generator
+        form = form_of(self.records, has_template=generator.has_chat_template)
+        # A text is its caller's own words, as it is for a tokenizer; a record is somebody else's.
+        obeys = "special_tokens" not in asked
+        self.forms = {False: form, True: replace(form, special_tokens="obey") if obeys else form}
+        template = self.records.template
+        made = load_template(template, self.records.side) if template else None
+        names = (self.records.id_column, self.records.prompt_column, self.records.group_column)
+        self.layout = Layout(made, *names)
+        self.totals = Totals()
+
+    def blocks(self, rows: Iterator[dict[str | None, Any]], size: int) -> Iterator[list[Text]]:
+        """Texts of the rows, `size` at a time; each block's join the pool before the next."""
+        numbered = enumerate(islice(rows, self.records.limit), 1)
+        while block := list(islice(numbered, size)):
+            entities = [self._entity(number, row) for number, row in block]
+            requests = self._requests(entities, [None in row for _, row in block])
+            done = self.generator.run(requests)
+            self.generator.commit(
+                [(g.token_ids, r.group) for g, r in zip(done, requests, strict=True)]
+            )
+            if self.generator.cost_state is not None:
+                self.generator.costs[self.generator.config.batch] = self.generator.cost_state
+            self.totals.add(done, rejected=0, kept=0)
+            yield [
+                text_of(g, r.group, self.generator.decode(g.token_ids))
+                for g, r in zip(done, requests, strict=True)
+            ]
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """The sums and rates that a job's summary has."""
+        self.totals.wall_seconds = seconds
+        totals, config = self.totals.model_dump(), self.generator.config
+        named = {"accept": config.accept.accept, "draft": config.draft.draft}
+        where = {"device": self.generator.device, "dtype": self.generator.dtype}
+        wanted = ("entities", "new_tokens", "target_calls", "drafted_tokens", "accepted_tokens")
+        return {
+            **{name: totals[name] for name in (*wanted, "relaxed_tokens", "wall_seconds")},
+            **self.totals.rates(),
+            **where,
+            "model": config.target.model,
+            **named,
+        }
+
+    def _entity(self, number: int, row: dict[str | None, Any]) -> tuple[Entity, bool]:
+        """The record as a job reads it, and whether its id is its own."""
+        layout = self.layout
+        if None in row:
+            if layout.template is not None:
+                raise DraftrecError(
+                    f"record {number} is a text, and template {layout.template.name!r} needs "
+                    f"records of fields; leave template= out, or give records"
+                )
+            values = {layout.prompt: row[None]}
+        else:
+            values = cast("dict[str, Any]", row)
+        named = values.get(layout.entity_id) is not None or layout.entity_id in values
+        source = OneRow(values if named else {**values, layout.entity_id: str(number - 1)}, number)
+        found = next(iter(EntityReader(cast(RecordSource, source), layout)))
+        if isinstance(found, Entity):
+            return found, named
+        reason = found.reason
+        if layout.template is None and layout.prompt not in values:
+            reason = (
+                f"it has no {layout.prompt!r}, but {', '.join(values) or 'nothing'}; name the "
+                f"field with prompt_column=, or choose a template="
+            )
+        place = f"record {number}" + (
+            f" ({found.entity_id!r})" if found.entity_id and named else ""
+        )
+        raise DraftrecError(f"{place} cannot be served: {reason}")
+
+    def _requests(self, entities: Seq[tuple[Entity, bool]], are_texts: Seq[bool]) -> list[Request]:
+        ids: dict[int, Any] = {}
+        for texts, form in self.forms.items():
+            places = [i for i, is_text in enumerate(are_texts) if is_text == texts]
+            prompts = [entities[i][0].prompt for i in places]
+            ids |= zip(places, self.generator.encode(prompts, form=form), strict=True)
+        return [
+            Request(e.entity_id, ids[i], e.group, key=key_of(e.entity_id) if named else i)
+            for i, (e, named) in enumerate(entities)
+        ]
