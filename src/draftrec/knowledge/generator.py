@@ -163,7 +163,9 @@ class Generator:
         return self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
 
     @overload
-    def generate(self, records: str | Mapping[str, Any], **settings: Any) -> str: ...
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self, records: str | Mapping[str, Any], **settings: Any
+    ) -> str: ...
     @overload
     def generate(
         self, records: Any, *, full: Literal[True], as_frame: bool = ..., **settings: Any
