@@ -109,9 +109,10 @@ def test_whole_numbers_match_however_they_are_written(command: Command) -> None:
         assert found["without_group"] == 1
         groups = GroupTable.load(command.groups)
         assert [groups.get(e) for e in "abcd"] == ["young", None, "mid", "rest"]
-    command.tell("attribute", command.folder / "x.parquet", "--column", "age")
-    groups = GroupTable.load(command.groups)
-    assert [groups.get(e) for e in "abcd"] == ["25", None, "34", "7.5"]
+    for name in ("x.parquet", "x.csv", "x.jsonl"):
+        command.tell("attribute", command.folder / name, "--column", "age")
+        groups = GroupTable.load(command.groups)
+        assert [groups.get(e) for e in "abcd"] == ["25", None, "34", "7.5"]
 
 
 @pytest.mark.parametrize("genres", [["Action", "Crime"], "['Action', 'Crime']", '["Action"]'])

@@ -34,7 +34,8 @@ def test_groups_of_nobody_are_refused_and_the_difference_is_named(tmp_path: Path
         reader(tmp_path, [f"{i}.0" for i in range(10)]).check_ids()
     message = str(caught.value)
     assert "none of the 10 records of" in message
-    assert "'0' there and '0.0' here (whole numbers written with .0)" in message
+    files = (tmp_path / "x.jsonl", tmp_path / "g.jsonl")
+    assert "'0' of {} and '0.0' of {} (whole numbers written with .0)".format(*files) in message
     assert "\n" not in message
 
 
@@ -71,5 +72,5 @@ def test_a_join_counts_either_way(caplog: pytest.LogCaptureFixture) -> None:
     join.saw_all(["2", "B001"], np.array([False, True]))
     join.check()
     assert "2 of the 3 items of a.csv are not in b.csv" in caplog.text
-    assert "'1' there and 'B001' here; write them alike" in caplog.text
+    assert "'1' of a.csv and 'B001' of b.csv; write them alike" in caplog.text
     Join("items", "a", "b").check()

@@ -75,9 +75,9 @@ class Join:
 
     def _compared(self) -> str:
         """What to look at: an id of either side, and how they seem to differ."""
-        words = f"ids are compared as texts, such as {self.missing!r}"
+        words = f"ids are compared as texts, such as {self.missing!r} of {self.left}"
         if self.example:
-            words += f" there and {self.example!r} here"
+            words += f" and {self.example!r} of {self.right}"
         sides = (self.missing, self.example)
         if len({_AS_FLOAT.fullmatch(side) is None for side in sides if side}) == 2:
             return words + " (whole numbers written with .0); write both as whole numbers"

@@ -56,7 +56,8 @@ def attribute_groups(
         if not texts:
             found[entity_id] = known.get("null")
         elif names is None:
-            found[entity_id] = texts[0]
+            whole = _WHOLE.fullmatch(texts[0])
+            found[entity_id] = whole[1] if whole else texts[0]
         else:
             groups = (known.get(t, written_otherwise.get(_canonical(t))) for t in texts)
             found[entity_id] = next((g for g in groups if g is not None), names.get("*"))
