@@ -30,6 +30,9 @@ class ModelConfig(_Frozen):
     compile: bool = Field(
         default=False, description="torch.compile the model's feed-forward blocks"
     )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with the model"
+    )
 
 
 class AcceptConfig(_Frozen):
@@ -186,6 +189,9 @@ class EncoderConfig(_Frozen):
         default=None, description="of the encoder's own prompts, the one for such texts"
     )
     prompt: str | None = Field(default=None, description="words that go before every text")
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with the encoder"
+    )
 
 
 class EncodeConfig(_Frozen):

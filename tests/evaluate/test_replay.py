@@ -99,6 +99,8 @@ class Spy:
 class RecordedTarget:
     """A target whose greedy text is `text`: every row at depth d says the text's token d later."""
 
+    shared_length = anew_length = 1 << 30
+
     def __init__(self, text: Seq[int], prompt: int) -> None:
         self.text, self.prompt = text, prompt
         self.slab = types.SimpleNamespace(copy_prefix=lambda *_: None)

@@ -139,10 +139,12 @@ def test_fingerprint_tells_checkpoints_apart() -> None:
     assert loading.model_fingerprint(trained) != same
 
 
-def test_generation_settings_say_first_what_ends_a_text() -> None:
+def test_what_ends_a_text_is_in_the_settings_and_in_the_tokenizer() -> None:
+    """Checkpoints whose chat format was changed name the end of a turn in the tokenizer alone."""
     model: Any = zoo.build("llama")
     model.generation_config.eos_token_id = [5, 6]
-    assert loading.eos_token_ids(model, make_tokenizer()) == frozenset([5, 6])
+    assert loading.eos_token_ids(model, make_tokenizer()) == frozenset([2, 5, 6])
+    assert loading.eos_token_ids(model, None) == frozenset([5, 6])
     model.generation_config.eos_token_id = None
     assert loading.eos_token_ids(model, make_tokenizer()) == frozenset([2])
     model.config.eos_token_id = None

@@ -24,6 +24,7 @@ from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import context_length
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
+from draftrec.models.rotary import uniform_length
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat
 from draftrec.tokens.semantic_ids import SemanticIds
@@ -155,7 +156,7 @@ def _continued(
     if spec.form is None and (Path(source) / INFO_FILE).is_file():
         form = PromptFormat(**read_info(source).prompt)
     encoder = HistoryEncoder(form, tokenizer, sids.token_ids(tokenizer.get_vocab()))
-    encoder = encoder.fit(context_length(model))
+    encoder = encoder.fit(uniform_length(model, context_length(model)))
     model.requires_grad_(True)
     if spec.lora:
         model = adapted(model, spec.lora, first_new)

@@ -118,6 +118,13 @@ class EncodeOptions:
         Literal["auto", "float32", "bfloat16", "float16"],
         Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
     ] = _ENCODER.dtype
+    trust_remote_code: Annotated[
+        bool,
+        Option(
+            "--trust-remote-code/--no-trust-remote-code",
+            help="Run Python code that comes with the encoder.",
+        ),
+    ] = _ENCODER.trust_remote_code
     id_column: Annotated[str, Option(help="Column of the entity ids.")] = _JOB.id_column
     text_column: Annotated[str, Option(help="Column of the texts.")] = _JOB.text_column
     history_column: Annotated[str, Option(help="Column of --history.")] = _JOB.history_column

@@ -58,7 +58,9 @@ class GenerateOptions:
         ),
     ]
     model: Annotated[
-        str | None, HERE, Option(help="Target model: a folder or a Hugging Face Hub id. Required.")
+        str | None,
+        HERE,
+        Option(help="Target model: a folder, a .gguf file or a Hugging Face Hub id. Required."),
     ] = None
     output: Annotated[
         Place | None, WRITTEN, Option(help="Folder of the run; made if missing. Required.")
@@ -217,6 +219,13 @@ class GenerateOptions:
     compile: Annotated[
         bool, Machine("--compile/--no-compile", help="Compile the model's layers.")
     ] = _TARGET.compile
+    trust_remote_code: Annotated[
+        bool,
+        Machine(
+            "--trust-remote-code/--no-trust-remote-code",
+            help="Run Python code that comes with the model.",
+        ),
+    ] = _TARGET.trust_remote_code
 
     shard_size: Annotated[
         int, Output(help="Records that are written, and resumed from, together.")

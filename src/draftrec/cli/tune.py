@@ -108,6 +108,13 @@ class TuneOptions:
         Literal["auto", "float32", "bfloat16", "float16"],
         Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
     ] = "auto"
+    trust_remote_code: Annotated[
+        bool,
+        Option(
+            "--trust-remote-code/--no-trust-remote-code",
+            help="Run Python code that comes with the model.",
+        ),
+    ] = False
     report: Annotated[
         Path | None,
         Option(

@@ -50,7 +50,12 @@ def _job(options: TuneOptions, model: str) -> QualityJob:
         raise DraftrecError(f"--batch-size must be auto or a number from 1 on, not {batch}")
     return QualityJob(
         records=options.texts,
-        target=ModelConfig(model=model, device=options.device, dtype=options.dtype),
+        target=ModelConfig(
+            model=model,
+            device=options.device,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        ),
         folder=_folder(options),
         batch=BatchConfig(batch_size=batch, max_new_tokens=options.max_new_tokens),
         layout=RecordsConfig(template=options.template, side=options.side, chat=options.chat),

@@ -21,11 +21,13 @@ _LEAST_SHARED = 16
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sequences at once, new tokens per text, tokens of prompt and text together."""
+    """Sequences at once, new tokens per text, tokens of prompt and text together, and the longest
+    text whose cached rows another with the same beginning can take over."""
 
     slots: int
     max_new_tokens: int
     context_length: int
+    shared_length: int = 1 << 30
 
 
 class RunningSequence:
@@ -144,7 +146,8 @@ class Batch:
 
     def note_computed(self, sequence: RunningSequence) -> None:
         """The slot now holds the KV rows of the sequence's first `computed` tokens."""
-        self._resident[sequence.slot] = sequence.context[: sequence.computed]
+        computed = 0 if sequence.length > self.limits.shared_length else sequence.computed
+        self._resident[sequence.slot] = sequence.context[:computed]
 
     def retire(self) -> list[RunningSequence]:
         """Move finished sequences to `results` and free their slots; returns them."""
@@ -176,6 +179,8 @@ class Batch:
 
     def _longest_prefix(self, prompt: IntArray) -> tuple[int, int]:
         """How many first tokens of `prompt` some slot holds, and which; one is left to compute."""
+        if len(prompt) > self.limits.shared_length:
+            return 0, 0
         best = max(
             ((_common(prompt, rows), -slot) for slot, rows in self._resident.items()),
             default=(0, 0),
@@ -183,11 +188,14 @@ class Batch:
         return min(best[0], len(prompt) - 1), -best[1]
 
     def _being_computed(self, prompt: IntArray) -> int:
+        most = self.limits.shared_length
+        if len(prompt) > most:
+            return 0
         return max(
             (
                 _common(prompt, s.request.prompt_ids)
                 for s in self.running
-                if s.computed < s.prompt_tokens
+                if s.computed < s.prompt_tokens and s.length <= most
             ),
             default=0,
         )

@@ -83,7 +83,12 @@ def empty_batch(engine: Engine, longest: int, slots: int | None = None) -> Batch
     engine.target.reserve(engine.slots, room)
     slab = engine.target.slab
     assert slab is not None
-    limits = Limits(slots or engine.slots, engine.max_new_tokens, engine.context_length)
+    limits = Limits(
+        slots or engine.slots,
+        engine.max_new_tokens,
+        engine.context_length,
+        engine.target.shared_length,
+    )
     return Batch((), limits, slab.copy_prefix)
 
 
@@ -128,7 +133,7 @@ def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
         if limit == 0 or depth <= 0:
             return {s.slot: EMPTY_TREE for s in ready}
         trees = engine.drafter.draft(ready, limit, depth)
-        trees = [_within(t, s.room - 1) for t, s in zip(trees, ready, strict=True)]
+        trees = [_within(t, _levels(engine, s)) for t, s in zip(trees, ready, strict=True)]
         trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
     return {s.slot: t for s, t in zip(ready, trees, strict=True)}
 
@@ -140,7 +145,9 @@ def lay_out(shares: Shares, trees: dict[int, DraftTree]) -> list[tuple[RunningSe
         tree = trees.get(sequence.slot)
         pending = sequence.context[sequence.computed : sequence.computed + rows]
         scored = tree is not None
-        segment = Segment(sequence.slot, sequence.computed, pending, tree or EMPTY_TREE, scored)
+        segment = Segment(
+            sequence.slot, sequence.computed, pending, tree or EMPTY_TREE, scored, sequence.length
+        )
         pairs.append((sequence, segment))
     return pairs
 
@@ -176,7 +183,10 @@ def finish_step(
             sequence.computed += len(segment.pending)
     for (sequence, segment), verdict in zip(scored, verdicts, strict=True):
         stats.record(sequence, segment.tree, verdict)
+        kept = sequence.length <= engine.target.anew_length
         sequence.extend(verdict, engine.eos_ids)
+        if kept and sequence.length > engine.target.anew_length:
+            sequence.computed = 0
     for sequence, _ in pairs:
         batch.note_computed(sequence)
     sequences, trees = [q for q, _ in scored], [s.tree for _, s in scored]
@@ -190,6 +200,13 @@ def finish_step(
         on_step(stats.step_stats(active, len(batch.waiting), rows, trees, verdicts))
     for sequence in batch.retire():
         engine.drafter.stop(sequence)
+
+
+def _levels(engine: Engine, sequence: RunningSequence) -> int:
+    """Most levels of a tree: those that fit into the text, and past no length at which cached rows
+    become those of another text."""
+    keeps = engine.target.anew_length - sequence.length
+    return sequence.room - 1 if keeps < 0 else min(sequence.room - 1, keeps)
 
 
 def _within(tree: DraftTree, depth: int) -> DraftTree:

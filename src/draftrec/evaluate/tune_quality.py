@@ -175,7 +175,7 @@ def _given_pool(job: QualityJob) -> Pool | None:
 
     if job.pool is None:
         return None
-    tokenizer = loading.load_tokenizer(job.target.model)
+    tokenizer = loading.load_tokenizer_of(job.target)
     return Pool.load(job.pool, loading.tokenizer_fingerprint(tokenizer))
 
 

@@ -102,7 +102,7 @@ class Generator:
         if config is None and model is None:
             raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
         config = config or make_config(str(model), **settings)
-        tokenizer = loading.load_tokenizer(config.target.model)
+        tokenizer = loading.load_tokenizer_of(config.target)
         if isinstance(pool, str | Path):
             pool = Pool.load(Path(pool), loading.tokenizer_fingerprint(tokenizer))
         loaded = loading.load_model(config.target)

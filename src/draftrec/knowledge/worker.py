@@ -223,7 +223,7 @@ def load_generator(spec: JobSpec, cost_state: dict[str, Any] | None) -> TextGene
     config, pool = spec.config.generate, None
     if spec.pool and config.draft.draft == "pool":
         # Before the model, which may take minutes to load only to find that the pool is not its.
-        tokenizer = loading.load_tokenizer(config.target.model)
+        tokenizer = loading.load_tokenizer_of(config.target)
         pool = given_pool(spec, loading.tokenizer_fingerprint(tokenizer))
     made = Generator.from_pretrained(
         config.target.model, config=config, pool=pool, cost_state=cost_state

@@ -9,6 +9,7 @@ pass and serves every layer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from draftrec.errors import UnsupportedModelError
 from draftrec.models.kv_cache import KVSlab
 from draftrec.models.packing import Packed, key_positions, visibility
+from draftrec.models.reach import FULL, Reach
 
 NAME = "draftrec_packed"
 
@@ -33,6 +35,10 @@ _HARMLESS = {
     "output_router_logits", "return_dict", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
     "max_length_k", "is_causal", "head_mask", "position_embeddings",
 }  # fmt: skip
+
+
+class PlanLostError(UnsupportedModelError):
+    """The model's attention modules do not pass on what they are given."""
 
 
 @dataclass(slots=True)
@@ -56,31 +62,33 @@ class Block:
     rows: torch.Tensor | None
     back: torch.Tensor | None
     place: slice | torch.Tensor
-    masks: dict[tuple[int | None, int, torch.dtype], torch.Tensor | None] = field(
-        default_factory=dict
-    )
+    masks: dict[tuple[Reach, int, torch.dtype], torch.Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
+    def mask(self, reach: Reach, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
         """Additive `[slots, 1, repeat * width, length]`, or None where everything is visible."""
-        key = (window, repeat, dtype)
+        key = (reach, repeat, dtype)
         if key not in self.masks:
-            self.masks[key] = self._build(window, repeat, dtype)
+            self.masks[key] = self._build(reach, repeat, dtype)
         return self.masks[key]
 
-    def _build(self, window: int | None, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
+    def _build(self, reach: Reach, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
         columns = torch.arange(self.length, device=self.start.device)
         own = columns[None, :] - self.start[:, None]  # column as a new row of its segment
         slots, span = len(self.start), self.seen.shape[2]
-        if span == 1 and slots == 1 and (window is None or self.length <= window):
+        if span == 1 and slots == 1 and reach.within(self.length):
             return None
         place = own.clamp(0, span - 1)[:, None, :].expand(slots, self.width, self.length)
         fresh = torch.gather(self.seen, 2, place) & (own < span)[:, None, :]
         visible = (own < 0)[:, None, :] | fresh
-        if window is not None:
+        if reach != FULL:
             theirs = torch.where(
                 own < 0, columns[None, :], torch.gather(self.key_positions, 1, place[:, 0])
-            )
-            visible &= theirs[:, None, :] > self.own_positions[:, :, None] - window
+            )[:, None, :]
+            queries = self.own_positions[:, :, None]
+            if reach.window is not None:
+                visible &= theirs > queries - reach.window
+            if reach.chunk is not None:
+                visible &= theirs // reach.chunk == queries // reach.chunk
         mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
         mask.masked_fill_(~visible, float("-inf"))
         return mask.repeat(1, repeat, 1)[:, None]
@@ -95,6 +103,14 @@ class Plan:
     columns: torch.Tensor  # int64 [S]
     spans: list[tuple[int, int, int, int]]  # slot, first row, last row, first column
     blocks: list[Block]
+    reaches: Mapping[int, Reach]
+
+    def reach(self, layer: int, window: int | None, mask: Any) -> Reach:
+        """What layer `layer` sees. What it asked for at load counts, not what it says now: to the
+        model's own attention, a window beside a mask means nothing."""
+        if mask is not None:
+            raise UnsupportedModelError("it brings a mask of its own")
+        return self.reaches[layer]
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values `[kv_heads, S, dim]` of one layer."""
@@ -111,8 +127,8 @@ class Plan:
         value_rows[self.slots, :, self.columns] = values[:, :rows].transpose(0, 1).to(dtype)
 
 
-def make_plan(packed: Packed, slab: KVSlab) -> Plan:
-    """Choose blocks and move the index arrays to the slab's device."""
+def make_plan(packed: Packed, slab: KVSlab, reaches: Mapping[int, Reach]) -> Plan:
+    """Choose blocks and move the index arrays to the slab's device. `reaches` by layer."""
     device = slab.keys.device
     spans = [
         (s.slot, int(a), int(b), s.column)
@@ -127,6 +143,7 @@ def make_plan(packed: Packed, slab: KVSlab) -> Plan:
         torch.as_tensor(columns, device=device),
         spans,
         [_block(packed, [spans[i] for i in g], g, device) for g in groups],
+        reaches,
     )
 
 
@@ -212,15 +229,18 @@ def packed_attention(
     `query` `[1, heads, S, dim]`, `key` and `value` `[1, kv_heads, S, dim]`; returns
     `[1, S, heads, dim]`. Raises UnsupportedModelError for options whose meaning is unknown here.
     """
-    plan: Plan = options.pop("draftrec_plan")
+    plan: Plan | None = options.pop("draftrec_plan", None)
     window, softcap, sinks = (options.pop(k, None) for k in ("sliding_window", "softcap", "s_aux"))
     scaling = options.pop("scaling", None)
     options.pop("dropout", None)
     unknown = {k for k, v in options.items() if v is not None} - _HARMLESS
-    if unknown or attention_mask is not None:
-        what = ", ".join(sorted(unknown)) or "a mask of its own"
+    if unknown:
+        what = ", ".join(sorted(unknown))
         raise UnsupportedModelError(f"{type(module).__name__} asks for {what} in its attention")
+    if plan is None:
+        raise PlanLostError(f"{type(module).__name__} keeps options from its attention function")
     layer = int(getattr(module, "layer_idx"))  # noqa: B009
+    reach = plan.reach(layer, window, attention_mask)
     plan.write(layer, key[0], value[0])
     heads, _, dim = query.shape[1:]
     kv_heads = key.shape[1]
@@ -229,7 +249,7 @@ def packed_attention(
     out = query.new_zeros((query.shape[2], heads, value.shape[-1]))
     scale = dim**-0.5 if scaling is None else scaling
     for block in plan.blocks:
-        mask = block.mask(window, heads // kv_heads, keys.dtype)
+        mask = block.mask(reach, heads // kv_heads, keys.dtype)
         rows = wide[:, block.place] if block.rows is None else wide[:, block.rows]
         n, repeat = block.last - block.first, heads // kv_heads
         q = rows.view(kv_heads, repeat, n, block.width, dim).permute(2, 0, 1, 3, 4)

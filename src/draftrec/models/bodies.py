@@ -66,8 +66,14 @@ def load_pooled(folder: str, config: EncoderConfig, known: Published | None = No
     others by the mean over all tokens that are not padding. Encoder-decoder models lend their
     encoder. Raises DraftrecError if the model or its tokenizer cannot be loaded.
     """
-    tokenizer = loading.load_tokenizer(folder)
-    model = loading.load_body(ModelConfig(model=folder, device=config.device, dtype=config.dtype))
+    wanted = ModelConfig(
+        model=folder,
+        device=config.device,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
+    tokenizer = loading.load_tokenizer_of(wanted)
+    model = loading.load_body(wanted)
     own = known or Published(folder, "last" if _decoder_only(model) else "mean", normalise=False)
     pooling = own.pooling if config.pooling == "auto" else config.pooling
     digest = hashlib.sha256(loading.model_fingerprint(model).encode())
@@ -118,9 +124,10 @@ def load_sentence_transformer(folder: str, config: EncoderConfig) -> Body:
 
     digest = hashlib.sha256(f"{model!r}{prompt}".encode())
     loading.hash_weights(digest, model)
+    named = model.max_seq_length or model.tokenizer.model_max_length
     return Body(
-        folder, model.tokenizer, embed, model.max_seq_length or model.tokenizer.model_max_length,
-        before, after, "sentence-transformers", len(steps) < len(model), model.device,
+        folder, model.tokenizer, embed, min(named, _positions(model)), before, after,
+        "sentence-transformers", len(steps) < len(model), model.device,
         _fingerprint(digest, model.tokenizer), _lead(prompt),
     )  # fmt: skip
 
@@ -161,7 +168,12 @@ def _sentence_transformer(folder: str, config: EncoderConfig) -> Any:
     device = loading.pick_device(config.device)
     dtype = loading.pick_dtype(config.dtype, None, device)
     try:
-        model = SentenceTransformer(folder, device=str(device), model_kwargs={"dtype": dtype})
+        model = SentenceTransformer(
+            folder,
+            device=str(device),
+            trust_remote_code=config.trust_remote_code,
+            model_kwargs={"dtype": dtype},
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(". ")
         raise DraftrecError(
@@ -200,15 +212,25 @@ def _decoder_only(model: PreTrainedModel) -> bool:
 
 def _limit(folder: str, tokenizer: Any, model: PreTrainedModel) -> int:
     """Most tokens of one pass, special ones included."""
-    most = min(loading.context_length(model), tokenizer.model_max_length)
-    table: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if getattr(table, "padding_idx", None) is not None:
-        # RoBERTa and its kin count positions from behind the padding's.
-        most = min(most, table.num_embeddings - table.padding_idx - 1)
+    most = min(loading.context_length(model), tokenizer.model_max_length, _positions(model))
     trained = Path(folder) / "sentence_bert_config.json"
     if trained.is_file():
         most = min(most, json.loads(trained.read_text()).get("max_seq_length") or most)
     return most
+
+
+def _positions(module: torch.nn.Module) -> int:
+    """Tokens that the table of learned positions has rows for, if there is one."""
+    tables = [
+        child
+        for name, child in module.named_modules()
+        if name.rpartition(".")[2] == "position_embeddings"
+        and isinstance(child, torch.nn.Embedding)
+    ]
+    # RoBERTa and its kin count positions from behind the padding's.
+    unused = [0 if t.padding_idx is None else t.padding_idx + 1 for t in tables]
+    rows = [t.num_embeddings - n for t, n in zip(tables, unused, strict=True)]
+    return min(rows, default=1 << 30)
 
 
 def _frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +22,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
-from draftrec.data.places import here
 from draftrec.errors import DraftrecError, UnsupportedModelError
+from draftrec.models.rotary import extended_length, short_limit
+from draftrec.models.sources import Source, check_weights, find_source
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_LOG = logging.getLogger("draftrec")
+# Packages that read weights quantised in some way, where transformers does not name one.
+_QUANTISERS = {"gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes"}
 
 
 def pick_device(name: str) -> torch.device:
@@ -59,16 +64,31 @@ def pick_dtype(name: str, stored: torch.dtype | None, device: torch.device) -> t
     return torch.float32 if device.type == "cpu" else stored or torch.float32
 
 
-def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises DraftrecError if there is none."""
-    _check_folder(model)
+def load_tokenizer(
+    model: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, or in its GGUF file. Raises DraftrecError if there is none."""
+    source = find_source(model)
+    options = {"trust_remote_code": trust_remote_code, **source.options()}
     try:
-        return AutoTokenizer.from_pretrained(str(model))
+        return AutoTokenizer.from_pretrained(source.place, **options)
     except Exception as error:
+        _refuse_known(source, error)
+        advice = (
+            "the file is damaged, or of a kind that transformers cannot read; download it again, "
+            "or name the model's original folder."
+            if source.gguf
+            else "the model folder needs tokenizer.json or the files of a slow tokenizer beside "
+            "the weights."
+        )
         raise DraftrecError(
-            f"No tokenizer could be loaded from {model} ({_first_line(error)}); the model folder "
-            "needs tokenizer.json or the files of a slow tokenizer beside the weights."
+            f"No tokenizer could be loaded from {source.name} ({_first_line(error)}); {advice}"
         ) from error
+
+
+def load_tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a target model. Raises DraftrecError if there is none."""
+    return load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
 
 
 def load_model(config: ModelConfig) -> PreTrainedModel:
@@ -84,30 +104,31 @@ def load_body(config: ModelConfig) -> PreTrainedModel:
 def _load(config: ModelConfig, kind: Any) -> PreTrainedModel:
     device = pick_device(config.device)
     transformers_logging.disable_progress_bar()
-    folder = _check_folder(config.model)
-    if folder and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        raise DraftrecError(
-            f"The model folder {folder} has no weights (*.safetensors or *.bin); save the model "
-            "there with save_pretrained, or name another folder."
-        )
+    source = find_source(config.model)
+    check_weights(source)
+    options = {"trust_remote_code": config.trust_remote_code, **source.options()}
     try:
-        stored = AutoConfig.from_pretrained(config.model)
+        stored = AutoConfig.from_pretrained(source.place, **options)
         dtype = pick_dtype(config.dtype, getattr(stored, "dtype", None), device)
         model, report = cast(
             "tuple[Any, dict[str, Any]]",
-            kind.from_pretrained(config.model, dtype=dtype, output_loading_info=True),
+            kind.from_pretrained(source.place, dtype=dtype, output_loading_info=True, **options),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, LookupError, RuntimeError, ImportError, NotImplementedError,
+        SafetensorError,
+    ) as error:  # fmt: skip
+        _refuse_known(source, error)
         unknown = "Unrecognized configuration class" in str(error)
         raise (UnsupportedModelError if unknown else DraftrecError)(
-            f"The model {config.model} could not be loaded ({_first_line(error)}); name a folder "
-            "with config.json and weights, or a Hub id that this machine can reach."
+            f"The model {source.name} could not be loaded ({_first_line(error)}); name a folder "
+            "with config.json and weights, a .gguf file, or a Hub id that this machine can reach."
         ) from error
     # Checkpoints trained without BERT's pooler lack it, and hidden states do not pass through it.
     missing = sorted(k for k in report.get("missing_keys", ()) if not k.startswith("pooler."))
     if missing:
         raise DraftrecError(
-            f"The model {config.model} lacks {len(missing)} weights (the first is {missing[0]}), "
+            f"The model {source.name} lacks {len(missing)} weights (the first is {missing[0]}), "
             "which would be random; save the whole model, language-model head included."
         )
     model.requires_grad_(False)
@@ -148,40 +169,69 @@ def hash_weights(digest: Any, module: torch.nn.Module) -> None:
 def eos_token_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> frozenset[int]:
-    """Every id that ends a text: the generation settings', the model's or the tokenizer's."""
-    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
-        found = getattr(holder, "eos_token_id", None)
-        if found is not None:
-            return frozenset([found] if isinstance(found, int) else found)
-    return frozenset()
+    """Every id that ends a text: the generation settings' (or else the model's), and the
+    tokenizer's.
+
+    Checkpoints whose chat format was changed often name the end of a turn in the tokenizer's files
+    alone; a text that ran past it would go on with the next turn.
+    """
+    own: frozenset[int] = frozenset()
+    for holder in (getattr(model, "generation_config", None), model.config):
+        own = own or _ids(getattr(holder, "eos_token_id", None))
+    more = _ids(getattr(tokenizer, "eos_token_id", None)) - own
+    if own and more:
+        _LOG.info(
+            "texts also end at %s, which the tokenizer's files name and generation_config does not",
+            ", ".join(str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(more)),  # type: ignore[union-attr]
+        )
+    return own | more
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Most tokens of prompt and text together."""
+    """Most tokens of prompt and text together, rotary positions scaled as the model asks."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         if isinstance(found := getattr(config, name, None), int) and found > 0:
-            return found
+            most = extended_length(config, found)
+            return min(most, short_limit(model) or most)
     return 1 << 20
 
 
-def _check_folder(model: str | Path) -> Path | None:
-    """The folder that `model` names, or None for a Hub id. Raises DraftrecError if missing."""
-    path = here(model, "a model")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise DraftrecError(
-                f"The model folder {path} has no config.json; name the folder that save_pretrained "
-                "wrote."
-            )
-        return path
-    looks_local = path.is_absolute() or str(model).startswith((".", "~")) or len(path.parts) > 2
-    if path.exists() or looks_local:
+def _refuse_known(source: Source, error: Exception) -> None:
+    """Raise DraftrecError for what has a way round: code of the model's own, a missing library, an
+    architecture that the GGUF reader does not know."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
         raise DraftrecError(
-            f"The model folder {model} does not exist; name a folder with config.json and weights, "
-            "or a Hub id."
-        )
-    return None
+            f"{source.name} comes with Python code of its own, which would run on this machine; if "
+            "you trust it, give --trust-remote-code (trust_remote_code=True in Python)."
+        ) from error
+    if isinstance(error, ImportError):
+        named = re.search(r"pip install (?:-U |--upgrade )*[`'\"]?([\w.\[\]-]+)", text)
+        package = named[1] if named else _quantiser(source)
+        advice = f"run pip install {package}" if package else "install what it names"
+        raise DraftrecError(
+            f"The model {source.name} needs a library that is not installed "
+            f"({_first_line(error)}); {advice}, or use a model that is not quantised."
+        ) from error
+    if source.gguf and ("architecture" in text or "not supported" in text):
+        raise UnsupportedModelError(
+            f"{source.name} could not be read ({_first_line(error)}); transformers reads GGUF "
+            "files of other architectures, and this model from its original folder."
+        ) from error
+
+
+def _quantiser(source: Source) -> str | None:
+    """The package that reads the weights of a folder, by its `quantization_config`."""
+    path = source.folder and source.folder / "config.json"
+    if not path or not path.is_file():
+        return None
+    found = json.loads(path.read_text()).get("quantization_config") or {}
+    return _QUANTISERS.get(str(found.get("quant_method")))
+
+
+def _ids(found: int | list[int] | None) -> frozenset[int]:
+    return frozenset([found] if isinstance(found, int) else found or ())
 
 
 def _first_line(error: Exception) -> str:

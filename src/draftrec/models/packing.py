@@ -24,7 +24,8 @@ class Segment:
 
     `start` rows of its slot are committed. `pending` int32 `[p]`, p >= 1, are known tokens not yet
     computed (a prompt, or the last bonus token). `tree` hangs from the last of them. `scored`
-    False: an unfinished prompt, whose rows nobody needs to read.
+    False: an unfinished prompt, whose rows nobody needs to read. `length`: tokens known of the
+    whole text, for models whose rotary factors follow it; 0: no more than these.
     """
 
     slot: int
@@ -32,6 +33,7 @@ class Segment:
     pending: IntArray
     tree: DraftTree
     scored: bool = True
+    length: int = 0
 
     @property
     def rows(self) -> int:
@@ -142,6 +144,13 @@ def pack(segments: Seq[AnySegment]) -> Packed:
             scored.extend(range(first + pending - 1, first + segment.rows))
     kept = np.array(scored, np.int64)
     return Packed(segments, token_ids, positions, row_start, parent, kept)
+
+
+def row_lengths(packed: Packed) -> LongArray:
+    """int64 `[S]`: tokens of the text that ends with each row, or of the whole text where more of
+    it is known."""
+    known = [s.length if isinstance(s, Segment) else 0 for s in packed.segments]
+    return np.maximum(packed.positions + 1, np.repeat(known, np.diff(packed.row_start)))
 
 
 def visibility(packed: Packed, members: Seq[int], width: int) -> npt.NDArray[np.bool_]:

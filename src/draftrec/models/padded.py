@@ -7,7 +7,7 @@ handed to the model is a thin view of the slab.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from draftrec.errors import UnsupportedModelError
+from draftrec.models.column_masks import ColumnMasks
 from draftrec.models.kv_cache import KVShape, KVSlab
-from draftrec.models.packing import Packed, key_positions, visibility
+from draftrec.models.packing import Packed, key_positions, row_lengths, visibility
+from draftrec.models.reach import Reach
+from draftrec.models.rotary import RowFactors
 
 
 class _Layer(CacheLayerMixin):
@@ -77,6 +80,8 @@ class PaddedRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.kv_dtype = model.dtype
+        self.columns = ColumnMasks(model)
+        self.reaches: Mapping[int, Reach] = _reaches(model, self.columns)
         self.padded_rows: Callable[[int], int] = int
         names = inspect.signature(model.forward).parameters
         # transformers 5.24 calls it `cache`, earlier releases `past_key_values`.
@@ -102,7 +107,7 @@ class PaddedRunner:
             )
         return KVShape(len(rows), *shapes.pop())
 
-    def run(self, packed: Packed, slab: KVSlab) -> torch.Tensor:
+    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
         """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
         view = _View(packed, slab)
         device, slots = slab.keys.device, view.last - view.first
@@ -111,13 +116,24 @@ class PaddedRunner:
         ids[view.batch, view.rows] = torch.as_tensor(packed.token_ids, device=device)
         positions[view.batch, view.rows] = torch.as_tensor(packed.positions, device=device)
         cache = Cache(layers=[_Layer(view, i) for i in range(len(slab.keys))])
-        logits = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=self._masks(packed, view),
-            use_cache=True,
-            **{self.cache_name: cache},
-        ).logits
+        masks = self._masks(packed, view)
+
+        def forward() -> torch.Tensor:
+            with self.columns.replaced(self._by_layer(packed, view), view.length):
+                return self.model(
+                    input_ids=ids,
+                    position_ids=positions,
+                    attention_mask=masks,
+                    use_cache=True,
+                    **{self.cache_name: cache},
+                ).logits
+
+        if factors is None:
+            logits = forward()
+        else:
+            lengths = np.zeros(ids.shape, np.int64)
+            lengths[view.batch.cpu(), view.rows.cpu()] = row_lengths(packed)
+            logits = factors.run(lengths, forward)
         scored = torch.as_tensor(packed.scored, device=device)
         return logits[view.batch[scored], view.rows[scored]]
 
@@ -126,11 +142,19 @@ class PaddedRunner:
         config = self.model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)
-        if not kinds:  # one kind of layer, with a window if the model has one at all
-            return self._mask(packed, view, window)
+        if not kinds or kinds == {"full_attention"}:
+            # One kind of layer, with a window if the model has one at all.
+            return self._mask(packed, view, None if kinds else window)
         full = self._mask(packed, view, None)
         sliding = self._mask(packed, view, window) if "sliding_attention" in kinds else full
         return {"full_attention": full, "sliding_attention": sliding}
+
+    def _by_layer(self, packed: Packed, view: _View) -> dict[int, torch.Tensor]:
+        """A mask for each layer that would make its own."""
+        if not len(self.columns):
+            return {}
+        kinds = {r.window: self._mask(packed, view, r.window) for r in set(self.reaches.values())}
+        return {layer: kinds[reach.window] for layer, reach in self.reaches.items()}
 
     def _mask(self, packed: Packed, view: _View, window: int | None) -> torch.Tensor:
         slots = view.last - view.first
@@ -151,3 +175,28 @@ class PaddedRunner:
         mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.model.device)
         hidden = torch.as_tensor(~visible, device=self.model.device)
         return mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)[:, None]
+
+
+def _reaches(model: PreTrainedModel, columns: ColumnMasks) -> dict[int, Reach]:
+    """What each layer sees, as far as the configuration tells.
+
+    Raises UnsupportedModelError for layers whose windows are not part of the mask.
+    """
+    config = model.config.get_text_config()
+    name = type(model).__name__
+    if len(columns):
+        return columns.reaches(config.window_size)
+    kinds = getattr(config, "layer_types", None) or []
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        raise UnsupportedModelError(
+            f"{name} cannot be served: its local layers cut their window in their own code; use a "
+            "model whose windows are part of the mask."
+        )
+    if "chunked_attention" in kinds:
+        raise UnsupportedModelError(
+            f"{name} cannot be served: it attends in chunks, and its attention cannot be replaced; "
+            "use another model."
+        )
+    window = getattr(config, "sliding_window", None)
+    layers = kinds or ["sliding_attention"] * int(config.num_hidden_layers)
+    return {i: Reach(window if k == "sliding_attention" else None) for i, k in enumerate(layers)}

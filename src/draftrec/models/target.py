@@ -9,7 +9,7 @@ batch with a 4-D mask over the same slab (the others).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,17 +17,29 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from draftrec.core import IntArray
 from draftrec.errors import UnsupportedModelError
 from draftrec.models import attention, padded
 from draftrec.models.kv_cache import KVShape, KVSlab
-from draftrec.models.packing import AnySegment, LongArray, Packed, Segment, pack
+from draftrec.models.packing import (
+    AnySegment,
+    BeamSegment,
+    LongArray,
+    Packed,
+    Segment,
+    pack,
+    row_lengths,
+)
 from draftrec.models.prepacked import is_prepacked
+from draftrec.models.reach import FULL, PROBE, Reach
+from draftrec.models.rotary import LengthRule, RowFactors, length_rule
 
-AttentionInterface.register(attention.NAME, attention.packed_attention)
+for _name in (attention.NAME, PROBE):
+    AttentionInterface.register(_name, attention.packed_attention)
 
-_SERVED_LAYERS = {"full_attention", "sliding_attention"}
+_SERVED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +59,10 @@ class Runner(Protocol):
 
     kv_dtype: torch.dtype
     padded_rows: Callable[[int], int]
+    reaches: Mapping[int, Reach]
 
     def shape(self) -> KVShape: ...
-    def run(self, packed: Packed, slab: KVSlab) -> torch.Tensor: ...
+    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor: ...
 
 
 class Target:
@@ -63,10 +76,28 @@ class Target:
         self.model = model.eval()
         self.device = model.device
         self.dtype = model.dtype
-        backend = bool(getattr(model, "_supports_attention_backend", False))
-        self.runner: Runner = PackedRunner(model) if backend else padded.PaddedRunner(model)
-        self.kv_shape = self.runner.shape()
+        self.rule: LengthRule | None = length_rule(model)
+        self._factors = RowFactors(model, self.rule) if self.rule else None
+        self.runner, self.kv_shape = _runner(model)
+        _check_cache(model, self.runner.reaches)
         self.slab: KVSlab | None = None
+
+    @property
+    def shared_length(self) -> int:
+        """Longest text whose cached rows any text with the same beginning can take over: beyond,
+        rotary factors follow the text's length."""
+        return self.rule.limit if self.rule else 1 << 30
+
+    @property
+    def anew_length(self) -> int:
+        """Longest text that keeps its cached rows. One that grows past it is computed anew from its
+        first token on, and no draft may pass it."""
+        return self.rule.limit if self.rule and self.rule.anew else 1 << 30
+
+    @property
+    def longest_reach(self) -> int:
+        """Tokens of the widest window or chunk of any layer; 0 where all see everything."""
+        return max((r.size for r in self.runner.reaches.values()), default=0)
 
     @property
     def bytes_per_token(self) -> int:
@@ -105,8 +136,21 @@ class Target:
         """One forward pass. Writes KV columns `column ..` of every segment's slot, one per row."""
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
-        logits = self.runner.run(pack(segments), self.slab)
+        packed = pack(segments)
+        if self.rule and any(isinstance(s, BeamSegment) for s in segments):
+            self._check_beams(packed)
+        logits = self.runner.run(packed, self.slab, self._factors)
         return Scores(logits, [i for i, s in enumerate(segments) if s.scored])
+
+    def _check_beams(self, packed: Packed) -> None:
+        """Raise UnsupportedModelError for beams past the length where rotary factors change: their
+        cached rows would have to be computed anew."""
+        if int(packed.positions.max()) >= self.shared_length:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} changes its rotary factors after "
+                f"{self.shared_length} tokens, and beams are not served beyond; use histories that "
+                "are shorter than that, or another model."
+            )
 
     @torch.inference_mode()
     def commit(self, segments: Seq[Segment], paths: Seq[IntArray]) -> None:
@@ -127,11 +171,43 @@ class Target:
             self.slab.move_rows(slots, source, target)
 
 
+def _runner(model: PreTrainedModel) -> tuple[Runner, KVShape]:
+    """The way to run the model, and what it caches: packed where its attention can be replaced.
+
+    A model that says so and does not hand its attention function what it is given runs padded.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        runner = padded.PaddedRunner(model)
+        return runner, runner.shape()
+    before = model.config._attn_implementation or "eager"
+    try:
+        packed = PackedRunner(model)
+        return packed, packed.shape()
+    except attention.PlanLostError:
+        model.set_attn_implementation(before)
+        runner = padded.PaddedRunner(model)
+        return runner, runner.shape()
+
+
+def _check_cache(model: PreTrainedModel, reaches: Mapping[int, Reach]) -> None:
+    """Refuse models whose window is in their cache alone (Moshi): `generate` sees all of a prompt
+    while that is computed, and then only what the cache has kept."""
+    for layer, cached in enumerate(DynamicCache(config=model.config).layers):
+        window = int(getattr(cached, "sliding_window", 0) or 0)
+        if window and layer in reaches and not reaches[layer].size:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be served: its cache forgets what lies more than "
+                f"{window} tokens back while its attention mask shows it, so that a text depends "
+                "on how its prompt was computed; use another architecture."
+            )
+
+
 class PackedRunner:
     """All rows of all sequences as one row, attention through `models.attention`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.reaches: Mapping[int, Reach] = {}
         model.set_attn_implementation(attention.NAME)
         cpu = model.device.type == "cpu"
         # Exact attention: in bfloat16 more near-ties between tokens fall otherwise, a step with a
@@ -144,30 +220,50 @@ class PackedRunner:
 
     @torch.inference_mode()
     def shape(self) -> KVShape:
-        """Run one token through the model and note what each layer asks to be cached."""
-        probe = _Probe()
+        """Run one token through the model; note what each layer asks to be cached and how far back
+        it sees."""
+        name = type(self.model).__name__
+        probe = _Probe(name)
         ids = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
-        self.model(input_ids=ids, position_ids=ids, use_cache=False, draftrec_plan=probe)
-        return probe.shape(type(self.model).__name__)
+        options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "draftrec_plan": probe}
+        self.model.set_attn_implementation(PROBE)
+        try:
+            self.model(input_ids=ids, position_ids=ids, use_cache=False, **options)
+        except attention.PlanLostError:
+            raise
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{name} cannot be served: {error}.") from error
+        finally:
+            self.model.set_attn_implementation(attention.NAME)
+        self.reaches = probe.reaches
+        return probe.shape()
 
-    def run(self, packed: Packed, slab: KVSlab) -> torch.Tensor:
+    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
         """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
         device = self.model.device
         ids, positions = (
             _padded(x, self.padded_rows(len(x))) for x in (packed.token_ids, packed.positions)
         )
         scored = packed.scored
-        options: dict[str, Any] = {"draftrec_plan": attention.make_plan(packed, slab)}
+        plan = attention.make_plan(packed, slab, self.reaches)
+        options: dict[str, Any] = {"draftrec_plan": plan}
         if self.keeps:
             options["logits_to_keep"] = torch.as_tensor(
                 _padded(scored, self.padded_rows(len(scored))), device=device
             )
-        logits = self.model(
-            input_ids=torch.as_tensor(ids, device=device)[None],
-            position_ids=torch.as_tensor(positions, device=device)[None],
-            use_cache=False,
-            **options,
-        ).logits[0]
+
+        def forward() -> torch.Tensor:
+            return self.model(
+                input_ids=torch.as_tensor(ids, device=device)[None],
+                position_ids=torch.as_tensor(positions, device=device)[None],
+                use_cache=False,
+                **options,
+            ).logits[0]
+
+        if factors is None:
+            logits = forward()
+        else:
+            logits = factors.run(_padded(row_lengths(packed), len(ids))[None], forward)
         return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
 
 
@@ -194,23 +290,33 @@ def _padded(values: LongArray, rows: int) -> LongArray:
 class _Probe:
     """Stands in for a plan during the one-token forward pass that finds the KV shape."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reaches: dict[int, Reach] = {}
         self.seen: dict[int, tuple[int, int, int]] = {}
         self.blocks: list[attention.Block] = []
         self.slab = self
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
 
+    def reach(self, layer: int, window: int | None, mask: Any) -> Reach:
+        if mask is not None and not isinstance(mask, Reach):
+            raise UnsupportedModelError("it brings a mask of its own")
+        if layer in self.reaches:
+            raise UnsupportedModelError(f"it attends more than once in layer {layer}")
+        self.reaches[layer] = Reach(window) if mask is None else mask
+        return FULL
+
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.seen[layer] = (keys.shape[0], keys.shape[-1], values.shape[-1])
         self.keys[layer], self.values[layer] = keys, values
 
-    def shape(self, name: str) -> KVShape:
+    def shape(self) -> KVShape:
         shapes = set(self.seen.values())
         if len(shapes) != 1 or sorted(self.seen) != list(range(len(self.seen))):
             raise UnsupportedModelError(
-                f"{name} cannot be served: its layers cache keys and values of different shapes "
-                f"({len(shapes)} found); draftrec needs the same in every layer."
+                f"{self.name} cannot be served: its layers cache keys and values of different "
+                f"shapes ({len(shapes)} found); draftrec needs the same in every layer."
             )
         return KVShape(len(self.seen), *shapes.pop())
 

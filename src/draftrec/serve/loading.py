@@ -152,9 +152,9 @@ class FileGenerator:
         return _open(self.settings.pool, old.fingerprint["tokenizer"])
 
     def _fingerprint(self) -> str:
-        from draftrec.models.loading import load_tokenizer
+        from draftrec.models.loading import load_tokenizer_of
 
-        return tokenizer_fingerprint(load_tokenizer(self.settings.generate.target.model))
+        return tokenizer_fingerprint(load_tokenizer_of(self.settings.generate.target))
 
 
 def _open(folder: Path, tokenizer: str) -> Pool:

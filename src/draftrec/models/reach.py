@@ -1,0 +1,78 @@
+"""How far back a layer sees, read off the mask that the model itself asks transformers for.
+
+Some models pass their window to the attention function, others put it into the mask alone, and
+some attend in chunks. `PROBE` stands in for a mask function: it makes no mask but says what the
+mask would have been, and the model hands that to its layers as it would a mask. Asked once, at
+load; later passes need no masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionMaskInterface
+
+from draftrec.errors import UnsupportedModelError
+
+PROBE = "draftrec_probe"
+_UNKNOWN = "it asks for a mask that is neither causal, a sliding window nor chunks"
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a row sees of its own text: everything before it, the last `window` positions (itself
+    included), or those of its own chunk of `chunk` positions, counted from the first."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def within(self, length: int) -> bool:
+        """Does a text of `length` tokens never leave it?"""
+        return all(size is None or length <= size for size in (self.window, self.chunk))
+
+    @property
+    def size(self) -> int:
+        """Tokens after which it matters; 0 where it never does."""
+        return self.window or self.chunk or 0
+
+
+FULL = Reach()
+
+
+def read_mask(*, mask_function: Callable[..., Any], **facts: Any) -> Reach:
+    """What transformers calls in place of a mask: `mask_function(batch, head, query, key)` tells
+    whether a query sees a key, `local_size` is the window or chunk.
+
+    Raises UnsupportedModelError for a mask that is neither causal, a window nor chunks.
+    """
+    size = facts.get("local_size")
+    first = torch.zeros((), dtype=torch.long)
+    found: set[Reach] = set()
+    # Places where a window and a chunk of that size differ, and a usual one.
+    for query in (2 * int(size or 1) + 1, 3 * int(size or 1) + 2):
+        keys = torch.arange(query + 3)
+        seen = mask_function(first, first, torch.tensor(query), keys)
+        found.add(_reach(torch.as_tensor(seen).reshape(-1).expand(len(keys)), query, size))
+    if len(found) != 1:
+        raise UnsupportedModelError(_UNKNOWN)
+    return found.pop()
+
+
+def _reach(seen: torch.Tensor, query: int, size: int | None) -> Reach:
+    """The reach that explains what one query sees."""
+    keys = torch.arange(len(seen))
+    causal = keys <= query
+    if size is None:
+        if torch.equal(seen, causal):
+            return FULL
+    elif torch.equal(seen, causal & (keys > query - size)):
+        return Reach(window=size)
+    elif torch.equal(seen, causal & (keys // size == query // size)):
+        return Reach(chunk=size)
+    raise UnsupportedModelError(_UNKNOWN)
+
+
+AttentionMaskInterface.register(PROBE, read_mask)
