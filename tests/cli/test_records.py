@@ -190,3 +190,13 @@ def test_files_that_do_not_meet_are_refused(command: Command) -> None:
     command.output = command.output.with_suffix(".csv")
     assert command(*files) == 2
     assert "cannot be CSV" in command.err
+
+
+def test_items_that_nobody_took_are_no_silence(command: Command) -> None:
+    items = catalogue()
+    items["item_id"] = items["item_id"].astype(str) + ".0"
+    words = (command.write(interactions(), "e.csv"), command.write(items, "i.csv"))
+    assert command(*words, "--side", "item") == 2
+    assert "items of" in command.err
+    assert "(whole numbers written with .0)" in command.err
+    assert not command.output.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,6 +124,7 @@ def records(options: RecordsOptions) -> int:
         found, more = user_records(events, items, options.history, kept)
         left_out |= more
     else:
+        _check_join(options, events.items, items.rows)
         found = item_records(events, items, kept)
     if not found:
         raise DraftrecError(
@@ -138,6 +140,16 @@ def records(options: RecordsOptions) -> int:
     if options.json:
         print_json(summary)
     return code
+
+
+def _check_join(options: RecordsOptions, taken: Iterable[str], known: Mapping[str, object]) -> None:
+    """Items that nobody took would have no popularity, and nobody would say why."""
+    from draftrec.data.joins import Join
+
+    join = Join("items", options.interactions, options.items, next(iter(known), ""))
+    for name in taken:
+        join.saw(name, known=name in known)
+    join.check()
 
 
 def _kept(events: Events, min_rating: float | None, until: float | None) -> np.ndarray:
