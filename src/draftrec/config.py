@@ -54,7 +54,12 @@ class AcceptConfig(_Frozen):
         default=6, description="entropy: own choices that must follow a deviation in the draft"
     )
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    sample_top_k: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="0 = off; this and the next: None = the model's own"
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    typical_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     seed: int = 0
     eos_guard: bool = Field(
         default=True, description="all but strict: never pass an EOS that is the argmax"
@@ -68,6 +73,42 @@ class AcceptConfig(_Frozen):
     )
     max_loss: Annotated[float, Field(ge=0.0)] | None = Field(
         default=None, description="all but strict: most nats of log-probability given up per text"
+    )
+
+
+class ControlsConfig(_Frozen):
+    """What changes the target's scores before a token is chosen, and what ends texts early.
+
+    None: as the model's own generation_config says, so that every value given here overrides it. A
+    token is its id, as digits, or its text: one entry of the vocabulary.
+    """
+
+    generation_config: Literal["model", "none"] = Field(
+        default="model", description="none: of the model's own settings only the end of text"
+    )
+    repetition_penalty: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=None, description="for every token of prompt and text; 1 = off"
+    )
+    presence_penalty: float = Field(default=0.0, description="for every token of the text, once")
+    frequency_penalty: float = Field(
+        default=0.0, description="for every token of the text, as often as it is there"
+    )
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
+    bad_words: tuple[str, ...] | None = Field(default=None, description="texts; () = none")
+    logit_bias: tuple[str, ...] | None = Field(default=None, description="TOKEN=BIAS each")
+    suppress_tokens: tuple[str, ...] | None = None
+    begin_suppress_tokens: tuple[str, ...] | None = Field(
+        default=None, description="as the first token of a text"
+    )
+    forced_bos_token: str | None = Field(
+        default=None, description="first token after a prompt of one token"
+    )
+    forced_eos_token: str | None = Field(
+        default=None, description="last token of a text that reaches max_new_tokens"
+    )
+    stop: tuple[str, ...] | None = Field(
+        default=None, description="texts that end a text, and are cut off it"
     )
 
 
@@ -99,6 +140,7 @@ class GenerateConfig(_Frozen):
 
     target: ModelConfig
     accept: AcceptConfig = AcceptConfig()
+    controls: ControlsConfig = ControlsConfig()
     draft: DraftConfig = DraftConfig()
     batch: BatchConfig = BatchConfig()
 

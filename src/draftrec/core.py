@@ -16,7 +16,8 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
-FinishReason = Literal["eos", "length"]
+#: Why a text ended: an end-of-text token, no more room, a stop string.
+FinishReason = Literal["eos", "length", "stop"]
 
 #: Where a draft node came from; `DraftTree.sources` holds positions in this tuple.
 SOURCES = ("prompt", "previous", "group", "all")

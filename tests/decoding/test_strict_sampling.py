@@ -59,7 +59,7 @@ def p_value(config: AcceptConfig, rule: AcceptanceRule | None = None, *, drafted
     accepted = sum(g.counts.accepted_tokens for g in done)
     assert accepted > TEXTS / 2 if drafted else not accepted
     seen = Counter(tuple(g.token_ids.tolist()) for g in done)
-    expected = text_probs(config.temperature, config.top_p)
+    expected = text_probs(config.temperature, config.top_p or 1.0)
     if set(seen) - set(expected):
         return 0.0
     rare = [t for t, p in expected.items() if p * TEXTS < 5]

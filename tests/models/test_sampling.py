@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from draftrec.models import sampling
+from draftrec.models.warping import Warping
 
 
 def random_logits(seed: int, rows: int = 1, vocabulary: int = 12) -> torch.Tensor:
@@ -17,10 +18,16 @@ def random_logits(seed: int, rows: int = 1, vocabulary: int = 12) -> torch.Tenso
     return 2 * torch.randn(rows, vocabulary, generator=generator)
 
 
+def sample(
+    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float
+) -> torch.Tensor:
+    return sampling.draw(Warping(temperature=temperature, top_p=top_p)(logits), uniforms)
+
+
 def reachable(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     """bool `[V]`: tokens that some uniform leads to, one row of logits."""
     uniforms = torch.linspace(0, 1, 4001, dtype=torch.float64)[:-1]
-    drawn = sampling.sample(logits.expand(len(uniforms), -1), uniforms, temperature, top_p)
+    drawn = sample(logits.expand(len(uniforms), -1), uniforms, temperature, top_p)
     return torch.bincount(drawn, minlength=logits.shape[-1]) > 0
 
 
@@ -41,7 +48,7 @@ def test_nucleus_is_the_one_transformers_keeps(seed: int, top_p: float, temperat
 def test_even_uniforms_draw_in_proportion(top_p: float, dtype: torch.dtype) -> None:
     logits = random_logits(1).to(dtype)
     uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    drawn = sampling.sample(logits.expand(20_000, -1), uniforms, 0.7, top_p)
+    drawn = sample(logits.expand(20_000, -1), uniforms, 0.7, top_p)
     warped = TemperatureLogitsWarper(0.7)(torch.empty(0), logits.float())
     if top_p < 1:
         warped = TopPLogitsWarper(top_p)(torch.empty(0), warped)
@@ -55,10 +62,8 @@ def test_rows_are_drawn_independently() -> None:
     logits = random_logits(2, rows=8)
     uniforms = torch.linspace(0.01, 0.99, 8, dtype=torch.float64)
     for top_p in (1.0, 0.8):
-        together = sampling.sample(logits, uniforms, 1.0, top_p)
-        alone = [
-            sampling.sample(logits[i : i + 1], uniforms[i : i + 1], 1.0, top_p) for i in range(8)
-        ]
+        together = sample(logits, uniforms, 1.0, top_p)
+        alone = [sample(logits[i : i + 1], uniforms[i : i + 1], 1.0, top_p) for i in range(8)]
         assert together.tolist() == torch.cat(alone).tolist()
         assert len(set(together.tolist())) > 1
 
@@ -69,14 +74,14 @@ def test_impossible_tokens_are_never_drawn(top_p: float, uniform: float) -> None
     """Neither before the first nor after the last token that has any weight."""
     logits = torch.full((1, 6), -float("inf"))
     logits[0, 2:4] = 0.0
-    drawn = sampling.sample(logits, torch.tensor([uniform], dtype=torch.float64), 1.0, top_p)
+    drawn = sample(logits, torch.tensor([uniform], dtype=torch.float64), 1.0, top_p)
     assert int(drawn[0]) in (2, 3)
 
 
 def test_low_temperature_is_greedy() -> None:
     logits = random_logits(3, rows=50)
     uniforms = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(sampling.sample(logits, uniforms, 1e-4, 1.0), sampling.greedy(logits))
+    assert torch.equal(sample(logits, uniforms, 1e-4, 1.0), sampling.greedy(logits))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

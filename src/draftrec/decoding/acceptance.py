@@ -21,33 +21,41 @@ from draftrec.decoding.choices import (
     own_choices,
     uniforms_for,
     verdict_of,
+    warping_of,
 )
 from draftrec.decoding.relaxed import Relaxed
+from draftrec.models.warping import Warping
 
 __all__ = ["AcceptanceRule", "Relaxed", "Strict", "make_rule", "uniforms_for"]
 
 
-def make_rule(config: AcceptConfig, eos_ids: frozenset[int]) -> AcceptanceRule:
-    """The rule that `config` describes."""
-    return Strict(config, eos_ids) if config.accept == "strict" else Relaxed(config, eos_ids)
+def make_rule(
+    config: AcceptConfig, eos_ids: frozenset[int], warping: Warping | None = None
+) -> AcceptanceRule:
+    """The rule that `config` describes. `warping`: how it samples, if not as that says."""
+    kind = Strict if config.accept == "strict" else Relaxed
+    return kind(config, eos_ids, warping)
 
 
 class Strict:
     """Lossless: a node is kept only if it is the token the target itself chose at that place.
 
     Temperature 0: the argmax, so the text is the model's greedy text. Otherwise the target draws
-    from its (temperature, top-p) distribution at every node and the walk follows the child that
-    matches the draw: every emitted token is a draw from the target given its prefix.
+    from its warped distribution (temperature, top-p and so on) at every node and the walk follows
+    the child that matches the draw: every emitted token is a draw from the target given its prefix.
     """
 
-    def __init__(self, config: AcceptConfig, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self, config: AcceptConfig, eos_ids: frozenset[int], warping: Warping | None = None
+    ) -> None:
         self.config, self.eos_ids = config, eos_ids
+        self.warping = warping or warping_of(config)
 
     def accept(
         self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
     ) -> list[Verdict]:
         """Longest path of the target's own choices, then its next choice."""
-        choices = own_choices(self.config, batch, trees, logits).cpu().numpy()
+        choices = own_choices(self.warping, batch, trees, logits)[0].cpu().numpy()
         verdicts: list[Verdict] = []
         row = 0
         for sequence, tree in zip(batch, trees, strict=True):

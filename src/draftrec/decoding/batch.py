@@ -63,7 +63,8 @@ class RunningSequence:
         return self.length - self.computed
 
     def extend(self, verdict: Verdict, eos_ids: frozenset[int]) -> None:
-        """Take over a verdict's tokens and finish on EOS or on a full text."""
+        """Take over a verdict's tokens and finish on EOS or on a full text, if it is not finished
+        for another reason."""
         self.computed = self.length + len(verdict.path)
         end = self.length + len(verdict.token_ids)
         self._tokens[self.length : end] = verdict.token_ids
@@ -71,7 +72,7 @@ class RunningSequence:
         self.loss += verdict.loss
         if int(self._tokens[end - 1]) in eos_ids:
             self.finish = "eos"
-        elif self.room == 0:
+        elif self.finish is None and self.room == 0:
             self.finish = "length"
 
     def result(self) -> Generation:

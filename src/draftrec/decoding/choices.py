@@ -13,6 +13,7 @@ from draftrec.config import AcceptConfig
 from draftrec.core import DraftTree, Verdict
 from draftrec.decoding.batch import RunningSequence
 from draftrec.models import sampling
+from draftrec.models.warping import Warping
 from draftrec.tokens.tree import depths
 
 LongArray = npt.NDArray[np.int64]
@@ -30,14 +31,15 @@ class AcceptanceRule(Protocol):
 
 
 def own_choices(
-    config: AcceptConfig,
+    warping: Warping | None,
     batch: Seq[RunningSequence],
     trees: Seq[DraftTree],
     logits: torch.Tensor,
-) -> torch.Tensor:
-    """int64 `[R]`: the token that the target itself emits after each row."""
-    if config.temperature == 0.0:
-        return sampling.greedy(logits)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 `[R]`: the token that the target itself emits after each row, and the scores that it
+    is chosen from. Without a `warping` it is the most probable one, else a draw."""
+    if warping is None:
+        return sampling.greedy(logits), logits
     places = [
         np.concatenate(([0], depths(tree) + 1)) + sequence.new_tokens
         for sequence, tree in zip(batch, trees, strict=True)
@@ -48,8 +50,21 @@ def own_choices(
             for sequence, place in zip(batch, places, strict=True)
         ]
     )
-    draws = torch.as_tensor(uniforms, device=logits.device)
-    return sampling.sample(logits, draws, config.temperature, config.top_p)
+    scores = warping(logits)
+    return sampling.draw(scores, torch.as_tensor(uniforms, device=logits.device)), scores
+
+
+def warping_of(config: AcceptConfig) -> Warping | None:
+    """How the target's own tokens are drawn; None where they are not (temperature 0)."""
+    if config.temperature == 0.0:
+        return None
+    return Warping(
+        temperature=config.temperature,
+        top_k=config.sample_top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        typical_p=config.typical_p,
+    )
 
 
 def uniforms_for(seed: int, key: int, count: int) -> DoubleArray:

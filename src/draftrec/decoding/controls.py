@@ -62,9 +62,38 @@ class Rows:
     path: LongArray
 
     @property
+    def room(self) -> LongArray:
+        """int64 `[R]`: tokens that may follow the row."""
+        return np.array([s.room for s in self.batch], np.int64)[self.owner] - self.depth
+
+    @property
     def new_tokens(self) -> LongArray:
         """int64 `[R]`: tokens of the text up to the row, without the prompt."""
         return np.array([s.new_tokens for s in self.batch], np.int64)[self.owner] + self.depth
+
+
+class RowControl(Protocol):
+    """One of the controls of a `Processors`, which finds the paths once for all of them."""
+
+    def change(self, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
+        """float32 `[R, V]`, changed in place or anew."""
+        ...
+
+
+class Processors:
+    """Several controls in a row: transformers' logits processors in transformers' order."""
+
+    def __init__(self, controls: Seq[RowControl]) -> None:
+        self.controls = controls
+
+    def apply(
+        self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
+    ) -> torch.Tensor:
+        """All of them, one after the other."""
+        rows = rows_of(batch, trees)
+        for control in self.controls:
+            logits = control.change(rows, logits)
+        return logits
 
 
 def rows_of(batch: Seq[RunningSequence], trees: Seq[DraftTree]) -> Rows:
@@ -84,7 +113,7 @@ def rows_of(batch: Seq[RunningSequence], trees: Seq[DraftTree]) -> Rows:
         levels.append(token[at])
         at = parent[at]
     upwards = np.stack(levels, 1)
-    depth = (upwards >= 0).sum(1)
-    downwards = depth[:, None] - 1 - np.arange(upwards.shape[1])
+    depth: LongArray = np.count_nonzero(upwards >= 0, axis=1).astype(np.int64)
+    downwards: LongArray = depth[:, None] - (1 + np.arange(len(levels), dtype=np.int64))
     path = np.take_along_axis(upwards, np.maximum(downwards, 0), 1)
     return Rows(batch, owner, depth, np.where(downwards >= 0, path, -1))

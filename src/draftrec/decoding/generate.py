@@ -14,6 +14,7 @@ from draftrec.decoding.batch import Batch, Limits, RunningSequence
 from draftrec.decoding.budget import Budget
 from draftrec.decoding.controls import Control, controlled
 from draftrec.decoding.stats import StepStats, Timing
+from draftrec.decoding.stop_strings import StopStrings
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.tokens.tree import depths, trim
@@ -42,6 +43,7 @@ class Engine:
     depth: int = 24
     prefill_chunk: int = 512
     controls: Seq[Control] = ()
+    stops: StopStrings | None = None
     timing: Timing = field(default_factory=Timing)
 
 
@@ -164,6 +166,8 @@ def verify(engine: Engine, pairs: Seq[tuple[RunningSequence, Segment]]) -> list[
             trees = [s.tree for s in segments]
             logits = controlled(engine.controls, sequences, trees, scores.logits)
             verdicts = engine.rule.accept(sequences, trees, logits)
+            if engine.stops:
+                verdicts = engine.stops.cut(sequences, verdicts)
             engine.target.commit(segments, [v.path for v in verdicts])
     return verdicts
 

@@ -12,9 +12,10 @@ import torch
 from draftrec.config import AcceptConfig
 from draftrec.core import DraftTree, Verdict
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.choices import DoubleArray, LongArray, own_choices, verdict_of
+from draftrec.decoding.choices import DoubleArray, LongArray, own_choices, verdict_of, warping_of
 from draftrec.decoding.tolerance import Queries, make_tolerance
 from draftrec.models import sampling
+from draftrec.models.warping import Warping
 
 
 class Relaxed:
@@ -26,8 +27,11 @@ class Relaxed:
     capped. Where the tolerance has a window, a path deviates again only after as many own choices.
     """
 
-    def __init__(self, config: AcceptConfig, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self, config: AcceptConfig, eos_ids: frozenset[int], warping: Warping | None = None
+    ) -> None:
         self.config, self.eos_ids = config, eos_ids
+        self.warping = warping or warping_of(config)
         self._tolerance = make_tolerance(config)
         self._eos = np.array(sorted(eos_ids), np.int64)
 
@@ -63,11 +67,12 @@ class Relaxed:
         totals = rows.logsumexp(-1)
         log_probs = rows[at, tokens] - totals[at]
         allowed = self._tolerance.allows(Queries(rows, totals, at, tokens, log_probs))
-        allowed = allowed & (log_probs > -torch.inf)  # a control forbids it
+        choices, scores = own_choices(self.warping, batch, trees, logits)
+        # No rule takes what a control has forbidden, or what sampling has cut off.
+        allowed = allowed & (scores[where[at], tokens] > -torch.inf)
         best = sampling.greedy(rows)
         highest = rows.gather(-1, best[:, None])[:, 0] - totals
         columns = (best[at], highest[at], log_probs, allowed)
-        choices = own_choices(self.config, batch, trees, logits)
         parts = [c.double() for c in (choices, *columns)]
         found = torch.cat(parts).cpu().numpy()
         return found[: len(logits)].astype(np.int64), found[len(logits) :].reshape(4, -1)

@@ -1,0 +1,87 @@
+"""Stop strings: texts that end a text, wherever tokens begin and end.
+
+A text is decoded only where its newest token could complete a stop string, which is known per token
+after it was seen once; then its tokens are taken one by one, as plain decoding would have. So the
+end is where it would be without drafts, and everything a draft had beyond it is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from draftrec.core import IntArray, Verdict
+from draftrec.decoding.batch import RunningSequence
+
+#: Token ids int32 to text, without special tokens.
+Decode = Callable[[IntArray], str]
+
+# What decoders write for bytes that are not a character yet.
+_INCOMPLETE = "\ufffd"
+
+
+class StopStrings:
+    """Ends texts where one of `strings` is complete, looking at new tokens alone.
+
+    `stop_ids`: tokens that end a text likewise (a stop string that is a special token, which
+    decoding leaves out). `anchor`: a token that decodes to plain text, before which a token is
+    decoded to know its own text.
+    """
+
+    def __init__(
+        self, strings: Seq[str], decode: Decode, *, anchor: int, stop_ids: Iterable[int] = ()
+    ) -> None:
+        self.strings = tuple(strings)
+        self.stop_ids = frozenset(stop_ids)
+        self._decode, self._anchor = decode, anchor
+        self._lead = decode(np.array([anchor], np.int32))
+        self._may_end: dict[int, bool] = {}
+
+    def cut(self, batch: Seq[RunningSequence], verdicts: Seq[Verdict]) -> list[Verdict]:
+        """The verdicts, each up to the token with which its text ends; sets `finish` there."""
+        return [self._cut(s, v) for s, v in zip(batch, verdicts, strict=True)]
+
+    def first(self, text: str) -> int:
+        """Where the first stop string begins in `text`; its length if there is none."""
+        found = [at for s in self.strings if (at := text.find(s)) >= 0]
+        return min(found, default=len(text))
+
+    def _cut(self, sequence: RunningSequence, verdict: Verdict) -> Verdict:
+        tokens = verdict.token_ids
+        for place, token in enumerate(tokens.tolist()):
+            ended = token in self.stop_ids
+            if not ended and self._could_end(token):
+                written = sequence.context[sequence.prompt_tokens :]
+                text = self._decode(np.concatenate([written, tokens[: place + 1]]))
+                ended = self.first(text) < len(text)
+            if ended:
+                sequence.finish = "stop"
+                return shortened(verdict, place + 1)
+        return verdict
+
+    def _could_end(self, token: int) -> bool:
+        """Whether the end of a stop string may lie in the token's text."""
+        known = self._may_end.get(token)
+        if known is None:
+            pair = self._decode(np.array([self._anchor, token], np.int32))
+            plain = pair.startswith(self._lead) and _INCOMPLETE not in pair
+            piece = pair.removeprefix(self._lead)
+            known = not plain or any(_ends_in(s, piece) for s in self.strings)
+            self._may_end[token] = known
+        return known
+
+
+def shortened(verdict: Verdict, tokens: int) -> Verdict:
+    """A verdict's first `tokens` tokens, the nodes past them dropped."""
+    if tokens >= len(verdict.token_ids):
+        return verdict
+    return Verdict(verdict.path[:tokens], verdict.token_ids[:tokens], verdict.relaxed, verdict.loss)
+
+
+def _ends_in(string: str, piece: str) -> bool:
+    """Whether `string` may end inside `piece`: it lies in it, or its end is how `piece` begins."""
+    if string in piece:
+        return True
+    return any(string.endswith(piece[:n]) for n in range(1, min(len(string), len(piece)) + 1))
