@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from draftrec.cli.generate_options import GenerateOptions
 from draftrec.config import (
     AcceptConfig,
     BatchConfig,
+    ControlsConfig,
     DraftConfig,
     GenerateConfig,
     JobConfig,
@@ -62,6 +64,7 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
     """The options as settings. Raises DraftrecError for a value out of range."""
     values: dict[str, Any] = {name: getattr(options, name) for name in options.__slots__}
     values["model"] = model
+    values["bad_words"] = _lines(options.bad_words) if options.bad_words else None
     values["chat_template_kwargs"] = options.chat_template_kwargs or {}
     for name in ("budget", "batch_size"):
         values[name] = auto_or_number(name.replace("_", "-"), values[name])
@@ -69,6 +72,7 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
         generate = GenerateConfig(
             target=_pick(ModelConfig, values),
             accept=_pick(AcceptConfig, values),
+            controls=_pick(ControlsConfig, values),
             draft=_pick(DraftConfig, values),
             batch=_pick(BatchConfig, values),
         )
@@ -81,6 +85,21 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
         )
     except ValidationError as error:
         raise option_error(error) from error
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The words in a file for --bad-words."""
+    try:
+        words = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DraftrecError(
+            f"--bad-words {path} cannot be read ({error}); name a UTF-8 text file with a word or "
+            "phrase on each line"
+        ) from error
+    found = tuple(word for word in words if word.strip())
+    if not found:
+        raise DraftrecError(f"--bad-words {path} has no words; write one on each line")
+    return found
 
 
 def _pool_lag(options: GenerateOptions) -> Any:

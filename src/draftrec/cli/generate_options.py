@@ -11,6 +11,7 @@ import typer
 
 from draftrec.cli.common import (
     ACCEPTANCE_PANEL,
+    CONTROLS_PANEL,
     DRAFTING_PANEL,
     MODEL_PANEL,
     OUTPUT_PANEL,
@@ -38,6 +39,7 @@ Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
 Drafting = partial(Option, rich_help_panel=DRAFTING_PANEL)
 Acceptance = partial(Option, rich_help_panel=ACCEPTANCE_PANEL)
 Sampling = partial(Option, rich_help_panel=SAMPLING_PANEL)
+Controls = partial(Option, rich_help_panel=CONTROLS_PANEL)
 Machine = partial(Option, rich_help_panel=MODEL_PANEL)
 Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 _ACCEPT, _DRAFT, _BATCH, _RECORDS = AcceptConfig(), DraftConfig(), BatchConfig(), RecordsConfig()
@@ -200,10 +202,59 @@ class GenerateOptions:
     temperature: Annotated[float, Sampling(help="0 is greedy; above it, sample.")] = (
         _ACCEPT.temperature
     )
-    top_p: Annotated[float, Sampling(help="Sample within this share of probability.")] = (
-        _ACCEPT.top_p
-    )
+    sample_top_k: Annotated[
+        int | None,
+        Sampling(help="Sample among the K most probable tokens.", show_default="the model's own"),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Sampling(help="Sample within this share of probability.", show_default="the model's own"),
+    ] = None
+    min_p: Annotated[
+        float | None, Sampling(help="Sample from this share of the first token's probability on.")
+    ] = None
+    typical_p: Annotated[
+        float | None, Sampling(help="Sample among the tokens nearest to the expected surprise.")
+    ] = None
     seed: Annotated[int, Sampling(help="Seed of the sampling.")] = _ACCEPT.seed
+
+    generation_config: Annotated[
+        Literal["model", "none"],
+        Controls(help="Whether the model's own generation_config.json is honoured."),
+    ] = "model"
+    repetition_penalty: Annotated[
+        float | None, Controls(help="Of tokens of prompt and text; 1 is off.")
+    ] = None
+    presence_penalty: Annotated[float, Controls(help="Taken off tokens that the text has.")] = 0.0
+    frequency_penalty: Annotated[float, Controls(help="The same, as often as it has them.")] = 0.0
+    no_repeat_ngram_size: Annotated[
+        int | None, Controls(help="No N tokens in a row twice in prompt and text; 0 is off.")
+    ] = None
+    min_new_tokens: Annotated[int | None, Controls(help="No end of text before.")] = None
+    bad_words: Annotated[
+        Path | None,
+        Controls(help="File of words or phrases that must not be written, a line each."),
+    ] = None
+    logit_bias: Annotated[
+        list[str] | None,
+        Controls(metavar="TOKEN=BIAS", help="Added to a token's score; repeatable, -inf forbids."),
+    ] = None
+    suppress_tokens: Annotated[
+        list[str] | None, Controls(metavar="TOKEN", help="Never written; repeatable.")
+    ] = None
+    begin_suppress_tokens: Annotated[
+        list[str] | None, Controls(metavar="TOKEN", help="Never written first; repeatable.")
+    ] = None
+    forced_bos_token: Annotated[
+        str | None, Controls(metavar="TOKEN", help="First after a prompt of one token.")
+    ] = None
+    forced_eos_token: Annotated[
+        str | None, Controls(metavar="TOKEN", help="Last of a text that reaches its limit.")
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        Controls(metavar="TEXT", help="Ends a text, and is cut off it; repeatable."),
+    ] = None
 
     device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = _TARGET.device
     dtype: Annotated[

@@ -101,7 +101,7 @@ def read_run(name: str, folder: str | Place) -> RunTexts:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise DraftrecError(f"{folder} has two texts of {twice!r}; keep one")
     token_ids = tuple(np.array(x or [], np.int32) for x in table["token_ids"].to_pylist())
-    ended = np.array([r == "eos" for r in table["finish_reason"].to_pylist()], np.bool_)
+    ended = np.array([r in ("eos", "stop") for r in table["finish_reason"].to_pylist()], np.bool_)
     texts = tuple("" if t is None else str(t) for t in table["text"].to_pylist())
     relaxed, hashes = _read_stats(folder, ids)
     manifest = read_manifest(folder / "manifest.json")

@@ -94,7 +94,7 @@ class Race:
             tuple(g.entity_id for g in texts),
             tuple(self.plain.decode(g.token_ids) for g in texts),
             tuple(g.token_ids for g in texts),
-            np.array([g.finish_reason == "eos" for g in texts], np.bool_),
+            np.array([g.finish_reason in ("eos", "stop") for g in texts], np.bool_),
         )
 
 

@@ -114,7 +114,7 @@ def read_settings(
         size = BatchConfig(batch_size=batch_size).batch_size
     except ValidationError as error:
         raise DraftrecError(f"{not_allowed(error)}.") from error
-    if rule.temperature > 0 or rule.top_p < 1 or rule.seed:
+    if rule.temperature > 0 or rule.top_p is not None or rule.seed:
         raise DraftrecError(
             "Sampling is generate's business: pass do_sample, temperature and top_p to it, seed it "
             "with torch.manual_seed, and leave all of that out of AcceptConfig."

@@ -21,12 +21,16 @@ from draftrec.decoding.budget import AutoBudget, Budget, FixedBudget
 from draftrec.decoding.controls import Control
 from draftrec.decoding.costs import measure_cost
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.make_controls import make_controls
+from draftrec.decoding.processors import LogitsProcessor, OwnProcessors
 from draftrec.decoding.stats import StepStats, Timing
+from draftrec.decoding.stop_strings import StopStrings
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.knowledge import writing
 from draftrec.knowledge.texts import Text, Texts
 from draftrec.models import loading
 from draftrec.models.costs import CostCurve
+from draftrec.models.generation_settings import resolve
 from draftrec.models.prepacked import prepack
 from draftrec.models.prompting import (
     ChatTemplate,
@@ -37,6 +41,7 @@ from draftrec.models.prompting import (
 )
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
+from draftrec.models.warping import Warping
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 
@@ -65,9 +70,14 @@ class Generator:
         fingerprint: dict[str, str] | None = None,
     ) -> None:
         self.target, self.tokenizer, self.config = target, tokenizer, config
+        #: Logits processors of the caller's own.
+        self.processors: Seq[LogitsProcessor] = ()
+        self.resolved = resolve(config.controls, config.accept, target.model, tokenizer)
         self.fingerprint = fingerprint or fingerprint_of(target.model, tokenizer)
+        self.fingerprint = self.fingerprint | {"generation_config": self.resolved.fingerprint}
         self.context_length = loading.context_length(target.model)
         self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
+        self.stops = _stops(self.resolved.settings.stop_strings, tokenizer)
         self.pool = pool
         if config.draft.draft == "pool" and pool is None:
             self.pool = Pool(self.fingerprint["tokenizer"])
@@ -91,9 +101,13 @@ class Generator:
         config: GenerateConfig | None = None,
         pool: Pool | str | Path | None = None,
         cost_state: dict[str, Any] | None = None,
+        processors: Seq[LogitsProcessor] = (),
         **settings: Any,
     ) -> Generator:
         """Load a model folder or Hub id, and the pool to draft from, if one is given.
+
+        `processors`: logits processors of your own, called for every draft node as for a text of
+        its own, after the settings' controls and before sampling.
 
         `settings` are the fields of the configuration groups by name (`accept="relaxed"`,
         `budget=16`, `dtype="float32"`, `max_new_tokens=256` ...). Raises DraftrecError for unknown
@@ -112,18 +126,24 @@ class Generator:
         target = checked_target(loaded)
         if config.target.compile:
             target.compile()
-        return cls(
+        made = cls(
             target, tokenizer, config, pool=pool, cost_state=cost_state, fingerprint=fingerprint
         )
+        made.processors = processors
+        if taken := made.resolved.sentence():
+            _LOG.info(taken)
+        return made
 
     def with_config(self, config: GenerateConfig, *, pool: Pool | None = None) -> Generator:
         """The same weights under other settings. Measured costs are kept."""
         same_batch = config.batch == self.config.batch
         state = self.cost_state if same_batch else None
-        return Generator(
+        made = Generator(
             self.target, self.tokenizer, config,
             pool=pool, cost_state=state, fingerprint=self.fingerprint,
         )  # fmt: skip
+        made.processors = self.processors
+        return made
 
     @property
     def device(self) -> str:
@@ -159,8 +179,9 @@ class Generator:
         return encoded
 
     def decode(self, token_ids: IntArray) -> str:
-        """The text without special tokens."""
-        return self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        """The text without special tokens, up to the first stop string."""
+        text = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        return text[: self.stops.first(text)] if self.stops else text
 
     @overload
     def generate(  # pyright: ignore[reportOverlappingOverload]
@@ -205,6 +226,7 @@ class Generator:
 
     def with_settings(self, **settings: Any) -> Generator:
         """The same weights and pool with other settings by name; what is measured is shared.
+        `processors` takes the place of the logits processors given at loading.
 
         Raises DraftrecError for one that is unknown, not allowed, or decided at loading.
         """
@@ -213,10 +235,11 @@ class Generator:
             raise DraftrecError(
                 f"{fixed[0]!r} is decided when the model is loaded; give it to from_pretrained"
             )
+        processors = settings.pop("processors", self.processors)
         config = with_values(self.config, settings)
         drafts = config.draft.draft == "pool"
         made = self.with_config(config, pool=self.pool if drafts else None)
-        made.timing, made.costs = self.timing, self.costs
+        made.timing, made.costs, made.processors = self.timing, self.costs, processors
         made.cost_state = self.costs.get(config.batch, made.cost_state)
         return made
 
@@ -256,7 +279,7 @@ class Generator:
         return loop.Engine(
             target=self.target,
             drafter=self._drafter(),
-            rule=make_rule(config.accept, self.eos_ids),
+            rule=make_rule(config.accept, self.eos_ids, self._warping()),
             budget=self._budget(slots, longest),
             accept=config.accept,
             eos_ids=self.eos_ids,
@@ -266,12 +289,19 @@ class Generator:
             depth=config.draft.depth,
             prefill_chunk=config.batch.prefill_chunk,
             controls=self._controls(),
+            stops=self.stops,
             timing=self.timing,
         )
 
     def _controls(self) -> list[Control]:
         """What changes the target's scores before tokens are chosen, in order."""
-        return []
+        controls = make_controls(self.resolved.settings, self.eos_ids)
+        return [*controls, OwnProcessors(self.processors)] if self.processors else controls
+
+    def _warping(self) -> Warping | None:
+        """How tokens are drawn; None where they are not."""
+        warmth = self.config.accept.temperature
+        return self.resolved.settings.warping(warmth) if warmth > 0 else None
 
     def _drafter(self) -> Drafter:
         if self.config.draft.draft == "none":
@@ -311,6 +341,22 @@ class Generator:
         slots = max(1, min(_MOST_SLOTS[self.target.device.type], fit))
         self.cost_state = {"slots": slots}
         return slots
+
+
+def _stops(strings: Seq[str], tokenizer: Any) -> StopStrings | None:
+    """What ends texts at `strings`, one of which may be a special token."""
+    if not strings:
+        return None
+    special = {
+        t: i for t, i in tokenizer.get_vocab().items() if i in set(tokenizer.all_special_ids)
+    }
+
+    def decode(token_ids: IntArray) -> str:
+        return tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+
+    anchor = tokenizer("a", add_special_tokens=False).input_ids[-1]
+    ids = [special[s] for s in strings if s in special]
+    return StopStrings(strings, decode, anchor=anchor, stop_ids=ids)
 
 
 def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:

@@ -183,7 +183,10 @@ def recorded_settings(then: Manifest) -> dict[str, Any]:
     """A run's settings by name. A setting that is younger than the run has its default, which is
     what the run did."""
     defaults = settings_of(JobConfig(generate=GenerateConfig(target=ModelConfig(model=""))))
-    return {**defaults, **then.settings}
+    recorded = {**defaults, **then.settings}
+    if "sample_top_k" not in then.settings and recorded["top_p"] == 1.0:
+        recorded["top_p"] = None  # 1 was the default in those days
+    return recorded
 
 
 def differences(
@@ -199,11 +202,12 @@ def differences(
         if old != new:
             found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
     for name, new in fingerprints.items():
-        if name not in then.fingerprints:
-            continue  # younger than the run
-        old = then.fingerprints[name]
+        # What is younger than the run cannot be compared; but in those days nobody asked the model.
+        if name not in then.fingerprints and not (name == "generation_config" and new):
+            continue
+        old = then.fingerprints.get(name)
         if old != new:
-            change = "added" if old is None else "left out" if new is None else "changed"
+            change = "added" if not old else "left out" if not new else "changed"
             found.append(f"{name} {change}")
     return found
 

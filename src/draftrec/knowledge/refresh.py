@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.config import AcceptConfig
+from draftrec.config import AcceptConfig, ControlsConfig
 from draftrec.core import Counts, FinishReason, Generation, IntArray
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
@@ -27,7 +27,9 @@ from draftrec.knowledge.manifest import Manifest, recorded_settings
 from draftrec.knowledge.shards import RunFolder, prompt_hash
 
 # Settings that decide a text, beside the prompt and the model's weights.
-_DECISIVE = (*AcceptConfig.model_fields, "max_new_tokens", "dtype")
+_DECISIVE = (
+    *AcceptConfig.model_fields, *ControlsConfig.model_fields, "max_new_tokens", "dtype"
+)  # fmt: skip
 # Settings that decide what all prompts look like.
 _OF_PROMPTS = ("side", "chat", "system", "chat_template_kwargs", "prompt_column")
 _SHARDS_IN_MEMORY = 2
@@ -121,6 +123,9 @@ class PreviousRun:
         changed = [name for name in _DECISIVE if recorded.get(name) != settings.get(name)]
         if then.fingerprints.get("model") != fingerprints["model"]:
             changed.insert(0, "model")
+        theirs, ours = (f.get("generation_config") for f in (then.fingerprints, fingerprints))
+        if (theirs or None) != (ours or None):
+            changed.append("generation_config of the model")
         return f"other {', '.join(changed)}" if changed else None
 
     def prompts_changed(self, now: Manifest) -> list[str]:

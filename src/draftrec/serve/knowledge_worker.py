@@ -38,7 +38,7 @@ class Written:
 
     entity_id: str
     text: str
-    finish_reason: Literal["eos", "length", "deadline"]
+    finish_reason: Literal["eos", "length", "stop", "deadline"]
     tokens: int
 
 
@@ -183,7 +183,10 @@ class KnowledgeWork:
         return self._told(question, found.token_ids, found.finish_reason)
 
     def _told(
-        self, question: Wanted, tokens: IntArray, reason: Literal["eos", "length", "deadline"]
+        self,
+        question: Wanted,
+        tokens: IntArray,
+        reason: Literal["eos", "length", "stop", "deadline"],
     ) -> Written:
         self.metrics.observe_text(reason, len(tokens))
         text = self.generator.decode(tokens) if len(tokens) else ""

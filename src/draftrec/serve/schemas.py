@@ -117,7 +117,7 @@ class KnowledgeText(BaseModel):
 
     entity_id: str
     text: str
-    finish_reason: Literal["eos", "length", "deadline"]
+    finish_reason: Literal["eos", "length", "stop", "deadline"]
 
 
 class KnowledgeAnswer(BaseModel):
