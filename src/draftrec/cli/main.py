@@ -34,6 +34,7 @@ _COMMANDS = {
     "group": "draftrec.cli.group",
     "pool": "draftrec.cli.pool",
     "records": "draftrec.cli.records",
+    "prompts": "draftrec.cli.prompts",
     "replay": "draftrec.cli.replay",
     "sequences": "draftrec.cli.sequences",
     "serve": "draftrec.cli.serve",

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from draftrec.config import JobConfig
+from draftrec.config import JobConfig, RecordsConfig
 from draftrec.data.places import Place
-from draftrec.data.readers import RecordSource, open_records
+from draftrec.data.readers import open_records
 from draftrec.data.records import EntityReader, GroupTable, Layout
 from draftrec.data.sides import fitted_to
 from draftrec.data.templates import load_template
@@ -48,15 +48,11 @@ class Plan:
     """A job's inputs, opened and checked; nothing is written here."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self.source: RecordSource = open_records(spec.input)
-        records = fitted_to(self.source, spec.config.records)
+        groups = GroupTable.load(spec.groups) if spec.groups else None
+        self.reader, records = read_records(spec.input, spec.config.records, groups)
+        self.source, template = self.reader.source, self.reader.layout.template
         spec = replace(spec, config=spec.config.model_copy(update={"records": records}))
         self.spec = spec
-        template = load_template(records.template, records.side) if records.template else None
-        columns = (records.id_column, records.prompt_column, records.group_column)
-        groups = GroupTable.load(spec.groups) if spec.groups else None
-        self.reader = EntityReader(self.source, Layout(template, *columns), groups, records.limit)
-        self.reader.check_columns()
         folder = RunFolder(spec.output)
         if any(folder.holds(path) for path in self.source.files):
             raise DraftrecError(f"{spec.input} lies in the output folder; choose another --output")
@@ -107,6 +103,19 @@ class Plan:
             dtype=facts.dtype,
             cost_state=facts.cost_state,
         )
+
+
+def read_records(
+    location: str, records: RecordsConfig, groups: GroupTable | None = None
+) -> tuple[EntityReader, RecordsConfig]:
+    """A reader of the records, and the settings as they turn out to be for them."""
+    source = open_records(location)
+    records = fitted_to(source, records)
+    template = load_template(records.template, records.side) if records.template else None
+    columns = (records.id_column, records.prompt_column, records.group_column)
+    reader = EntityReader(source, Layout(template, *columns), groups, records.limit)
+    reader.check_columns()
+    return reader, records
 
 
 def continued(plan: Plan, folder: RunFolder) -> Manifest | None:

@@ -15,6 +15,7 @@ from draftrec.core import Generation, IntArray, Request
 from draftrec.data.records import Entity, Rejected
 from draftrec.knowledge.metrics import ShardCost, peak_memory
 from draftrec.knowledge.plan import JobSpec
+from draftrec.knowledge.prompts import unfit
 from draftrec.knowledge.refresh import PreviousRun, unchanged
 from draftrec.knowledge.shards import Written, prompt_hash
 from draftrec.models.prompting import ChatTemplate, PromptForm
@@ -167,18 +168,12 @@ class ShardWorker:
                 rejected.append(record)
                 continue
             ids = next(encoded)
-            if reason := self._unfit(len(ids)):
+            if reason := unfit(len(ids), self.generator.context_length):
                 rejected.append(Rejected(record.entity_id, record.file, record.line, reason))
             else:
                 key = key_of(record.entity_id)
                 requests.append(Request(record.entity_id, ids, record.group, key=key))
         return requests, rejected
-
-    def _unfit(self, tokens: int) -> str | None:
-        longest = self.generator.context_length - 1
-        if tokens > longest:
-            return f"the prompt has {tokens} tokens, the model's context takes at most {longest}"
-        return None if tokens else "the prompt is empty"
 
     def _refresh(
         self, requests: Seq[Request], *, keep: bool

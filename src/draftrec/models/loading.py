@@ -197,6 +197,23 @@ def context_length(model: PreTrainedModel) -> int:
     return 1 << 20
 
 
+def load_outline(config: ModelConfig) -> PreTrainedModel:
+    """The model without its weights, which tells its limits. Raises DraftrecError."""
+    source = find_source(config.model)
+    options = {"trust_remote_code": config.trust_remote_code, **source.options()}
+    try:
+        stored = AutoConfig.from_pretrained(source.place, **options)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                stored, trust_remote_code=config.trust_remote_code
+            )
+    except (OSError, ValueError, LookupError, RuntimeError, ImportError) as error:
+        raise DraftrecError(
+            f"The configuration of {source.name} could not be read ({_first_line(error)}); name a "
+            "folder with config.json, a .gguf file, or a Hub id that this machine can reach."
+        ) from error
+
+
 def _refuse_known(source: Source, error: Exception) -> None:
     """Raise DraftrecError for what has a way round: code of the model's own, a missing library, an
     architecture that the GGUF reader does not know."""

@@ -1,0 +1,121 @@
+"""What a job would send, without sending it: the same reader, the same form, the same refusals."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from draftrec.config import RecordsConfig
+from draftrec.data.records import Entity, EntityReader, Rejected
+from draftrec.errors import DraftrecError
+from draftrec.models.prompting import PromptEncoder, form_of
+
+_TOGETHER = 256
+#: Settings that mean nothing until a tokenizer is known.
+_OF_CHATS = ("chat", "system", "chat_template_kwargs", "chat_date")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What would be sent for one record. `tokens`: with those that the tokenizer adds by itself;
+    None without a tokenizer."""
+
+    entity_id: str
+    text: str
+    tokens: int | None
+
+
+class PromptPreview:
+    """Prompts of records as the model that `tokenizer` belongs to would be sent them, and what
+    they come to; without a tokenizer, as the template leaves them.
+
+    `context`: most tokens of prompt and text together. Raises DraftrecError for settings that need
+    a tokenizer, or a chat template, without one.
+    """
+
+    def __init__(
+        self, reader: EntityReader, records: RecordsConfig, tokenizer: Any, context: int
+    ) -> None:
+        self.reader, self.context = reader, context
+        self.encoder = None
+        if tokenizer is not None:
+            has_template = bool(getattr(tokenizer, "chat_template", None))
+            form = form_of(records, has_template=has_template, began=datetime.now())
+            self.encoder = PromptEncoder(tokenizer, form)
+        elif given := [name for name in _OF_CHATS if getattr(records, name)]:
+            raise DraftrecError(
+                f"--{given[0].replace('_', '-')} needs --model, whose chats it is for"
+            )
+        self._sizes: list[int] = []
+        self._reasons: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Prompt | Rejected]:
+        records = iter(self.reader)
+        while block := list(islice(records, _TOGETHER)):
+            entities = [record for record in block if isinstance(record, Entity)]
+            prompts = iter(self._prompts(entities))
+            for record in block:
+                found = (
+                    record if isinstance(record, Rejected) else self._checked(record, next(prompts))
+                )
+                self._count(found)
+                yield found
+
+    def summary(self) -> dict[str, Any]:
+        """What has been read so far: counts, reasons, sizes."""
+        sizes = np.array(self._sizes or [0])
+        found = {
+            "min": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "max": int(sizes.max()),
+            "total": int(sizes.sum()),
+        }
+        rejected = self._reasons.total()
+        return {
+            "records": len(self._sizes) + rejected,
+            "prompts": len(self._sizes),
+            "rejected": rejected,
+            "reasons": dict(self._reasons.most_common()),
+            "tokens" if self.encoder else "characters": found,
+            "chat": bool(self.encoder and self.encoder.form.chat),
+            "special_tokens": sorted(self.encoder.found) if self.encoder else [],
+        }
+
+    def _prompts(self, entities: Seq[Entity]) -> list[Prompt]:
+        texts = [entity.prompt for entity in entities]
+        if self.encoder is None:
+            return [Prompt(e.entity_id, e.prompt, None) for e in entities]
+        sent, ids = self.encoder.render(texts), self.encoder.encode(texts)
+        return [
+            Prompt(entity.entity_id, text, len(found))
+            for entity, text, found in zip(entities, sent, ids, strict=True)
+        ]
+
+    def _checked(self, entity: Entity, prompt: Prompt) -> Prompt | Rejected:
+        """The prompt, if a job would not reject it."""
+        reason = None if prompt.tokens is None else unfit(prompt.tokens, self.context)
+        if reason is None:
+            return prompt
+        return Rejected(entity.entity_id, entity.file, entity.line, reason)
+
+    def _count(self, found: Prompt | Rejected) -> None:
+        if isinstance(found, Rejected):
+            # Of equal reasons with other numbers in them, one line.
+            self._reasons[re.sub(r"\b\d+ tokens", "N tokens", found.reason)] += 1
+        else:
+            self._sizes.append(len(found.text) if found.tokens is None else found.tokens)
+
+
+def unfit(tokens: int, context: int) -> str | None:
+    """Why a prompt of so many tokens cannot be served in a context of `context`, if it cannot."""
+    if tokens > context - 1:
+        return f"the prompt has {tokens} tokens, the model's context takes at most {context - 1}"
+    return None if tokens else "the prompt is empty"
