@@ -13,7 +13,14 @@ import pytest
 
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.recordings import Recording, in_order, link_steps, opening, read_recordings
+from draftrec.evaluate.recordings import (
+    Recording,
+    TextFiles,
+    in_order,
+    link_steps,
+    opening,
+    read_recordings,
+)
 
 EOS, BOS = 1, 2
 
@@ -55,6 +62,16 @@ def test_text_is_tokenised_and_ends_in_eos(file: Path) -> None:
     assert (second.token_ids.tolist(), second.group) == ([EOS], None)
     assert second.prompt_ids.tolist() == [BOS]
     assert {str(r.token_ids.dtype) for r in (first, second)} == {"int32"}
+
+
+def test_columns_go_by_other_names(file: Path) -> None:
+    lines(file, {"asin": "x", "output": "ab", "said": "cd"})
+    (found,) = read_recordings(file, Letters())
+    assert (found.entity_id, found.token_ids.tolist()) == ("x", [97, 98, EOS])
+    (found,) = read_recordings(TextFiles(str(file), "output", "said"), Letters())
+    assert (found.entity_id, found.token_ids.tolist()) == ("ab", [99, 100, EOS])
+    with pytest.raises(DraftrecError, match=r"no column 'what', it has asin.*--text-column"):
+        read_recordings(TextFiles(str(file), None, "what"), Letters())
 
 
 def test_a_tokenizer_without_special_tokens(file: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from draftrec.data.sequences import SequenceColumns
+    from draftrec.evaluate.recordings import TextFiles
 
 _PANEL = "Columns"
 
@@ -31,6 +32,20 @@ TitleColumn = Annotated[str | None, _named("ITEMS: the titles.", "title")]
 CategoryColumn = Annotated[
     str | None, _named("ITEMS: the categories.", "category or genres, if there is one")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextColumnOptions:
+    """Columns of texts."""
+
+    id_column: Annotated[str | None, _named("TEXTS: the entities.", "entity_id")] = None
+    text_column: Annotated[str | None, _named("TEXTS: the texts.", "text")] = None
+
+    def files(self, location: str) -> TextFiles:
+        """Texts with the columns that were named."""
+        from draftrec.evaluate.recordings import TextFiles
+
+        return TextFiles(location, self.id_column, self.text_column)
 
 
 @dataclass(frozen=True, kw_only=True)

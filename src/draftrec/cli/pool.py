@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from draftrec.cli.column_options import TextColumnOptions
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json
 from draftrec.cli.places import HERE, READ
 from draftrec.data.places import Place
@@ -50,7 +51,7 @@ class Levels(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
+class BuildOptions(TextColumnOptions):
     """The command line of `draftrec pool build`."""
 
     texts: TextsArgument
@@ -76,7 +77,7 @@ def build(options: BuildOptions) -> int:
     return _told(
         options.json,
         build_pool,
-        options.texts,
+        options.files(options.texts),
         options.tokenizer,
         options.output,
         groups=options.groups,
@@ -86,7 +87,7 @@ def build(options: BuildOptions) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddOptions:
+class AddOptions(TextColumnOptions):
     """The command line of `draftrec pool add`."""
 
     pool: PoolArgument
@@ -107,7 +108,7 @@ def add(options: AddOptions) -> int:
         options.json,
         add_to_pool,
         options.pool,
-        options.texts,
+        options.files(options.texts),
         options.tokenizer,
         groups=options.groups,
         max_bytes=options.max_bytes,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from draftrec.cli.column_options import TextColumnOptions
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
 from draftrec.cli.messages import no_bar
 from draftrec.cli.places import HERE, READ
@@ -18,7 +19,7 @@ Option = typer.Option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayOptions:
+class ReplayOptions(TextColumnOptions):
     """The command line of `draftrec replay`."""
 
     texts: Annotated[
@@ -86,11 +87,11 @@ def replay(options: ReplayOptions) -> int:
     from draftrec.evaluate.replay_job import ReplayJob, run_replay
 
     job = ReplayJob(
-        texts=options.texts,
+        texts=options.files(options.texts),
         tokenizer=options.tokenizer,
         engines=tuple(dict.fromkeys(options.engine or ["pool"])),
         pool=options.pool,
-        warm=options.warm,
+        warm=options.files(options.warm) if options.warm else None,
         groups=options.groups,
         settings=ReplaySettings(options.budget, options.depth, options.order, options.refresh),
         limit=options.limit,

@@ -62,6 +62,9 @@ SID = ColumnKind(
 VECTOR = ColumnKind(
     "vector", "--vector-column", ("vector", "vectors", "embedding", "embeddings", "emb")
 )
+TEXT = ColumnKind(
+    "text", "--text-column", ("text", "texts", "generatedtext", "output", "response", "answer")
+)
 ENTITY = ColumnKind("entity_id", "--id-column", ("entity", "entityid", "id", *_USER, *_ITEM))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.recordings import read_recordings
+from draftrec.evaluate.recordings import TextFiles, read_recordings
 from draftrec.pool import files
 from draftrec.pool.store import LEVELS, LevelName, Pool
 
@@ -21,7 +21,7 @@ _NO_LIMIT = 1 << 62
 
 
 def build_pool(
-    texts: str,
+    texts: str | TextFiles,
     tokenizer: str,
     output: Path,
     *,
@@ -39,7 +39,7 @@ def build_pool(
 
 def add_to_pool(
     folder: Path,
-    texts: str,
+    texts: str | TextFiles,
     tokenizer: str,
     *,
     groups: Path | None = None,
@@ -130,7 +130,7 @@ def _kept(pool: Pool, folder: Path, max_bytes: int | None) -> dict[str, Any]:
     return describe(folder)
 
 
-def _take_in(pool: Pool, texts: str, tokenizer: Any, groups: Path | None) -> None:
+def _take_in(pool: Pool, texts: str | TextFiles, tokenizer: Any, groups: Path | None) -> None:
     table = GroupTable.load(groups) if groups else None
     pool.add((r.token_ids, r.group) for r in read_recordings(texts, tokenizer, table))
 

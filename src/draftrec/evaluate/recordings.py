@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import IntArray
+from draftrec.data.columns import ENTITY, TEXT, need_columns
 from draftrec.data.joins import Join
 from draftrec.data.readers import Row, open_records
 from draftrec.data.records import GroupTable
@@ -37,8 +38,20 @@ class Recording:
     previous_ids: IntArray | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TextFiles:
+    """Where texts lie, and the names of their columns; None: the usual one, or a synonym."""
+
+    location: str
+    entity_id: str | None = None
+    text: str | None = None
+
+    def __str__(self) -> str:
+        return self.location
+
+
 def read_recordings(
-    location: str | Path,
+    texts: str | Path | TextFiles,
     tokenizer: Any,
     groups: GroupTable | None = None,
     limit: int | None = None,
@@ -49,23 +62,35 @@ def read_recordings(
     a model would emit it. `prompt`, `group`, `step` and `timestamp` are used where they are there;
     `groups` takes the place of the column. Raises DraftrecError for what cannot be read.
     """
-    source = open_records(location)
-    source.require(["entity_id"], "texts need the columns entity_id and text")
-    ready = "token_ids" in next(source.rows()).values
+    files = texts if isinstance(texts, TextFiles) else TextFiles(str(texts))
+    source = open_records(files.location)
+    ready = files.text is None and "token_ids" in next(source.rows()).values
     column = "token_ids" if ready else "text"
-    source.require([column], "texts need the columns entity_id and text")
-    wanted = ["entity_id", column, "prompt", "group", "step", "timestamp"]
-    rows = islice(source.rows(wanted), limit)
+    kinds = [(ENTITY, files.entity_id), *([] if ready else [(TEXT, files.text)])]
+    names = need_columns(source, kinds, "texts need the columns entity_id and text")
+    wanted = [*names, column, "prompt", "group", "step", "timestamp"]
+    found_rows = (_as_usual(row, names) for row in source.rows(wanted))
+    rows = islice(found_rows, limit)
     reader = _Reader(tokenizer, groups, column)
     found: list[Recording] = []
     while block := list(islice(rows, _BLOCK)):
         found += reader.read(block)
     if groups:
         ids = list(dict.fromkeys(r.entity_id for r in found))
-        join = Join("entities", str(location), groups.name, groups.example)
+        join = Join("entities", files.location, groups.name, groups.example)
         join.saw_all(ids, groups.knows(ids))
         join.check(refuse=limit is None)
     return found
+
+
+def _as_usual(row: Row, names: Seq[str]) -> Row:
+    """The row with id and, if it is named, text under their usual names."""
+    renamed = {
+        usual: row.values.get(name)
+        for usual, name in zip(("entity_id", "text"), names, strict=False)
+        if usual != name
+    }
+    return replace(row, values={**row.values, **renamed}) if renamed else row
 
 
 def in_order(recordings: Seq[Recording]) -> list[Recording]:

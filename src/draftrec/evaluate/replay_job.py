@@ -12,7 +12,7 @@ from draftrec.data.places import Place
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.engines import ENGINES, FROM_POOL, make_engine, special_tokens
-from draftrec.evaluate.recordings import Recording, in_order, link_steps, read_recordings
+from draftrec.evaluate.recordings import Recording, TextFiles, in_order, link_steps, read_recordings
 from draftrec.evaluate.replay import Intake, PoolText, ReplaySettings, replay
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
@@ -25,11 +25,11 @@ class ReplayJob:
     """`texts` are replayed; engines draft from `pool` or from the texts in `warm`, or from what
     they see on the way. `order`: in time order, finished texts join the pool."""
 
-    texts: str
+    texts: str | TextFiles
     tokenizer: str
     engines: tuple[str, ...] = ("pool",)
     pool: Path | None = None
-    warm: str | None = None
+    warm: str | TextFiles | None = None
     groups: Place | None = None
     settings: ReplaySettings = field(default_factory=ReplaySettings)
     limit: int | None = None
@@ -70,7 +70,7 @@ def run_replay(
     groups = GroupTable.load(job.groups) if job.groups else None
     texts = read_recordings(job.texts, tokenizer, groups, job.limit)
     if job.settings.refresh:
-        texts = link_steps(texts, job.texts)
+        texts = link_steps(texts, str(job.texts))
     if job.settings.grow:
         texts = in_order(texts)
     warm = read_recordings(job.warm, tokenizer, groups) if job.warm else []

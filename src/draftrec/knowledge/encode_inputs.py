@@ -11,6 +11,7 @@ from typing import Any
 
 from draftrec.config import EncodeConfig
 from draftrec.data.cells import as_list
+from draftrec.data.columns import ENTITY, TEXT, find_column
 from draftrec.data.joins import Join
 from draftrec.data.places import Place, place
 from draftrec.data.readers import RecordSource, open_records
@@ -39,9 +40,10 @@ class EncodeInputs:
     """A job's inputs, opened and checked; nothing is written here. Histories are held in memory."""
 
     def __init__(self, spec: EncodeSpec) -> None:
-        self.spec, config = spec, spec.config
         _refuse_unfinished(spec.input)
         source = _texts_of(spec.input)
+        config = _fitted_to(source, spec.config)
+        self.spec = spec = replace(spec, config=config)
         _check_output(spec, source)
         self.reader = EntityReader(source, self._layout(config.text_column, "text"))
         mend = "name the columns with --id-column and --text-column"
@@ -109,6 +111,14 @@ class EncodeInputs:
             if text:
                 found[str(row.values.get(layout.entity_id))] = text
         return found
+
+
+def _fitted_to(source: RecordSource, config: EncodeConfig) -> EncodeConfig:
+    """With the columns that the texts have, as far as they were left to what is usual."""
+    names = {"id_column": ENTITY, "text_column": TEXT}
+    usual = {key: kind for key, kind in names.items() if getattr(config, key) == kind.usual}
+    found = {key: find_column(source, kind) for key, kind in usual.items()}
+    return config.model_copy(update={key: name for key, name in found.items() if name})
 
 
 def settings_of(spec: EncodeSpec) -> dict[str, Any]:
