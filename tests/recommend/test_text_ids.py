@@ -161,3 +161,29 @@ def test_a_catalogue_of_numbers_keeps_its_fingerprint() -> None:
         sids.fingerprint() == SemanticIds.of(["0", "1", "2"], sids.sids_of([0, 1, 2])).fingerprint()
     )
     assert sids.fingerprint() == "6ba2f9de38718dbb56c282b4b91268eaeb4f27225da6f8bd6636676948bd73ea"
+
+
+def test_all_recommends_after_everything_that_is_known(
+    worlds: tuple[World, World], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers, texts = worlds
+    for world in (numbers, texts):
+        rows = pq.read_table(world.sequences).to_pylist()
+        known: dict[Any, list[Any]] = {}
+        for row in rows:
+            known.setdefault(row["user"], []).extend(row["items"])
+        parts = [(user, items, "train") for user, items in known.items()]
+        some = rows[0]["items"][:1] or rows[1]["items"][:1]
+        parts += [(user, some, "test") for user in known]
+        table = pa.Table.from_pylist([{"user": u, "items": i, "part": p} for u, i, p in parts])
+        pq.write_table(table, path := tmp_path / f"{world.sids.stem}-known.parquet")
+        wanted = recommended(replace(world, sequences=path), tmp_path / f"{path.stem}-w.parquet")
+        found = recommended(
+            world, tmp_path / f"{path.stem}-f.parquet", "--part", "all", "--draft", "none"
+        )
+        assert [(r["user"], r["items"]) for r in found] == [(r["user"], r["items"]) for r in wanted]
+        pq.write_table(table.slice(0, len(known)), path)
+        capsys.readouterr()
+        found = recommended(replace(world, sequences=path), tmp_path / f"{path.stem}-t.parquet")
+        assert "recommending for now" in capsys.readouterr().err
+        assert [(r["user"], r["items"]) for r in found] == [(r["user"], r["items"]) for r in wanted]

@@ -31,7 +31,6 @@ from draftrec.cli.engine import (
     WorkersOption,
     cluster_of,
 )
-from draftrec.cli.genrec_evaluate import Part
 from draftrec.cli.places import HERE, READ
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -45,6 +44,15 @@ class Verify(StrEnum):
     STRICT = "strict"
     RELAXED = "relaxed"
     SAMPLE = "sample"
+
+
+class Wanted(StrEnum):
+    """What is recommended for."""
+
+    TRAIN = "train"
+    VALID = "valid"
+    TEST = "test"
+    ALL = "all"
 
 
 class Legal(StrEnum):
@@ -84,7 +92,14 @@ class RecommendOptions(GenrecColumnOptions):
             help="Who drafts: a draft model's folder, items proposed by co-occurrence, or nobody.",
         ),
     ] = "items"
-    part: Annotated[Part, Option(help="What to predict, from what comes before it.")] = Part.TEST
+    part: Annotated[
+        Wanted | None,
+        Option(
+            help="What to predict, from what comes before it; all: recommend for now, after "
+            "everything that is known.",
+            show_default="test; all where the file has no test items",
+        ),
+    ] = None
     k: Annotated[int, Option("-k", min=1, help="Items per user, and beams kept.")] = 20
     limit: Annotated[int | None, Option(min=1, metavar="USERS", help="First users only.")] = None
     draft_beams: Annotated[int, Option(min=1, help="Beams drafted per level (N).")] = 40
@@ -202,7 +217,7 @@ def recommend_settings(options: RecommendOptions) -> Any:
         target=options.target,
         draft=options.draft,
         output=options.output,
-        part=options.part.value,
+        part=options.part.value if options.part else None,
         limit=options.limit,
         shadow=options.shadow,
         device=options.device,

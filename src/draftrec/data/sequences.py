@@ -26,6 +26,8 @@ from draftrec.tokens.semantic_ids import SemanticIds
 Int32Array = npt.NDArray[np.int32]
 
 PARTS = ("train", "valid", "test")
+#: Stands for everything that is known of a user: nothing is held back as a target.
+ALL = "all"
 _SEQUENCES = "sequences have the columns user, items and part"
 _MAKE = (
     "this looks like interactions: make sequences of them with `draftrec sequences`, or name the "
@@ -99,14 +101,16 @@ def read_histories(
     """What `part` asks to predict, for every user who has something to predict.
 
     test: from train and valid items, the test items; valid: from train items, the valid items;
-    train: the last train item from those before it. Only the `max_items` most recent items are
+    train: the last train item from those before it; all: nothing, from everything, for every user
+    of the file. Only the `max_items` most recent items are
     kept of a history (all for None), targets always whole. Users come in the order of their first
     rows. Raises DraftrecError as `read_sequences` does, for a user with two rows of one part, and
     when nobody has anything to predict.
     """
-    _check_part(part)
+    if part != ALL:
+        _check_part(part)
     users: dict[Id, _User] = {}
-    before = PARTS[: PARTS.index(part)]
+    before = PARTS if part == ALL else PARTS[: PARTS.index(part)]
     spelt = [False, False]  # are any users, any items texts?
     for row in read_sequences(location, None, None, columns):
         user = users.setdefault(plain(row.user), _User())
@@ -122,10 +126,19 @@ def read_histories(
             # A copy of the end, so that the rest of a long history is not held.
             user.before[row.part] = _recent(row.items, max_items).copy()
     histories = [_history(name, user, part, max_items) for name, user in users.items()]
-    found = [_typed(history, *spelt) for history in histories if len(history.targets)]
+    found = [_typed(h, *spelt) for h in histories if part == ALL or len(h.targets)]
     if not found:
         raise DraftrecError(f"{location} holds no items of part {part!r}; choose another part")
     return found
+
+
+def usual_part(location: str | Place, columns: SequenceColumns = USUAL) -> str:
+    """What to recommend for: the part test, or all where nobody has anything to predict there.
+
+    Raises DraftrecError as `read_sequences` does.
+    """
+    tested = any(len(row.items) for row in read_sequences(location, "test", None, columns))
+    return "test" if tested else ALL
 
 
 def read_semantic_ids(location: str | Place, columns: SequenceColumns = USUAL) -> SemanticIds:

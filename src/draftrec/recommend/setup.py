@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +13,14 @@ from draftrec.data.locks import refuse_second_writer
 from draftrec.data.places import Place
 from draftrec.data.readers import open_records
 from draftrec.data.sequences import (
+    ALL,
     USUAL,
     History,
     SequenceColumns,
     read_histories,
     read_semantic_ids,
     read_sequences,
+    usual_part,
 )
 from draftrec.data.tables import check_table_name
 from draftrec.models.recommender import load_recommender
@@ -29,17 +32,19 @@ from draftrec.recommend.output import IdTypes
 from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.tokens.semantic_ids import SemanticIds
 
+_LOG = logging.getLogger("draftrec")
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    """Where everything lies. `draft` is a folder, `items` or `none`."""
+    """Where everything lies. `draft` is a folder, `items` or `none`; `part` None: `usual_part`."""
 
     sequences: str
     sids: Place
     target: Path
     draft: str
     output: Path
-    part: str = "test"
+    part: str | None = "test"
     limit: int | None = None
     shadow: float = 0.0
     overwrite: bool = False
@@ -79,6 +84,13 @@ def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
     """
     check_table_name(settings.output)
     refuse_second_writer(settings.output)
+    if settings.part is None:
+        settings = replace(settings, part=usual_part(settings.sequences, settings.columns))
+        if settings.part == ALL:
+            _LOG.info(
+                "%s has no items of part 'test': recommending for now, after all that is known",
+                settings.sequences,
+            )
     inputs = read_inputs(settings)
     crew = (hire or local)(settings, inputs)
     try:
@@ -97,7 +109,8 @@ def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
 def read_inputs(settings: TaskSettings) -> Inputs:
     """Semantic ids and histories, which must fit."""
     sids = read_semantic_ids(settings.sids, settings.columns)
-    histories = read_histories(settings.sequences, settings.part, None, settings.columns)
+    part = settings.part or usual_part(settings.sequences, settings.columns)
+    histories = read_histories(settings.sequences, part, None, settings.columns)
     histories = histories[: settings.limit]
     for history in histories:
         sids.places(history.items)
