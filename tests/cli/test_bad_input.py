@@ -96,6 +96,11 @@ class TestInputsRefusedBeforeAModelIsLoaded:
         template = command.folder / "t.j2"
         template.write_text("{{ title }} by {{ director }}")
         command.refuses("no column 'director'", "--template", str(template))
+        users = command.folder / "users.jsonl"
+        users.write_text('{"entity_id": "a", "history": ["x"]}\n')
+        words = ("--template", "kar", "--side", "item")
+        command.refuses("of users; leave --side item out", *words, input=users)
+        command.input.write_text('{"entity_id": "a", "name": "x"}\n')
         command.refuses("no column 'history'", "--template", "kar")
 
     def test_unknown_template(self, command: Command) -> None:
