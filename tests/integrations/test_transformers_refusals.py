@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -27,11 +27,6 @@ class Silent(BaseStreamer):
 
     def end(self) -> None:
         """Nothing to do."""
-
-
-class OwnProcessor(LogitsProcessor):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return scores
 
 
 def never(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
@@ -54,18 +49,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "scores": (
         lambda: {"return_dict_in_generate": True, "output_scores": True}, "output_scores",
     ),
-    "least length": (lambda: {"min_new_tokens": 2}, "MinLength.*min_new_tokens=0"),
-    "repetitions": (lambda: {"repetition_penalty": 1.2}, "repetition_penalty=1.0"),
-    "bad words": (lambda: {"bad_words_ids": [[3]]}, "NoBadWordsLogitsProcessor; leave out"),
-    "own processor": (
-        lambda: {"logits_processor": LogitsProcessorList([OwnProcessor()])}, "OwnProcessor",
-    ),
-    "relaxed top-k": (
-        lambda: {"do_sample": True, "accept": "relaxed"}, "accept='relaxed'.*top_k=0",
-    ),
-    "relaxed suppression": (
-        lambda: {"suppress_tokens": [4], "accept": "relaxed"}, "SuppressTokensLogitsProcessor",
-    ),
+    "guidance": (lambda: {"guidance_scale": 1.5}, "FreeGuidance.*guidance_scale=None"),
     "streamed batch": (lambda: {"streamer": Silent()}, "streamer takes one text.* has 2"),
     "right padding": (
         lambda: {"attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])}, "pad on the left",

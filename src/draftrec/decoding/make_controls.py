@@ -51,7 +51,7 @@ def _placed(settings: GenerationSettings, ends: list[int]) -> list[RowControl]:
         found.append(places.Suppressed(ends, places.below(settings.min_new_tokens)))
     first = settings.forced_bos_token_id
     if first is not None:
-        found.append(places.Forced([first], places.after_one_token))
+        found.append(places.Forced([first], places.exactly(1)))
     if settings.forced_eos_token_id:
         found.append(places.Forced(settings.forced_eos_token_id, places.at_end))
     if settings.remove_invalid_values:

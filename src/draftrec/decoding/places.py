@@ -33,9 +33,9 @@ def shorter(least: int, before: Before = nothing_before) -> Due:
     return lambda rows: _lengths(rows, before) < least
 
 
-def after_one_token(rows: Rows) -> Mask:
-    """The first new token's place, after a prompt of a single token."""
-    return _lengths(rows, nothing_before) == 1
+def exactly(length: int, before: Before = nothing_before) -> Due:
+    """Rows whose prompt and text have `length` tokens."""
+    return lambda rows: _lengths(rows, before) == length
 
 
 def at_start(rows: Rows) -> Mask:

@@ -19,10 +19,12 @@ from draftrec.decoding import generate as loop
 from draftrec.decoding.acceptance import make_rule
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
 from draftrec.integrations.transformers_call import Call, Handed, read_call
+from draftrec.integrations.transformers_controls import controls_of, warping_of
 from draftrec.integrations.transformers_model import ModelState, adapted, make_budget
 from draftrec.integrations.transformers_rule import CallersRule
 from draftrec.integrations.transformers_settings import Settings, read_settings
 from draftrec.models.target import Target
+from draftrec.models.warping import Warping
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 
@@ -69,7 +71,7 @@ def generate(  # noqa: PLR0913  (transformers finds a callable's settings by the
     rows = len(call.prompts)
     drafting = {"draft": draft, "budget": budget, "depth": depth}
     settings = read_settings(accept, drafting, batch_size, rows)
-    settings.check(call.processors, pool, groups, rows, grow_pool=grow_pool)
+    settings.check(pool, groups, rows, grow_pool=grow_pool)
     names = groups or [None] * rows
     requests = [
         Request(str(i), ids, group, key=i)
@@ -93,7 +95,14 @@ def _engine(
     target: Target, state: ModelState, call: Call, settings: Settings, pool: Pool | None
 ) -> loop.Engine:
     longest = max(len(ids) for ids in call.prompts)
-    accept = settings.sampled(call) if call.do_sample else settings.accept
+    accept, warping = settings.accept, None
+    if call.do_sample:
+        accept = settings.sampled()
+        # Strict draws from what the processors leave; other rules judge the model's own scores.
+        warping = Warping() if settings.strict else warping_of(call.processors)
+    controls = controls_of(
+        call.processors, call.input_ids, call.prompts, warp=settings.strict and call.do_sample
+    )
     drafter: Drafter = NoDrafter()
     if settings.drafting.draft != "none":
         warm_up()
@@ -101,13 +110,14 @@ def _engine(
     return loop.Engine(
         target=target,
         drafter=drafter,
-        rule=CallersRule(make_rule(accept, call.eos_ids), call, strict=settings.strict),
+        rule=CallersRule(make_rule(accept, call.eos_ids, warping), call),
         budget=make_budget(target, state, settings, longest, call.max_new_tokens),
         accept=accept,
         eos_ids=call.eos_ids,
         slots=settings.slots,
         max_new_tokens=call.max_new_tokens,
         depth=settings.drafting.depth,
+        controls=controls,
     )
 
 

@@ -1,5 +1,5 @@
-"""The acceptance rule of one `generate` call: logits as the caller wants them, texts ended where
-the caller's criteria hold, tokens streamed as they are accepted."""
+"""The acceptance rule of one `generate` call: texts ended where the caller's criteria hold, tokens
+streamed as they are accepted."""
 
 from __future__ import annotations
 
@@ -10,28 +10,20 @@ import torch
 from draftrec.core import DraftTree, IntArray, Verdict
 from draftrec.decoding.acceptance import AcceptanceRule
 from draftrec.decoding.batch import RunningSequence
+from draftrec.decoding.stop_strings import shortened
 from draftrec.integrations.transformers_call import Call
 
 
 class CallersRule:
-    """Another rule's verdicts, as `generate` would have cut them.
+    """Another rule's verdicts, as `generate` would have cut them."""
 
-    `strict`: whether the call's logits processors are applied here; relaxed rules judge the model's
-    own probabilities and sample by themselves.
-    """
-
-    def __init__(self, rule: AcceptanceRule, call: Call, *, strict: bool) -> None:
+    def __init__(self, rule: AcceptanceRule, call: Call) -> None:
         self.rule, self.call = rule, call
-        self.processors = list(call.processors) if strict else []
 
     def accept(
         self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
     ) -> list[Verdict]:
         """Verdicts that end where a criterion holds. Streams their tokens."""
-        if self.processors:
-            logits = logits.float()
-        for process in self.processors:  # those served look at scores only, row by row
-            logits = process(self.call.input_ids, logits)  # type: ignore[arg-type]
         verdicts = self.rule.accept(batch, trees, logits)
         if self.call.criteria:
             verdicts = [self._ended(s, v) for s, v in zip(batch, verdicts, strict=True)]
@@ -51,9 +43,7 @@ class CallersRule:
         for count, length in enumerate(range(first, text.shape[1] + 1), start=1):
             if bool(self.call.criteria(text[:, :length], None).any()):  # type: ignore[arg-type]
                 sequence.finish = "eos"  # the loop retires it once these tokens are taken over
-                return Verdict(
-                    verdict.path[:count], verdict.token_ids[:count], verdict.relaxed, verdict.loss
-                )
+                return shortened(verdict, count)
         return verdict
 
     def _text(self, sequence: RunningSequence, more: IntArray) -> torch.Tensor:

@@ -8,40 +8,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
 
 from draftrec.config import AcceptConfig, Auto, BatchConfig, DraftConfig, not_allowed
 from draftrec.errors import DraftrecError
-from draftrec.integrations.transformers_call import Call
 from draftrec.pool.store import Pool
-
-# These change a row of scores by that row alone, so they may be applied to every node of a tree.
-_BY_ROW = {
-    TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper,
-    TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWarper, SuppressTokensLogitsProcessor,
-    InfNanRemoveLogitsProcessor, LogitNormalization,
-}  # fmt: skip
-_RELAXED = {TemperatureLogitsWarper, TopPLogitsWarper}
-_SWITCHED_OFF_BY = {
-    "RepetitionPenaltyLogitsProcessor": "pass repetition_penalty=1.0",
-    "NoRepeatNGramLogitsProcessor": "pass no_repeat_ngram_size=0",
-    "MinLengthLogitsProcessor": "pass min_length=0 and min_new_tokens=0",
-    "MinNewTokensLengthLogitsProcessor": "pass min_length=0 and min_new_tokens=0",
-    "TopKLogitsWarper": "pass top_k=0",
-    "MinPLogitsWarper": "leave min_p out",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +28,6 @@ class Settings:
 
     def check(
         self,
-        processors: LogitsProcessorList,
         pool: Pool | None,
         groups: Seq[str | None] | None,
         rows: int,
@@ -66,12 +35,6 @@ class Settings:
         grow_pool: bool,
     ) -> None:
         """Raises DraftrecError for settings that do not go together."""
-        served = _BY_ROW if self.strict else _RELAXED
-        odd = next((type(p).__name__ for p in processors if type(p) not in served), None)
-        if odd:
-            rule = "draftrec" if odd not in _names(_BY_ROW) else f"accept={self.accept.accept!r}"
-            how = _SWITCHED_OFF_BY.get(odd, "leave out the argument that asks for it")
-            raise DraftrecError(f"{rule} cannot serve the logits processor {odd}; {how}.")
         if pool is not None and not isinstance(pool, Pool):
             raise DraftrecError(
                 f"pool is a {type(pool).__name__} and must be a Pool; open a folder with "
@@ -87,20 +50,10 @@ class Settings:
                 f"groups has {len(groups)} entries and the batch {rows} rows; pass one per row."
             )
 
-    def sampled(self, call: Call) -> AcceptConfig:
-        """The acceptance rule's settings for one sampled call, seeded by torch's own generator.
-
-        A strict rule finds temperature and the rest in the logits already.
-        """
-        by_kind = {type(p): p for p in call.processors}
-        warmth, nucleus = by_kind.get(TemperatureLogitsWarper), by_kind.get(TopPLogitsWarper)
-        own = not self.strict
+    def sampled(self) -> AcceptConfig:
+        """The acceptance rule's settings for one sampled call, seeded by torch's own generator."""
         return self.accept.model_copy(
-            update={
-                "temperature": float(warmth.temperature) if own and warmth else 1.0,
-                "top_p": float(nucleus.top_p) if own and nucleus else 1.0,
-                "seed": int(torch.randint(2**62, ())),
-            }
+            update={"temperature": 1.0, "seed": int(torch.randint(2**62, ()))}
         )
 
 
@@ -120,7 +73,3 @@ def read_settings(
             "with torch.manual_seed, and leave all of that out of AcceptConfig."
         )
     return Settings(rule, draft, rows if size == "auto" else min(size, rows))
-
-
-def _names(kinds: set[type]) -> set[str]:
-    return {kind.__name__ for kind in kinds}
