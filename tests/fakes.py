@@ -117,7 +117,7 @@ class FakeGenerator:
             draft_calls=1,
             drafted_tokens=8,
             accepted_tokens=accepted,
-            accepted_by_source=[accepted, 0, 0, 0],
+            accepted_by_source=[accepted, 0, 0, 0, 0],
         )
         reason = "eos" if ended else "length"
         return Generation(request.entity_id, ids, reason, len(request.prompt_ids), counts)

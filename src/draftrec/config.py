@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 Auto = Literal["auto"]
 
@@ -13,7 +21,9 @@ Auto = Literal["auto"]
 def not_allowed(error: ValidationError) -> str:
     """What is wrong with the first value that a model refused, for users of Python."""
     first = error.errors()[0]
-    message = first["msg"]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
     return f"{first['loc'][0]}={first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
@@ -135,6 +145,32 @@ class BatchConfig(_Frozen):
     )
 
 
+class StructureConfig(_Frozen):
+    """The form that every text has, if any, as text: at most one of the three."""
+
+    json_schema: str | None = Field(default=None, description="a JSON schema; a dict is taken too")
+    regex: str | None = Field(default=None, description="an expression that whole texts match")
+    grammar: str | None = Field(default=None, description="a grammar in Lark's or llama.cpp's form")
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """One line of JSON, so that blanks are no difference; what is not JSON, as it is."""
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                return value
+        return json.dumps(value, ensure_ascii=False) if value is not None else None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> StructureConfig:
+        named = [name for name, text in self if text is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are two forms; a text has one")
+        return self
+
+
 class GenerateConfig(_Frozen):
     """Everything `Generator` needs to know."""
 
@@ -143,6 +179,7 @@ class GenerateConfig(_Frozen):
     controls: ControlsConfig = ControlsConfig()
     draft: DraftConfig = DraftConfig()
     batch: BatchConfig = BatchConfig()
+    structure: StructureConfig = StructureConfig()
 
 
 class RecordsConfig(_Frozen):

@@ -20,7 +20,7 @@ ByteArray = npt.NDArray[np.uint8]
 FinishReason = Literal["eos", "length", "stop"]
 
 #: Where a draft node came from; `DraftTree.sources` holds positions in this tuple.
-SOURCES = ("prompt", "previous", "group", "all")
+SOURCES = ("prompt", "previous", "group", "all", "grammar")
 
 
 @dataclass(frozen=True, slots=True)

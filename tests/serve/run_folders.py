@@ -81,7 +81,7 @@ class RunWriter:
             drafted_tokens=0 if self.plain else round(36 * texts),
             accepted_tokens=accepted,
             relaxed_tokens=accepted // 4 if self.relaxed else 0,
-            accepted_by_source=[0, 0, 0, accepted],
+            accepted_by_source=[0, 0, 0, accepted, 0],
             finished=finished,
             active=4,
         )
@@ -127,7 +127,7 @@ class RunWriter:
             drafted_tokens=0 if self.plain else 36,
             accepted_tokens=accepted,
             relaxed_tokens=accepted // 4 if self.relaxed else 0,
-            accepted_by_source=[0, 0, by_group, accepted - by_group],
+            accepted_by_source=[0, 0, by_group, accepted - by_group, 0],
         )
         ids = np.full(TOKENS, 3, np.int32)
         generation = Generation(f"e{number}", ids, "eos", PROMPT, counts)

@@ -208,6 +208,8 @@ VerboseOption = Annotated[
 def option_error(error: ValidationError) -> DraftrecError:
     """What is wrong with the first option that settings refused."""
     first = error.errors()[0]
+    if not first["loc"]:  # of several options together
+        return DraftrecError(first["msg"].removeprefix("Value error, "))
     option = str(first["loc"][0]).replace("_", "-")
     reason = first["msg"].removeprefix("Input ")
     return DraftrecError(f"--{option} {reason}, not {first['input']!r}")

@@ -45,10 +45,14 @@ def generate(options: GenerateOptions) -> int:
         missing = "--output" if options.model else "--model"
         raise DraftrecError(f"{missing} is required; `draftrec generate --help` explains it")
 
+    from draftrec.cli.structure import schema_unused
     from draftrec.knowledge.plan import JobSpec
 
+    config = job_config(options, options.model)
+    if hint := schema_unused(config.records, config.generate.structure):
+        say(hint)
     spec = JobSpec(
-        config=job_config(options, options.model),
+        config=config,
         input=options.input,
         output=options.output,
         groups=options.groups,
@@ -62,6 +66,8 @@ def generate(options: GenerateOptions) -> int:
 
 def job_config(options: GenerateOptions, model: str) -> JobConfig:
     """The options as settings. Raises DraftrecError for a value out of range."""
+    from draftrec.cli.structure import structure_of
+
     values: dict[str, Any] = {name: getattr(options, name) for name in options.__slots__}
     values["model"] = model
     values["bad_words"] = _lines(options.bad_words) if options.bad_words else None
@@ -69,14 +75,15 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
     for name in ("budget", "batch_size"):
         values[name] = auto_or_number(name.replace("_", "-"), values[name])
     try:
+        records = _pick(RecordsConfig, values)
         generate = GenerateConfig(
             target=_pick(ModelConfig, values),
             accept=_pick(AcceptConfig, values),
             controls=_pick(ControlsConfig, values),
             draft=_pick(DraftConfig, values),
             batch=_pick(BatchConfig, values),
+            structure=structure_of(options, records),
         )
-        records = _pick(RecordsConfig, values)
         return JobConfig(
             generate=generate,
             records=records,

@@ -14,7 +14,7 @@ from draftrec.pool.index import NgramIndex, Source, TreeBuilder, tail_of_text
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.store import LevelName, Pool
 
-PROMPT, PREVIOUS, GROUP, ALL = range(len(SOURCES))
+PROMPT, PREVIOUS, GROUP, ALL, GRAMMAR = range(len(SOURCES))
 # What one observation counts in each source. The text under way repeats its prompt's names, and an
 # update its previous text; both weights were chosen by replaying recorded texts under another split
 # than the reported one.

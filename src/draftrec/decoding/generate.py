@@ -29,7 +29,11 @@ class Interrupted(Exception):
 
 @dataclass(slots=True)
 class Engine:
-    """The parts of the loop, and the settings that are not theirs."""
+    """The parts of the loop, and the settings that are not theirs.
+
+    `certain` drafts, as `Drafter.draft` does, what is worth a pass even where the budget lets
+    drafting rest.
+    """
 
     target: Target
     drafter: Drafter
@@ -44,6 +48,7 @@ class Engine:
     prefill_chunk: int = 512
     controls: Seq[Control] = ()
     stops: StopStrings | None = None
+    certain: Callable[[Seq[RunningSequence], int, int], list[DraftTree]] | None = None
     timing: Timing = field(default_factory=Timing)
 
 
@@ -130,11 +135,13 @@ def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
     if not ready:
         return {}
     with engine.timing.drafting():
-        limit = engine.budget.limit()
+        propose, limit = engine.drafter.draft, engine.budget.limit()
+        if limit == 0 and engine.certain:
+            propose, limit = engine.certain, engine.budget.most
         depth = min(engine.depth, max(s.room for s in ready) - 1)
         if limit == 0 or depth <= 0:
             return {s.slot: EMPTY_TREE for s in ready}
-        trees = engine.drafter.draft(ready, limit, depth)
+        trees = propose(ready, limit, depth)
         trees = [_within(t, _levels(engine, s)) for t, s in zip(trees, ready, strict=True)]
         trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
     return {s.slot: t for s, t in zip(ready, trees, strict=True)}

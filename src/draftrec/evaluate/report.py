@@ -28,6 +28,7 @@ _SOURCE_NAMES = {
     "previous": "previous text",
     "group": "group pool",
     "all": "pool of all",
+    "grammar": "forced by the grammar",
 }
 
 
@@ -249,7 +250,8 @@ def _sources(report: Report) -> tuple[str, str, Markup] | None:
         return None
     names = [_SOURCE_NAMES[source] for source in SOURCES]
     data = [Stack(a.label, list(zip(names, a.accepted_by_source, strict=True))) for a in arms]
-    words = "; ".join(f"{s.label}: " + ", ".join(f"{n} {v:g}" for n, v in s.parts) for s in data)
+    parts = {s.label: ", ".join(f"{n} {v:g}" for n, v in s.parts if v) for s in data}
+    words = "; ".join(f"{label}: {counts}" for label, counts in parts.items())
     labels = Labels("Acceptance by source", f"Accepted draft tokens by source. {words}.")
     caption = "Where accepted draft tokens came from."
     return "Acceptance by source", caption, plots.shares(data, labels)

@@ -21,6 +21,9 @@ from draftrec.decoding.budget import AutoBudget, Budget, FixedBudget
 from draftrec.decoding.controls import Control
 from draftrec.decoding.costs import measure_cost
 from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.forced import GrammarDrafter
+from draftrec.decoding.grammar import GrammarControl, GrammarStates
+from draftrec.decoding.grammar_text import check_structure, compile_grammar
 from draftrec.decoding.make_controls import make_controls
 from draftrec.decoding.processors import LogitsProcessor, OwnProcessors
 from draftrec.decoding.stats import StepStats, Timing
@@ -78,6 +81,8 @@ class Generator:
         self.context_length = loading.context_length(target.model)
         self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
         self.stops = _stops(self.resolved.settings.stop_strings, tokenizer)
+        rows = target.model.config.get_text_config().vocab_size
+        self.grammar = compile_grammar(config.structure, tokenizer, rows, self.eos_ids)
         self.pool = pool
         if config.draft.draft == "pool" and pool is None:
             self.pool = Pool(self.fingerprint["tokenizer"])
@@ -116,6 +121,7 @@ class Generator:
         if config is None and model is None:
             raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
         config = config or make_config(str(model), **settings)
+        check_structure(config.structure)  # before the model, which may take minutes
         tokenizer = loading.load_tokenizer_of(config.target)
         if isinstance(pool, str | Path):
             pool = Pool.load(Path(pool), loading.tokenizer_fingerprint(tokenizer))
@@ -276,9 +282,16 @@ class Generator:
         budget is auto and that is not known yet."""
         config = self.config
         slots = self._slots(longest)
+        drafter, controls, certain = self._drafter(), self._controls(), None
+        if self.grammar:
+            states = GrammarStates(self.grammar)
+            controls.append(GrammarControl(states))
+            if config.draft.draft != "none":
+                drafter = GrammarDrafter(drafter, states)
+                certain = drafter.certain
         return loop.Engine(
             target=self.target,
-            drafter=self._drafter(),
+            drafter=drafter,
             rule=make_rule(config.accept, self.eos_ids, self._warping()),
             budget=self._budget(slots, longest),
             accept=config.accept,
@@ -288,7 +301,8 @@ class Generator:
             context_length=self.context_length,
             depth=config.draft.depth,
             prefill_chunk=config.batch.prefill_chunk,
-            controls=self._controls(),
+            controls=controls,
+            certain=certain,
             stops=self.stops,
             timing=self.timing,
         )

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from draftrec.config import GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES, Generation
@@ -59,6 +59,12 @@ class Totals(_Part):
     verify_seconds: float = 0.0
     prefill_seconds: float = 0.0
     peak_memory_bytes: int = 0
+
+    @field_validator("accepted_by_source")
+    @classmethod
+    def _of_all_sources(cls, counts: list[int]) -> list[int]:
+        """Runs that are older than a source have counted nothing for it."""
+        return counts + [0] * (len(SOURCES) - len(counts))
 
     def add(self, generations: Seq[Generation], *, rejected: int, kept: int) -> None:
         """Count what one shard wrote, rejected and kept."""
@@ -224,7 +230,8 @@ def package_versions() -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    return "unset" if value is None else str(value)
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.config import AcceptConfig, ControlsConfig
+from draftrec.config import AcceptConfig, ControlsConfig, StructureConfig
 from draftrec.core import Counts, FinishReason, Generation, IntArray
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
@@ -28,8 +28,12 @@ from draftrec.knowledge.shards import RunFolder, prompt_hash
 
 # Settings that decide a text, beside the prompt and the model's weights.
 _DECISIVE = (
-    *AcceptConfig.model_fields, *ControlsConfig.model_fields, "max_new_tokens", "dtype"
-)  # fmt: skip
+    *AcceptConfig.model_fields,
+    *ControlsConfig.model_fields,
+    *StructureConfig.model_fields,
+    "max_new_tokens",
+    "dtype",
+)
 # Settings that decide what all prompts look like.
 _OF_PROMPTS = ("side", "chat", "system", "chat_template_kwargs", "prompt_column")
 _SHARDS_IN_MEMORY = 2

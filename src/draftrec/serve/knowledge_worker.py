@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
 from draftrec.decoding import generate as loop
 from draftrec.decoding.drafters import PoolDrafter
+from draftrec.decoding.forced import GrammarDrafter
 from draftrec.errors import PoolMismatchError
 from draftrec.knowledge.generator import Generator
 from draftrec.knowledge.worker import key_of
@@ -166,7 +167,10 @@ class KnowledgeWork:
 
     def _build(self) -> None:
         engine = self.generator.engine(self.longest)
-        self._drafter = engine.drafter = SwitchingDrafter(engine.drafter)
+        if isinstance(engine.drafter, GrammarDrafter):  # what it forces does not change
+            self._drafter = engine.drafter.inner = SwitchingDrafter(engine.drafter.inner)
+        else:
+            self._drafter = engine.drafter = SwitchingDrafter(engine.drafter)
         self._engine, self._batch = engine, loop.empty_batch(engine, self.longest)
         self._orders.clear()
         self._wanted.clear()

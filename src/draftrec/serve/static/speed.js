@@ -16,6 +16,7 @@ const SOURCES = {
   previous: ["previous text", "var(--c4)"],
   group: ["group pool", "var(--c3)"],
   all: ["pool of all", "var(--c1)"],
+  grammar: ["forced by the grammar", "var(--c5)"],
 };
 const PHASES = {
   verify_seconds: ["passes of the model", "var(--c1)"],

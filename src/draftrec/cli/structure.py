@@ -1,0 +1,97 @@
+"""`--json-schema`, `--regex` and `--grammar`: files read and checked before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from draftrec.config import RecordsConfig, StructureConfig
+from draftrec.data.templates import Side, load_template
+from draftrec.errors import DraftrecError
+
+#: In place of a file: the schema that the template comes with.
+TEMPLATE = "template"
+
+
+class StructureOptions(Protocol):
+    """What a command line says about the form of texts."""
+
+    @property
+    def json_schema(self) -> str | None: ...
+    @property
+    def regex(self) -> str | None: ...
+    @property
+    def grammar(self) -> Path | None: ...
+
+
+def structure_of(options: StructureOptions, records: RecordsConfig) -> StructureConfig:
+    """The form that texts are to have. Raises DraftrecError for options that contradict each other,
+    files that cannot be read, and what llguidance cannot follow, naming file and place."""
+    named = {
+        "--json-schema": options.json_schema,
+        "--regex": options.regex,
+        "--grammar": options.grammar,
+    }
+    given = [name for name, value in named.items() if value is not None]
+    if not given:
+        return StructureConfig()
+    if len(given) > 1:
+        raise DraftrecError(f"{' and '.join(given)} are two forms; a text has one, leave one out")
+    from draftrec.decoding.grammar_text import check_structure
+
+    if options.json_schema is not None:
+        text, origin = _schema(options.json_schema, records)
+        structure = StructureConfig(json_schema=text)
+    elif options.regex is not None:
+        structure, origin = StructureConfig(regex=options.regex), "--regex"
+    else:
+        assert options.grammar is not None
+        structure = StructureConfig(grammar=_read(options.grammar, "grammar"))
+        origin = str(options.grammar)
+    check_structure(structure, origin)
+    return structure
+
+
+def schema_unused(records: RecordsConfig, structure: StructureConfig) -> str | None:
+    """A line for users whose template has a schema that they did not ask for."""
+    if structure != StructureConfig() or records.template is None:
+        return None
+    if load_template(records.template, records.side).schema is None:
+        return None
+    return (
+        f"template {records.template} comes with a JSON schema; with --json-schema {TEMPLATE} "
+        f"every text that ends is valid JSON"
+    )
+
+
+def _schema(name: str, records: RecordsConfig) -> tuple[str, str]:
+    """The schema's text, and where it is from."""
+    if name != TEMPLATE:
+        return _read(Path(name), "JSON schema"), name
+    if records.template is None:
+        raise DraftrecError(
+            f"--json-schema {TEMPLATE} is the schema of a --template, and there is none; name a "
+            f"template or a file"
+        )
+    side: Side = records.side
+    template = load_template(records.template, side)
+    if template.schema is None:
+        beside = Path(records.template).with_suffix(".schema.json").name
+        own = f"write {beside} beside it" if records.template.endswith(".j2") else "name a file"
+        raise DraftrecError(f"template {template.name} comes with no JSON schema; {own}")
+    return template.schema, f"the schema of template {template.name}"
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DraftrecError(f"the {what} {path} does not exist; give an existing file") from error
+    except UnicodeDecodeError as error:
+        raise DraftrecError(
+            f"the {what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise DraftrecError(
+            f"the {what} {path} cannot be read: {error.strerror}; check path and rights"
+        ) from error
