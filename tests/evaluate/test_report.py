@@ -28,11 +28,11 @@ BASELINE = Arm(
 )  # fmt: skip
 STRICT = Arm(
     "strict", "Strict", 24, 24, 4100, 3.4, 2.6, 0.21, 0.0, Spread(3.4, 3.3, 3.6), 1206.0, 0.04,
-    Spread(3.0, 2.8, 3.1), (210, 160, 130, 90, 70, 60, 40, 30, 25, 10, 8, 5), (900, 0, 1400, 350),
+    Spread(3.0, 2.8, 3.1), (210, 160, 130, 90, 70, 60, 40, 30, 25, 10, 8, 5), (900, 0, 1400, 350, 0),
 )  # fmt: skip
 RELAXED = Arm(
     "relaxed", "Relaxed", 24, 3, 4040, 4.7, 3.9, 0.28, 0.041, Spread(2.5, 2.4, 2.7), 1616.0, 0.05,
-    Spread(4.1, 3.7, 4.3), (120, *([60] * 22)), (700, 0, 1900, 500), tone=2,
+    Spread(4.1, 3.7, 4.3), (120, *([60] * 22)), (700, 0, 1900, 500, 0), tone=2,
 )  # fmt: skip
 TEXT = (
     "This reader keeps returning to quiet sea tales and slow mysteries. High ratings go to books "

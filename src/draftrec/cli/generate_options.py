@@ -230,7 +230,9 @@ class GenerateOptions:
     ] = None
     grammar: Annotated[
         Path | None,
-        Sampling(metavar="FILE", help="Write texts of this grammar, in Lark's or llama.cpp's form."),
+        Sampling(
+            metavar="FILE", help="Write texts of this grammar, in Lark's or llama.cpp's form."
+        ),
     ] = None
 
     generation_config: Annotated[
