@@ -138,6 +138,6 @@ def test_wrong_forms_are_refused_before_the_model_is_loaded(
     assert "taste.json, at /properties/taste: Invalid type: strin" in reason
     assert "are two forms" in said(*kar, "--json-schema", path, "--regex", "a")
     assert "--regex: unclosed" in said(*kar, "--regex", "[a")
-    assert "kar_user comes with no JSON schema" in said(*kar, "--json-schema", "template")
-    assert "there is none" in said("--json-schema", "template")
+    assert "'kar_user' comes with no JSON schema" in said(*kar, "--json-schema", "template")
+    assert "there is no template" in said("--json-schema", "template")
     assert not (records.parent / "run").exists()

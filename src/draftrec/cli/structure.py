@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from draftrec.config import RecordsConfig, StructureConfig
-from draftrec.data.templates import Side, load_template
+from draftrec.data.templates import TEMPLATE_SCHEMA, load_template, schema_of
 from draftrec.errors import DraftrecError
-
-#: In place of a file: the schema that the template comes with.
-TEMPLATE = "template"
 
 
 class StructureOptions(Protocol):
@@ -59,27 +56,16 @@ def schema_unused(records: RecordsConfig, structure: StructureConfig) -> str | N
     if load_template(records.template, records.side).schema is None:
         return None
     return (
-        f"template {records.template} comes with a JSON schema; with --json-schema {TEMPLATE} "
-        f"every text that ends is valid JSON"
+        f"template {records.template} comes with a JSON schema; with --json-schema "
+        f"{TEMPLATE_SCHEMA} every text that ends is valid JSON"
     )
 
 
 def _schema(name: str, records: RecordsConfig) -> tuple[str, str]:
     """The schema's text, and where it is from."""
-    if name != TEMPLATE:
+    if name != TEMPLATE_SCHEMA:
         return _read(Path(name), "JSON schema"), name
-    if records.template is None:
-        raise DraftrecError(
-            f"--json-schema {TEMPLATE} is the schema of a --template, and there is none; name a "
-            f"template or a file"
-        )
-    side: Side = records.side
-    template = load_template(records.template, side)
-    if template.schema is None:
-        beside = Path(records.template).with_suffix(".schema.json").name
-        own = f"write {beside} beside it" if records.template.endswith(".j2") else "name a file"
-        raise DraftrecError(f"template {template.name} comes with no JSON schema; {own}")
-    return template.schema, f"the schema of template {template.name}"
+    return schema_of(records.template, records.side), f"the schema of template {records.template}"
 
 
 def _read(path: Path, what: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
@@ -93,6 +94,25 @@ def load_template(name_or_path: str, side: Side) -> Template:
     alone = isinstance(path, RemotePath) and not path.has_folders  # nothing lies beside a page
     beside = path.with_suffix(_SCHEMA)
     return _parse(str(path), source, None if alone or not beside.is_file() else _read(beside))
+
+
+#: In place of a JSON schema: the one that the template comes with.
+TEMPLATE_SCHEMA = "template"
+
+
+def schema_of(name_or_path: str | None, side: Side) -> str:
+    """The JSON schema that a template comes with, as text. Raises DraftrecError if it has none."""
+    if name_or_path is None:
+        raise DraftrecError(
+            "the JSON schema is to be the template's, and there is no template; name a template, "
+            "or give a schema"
+        )
+    template = load_template(name_or_path, side)
+    if template.schema is None:
+        own = f"write {Path(name_or_path).with_suffix(_SCHEMA).name} beside it"
+        mend = "give a schema of your own" if name_or_path in FRAMEWORKS else own
+        raise DraftrecError(f"template {template.name!r} comes with no JSON schema; {mend}")
+    return template.schema
 
 
 def _read(path: Place) -> str:

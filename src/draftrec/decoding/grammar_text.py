@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 from draftrec.config import StructureConfig
 from draftrec.errors import DraftrecError
@@ -24,6 +25,8 @@ _LAYOUT: dict[str, Any] = {
 _ONE_SCHEMA = ("additionalProperties", "items", "contains", "propertyNames", "not", "if", "then")
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+# Reading a vocabulary takes a second; settings for a single call come and go.
+_READ: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], Any]] = WeakKeyDictionary()
 # Read as tokens by any tokenizer that is read rightly.
 _PROBE = '{"a": [1, "é b"]}'
 
@@ -85,6 +88,9 @@ def _tokens(tokenizer: Any, size: int, eos_ids: frozenset[int]) -> Any:
     _llguidance()
     from llguidance.hf import from_tokenizer
 
+    known = _READ.setdefault(tokenizer, {})
+    if (size, eos_ids) in known:
+        return known[size, eos_ids]
     kind = type(tokenizer).__name__
     try:
         tokens = from_tokenizer(tokenizer, n_vocab=size, eos_token=sorted(eos_ids))
@@ -100,6 +106,7 @@ def _tokens(tokenizer: Any, size: int, eos_ids: frozenset[int]) -> Any:
             f"structured output is not available for the model's tokenizer ({kind}): llguidance "
             f"reads its tokens otherwise than it does itself; leave the schema out"
         )
+    known[size, eos_ids] = tokens
     return tokens
 
 

@@ -19,7 +19,7 @@ from draftrec.core import Request
 from draftrec.data.given import OneRow, records_of
 from draftrec.data.readers import RecordSource
 from draftrec.data.records import Entity, EntityReader, Layout
-from draftrec.data.templates import load_template
+from draftrec.data.templates import TEMPLATE_SCHEMA, load_template, schema_of
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Totals
 from draftrec.knowledge.texts import COLUMNS, Text, Texts, text_of
@@ -80,6 +80,8 @@ class Call:
         except ValidationError as error:
             raise DraftrecError(not_allowed(error)) from error
         rest = {n: v for n, v in settings.items() if n not in asked}
+        if rest.get("json_schema") == TEMPLATE_SCHEMA:
+            rest["json_schema"] = schema_of(self.records.template, self.records.side)
         self.generator = generator.with_settings(**rest) if rest else generator
         form = form_of(self.records, has_template=generator.has_chat_template)
         # A text is its caller's own words, as it is for a tokenizer; a record is somebody else's.
