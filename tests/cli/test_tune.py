@@ -72,9 +72,20 @@ def test_costs_of_a_run_limit_the_budget(
     assert free["compared_by"] == dear["compared_by"] == "speedup"
     assert free["chosen"]["budget"] >= 16
     assert free["chosen"]["speedup"] > 10
-    # Five rows at five times the price write five tokens: nothing is gained, so little is spent.
-    assert dear["chosen"]["budget"] == 4
-    assert dear["chosen"]["speedup"] == pytest.approx(1.0, abs=0.05)
+    # Five rows at five times the price write five tokens: nothing is gained, so nothing is spent.
+    assert (dear["chosen"]["budget"], dear["chosen"]["speedup"]) == (0, 1.0)
+
+
+def test_what_is_slower_than_plain_is_never_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain decoding is a candidate, and wins where every draft is expected to lose."""
+    dear = run_folder(tmp_path / "run", repeated(60, 20), [1.0, 90.0, 900.0])
+    settings = tmp_path / "settings.yaml"
+    code, out, _ = tune(dear, capsys, "--output", settings)
+    assert code == 0
+    assert "chosen: plain decoding" in out
+    assert yaml.safe_load(settings.read_text()) == {"draft": "none"}
 
 
 def test_a_pool_is_tried_in_smaller_sizes(

@@ -220,6 +220,9 @@ def _show(summary: dict[str, Any], console: Any) -> None:
         table.add_row(*cells, style="bold green" if trial == summary["chosen"] else None)
     console.print(table)
     chosen = summary["chosen"]
+    if not chosen["budget"]:
+        console.print("chosen: plain decoding, as no draft is expected to be faster")
+        return
     console.print(
         f"chosen: pool of {chosen['pool_bytes']:,} bytes, depth {chosen['depth']}, "
         f"budget {chosen['budget']}"

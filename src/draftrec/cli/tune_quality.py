@@ -142,4 +142,7 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     console.print(table)
     if busy := unrest(summary["trials"]):
         say(busy)
+    if chosen["speedup"] <= 1.0:
+        console.print("chosen: plain decoding, as no draft was faster")
+        return
     console.print(f"chosen: {label_of(chosen)}")

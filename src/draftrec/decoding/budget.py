@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import EMPTY_TREE, DraftTree, Verdict
-from draftrec.models.costs import CostCurve, DoubleArray
+from draftrec.models.costs import CostCurve, DoubleArray, smoothed
 from draftrec.tokens.tree import trim
 
 # Steps without drafts before the next try.
@@ -133,7 +133,7 @@ class Calibration:
         """float64 `[n]`: calibrated probabilities."""
         estimate = _sigmoid(self.knots)
         rate = estimate * (self.kept + self.prior) / (self.expected + self.prior)
-        learnt = _log_odds(_non_decreasing(rate, 1.0 + self.expected / estimate))
+        learnt = _log_odds(smoothed(rate, 1.0 + self.expected / estimate))
         x = _log_odds(probs.astype(np.float64))
         return _sigmoid(x + np.interp(x, self.knots, learnt - self.knots))
 
@@ -151,24 +151,6 @@ class Calibration:
         left = np.minimum(place.astype(np.int64), len(self.knots) - 2)
         np.add.at(counts, left, amount * (1 - (place - left)))
         np.add.at(counts, left + 1, amount * (place - left))
-
-
-def _non_decreasing(values: DoubleArray, weights: DoubleArray) -> DoubleArray:
-    """The closest non-decreasing values: neighbours that fall are replaced by their mean."""
-    means: list[float] = []
-    masses: list[float] = []
-    sizes: list[int] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        size = 1
-        while means and means[-1] > value:
-            mass = masses.pop()
-            value = (value * weight + means.pop() * mass) / (weight + mass)
-            weight += mass
-            size += sizes.pop()
-        means.append(value)
-        masses.append(weight)
-        sizes.append(size)
-    return np.repeat(means, sizes)
 
 
 def _sigmoid(x: DoubleArray) -> DoubleArray:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from draftrec.models import sampling
-from draftrec.models.costs import CostCurve
+from draftrec.models.costs import CostCurve, smoothed
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
 from draftrec.pool.suffixes import ClosedIndex
 from draftrec.tokens.tree import chain
 
-_REPEATS = 5
+_FIRST_TURN, _SECOND_TURN = 3, 2
 _GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -31,7 +31,10 @@ def measure_cost(
 ) -> CostCurve:
     """Seconds of a pass at growing numbers of rows, with `context` cached tokens per sequence.
 
-    The shortest of five counts: what else the machine does adds time and never takes any away.
+    The shortest of five counts, taken in two turns over all numbers of rows: what else the machine
+    does adds time and never takes any away, and it seldom lasts from one turn to the next. What
+    still falls with rows is measured again, then evened out (`smoothed`): a curve that a
+    disturbed moment bent would keep drafts out, or let them in, for the whole run.
 
     Up to `slots` rows each row is a sequence of its own; beyond, the sequences carry draft nodes,
     some many and most few, as in decoding. Stops at `nodes` per sequence, where a pass costs five
@@ -40,20 +43,36 @@ def measure_cost(
     target.reserve(slots, context + nodes + 2)
     fewer = {r for r in (1, 2, 4, 8, 16, 32, 64, 128) if r < slots}  # the end of a job
     wanted = sorted({*fewer, slots, *(r for r in _GRID if slots < r <= (nodes + 1) * slots)})
-    rows: list[int] = []
-    seconds_at: list[float] = []
     started = time.perf_counter()
-    _timed(target, slots, slots, context, nodes)
+
+    def shortest(count: int, repeats: int) -> float:
+        return min(_timed(target, slots, count, context, nodes) for _ in range(repeats))
+
+    def late() -> bool:
+        return time.perf_counter() - started > seconds
+
+    shortest(slots, 1)
+    found: dict[int, float] = {}
     for count in wanted:
-        times = [_timed(target, slots, count, context, nodes) for _ in range(_REPEATS)]
-        rows.append(count)
-        seconds_at.append(min(times))
-        plain = seconds_at[rows.index(slots)] if slots in rows else seconds_at[-1]
-        late = time.perf_counter() - started > seconds
-        if count >= 2 * slots and (seconds_at[-1] > 5 * plain or late):
+        found[count] = shortest(count, _FIRST_TURN)
+        if count >= 2 * slots and (found[count] > 5 * found[slots] or late()):
             break
-    rows, seconds_at = _stairs(rows, seconds_at, target.padded_rows)
-    return CostCurve(tuple(rows), tuple(seconds_at), _draft_seconds())
+    for count in [*found, *_implausible(found)]:
+        if late():
+            break
+        found[count] = min(found[count], shortest(count, _SECOND_TURN))
+    heights = smoothed(list(found.values())).tolist()
+    rows, heights = _stairs(list(found), heights, target.padded_rows)
+    return CostCurve(tuple(rows), tuple(heights), _draft_seconds())
+
+
+def _implausible(found: dict[int, float]) -> list[int]:
+    """Numbers of rows that took clearly longer than more rows did: something else was running."""
+    rows, seconds = list(found), np.array(list(found.values()))
+    least_above = np.minimum.accumulate(seconds[::-1])[::-1]
+    return [
+        r for r, own, least in zip(rows, seconds, least_above, strict=True) if own > 1.1 * least
+    ]
 
 
 def _stairs(

@@ -62,6 +62,11 @@ class Trial:
     lookup_us_p50: float
     speedup: float | None
 
+    @classmethod
+    def plain(cls, tokens: int, nbytes: int, speedup: float | None) -> Trial:
+        """Decoding without drafts: what every other setting has to beat."""
+        return cls(tokens, nbytes, 0, 0, 1.0, 0.0, 0.0, speedup)
+
     @property
     def value(self) -> float:
         return self.tokens_per_step if self.speedup is None else self.speedup
@@ -89,10 +94,13 @@ def run_tune(
     sizes = [pool if s == 1.0 else pool.prune(int(_file_bytes(pool) * s)) for s in job.shares]
     sizes.sort(key=lambda p: p.tokens)
     chosen = sweep.best([(p, depth, budget) for p in sizes if len(p)])
+    plain = Trial.plain(chosen.pool_tokens, chosen.pool_bytes, 1.0 if sweep.cost else None)
+    if chosen.value <= plain.value:  # a tie is plain's: it has nothing that could be noise
+        chosen = plain
     return {
         "texts": len(texts),
         "compared_by": "speedup" if sweep.cost else "tokens_per_step",
-        "trials": [asdict(t) for t in sweep.trials.values()],
+        "trials": [asdict(t) for t in (plain, *sweep.trials.values())],
         "chosen": asdict(chosen),
     }
 
@@ -141,6 +149,12 @@ class _Sweep:
 
 def settings_yaml(chosen: dict[str, Any], pool: Path | None) -> str:
     """The content of a settings file for `generate --config`, with the reasons as comments."""
+    if not chosen["budget"]:
+        return (
+            "# No budget, depth or size of the pool that was tried is expected to be faster than\n"
+            "# plain decoding.\n"
+            "draft: none\n"
+        )
     lines = [
         f"# tokens per step {chosen['tokens_per_step']}, speedup {chosen['speedup'] or 'unknown'}",
         f"# with a pool of {chosen['pool_tokens']} tokens; for that size of an existing one:",

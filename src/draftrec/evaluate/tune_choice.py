@@ -94,7 +94,7 @@ def chosen_yaml(row: Row, limits: Limits, depth: int) -> str:
         f"{row['similarity_kept']:.3f}, {row['exact_match']:.0%} of the texts as the model's own",
         f"# the fastest within: {bounds}",
     ]
-    if row["speedup"] < 1.0:
+    if row["speedup"] <= 1.0:
         return "\n".join([*lines, "# Drafting did not pay here.", "draft: none"]) + "\n"
     knobs = {"accept": row["rule"], "budget": row["budget"], "depth": depth, **knobs_of(row)}
     return "\n".join([*lines, *(f"{name}: {value}" for name, value in knobs.items())]) + "\n"

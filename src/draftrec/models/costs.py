@@ -11,6 +11,27 @@ import numpy.typing as npt
 DoubleArray = npt.NDArray[np.float64]
 
 
+def smoothed(values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> DoubleArray:
+    """The non-decreasing values closest to `values` `[n]` in squares weighed by `weights`:
+    neighbours that fall are replaced by their mean (pool adjacent violators)."""
+    given = np.asarray(values, np.float64)
+    means: list[float] = []
+    masses: list[float] = []
+    sizes: list[int] = []
+    mass_of = np.ones_like(given) if weights is None else np.asarray(weights, np.float64)
+    for value, mass in zip(given.tolist(), mass_of.tolist(), strict=True):
+        size = 1
+        while means and means[-1] > value:
+            below = masses.pop()
+            value = (value * mass + means.pop() * below) / (mass + below)
+            mass += below
+            size += sizes.pop()
+        means.append(value)
+        masses.append(mass)
+        sizes.append(size)
+    return np.repeat(means, sizes)
+
+
 @dataclass(frozen=True, slots=True)
 class CostCurve:
     """Seconds of a forward pass against its rows, linear between measured points, and
