@@ -54,6 +54,7 @@ class FakeGenerator:
 
     relaxed: bool = False
     context_length: int = 200
+    vocabulary: int = 1 << 30
     max_new_tokens: int = 8
     has_chat_template: bool = False
     chat_template: ChatTemplate | None = None

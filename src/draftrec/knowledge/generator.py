@@ -31,6 +31,7 @@ from draftrec.decoding.stop_strings import StopStrings
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.knowledge import writing
 from draftrec.knowledge.texts import Text, Texts
+from draftrec.knowledge.prompts import unknown_token
 from draftrec.models import loading
 from draftrec.models.costs import CostCurve
 from draftrec.models.generation_settings import resolve
@@ -79,6 +80,7 @@ class Generator:
         self.fingerprint = fingerprint or fingerprint_of(target.model, tokenizer)
         self.fingerprint = self.fingerprint | {"generation_config": self.resolved.fingerprint}
         self.context_length = loading.context_length(target.model)
+        self.vocabulary = loading.vocabulary(target.model)
         self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
         self.stops = _stops(self.resolved.settings.stop_strings, tokenizer)
         rows = target.model.config.get_text_config().vocab_size
@@ -266,6 +268,11 @@ class Generator:
                     f"The prompt of {request.entity_id!r} has {len(request.prompt_ids)} tokens, "
                     f"the model's context {self.context_length}; shorten it or use a model with "
                     "a longer context."
+                )
+            if reason := unknown_token(request.prompt_ids, self.vocabulary):
+                raise DraftrecError(
+                    f"The prompt of {request.entity_id!r} cannot be read: {reason}; leave the "
+                    "token out, or resize the model's embedding."
                 )
         if not requests:
             return []

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.config import RecordsConfig
+from draftrec.core import IntArray
 from draftrec.data.records import Entity, EntityReader, Rejected
 from draftrec.errors import DraftrecError
 from draftrec.models.prompting import PromptEncoder, form_of
@@ -119,3 +120,14 @@ def unfit(tokens: int, context: int) -> str | None:
     if tokens > context - 1:
         return f"the prompt has {tokens} tokens, the model's context takes at most {context - 1}"
     return None if tokens else "the prompt is empty"
+
+
+def unknown_token(ids: IntArray, vocabulary: int) -> str | None:
+    """What is wrong with ids that a model of `vocabulary` tokens has no embedding for, if any."""
+    largest = int(ids.max(initial=0))
+    if largest < vocabulary:
+        return None
+    return (
+        f"the prompt has token {largest}, which the tokenizer knows and the model does not (its "
+        f"embedding has {vocabulary} rows)"
+    )

@@ -15,7 +15,7 @@ from draftrec.core import Generation, IntArray, Request
 from draftrec.data.records import Entity, Rejected
 from draftrec.knowledge.metrics import ShardCost, peak_memory
 from draftrec.knowledge.plan import JobSpec
-from draftrec.knowledge.prompts import unfit
+from draftrec.knowledge.prompts import unfit, unknown_token
 from draftrec.knowledge.refresh import PreviousRun, unchanged
 from draftrec.knowledge.shards import Written, prompt_hash
 from draftrec.models.prompting import ChatTemplate, PromptForm
@@ -41,6 +41,8 @@ class TextGenerator(Protocol):
     def fingerprint(self) -> dict[str, str]: ...
     @property
     def context_length(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
     @property
     def device(self) -> str: ...
     @property
@@ -168,7 +170,9 @@ class ShardWorker:
                 rejected.append(record)
                 continue
             ids = next(encoded)
-            if reason := unfit(len(ids), self.generator.context_length):
+            reason = unfit(len(ids), self.generator.context_length)
+            reason = reason or unknown_token(ids, self.generator.vocabulary)
+            if reason:
                 rejected.append(Rejected(record.entity_id, record.file, record.line, reason))
             else:
                 key = key_of(record.entity_id)

@@ -187,6 +187,11 @@ def eos_token_ids(
     return own | more
 
 
+def vocabulary(model: PreTrainedModel) -> int:
+    """Tokens that the model has an embedding for."""
+    return int(cast(Any, model).get_input_embeddings().weight.shape[0])
+
+
 def context_length(model: PreTrainedModel) -> int:
     """Most tokens of prompt and text together, rotary positions scaled as the model asks."""
     config = model.config.get_text_config()

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from draftrec.errors import DraftrecError
+from draftrec.knowledge.prompts import unknown_token
 from draftrec.models.prompting import PromptForm
 from draftrec.recommend.values import Query
 from draftrec.serve.asking import ask, deadline_of
@@ -107,6 +108,8 @@ def knowledge_router(
                     f"the prompt of {record.entity_id!r} has {len(ids)} tokens; 1 to "
                     f"{work.longest} are possible"
                 )
+            if reason := unknown_token(ids, work.generator.vocabulary):
+                raise _refused(f"{record.entity_id!r}: {reason}")
             tickets.append(Ticket(Wanted(record.entity_id, ids, record.group), deadline))
         found = await ask(request, engine, tickets)
         texts = [
