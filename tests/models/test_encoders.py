@@ -312,3 +312,18 @@ def test_what_is_no_encoder_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DraftrecError, match=r"no config\.json"):
         load(tmp_path / "empty")
+
+
+def test_positions_end_where_their_table_does(tmp_path: Path) -> None:
+    """RoBERTa without a maximum length anywhere but in its table, as sentence-transformers saves it
+    when none was set."""
+    library = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    body = modules.Transformer(str(folders.roberta(tmp_path / "roberta")))
+    body.max_seq_length = None
+    whole = library.SentenceTransformer(modules=[body, modules.Pooling(16)], device="cpu")
+    whole.save(str(tmp_path / "whole"))
+    encoder = load_encoder(str(tmp_path / "whole"), EncoderConfig(device="cpu"))
+    assert encoder.max_tokens == LIMIT - 2
+    text = words(*range(5, 45))
+    assert encoder.encode([text]).shape == (1, encoder.dim)
