@@ -30,8 +30,8 @@ from draftrec.decoding.stats import StepStats, Timing
 from draftrec.decoding.stop_strings import StopStrings
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.knowledge import writing
-from draftrec.knowledge.texts import Text, Texts
 from draftrec.knowledge.prompts import unknown_token
+from draftrec.knowledge.texts import Text, Texts
 from draftrec.models import loading
 from draftrec.models.costs import CostCurve
 from draftrec.models.generation_settings import resolve
