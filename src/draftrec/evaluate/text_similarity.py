@@ -56,7 +56,8 @@ def by_tf_idf(baseline: Seq[str], run: Seq[str]) -> Similarity:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     equal = np.array([a == b for a, b in zip(baseline, run, strict=True)])
-    vectorizer = TfidfVectorizer(analyzer=features, sublinear_tf=True)
+    options: dict[str, Any] = {"analyzer": features, "sublinear_tf": True}
+    vectorizer: Any = TfidfVectorizer(**options)
     try:
         vectorizer.fit([*baseline, *run])
     except ValueError:  # not one word in all texts

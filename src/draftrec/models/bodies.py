@@ -22,7 +22,8 @@ from draftrec.errors import DraftrecError
 from draftrec.models import loading
 
 #: Names that models give the prompt of what is searched.
-_PASSAGES = dict.fromkeys(("document", "passage", "corpus"), ("document", "passage", "corpus"))
+_NAMES = ("document", "passage", "corpus")
+_PASSAGES: dict[str, tuple[str, ...]] = {name: _NAMES for name in _NAMES}  # noqa: C420
 #: Ids and mask, int64 `[B, T]`, padded on the right -> float32 `[B, D]`.
 Embed = Callable[[Tensor, Tensor], Tensor]
 

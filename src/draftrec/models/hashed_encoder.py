@@ -117,8 +117,8 @@ class HashedEncoder:
 
 def _vectorizer() -> HashingVectorizer:
     options: dict[str, Any] = {"alternate_sign": False, "norm": None, "dtype": np.float32}
-    analyse = partial(features, least=_SHORTEST)
-    return HashingVectorizer(n_features=_COLUMNS, analyzer=analyse, **options)
+    options["analyzer"] = partial(features, least=_SHORTEST)
+    return HashingVectorizer(n_features=_COLUMNS, **options)
 
 
 def _signed(components: FloatArray) -> FloatArray:
