@@ -287,6 +287,7 @@ class TestRotaryFactorsThatFollowTheLength:
         with caplog.at_level(logging.WARNING, "draftrec"):
             target = checked_target(build(config()))
             assert context_length(target.model) == SWITCH
+        assert "is exact up to 64 tokens" in caplog.text
         prompts = prompts_of(20, 50)
         expected = reference(config(), prompts, 12)
         assert ours(target, prompts, expected, 12, 2) == expected

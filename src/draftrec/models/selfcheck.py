@@ -7,6 +7,8 @@ as that takes a second or two; beyond, what `models.reach` read off the model's 
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -15,9 +17,11 @@ from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.errors import UnsupportedModelError
 from draftrec.models.loading import context_length
 from draftrec.models.packing import Segment
+from draftrec.models.rotary import short_limit
 from draftrec.models.target import Target, check_served
 from draftrec.tokens.tree import make_tree
 
+_LOG = logging.getLogger("draftrec")
 _SHORT, _USUAL = 6, 13
 # Weights times tokens, and layers times width times tokens squared, of all passes together.
 _MOST_WORK = {"cpu": 1.5e10, "cuda": 1e12}
@@ -44,6 +48,13 @@ def checked_target(model: PreTrainedModel) -> Target:
             "architecture."
         ) from failure
     target.slab = None
+    if limit := short_limit(model):
+        _LOG.warning(
+            "%s is exact up to %d tokens of prompt and text together, so its context ends there: "
+            "beyond, its positions depend on how a text was computed",
+            type(model).__name__,
+            limit,
+        )
     allowed = 2e-3 if model.dtype == torch.float32 else 0.3
     if not error <= allowed:
         raise UnsupportedModelError(
