@@ -263,6 +263,8 @@ def test_columns_go_by_other_names(tmp_path: Path) -> None:
     assert told(read_histories(path, "test", None, columns)) == usual
     with pytest.raises(DraftrecError, match="no column 'user' and 'items' and 'part', it has who"):
         read_histories(path, "test", None)
+    more = [{**row, "asin": 1, "sku": 2} for row in ROWS]
+    assert told(read_histories(lines(tmp_path / "m.jsonl", more), "test", None)) == usual
     path = lines(tmp_path / "i.jsonl", [{"user_id": 1, "item_id": 3, "timestamp": 5}])
     with pytest.raises(DraftrecError, match="draftrec sequences"):
         read_histories(path, "test", None)

@@ -81,10 +81,9 @@ def find_column(source: RecordSource, kind: ColumnKind, named: str | None = None
     if named is not None:
         source.require([named], mend)
         return named
-    names = source.columns()
-    if kind.usual in names:
+    if kind.usual in source.columns():
         return kind.usual
-    close = [name for name in names if _bare(name) in (*kind.synonyms, _bare(kind.usual))]
+    close = candidates(source, kind)
     if len(close) > 1:
         raise DraftrecError(
             f"{source.files[0]} has no column {kind.usual!r}, and {' and '.join(map(repr, close))} "
@@ -97,6 +96,12 @@ def find_column(source: RecordSource, kind: ColumnKind, named: str | None = None
         _SAID.add(key)
         _LOG.info("%s: column %r is read as %s", key[0], close[0], kind.usual)
     return close[0]
+
+
+def candidates(source: RecordSource, kind: ColumnKind) -> list[str]:
+    """All columns that could be meant."""
+    known = (*kind.synonyms, _bare(kind.usual))
+    return [name for name in source.columns() if _bare(name) in known]
 
 
 def need_columns(

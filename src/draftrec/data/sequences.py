@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
-from draftrec.data.columns import ITEM, ITEMS, PART, SID, USER, find_column, need_columns
+from draftrec.data.columns import ITEM, ITEMS, PART, SID, USER, candidates, need_columns
 from draftrec.data.id_columns import arrow_ids, cell_id, cell_ids, column_ids, spelt_list
 from draftrec.data.places import Place, place
 from draftrec.data.readers import RecordSource, Row, open_records
@@ -224,8 +224,8 @@ def _recent(items: Ids, most: int | None) -> Ids:
 
 def _columns(source: RecordSource, columns: SequenceColumns) -> list[str]:
     """The names of user, items and part."""
-    one = find_column(source, ITEM) if columns.items is None else None
-    mend = _MAKE if one and find_column(source, ITEMS) is None else _SEQUENCES
+    lists = columns.items or candidates(source, ITEMS)
+    mend = _MAKE if not lists and candidates(source, ITEM) else _SEQUENCES
     wanted = [
         (USER.called("user"), columns.user), (ITEMS, columns.items), (PART, columns.part)
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.data.columns import ITEM, ITEMS, USER, find_column, need_columns
+from draftrec.data.columns import ITEM, ITEMS, USER, candidates, need_columns
 from draftrec.data.id_columns import cell_id, cell_ids, spelt_list
 from draftrec.data.readers import Row, open_records
 from draftrec.data.sequences import USUAL, SequenceColumns, read_histories
@@ -189,7 +189,7 @@ def read_lists(location: str | Path, columns: SequenceColumns = USUAL) -> dict[I
     """
     source = open_records(location)
     wanted = [(USER.called("user"), columns.user), (ITEMS, columns.items)]
-    one_each = find_column(source, ITEMS) is None and find_column(source, ITEM) is not None
+    one_each = not (columns.items or candidates(source, ITEMS)) and candidates(source, ITEM)
     names = need_columns(
         source,
         wanted,
