@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +336,17 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert (pool.nbytes, len(pool)) == largest
     pool.save(tmp_path / "pool")
     assert len(Pool.load(tmp_path / "pool")) == len(pool)
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        pool = Pool("t")
+        pool.add([(np.arange(30, dtype=np.int32), "g"), (np.arange(9, dtype=np.int32), None)])
+        pool.save(tmp_path / "pool")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "pool").iterdir())
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+    assert (tmp_path / "pool").stat().st_mode & 0o777 == 0o750

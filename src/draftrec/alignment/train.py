@@ -21,6 +21,7 @@ from draftrec.alignment.dropout import stream_dropout
 from draftrec.alignment.lessons import Batch
 from draftrec.alignment.settings import TrainSettings
 from draftrec.alignment.training_files import TrainingFolder
+from draftrec.data.writers import share
 from draftrec.errors import DraftrecError
 
 
@@ -173,6 +174,7 @@ class Trainer:
             done.best_score = found.score if found else -math.inf
             if self.accelerator.is_main_process:
                 save_file(_trained(self.bare), self.folder.best)
+                share(self.folder.best.parent)
         done.seconds += time.monotonic() - started
         record |= found.metrics if found else {}
         record["seconds"] = done.seconds

@@ -9,6 +9,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager
 from itertools import islice
 from types import FrameType, TracebackType
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 import typer
 from typer.core import TyperCommand
 
+from draftrec.cli.idle import Idle, say_idle
 from draftrec.cli.messages import say, set_loudness
 from draftrec.cli.places import READ, presented
 from draftrec.data.places import Place
@@ -89,13 +91,13 @@ def _repeated(args: list[str], names: set[str]) -> list[str]:
 
 
 def command(
-    options: type[Options], cls: type[TyperCommand] | None = None
+    options: type[Options], cls: type[TyperCommand] | None = None, idle: Seq[Idle] = ()
 ) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
     """Make a command of a function whose options are the fields of a dataclass.
 
     Typer reads a signature, and one with thirty parameters helps nobody; so the fields
     (`Annotated[type, typer.Option(...)] = default`) are presented to it as one. `cls` parses the
-    command line in another way than Typer's.
+    command line in another way than Typer's. `idle`: which options do nothing beside which others.
     """
     found = get_type_hints(options, include_extras=True)
     hints = {name: presented(name, hint) for name, hint in found.items()}
@@ -116,7 +118,9 @@ def command(
     def wrap(function: Callable[[Options], int]) -> Callable[..., int]:
         def run(**values: Any) -> int:
             set_loudness(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
-            raise typer.Exit(function(options(**values)))
+            given = options(**values)
+            say_idle(given, idle)
+            raise typer.Exit(function(given))
 
         run.__doc__ = function.__doc__
         run.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": int}

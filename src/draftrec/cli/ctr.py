@@ -22,7 +22,8 @@ from draftrec.cli.common import (
     print_json,
     say,
 )
-from draftrec.cli.messages import no_bar
+from draftrec.cli.idle import Idle
+from draftrec.cli.messages import no_bar, warn
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -175,7 +176,16 @@ class CtrOptions:
     debug: DebugOption = False
 
 
-@command(CtrOptions)
+_IDLE = (
+    Idle(
+        "title_column category_column",
+        lambda o: o.save_histories is None,
+        "without --save-histories",
+    ),
+)
+
+
+@command(CtrOptions, idle=_IDLE)
 def ctr(options: CtrOptions) -> int:
     """Train click models on INTERACTIONS, with and without knowledge vectors, over several seeds.
 
@@ -273,12 +283,15 @@ def _names(columns: str | None) -> tuple[str, ...] | None:
 
 def _save_histories(options: CtrOptions, path: Place) -> int:
     from draftrec.ctr.histories import save_histories
-    from draftrec.data.events import read_events
+    from draftrec.data.events import read_events, say_untimed
     from draftrec.data.rejects import Rejects
 
     rejects = Rejects(options.user_column)
     events = read_events(options.interactions, _columns(options), rejects)
+    say_untimed(events, options.interactions)
     items = None if options.items is None else (options.items, _columns(options).item)
+    if items is None:
+        warn("without --items, histories name items by their ids, which say little to a model")
     shown = (options.title_column, options.category_column)
     users = save_histories(path, events, _cut(options), items, shown, rejects)
     say(f"histories of {users:,} users are in {path}")

@@ -27,6 +27,7 @@ from draftrec.cli.engine import (
     WorkersOption,
     cluster_of,
 )
+from draftrec.cli.idle import Idle
 from draftrec.cli.messages import no_bar
 from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.config import EncodeConfig, EncoderConfig
@@ -143,7 +144,18 @@ class EncodeOptions:
     debug: DebugOption = False
 
 
-@command(EncodeOptions)
+_HASHED = "hashed:"
+_IDLE = (
+    Idle(
+        "pooling max_tokens on_overflow device dtype",
+        lambda o: o.encoder.startswith(_HASHED),
+        "with a hashed encoder, which has no model",
+    ),
+    Idle("fit_on", lambda o: not o.encoder.startswith(_HASHED), "without a hashed encoder"),
+)
+
+
+@command(EncodeOptions, idle=_IDLE)
 def encode(options: EncodeOptions) -> int:
     """Turn TEXTS into vectors, one per entity.
 

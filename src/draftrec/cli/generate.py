@@ -20,6 +20,7 @@ from draftrec.cli.common import (
 )
 from draftrec.cli.engine import cluster_of
 from draftrec.cli.generate_options import GenerateOptions
+from draftrec.cli.idle import Idle
 from draftrec.config import (
     AcceptConfig,
     BatchConfig,
@@ -31,10 +32,38 @@ from draftrec.config import (
     RecordsConfig,
 )
 from draftrec.data.places import Place
+from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
 
+_IDLE = (
+    Idle(
+        "pool budget depth pool_lag", lambda o: o.draft == "none", "with --draft none, the baseline"
+    ),
+    Idle("pool pool_lag", lambda o: o.draft == "prompt", "with --draft prompt"),
+    Idle("top_k min_prob", lambda o: o.accept != "relaxed", "without --accept relaxed"),
+    Idle("epsilon delta", lambda o: o.accept != "typical", "without --accept typical"),
+    Idle("entropy_gate window", lambda o: o.accept != "entropy", "without --accept entropy"),
+    Idle(
+        "eos_guard tie_break max_deviations max_loss",
+        lambda o: o.accept == "strict",
+        "with --accept strict, which keeps the model's own text",
+    ),
+    Idle(
+        "sample_top_k top_p min_p typical_p seed",
+        lambda o: o.temperature == 0,
+        "with --temperature 0, which draws nothing",
+    ),
+    Idle("prompt_column", lambda o: o.template is not None, "with --template"),
+    Idle(
+        "side",
+        lambda o: o.template not in FRAMEWORKS,
+        "without one of the built-in templates, which have two sides",
+    ),
+    Idle("group_column", lambda o: o.groups is not None, "with --groups, which takes its place"),
+)
 
-@command(GenerateOptions)
+
+@command(GenerateOptions, idle=_IDLE)
 def generate(options: GenerateOptions) -> int:
     """Write a text for every record of INPUT.
 

@@ -31,6 +31,7 @@ from draftrec.cli.engine import (
     WorkersOption,
     cluster_of,
 )
+from draftrec.cli.idle import Idle
 from draftrec.cli.places import HERE, READ
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -152,7 +153,22 @@ class RecommendOptions(GenrecColumnOptions):
     debug: DebugOption = False
 
 
-@command(RecommendOptions)
+_IDLE = (
+    Idle(
+        "draft_beams draft_steps draft_items shadow",
+        lambda o: o.draft == "none",
+        "with --draft none, which is plain search",
+    ),
+    Idle(
+        "temperature seed",
+        lambda o: o.verify is Verify.STRICT,
+        "with --verify strict, which draws nothing",
+    ),
+    Idle("renormalise", lambda o: o.constraint is Legal.NONE, "with --constraint none"),
+)
+
+
+@command(RecommendOptions, idle=_IDLE)
 def recommend(options: RecommendOptions) -> int:
     """Recommend items: the K best beams of the target model, drafted and verified together."""
     from draftrec.beams.search import Interrupted

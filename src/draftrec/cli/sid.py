@@ -12,6 +12,7 @@ import typer
 
 from draftrec.cli.column_options import ItemVectorColumn, VectorColumn
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.idle import Idle
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place
 
@@ -60,7 +61,10 @@ class FitOptions:
     debug: DebugOption = False
 
 
-@command(FitOptions)
+_IDLE = (Idle("epochs dim device", lambda o: o.method is Method.RQ_KMEANS, "without rq-vae"),)
+
+
+@command(FitOptions, idle=_IDLE)
 def fit(options: FitOptions) -> int:
     """Fit semantic ids to ITEM_VECTORS: close items share their first codes."""
     from draftrec.data.sequences import check_semantic_ids_file, write_semantic_ids

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.idle import Idle
 from draftrec.cli.messages import no_bar
 from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.data.places import Place
@@ -130,7 +131,18 @@ class TuneOptions:
     debug: DebugOption = False
 
 
-@command(TuneOptions)
+_IDLE = (
+    Idle(
+        "rules budgets sample rounds trials max_loss_per_token min_similarity max_length_drift "
+        "template side chat max_new_tokens batch_size device dtype report",
+        lambda o: o.model is None,
+        "without --model",
+    ),
+    Idle("side", lambda o: o.template is None, "without --template"),
+)
+
+
+@command(TuneOptions, idle=_IDLE)
 def tune(options: TuneOptions) -> int:
     """Choose settings of `generate`, from recorded texts or with the model.
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from draftrec.ctr.features import Inputs, Prepared, Sources, prepare
 from draftrec.ctr.settings import FitSettings
 from draftrec.data.cut import PARTS, CutSettings, Samples, cut_samples, positive_of
-from draftrec.data.events import EventColumns, Events, read_events
+from draftrec.data.events import EventColumns, Events, read_events, say_untimed
 from draftrec.data.intervals import interval, paired
 from draftrec.data.readers import open_records
 from draftrec.data.rejects import Rejects
@@ -68,6 +68,7 @@ def run_study(
     _require_library()
     rejects = Rejects(job.columns.user)
     events = read_events(job.interactions, job.columns, rejects)
+    say_untimed(events, job.interactions)
     job = replace(job, cut=replace(job.cut, positive=positive_of(events, job.cut.positive)))
     samples = cut_samples(events, job.cut)
     prepared = prepare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -32,6 +33,7 @@ from draftrec.tokens.item_ids import Ids, as_whole, ids_array
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 #: A number, or a date in nanoseconds, and whether it is a date.
 _Time = tuple[Any, bool]
@@ -239,6 +241,16 @@ def _as_numbers(times: Seq[_Time]) -> tuple[Float64Array, bool]:
         return numbers, False
     ranks = {value: float(rank) for rank, value in enumerate(sorted(different))}
     return np.array([ranks[value] for value in exact], np.float64), True
+
+
+def say_untimed(events: Events, location: str) -> None:
+    """Warn where histories follow the file because nothing says when events were."""
+    if events.time is None:
+        _LOG.warning(
+            "%s has no column of times, so that events count as in the order of the file; where it "
+            "is another one, name the column of times",
+            location,
+        )
 
 
 def _sorted(read: Events) -> Events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,18 @@ def replacing(path: Place) -> Iterator[BinaryIO]:
         raise
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def share(folder: Path) -> None:
+    """Give the folder's files the rights of new files, which is what the umask says: safetensors
+    keeps others from reading what it writes."""
+    probe = folder / f".rights{TEMPORARY}"
+    probe.touch()
+    rights = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(rights)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
 from draftrec.data.places import here
-from draftrec.data.writers import replace_file
+from draftrec.data.writers import replace_file, share
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import load_model, load_tokenizer, tokenizer_fingerprint
 from draftrec.tokens.prompts import PromptFormat
@@ -83,6 +83,7 @@ def save_recommender(
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    share(Path(folder))
     replace_file(folder / INFO_FILE, (info.model_dump_json(indent=1) + "\n").encode())
 
 

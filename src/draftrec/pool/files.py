@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from draftrec.data.writers import share
 from draftrec.errors import DraftrecError, PoolMismatchError
 
 FORMAT_VERSION = 2
@@ -31,6 +32,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
+        share(new)
         _swap(folder, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
