@@ -119,8 +119,9 @@ def command(
         def run(**values: Any) -> int:
             set_loudness(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
             given = options(**values)
+            code = function(given)  # what it refuses it says in one sentence, alone
             say_idle(given, idle)
-            raise typer.Exit(function(given))
+            raise typer.Exit(code)
 
         run.__doc__ = function.__doc__
         run.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": int}

@@ -288,13 +288,13 @@ def _save_histories(options: CtrOptions, path: Place) -> int:
 
     rejects = Rejects(options.user_column)
     events = read_events(options.interactions, _columns(options), rejects)
-    say_untimed(events, options.interactions)
     items = None if options.items is None else (options.items, _columns(options).item)
-    if items is None:
-        warn("without --items, histories name items by their ids, which say little to a model")
     shown = (options.title_column, options.category_column)
     users = save_histories(path, events, _cut(options), items, shown, rejects)
     say(f"histories of {users:,} users are in {path}")
+    say_untimed(events, options.interactions)
+    if items is None:
+        warn("without --items, histories name items by their ids, which say little to a model")
     rejected = path.with_name(f"{path.name}.rejected.jsonl")
     rejects.write(rejected)
     if rejects:
