@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from draftrec.data.places import RemotePath, here, is_address, place, writable
+from draftrec.data.places import RemotePath, here, is_address, place, shown, writable
 from draftrec.data.writers import replace_file, replacing
 from draftrec.errors import DraftrecError
 
@@ -94,6 +94,9 @@ def test_names_are_those_of_paths() -> None:
 
 def test_secrets_are_not_shown() -> None:
     assert str(RemotePath("https://h/a.csv?X-Signature=s3cret")) == "https://h/a.csv"
+    assert shown("https://h/a.csv?X-Signature=s3cret") == "https://h/a.csv"
+    assert shown("./a?b") == "a?b"
+    assert shown(None) is None
     assert "s3cret" not in str(RemotePath("sftp://me:s3cret@host/a.csv"))
     assert RemotePath("https://h/a.csv?X-Signature=a.b").suffix == ".csv"
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 import uuid
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -115,6 +116,13 @@ def test_a_server_that_cannot_be_reached_is_named() -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_archives_are_read_through(here: Path) -> None:
+    with zipfile.ZipFile(here / "x.zip", "w") as archive:
+        archive.write(here / "x.jsonl", "deep/x.jsonl")
+    source = open_records(f"zip://deep/x.jsonl::file://{here / 'x.zip'}")
+    assert [row.values for row in source.rows()] == ROWS
+
+
 def test_a_damaged_file_elsewhere_is_named(there: RemotePath) -> None:
     replace_file(there / "bad.parquet", b"PAR1 no")
     with pytest.raises(DraftrecError, match=r"memory://.*bad.parquet cannot be read"):
@@ -122,7 +130,7 @@ def test_a_damaged_file_elsewhere_is_named(there: RemotePath) -> None:
 
 
 def test_templates_and_settings_lie_elsewhere_too(there: RemotePath, web: str, here: Path) -> None:
-    for name, content in (("t.j2", "Name: {{ title }}"), ("s.yaml", "a: 1")):
+    for name, content in (("t.j2", "Name: {{ title }}"), ("s.yaml", "a: x")):
         replace_file(there / name, content.encode())
         replace_file(here / name, content.encode())
     replace_file(there / "t.schema.json", b'{"type": "string"}')
@@ -132,4 +140,4 @@ def test_templates_and_settings_lie_elsewhere_too(there: RemotePath, web: str, h
     again = load_template(f"{web}/t.j2?X-Signature=s3cret", "item")
     assert again.render({"title": "x"}) == "Name: x"
     assert "s3cret" not in again.name
-    assert read_yaml(place(f"{web}/s.yaml"), "settings") == {"a": 1}
+    assert read_yaml(place(f"{web}/s.yaml"), "settings") == {"a": "x"}

@@ -32,7 +32,7 @@ from draftrec.cli.engine import (
     cluster_of,
 )
 from draftrec.cli.idle import Idle
-from draftrec.cli.places import HERE, READ
+from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
@@ -84,7 +84,9 @@ class RecommendOptions(GenrecColumnOptions):
     ]
     target: Annotated[Path, Option(metavar="DIR", help="Folder of the target model.")]
     sids: Annotated[Place, READ, Option(metavar="FILE", help="Semantic ids: item, sid.")]
-    output: Annotated[Path, Option(metavar="FILE", help="File to write: .parquet, .jsonl or .csv.")]
+    output: Annotated[
+        Place, WRITTEN, Option(metavar="FILE", help="File to write: .parquet, .jsonl or .csv.")
+    ]
     draft: Annotated[
         str,
         HERE,

@@ -7,17 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from draftrec.data.places import Place
+from draftrec.data.remote import RemotePath
+from draftrec.data.remote_lock import sole_remote_writer
 from draftrec.errors import DraftrecError
 
 
 @contextmanager
-def sole_writer(output: Path) -> Iterator[None]:
+def sole_writer(output: Place) -> Iterator[None]:
     """Hold a file or folder, which need not exist, against other processes.
 
     The lock is a file beside it, `.NAME.lock`, and ends with the process, however that ends. Makes
     the folder it lies in. Raises DraftrecError if somebody else holds it. Systems without flock go
-    without.
+    without; elsewhere than on this machine, see `draftrec.data.remote_lock`.
     """
+    if isinstance(output, RemotePath):
+        with sole_remote_writer(output.with_name(f".{output.name}.lock"), output):
+            yield
+        return
     try:
         import fcntl
     except ImportError:
@@ -47,10 +54,10 @@ def sole_writer(output: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def refuse_second_writer(output: Path) -> None:
+def refuse_second_writer(output: Place) -> None:
     """Raise DraftrecError if another process writes to `output` now, before work that would be in
     vain."""
-    if output.parent.is_dir():
+    if isinstance(output, RemotePath) or output.parent.is_dir():
         with sole_writer(output):
             pass
 

@@ -49,6 +49,11 @@ def place(location: str | Place) -> Place:
     return RemotePath(text)
 
 
+def shown(location: str | None) -> str | None:
+    """A location for people and for records: what may be secret in an address is left out."""
+    return location and str(place(location))
+
+
 def here(location: str | Place, named: str = "") -> Path:
     """The path on this machine; `named` says what asks for it, as in `--pool`.
 

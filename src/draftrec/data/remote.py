@@ -167,7 +167,7 @@ class RemotePath:
             raw = store.open(path, "rb")
         if isinstance(raw, io.BytesIO):  # in memory, all who open a file share one position
             raw = io.BytesIO(raw.getvalue())
-        stream = io.BufferedReader(_Explained(raw, self), _BUFFER_BYTES)
+        stream = io.BufferedReader(_Explained(raw, self, store), _BUFFER_BYTES)
         return stream if mode == "rb" else io.TextIOWrapper(stream, encoding=encoding)
 
     def open_seekable(self) -> BinaryIO:
@@ -396,8 +396,9 @@ def reason_of(error: BaseException) -> str:
 class _Explained(io.RawIOBase):
     """A stream of a store whose errors name the address."""
 
-    def __init__(self, stream: Any, place: RemotePath) -> None:
-        self._stream, self._place = stream, place
+    def __init__(self, stream: Any, place: RemotePath, store: Any) -> None:
+        # An archive closes with its store, which therefore has to stay.
+        self._stream, self._place, self._store = stream, place, store
 
     def readable(self) -> bool:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -132,6 +133,16 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder of files with all that is in it."""
+    if not isinstance(folder, RemotePath):
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def sync_folder(folder: Place) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from draftrec.data.places import shown
 from draftrec.data.records import Entity, Rejected
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.encode_crew import Documents, EncodeCrew, EncoderFacts, Hire, Watch
@@ -225,7 +226,11 @@ def _new_manifest(
     return EncodeManifest(
         settings=settings_of(spec),
         fingerprints=fingerprints,
-        paths={"input": spec.input, "history": spec.history, "fit_on": list(spec.fit_on)},
+        paths={
+            "input": shown(spec.input),
+            "history": shown(spec.history),
+            "fit_on": [shown(location) for location in spec.fit_on],
+        },
         versions=package_versions(),
         dim=facts.dim,
         pooling=facts.pooling,

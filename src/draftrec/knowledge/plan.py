@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftrec.config import JobConfig, RecordsConfig
-from draftrec.data.places import Place
+from draftrec.data.places import Place, shown
 from draftrec.data.readers import open_records
 from draftrec.data.records import EntityReader, GroupTable, Layout
 from draftrec.data.sides import fitted_to
@@ -82,8 +82,8 @@ class Plan:
         """The manifest of a run that has not begun."""
         spec = self.spec
         paths = {
-            "input": spec.input,
-            "template": spec.config.records.template,
+            "input": shown(spec.input),
+            "template": shown(spec.config.records.template),
             "groups": spec.groups,
             "pool": spec.pool,
             "save_pool": spec.save_pool,

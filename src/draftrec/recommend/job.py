@@ -7,11 +7,9 @@ one file. The same command continues where it stopped; other settings are refuse
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,11 @@ import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.locks import sole_writer
+from draftrec.data.places import Place
+from draftrec.data.remote_lock import check_still_held
 from draftrec.data.sequences import History
 from draftrec.data.tables import check_table_name, write_tables
-from draftrec.data.writers import replace_file, replace_parquet
+from draftrec.data.writers import remove_folder, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 from draftrec.recommend.crew import Crew, OnDone, ShouldStop
 from draftrec.recommend.output import NUMBERS, IdTypes, to_table
@@ -39,7 +39,7 @@ class RecommendJob:
     file's ids.
     """
 
-    output: Path
+    output: Place
     settings: dict[str, Any]
     shadow: float = 0.0
     overwrite: bool = False
@@ -47,11 +47,11 @@ class RecommendJob:
     ids: IdTypes = NUMBERS
 
     @property
-    def parts(self) -> Path:
+    def parts(self) -> Place:
         """The folder of finished shards."""
         return self.output.with_name(f".{self.output.name}.parts")
 
-    def facts_file(self, number: int) -> Path:
+    def facts_file(self, number: int) -> Place:
         """What the summary needs of a shard; written last, so its being there means done."""
         return self.parts / f"facts-{number:05d}.json"
 
@@ -88,6 +88,7 @@ def _run(
     answers = crew.results((parts[i] for i in left), on_done, should_stop)
     for number, found in zip(left, answers, strict=True):
         replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers, job.ids))
+        check_still_held(job.output)
         replace_file(job.facts_file(number), json.dumps(found.facts()).encode())
     facts = [json.loads(job.facts_file(i).read_bytes()) for i in range(len(parts))]
     _finish(job)
@@ -154,7 +155,7 @@ def _prepare(job: RecommendJob) -> None:
     check_output(job)
     path = job.parts / _SETTINGS
     if path.is_file() and json.loads(path.read_bytes()) != job.settings:
-        shutil.rmtree(job.parts)
+        remove_folder(job.parts)
     job.parts.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(job.settings, indent=1).encode())
 
@@ -163,4 +164,4 @@ def _finish(job: RecommendJob) -> None:
     """Make one file of all shards."""
     parts = sorted(job.parts.glob("part-*.parquet"))
     write_tables(job.output, job.ids.schema, (pq.read_table(arrow_path(path)) for path in parts))
-    shutil.rmtree(job.parts)
+    remove_folder(job.parts)

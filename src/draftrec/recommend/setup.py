@@ -43,7 +43,7 @@ class TaskSettings:
     sids: Place
     target: Path
     draft: str
-    output: Path
+    output: Place
     part: str | None = "test"
     limit: int | None = None
     shadow: float = 0.0
