@@ -65,6 +65,8 @@ REFUSED = {
     "generate in.jsonl --model m --output out --config memory://none.yaml": "none.yaml",
     "generate in.jsonl --model m --output out --template memory://none.j2": "none.j2",
     "generate in.jsonl --model m --output out --groups memory://none.csv": "none.csv",
+    "generate in.jsonl --model m --output out --json-schema memory://none.json": "none.json",
+    "generate in.jsonl --model m --output out --grammar memory://none.lark": "none.lark",
     "encode in.jsonl --encoder s3://b/model --output v.parquet": "--encoder",
     "ctr memory://none.csv --output out": "none.csv",
     "ctr in.jsonl --output s3://b/out": "--output",

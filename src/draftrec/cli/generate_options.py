@@ -219,6 +219,7 @@ class GenerateOptions:
     seed: Annotated[int, Sampling(help="Seed of the sampling.")] = _ACCEPT.seed
     json_schema: Annotated[
         str | None,
+        READ,
         Sampling(
             metavar="FILE|template",
             help="Write JSON that keeps to this JSON schema; template: the one that the template "
@@ -229,7 +230,8 @@ class GenerateOptions:
         str | None, Sampling(metavar="TEXT", help="Write texts that match this as a whole.")
     ] = None
     grammar: Annotated[
-        Path | None,
+        Place | None,
+        READ,
         Sampling(
             metavar="FILE", help="Write texts of this grammar, in Lark's or llama.cpp's form."
         ),

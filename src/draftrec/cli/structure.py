@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 from draftrec.config import RecordsConfig, StructureConfig
+from draftrec.data.places import Place, place
 from draftrec.data.templates import TEMPLATE_SCHEMA, load_template, schema_of
 from draftrec.errors import DraftrecError
 
@@ -18,7 +18,7 @@ class StructureOptions(Protocol):
     @property
     def regex(self) -> str | None: ...
     @property
-    def grammar(self) -> Path | None: ...
+    def grammar(self) -> Place | None: ...
 
 
 def structure_of(options: StructureOptions, records: RecordsConfig) -> StructureConfig:
@@ -64,11 +64,11 @@ def schema_unused(records: RecordsConfig, structure: StructureConfig) -> str | N
 def _schema(name: str, records: RecordsConfig) -> tuple[str, str]:
     """The schema's text, and where it is from."""
     if name != TEMPLATE_SCHEMA:
-        return _read(Path(name), "JSON schema"), name
+        return _read(place(name), "JSON schema"), str(place(name))
     return schema_of(records.template, records.side), f"the schema of template {records.template}"
 
 
-def _read(path: Path, what: str) -> str:
+def _read(path: Place, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
