@@ -15,6 +15,7 @@ import numpy as np
 from draftrec.core import Counts, Generation, IntArray, Request
 from draftrec.decoding.generate import Interrupted
 from draftrec.decoding.stats import StepStats, Timing
+from draftrec.models.costs import CostCurve
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
 EOS = 0
@@ -67,12 +68,21 @@ class FakeGenerator:
     dtype: str = "float32"
     cost_state: dict[str, Any] | None = None
     timing: Timing = field(default_factory=Timing)
+    threads: int = 1
     decoded: int = 0
     largest_run: int = 0
 
-    def encode(self, prompts: list[str], *, form: PromptForm) -> list[IntArray]:
+    def render(self, prompts: list[str], form: PromptForm) -> list[str]:
         day = f"{form.now:%Y-%m-%d} " if self.chat_template and self.chat_template.dated else ""
-        texts = [f"{day}<user>{p}</user>" if form.chat else p for p in prompts]
+        return [f"{day}<user>{p}</user>" if form.chat else p for p in prompts]
+
+    def cost_curve(self, longest: int) -> CostCurve:
+        return CostCurve((1, 100), (1.0, 2.0))
+
+    def encode(self, prompts: list[str], *, form: PromptForm) -> list[IntArray]:
+        if not prompts:
+            raise IndexError("as tokenizers do")
+        texts = self.render(prompts, form)
         return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) + 1 for t in texts]
 
     def decode(self, token_ids: IntArray) -> str:
@@ -84,6 +94,7 @@ class FakeGenerator:
         *,
         on_step: Callable[[StepStats], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_text: Callable[[Request, Generation], None] | None = None,
     ) -> list[Generation]:
         self.largest_run = max(self.largest_run, len(requests))
         done = []
@@ -95,6 +106,8 @@ class FakeGenerator:
             self.decoded += 1
             done.append(self._write(request))
             self.timing.verify_seconds += 0.001
+            if on_text:
+                on_text(request, done[-1])
             if on_step:
                 on_step(_one_step(done[-1], len(requests) - len(done)))
         return done
@@ -129,9 +142,10 @@ def _one_step(done: Generation, waiting: int) -> StepStats:
         active=1,
         waiting=waiting,
         finished=1,
-        rows=1,
+        rows=1 + done.counts.drafted_tokens,
         new_tokens=len(done.token_ids),
         target_calls=done.counts.target_calls,
         drafted_tokens=done.counts.drafted_tokens,
         accepted_tokens=done.counts.accepted_tokens,
+        scored=1,
     )

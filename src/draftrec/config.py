@@ -17,6 +17,10 @@ from pydantic import (
 
 Auto = Literal["auto"]
 
+# Records of a shard whose size is automatic: of the first one where the pool grows by shards, so
+# that texts are drafted after a few batches, and of the largest.
+_FIRST_RECORDS, _MOST_RECORDS = 32, 1024
+
 
 def not_allowed(error: ValidationError) -> str:
     """What is wrong with the first value that a model refused, for users of Python."""
@@ -42,6 +46,9 @@ class ModelConfig(_Frozen):
     )
     trust_remote_code: bool = Field(
         default=False, description="run Python code that comes with the model"
+    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="of the processor's for PyTorch; None: as PyTorch decides"
     )
 
 
@@ -204,6 +211,7 @@ class RecordsConfig(_Frozen):
     prompt_column: str = "prompt"
     group_column: str = "group"
     limit: Annotated[int, Field(ge=1)] | None = None
+    keep_prompts: bool = Field(default=False, description="write prompts beside the texts")
 
 
 class JobConfig(_Frozen):
@@ -211,14 +219,33 @@ class JobConfig(_Frozen):
 
     generate: GenerateConfig
     records: RecordsConfig = RecordsConfig()
-    shard_size: Annotated[int, Field(ge=1)] = Field(
-        default=1024, description="records that are written, and resumed from, together"
+    shard_size: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto",
+        description="records whose texts are written together; auto = 1024, or, where texts join "
+        "the pool with their shard, 32 at first, doubling up to that",
     )
     pool_lag: Annotated[int, Field(ge=0)] | Auto = Field(
         default=0,
         description="shards right before a shard whose texts it does not draft from; auto = those "
         "that are not finished when it begins",
     )
+
+    @property
+    def joins_at_once(self) -> bool:
+        """Whether finished texts join the pool at once: drafts do not change strict ones. Others
+        join with their shard, so that what a text drafts from is known."""
+        return self.generate.accept.accept == "strict"
+
+    def records_of_shard(self, index: int) -> int:
+        """How many records shard `index` takes, counted from 0: a matter of settings alone."""
+        if self.shard_size != "auto":
+            return self.shard_size
+        if self.joins_at_once or self.generate.draft.draft != "pool":
+            return _MOST_RECORDS
+        # As many shards as are under way together have the same size.
+        lag = 0 if self.pool_lag == "auto" else self.pool_lag
+        doublings = index // (1 + lag)
+        return min(_MOST_RECORDS, _FIRST_RECORDS << min(doublings, 16))
 
 
 class RecommendConfig(_Frozen):

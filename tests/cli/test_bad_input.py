@@ -218,7 +218,7 @@ def test_full_disk_keeps_finished_shards(command: Command, fake: dict[str, Any])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert command.said.count("\n") == 1
-    assert "part-00001.parquet" in command.said
+    assert ".journal-00001.jsonl" in command.said  # the first file that every text is written to
     assert not list(command.output.glob("*.tmp"))
     first = (command.output / "part-00000.parquet").read_bytes()
     fake.clear()

@@ -87,11 +87,11 @@ def test_signals_finish_the_step_and_the_same_command_goes_on(
     assert run(arguments(records)) == 130
     assert signal.getsignal(number) is before
     err = capsys.readouterr().err
-    assert "interrupted after 5 of 12 records; run the same command again" in err
+    assert "interrupted after 8 of 12 records, which are kept; run the same command again" in err
     assert "Traceback" not in err
     fake.clear()
     assert run(arguments(records)) == 0
-    assert "continuing after 5 of 12 records" in capsys.readouterr().err
+    assert "continuing after 8 of 12 records" in capsys.readouterr().err
 
 
 def test_the_second_signal_stops_at_once(
@@ -163,7 +163,7 @@ CONTRACT = """--model --output --template --side --chat --no-chat --draft --pool
 --save-pool --previous --budget --depth --accept --top-k --min-prob --temperature --top-p --seed
 --engine --workers --max-new-tokens --batch-size --device --dtype --compile --no-compile --limit
 --shard-size --overwrite --json --debug --config --eos-guard --tie-break --max-deviations
---max-loss"""
+--max-loss --threads --keep-prompts"""
 
 
 def test_help_explains_every_option_of_the_contract(

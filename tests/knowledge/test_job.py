@@ -210,8 +210,15 @@ class Kill:
             raise Killed
 
 
-def run_killed(spec: JobSpec, moments: list[int]) -> JobResult:
-    """Run to the end through a kill at each of the moments, counted from the last restart."""
+def tear(folder: Path, lost: int) -> None:
+    """What a crash of the machine leaves of the last things written."""
+    for path in folder.glob(".journal-*"):
+        os.truncate(path, max(0, path.stat().st_size - lost))
+
+
+def run_killed(spec: JobSpec, moments: list[int], lost: int = 0) -> JobResult:
+    """Run to the end through a kill at each of the moments, counted from the last restart; each
+    takes the last bytes of the journal with it."""
     fsync = os.fsync
     relaxed = spec.config.generate.accept.accept == "relaxed"
     for moment in moments:
@@ -221,7 +228,7 @@ def run_killed(spec: JobSpec, moments: list[int]) -> JobResult:
             try:
                 do(spec, FakeGenerator(relaxed=relaxed, on_request=kill.tick))
             except Killed:
-                continue
+                tear(spec.output, lost)
     return do(spec)
 
 
@@ -229,24 +236,27 @@ def run_killed(spec: JobSpec, moments: list[int]) -> JobResult:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    moments=st.lists(st.integers(0, 60), max_size=6), accept=st.sampled_from(["strict", "relaxed"])
+    moments=st.lists(st.integers(0, 60), max_size=6),
+    accept=st.sampled_from(["strict", "relaxed"]),
+    lost=st.sampled_from([0, 0, 1, 7, 400]),
 )
 def test_killed_jobs_end_with_the_bytes_of_an_unbroken_one(
-    tmp_path_factory: pytest.TempPathFactory, moments: list[int], accept: str
+    tmp_path_factory: pytest.TempPathFactory, moments: list[int], accept: str, lost: int
 ) -> None:
     folder = tmp_path_factory.mktemp("kill")
     write_rows(folder / "in.jsonl")
     whole = do(make_spec(folder, "whole", accept=accept)).summary
-    broken = run_killed(make_spec(folder, "broken", accept=accept), moments).summary
+    broken = run_killed(make_spec(folder, "broken", accept=accept), moments, lost).summary
     assert data_of(folder / "broken") == data_of(folder / "whole")
-    timed = ("seconds", "per_second", "peak_memory")
+    timed = ("seconds", "per_second", "peak_memory", "times_plain")
     assert {k: v for k, v in broken.items() if not any(t in k for t in timed)} == {
         k: v for k, v in whole.items() if not any(t in k for t in timed)
     }
     for path in (folder / "broken").glob("*.jsonl"):
         for line in path.read_text().splitlines():
             json.loads(line)
-    assert not list((folder / "broken").glob("*.tmp"))
+    left = {p.name for p in (folder / "broken").iterdir()}
+    assert not [name for name in left if name.endswith(".tmp") or name.startswith(".journal")]
 
 
 def test_killed_jobs_resume_from_a_given_pool_and_save_what_grew(tmp_path: Path) -> None:
@@ -288,12 +298,13 @@ def test_interruption_keeps_finished_shards_and_the_same_command_goes_on(tmp_pat
     spec = make_spec(tmp_path)
     with pytest.raises(JobInterrupted) as caught:
         do(spec, generator, should_stop=lambda: generator.decoded >= 7)
-    assert caught.value.manifest.records_done == 5
+    assert (caught.value.manifest.records_done, caught.value.kept) == (5, 2)
     assert not (tmp_path / "run" / "summary.json").exists()
     again = FakeGenerator()
     assert do(spec, again).summary["entities"] == 18
-    assert again.decoded == 13
+    assert again.decoded == 11
     assert data_of(tmp_path / "run") == data_of(tmp_path / "whole")
+    assert not list((tmp_path / "run").glob(".journal*"))
 
 
 def test_a_finished_job_run_again_writes_nothing_and_loads_no_model(tmp_path: Path) -> None:
@@ -364,12 +375,24 @@ def test_overwrite_removes_our_files_only_and_only_once_the_model_is_there(tmp_p
     assert "part-00001.parquet" not in names
 
 
-def test_a_run_without_a_finished_shard_binds_nobody(tmp_path: Path) -> None:
+def test_a_run_without_a_finished_text_binds_nobody(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    with pytest.raises(JobInterrupted):
+        do(make_spec(tmp_path), should_stop=lambda: True)
+    assert do(make_spec(tmp_path, limit=4)).summary["entities"] == 4
+
+
+def test_the_first_finished_text_binds_as_a_shard_does(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl")
     generator = FakeGenerator()
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(JobInterrupted) as caught:
         do(make_spec(tmp_path), generator, should_stop=lambda: generator.decoded >= 2)
-    assert do(make_spec(tmp_path, limit=4)).summary["entities"] == 4
+    assert caught.value.kept == 2
+    assert "limit was unset, now 4" in refusal(lambda: do(make_spec(tmp_path, limit=4)))
+    other = FakeGenerator(fingerprint={"model": "new", "tokenizer": "bytes"})
+    assert "model changed" in refusal(lambda: do(make_spec(tmp_path), other))
+    assert do(make_spec(tmp_path, limit=4, overwrite=True)).summary["entities"] == 4
+    assert not list((tmp_path / "run").glob(".journal*"))
 
 
 def test_the_cost_curve_is_measured_once_per_run(tmp_path: Path) -> None:
@@ -492,3 +515,85 @@ def test_save_pool_for_a_finished_run_points_to_the_texts(tmp_path: Path) -> Non
     do(make_spec(tmp_path))
     spec = make_spec(tmp_path, save_pool=tmp_path / "late")
     assert "pool build" in refusal(lambda: run_job(spec, local(forbidden)))
+
+
+def test_no_finished_text_is_written_twice(tmp_path: Path) -> None:
+    """Not after any number of kills, each right before a text."""
+    write_rows(tmp_path / "in.jsonl")
+    for accept in ("strict", "relaxed"):
+        spec = make_spec(tmp_path, accept, accept=accept, shard_size=12)
+        decoded: list[int] = []
+        for _ in range(40):
+            generator = FakeGenerator(relaxed=accept == "relaxed", on_request=Kill(2).tick)
+            try:
+                do(spec, generator)
+            except Killed:
+                decoded.append(generator.decoded)
+            else:
+                break
+        assert sum(decoded) + generator.decoded == 18
+        assert max(decoded) == 2
+
+
+def test_strict_texts_join_the_pool_when_they_are_finished_and_once(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    sizes: dict[str, list[int]] = {}
+    for accept in ("strict", "relaxed"):
+        pool, seen = FakePool(), sizes.setdefault(accept, [])
+        look = lambda _, pool=pool, seen=seen: seen.append(len(pool))  # noqa: E731
+        do(make_spec(tmp_path, accept, accept=accept), FakeGenerator(pool=pool, on_request=look))
+        texts = [str(ids) for ids, _ in pool.texts]
+        assert len(texts) == len(set(texts))
+    assert sizes["strict"] == list(range(18))
+    assert sizes["relaxed"] == [0] * 5 + [5] * 4 + [9] * 3 + [12] * 5 + [17]
+
+
+def test_texts_of_an_interrupted_shard_are_drafted_from_at_once(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    spec = make_spec(tmp_path, shard_size=23)
+    generator = FakeGenerator()
+    with pytest.raises(JobInterrupted):
+        do(spec, generator, should_stop=lambda: generator.decoded >= 7)
+    seen: list[int] = []
+    pool = FakePool()
+    do(spec, FakeGenerator(pool=pool, on_request=lambda _: seen.append(len(pool))))
+    assert seen == list(range(7, 18))
+
+
+def test_automatic_shards_grow_where_texts_wait_for_them(tmp_path: Path) -> None:
+    """And are a matter of settings alone, so that a run goes on at the same boundaries."""
+
+    def sizes(count: int, **options: Any) -> list[int]:
+        config = make_spec(tmp_path, shard_size="auto", **options).config
+        return [config.records_of_shard(i) for i in range(count)]
+
+    assert sizes(8, accept="relaxed") == [32, 64, 128, 256, 512, 1024, 1024, 1024]
+    assert sizes(2) == sizes(2, accept="relaxed", draft="none") == [1024, 1024]
+    lagging = make_spec(tmp_path, shard_size="auto", accept="relaxed").config
+    lagging = lagging.model_copy(update={"pool_lag": 2})
+    assert [lagging.records_of_shard(i) for i in range(7)] == [32, 32, 32, 64, 64, 64, 128]
+    write_rows(tmp_path / "in.jsonl", 150)
+    for name, moments in (("whole", []), ("broken", [40, 40, 60])):
+        run_killed(make_spec(tmp_path, name, accept="relaxed", shard_size="auto"), moments)
+    shards = json.loads((tmp_path / "broken" / "manifest.json").read_text())["shards"]
+    assert [s["records"] for s in shards] == [32, 64, 54]
+    assert data_of(tmp_path / "broken") == data_of(tmp_path / "whole")
+
+
+def test_prompts_are_kept_on_request_as_the_model_is_sent_them(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    spec = make_spec(tmp_path)
+    records = spec.config.records.model_copy(update={"keep_prompts": True})
+    kept = JobSpec(
+        config=spec.config.model_copy(update={"records": records}),
+        input=spec.input,
+        output=tmp_path / "kept",
+    )
+    for each in (spec, kept):
+        do(each, FakeGenerator(has_chat_template=True))
+    for path in sorted(spec.output.glob("part-*.parquet")):
+        plain, more = pq.read_table(path), pq.read_table(kept.output / path.name)
+        assert more.drop_columns("prompt").equals(plain)
+        assert str(more.schema.field("prompt").type) == "string"
+        ids = [i.removeprefix("u") for i in more["entity_id"].to_pylist()]
+        assert more["prompt"].to_pylist() == [f"<user>about {i}</user>" for i in ids]

@@ -21,6 +21,7 @@ from draftrec.cli.common import (
 from draftrec.cli.engine import cluster_of
 from draftrec.cli.generate_options import GenerateOptions
 from draftrec.cli.idle import Idle
+from draftrec.cli.messages import warn
 from draftrec.config import (
     AcceptConfig,
     BatchConfig,
@@ -31,7 +32,6 @@ from draftrec.config import (
     ModelConfig,
     RecordsConfig,
 )
-from draftrec.data.places import Place
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
 
@@ -101,7 +101,7 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
     values["model"] = model
     values["bad_words"] = _lines(options.bad_words) if options.bad_words else None
     values["chat_template_kwargs"] = options.chat_template_kwargs or {}
-    for name in ("budget", "batch_size"):
+    for name in ("budget", "batch_size", "shard_size"):
         values[name] = auto_or_number(name.replace("_", "-"), values[name])
     try:
         records = _pick(RecordsConfig, values)
@@ -116,7 +116,7 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
         return JobConfig(
             generate=generate,
             records=records,
-            shard_size=options.shard_size,
+            shard_size=values["shard_size"],
             pool_lag=_pool_lag(options),
         )
     except ValidationError as error:
@@ -166,31 +166,31 @@ def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) ->
     with StopSignal() as stop:
         bar = ProgressBar(stop)
         try:
-            result = _job(spec, cluster, bar, stop, metrics_port)
+            result = _job(spec, cluster, bar, metrics_port)
         except JobInterrupted as event:
             bar.end()
-            done, total = event.manifest.records_done, event.manifest.input.records
+            done, total = event.manifest.records_done + event.kept, event.manifest.input.records
             say(
-                f"interrupted after {done:,} of {total:,} records; run the same command again to "
-                f"continue"
+                f"interrupted after {done:,} of {total:,} records, which are kept; run the same "
+                f"command again to continue"
             )
             return INTERRUPTED
         finally:
             bar.end()
     if not result.fresh:
         say(f"the run in {spec.output} is already finished; nothing was changed")
-    _report(result.summary, spec.output)
+    _report(result.summary, spec)
     if as_json:
         print_json(result.summary)
     return SOME_REJECTED if result.summary["rejected"] else DONE
 
 
-def _job(spec: Any, cluster: Any, bar: Any, stop: StopSignal, metrics_port: int | None) -> Any:
+def _job(spec: Any, cluster: Any, bar: Any, metrics_port: int | None) -> Any:
     """Run it, with its metrics served while it runs if a port is given."""
     from draftrec.knowledge.job import run_job
 
     if metrics_port is None:
-        return run_job(spec, _hire(cluster, bar.note), bar, stop)
+        return run_job(spec, _hire(cluster, bar.note), bar, bar.should_stop)
     from draftrec.serve.job_metrics import MeasuredJob, served
     from draftrec.serve.metrics import ServiceMetrics
 
@@ -198,7 +198,7 @@ def _job(spec: Any, cluster: Any, bar: Any, stop: StopSignal, metrics_port: int 
     with served(watcher.metrics, metrics_port) as port:
         say(f"metrics are at http://127.0.0.1:{port}/metrics while the job runs")
         hire = _hire(cluster, bar.note, watcher.loader)
-        return run_job(spec, hire, watcher, stop)
+        return run_job(spec, hire, watcher, bar.should_stop)
 
 
 def _hire(cluster: Any, note: Any, seen: Any = None) -> Any:
@@ -213,13 +213,21 @@ def _hire(cluster: Any, note: Any, seen: Any = None) -> Any:
     return local(seen(load_generator) if seen else load_generator)
 
 
-def _report(summary: dict[str, Any], output: Place) -> None:
+def _report(summary: dict[str, Any], spec: Any) -> None:
+    from draftrec.cli.progress import duration
+    from draftrec.knowledge.account import Endings, lines
+
+    output = spec.output
     say(
-        f"{summary['entities']:,} texts in {output}: {summary['new_tokens']:,} tokens, "
-        f"{summary['tokens_per_call']:.2f} per call, {summary['acceptance_rate']:.0%} of drafts "
-        f"accepted, {summary['tokens_per_second']:,.0f} tokens/s"
+        f"{summary['entities']:,} texts in {output}: {summary['new_tokens']:,} tokens in "
+        f"{duration(summary['wall_seconds'])}, {summary['tokens_per_second']:,.0f} tokens/s"
     )
     if summary["kept"]:
         say(f"{summary['kept']:,} of them are the previous run's, their prompts being unchanged")
+    for line in lines(summary):
+        say(line)
+    counts = [summary[name] for name in ("entities", "cut_texts", "empty_texts", "looping_texts")]
+    if warning := Endings(*counts).warning(spec.config.generate.batch.max_new_tokens):
+        warn(warning)
     if summary["rejected"]:
         say(f"{summary['rejected']:,} records were rejected, see {output / 'rejected.jsonl'}")

@@ -44,7 +44,7 @@ Machine = partial(Option, rich_help_panel=MODEL_PANEL)
 Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 _ACCEPT, _DRAFT, _BATCH, _RECORDS = AcceptConfig(), DraftConfig(), BatchConfig(), RecordsConfig()
 _TARGET = ModelConfig(model="")
-_SHARD_SIZE: int = JobConfig.model_fields["shard_size"].default
+_SHARD_SIZE: int | str = JobConfig.model_fields["shard_size"].default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,10 +296,22 @@ class GenerateOptions:
             help="Run Python code that comes with the model.",
         ),
     ] = _TARGET.trust_remote_code
+    threads: Annotated[
+        int | None,
+        Machine(help="Threads of the processor's for PyTorch.", show_default="as PyTorch decides"),
+    ] = _TARGET.threads
 
     shard_size: Annotated[
-        int, Output(help="Records that are written, and resumed from, together.")
-    ] = _SHARD_SIZE
+        str,
+        Output(
+            metavar="auto|N",
+            help="Records whose texts are written together; auto: 1024, or growing up to that "
+            "where texts join the pool with their shard (other than strict).",
+        ),
+    ] = str(_SHARD_SIZE)
+    keep_prompts: Annotated[
+        bool, Output("--keep-prompts", help="Write the prompts beside the texts.")
+    ] = _RECORDS.keep_prompts
     overwrite: Annotated[
         bool, Output("--overwrite", help="Give up the run that is in --output.")
     ] = False

@@ -9,21 +9,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from draftrec.cli.common import StopSignal, say
-from draftrec.cli.messages import no_bar
+from draftrec.cli.messages import no_bar, warn
 from draftrec.knowledge.job import Watcher
 from draftrec.knowledge.manifest import Manifest
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import StepStats
+    from draftrec.decoding.stats import Spent, StepStats
 
-_LOG_SECONDS = 10.0
+_LOG_SECONDS = 30.0
 
 
 class ProgressBar(Watcher):
-    """Records done, tokens per second, tokens per call, acceptance and time left.
+    """Records done, tokens per second, tokens per call, acceptance, how many times as fast as
+    plain decoding that is, and time left.
 
-    A terminal gets a bar; a log file gets a line now and then. Arms `stop` once decoding begins:
-    from then on a signal finishes the step first.
+    A terminal gets a bar; a log file gets a line at least every half minute. Arms `stop` once
+    decoding begins: from then on a signal finishes the step first.
     """
 
     def __init__(self, stop: StopSignal) -> None:
@@ -40,37 +41,50 @@ class ProgressBar(Watcher):
         )
         self._task = self._bar.add_task("texts", total=None, rates="")
         self._start = self._logged = time.monotonic()
-        self._done = self._tokens = self._calls = self._drafted = self._accepted = 0
+        self._done = self._total = 0
+        self._tokens = self._calls = self._drafted = self._accepted = 0
+        self._spent: Spent | None = None
+
+    def should_stop(self) -> bool:
+        """Whether a signal asked to stop. Asked often, so it is the time to log a line, too."""
+        now = time.monotonic()
+        if self._bar.disable and self._stop.armed and now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            say(f"{self._done:,} of {self._total:,} records, {self._rates()}")
+        return self._stop()
 
     def note(self, text: str) -> None:
-        """Say it before the bar starts."""
+        """Say it; a bar keeps below it."""
         say(text)
 
-    def begin(self, manifest: Manifest) -> None:
+    def warn(self, text: str) -> None:
+        """Say it so that --quiet does not hide it."""
+        warn(text)
+
+    def begin(self, manifest: Manifest, kept: int) -> None:
         """Show where the job stands, and start the clock."""
-        self._done = manifest.records_done
+        self._done, self._total = manifest.records_done + kept, manifest.input.records
         self._start = self._logged = time.monotonic()
         if self._done:
-            say(f"continuing after {_progress(manifest)}")
-        self._bar.update(self._task, total=manifest.input.records, completed=self._done)
+            say(f"continuing after {self._done:,} of {self._total:,} records")
+        self._bar.update(self._task, total=self._total, completed=self._done)
         self._bar.start()
         self._stop.armed = True
 
     def step(self, step: StepStats) -> None:
         """Count a step and redraw (the bar itself limits how often)."""
+        self._done += step.finished
         self._tokens += step.new_tokens
         self._calls += step.target_calls
         self._drafted += step.drafted_tokens
         self._accepted += step.accepted_tokens
-        self._bar.update(self._task, advance=step.finished, rates=self._rates())
+        self._spent = step.spent if self._spent is None else self._spent + step.spent
+        self._bar.update(self._task, completed=self._done, rates=self._rates())
 
     def shard(self, manifest: Manifest) -> None:
-        """Set the count right (rejected records pass without a step), and log a line if due."""
-        self._bar.update(self._task, completed=manifest.records_done)
-        now = time.monotonic()
-        if self._bar.disable and now - self._logged >= _LOG_SECONDS:
-            self._logged = now
-            say(f"{_progress(manifest)}, {self._rates()}")
+        """Set the count right: rejected records pass without a step."""
+        self._done = max(self._done, manifest.records_done)
+        self._bar.update(self._task, completed=self._done)
 
     def end(self) -> None:
         """Leave the terminal as it was."""
@@ -80,11 +94,19 @@ class ProgressBar(Watcher):
         seconds = max(time.monotonic() - self._start, 1e-9)
         accepted = self._accepted / self._drafted if self._drafted else 0.0
         per_call = self._tokens / self._calls if self._calls else 0.0
+        times = self._spent.times_plain if self._spent else None
+        speed = f", {times:.2f} times plain" if times is not None else ""
         return (
             f"{self._tokens / seconds:,.0f} tokens/s, {per_call:.2f} tokens/call, "
-            f"{accepted:.0%} accepted"
+            f"{accepted:.0%} accepted{speed}"
         )
 
 
-def _progress(manifest: Manifest) -> str:
-    return f"{manifest.records_done:,} of {manifest.input.records:,} records"
+def duration(seconds: float) -> str:
+    """As people write it: 8.3 s, 2 min 05 s, 3 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -50,6 +50,9 @@ class Engine:
     stops: StopStrings | None = None
     certain: Callable[[Seq[RunningSequence], int, int], list[DraftTree]] | None = None
     timing: Timing = field(default_factory=Timing)
+    on_text: Callable[[Request, Generation], None] | None = None
+    """Is told of every text in the step that finishes it; what it adds to a pool is drafted from in
+    the next step, by texts under way as well."""
 
 
 def generate(
@@ -138,10 +141,10 @@ def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
         propose, limit = engine.drafter.draft, engine.budget.limit()
         if limit == 0 and engine.certain:
             propose, limit = engine.certain, engine.budget.most
-        depth = min(engine.depth, max(s.room for s in ready) - 1)
-        if limit == 0 or depth <= 0:
+        if limit == 0 or max(s.room for s in ready) <= 1:
             return {s.slot: EMPTY_TREE for s in ready}
-        trees = propose(ready, limit, depth)
+        # Not as deep as the longest of them has room for: a tree must not depend on its neighbours.
+        trees = propose(ready, limit, engine.depth)
         trees = [_within(t, _levels(engine, s)) for t, s in zip(trees, ready, strict=True)]
         trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
     return {s.slot: t for s, t in zip(ready, trees, strict=True)}
@@ -206,11 +209,13 @@ def finish_step(
     rows = sum(s.rows for _, s in pairs)
     if rows == sum(1 + len(t) for t in trees):  # prompt rows would blur what a draft row costs
         engine.budget.observe(trees, verdicts, rows)
+    for sequence in batch.retire():
+        engine.drafter.stop(sequence)
+        if engine.on_text:
+            engine.on_text(sequence.request, batch.results[sequence.order])
     if on_step:
         active = [q for q, _ in pairs]
         on_step(stats.step_stats(active, len(batch.waiting), rows, trees, verdicts))
-    for sequence in batch.retire():
-        engine.drafter.stop(sequence)
 
 
 def _levels(engine: Engine, sequence: RunningSequence) -> int:

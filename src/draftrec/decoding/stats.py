@@ -17,6 +17,7 @@ from draftrec.decoding.batch import RunningSequence
 
 _SUMS = (
     "finished",
+    "scored",
     "rows",
     "new_tokens",
     "target_calls",
@@ -24,6 +25,9 @@ _SUMS = (
     "accepted_tokens",
     "draft_calls",
     "relaxed_tokens",
+    "cut",
+    "empty",
+    "looping",
 )
 
 
@@ -54,13 +58,45 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds: of drafting, verifying and computing prompts, as measured; of the verifying passes
+    by the cost curve, and of those that would have written the same tokens without drafts."""
+
+    draft: float = 0.0
+    verify: float = 0.0
+    prefill: float = 0.0
+    passes: float = 0.0
+    plain: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(getattr(self, f) + getattr(other, f) for f in _SPENT))
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(*(getattr(self, f) - getattr(other, f) for f in _SPENT))
+
+    @property
+    def times_plain(self) -> float | None:
+        """How many times as long the same texts would have taken without drafts; None where nothing
+        is known. The curve says how passes compare, the clock how long they take here."""
+        if not self.passes:
+            return None
+        plain = self.prefill + self.verify * self.plain / self.passes
+        return plain / (self.prefill + self.verify + self.draft)
+
+
+_SPENT = ("draft", "verify", "prefill", "passes", "plain")
+
+
+@dataclass(frozen=True, slots=True)
 class StepStats:
     """One step of the whole batch.
 
-    `draft_calls`: drafts that were not empty. `accepted_by_source` follows `core.SOURCES`;
-    `accepted_by_depth[d]`: accepted tokens that lay `d` below the draft's first; `by_group`:
-    drafted and accepted tokens by group, "" for texts without one. `kv_tokens`: rows that the
-    running texts hold in the KV slab.
+    `scored`: sequences whose scores were asked for, one row and their draft's each; other `rows`
+    are those of prompts. `draft_calls`: drafts that were not empty. `accepted_by_source` follows
+    `core.SOURCES`; `accepted_by_depth[d]`: accepted tokens that lay `d` below the draft's first;
+    `by_group`: drafted and accepted tokens by group, "" for texts without one. `kv_tokens`: rows
+    that the running texts hold in the KV slab. A job adds what the step took (`spent`) and how its
+    `finished` texts ended: `cut` at their limit, `empty`, `looping`.
     """
 
     active: int
@@ -74,9 +110,14 @@ class StepStats:
     draft_calls: int = 0
     relaxed_tokens: int = 0
     kv_tokens: int = 0
+    scored: int = 0
     accepted_by_source: tuple[int, ...] = (0,) * len(SOURCES)
     accepted_by_depth: tuple[int, ...] = ()
     by_group: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    spent: Spent = Spent()
+    cut: int = 0
+    empty: int = 0
+    looping: int = 0
 
 
 def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None:
@@ -118,6 +159,7 @@ def step_stats(
         draft_calls=sum(n > 0 for n in drafted),
         relaxed_tokens=sum(v.relaxed for v in verdicts),
         kv_tokens=sum(s.computed for s in active),
+        scored=len(trees),
         accepted_by_source=_by_source(trees, verdicts),
         accepted_by_depth=tuple(sum(n > d for n in accepted) for d in range(longest)),
         by_group=_by_group(active, drafted, accepted),
@@ -137,6 +179,7 @@ def summed(steps: Seq[StepStats]) -> StepStats:
         accepted_by_source=tuple(map(sum, sources)),
         accepted_by_depth=tuple(map(sum, depths)),
         by_group=_summed_groups(steps),
+        spent=sum((s.spent for s in steps), Spent()),
     )
 
 

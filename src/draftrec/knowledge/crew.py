@@ -16,6 +16,7 @@ from draftrec.knowledge.worker import (
     ShouldStop,
     TextGenerator,
     TextsOf,
+    worker_of,
 )
 
 Loader = Callable[[JobSpec, dict[str, Any] | None], TextGenerator]
@@ -78,7 +79,7 @@ class LocalCrew:
         on_step: OnStep,
         should_stop: ShouldStop | None,
     ) -> Iterator[ShardResult]:
-        # The decoding floor needs PyTorch, which reading and checking must not wait for.
+        # The loop needs PyTorch, which reading and checking must not wait for.
         from draftrec.decoding.generate import Interrupted
 
         for task in tasks:
@@ -103,6 +104,7 @@ def local(load: Loader) -> Hire:
     """The crew whose only worker has the generator that `load` makes."""
 
     def hire(plan: Plan, cost_state: dict[str, Any] | None) -> Crew:
-        return LocalCrew(ShardWorker(load(plan.spec, cost_state), plan.previous))
+        generator = load(plan.spec, cost_state)
+        return LocalCrew(worker_of(plan.spec, generator, plan.previous))
 
     return hire

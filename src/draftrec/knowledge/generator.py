@@ -94,11 +94,13 @@ class Generator:
                 "wrote it, or build a pool for this one."
             )
         if config.draft.draft != "none":
+            _LOG.info("preparing the index of texts (compiled at its first use)")
             warm_up()
         self._said_special = False
         self.costs: dict[BatchConfig, dict[str, Any]] = {}
         self.timing = Timing()
         self.cost_state = cost_state
+        self._coarse: tuple[int, CostCurve] | None = None
 
     @classmethod
     def from_pretrained(
@@ -124,6 +126,9 @@ class Generator:
             raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
         config = config or make_config(str(model), **settings)
         check_structure(config.structure)  # before the model, which may take minutes
+        if config.target.threads:
+            torch.set_num_threads(config.target.threads)
+        _LOG.info("loading the model %s", config.target.model)
         tokenizer = loading.load_tokenizer_of(config.target)
         if isinstance(pool, str | Path):
             pool = Pool.load(Path(pool), loading.tokenizer_fingerprint(tokenizer))
@@ -131,6 +136,7 @@ class Generator:
         fingerprint = fingerprint_of(loaded, tokenizer)
         if not config.target.compile:  # the compiler cannot look into packed weights
             prepack(loaded)
+        _LOG.info("checking that the model is run as it runs by itself")
         target = checked_target(loaded)
         if config.target.compile:
             target.compile()
@@ -169,6 +175,15 @@ class Generator:
     def chat_template(self) -> ChatTemplate | None:
         """What a job records of the tokenizer's chat template."""
         return chat_template(self.tokenizer)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the processor's that PyTorch uses."""
+        return torch.get_num_threads()
+
+    def render(self, prompts: Seq[str], form: PromptForm) -> list[str]:
+        """The prompts as the model is sent them, without what the tokenizer adds by itself."""
+        return PromptEncoder(self.tokenizer, form).render(prompts)
 
     def encode(
         self, prompts: Seq[str], *, chat: bool = False, form: PromptForm | None = None
@@ -257,8 +272,10 @@ class Generator:
         *,
         on_step: Callable[[StepStats], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_text: Callable[[Request, Generation], None] | None = None,
     ) -> list[Generation]:
-        """One text per request, in order; the pool is read and not grown.
+        """One text per request, in order; the pool is read and not grown. `on_text` is told of each
+        when it is finished; if it commits the text, running ones draft from it in the next step.
 
         Raises DraftrecError for a prompt without room, `Interrupted` when asked to stop.
         """
@@ -277,12 +294,28 @@ class Generator:
         if not requests:
             return []
         longest = max(len(r.prompt_ids) for r in requests)
-        return loop.generate(self.engine(longest), requests, on_step, should_stop)
+        engine = self.engine(longest)
+        engine.on_text = on_text
+        return loop.generate(engine, requests, on_step, should_stop)
 
     def commit(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
-        """Let later runs draft from these (token_ids, group) texts."""
+        """Draft from these (token_ids, group) texts as well from now on."""
         if self.pool is not None:
-            self.pool.add(texts)
+            with self.timing.drafting():
+                self.pool.add(texts)
+
+    def cost_curve(self, longest: int) -> CostCurve | None:
+        """Seconds of a pass by its rows, prompts being of at most `longest` tokens; None where
+        nothing is drafted. With a fixed budget, which needs no curve, a coarser one."""
+        draft = self.config.draft
+        if draft.draft == "none":
+            return None
+        slots = self._slots(longest)
+        if draft.budget == "auto":
+            return self._cost_curve(slots, longest)
+        if self._coarse is None or self._coarse[0] != slots:
+            self._coarse = slots, self._measure(slots, longest, draft.budget, seconds=1.0)
+        return self._coarse[1]
 
     def engine(self, longest: int) -> loop.Engine:
         """A new engine for prompts of at most `longest` tokens. Measures what passes cost where the
@@ -343,12 +376,16 @@ class Generator:
         if self.cost_state is None or self.cost_state["slots"] != slots:
             self.cost_state = {"slots": slots}
         if "rows" not in self.cost_state:
-            context = longest + min(self.config.batch.max_new_tokens, 256) // 2
-            context = max(1, min(context, self.context_length - 66))
-            nodes = max(0, min(64, self.context_length - context - 1))
-            curve = measure_cost(self.target, slots, context, nodes=nodes)
-            self.cost_state |= curve.to_json()
+            self.cost_state |= self._measure(slots, longest).to_json()
         return CostCurve.from_json(self.cost_state)
+
+    def _measure(self, slots: int, longest: int, most: int = 64, seconds: float = 4.0) -> CostCurve:
+        """What passes cost, with at most `most` draft nodes per sequence."""
+        _LOG.info("measuring what a pass of the model costs")
+        context = longest + min(self.config.batch.max_new_tokens, 256) // 2
+        context = max(1, min(context, self.context_length - 66))
+        nodes = max(0, min(64, most, self.context_length - context - 1))
+        return measure_cost(self.target, slots, context, nodes=nodes, seconds=seconds)
 
     def _slots(self, longest: int) -> int:
         """Sequences that run together: as asked, or as many as a share of free memory holds."""

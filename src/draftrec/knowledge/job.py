@@ -1,18 +1,20 @@
 """The job: read a shard, have it done, write it, say so in the manifest, let the pool grow.
 
-The shard is the unit of work and of resume. A shard's drafts depend only on the pool as it was
-given and on the shards before it, so an interrupted job that goes on writes the same bytes as one
-that was never interrupted.
+The shard is the unit of writing. What a text says depends on no draft (strict), or on the pool as
+it was given and on the shards before its own (other rules), so an interrupted job that goes on
+writes the same bytes as one that was never interrupted. Of a shard that is not finished, a journal
+keeps the texts that are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
+from draftrec.knowledge.account import Endings
 from draftrec.knowledge.crew import Crew, Hire, Stopped
 from draftrec.knowledge.manifest import Manifest, differences
 from draftrec.knowledge.metrics import Metrics
@@ -25,14 +27,22 @@ if TYPE_CHECKING:
     from draftrec.decoding.stats import StepStats
 
 
+# Texts after which it can be said how most of them end.
+_ENOUGH = 16
+
+
 class Watcher:
     """Is told how the job gets on. This one does not care; the command line draws a bar."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
-    def begin(self, manifest: Manifest) -> None:
-        """The model is ready; `manifest` says what earlier runs of the job have done."""
+    def warn(self, text: str) -> None:
+        """Something that is probably not as the user wants it."""
+
+    def begin(self, manifest: Manifest, kept: int) -> None:
+        """The model is ready; `manifest` says what earlier runs of the job have done, and `kept`
+        how many texts they left of shards that are not finished."""
 
     def step(self, step: StepStats) -> None:
         """One decoding step of the whole batch is over; on a cluster, all steps of a shard."""
@@ -50,11 +60,12 @@ class JobResult:
 
 
 class JobInterrupted(Exception):
-    """The job stopped on request; its manifest says how far it came."""
+    """The job stopped on request; its manifest says how far it came, and `kept` how many texts it
+    leaves of shards that are not finished."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, kept: int) -> None:
         super().__init__("interrupted")
-        self.manifest = manifest
+        self.manifest, self.kept = manifest, kept
 
 
 def run_job(
@@ -65,7 +76,7 @@ def run_job(
 ) -> JobResult:
     """Run a job, or what is left of it. `hire` finds a crew for it, if one is needed at all."""
     plan = Plan(spec)
-    folder = RunFolder(spec.output)
+    folder = RunFolder(spec.output, keep_prompts=spec.config.records.keep_prompts)
     if folder.manifest() is None:
         plan.check()  # before a folder is created for it
     with folder.locked():
@@ -93,6 +104,7 @@ def run_job(
 def _started(plan: Plan, folder: RunFolder, facts: Facts, form: PromptForm) -> Manifest:
     """A new run, in place of what --overwrite gives up."""
     manifest = plan.manifest(facts)
+    manifest.chat = form.chat
     manifest.fingerprints |= _chat_fingerprint(facts, form)
     if form.chat and facts.chat_template and facts.chat_template.dated:
         manifest.chat_date = form.now
@@ -145,29 +157,35 @@ class _Run:
     crew: Crew
     watcher: Watcher
     form: PromptForm
+    _seen: Endings = field(default_factory=Endings)
+    _warned: bool = False
 
     def shards(self, should_stop: Callable[[], bool] | None) -> None:
         """Do all that are left. Raises JobInterrupted once `should_stop()` is true."""
         tasks = self._tasks()
-        self.watcher.begin(self.manifest)
+        self.watcher.begin(self.manifest, self._kept())
         self.metrics = Metrics(self.folder, self.manifest)
         try:
             for result in self.crew.results(tasks, self.folder.texts, self._step, should_stop):
                 self._commit(result)
             self._tell_kept()
         except Stopped:
-            raise JobInterrupted(self.manifest) from None
+            self.metrics.flush()
+            raise JobInterrupted(self.manifest, self._kept()) from None
+
+    def _kept(self) -> int:
+        return self.folder.journaled(len(self.manifest.shards))
 
     def _tasks(self) -> Iterator[ShardTask]:
         """What is left to do, read as it is asked for."""
         keep = self._keep = self._may_keep()
         reader = replace(self.plan.reader, skip=self.manifest.records_done)
-        records, size = iter(reader), self.plan.spec.config.shard_size
-        blocks = iter(lambda: list(islice(records, size)), [])
+        records, size = iter(reader), self.plan.spec.config.records_of_shard
         numbers = count(len(self.manifest.shards))
+        blocks = ((i, list(islice(records, size(i)))) for i in numbers)
         return (
             ShardTask(i, block, self._known(i), self.form, keep)
-            for i, block in zip(numbers, blocks, strict=False)
+            for i, block in takewhile(lambda numbered: numbered[1], blocks)
         )
 
     def _known(self, index: int) -> int:
@@ -215,11 +233,27 @@ class _Run:
         manifest.rejected_size = size
         manifest.totals.add(result.new, rejected=len(result.rejected), kept=result.kept)
         manifest.totals.earlier += result.earlier
+        manifest.totals.end(result.endings)
         manifest.cost_state = result.cost_state
         self.metrics.shard(result.cost)
         self.folder.write_manifest(manifest)
+        self.folder.journal(len(manifest.shards) - 1).unlink(missing_ok=True)
         self.watcher.shard(manifest)
 
     def _step(self, step: StepStats) -> None:
         self.metrics.step(step)
         self.watcher.step(step)
+        if step.finished and not self._warned:
+            self._look_at_texts(step)
+
+    def _look_at_texts(self, step: StepStats) -> None:
+        """Warn once, while there is time to stop, if most texts are not what anybody wants."""
+        seen = self._seen
+        seen.texts += step.finished
+        seen.cut, seen.empty = seen.cut + step.cut, seen.empty + step.empty
+        seen.looping += step.looping
+        if seen.texts < _ENOUGH:
+            return
+        if warning := seen.warning(self.plan.spec.config.generate.batch.max_new_tokens):
+            self._warned = True
+            self.watcher.warn(f"so far, {warning}")

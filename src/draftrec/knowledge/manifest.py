@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from draftrec.config import GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES, Generation
 from draftrec.data.places import Place
+from draftrec.decoding.stats import Spent
 from draftrec.errors import DraftrecError
+from draftrec.knowledge.account import Endings, exactness, pool_note
 
 State = TypeVar("State", bound=BaseModel)
 
@@ -39,8 +41,10 @@ class ShardEntry(_Part):
 class Totals(_Part):
     """Sums over all finished shards, however many times the job was interrupted.
 
-    `kept` of the `entities` stayed as an earlier run wrote them; the other sums leave them out.
-    That run had written for `earlier` of them.
+    `kept` of the `entities` stayed as an earlier run wrote them; the other sums leave them out, but
+    for `cut_texts`, `empty_texts` and `looping_texts`. That run had written for `earlier` of them.
+    `curve_seconds` and `plain_seconds`: the verifying passes by the cost curve, and those that
+    would have done without drafts.
     """
 
     entities: int = 0
@@ -59,6 +63,11 @@ class Totals(_Part):
     verify_seconds: float = 0.0
     prefill_seconds: float = 0.0
     peak_memory_bytes: int = 0
+    curve_seconds: float = 0.0
+    plain_seconds: float = 0.0
+    cut_texts: int = 0
+    empty_texts: int = 0
+    looping_texts: int = 0
 
     @field_validator("accepted_by_source")
     @classmethod
@@ -81,6 +90,28 @@ class Totals(_Part):
             self.relaxed_tokens += counts.relaxed_tokens
             for i, n in enumerate(counts.accepted_by_source):
                 self.accepted_by_source[i] += n
+
+    def end(self, endings: Endings) -> None:
+        """Count how the texts of one shard ended, those kept included."""
+        self.cut_texts += endings.cut
+        self.empty_texts += endings.empty
+        self.looping_texts += endings.looping
+
+    @property
+    def spent(self) -> Spent:
+        """The seconds, as parts of passes."""
+        return Spent(
+            self.draft_seconds,
+            self.verify_seconds,
+            self.prefill_seconds,
+            self.curve_seconds,
+            self.plain_seconds,
+        )
+
+    @property
+    def endings(self) -> Endings:
+        """How all texts so far ended."""
+        return Endings(self.entities, self.cut_texts, self.empty_texts, self.looping_texts)
 
     def rates(self) -> dict[str, float]:
         """What the counts mean; 0 where nothing was counted."""
@@ -119,6 +150,8 @@ class Manifest(_Part):
     device: str = ""
     dtype: str = ""
     chat_date: datetime | None = None
+    chat: bool | None = None
+    threads: int | None = None
     shards: list[ShardEntry] = Field(default_factory=list)
     rejected_size: int = 0
     totals: Totals = Field(default_factory=Totals)
@@ -137,11 +170,35 @@ class Manifest(_Part):
 
     def summary(self) -> dict[str, Any]:
         """The content of `summary.json`."""
-        totals = self.totals.model_dump()
+        totals = self.totals.model_dump(exclude={"curve_seconds", "plain_seconds"})
         by_source = dict(zip(SOURCES, totals.pop("accepted_by_source"), strict=True))
         names = {name: self.settings[name] for name in ("model", "accept", "draft")}
-        where = {"device": self.device, "dtype": self.dtype}
-        return {**totals, **self.totals.rates(), "accepted_by_source": by_source, **where, **names}
+        where = {"device": self.device, "dtype": self.dtype, "threads": self.threads}
+        shares = {name: _ratio(n, self.totals.new_tokens) for name, n in by_source.items()}
+        times, kind = self._times_plain()
+        found = {
+            **totals,
+            **self.totals.rates(),
+            "accepted_by_source": by_source,
+            **where,
+            **names,
+            "times_plain": times,
+            "times_plain_kind": kind,
+            "share_by_source": shares,
+            "pool_share": shares["group"] + shares["all"],
+            "chat": self.chat,
+            "exact": exactness(names["accept"], self.dtype),
+        }
+        known = {**recorded_settings(self), "known": self.fingerprints.get("pool") is not None}
+        return {**found, "pool_note": pool_note(found, known, self.cost_state)}
+
+    def _times_plain(self) -> tuple[float | None, str]:
+        """How many times as long as it took the job would have taken without drafts. None for a run
+        that an earlier version wrote, which did not look at that."""
+        totals = self.totals
+        if self.settings["draft"] == "none" or not totals.new_tokens:
+            return 1.0, "measured"
+        return totals.spent.times_plain, "estimated"
 
 
 def read_manifest(path: Place) -> Manifest | None:
@@ -202,7 +259,7 @@ def differences(
     found: list[str] = []
     recorded = recorded_settings(then)
     drafts_decide = settings["accept"] != "strict" and settings["draft"] == "pool"
-    without = set() if drafts_decide else {"pool_lag"}
+    without = {"threads"} if drafts_decide else {"threads", "pool_lag"}
     for name in sorted({*then.settings, *settings} - without):
         old, new = recorded.get(name), settings.get(name)
         if old != new:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from draftrec.core import SOURCES
+from draftrec.decoding.stats import Spent
 from draftrec.knowledge.manifest import Manifest, Totals
 from draftrec.knowledge.shards import RunFolder
 
@@ -30,12 +31,12 @@ _STEP_COUNTS = (
 
 @dataclass(frozen=True, slots=True)
 class ShardCost:
-    """What a shard took of its worker: seconds, and the most bytes in use so far."""
+    """What a shard took of its worker, in earlier lives as well: seconds, and the most bytes in use
+    so far. `earlier_seconds` went by in lives that ended before the job was run again."""
 
-    draft_seconds: float
-    verify_seconds: float
-    prefill_seconds: float
+    spent: Spent
     peak_memory_bytes: int
+    earlier_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -79,15 +80,21 @@ class Metrics:
         totals, before = self._manifest.totals, self._before
         now = time.perf_counter()
         self._write_steps(now)
-        totals.wall_seconds += now - self._shard_start
-        totals.draft_seconds += cost.draft_seconds
-        totals.verify_seconds += cost.verify_seconds
-        totals.prefill_seconds += cost.prefill_seconds
+        totals.wall_seconds += now - self._shard_start + cost.earlier_seconds
+        totals.draft_seconds += cost.spent.draft
+        totals.verify_seconds += cost.spent.verify
+        totals.prefill_seconds += cost.spent.prefill
+        totals.curve_seconds += cost.spent.passes
+        totals.plain_seconds += cost.spent.plain
         totals.peak_memory_bytes = max(totals.peak_memory_bytes, cost.peak_memory_bytes)
         self._shard_start = now
         self._before = totals.model_copy(deep=True)
         spent = _difference(totals, before)
         self._write("shard", {"shard": len(self._manifest.shards) - 1, **spent})
+
+    def flush(self) -> None:
+        """Write what has gathered: the job stops here."""
+        self._write_steps(time.perf_counter())
 
     def _write_steps(self, now: float) -> None:
         steps, self._steps = self._steps, _Steps(now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from draftrec.knowledge.worker import Facts
 
 
+_LOG = logging.getLogger(__name__)
+# Reading through so much takes a moment that should have a name.
+_LARGE_BYTES = 16 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What to do: the settings, and the files that they are applied to."""
@@ -53,7 +59,7 @@ class Plan:
         self.source, template = self.reader.source, self.reader.layout.template
         spec = replace(spec, config=spec.config.model_copy(update={"records": records}))
         self.spec = spec
-        folder = RunFolder(spec.output)
+        folder = RunFolder(spec.output, keep_prompts=records.keep_prompts)
         if any(folder.holds(path) for path in self.source.files):
             raise DraftrecError(f"{spec.input} lies in the output folder; choose another --output")
         self.previous = _previous_run(spec)
@@ -76,6 +82,8 @@ class Plan:
     @cached_property
     def records(self) -> int:
         """How many records there are."""
+        if sum(path.stat().st_size for path in self.source.files) > _LARGE_BYTES:
+            _LOG.info("reading the records of %s", self.spec.input)
         return self.reader.check_ids([self.previous] if self.previous else [])
 
     def manifest(self, facts: Facts) -> Manifest:
@@ -101,6 +109,7 @@ class Plan:
             ),
             device=facts.device,
             dtype=facts.dtype,
+            threads=facts.threads,
             cost_state=facts.cost_state,
         )
 
@@ -122,8 +131,10 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
     """The manifest to go on from; None to start anew; refuses to mix two runs."""
     spec = plan.spec
     manifest = folder.manifest()
-    if manifest is None or spec.overwrite or not manifest.shards:
+    if manifest is None or spec.overwrite:
         return None
+    if not manifest.shards and not folder.journaled(0):
+        return None  # there is nothing to lose
     now = dict(plan.fingerprints)
     if manifest.shards_complete and spec.save_pool and spec.save_pool == spec.pool:
         del now["pool"]  # the run may have been cut off after it had saved its pool over this one

@@ -35,6 +35,7 @@ from draftrec.data.writers import (
     sync_folder,
 )
 from draftrec.errors import DraftrecError
+from draftrec.knowledge.journal import texts_in
 from draftrec.knowledge.manifest import Manifest, ShardEntry, read_manifest
 
 PART_SCHEMA = pa.schema(
@@ -63,26 +64,31 @@ STATS_SCHEMA = pa.schema(
         pa.field("prompt_hash", pa.int64(), nullable=False),
     ]
 )
+_PROMPT = pa.field("prompt", pa.string(), nullable=False)
 _SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
+_JOURNAL = re.compile(r"\.journal-(\d{5,})\.jsonl")
 _OTHER_FILES = ("manifest.json", "metrics.jsonl", "rejected.jsonl", "summary.json")
 _LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One text, ready to be stored, and the hash of the prompt that it answers."""
+    """One text, ready to be stored, and the hash of the prompt that it answers; the prompt itself,
+    as the model was sent it, where prompts are kept."""
 
     generation: Generation
     group: str | None
     text: str
     prompt_hash: int
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Reads and writes the files of one run."""
+    """Reads and writes the files of one run. `keep_prompts`: parts have a column for them."""
 
     path: Place
+    keep_prompts: bool = False
     _gathered: GatheredLines = field(default_factory=GatheredLines, compare=False, repr=False)
 
     @contextmanager
@@ -140,18 +146,21 @@ class RunFolder:
     def clear(self) -> None:
         """Remove everything that a run wrote here, the manifest last, and nothing else."""
         for path in self._files():
-            if _SHARD_FILE.fullmatch(path.name) or path.name in _OTHER_FILES[1:]:
+            ours = _SHARD_FILE.fullmatch(path.name) or _JOURNAL.fullmatch(path.name)
+            if ours or path.name in _OTHER_FILES[1:]:
                 path.unlink()
         self._remove_temporaries()
         (self.path / "manifest.json").unlink(missing_ok=True)
         sync_folder(self.path)
 
     def drop_unfinished(self, manifest: Manifest) -> None:
-        """Remove what a crash left behind of a shard that was not finished."""
+        """Remove what a crash left behind of a shard that was not finished, but its journal; and
+        those of finished ones."""
         self._remove_temporaries()
+        done = len(manifest.shards)
         for path in self._files():
-            match = _SHARD_FILE.fullmatch(path.name)
-            if match and int(match[1]) >= len(manifest.shards):
+            match, journal = _SHARD_FILE.fullmatch(path.name), _JOURNAL.fullmatch(path.name)
+            if (match and int(match[1]) >= done) or (journal and int(journal[1]) < done):
                 path.unlink()
         cut_file(self.path / "rejected.jsonl", manifest.rejected_size)
         metrics = self.path / "metrics.jsonl"
@@ -162,7 +171,8 @@ class RunFolder:
         self, index: int, texts: Seq[Written], rejected: Seq[Rejected], rejected_size: int
     ) -> tuple[ShardEntry, int]:
         """Write data, statistics and rejected records; the entry and the new rejected size."""
-        part_size = replace_parquet(self.part(index), _part_table(texts))
+        part = _part_table(texts, keep_prompts=self.keep_prompts)
+        part_size = replace_parquet(self.part(index), part)
         stats_size = replace_parquet(self.stats(index), _stats_table(texts))
         # Cut first: an attempt that failed halfway may have left lines behind.
         path = self.path / "rejected.jsonl"
@@ -213,6 +223,15 @@ class RunFolder:
     def stats(self, index: int) -> Place:
         return self.path / f"stats-{index:05d}.parquet"
 
+    def journal(self, index: int) -> Place:
+        """Finished texts of a shard that is not; see `knowledge.journal`. Hidden, as no table."""
+        return self.path / f".journal-{index:05d}.jsonl"
+
+    def journaled(self, done: int) -> int:
+        """How many texts are kept of shards that are not finished, `done` being those that are."""
+        found = [(int(m[1]), p) for p in self._files() if (m := _JOURNAL.fullmatch(p.name))]
+        return sum(texts_in(path) for index, path in found if index >= done)
+
     def _files(self) -> list[Place]:
         return [p for p in self.path.iterdir() if p.is_file()] if self.path.is_dir() else []
 
@@ -223,7 +242,7 @@ class RunFolder:
                 path.unlink()
 
 
-def _part_table(texts: Seq[Written]) -> pa.Table:
+def _part_table(texts: Seq[Written], *, keep_prompts: bool) -> pa.Table:
     generations = [t.generation for t in texts]
     lengths = [len(g.token_ids) for g in generations]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -237,7 +256,11 @@ def _part_table(texts: Seq[Written]) -> pa.Table:
         "prompt_tokens": [g.prompt_tokens for g in generations],
         "new_tokens": lengths,
     }
-    return pa.table(columns, schema=PART_SCHEMA)
+    table = pa.table(columns, schema=PART_SCHEMA)
+    if keep_prompts:
+        prompts = pa.array([t.prompt for t in texts], pa.string())
+        table = table.append_column(_PROMPT, prompts)
+    return table
 
 
 def _stats_table(texts: Seq[Written]) -> pa.Table:

@@ -6,22 +6,28 @@ The local job has one, a cluster many; what a shard comes to depends on neither.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from draftrec.core import Generation, IntArray, Request
 from draftrec.data.records import Entity, Rejected
+from draftrec.decoding.stats import Spent
+from draftrec.knowledge.account import Endings, curve_seconds
+from draftrec.knowledge.journal import Clock, Entry, Journal
 from draftrec.knowledge.metrics import ShardCost, peak_memory
 from draftrec.knowledge.plan import JobSpec
 from draftrec.knowledge.prompts import unfit, unknown_token
 from draftrec.knowledge.refresh import PreviousRun, unchanged
-from draftrec.knowledge.shards import Written, prompt_hash
+from draftrec.knowledge.shards import RunFolder, Written, prompt_hash
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
 if TYPE_CHECKING:
     from draftrec.decoding.stats import StepStats, Timing
+    from draftrec.models.costs import CostCurve
     from draftrec.pool.store import Pool
 
 #: Token ids and group of each text of a shard, in order.
@@ -29,6 +35,7 @@ Texts = Seq[tuple[IntArray, str | None]]
 #: The texts of a finished shard, by its index.
 TextsOf = Callable[[int], Texts]
 OnStep = Callable[["StepStats"], None]
+OnText = Callable[[Request, Generation], None]
 ShouldStop = Callable[[], bool]
 
 
@@ -55,6 +62,9 @@ class TextGenerator(Protocol):
     def has_chat_template(self) -> bool: ...
     @property
     def chat_template(self) -> ChatTemplate | None: ...
+    @property
+    def threads(self) -> int: ...
+    def render(self, prompts: list[str], form: PromptForm) -> list[str]: ...
     def encode(self, prompts: list[str], *, form: PromptForm) -> list[IntArray]: ...
     def decode(self, token_ids: IntArray) -> str: ...
     def run(
@@ -63,7 +73,9 @@ class TextGenerator(Protocol):
         *,
         on_step: OnStep | None = None,
         should_stop: ShouldStop | None = None,
+        on_text: OnText | None = None,
     ) -> list[Generation]: ...
+    def cost_curve(self, longest: int) -> CostCurve | None: ...
     def commit(self, texts: Texts) -> None: ...
 
 
@@ -77,6 +89,7 @@ class Facts:
     has_chat_template: bool
     chat_template: ChatTemplate | None = None
     cost_state: dict[str, Any] | None = None
+    threads: int | None = field(default=None, compare=False)  # workers' machines may differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +110,8 @@ class ShardTask:
 @dataclass(frozen=True, slots=True)
 class ShardResult:
     """What a shard came to: `texts` in the order of its records, of which `new` were written now
-    and `kept` are the previous run's, which had written for `earlier` of them; those rejected."""
+    and `kept` are the previous run's, which had written for `earlier` of them; those rejected; and
+    how the texts ended."""
 
     texts: list[Written]
     new: list[Generation]
@@ -106,14 +120,28 @@ class ShardResult:
     rejected: list[Rejected]
     cost: ShardCost
     cost_state: dict[str, Any] | None
+    endings: Endings
 
 
 class ShardWorker:
-    """Writes texts with one generator, from its own pool."""
+    """Writes texts with one generator, from its own pool.
 
-    def __init__(self, generator: TextGenerator, previous: PreviousRun | None = None) -> None:
-        self.generator, self.previous = generator, previous
+    `joins_at_once`: its finished texts join the pool at once, and not when their shard is learned.
+    `folder`: where journals of shards are kept; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        previous: PreviousRun | None = None,
+        *,
+        joins_at_once: bool = False,
+        folder: RunFolder | None = None,
+    ) -> None:
+        self.generator, self.previous, self.folder = generator, previous, folder
+        self.joins_at_once = joins_at_once
         self.learned = 0
+        self._joined: set[int] = set()
 
     @property
     def facts(self) -> Facts:
@@ -126,50 +154,67 @@ class ShardWorker:
             it.has_chat_template,
             it.chat_template,
             it.cost_state,
+            it.threads,
         )
 
     def learn(self, shards: int, texts_of: TextsOf) -> None:
         """Draft from the texts of the first `shards` shards from now on, if from any pool."""
         pool = self.generator.pool
         while pool is not None and self.learned < shards:
-            if not pool.full:  # a full one need not even be told
+            # A full one need not even be told; and own texts joined when they were finished.
+            if not pool.full and self.learned not in self._joined:
                 self.generator.commit(texts_of(self.learned))
             self.learned += 1
 
     def unlearn(self, pool: Any) -> None:
         """Draft from `pool` alone, which no shard has joined yet."""
         self.generator.pool, self.learned = pool, 0
+        self._joined.clear()
 
     def work(
         self, task: ShardTask, on_step: OnStep | None = None, should_stop: ShouldStop | None = None
     ) -> ShardResult:
         """Do a shard, whose known shards have been learned. Raises Interrupted (of
         `decoding.generate`) once `should_stop()` is true."""
-        before = _spent(self.generator)
-        requests, rejected = self._requests(task)
+        requests, prompts, rejected = self._requests(task)
         requests, kept = self._refresh(requests, keep=task.keep)
         asked = [r for r in requests if r.entity_id not in kept]
-        new = []
-        if asked:
-            new = self.generator.run(asked, on_step=on_step, should_stop=should_stop)
-        cost = _spent(self.generator, before)
+        if self.joins_at_once:
+            self._joined.add(task.index)
+            self.generator.commit([(t.generation.token_ids, t.group) for t in kept.values()])
+        with self._journal(task.index) as journal:
+            writing = _Writing(self.generator, asked, self.joins_at_once, journal)
+            new = writing.run(on_step, should_stop)
         texts = list(self._texts(requests, new, kept))
-        state = self.generator.cost_state
+        if self.folder and self.folder.keep_prompts:
+            texts = [replace(t, prompt=p) for t, p in zip(texts, prompts, strict=True)]
+        endings = Endings()
+        for text in texts:
+            endings.add(text.generation, text.text)
         earlier = sum(request.previous_ids is not None for request in requests)
-        return ShardResult(texts, new, len(kept), earlier, rejected, cost, state)
+        cost, state = writing.cost(), self.generator.cost_state
+        return ShardResult(texts, new, len(kept), earlier, rejected, cost, state, endings)
 
-    def _requests(self, task: ShardTask) -> tuple[list[Request], list[Rejected]]:
-        """Prompts as token ids; those that do not fit join the rejected, in input order."""
+    def _journal(self, index: int) -> AbstractContextManager[Journal | None]:
+        return Journal(self.folder.journal(index)) if self.folder else nullcontext()
+
+    def _requests(self, task: ShardTask) -> tuple[list[Request], list[str], list[Rejected]]:
+        """Prompts as token ids, and as the model is sent them where they are kept; those that do
+        not fit join the rejected, in input order."""
         entities = [record for record in task.records if isinstance(record, Entity)]
         prompts = [entity.prompt for entity in entities]
-        encoded = iter(self.generator.encode(prompts, form=task.form))
+        keeps = self.folder is not None and self.folder.keep_prompts
+        # Not every tokenizer takes no prompts at all.
+        encoded = iter(self.generator.encode(prompts, form=task.form) if prompts else [])
+        wrapped = iter(self.generator.render(prompts, task.form) if prompts and keeps else [])
         requests: list[Request] = []
+        sent: list[str] = []
         rejected: list[Rejected] = []
         for record in task.records:
             if isinstance(record, Rejected):
                 rejected.append(record)
                 continue
-            ids = next(encoded)
+            ids, prompt = next(encoded), next(wrapped, "")
             reason = unfit(len(ids), self.generator.context_length)
             reason = reason or unknown_token(ids, self.generator.vocabulary)
             if reason:
@@ -177,7 +222,8 @@ class ShardWorker:
             else:
                 key = key_of(record.entity_id)
                 requests.append(Request(record.entity_id, ids, record.group, key=key))
-        return requests, rejected
+                sent.append(prompt)
+        return requests, sent, rejected
 
     def _refresh(
         self, requests: Seq[Request], *, keep: bool
@@ -214,6 +260,108 @@ class ShardWorker:
             yield text
 
 
+def worker_of(spec: JobSpec, generator: TextGenerator, previous: PreviousRun | None) -> ShardWorker:
+    """The worker that a job asks for, which keeps journals in the job's folder."""
+    folder = RunFolder(spec.output, keep_prompts=spec.config.records.keep_prompts)
+    at_once = spec.config.joins_at_once
+    return ShardWorker(generator, previous, joins_at_once=at_once, folder=folder)
+
+
+class _Writing:
+    """The texts of one shard that are to be written: what to do as they are.
+
+    Those that the journal has are taken over. `at_once`: finished ones join the pool.
+    """
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        requests: Seq[Request],
+        at_once: bool,  # noqa: FBT001 - private
+        journal: Journal | None,
+    ) -> None:
+        self._generator, self._journal, self._at_once = generator, journal, at_once
+        self._requests = requests
+        self._hashes = [prompt_hash(r.prompt_ids) for r in requests]
+        self._key = {id(r): h for r, h in zip(requests, self._hashes, strict=True)}
+        self._found = journal.found(requests, self._hashes) if journal else {}
+        self._earlier = journal.clock if journal else Clock()
+        self._start = time.perf_counter()
+        self._before = _spent(generator)
+        self._curve_seconds = Spent()
+        self._told = Spent()
+        self._curve: CostCurve | None = None
+        self._endings = Endings()
+        self._fresh: list[tuple[Request, Generation]] = []
+
+    def run(self, on_step: OnStep | None, should_stop: ShouldStop | None) -> list[Generation]:
+        """All texts, in the order of the requests."""
+        for i, found in self._found.items():
+            self._join(self._requests[i], found)
+        left = [r for i, r in enumerate(self._requests) if i not in self._found]
+        if not left:
+            return [self._found[i] for i in range(len(self._requests))]
+        self._curve = self._generator.cost_curve(max(len(r.prompt_ids) for r in left))
+
+        def step(stats: StepStats) -> None:
+            told = self._step(stats)
+            if on_step:
+                on_step(told)
+
+        written = iter(
+            self._generator.run(left, on_step=step, should_stop=should_stop, on_text=self._finished)
+        )
+        return [
+            self._found[i] if i in self._found else next(written)
+            for i in range(len(self._requests))
+        ]
+
+    def cost(self) -> ShardCost:
+        """What the shard took, in all its lives."""
+        spent, earlier = self._spent(), self._earlier
+        memory = peak_memory(self._generator.device)
+        return ShardCost(earlier.spent + spent, memory, earlier.wall)
+
+    def _join(self, request: Request, text: Generation) -> None:
+        if self._at_once:
+            self._generator.commit([(text.token_ids, request.group)])
+
+    def _finished(self, request: Request, text: Generation) -> None:
+        self._endings.add(text, self._generator.decode(text.token_ids))
+        self._join(request, text)
+        self._fresh.append((request, text))
+
+    def _step(self, step: StepStats) -> StepStats:
+        """The step with what it took and how its texts ended."""
+        if self._curve is not None:
+            passes, plain = curve_seconds(self._curve, step)
+            self._curve_seconds += Spent(passes=passes, plain=plain)
+        self._keep()
+        spent, ends = self._spent(), self._endings
+        told = replace(
+            step,
+            spent=spent - self._told,
+            cut=ends.cut,
+            empty=ends.empty,
+            looping=ends.looping,
+        )
+        self._told, self._endings = spent, Endings()
+        return told
+
+    def _keep(self) -> None:
+        """Enter the step's texts into the journal, with the clock after the step."""
+        if self._journal:
+            wall = self._earlier.wall + time.perf_counter() - self._start
+            clock = Clock(wall, self._earlier.spent + self._spent())
+            for request, text in self._fresh:
+                self._journal.add(Entry(request.key, self._key[id(request)], text, clock))
+            self._journal.tick()
+        self._fresh.clear()
+
+    def _spent(self) -> Spent:
+        return _spent(self._generator) - self._before + self._curve_seconds
+
+
 def load_generator(spec: JobSpec, cost_state: dict[str, Any] | None) -> TextGenerator:
     """The generator that a job asks for, its pool opened. Takes seconds: it imports PyTorch."""
     from draftrec.knowledge.generator import Generator
@@ -243,15 +391,7 @@ def key_of(entity_id: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-_NOTHING = ShardCost(0.0, 0.0, 0.0, 0)
-
-
-def _spent(generator: TextGenerator, since: ShardCost = _NOTHING) -> ShardCost:
-    """What the generator has taken, from a reading of its clocks on."""
+def _spent(generator: TextGenerator) -> Spent:
+    """A reading of the generator's clocks."""
     now = generator.timing
-    return ShardCost(
-        now.draft_seconds - since.draft_seconds,
-        now.verify_seconds - since.verify_seconds,
-        now.prefill_seconds - since.prefill_seconds,
-        peak_memory(generator.device),
-    )
+    return Spent(now.draft_seconds, now.verify_seconds, now.prefill_seconds)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from draftrec.config import RecordsConfig, not_allowed
-from draftrec.core import Request
+from draftrec.core import Generation, Request
 from draftrec.data.given import OneRow, records_of
 from draftrec.data.readers import RecordSource
 from draftrec.data.records import Entity, EntityReader, Layout
@@ -99,10 +99,11 @@ class Call:
         while block := list(islice(numbered, size)):
             entities = [self._entity(number, row) for number, row in block]
             requests = self._requests(entities, [None in row for _, row in block])
-            done = self.generator.run(requests)
-            self.generator.commit(
-                [(g.token_ids, r.group) for g, r in zip(done, requests, strict=True)]
-            )
+            # Strict texts do not depend on drafts, so that each may join when it is finished.
+            at_once = self.generator.config.accept.accept == "strict"
+            done = self.generator.run(requests, on_text=self._join if at_once else None)
+            for request, text in zip(requests, done, strict=True) if not at_once else ():
+                self._join(request, text)
             if self.generator.cost_state is not None:
                 self.generator.costs[self.generator.config.batch] = self.generator.cost_state
             self.totals.add(done, rejected=0, kept=0)
@@ -110,6 +111,9 @@ class Call:
                 text_of(g, r.group, self.generator.decode(g.token_ids))
                 for g, r in zip(done, requests, strict=True)
             ]
+
+    def _join(self, request: Request, text: Generation) -> None:
+        self.generator.commit([(text.token_ids, request.group)])
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """The sums and rates that a job's summary has."""

@@ -26,6 +26,7 @@ class Level:
         self.closed = closed
         self._open = NgramIndex()
         self._fresh: list[IntArray] = []
+        self._fresh_tokens = 0
 
     @property
     def texts(self) -> int:
@@ -33,7 +34,7 @@ class Level:
 
     @property
     def tokens(self) -> int:
-        return self._settled_tokens + sum(len(t) for t in self._fresh)
+        return self._settled_tokens + self._fresh_tokens
 
     @property
     def nbytes(self) -> int:
@@ -52,20 +53,19 @@ class Level:
         new = sum(len(t) for t in texts)
         if new == 0:
             return
-        waiting = sum(len(t) for t in self._fresh)
-        if _SHARE * (waiting + new) > self._settled_tokens:
-            self._fresh += texts
+        self._fresh += texts
+        self._fresh_tokens += new
+        if _SHARE * self._fresh_tokens > self._settled_tokens:
             self.settle()
             return
         for text in texts:
             self._open.add_text(text)
-        self._fresh += texts
 
     def settle(self) -> None:
         """Sort all texts into the closed index."""
         if self._fresh:
             self.closed = ClosedIndex.build([*self._settled(), *self._fresh])
-            self._open, self._fresh = NgramIndex(), []
+            self._open, self._fresh, self._fresh_tokens = NgramIndex(), [], 0
 
     @property
     def _settled_tokens(self) -> int:

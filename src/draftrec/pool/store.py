@@ -58,7 +58,7 @@ class Pool:
         self.all = Level()
         self.groups: dict[str, Level] = {}
         self.created = time.time()
-        self.rows = fresh_rows(0, 0.0)
+        self._rows = fresh_rows(0, 0.0)
         self.usage = Usage()
         self.full = False
         self._texts: list[IntArray] = []
@@ -76,6 +76,11 @@ class Pool:
     @property
     def tokens(self) -> int:
         return self._tokens
+
+    @property
+    def rows(self) -> Rows:
+        """What is known of each text, a view `[len(self)]`."""
+        return self._rows[: len(self._texts)]
 
     @property
     def nbytes(self) -> int:
@@ -275,13 +280,17 @@ class Pool:
         return found
 
     def _append(self, texts: Seq[PoolText], rows: Rows) -> None:
+        before, after = len(self._texts), len(self._texts) + len(texts)
+        if after > len(self._rows):  # some more than asked for: texts come one by one
+            more = fresh_rows(max(after, before * 3 // 2) - before, 0.0)
+            self._rows = np.concatenate((self.rows, more))
+        self._rows[before:after] = rows
         for ids, group in texts:
             if group is not None:
                 self._members.setdefault(group, []).append(len(self._texts))
             self._texts.append(ids)
             self._names.append(group)
             self._tokens += len(ids)
-        self.rows = np.concatenate((self.rows, rows))
 
     def _like(self) -> Pool:
         return Pool(self.tokenizer_fingerprint, max_bytes=self.max_bytes, levels=self.levels)

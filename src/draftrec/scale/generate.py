@@ -23,6 +23,7 @@ from draftrec.knowledge.worker import (
     TextsOf,
     given_pool,
     load_generator,
+    worker_of,
 )
 from draftrec.scale.cluster import ClusterSpec, Share
 from draftrec.scale.fleet import Halted
@@ -49,7 +50,7 @@ class ShardWork:
             )
         previous = PreviousRun(self.spec.previous) if self.spec.previous else None
         # What a pass costs is measured by every worker: their devices may differ.
-        return _ShardWork(ShardWorker(self.load(self.spec, None), previous), self)
+        return _ShardWork(worker_of(self.spec, self.load(self.spec, None), previous), self)
 
 
 class _ShardWork:
@@ -71,7 +72,9 @@ class _ShardWork:
         self._worker.learn(task.known, self._folder.texts)
         steps: list[StepStats] = []
         result = self._worker.work(task, steps.append)
-        return replace(result, cost_state=None), summed(steps) if steps else None
+        # Shards of several workers go on side by side, so earlier lives' times would count twice.
+        cost = replace(result.cost, earlier_seconds=0.0)
+        return replace(result, cost=cost, cost_state=None), summed(steps) if steps else None
 
 
 class RayCrew(RayWorkers):

@@ -43,9 +43,12 @@ class MeasuredJob(Watcher):
     def note(self, text: str) -> None:
         self._watcher.note(text)
 
-    def begin(self, manifest: Manifest) -> None:
+    def warn(self, text: str) -> None:
+        self._watcher.warn(text)
+
+    def begin(self, manifest: Manifest, kept: int) -> None:
         self._read_pool()
-        self._watcher.begin(manifest)
+        self._watcher.begin(manifest, kept)
 
     def step(self, step: StepStats) -> None:
         self.metrics.observe_step(step)

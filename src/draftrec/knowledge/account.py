@@ -1,0 +1,174 @@
+"""What a job says it did: how its texts ended, what drafting was worth, and why not more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from draftrec.core import IntArray
+
+if TYPE_CHECKING:
+    from draftrec.core import Generation
+    from draftrec.decoding.stats import StepStats
+    from draftrec.models.costs import CostCurve
+
+# A text loops if it ends in so many times the same tokens, and in so many tokens of that kind.
+_LOOP_TIMES, _LOOP_TOKENS = 4, 32
+# A share that is shown as 0 %.
+_NOTHING = 0.005
+
+
+@dataclass(slots=True)
+class Endings:
+    """How so many `texts` ended: `cut` at their limit, `empty` (nothing but white space), `looping`
+    (see `loops`). One text may be several of these."""
+
+    texts: int = 0
+    cut: int = 0
+    empty: int = 0
+    looping: int = 0
+
+    def add(self, generation: Generation, text: str) -> None:
+        """Count one text."""
+        ended = generation.finish_reason == "eos"
+        ids = generation.token_ids
+        self.texts += 1
+        self.cut += generation.finish_reason == "length"
+        self.empty += not text.strip()
+        self.looping += loops(ids[:-1] if ended else ids)
+
+    def warning(self, max_new_tokens: int) -> str | None:
+        """What is wrong with most of the texts, and what to do; None if nothing is."""
+        most = self.texts / 2
+        if self.empty > most:
+            return (
+                f"{self.empty:,} of {self.texts:,} texts are empty: the model ends at once; see "
+                f"whether it expects a chat template (--chat, --no-chat) and what its prompts are"
+            )
+        if self.looping > most:
+            return (
+                f"{self.looping:,} of {self.texts:,} texts end in a loop, the same words again "
+                f"and again; try --repetition-penalty 1.1, or a model that follows instructions"
+            )
+        if self.cut > most:
+            return (
+                f"{self.cut:,} of {self.texts:,} texts were cut at {max_new_tokens:,} new tokens; "
+                f"raise --max-new-tokens, or ask for less in the prompt"
+            )
+        return None
+
+
+def loops(ids: IntArray) -> bool:
+    """Whether a text, int32 `[n]` without its end-of-text token, ends in a loop: one sequence of
+    tokens at least four times in a row, the last time perhaps not to its end, over at least 32
+    tokens."""
+    n = len(ids)
+    if n < _LOOP_TOKENS:
+        return False
+    longest = n // _LOOP_TIMES
+    before = ids[n - 1 - longest : n - 1][::-1]
+    for period in (np.flatnonzero(before == ids[-1]) + 1).tolist():
+        tail = ids[n - max(_LOOP_TIMES * period, _LOOP_TOKENS) :]
+        if (tail[period:] == tail[:-period]).all():
+            return True
+    return False
+
+
+def curve_seconds(curve: CostCurve, step: StepStats) -> tuple[float, float]:
+    """Seconds of a step's verifying by the cost curve, and of what would have written the same
+    tokens without drafts: the pass itself without them, then as many passes more, over the same
+    texts, as each of them got tokens beyond the first. Rows of prompts run in either case."""
+    texts = step.scored
+    if not texts:
+        return 0.0, 0.0
+    prompt = step.rows - texts - step.drafted_tokens
+    whole, without, alone = curve([step.rows, prompt + texts, texts]).tolist()
+    verifying = whole * (texts + step.drafted_tokens) / step.rows
+    first = without * texts / (prompt + texts)
+    return verifying, first + (step.new_tokens / texts - 1.0) * alone
+
+
+def pool_note(
+    summary: Mapping[str, Any], settings: Mapping[str, Any], costs: Mapping[str, Any] | None
+) -> str | None:
+    """Why nothing came from the pool, or None if something did. `costs`: the generator's state."""
+    if not summary["new_tokens"] or summary["pool_share"] >= _NOTHING:
+        return None
+    if summary["draft"] != "pool":
+        return f"none was asked, with --draft {summary['draft']}"
+    if settings["budget"] == 0:
+        return "nothing may be drafted with --budget 0"
+    slots = (costs or {}).get("slots", settings["batch_size"])
+    if slots != "auto" and summary["entities"] - summary["kept"] <= slots and not settings["known"]:
+        return (
+            f"all texts were written together, {slots} at a time, so that hardly one was finished "
+            f"before another began; more records, or a --pool of earlier texts, would change that"
+        )
+    if settings["budget"] == "auto" and costs and "rows" in costs and slots != "auto":
+        drafted = summary["drafted_tokens"] / summary["target_calls"]
+        if drafted < 1.0:
+            return _too_dear(costs, slots)
+    return (
+        f"of {summary['drafted_tokens']:,} drafted tokens the model took none from there: the "
+        f"texts share too few phrases, or there are too few of them"
+    )
+
+
+def _too_dear(costs: Mapping[str, Any], slots: int) -> str:
+    from draftrec.models.costs import CostCurve
+
+    plain, double = CostCurve.from_json(dict(costs))([slots, 2 * slots]).tolist()
+    return (
+        f"drafts hardly pay with this model here, so few were tried: a pass over {slots} rows "
+        f"takes {1000 * plain:.3g} ms and one over {2 * slots} rows {1000 * double:.3g} ms"
+    )
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the summary of a job says, for people; the first line is about how much was done."""
+    s = summary
+    if not s["new_tokens"]:
+        return []
+    told = [_speed(s)] if s["times_plain"] is not None else []
+    shares = s["share_by_source"]
+    sources = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    told.append(
+        f"{s['tokens_per_call']:.2f} tokens per call: {sum(shares.values()):.0%} of all tokens "
+        f"were drafted ({sources}), {s['acceptance_rate']:.0%} of drafts were accepted"
+    )
+    if s["pool_note"]:
+        told.append(f"nothing came from the pool: {s['pool_note']}")
+    ends = {"cut at the limit": "cut_texts", "empty": "empty_texts", "looping": "looping_texts"}
+    told.append("texts " + ", ".join(f"{name}: {s[key]:,}" for name, key in ends.items()))
+    chat = {True: "with", False: "without", None: "unknown"}[s["chat"]]
+    told.append(
+        f"{s['dtype']} on {s['device']}, {s['threads'] or 'unknown'} threads, {chat} chat "
+        f"template; {_exactness(s)}"
+    )
+    return told
+
+
+def _speed(s: Mapping[str, Any]) -> str:
+    if s["times_plain_kind"] == "measured":
+        return "1.00 times as fast as plain decoding, which this is"
+    return (
+        f"{s['times_plain']:.2f} times as fast as without drafts, estimated from what passes cost "
+        f"here, drafting included"
+    )
+
+
+def _exactness(s: Mapping[str, Any]) -> str:
+    if s["accept"] != "strict":
+        return f"{s['accept']}: {s['relaxed_share']:.1%} of tokens are not the model's first choice"
+    return f"strict: texts are those of plain decoding, {s['exact']}"
+
+
+def exactness(accept: str, dtype: str) -> str:
+    """What strict means here: equal to plain decoding `bit for bit`, or `up to rounding` where
+    passes of different shapes round differently; `no` for rules that change texts."""
+    if accept != "strict":
+        return "no"
+    return "bit for bit" if dtype in ("float32", "float64") else "up to rounding"
