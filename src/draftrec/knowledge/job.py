@@ -86,6 +86,7 @@ def run_job(
         if manifest and manifest.finished:
             return JobResult(manifest.summary(), fresh=False)
         if manifest and manifest.shards_complete and not spec.save_pool:
+            folder.drop_unfinished(manifest)
             return _finish(manifest, folder)
         crew = hire(plan, manifest.cost_state if manifest else None)
         try:
