@@ -68,11 +68,13 @@ def plain(value: Any) -> Any:
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
+    if isinstance(value, pa.Scalar):
+        return plain(value.as_py())
     if isinstance(value, float) and value != value:
         return None
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    return plain(value.as_py()) if isinstance(value, pa.Scalar) else value
+    return value
 
 
 def _row(item: Any, number: int) -> dict[str | None, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from draftrec.data.templates import FRAMEWORKS, Side
-from draftrec.data.words import bleu_tokenizer, unspaced
+from draftrec.data.words import BleuTokenizer, bleu_tokenizer, unspaced
 from draftrec.evaluate.bootstrap import Bootstrap
 from draftrec.evaluate.compare_values import CompareJob
 from draftrec.evaluate.text_grounding import Grounding, ground, read_catalogue, read_prompts
@@ -50,7 +50,7 @@ class Study:
         self.sample = bleu_sample(n, job.seed)
         # One tokenizer for all runs, or their figures could not be compared.
         texts = [text for run in (paired.baseline, *paired.runs) for text in run.texts]
-        self.tokenizer = bleu_tokenizer(texts)
+        self.tokenizer: BleuTokenizer = bleu_tokenizer(texts)
         self._unspaced = any(map(unspaced, texts))
         self.form = _form(job, [paired.baseline, *paired.runs])
         self.grounding = _grounding(job, paired.baseline)
