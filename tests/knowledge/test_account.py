@@ -95,7 +95,7 @@ def test_the_summary_says_what_the_job_did(tmp_path: Path) -> None:
     summary = do(make_spec(tmp_path), FakeGenerator(has_chat_template=True, threads=3)).summary
     assert summary["times_plain_kind"] == "estimated"
     assert summary["times_plain"] > 1.0
-    assert (summary["chat"], summary["threads"], summary["exact"]) == (True, 3, "bit for bit")
+    assert (summary["chat"], summary["threads"], summary["exact"]) == (True, 3, "token for token")
     shares = summary["share_by_source"]
     assert summary["pool_share"] == shares["group"] + shares["all"] == 0.0
     assert sum(shares.values()) == summary["accepted_tokens"] / summary["new_tokens"]
@@ -140,7 +140,7 @@ def test_a_finished_run_of_an_older_version_says_what_it_knows(tmp_path: Path) -
 
 
 def test_what_strict_means_follows_the_precision() -> None:
-    assert exactness("strict", "float32") == "bit for bit"
+    assert exactness("strict", "float32") == "token for token"
     assert exactness("strict", "bfloat16") == "up to rounding"
     assert exactness("relaxed", "float32") == "no"
 

@@ -145,7 +145,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     told.append("texts " + ", ".join(f"{name}: {s[key]:,}" for name, key in ends.items()))
     chat = {True: "with", False: "without", None: "unknown"}[s["chat"]]
     told.append(
-        f"{s['dtype']} on {s['device']}, {s['threads'] or 'unknown'} threads, {chat} chat "
+        f"{s['dtype']} on {s['device']}, threads: {s['threads'] or 'unknown'}, {chat} chat "
         f"template; {_exactness(s)}"
     )
     return told
@@ -167,8 +167,8 @@ def _exactness(s: Mapping[str, Any]) -> str:
 
 
 def exactness(accept: str, dtype: str) -> str:
-    """What strict means here: equal to plain decoding `bit for bit`, or `up to rounding` where
+    """What strict means here: equal to plain decoding `token for token`, or `up to rounding` where
     passes of different shapes round differently; `no` for rules that change texts."""
     if accept != "strict":
         return "no"
-    return "bit for bit" if dtype in ("float32", "float64") else "up to rounding"
+    return "token for token" if dtype in ("float32", "float64") else "up to rounding"
