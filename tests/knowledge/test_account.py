@@ -101,7 +101,7 @@ def test_the_summary_says_what_the_job_did(tmp_path: Path) -> None:
     assert sum(shares.values()) == summary["accepted_tokens"] / summary["new_tokens"]
     assert "too few phrases" in summary["pool_note"]
     told = "\n".join(lines(summary))
-    for words in ("times as fast", "nothing came from the pool", "with chat", "3 threads"):
+    for words in ("times as fast", "nothing came from the pool", "with chat", "threads: 3"):
         assert words in told
     plain = do(make_spec(tmp_path, "plain", draft="none")).summary
     assert (plain["times_plain"], plain["times_plain_kind"]) == (1.0, "measured")
@@ -136,7 +136,7 @@ def test_a_finished_run_of_an_older_version_says_what_it_knows(tmp_path: Path) -
     path.write_text(json.dumps(manifest))
     summary = do(make_spec(tmp_path)).summary
     assert summary["times_plain"] is None
-    assert "unknown threads" in "\n".join(lines(summary))
+    assert "threads: unknown" in "\n".join(lines(summary))
 
 
 def test_what_strict_means_follows_the_precision() -> None:
