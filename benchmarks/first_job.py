@@ -190,7 +190,7 @@ def _chunks(requests: Seq[Request], size: int) -> Iterator[Seq[Request]]:
 
 
 def main() -> None:
-    """Parse, run, write first-job.json after every piece, so that a stop keeps what is measured."""
+    """Parse, run, write a file for every piece, so that pieces can be run by themselves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=["bookshop", "movielens"])
     parser.add_argument("--records", type=int, default=400)
@@ -203,11 +203,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the result files")
     args = parser.parse_args()
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("model", "results")}
-    found: dict[str, Any] = {"settings": settings | {"model": args.model.name}}
 
     def save(part: str, penalty: float, result: dict[str, Any]) -> None:
-        found.setdefault(part, {})[f"repetition_penalty_{penalty}"] = result
-        write_result("first-job", found, seed=0, folder=args.results)
+        name = f"first-job-{part}" + ("" if penalty == 1.0 else "-penalty")
+        payload = {"settings": settings | {"model": args.model.name}, part: result}
+        write_result(name, payload, seed=0, folder=args.results)
 
     if args.part != "movielens":
         for penalty in args.penalties:

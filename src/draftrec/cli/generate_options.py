@@ -217,25 +217,6 @@ class GenerateOptions:
         float | None, Sampling(help="Sample among the tokens nearest to the expected surprise.")
     ] = None
     seed: Annotated[int, Sampling(help="Seed of the sampling.")] = _ACCEPT.seed
-    json_schema: Annotated[
-        str | None,
-        READ,
-        Sampling(
-            metavar="FILE|template",
-            help="Write JSON that keeps to this JSON schema; template: the one that the template "
-            "comes with (rlmrec has one).",
-        ),
-    ] = None
-    regex: Annotated[
-        str | None, Sampling(metavar="TEXT", help="Write texts that match this as a whole.")
-    ] = None
-    grammar: Annotated[
-        Place | None,
-        READ,
-        Sampling(
-            metavar="FILE", help="Write texts of this grammar, in Lark's or llama.cpp's form."
-        ),
-    ] = None
 
     generation_config: Annotated[
         Literal["model", "none"],
@@ -269,6 +250,25 @@ class GenerateOptions:
     ] = None
     forced_eos_token: Annotated[
         str | None, Controls(metavar="TOKEN", help="Last of a text that reaches its limit.")
+    ] = None
+    json_schema: Annotated[
+        str | None,
+        READ,
+        Controls(
+            metavar="FILE|template",
+            help="Write JSON that keeps to this JSON schema; template: the one that the template "
+            "comes with (rlmrec has one).",
+        ),
+    ] = None
+    regex: Annotated[
+        str | None, Controls(metavar="TEXT", help="Write texts that match this as a whole.")
+    ] = None
+    grammar: Annotated[
+        Place | None,
+        READ,
+        Controls(
+            metavar="FILE", help="Write texts of this grammar, in Lark's or llama.cpp's form."
+        ),
     ] = None
     stop: Annotated[
         list[str] | None,
