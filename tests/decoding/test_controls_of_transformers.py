@@ -98,7 +98,7 @@ def test_rows_are_scored_as_texts(
     name: str, written: list[Any], trees: list[DraftTree], seed: int
 ) -> None:
     controls = ours(CASES[name])
-    batch = [running(prompt, [], i, most=14) for i, (prompt, _) in enumerate(written)]
+    batch = [running(prompt, [], i, most=24) for i, (prompt, _) in enumerate(written)]
     for step in range(2):  # state is built once and then grows
         here = trees[: len(batch)]
         scores = rows_of_scores(seed + step, sum(1 + len(t) for t in here))
