@@ -105,6 +105,7 @@ class Bench:
         leaves = trie.walk(beams)[:, -1]
         items = [trie.items_at(leaf) for leaf in leaves.tolist() if leaf >= 0]
         found = np.concatenate([np.empty(0, np.int64), *items])[:k]
+        found = self.catalogue.sids.items[found]  # the trie knows places in the catalogue
         return UserBeams(found, (), trie.levels, 0, len(beams), int((leaves < 0).sum()))
 
 

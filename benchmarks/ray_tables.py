@@ -14,7 +14,7 @@ def ray(result: Result) -> str:
     out = (
         "## Jobs on a Ray cluster: `benchmarks/ray_jobs.py`\n\n"
         "The embedded model on invented readers, on this machine alone; files are compared byte by "
-        "byte, statistics included, with those of one process and the same lag of the pool.\n"
+        "byte with those of one process and the same lag of the pool.\n"
     )
     if same := result.get("same"):
         out += header("two workers", "records", "identical files", "duplicates", "missing")

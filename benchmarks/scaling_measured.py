@@ -83,6 +83,8 @@ def _variation(values: list[int]) -> float:
 class HostTarget:
     """A target whose passes cost nothing but the host's part: laying out the rows."""
 
+    shared_length = anew_length = 1 << 30
+
     def __init__(self) -> None:
         self.slab = self
 

@@ -16,10 +16,10 @@ from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
 from draftrec.data.sides import fitted_to
 from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError
+from draftrec.models.prompting import form_of
 
 if TYPE_CHECKING:
-    from draftrec.models.prompting import form_of
-from draftrec.knowledge.generator import Generator
+    from draftrec.knowledge.generator import Generator
 
 
 @dataclass(frozen=True, slots=True)
