@@ -31,6 +31,8 @@ def small_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
 def test_a_packed_layer_multiplies_as_before(dtype: torch.dtype, *, bias: bool) -> None:
+    if not prepacked.usable(dtype):
+        pytest.skip("this processor, or this build of torch, packs no weights of the type")
     torch.manual_seed(0)
     linear = nn.Linear(96, 160, bias=bias).to(dtype)
     packed = PrepackedLinear(linear)

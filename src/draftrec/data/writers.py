@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, BinaryIO
 
 from draftrec.data.places import Place, RemotePath
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # not loaded with the pools, which need none of it
 
 #: Ends the name of a file that is being written.
 TEMPORARY = ".tmp"
@@ -162,6 +162,9 @@ def replace_parquet(path: Place, table: pa.Table) -> int:
     Equal tables give equal bytes: the writer stores no times, and no library may add metadata.
     Plain file writes also keep the operating system's own words for a full disk.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content = sink.getvalue()
@@ -171,6 +174,8 @@ def replace_parquet(path: Place, table: pa.Table) -> int:
 
 def stream_parquet(path: Place, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Write tables one after another as zstd Parquet, one in memory at a time; the file's size."""
+    import pyarrow.parquet as pq
+
     with replacing(path) as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for table in tables:
