@@ -128,6 +128,13 @@ class ControlsConfig(_Frozen):
         default=None, description="texts that end a text, and are cut off it"
     )
 
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value and "" in value:
+            raise ValueError("needs texts of at least one character")
+        return value
+
 
 class DraftConfig(_Frozen):
     """What is drafted and how much of it is verified per forward pass."""

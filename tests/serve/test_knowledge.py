@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from draftrec.data.world import demo_model_path
 from draftrec.knowledge.generator import Generator
 from draftrec.pool.store import Pool
+from draftrec.serve.settings import KnowledgeSettings
 from tests.serve.services import Running, error_of, knowledge_settings, running, settings
 
 #: The embedded model goes on and on after these.
@@ -130,3 +137,31 @@ def test_another_pool_is_used_and_changes_no_strict_text(
     with pytest.raises(Exception, match="tokenizer"):
         reload(served.service.reload)
     assert [t["text"] for t in served.knowledge(*PROMPTS).json()["texts"]] == before
+
+
+def test_a_models_own_settings_hold_in_a_service_too(tmp_path: Path) -> None:
+    """A repetition penalty of generation_config.json, as `model.generate` honours it; an option in
+    the service's settings overrides it."""
+    folder = tmp_path / "model"
+    shutil.copytree(demo_model_path(), folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"repetition_penalty": 1.8}))
+    values = knowledge_settings(new_tokens=20).model_dump()
+    values["generate"]["target"]["model"] = str(folder)
+
+    def texts() -> list[str]:
+        with running(settings(None, KnowledgeSettings.model_validate(values))) as service:
+            return [t["text"] for t in service.knowledge(*PROMPTS).json()["texts"]]
+
+    penalised = texts()
+    assert penalised == [transformers_text(folder, prompt, 20) for prompt in PROMPTS]
+    values["generate"]["controls"] = {"repetition_penalty": 1.0}
+    assert texts() == [transformers_text(demo_model_path(), p, 20) for p in PROMPTS] != penalised
+
+
+def transformers_text(folder: Path, prompt: str, new_tokens: int) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    given = tokenizer(prompt, return_tensors="pt")
+    out = model.generate(**given, do_sample=False, max_new_tokens=new_tokens)
+    return tokenizer.decode(out[0, given.input_ids.shape[1] :], skip_special_tokens=True)

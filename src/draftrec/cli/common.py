@@ -216,7 +216,7 @@ def option_error(error: ValidationError) -> DraftrecError:
     if not first["loc"]:  # of several options together
         return DraftrecError(first["msg"].removeprefix("Value error, "))
     option = str(first["loc"][0]).replace("_", "-")
-    reason = first["msg"].removeprefix("Input ")
+    reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return DraftrecError(f"--{option} {reason}, not {first['input']!r}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import numpy as np
 
@@ -27,16 +28,17 @@ class StopStrings:
 
     `stop_ids`: tokens that end a text likewise (a stop string that is a special token, which
     decoding leaves out). `anchor`: a token that decodes to plain text, before which a token is
-    decoded to know its own text.
+    decoded to know its own text; None where tokens have no text of their own, because decoding
+    changes what lies before them, and every token is looked at.
     """
 
     def __init__(
-        self, strings: Seq[str], decode: Decode, *, anchor: int, stop_ids: Iterable[int] = ()
+        self, strings: Seq[str], decode: Decode, *, anchor: int | None, stop_ids: Iterable[int] = ()
     ) -> None:
         self.strings = tuple(strings)
         self.stop_ids = frozenset(stop_ids)
         self._decode, self._anchor = decode, anchor
-        self._lead = decode(np.array([anchor], np.int32))
+        self._lead = "" if anchor is None else decode(np.array([anchor], np.int32))
         self._may_end: dict[int, bool] = {}
 
     def cut(self, batch: Seq[RunningSequence], verdicts: Seq[Verdict]) -> list[Verdict]:
@@ -63,6 +65,8 @@ class StopStrings:
 
     def _could_end(self, token: int) -> bool:
         """Whether the end of a stop string may lie in the token's text."""
+        if self._anchor is None:
+            return True
         known = self._may_end.get(token)
         if known is None:
             pair = self._decode(np.array([self._anchor, token], np.int32))
@@ -71,6 +75,39 @@ class StopStrings:
             known = not plain or any(_ends_in(s, piece) for s in self.strings)
             self._may_end[token] = known
         return known
+
+
+def stop_strings_of(strings: Seq[str], tokenizer: Any) -> StopStrings | None:
+    """What ends texts at `strings`, one of which may be a special token; None without any."""
+    if not strings:
+        return None
+    special_ids = set(tokenizer.all_special_ids)
+    special = {t: i for t, i in tokenizer.get_vocab().items() if i in special_ids}
+
+    def decode(token_ids: IntArray) -> str:
+        return tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+
+    ids = [special[s] for s in strings if s in special]
+    return StopStrings(strings, decode, anchor=_anchor(tokenizer, decode), stop_ids=ids)
+
+
+def _anchor(tokenizer: Any, decode: Decode) -> int | None:
+    """A token that is plain text, if there is one and decoding leaves tokens as they are."""
+    if _cleans_up(tokenizer):
+        return None
+    usual = tokenizer("a", add_special_tokens=False).input_ids[-1:]
+    every = (*usual, *sorted(tokenizer.get_vocab().values()))
+    return next((i for i in every if decode(np.array([i], np.int32)).strip().isalnum()), None)
+
+
+def _cleans_up(tokenizer: Any) -> bool:
+    """Whether decoding takes spaces away between tokens; transformers does not for BPE, unless
+    told with a name that warns of it."""
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return False
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    told = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    return type(model).__name__ != "BPE" or bool(getattr(tokenizer, told, False))
 
 
 def shortened(verdict: Verdict, tokens: int) -> Verdict:

@@ -27,7 +27,7 @@ from draftrec.decoding.grammar_text import check_structure, compile_grammar
 from draftrec.decoding.make_controls import make_controls
 from draftrec.decoding.processors import LogitsProcessor, OwnProcessors
 from draftrec.decoding.stats import StepStats, Timing
-from draftrec.decoding.stop_strings import StopStrings
+from draftrec.decoding.stop_strings import stop_strings_of
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.knowledge import writing
 from draftrec.knowledge.prompts import unknown_token
@@ -82,7 +82,7 @@ class Generator:
         self.context_length = loading.context_length(target.model)
         self.vocabulary = loading.vocabulary(target.model)
         self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
-        self.stops = _stops(self.resolved.settings.stop_strings, tokenizer)
+        self.stops = stop_strings_of(self.resolved.settings.stop_strings, tokenizer)
         rows = target.model.config.get_text_config().vocab_size
         self.grammar = compile_grammar(config.structure, tokenizer, rows, self.eos_ids)
         self.pool = pool
@@ -399,22 +399,6 @@ class Generator:
         slots = max(1, min(_MOST_SLOTS[self.target.device.type], fit))
         self.cost_state = {"slots": slots}
         return slots
-
-
-def _stops(strings: Seq[str], tokenizer: Any) -> StopStrings | None:
-    """What ends texts at `strings`, one of which may be a special token."""
-    if not strings:
-        return None
-    special = {
-        t: i for t, i in tokenizer.get_vocab().items() if i in set(tokenizer.all_special_ids)
-    }
-
-    def decode(token_ids: IntArray) -> str:
-        return tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
-
-    anchor = tokenizer("a", add_special_tokens=False).input_ids[-1]
-    ids = [special[s] for s in strings if s in special]
-    return StopStrings(strings, decode, anchor=anchor, stop_ids=ids)
 
 
 def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:

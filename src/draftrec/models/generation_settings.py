@@ -115,7 +115,8 @@ def resolve(controls: ControlsConfig, accept: AcceptConfig, model: Any, tokenize
         n: v for n, v in file.items() if n not in given and (n not in _SAMPLING or n in sampled)
     }
     settings = replace(GenerationSettings(), **{n: _frozen(v) for n, v in (taken | given).items()})
-    _check_ids(settings, int(model.config.get_text_config().vocab_size))
+    suppressed = [*given.get("suppress_tokens", ()), *given.get("begin_suppress_tokens", ())]
+    _check_ids(settings, suppressed, int(model.config.get_text_config().vocab_size))
     return Resolved(settings, taken)
 
 
@@ -213,7 +214,11 @@ def _token_id(token: str, tokenizer: Any) -> int:
     known = tokenizer.get_vocab().get(token)
     if known is not None:
         return int(known)
-    ids = tokenizer(token, add_special_tokens=False).input_ids
+    ids = tokenizer(token, add_special_tokens=False).input_ids if token else []
+    if not ids:
+        raise DraftrecError(
+            f"{token!r} is no token of the model's vocabulary; name one by its id or its text."
+        )
     if len(ids) != 1:
         raise DraftrecError(
             f"{token!r} is not one token of the model's vocabulary but {len(ids)} "
@@ -223,9 +228,10 @@ def _token_id(token: str, tokenizer: Any) -> int:
     return int(ids[0])
 
 
-def _check_ids(settings: GenerationSettings, vocabulary: int) -> None:
-    """transformers leaves suppressed tokens that the head does not have alone; so do we."""
-    ids = [*settings.forced_eos_token_id, settings.forced_bos_token_id or 0]
+def _check_ids(settings: GenerationSettings, suppressed: Seq[int], vocabulary: int) -> None:
+    """transformers leaves tokens that a model's file suppresses and its head does not have alone;
+    so do we, but not those of the user's own, `suppressed`."""
+    ids = [*settings.forced_eos_token_id, settings.forced_bos_token_id or 0, *suppressed]
     for phrase in (*(p for p, _ in settings.sequence_bias), *settings.bad_words_ids):
         ids += phrase
         if not phrase:
@@ -236,7 +242,7 @@ def _check_ids(settings: GenerationSettings, vocabulary: int) -> None:
     odd = next((i for i in ids if not 0 <= i < vocabulary), None)
     if odd is not None:
         raise DraftrecError(
-            f"Token {odd} is forced, biased or forbidden and the model's vocabulary has "
+            f"Token {odd} is forced, biased or forbidden, and the model's vocabulary has "
             f"{vocabulary:,} tokens, from 0 on; name one of those."
         )
 
