@@ -92,14 +92,31 @@ class Verdict:
     """What verification decided for one sequence in one step.
 
     `path` int32 `[m]`: accepted nodes from the root down. `token_ids` int32: their tokens, then the
-    bonus token unless the path ended in EOS. `relaxed`: accepted nodes that were not the target's
-    own choice. `loss`: nats of log-probability given up by them.
+    bonus token unless the path ended in EOS. `deviations`: of each accepted node that was not the
+    target's own choice, its place in the path and the nats of log-probability that it gave up.
     """
 
     path: IntArray
     token_ids: IntArray
-    relaxed: int = 0
-    loss: float = 0.0
+    deviations: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def relaxed(self) -> int:
+        """Accepted nodes that were not the target's own choice."""
+        return len(self.deviations)
+
+    @property
+    def loss(self) -> float:
+        """Nats of log-probability that they gave up."""
+        return sum((nats for _, nats in self.deviations), 0.0)
+
+    def first(self, tokens: int) -> Verdict:
+        """The verdict of a text that ends after that many of its tokens: what follows is dropped,
+        and counted nowhere."""
+        if tokens >= len(self.token_ids):
+            return self
+        kept = tuple(it for it in self.deviations if it[0] < tokens)
+        return Verdict(self.path[:tokens], self.token_ids[:tokens], kept)
 
 
 class SequenceView(Protocol):

@@ -19,7 +19,7 @@ def request(*tokens: int, name: str = "a") -> Request:
 
 def verdict(*tokens: int, path: int | None = None, loss: float = 0.0) -> Verdict:
     nodes = np.arange(len(tokens) - 1 if path is None else path, dtype=np.int32)
-    return Verdict(nodes, np.array(tokens, np.int32), loss=loss)
+    return Verdict(nodes, np.array(tokens, np.int32), ((0, loss),) if loss else ())
 
 
 class Rows:

@@ -10,6 +10,8 @@ import pytest
 from draftrec.config import AcceptConfig
 from draftrec.core import Generation
 from draftrec.decoding.generate import generate
+from draftrec.decoding.stats import StepStats
+from draftrec.decoding.stop_strings import StopStrings
 from tests.decoding.toy import EOS, BushyDrafter, toy_engine, toy_requests
 
 VOCABULARY = 7
@@ -35,6 +37,28 @@ def relaxed_texts(seed: int = 0, **changes: Any) -> list[Generation]:
 def test_relaxed_tokens_are_counted_as_they_are_written() -> None:
     for text in relaxed_texts():
         assert text.counts.relaxed_tokens == recount(text)[0] > 0
+
+
+@pytest.mark.parametrize("stop", ["bd", "deb", "d"])
+def test_what_a_stop_string_cuts_off_is_not_counted(stop: str) -> None:
+    """A drafted path may go on past the stop string with deviations that no text shows."""
+    config = AcceptConfig(accept="relaxed", min_prob=0.05)
+    engine = toy_engine(TABLE, config, BushyDrafter(VOCABULARY, 3), most=30)
+    engine.stops = StopStrings([stop], letters, anchor=1)
+    steps: list[StepStats] = []
+    texts = generate(engine, toy_requests(200), steps.append)
+    ended = [text for text in texts if text.finish_reason == "stop"]
+    assert len(ended) > 10
+    assert any(text.counts.drafted_tokens for text in ended)
+    for text in texts:
+        deviations, loss = recount(text)
+        assert text.counts.relaxed_tokens == deviations
+        assert text.loss == pytest.approx(loss, abs=1e-4)
+    assert sum(step.relaxed_tokens for step in steps) == sum(recount(t)[0] for t in texts)
+
+
+def letters(token_ids: Any) -> str:
+    return "".join("abcdefg"[token] for token in token_ids.tolist())
 
 
 @pytest.mark.parametrize("most", [0, 1, 4])

@@ -38,7 +38,7 @@ class Text:
 
 
 def verdict(number: int) -> Verdict:
-    return Verdict(np.empty(0, np.int32), np.array([1], np.int32), relaxed=number)
+    return Verdict(np.empty(0, np.int32), np.array([1], np.int32), ((0, 0.0),) * number)
 
 
 def test_texts_keep_the_drafter_with_which_they_began() -> None:

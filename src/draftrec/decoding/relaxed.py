@@ -45,11 +45,11 @@ class Relaxed:
         for sequence, tree in zip(batch, trees, strict=True):
             after, end = row + 1 + len(tree), node + len(tree)
             rows = _Rows(tree, choices[row:after], table[:, node:end])
-            path, relaxed, loss = self._best(sequence, tree, rows)
+            path = self._best(sequence, tree, rows)
             plain = verdict_of(tree, path, rows.choices, sequence.room, self.eos_ids)
-            if len(plain.path) < len(path):
-                relaxed, loss = self._cost(tree, rows, plain.path.tolist())
-            verdicts.append(Verdict(plain.path, plain.token_ids, relaxed, loss))
+            nodes = enumerate(plain.path.tolist())
+            deviations = tuple((i, rows.lost(n)) for i, n in nodes if not rows.own[n])
+            verdicts.append(Verdict(plain.path, plain.token_ids, deviations))
             row, node = after, end
         return verdicts
 
@@ -77,10 +77,8 @@ class Relaxed:
         found = torch.cat(parts).cpu().numpy()
         return found[: len(logits)].astype(np.int64), found[len(logits) :].reshape(4, -1)
 
-    def _best(
-        self, sequence: RunningSequence, tree: DraftTree, rows: _Rows
-    ) -> tuple[list[int], int, float]:
-        """Path, deviations and loss of the winning node; the empty path where nothing is kept."""
+    def _best(self, sequence: RunningSequence, tree: DraftTree, rows: _Rows) -> list[int]:
+        """The path to the winning node; the empty one where nothing is kept."""
         reached: dict[int, _Reached] = {-1: _START}
         best = -1
         for node in self._likely(tree, rows).tolist():
@@ -94,11 +92,10 @@ class Relaxed:
             if self._better(here, reached[best]):
                 best = node
         path: list[int] = []
-        end = reached[best]
         while best >= 0:
             path.append(best)
             best = int(tree.parents[best])
-        return path[::-1], end.deviations, end.loss
+        return path[::-1]
 
     def _likely(self, tree: DraftTree, rows: _Rows) -> npt.NDArray[np.intp]:
         """Nodes whose token may follow their parent, parents before children."""
@@ -123,13 +120,12 @@ class Relaxed:
         return below
 
     def _step(self, above: _Reached, tree: DraftTree, rows: _Rows, node: int) -> _Reached:
-        log_prob, own = float(rows.log_probs[node]), bool(rows.own[node])
-        lost = 0.0 if own else max(0.0, float(rows.highest[node]) - log_prob)
+        own = bool(rows.own[node])
         return _Reached(
             above.length + 1,
-            above.log_prob + log_prob,
+            above.log_prob + float(rows.log_probs[node]),
             above.deviations + (not own),
-            above.loss + lost,
+            above.loss + (0.0 if own else rows.lost(node)),
             ended=int(tree.token_ids[node]) in self.eos_ids,
             owed=max(0, above.owed - 1) if own else self._tolerance.window,
         )
@@ -144,12 +140,6 @@ class Relaxed:
         if here.length != best.length or self.config.tie_break == "first":
             return here.length > best.length
         return here.log_prob > best.log_prob
-
-    def _cost(self, tree: DraftTree, rows: _Rows, path: list[int]) -> tuple[int, float]:
-        end = _START
-        for node in path:
-            end = self._step(end, tree, rows, node)
-        return end.deviations, end.loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +172,10 @@ class _Rows:
         self.highest, self.log_probs = table[1], table[2]
         self.allowed = table[3] > 0
         self.own = choices[tree.parents + 1] == tree.token_ids
+
+    def lost(self, node: int) -> float:
+        """Nats of log-probability that the node's token gives up."""
+        return max(0.0, float(self.highest[node]) - float(self.log_probs[node]))
 
 
 def _questions(trees: Seq[DraftTree]) -> tuple[LongArray, LongArray]:

@@ -60,7 +60,7 @@ class StopStrings:
                 ended = self.first(text) < len(text)
             if ended:
                 sequence.finish = "stop"
-                return shortened(verdict, place + 1)
+                return verdict.first(place + 1)
         return verdict
 
     def _could_end(self, token: int) -> bool:
@@ -108,13 +108,6 @@ def _cleans_up(tokenizer: Any) -> bool:
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     told = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
     return type(model).__name__ != "BPE" or bool(getattr(tokenizer, told, False))
-
-
-def shortened(verdict: Verdict, tokens: int) -> Verdict:
-    """A verdict's first `tokens` tokens, the nodes past them dropped."""
-    if tokens >= len(verdict.token_ids):
-        return verdict
-    return Verdict(verdict.path[:tokens], verdict.token_ids[:tokens], verdict.relaxed, verdict.loss)
 
 
 def _ends_in(string: str, piece: str) -> bool:

@@ -10,7 +10,6 @@ import torch
 from draftrec.core import DraftTree, IntArray, Verdict
 from draftrec.decoding.acceptance import AcceptanceRule
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.stop_strings import shortened
 from draftrec.integrations.transformers_call import Call
 
 
@@ -43,7 +42,7 @@ class CallersRule:
         for count, length in enumerate(range(first, text.shape[1] + 1), start=1):
             if bool(self.call.criteria(text[:, :length], None).any()):  # type: ignore[arg-type]
                 sequence.finish = "eos"  # the loop retires it once these tokens are taken over
-                return shortened(verdict, count)
+                return verdict.first(count)
         return verdict
 
     def _text(self, sequence: RunningSequence, more: IntArray) -> torch.Tensor:
