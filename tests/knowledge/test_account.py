@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from draftrec.config import StructureConfig
 from draftrec.core import SOURCES, Counts, Generation
 from draftrec.decoding.stats import Spent, StepStats, summed
 from draftrec.knowledge.account import Endings, curve_seconds, exactness, lines, loops
@@ -143,6 +145,24 @@ def test_what_strict_means_follows_the_precision() -> None:
     assert exactness("strict", "float32") == "token for token"
     assert exactness("strict", "bfloat16") == "up to rounding"
     assert exactness("relaxed", "float32") == "no"
+
+
+@pytest.mark.parametrize("form", ["json_schema", "regex", "grammar"])
+def test_cut_texts_are_said_to_lack_the_form_that_was_asked_for(tmp_path: Path, form: str) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    without = do(make_spec(tmp_path, "without")).summary
+    assert without["structure"] is None
+    assert without["cut_texts"] > 0
+    assert "need not have" not in "\n".join(lines(without))
+    spec = make_spec(tmp_path)
+    structure = StructureConfig.model_validate({form: "{}"})
+    generate = spec.config.generate.model_copy(update={"structure": structure})
+    spec = replace(spec, config=spec.config.model_copy(update={"generate": generate}))
+    summary = do(spec).summary
+    assert summary["structure"] == form
+    said = f"cut at the limit: {summary['cut_texts']} (unfinished, so they need not have the form"
+    assert f"{said} of --{form.replace('_', '-')})" in "\n".join(lines(summary))
+    assert "need not have" not in "\n".join(lines({**summary, "cut_texts": 0}))
 
 
 class Heard(Watcher):

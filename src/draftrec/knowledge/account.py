@@ -141,14 +141,24 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     )
     if s["pool_note"]:
         told.append(f"nothing came from the pool: {s['pool_note']}")
-    ends = {"cut at the limit": "cut_texts", "empty": "empty_texts", "looping": "looping_texts"}
-    told.append("texts " + ", ".join(f"{name}: {s[key]:,}" for name, key in ends.items()))
+    told.append(
+        f"texts cut at the limit: {s['cut_texts']:,}{_unfinished(s)}, "
+        f"empty: {s['empty_texts']:,}, looping: {s['looping_texts']:,}"
+    )
     chat = {True: "with", False: "without", None: "unknown"}[s["chat"]]
     told.append(
         f"{s['dtype']} on {s['device']}, threads: {s['threads'] or 'unknown'}, {chat} chat "
         f"template; {_exactness(s)}"
     )
     return told
+
+
+def _unfinished(s: Mapping[str, Any]) -> str:
+    """What else is to be known of texts that were cut."""
+    if not s["cut_texts"] or s["structure"] is None:
+        return ""
+    option = s["structure"].replace("_", "-")
+    return f" (unfinished, so they need not have the form of --{option})"
 
 
 def _speed(s: Mapping[str, Any]) -> str:

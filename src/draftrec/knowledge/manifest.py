@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from draftrec.config import GenerateConfig, JobConfig, ModelConfig
+from draftrec.config import GenerateConfig, JobConfig, ModelConfig, StructureConfig
 from draftrec.core import SOURCES, Generation
 from draftrec.data.places import Place
 from draftrec.decoding.stats import Spent
@@ -176,6 +176,8 @@ class Manifest(_Part):
         where = {"device": self.device, "dtype": self.dtype, "threads": self.threads}
         shares = {name: _ratio(n, self.totals.new_tokens) for name, n in by_source.items()}
         times, kind = self._times_plain()
+        settings = recorded_settings(self)
+        form = next((n for n in StructureConfig.model_fields if settings[n] is not None), None)
         found = {
             **totals,
             **self.totals.rates(),
@@ -188,8 +190,9 @@ class Manifest(_Part):
             "pool_share": shares["group"] + shares["all"],
             "chat": self.chat,
             "exact": exactness(names["accept"], self.dtype),
+            "structure": form,
         }
-        known = {**recorded_settings(self), "known": self.fingerprints.get("pool") is not None}
+        known = {**settings, "known": self.fingerprints.get("pool") is not None}
         return {**found, "pool_note": pool_note(found, known, self.cost_state)}
 
     def _times_plain(self) -> tuple[float | None, str]:
