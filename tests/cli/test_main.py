@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from draftrec import __version__
+from draftrec.cli.common import PANELS
 from draftrec.cli.main import _COMMANDS, run
 from draftrec.cli.messages import messages, say, set_loudness, warn
 
@@ -57,6 +58,25 @@ def test_help_is_printed_as_it_is_written(
         assert " ".join(help_.split()) in printed, help_
     assert run([*words, "-h"]) == 0
     assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_begins_with_what_everybody_needs(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No panel of a long command is longer than a screen, and all commands have them in one order;
+    what is required comes first."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    monkeypatch.setenv("TERMINAL_WIDTH", "2000")
+    assert run([*words, "--help"]) == 0
+    panels = [panel.splitlines() for panel in capsys.readouterr().out.split("╭─ ")[1:]]
+    headings = [lines[0].split(" ─")[0] for lines in panels]
+    assert headings == [name for name in ("Arguments", "Options", *PANELS) if name in headings]
+    rows = [[line for line in lines if " --" in line or line[:1] == "│"] for lines in panels]
+    assert max(map(len, rows)) <= 20
+    for lines in rows:
+        required = ["[required]" in line for line in lines]
+        assert required == sorted(required, reverse=True)
 
 
 def test_brackets_in_help_are_no_styles(

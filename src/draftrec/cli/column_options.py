@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from draftrec.cli.common import COLUMNS_PANEL
+
 if TYPE_CHECKING:
     from draftrec.data.sequences import SequenceColumns
     from draftrec.evaluate.recordings import TextFiles
-
-_PANEL = "Columns"
 
 
 def _named(holds: str, usual: str) -> typer.models.OptionInfo:
     return typer.Option(
         help=holds, metavar="NAME", show_default=f"{usual}, or a common synonym",
-        rich_help_panel=_PANEL,
+        rich_help_panel=COLUMNS_PANEL,
     )  # fmt: skip
 
 

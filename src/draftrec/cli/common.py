@@ -33,23 +33,39 @@ Options = TypeVar("Options")
 
 
 #: Headings of `--help`, in the order in which commands show them; options without one come first.
-(
-    MODEL_PANEL,
+PANELS = (
+    COLUMNS_PANEL,
     PROMPTS_PANEL,
+    SAMPLES_PANEL,
+    HISTORIES_PANEL,
+    TRIALS_PANEL,
+    LIMITS_PANEL,
     DRAFTING_PANEL,
+    SEARCH_PANEL,
     ACCEPTANCE_PANEL,
     SAMPLING_PANEL,
     CONTROLS_PANEL,
+    OBJECTIVE_PANEL,
+    TRAINING_PANEL,
+    MODEL_PANEL,
     OUTPUT_PANEL,
     CLUSTER_PANEL,
     MESSAGES_PANEL,
 ) = (
-    "Model and machine",
+    "Columns",
     "Records and prompts",
+    "Samples and features",
+    "Histories for prompts",
+    "What is tried, with --model",
+    "What texts may lose, with --model",
     "Drafting",
+    "Search and verification",
     "Acceptance, other than strict",
     "Sampling",
     "What may be written",
+    "Objective",
+    "Training",
+    "Model and machine",
     "Output",
     "Cluster",
     "Messages",
@@ -101,10 +117,17 @@ def command(
     """
     found = get_type_hints(options, include_extras=True)
     hints = {name: presented(name, hint) for name, hint in found.items()}
-    names = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]
     defaults = {f.name: _default(f) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
     hints |= {"quiet": QuietOption, "verbose": VerboseOption}
     defaults |= {"quiet": False, "verbose": False}
+
+    def place(name: str) -> tuple[int, bool]:
+        """Where help shows it: by panel, and what is required before the rest."""
+        panels = (getattr(it, "rich_help_panel", None) for it in get_args(hints[name]))
+        panel = next((it for it in panels if isinstance(it, str)), None)
+        at = PANELS.index(panel) + 1 if panel else 0
+        return at, defaults[name] is not inspect.Parameter.empty
+
     parameters = [
         inspect.Parameter(
             name,
@@ -112,7 +135,7 @@ def command(
             default=defaults[name],
             annotation=readable(hints[name]),
         )
-        for name in (*names, "quiet", "verbose")
+        for name in sorted(defaults, key=place)
     ]
 
     def wrap(function: Callable[[Options], int]) -> Callable[..., int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,11 @@ import typer
 from draftrec.cli.column_options import ItemColumn, RatingColumn, TimeColumn, UserColumn
 from draftrec.cli.common import (
     DONE,
+    HISTORIES_PANEL,
+    OUTPUT_PANEL,
+    SAMPLES_PANEL,
     SOME_REJECTED,
+    TRAINING_PANEL,
     ConfigOption,
     DebugOption,
     JsonOption,
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
     from draftrec.data.events import EventColumns
 
 Option = typer.Option
+Samples = partial(Option, rich_help_panel=SAMPLES_PANEL)
+Histories = partial(Option, rich_help_panel=HISTORIES_PANEL)
+Training = partial(Option, rich_help_panel=TRAINING_PANEL)
 
 
 class Model(StrEnum):
@@ -114,63 +122,67 @@ class CtrOptions:
     save_histories: Annotated[
         Place | None,
         WRITTEN,
-        Option(
+        Histories(
             metavar="FILE.jsonl",
             help="Write what lies before the cut, as `generate --template kar --side user` reads "
             "it, and stop.",
         ),
     ] = None
-    history: Annotated[int, Option(min=1, help="Most events of a user before the cut.")] = 30
+    history: Annotated[int, Samples(min=1, help="Most events of a user before the cut.")] = 30
     positive: Annotated[
         float | None,
-        Option(help="Ratings from here on count as clicks [default: 4; 1 for booleans and 0/1]."),
+        Samples(help="Ratings from here on count as clicks [default: 4; 1 for booleans and 0/1]."),
     ] = None
     negatives: Annotated[
-        int, Option(min=0, help="Items the user never took, drawn for each click.")
+        int, Samples(min=0, help="Items the user never took, drawn for each click.")
     ] = 0
-    sequence: Annotated[int, Option(min=1, help="Clicked items a model sees of a user.")] = 5
+    sequence: Annotated[int, Samples(min=1, help="Clicked items a model sees of a user.")] = 5
     split: Annotated[
         SplitBy,
-        Option(help="Validate and test on other users (8:1:1), or on the last 20 % of time."),
+        Samples(help="Validate and test on other users (8:1:1), or on the last 20 % of time."),
     ] = SplitBy.USER
     fold: Annotated[
-        int, Option(min=0, max=9, help="Split by user: which tenth of the users is tested on.")
+        int, Samples(min=0, max=9, help="Split by user: which tenth of the users is tested on.")
     ] = 0
-    sample_seed: Annotated[int, Option(help="Seed of the drawn items.")] = 0
+    sample_seed: Annotated[int, Samples(help="Seed of the drawn items.")] = 0
     lr: Annotated[
-        list[float] | None, Option(help="Learning rate; repeat it to choose on validation.")
+        list[float] | None, Training(help="Learning rate; repeat it to choose on validation.")
     ] = None
     batch_size: Annotated[
-        list[int] | None, Option(min=2, help="Batch size; repeat it to choose on validation.")
+        list[int] | None, Training(min=2, help="Batch size; repeat it to choose on validation.")
     ] = None
-    embedding: Annotated[int, Option(min=2, help="Numbers per embedding, even.")] = 32
-    epochs: Annotated[int, Option(min=1, help="Most passes over the training samples.")] = 20
+    embedding: Annotated[int, Training(min=2, help="Numbers per embedding, even.")] = 32
+    epochs: Annotated[int, Training(min=1, help="Most passes over the training samples.")] = 20
     patience: Annotated[
-        int, Option(min=1, help="Epochs without a better validation AUC before the end.")
+        int, Training(min=1, help="Epochs without a better validation AUC before the end.")
     ] = 3
-    weight_decay: Annotated[float, Option(min=0, help="Weight decay of AdamW.")] = 0.01
+    weight_decay: Annotated[float, Training(min=0, help="Weight decay of AdamW.")] = 0.01
     contrast: Annotated[
-        float, Option(min=0, help="Weight of the loss of --adaptor contrastive.")
+        float, Training(min=0, help="Weight of the loss of --adaptor contrastive.")
     ] = 0.1
     dropout: Annotated[
-        float, Option(min=0, max=0.95, help="Share of a vector that is zeroed in training.")
+        float, Training(min=0, max=0.95, help="Share of a vector that is zeroed in training.")
     ] = 0.5
-    workers: Annotated[str, Option(help="Processes side by side; auto: one per core.")] = "auto"
+    workers: Annotated[str, Training(help="Processes side by side; auto: one per core.")] = "auto"
     item_columns: Annotated[
-        str | None, Option(metavar="A,B", help="Features of --items, instead of what fits.")
+        str | None, Samples(metavar="A,B", help="Features of --items, instead of what fits.")
     ] = None
     user_columns: Annotated[
-        str | None, Option(metavar="A,B", help="Features of --users, instead of what fits.")
+        str | None, Samples(metavar="A,B", help="Features of --users, instead of what fits.")
     ] = None
-    title_column: Annotated[str, Option(help="Titles of --items, for --save-histories.")] = "title"
+    title_column: Annotated[str, Histories(help="Titles of --items, for --save-histories.")] = (
+        "title"
+    )
     category_column: Annotated[
-        str | None, Option(help="Categories of --items, for --save-histories.")
+        str | None, Histories(help="Categories of --items, for --save-histories.")
     ] = None
     user_column: UserColumn = None
     item_column: ItemColumn = None
     rating_column: RatingColumn = None
     time_column: TimeColumn = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Begin anew in --output.")] = False
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Begin anew in --output.", rich_help_panel=OUTPUT_PANEL)
+    ] = False
     config: ConfigOption = None
     json: JsonOption = False
     debug: DebugOption = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,11 @@ import typer
 from draftrec.cli.column_options import GenrecColumnOptions
 from draftrec.cli.common import (
     DONE,
+    DRAFTING_PANEL,
     INTERRUPTED,
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    SEARCH_PANEL,
     ConfigOption,
     DebugOption,
     JsonOption,
@@ -37,6 +42,10 @@ from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
 Option = typer.Option
+Drafting = partial(Option, rich_help_panel=DRAFTING_PANEL)
+Search = partial(Option, rich_help_panel=SEARCH_PANEL)
+Machine = partial(Option, rich_help_panel=MODEL_PANEL)
+Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 
 
 class Verify(StrEnum):
@@ -105,51 +114,53 @@ class RecommendOptions(GenrecColumnOptions):
     ] = None
     k: Annotated[int, Option("-k", min=1, help="Items per user, and beams kept.")] = 20
     limit: Annotated[int | None, Option(min=1, metavar="USERS", help="First users only.")] = None
-    draft_beams: Annotated[int, Option(min=1, help="Beams drafted per level (N).")] = 40
+    draft_beams: Annotated[int, Drafting(min=1, help="Beams drafted per level (N).")] = 40
     draft_steps: Annotated[
-        str, Option(metavar="auto|N", help="Levels drafted per pass; auto: as many as pay.")
+        str, Drafting(metavar="auto|N", help="Levels drafted per pass; auto: as many as pay.")
     ] = "auto"
     draft_items: Annotated[
-        int, Option(min=0, help="Proposed items' rows per level beside those of a draft model.")
+        int, Drafting(min=0, help="Proposed items' rows per level beside those of a draft model.")
     ] = 16
     verify: Annotated[
         Verify,
-        Option(
+        Search(
             help="strict: plain beam search's own answer; sample: an exact sample without "
             "replacement; relaxed: AtSpeed's published sampling."
         ),
     ] = Verify.STRICT
     constraint: Annotated[
-        Legal, Option(help="trie: items of the catalogue only; none: any tokens.")
+        Legal, Search(help="trie: items of the catalogue only; none: any tokens.")
     ] = Legal.TRIE
     renormalise: Annotated[
         bool,
-        Option(
+        Search(
             "--renormalise/--no-renormalise",
             help="Score among legal tokens only; a level with one legal token then costs nothing.",
         ),
     ] = False
-    temperature: Annotated[float, Option(help="Of samples.")] = 1.0
-    seed: Annotated[int, Option(help="Of samples.")] = 0
-    batch_size: Annotated[int, Option(min=1, help="Users at once.")] = 32
+    temperature: Annotated[float, Search(help="Of samples.")] = 1.0
+    seed: Annotated[int, Search(help="Of samples.")] = 0
+    batch_size: Annotated[int, Machine(min=1, help="Users at once.")] = 32
     exclude_seen: Annotated[
         bool, Option("--exclude-seen", help="Leave out the items of the user's history.")
     ] = False
     shadow: Annotated[
         float,
-        Option(min=0.0, max=1.0, help="Share of users answered again by plain search, to compare."),
+        Drafting(
+            min=0.0, max=1.0, help="Share of users answered again by plain search, to compare."
+        ),
     ] = 0.0
-    device: Annotated[str, Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")] = "auto"
-    dtype: Annotated[Dtype, Option(help="What the models compute in.")] = Dtype.AUTO
+    device: Annotated[str, Machine(metavar="auto|cpu|cuda[:i]", help="Where to compute.")] = "auto"
+    dtype: Annotated[Dtype, Machine(help="What the models compute in.")] = Dtype.AUTO
     engine: EngineOption = "local"
     workers: WorkersOption = 1
     gpus_per_worker: GpusOption = None
     cpus_per_worker: CpusOption = None
     address: AddressOption = None
     shard_size: Annotated[
-        int, Option(min=1, help="Users that are finished, and resumed from, together.")
+        int, Output(min=1, help="Users that are finished, and resumed from, together.")
     ] = 2048
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace the output.")] = False
+    overwrite: Annotated[bool, Output("--overwrite", help="Replace the output.")] = False
     config: ConfigOption = None
     json: JsonOption = False
     debug: DebugOption = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,23 @@ import typer
 
 from draftrec.alignment.settings import ObjectiveSettings, TrainSettings
 from draftrec.cli.column_options import GenrecColumnOptions
-from draftrec.cli.common import DebugOption, JsonOption
+from draftrec.cli.common import (
+    MODEL_PANEL,
+    OBJECTIVE_PANEL,
+    OUTPUT_PANEL,
+    PROMPTS_PANEL,
+    TRAINING_PANEL,
+    DebugOption,
+    JsonOption,
+)
 from draftrec.cli.places import HERE, READ
 
 Argument, Option = typer.Argument, typer.Option
+Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
+Aim = partial(Option, rich_help_panel=OBJECTIVE_PANEL)
+Training = partial(Option, rich_help_panel=TRAINING_PANEL)
+Machine = partial(Option, rich_help_panel=MODEL_PANEL)
+Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 _TRAIN, _OBJECTIVE = TrainSettings(), ObjectiveSettings()
 
 
@@ -52,7 +66,7 @@ SequencesArgument = Annotated[
     Argument(metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part."),
 ]
 SidsOption = Annotated[str, READ, Option(metavar="FILE", help="Semantic ids: item, sid.")]
-OverwriteOption = Annotated[bool, Option("--overwrite", help="Give up what is in --output.")]
+OverwriteOption = Annotated[bool, Output("--overwrite", help="Give up what is in --output.")]
 LimitOption = Annotated[int | None, Option(min=1, metavar="USERS", help="First users only.")]
 
 
@@ -72,21 +86,25 @@ class TrainOptions:
         str | None, HERE, Option("--from", metavar="CHECKPOINT", help="Train this model further.")
     ] = None
     epochs: Annotated[int, Option(help="Passes over the training data, at most.")] = _TRAIN.epochs
-    batch_tokens: Annotated[int, Option(help="Tokens per step, padding included.")] = (
+    batch_tokens: Annotated[int, Training(help="Tokens per step, padding included.")] = (
         _TRAIN.batch_tokens
     )
-    lr: Annotated[float, Option(help="Highest learning rate.")] = _TRAIN.lr
-    weight_decay: Annotated[float, Option(help="AdamW's, of matrices.")] = _TRAIN.weight_decay
-    warmup: Annotated[float, Option(help="Share of steps until the highest rate.")] = _TRAIN.warmup
-    clip: Annotated[float, Option(help="Longest gradient.")] = _TRAIN.clip
-    dropout: Annotated[float, Option(help="Share of the stream that is dropped.")] = _TRAIN.dropout
-    patience: Annotated[int, Option(help="End after so many epochs without a better one.")] = (
+    lr: Annotated[float, Training(help="Highest learning rate.")] = _TRAIN.lr
+    weight_decay: Annotated[float, Training(help="AdamW's, of matrices.")] = _TRAIN.weight_decay
+    warmup: Annotated[float, Training(help="Share of steps until the highest rate.")] = (
+        _TRAIN.warmup
+    )
+    clip: Annotated[float, Training(help="Longest gradient.")] = _TRAIN.clip
+    dropout: Annotated[float, Training(help="Share of the stream that is dropped.")] = (
+        _TRAIN.dropout
+    )
+    patience: Annotated[int, Training(help="End after so many epochs without a better one.")] = (
         _TRAIN.patience
     )
-    save_steps: Annotated[int, Option(help="Steps between checkpoints.")] = _TRAIN.save_steps
-    seed: Annotated[int, Option(min=0, help="Of weights, batches and dropout.")] = _TRAIN.seed
-    device: Annotated[str, Option(help="auto, cpu or cuda.")] = _TRAIN.device
-    precision: Annotated[Precision, Option(help="Mixed precision; no: float32 throughout.")] = (
+    save_steps: Annotated[int, Output(help="Steps between checkpoints.")] = _TRAIN.save_steps
+    seed: Annotated[int, Training(min=0, help="Of weights, batches and dropout.")] = _TRAIN.seed
+    device: Annotated[str, Machine(help="auto, cpu or cuda.")] = _TRAIN.device
+    precision: Annotated[Precision, Machine(help="Mixed precision; no: float32 throughout.")] = (
         Precision.NO
     )
     overwrite: OverwriteOption = False
@@ -101,25 +119,26 @@ class FitOptions(GenrecColumnOptions, TrainOptions):
     sequences: SequencesArgument
     sids: SidsOption
     drop_items: Annotated[
-        float, Option(help="Share of items left out of training sequences, anew every epoch.")
+        float, Training(help="Share of items left out of training sequences, anew every epoch.")
     ] = _TRAIN.drop_items
     jitter: Annotated[
-        float, Option(help="Items trade places with others about so far away, anew every epoch.")
+        float, Training(help="Items trade places with others about so far away, anew every epoch.")
     ] = _TRAIN.jitter
     lora: Annotated[
         int | None,
         Option(min=1, metavar="RANK", help="With --from: train adapters and new tokens alone."),
     ] = None
-    max_items: Annotated[int, Option(min=1, help="Items of a history in a prompt.")] = 20
-    prefix: Annotated[str | None, Option(help="Text before the items of a prompt.")] = None
-    separator: Annotated[str | None, Option(help="Text between items.")] = None
-    suffix: Annotated[str | None, Option(help="Text after them.")] = None
+    max_items: Annotated[int, Prompts(min=1, help="Items of a history in a prompt.")] = 20
+    prefix: Annotated[str | None, Prompts(help="Text before the items of a prompt.")] = None
+    separator: Annotated[str | None, Prompts(help="Text between items.")] = None
+    suffix: Annotated[str | None, Prompts(help="Text after them.")] = None
     limit: LimitOption = None
     recall_users: Annotated[
-        int, Option(min=0, help="Valid users whose Recall@10 is shown; the loss decides.")
+        int, Training(min=0, help="Valid users whose Recall@10 is shown; the loss decides.")
     ] = 1000
     with_valid: Annotated[
-        bool, Option("--with-valid", help="Learn from valid items too, all --epochs, unvalidated.")
+        bool,
+        Training("--with-valid", help="Learn from valid items too, all --epochs, unvalidated."),
     ] = False
 
 
@@ -139,9 +158,9 @@ class TeachOptions(GenrecColumnOptions):
         bool, Option("--ends", help="Also after the last train item, where no answer is known.")
     ] = False
     limit: LimitOption = None
-    shard_size: Annotated[int, Option(help="Contexts written, and resumed from, together.")] = 512
+    shard_size: Annotated[int, Output(help="Contexts written, and resumed from, together.")] = 512
     seed: Annotated[int, Option(min=0, help="Of the choice of contexts.")] = 0
-    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = "auto"
     overwrite: OverwriteOption = False
     json: JsonOption = False
     debug: DebugOption = False
@@ -154,19 +173,19 @@ class AlignOptions(TrainOptions):
     teacher: Annotated[Path, Argument(metavar="TEACHER", help="What `genrec teach` wrote.")]
     target: Annotated[str, HERE, Option(metavar="DIR", help="Folder of the target model.")]
     objective: Annotated[Objective, Option(help="What the draft learns.")] = Objective.ATSPEED_S
-    alpha: Annotated[float, Option(help="Weight of alignment, 1 - alpha of next items.")] = (
+    alpha: Annotated[float, Aim(help="Weight of alignment, 1 - alpha of next items.")] = (
         _OBJECTIVE.alpha
     )
     soft: Annotated[
-        float, Option(help="Share of the next-item loss that is the target's opinion; AtSpeed: 0.")
+        float, Aim(help="Share of the next-item loss that is the target's opinion; AtSpeed: 0.")
     ] = _OBJECTIVE.soft
-    tau: Annotated[float, Option(help="atspeed-r, tvdkd: divides the logits.")] = _OBJECTIVE.tau
-    beta: Annotated[float, Option(help="atspeed-s: weight of the density term.")] = _OBJECTIVE.beta
-    top_k: Annotated[int, Option(help="atspeed-s: the draft's codes that count.")] = (
-        _OBJECTIVE.top_k
-    )
+    tau: Annotated[float, Aim(help="atspeed-r, tvdkd: divides the logits.")] = _OBJECTIVE.tau
+    beta: Annotated[float, Aim(help="atspeed-s: weight of the density term.")] = _OBJECTIVE.beta
+    top_k: Annotated[int, Aim(help="atspeed-s: the draft's codes that count.")] = _OBJECTIVE.top_k
     sharpen: Annotated[
-        float | None, Option(help="atspeed-s: softmax(probability / X) for plain renormalisation.")
+        float | None, Aim(help="atspeed-s: softmax(probability / X) for plain renormalisation.")
     ] = _OBJECTIVE.sharpen
-    dropout: Annotated[float, Option(help="Share of the stream that is dropped.")] = 0.0
-    held_out: Annotated[int, Option(min=0, help="Contexts to validate on, at most a tenth.")] = 256
+    dropout: Annotated[float, Training(help="Share of the stream that is dropped.")] = 0.0
+    held_out: Annotated[int, Training(min=0, help="Contexts to validate on, at most a tenth.")] = (
+        256
+    )

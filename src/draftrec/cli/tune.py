@@ -6,12 +6,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.common import (
+    DONE,
+    LIMITS_PANEL,
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    PROMPTS_PANEL,
+    TRIALS_PANEL,
+    DebugOption,
+    JsonOption,
+    command,
+    print_json,
+    say,
+)
 from draftrec.cli.idle import Idle
 from draftrec.cli.messages import no_bar
 from draftrec.cli.places import HERE, READ, WRITTEN
@@ -21,6 +34,11 @@ from draftrec.evaluate.tune_choice import Limits
 from draftrec.evaluate.tune_space import RULES
 
 Option = typer.Option
+Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
+Trials = partial(Option, rich_help_panel=TRIALS_PANEL)
+Limit = partial(Option, rich_help_panel=LIMITS_PANEL)
+Machine = partial(Option, rich_help_panel=MODEL_PANEL)
+Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 _LIMITS = Limits()
 
 
@@ -42,6 +60,9 @@ class TuneOptions:
         HERE,
         Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts."),
     ] = None
+    model: Annotated[
+        str | None, HERE, Option(help="Try acceptance rules with this model: a folder or a Hub id.")
+    ] = None
     pool: Annotated[
         Path | None,
         Option(
@@ -60,72 +81,69 @@ class TuneOptions:
     limit: Annotated[int, Option(min=1, help="Most texts that are replayed.")] = 60
     seed: Annotated[int, Option(help="Seed of the choice of texts and of the search.")] = 0
 
-    model: Annotated[
-        str | None, HERE, Option(help="Try acceptance rules with this model: a folder or a Hub id.")
-    ] = None
     rules: Annotated[
-        str, Option(help="With --model: rules to try, by commas; strict always is.")
+        str, Trials(help="With --model: rules to try, by commas; strict always is.")
     ] = ",".join(RULES)
-    budgets: Annotated[str, Option(help="With --model: budgets to try, by commas.")] = "16,48"
-    sample: Annotated[int, Option(min=1, help="With --model: records that are written.")] = 64
-    rounds: Annotated[int, Option(min=1, help="With --model: times that each is timed.")] = 3
+    budgets: Annotated[str, Trials(help="With --model: budgets to try, by commas.")] = "16,48"
+    sample: Annotated[int, Trials(min=1, help="With --model: records that are written.")] = 64
+    rounds: Annotated[int, Trials(min=1, help="With --model: times that each is timed.")] = 3
     trials: Annotated[
         int | None,
-        Option(min=1, help="With --model: search so many settings where the grid has more."),
+        Trials(min=1, help="With --model: search so many settings where the grid has more."),
     ] = None
     max_loss_per_token: Annotated[
-        float, Option(min=0, help="With --model: most nats given up per token of the text.")
+        float, Limit(min=0, help="With --model: most nats given up per token of the text.")
     ] = _LIMITS.max_loss_per_token
     min_similarity: Annotated[
         float,
-        Option(
+        Limit(
             max=1,
             help="With --model: least likeness by TF-IDF; 1: the model's own text, 0: another's.",
         ),
     ] = _LIMITS.min_similarity
     max_length_drift: Annotated[
-        float, Option(min=0, help="With --model: most relative change of the mean length.")
+        float, Limit(min=0, help="With --model: most relative change of the mean length.")
     ] = _LIMITS.max_length_drift
     template: Annotated[
-        str | None, READ, Option(help="With --model: a framework's template, or a Jinja2 file.")
+        str | None, READ, Prompts(help="With --model: a framework's template, or a Jinja2 file.")
     ] = None
     side: Annotated[
-        Literal["user", "item"], Option(help="Which side a framework's template describes.")
+        Literal["user", "item"], Prompts(help="Which side a framework's template describes.")
     ] = "user"
     chat: Annotated[
         bool | None,
-        Option(
+        Prompts(
             "--chat/--no-chat",
             help="Wrap prompts in the tokenizer's chat template.",
             show_default="where it has one",
         ),
     ] = None
-    max_new_tokens: Annotated[int, Option(min=1, help="With --model: longest text.")] = 512
+    max_new_tokens: Annotated[int, Prompts(min=1, help="With --model: longest text.")] = 512
     batch_size: Annotated[
-        str, Option(metavar="auto|N", help="With --model: texts written together.")
+        str, Machine(metavar="auto|N", help="With --model: texts written together.")
     ] = "auto"
-    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
+        Machine(help="Precision of the weights; auto: as stored, float32 on CPU."),
     ] = "auto"
     trust_remote_code: Annotated[
         bool,
-        Option(
+        Machine(
             "--trust-remote-code/--no-trust-remote-code",
             help="Run Python code that comes with the model.",
         ),
     ] = False
     report: Annotated[
         Path | None,
-        Option(
+        Output(
             metavar="DIR",
             help="With --model: folder of frontier.html and trials.parquet.",
             show_default="FILE.trials beside --output",
         ),
     ] = None
     overwrite: Annotated[
-        bool, Option("--overwrite", help="Give up the trials that are in --report.")
+        bool, Output("--overwrite", help="Give up the trials that are in --report.")
     ] = False
     json: JsonOption = False
     debug: DebugOption = False
