@@ -9,30 +9,52 @@ from typing import Any
 
 import pytest
 
-from draftrec.cli import generate, genrec_recommend
+from draftrec.cli.ctr import Adaptor, SplitBy
 from draftrec.cli.generate_options import GenerateOptions
-from draftrec.cli.idle import Idle, say_idle
+from draftrec.cli.genrec_recommend import Verify
+from draftrec.cli.genrec_train_options import Objective
+from draftrec.cli.idle import Idle, idle_lines
 from draftrec.cli.main import run
-from draftrec.cli.messages import messages
 from draftrec.knowledge import worker
 from tests.fakes import FakeGenerator
 
-TABLES: dict[str, str] = {
-    "ctr": "CtrOptions",
-    "encode": "EncodeOptions",
-    "generate": "GenerateOptions",
-    "genrec_recommend": "RecommendOptions",
-    "sid": "FitOptions",
-    "tune": "TuneOptions",
+TABLES: dict[str, tuple[str, str]] = {
+    "ctr": ("CtrOptions", "_IDLE"),
+    "encode": ("EncodeOptions", "_IDLE"),
+    "generate": ("GenerateOptions", "_IDLE"),
+    "genrec_recommend": ("RecommendOptions", "_IDLE"),
+    "genrec_train align": ("AlignOptions", "_ALIGN_IDLE"),
+    "genrec_train fit": ("FitOptions", "_FIT_IDLE"),
+    "genrec_train teach": ("TeachOptions", "_TEACH_IDLE"),
+    "prompts": ("PromptsOptions", "PROMPTS_IDLE"),
+    "replay": ("ReplayOptions", "_IDLE"),
+    "sid": ("FitOptions", "_IDLE"),
+    "tune": ("TuneOptions", "_IDLE"),
 }
+
+
+def told(name: str, **values: Any) -> list[str]:
+    """What the command of that name would say of its options; those that it needs are made up."""
+    module: Any = import_module(f"draftrec.cli.{name.split()[0]}")
+    options, table = (getattr(module, it) for it in TABLES[name])
+    needed = {
+        it.name: "x" for it in dataclasses.fields(options) if it.default is dataclasses.MISSING
+    }
+    return idle_lines(options(**needed | values), table)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_name_options_that_exist(name: str) -> None:
-    module: Any = import_module(f"draftrec.cli.{name}")
-    known = {it.name for it in dataclasses.fields(getattr(module, TABLES[name]))}
-    for rule in module._IDLE:
+    module: Any = import_module(f"draftrec.cli.{name.split()[0]}")
+    options, table = (getattr(module, it) for it in TABLES[name])
+    known = {it.name for it in dataclasses.fields(options)}
+    for rule in table:
         assert set(rule.options.split()) <= known
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_defaults_are_not_complained_about(name: str) -> None:
+    assert told(name) == []
 
 
 CASES = {
@@ -45,6 +67,8 @@ CASES = {
     ("--seed", "3"): "--seed has no effect with --temperature 0",
     ("--top-p", "0.5"): "--top-p has no effect with --temperature 0",
     ("--side", "item"): "--side has no effect without one of the built-in templates",
+    ("--accept", "relaxed", "--draft", "none"): "--accept has no effect with --draft none",
+    ("--depth", "3", "--budget", "0"): "--depth has no effect with --budget 0",
 }
 
 
@@ -65,34 +89,108 @@ def test_what_generate_cannot_use_is_said(
     assert CASES[line] in said[0]
 
 
-def test_what_has_an_effect_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
-    used: list[dict[str, Any]] = [
-        {},
-        {"accept": "relaxed", "top_k": 3, "max_loss": 1.0, "pool": Path("p"), "budget": "8"},
-        {"temperature": 0.5, "seed": 3, "top_p": 0.9},
-        {"template": "kar", "side": "item", "limit": 3},
-        {"accept": "strict", "top_k": GenerateOptions(input="x").top_k},
-    ]
-    with messages():
-        for values in used:
-            say_idle(GenerateOptions(input="x", **values), generate._IDLE)
-    assert capsys.readouterr().err == ""
+OTHERS: dict[tuple[str, str], tuple[dict[str, Any], str]] = {
+    ("ctr", "contrast"): ({"contrast": 0.3, "adaptor": [Adaptor.MLP]}, "without --adaptor"),
+    ("ctr", "fold"): ({"fold": 3, "split": SplitBy.TIME}, "with --split time"),
+    ("ctr", "sample_seed"): ({"sample_seed": 3}, "without --negatives"),
+    ("ctr", "item_vectors"): ({"item_vectors": "v"}, "without an --adaptor"),
+    ("ctr", "user_columns"): ({"user_columns": "a"}, "without --users"),
+    ("ctr", "epochs"): ({"epochs": 3, "save_histories": Path("h")}, "with --save-histories"),
+    ("encode", "history_column"): ({"history_column": "titles"}, "without --history"),
+    ("generate", "forced_bos_token"): (
+        {"forced_bos_token": "3", "template": "kar"}, "after prompts of more than one token",
+    ),
+    ("genrec_recommend", "draft_items"): ({"draft_items": 3}, "without a draft model"),
+    ("genrec_recommend", "temperature"): (
+        {"temperature": 0.5, "verify": Verify.RELAXED}, "with --verify relaxed",
+    ),
+    ("genrec_train fit", "patience"): ({"patience": 2, "with_valid": True}, "with --with-valid"),
+    ("genrec_train teach", "seed"): ({"seed": 2}, "without --per-user above 1"),
+    ("genrec_train align", "alpha"): (
+        {"alpha": 0.5, "objective": Objective.SFT}, "with --objective sft",
+    ),
+    ("genrec_train align", "soft"): ({"soft": 0.5, "alpha": 1.0}, "with --alpha 1"),
+    ("genrec_train align", "tau"): ({"tau": 0.5}, "without --objective atspeed-r"),
+    ("genrec_train align", "sharpen"): (
+        {"sharpen": 0.5, "objective": Objective.WORDKD}, "without --objective atspeed-s",
+    ),
+    ("genrec_train align", "patience"): ({"patience": 2, "held_out": 0}, "with --held-out 0"),
+    ("prompts", "prompt_column"): ({"prompt_column": "p", "template": "kar"}, "with --template"),
+    ("replay", "groups"): ({"groups": Path("g"), "engine": ["all", "trie"]}, "without an engine"),
+    ("replay", "warm"): ({"warm": "w", "engine": ["prompt"]}, "with --engine prompt alone"),
+    ("replay", "depth"): ({"depth": 2, "budget": 0}, "with --budget 0"),
+    ("tune", "tokenizer"): ({"tokenizer": "t", "model": "m"}, "with --model"),
+    ("tune", "limit"): ({"limit": 3, "model": "m"}, "--sample says"),
+    ("tune", "overwrite"): ({"overwrite": True}, "without --model"),
+}  # fmt: skip
 
 
-def test_an_option_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("case", OTHERS, ids=" ".join)
+def test_what_other_commands_cannot_use_is_said(case: tuple[str, str]) -> None:
+    (values, why), (name, option) = OTHERS[case], case
+    lines = [line for line in told(name, **values) if line.startswith(f"--{_dashed(option)} ")]
+    assert len(lines) == 1
+    assert why in lines[0]
+
+
+def _dashed(option: str) -> str:
+    return option.replace("_", "-")
+
+
+USED: list[tuple[str, dict[str, Any]]] = [
+    ("generate", {}),
+    ("generate", {
+        "accept": "relaxed", "top_k": 3, "max_loss": 1.0, "pool": Path("p"), "budget": "8"
+    }),
+    ("generate", {"temperature": 0.5, "seed": 3, "top_p": 0.9, "forced_bos_token": "5"}),
+    ("generate", {"template": "kar", "side": "item", "limit": 3}),
+    ("generate", {"accept": "strict", "top_k": GenerateOptions(input="x").top_k}),
+    ("ctr", {"adaptor": [Adaptor.CONTRASTIVE], "contrast": 0.3, "user_vectors": "v", "fold": 2}),
+    ("ctr", {"save_histories": Path("h"), "items": "i", "title_column": "t", "history": 3}),
+    ("genrec_recommend", {"draft": "folder", "draft_items": 3}),
+    ("genrec_recommend", {"verify": Verify.SAMPLE, "temperature": 0.5, "seed": 3}),
+    ("genrec_train align", {"objective": Objective.TVDKD, "tau": 0.5, "alpha": 0.2, "soft": 0.1}),
+    ("genrec_train teach", {"per_user": 3, "seed": 2}),
+    ("replay", {"engine": ["prompt", "group"], "warm": "w", "groups": Path("g"), "order": True}),
+    ("tune", {"model": "m", "template": "kar", "side": "item", "sample": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "values"), USED)
+def test_what_has_an_effect_is_not_said(name: str, values: dict[str, Any]) -> None:
+    assert told(name, **values) == []
+
+
+def test_an_option_is_said_once() -> None:
     table = (Idle("pool", lambda _: True, "here"), Idle("pool", lambda _: True, "there"))
-    with messages():
-        say_idle(GenerateOptions(input="x", pool=Path("p")), table)
-    assert capsys.readouterr().err == "draftrec: --pool has no effect here\n"
+    lines = idle_lines(GenerateOptions(input="x", pool=Path("p")), table)
+    assert lines == ["--pool has no effect here"]
 
 
-def test_recommending_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
-    made = genrec_recommend.RecommendOptions(
-        sequences="s", target=Path("t"), sids="x", output=Path("o"), seed=2, draft="none",
-        draft_items=3,
-    )  # fmt: skip
-    with messages():
-        say_idle(made, genrec_recommend._IDLE)
-    said = capsys.readouterr().err
-    assert "--seed has no effect with --verify strict" in said
-    assert "--draft-items has no effect with --draft none" in said
+def test_it_is_said_before_the_first_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def look(_: int) -> None:
+        said.append(capsys.readouterr().err)
+
+    monkeypatch.setattr(worker, "load_generator", lambda *_: FakeGenerator(on_request=look))
+    (tmp_path / "in.jsonl").write_text('{"entity_id": 1, "prompt": "p"}\n')
+    line = ["generate", str(tmp_path / "in.jsonl"), "--model", "fake", "--top-k", "3"]
+    assert run([*line, "--output", str(tmp_path / "run")]) == 0
+    assert "--top-k has no effect" in said[0]
+    assert "--top-k" not in capsys.readouterr().err
+    # A finished run is not begun again, and is told of it all the same.
+    assert run([*line, "--output", str(tmp_path / "run")]) == 0
+    assert "--top-k has no effect" in capsys.readouterr().err
+
+
+def test_a_refusal_is_one_sentence_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["generate", str(tmp_path / "none.jsonl"), "--model", "fake", "--top-k", "3"]
+    assert run([*line, "--output", str(tmp_path / "run"), "--template", "rlmrec"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert run(["replay", "--help"]) == 0  # what was held is not said by the next command
+    assert "--top-k" not in capsys.readouterr().err

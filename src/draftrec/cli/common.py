@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 import typer
 from typer.core import TyperCommand
 
-from draftrec.cli.idle import Idle, say_idle
-from draftrec.cli.messages import say, set_loudness
+from draftrec.cli.idle import Idle, idle_lines
+from draftrec.cli.messages import drop_held, hold, say, say_held, set_loudness
 from draftrec.cli.places import READ, presented
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -113,7 +113,8 @@ def command(
 
     Typer reads a signature, and one with thirty parameters helps nobody; so the fields
     (`Annotated[type, typer.Option(...)] = default`) are presented to it as one. `cls` parses the
-    command line in another way than Typer's. `idle`: which options do nothing beside which others.
+    command line in another way than Typer's. `idle`: which options do nothing beside which others;
+    it is said when the work begins (`say_held`), at the latest when it is done.
     """
     found = get_type_hints(options, include_extras=True)
     hints = {name: presented(name, hint) for name, hint in found.items()}
@@ -142,8 +143,10 @@ def command(
         def run(**values: Any) -> int:
             set_loudness(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
             given = options(**values)
+            drop_held()
+            hold(idle_lines(given, idle))
             code = function(given)  # what it refuses it says in one sentence, alone
-            say_idle(given, idle)
+            say_held()
             raise typer.Exit(code)
 
         run.__doc__ = function.__doc__
@@ -274,6 +277,11 @@ class StopSignal(AbstractContextManager["StopSignal"]):
         self.armed = False
         self.requested = False
         self._before: dict[int, Any] = {}
+
+    def arm(self) -> None:
+        """The work begins: from now on a signal is a question."""
+        self.armed = True
+        say_held()
 
     def __call__(self) -> bool:
         return self.requested

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.messages import warn
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place, place
 from draftrec.errors import DraftrecError
@@ -102,6 +103,7 @@ def compare(options: CompareOptions) -> int:
 
     from draftrec.evaluate.compare import run_compare
     from draftrec.evaluate.compare_report import to_json, write_report
+    from draftrec.evaluate.compare_study import NOT_CHECKED
     from draftrec.evaluate.compare_values import CompareJob
     from draftrec.evaluate.limits import default_limits, read_limits
 
@@ -118,6 +120,8 @@ def compare(options: CompareOptions) -> int:
         options.resamples,
     )
     comparison = run_compare(job)
+    if options.side is not None and comparison.facts["form"] == NOT_CHECKED:
+        warn("--side has no effect without a form to check, which --template names")
     _show(comparison, Console(stderr=options.json))
     if options.output is not None:
         write_report(comparison, options.output)
@@ -163,7 +167,7 @@ def _show(comparison: Comparison, console: Any) -> None:
         cells = [Text(c.value, style=_COLOURS.get(c.outcome, "")) for c in row.cells]
         table.add_row(row.metric.label, *cells)
     console.print(table)
-    for measure in ("similarity", "self-BLEU"):
+    for measure in ("entities compared", "form", "titles", "similarity", "self-BLEU"):
         console.print(Text(f"{measure}: {comparison.facts[measure]}", style="dim"))
     for finding in findings(comparison):
         console.print(Text(finding))

@@ -28,7 +28,7 @@ from draftrec.cli.common import (
     say,
 )
 from draftrec.cli.idle import Idle
-from draftrec.cli.messages import no_bar, warn
+from draftrec.cli.messages import beginning, no_bar, warn
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -190,11 +190,36 @@ class CtrOptions:
 
 _IDLE = (
     Idle(
+        "output users user_vectors item_vectors model adaptor seeds negatives sequence split fold "
+        "sample_seed item_columns user_columns lr batch_size embedding epochs patience "
+        "weight_decay contrast dropout workers overwrite",
+        lambda o: o.save_histories is not None,
+        "with --save-histories, which trains nothing",
+    ),
+    Idle(
         "title_column category_column",
         lambda o: o.save_histories is None,
         "without --save-histories",
     ),
+    Idle("title_column category_column item_columns", lambda o: o.items is None, "without --items"),
+    Idle("user_columns", lambda o: o.users is None, "without --users"),
+    Idle(
+        "user_vectors item_vectors dropout",
+        lambda o: not _adaptors(o) - {Adaptor.NONE},
+        "without an --adaptor, which lets vectors in",
+    ),
+    Idle(
+        "contrast",
+        lambda o: Adaptor.CONTRASTIVE not in _adaptors(o),
+        "without --adaptor contrastive",
+    ),
+    Idle("fold", lambda o: o.split is SplitBy.TIME, "with --split time"),
+    Idle("sample_seed", lambda o: not o.negatives, "without --negatives, as nothing is drawn"),
 )
+
+
+def _adaptors(options: CtrOptions) -> set[Adaptor]:
+    return set(options.adaptor or ())
 
 
 @command(CtrOptions, idle=_IDLE)
@@ -228,11 +253,11 @@ def ctr(options: CtrOptions) -> int:
         Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar,
     ):
         task = bar.add_task("trials", total=None)
-        summary = run_study(
-            job,
-            None if workers == "auto" else workers,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def watch(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        summary = run_study(job, None if workers == "auto" else workers, beginning(watch))
     _show(summary, Console(stderr=options.json))
     say(f"trials and summary are in {options.output}")
     if summary["rejected"]:

@@ -28,7 +28,7 @@ from draftrec.cli.engine import (
     cluster_of,
 )
 from draftrec.cli.idle import Idle
-from draftrec.cli.messages import no_bar
+from draftrec.cli.messages import beginning, no_bar
 from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.config import EncodeConfig, EncoderConfig
 from draftrec.data.places import Place
@@ -152,6 +152,7 @@ _IDLE = (
         "with a hashed encoder, which has no model",
     ),
     Idle("fit_on", lambda o: not o.encoder.startswith(_HASHED), "without a hashed encoder"),
+    Idle("history_column", lambda o: o.history is None, "without --history"),
 )
 
 
@@ -177,9 +178,11 @@ def encode(options: EncodeOptions) -> int:
     bar = Progress(*columns, console=errors, transient=True, disable=no_bar(errors))
     with StopSignal(), bar:
         task = bar.add_task("texts", total=None)
-        result = run_encode(
-            spec, _hire(cluster), lambda done, of: bar.update(task, completed=done, total=of)
-        )
+
+        def watch(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+
+        result = run_encode(spec, _hire(cluster), beginning(watch))
     if not result.fresh:
         say(f"{options.output} is already finished; nothing was changed")
     summary = {**result.summary, "output": str(options.output)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from draftrec.cli.common import (
     say,
 )
 from draftrec.cli.engine import cluster_of
-from draftrec.cli.generate_options import GenerateOptions
+from draftrec.cli.generate_options import PROMPTS_IDLE, GenerateOptions
 from draftrec.cli.idle import Idle
-from draftrec.cli.messages import warn
+from draftrec.cli.messages import hold, warn
 from draftrec.config import (
     AcceptConfig,
     BatchConfig,
@@ -32,14 +33,24 @@ from draftrec.config import (
     ModelConfig,
     RecordsConfig,
 )
-from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
 
+_RULES = (
+    "accept top_k min_prob epsilon delta entropy_gate window eos_guard tie_break max_deviations "
+    "max_loss"
+)
 _IDLE = (
     Idle(
-        "pool budget depth pool_lag", lambda o: o.draft == "none", "with --draft none, the baseline"
+        f"pool budget depth pool_lag {_RULES}",
+        lambda o: o.draft == "none",
+        "with --draft none, the baseline",
     ),
     Idle("pool pool_lag", lambda o: o.draft == "prompt", "with --draft prompt"),
+    Idle(
+        f"pool depth pool_lag {_RULES}",
+        lambda o: o.budget == "0",
+        "with --budget 0, which drafts nothing",
+    ),
     Idle("top_k min_prob", lambda o: o.accept != "relaxed", "without --accept relaxed"),
     Idle("epsilon delta", lambda o: o.accept != "typical", "without --accept typical"),
     Idle("entropy_gate window", lambda o: o.accept != "entropy", "without --accept entropy"),
@@ -53,12 +64,12 @@ _IDLE = (
         lambda o: o.temperature == 0,
         "with --temperature 0, which draws nothing",
     ),
-    Idle("prompt_column", lambda o: o.template is not None, "with --template"),
     Idle(
-        "side",
-        lambda o: o.template not in FRAMEWORKS,
-        "without one of the built-in templates, which have two sides",
+        "forced_bos_token",
+        lambda o: o.template is not None or o.chat or o.system,
+        "after prompts of more than one token",
     ),
+    *PROMPTS_IDLE,
     Idle("group_column", lambda o: o.groups is not None, "with --groups, which takes its place"),
 )
 
@@ -79,7 +90,7 @@ def generate(options: GenerateOptions) -> int:
 
     config = job_config(options, options.model)
     if hint := schema_unused(config.records, config.generate.structure):
-        say(hint)
+        hold([hint], logging.INFO)
     spec = JobSpec(
         config=config,
         input=options.input,

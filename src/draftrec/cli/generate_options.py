@@ -23,6 +23,7 @@ from draftrec.cli.common import (
     json_object,
 )
 from draftrec.cli.engine import AddressOption, CpusOption, EngineOption, GpusOption, WorkersOption
+from draftrec.cli.idle import Idle
 from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.config import (
     AcceptConfig,
@@ -33,6 +34,7 @@ from draftrec.config import (
     RecordsConfig,
 )
 from draftrec.data.places import Place
+from draftrec.data.templates import FRAMEWORKS
 
 Option = typer.Option
 Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
@@ -45,6 +47,16 @@ Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 _ACCEPT, _DRAFT, _BATCH, _RECORDS = AcceptConfig(), DraftConfig(), BatchConfig(), RecordsConfig()
 _TARGET = ModelConfig(model="")
 _SHARD_SIZE: int | str = JobConfig.model_fields["shard_size"].default
+
+#: Of the options that say how records become prompts.
+PROMPTS_IDLE = (
+    Idle("prompt_column", lambda o: o.template is not None, "with --template"),
+    Idle(
+        "side",
+        lambda o: o.template not in FRAMEWORKS,
+        "without one of the built-in templates, which have two sides",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

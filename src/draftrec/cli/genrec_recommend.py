@@ -173,9 +173,19 @@ _IDLE = (
         "with --draft none, which is plain search",
     ),
     Idle(
+        "draft_items",
+        lambda o: o.draft == "items" or o.verify is Verify.RELAXED or o.constraint is Legal.NONE,
+        "without a draft model beside whose drafts proposed items can be verified",
+    ),
+    Idle(
         "temperature seed",
         lambda o: o.verify is Verify.STRICT,
         "with --verify strict, which draws nothing",
+    ),
+    Idle(
+        "temperature",
+        lambda o: o.verify is Verify.RELAXED,
+        "with --verify relaxed, which draws from the models' own probabilities",
     ),
     Idle("renormalise", lambda o: o.constraint is Legal.NONE, "with --constraint none"),
 )
@@ -192,7 +202,7 @@ def recommend(options: RecommendOptions) -> int:
     settings, cluster = recommend_settings(options), cluster_of(options)
     with StopSignal() as stop:
         task = prepare(settings, _hire(cluster))
-        stop.armed = True
+        stop.arm()
         try:
             with (
                 closing(task.crew) as crew,

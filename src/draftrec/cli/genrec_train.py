@@ -17,10 +17,12 @@ from draftrec.cli.common import (
 from draftrec.cli.genrec_train_options import (
     AlignOptions,
     FitOptions,
+    Objective,
     Preset,
     TeachOptions,
     TrainOptions,
 )
+from draftrec.cli.idle import Idle
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -28,7 +30,38 @@ if TYPE_CHECKING:
     from draftrec.tokens.prompts import PromptFormat
 
 
-@command(FitOptions)
+_FIT_IDLE = (
+    Idle(
+        "patience recall_users",
+        lambda o: o.with_valid,
+        "with --with-valid, which keeps nothing to validate on",
+    ),
+)
+_TEACH_IDLE = (
+    Idle("seed", lambda o: o.per_user <= 1, "without --per-user above 1, as nothing is drawn"),
+)
+_ALIGN_IDLE = (
+    Idle(
+        "alpha soft",
+        lambda o: o.objective is Objective.SFT,
+        "with --objective sft, which does not look at the target",
+    ),
+    Idle("soft", lambda o: o.alpha == 1, "with --alpha 1, which leaves next items out"),
+    Idle(
+        "tau",
+        lambda o: o.objective not in (Objective.ATSPEED_R, Objective.TVDKD),
+        "without --objective atspeed-r or tvdkd",
+    ),
+    Idle(
+        "beta top_k sharpen",
+        lambda o: o.objective is not Objective.ATSPEED_S,
+        "without --objective atspeed-s",
+    ),
+    Idle("patience", lambda o: o.held_out == 0, "with --held-out 0, as nothing is validated on"),
+)
+
+
+@command(FitOptions, idle=_FIT_IDLE)
 def fit(options: FitOptions) -> int:
     """Train a target on SEQUENCES: a model that writes the semantic id of the next item.
 
@@ -56,7 +89,7 @@ def fit(options: FitOptions) -> int:
     return _trained(run, spec, as_json=options.json)
 
 
-@command(TeachOptions)
+@command(TeachOptions, idle=_TEACH_IDLE)
 def teach(options: TeachOptions) -> int:
     """Record the beams of TARGET in training contexts, for drafts to learn from.
 
@@ -91,7 +124,7 @@ def teach(options: TeachOptions) -> int:
     return DONE
 
 
-@command(AlignOptions)
+@command(AlignOptions, idle=_ALIGN_IDLE)
 def align(options: AlignOptions) -> int:
     """Train a draft on what TEACHER says that its target recommends.
 

@@ -1,4 +1,5 @@
-"""Options that have no effect beside the others given: said, each once, by one table per command.
+"""Options that have no effect beside the others given: said, each once, by one table per command,
+when the work begins.
 
 An option at its default is not complained about. What is refused instead, where it is noticed, is
 an option whose file would not be there afterwards, or one that contradicts another.
@@ -11,8 +12,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
-from draftrec.cli.messages import warn
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Idle:
@@ -24,13 +23,13 @@ class Idle:
     why: str
 
 
-def say_idle(options: Any, table: Seq[Idle]) -> None:
-    """Warn of each option that was given and does nothing."""
+def idle_lines(options: Any, table: Seq[Idle]) -> list[str]:
+    """A line for each option that was given and does nothing; the first rule that holds is told."""
     defaults = {it.name: it.default for it in dataclasses.fields(options)}
-    said: set[str] = set()
+    found: dict[str, str] = {}
     for rule in table:
         given = [n for n in rule.options.split() if getattr(options, n) != defaults[n]]
         for name in given:
-            if name not in said and rule.when(options):
-                said.add(name)
-                warn(f"--{name.replace('_', '-')} has no effect {rule.why}")
+            if name not in found and rule.when(options):
+                found[name] = f"--{name.replace('_', '-')} has no effect {rule.why}"
+    return list(found.values())

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from draftrec.errors import DraftrecError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LOG = logging.getLogger("draftrec")
+_Asked = ParamSpec("_Asked")
+# Lines, and how loud they are, that wait for the work to begin.
+_HELD: list[tuple[int, str]] = []
 _STYLES = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "red"}
 
 
@@ -34,6 +37,34 @@ def warn(message: str) -> None:
 def fail(message: str) -> None:
     """The sentence that a command ends with when it cannot do what was asked."""
     _LOG.error("%s", message)
+
+
+def hold(lines: list[str], level: int = logging.WARNING) -> None:
+    """Let lines wait until the work begins, since a refusal is one sentence alone. What an earlier
+    command left is forgotten with `drop_held`."""
+    _HELD.extend((level, line) for line in lines)
+
+
+def say_held() -> None:
+    """The work begins, nothing is refused any more: say what waited, once."""
+    while _HELD:
+        level, line = _HELD.pop(0)
+        _LOG.log(level, "%s", line)
+
+
+def drop_held() -> None:
+    """Forget what waited."""
+    _HELD.clear()
+
+
+def beginning(watch: Callable[_Asked, None]) -> Callable[_Asked, None]:
+    """`watch`, who is told how far the work is: it has begun when there is something to tell."""
+
+    def told(*args: _Asked.args, **more: _Asked.kwargs) -> None:
+        say_held()
+        watch(*args, **more)
+
+    return told
 
 
 def set_loudness(*, quiet: bool, verbose: bool) -> None:

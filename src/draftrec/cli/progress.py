@@ -69,7 +69,7 @@ class ProgressBar(Watcher):
             say(f"continuing after {self._done:,} of {self._total:,} records")
         self._bar.update(self._task, total=self._total, completed=self._done)
         self._bar.start()
-        self._stop.armed = True
+        self._stop.arm()
 
     def step(self, step: StepStats) -> None:
         """Count a step and redraw (the bar itself limits how often)."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from typer import Option
 
 from draftrec.cli.common import DONE, SOME_REJECTED, command, option_error, print_json
-from draftrec.cli.generate_options import GenerateOptions
+from draftrec.cli.generate_options import PROMPTS_IDLE, GenerateOptions
 from draftrec.cli.messages import say, warn
 from draftrec.cli.places import HERE
 from draftrec.config import ModelConfig, RecordsConfig
@@ -36,7 +36,7 @@ PromptsOptions = make_dataclass(
 )
 
 
-@command(PromptsOptions)
+@command(PromptsOptions, idle=PROMPTS_IDLE)
 def prompts(options: Any) -> int:
     """Print what `draftrec generate` would send the model for each record of INPUT.
 

@@ -10,7 +10,8 @@ import typer
 
 from draftrec.cli.column_options import TextColumnOptions
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
-from draftrec.cli.messages import no_bar
+from draftrec.cli.idle import Idle
+from draftrec.cli.messages import beginning, no_bar
 from draftrec.cli.places import HERE, READ
 from draftrec.config import DraftConfig
 from draftrec.data.places import Place
@@ -73,7 +74,31 @@ class ReplayOptions(TextColumnOptions):
     debug: DebugOption = False
 
 
-@command(ReplayOptions)
+_POOLLESS, _GROUPED = {"prompt"}, {"pool", "group", "trie-group"}
+_IDLE = (
+    Idle(
+        "pool warm groups engine depth order",
+        lambda o: o.budget == 0,
+        "with --budget 0, which drafts nothing",
+    ),
+    Idle(
+        "pool warm order",
+        lambda o: _engines(o) <= _POOLLESS,
+        "with --engine prompt alone, which drafts from no other text",
+    ),
+    Idle(
+        "groups",
+        lambda o: not _engines(o) & _GROUPED,
+        "without an engine that knows groups (pool, group, trie-group)",
+    ),
+)
+
+
+def _engines(options: ReplayOptions) -> set[str]:
+    return set(options.engine or ["pool"])
+
+
+@command(ReplayOptions, idle=_IDLE)
 def replay(options: ReplayOptions) -> int:
     """Count the forward passes that drafts would have saved on recorded TEXTS.
 
@@ -106,7 +131,7 @@ def replay(options: ReplayOptions) -> int:
                 tasks[engine] = bar.add_task(engine, total=total)
             bar.update(tasks[engine], completed=done)
 
-        summary = run_replay(job, watch, say)
+        summary = run_replay(job, beginning(watch), say)
     _show(summary, Console(stderr=options.json))
     if options.json:
         print_json(summary)

@@ -45,7 +45,7 @@ class _Bar:
         """Show the bar; from now on a signal finishes the step first."""
         self._bar.update(self._task, total=total, completed=done)
         self._bar.start()
-        self._stop.armed = True
+        self._stop.arm()
 
     def show(self, done: int, note: str) -> None:
         self._bar.update(self._task, completed=done, note=note)

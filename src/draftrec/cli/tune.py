@@ -26,9 +26,10 @@ from draftrec.cli.common import (
     say,
 )
 from draftrec.cli.idle import Idle
-from draftrec.cli.messages import no_bar
+from draftrec.cli.messages import beginning, no_bar
 from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.data.places import Place
+from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.tune_choice import Limits
 from draftrec.evaluate.tune_space import RULES
@@ -152,11 +153,20 @@ class TuneOptions:
 _IDLE = (
     Idle(
         "rules budgets sample rounds trials max_loss_per_token min_similarity max_length_drift "
-        "template side chat max_new_tokens batch_size device dtype report",
+        "template side chat max_new_tokens batch_size device dtype trust_remote_code report "
+        "overwrite",
         lambda o: o.model is None,
         "without --model",
     ),
-    Idle("side", lambda o: o.template is None, "without --template"),
+    Idle("tokenizer", lambda o: o.model is not None, "with --model, whose tokenizer counts"),
+    Idle(
+        "limit", lambda o: o.model is not None, "with --model; --sample says how many are written"
+    ),
+    Idle(
+        "side",
+        lambda o: o.template not in FRAMEWORKS,
+        "without one of the built-in templates, which have two sides",
+    ),
 )
 
 
@@ -220,7 +230,11 @@ def settings_bar() -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("settings"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
         task = bar.add_task("settings", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def watch(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield beginning(watch)
 
 
 _COLUMNS = {

@@ -30,6 +30,9 @@ from draftrec.evaluate.text_similarity import (
 )
 from draftrec.evaluate.text_templates import Framework, TextForm
 
+#: What the facts say of the form where no template is known.
+NOT_CHECKED = "not checked (no --template, and the runs name none that is built in)"
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Figures:
@@ -100,7 +103,7 @@ class Study:
             "tokenizer": self.tokenizer,
             "intervals": f"95 %, {self.job.resamples:,} paired resamples of entities, seed "
             f"{self.job.seed}; Student's t over seeds",
-            "form": f"{self.form.framework}, {self.form.side}" if self.form else "not checked",
+            "form": f"{self.form.framework}, {self.form.side}" if self.form else NOT_CHECKED,
         }
         if self.grounding:
             counts = self.grounding.facts()
