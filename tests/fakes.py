@@ -47,7 +47,8 @@ class FakePool:
 
 @dataclass
 class FakeGenerator:
-    """Writes a few letters that depend on the prompt alone, or, relaxed, on the pool as well.
+    """Writes a few letters that depend on the prompt alone, or, relaxed, on the pool as well. A
+    record's texts after its first depend on their keys.
 
     Prompts are encoded byte by byte. `on_request` is called with the number of requests decoded
     so far, before each of them: the place to kill or to interrupt.
@@ -118,6 +119,7 @@ class FakeGenerator:
 
     def _write(self, request: Request) -> Generation:
         seen = json.dumps(self.pool.texts) if self.relaxed and self.pool else ""
+        seen += str(request.key) if request.sample else ""
         prompt = request.prompt_ids.tobytes()
         digest = hashlib.sha256(prompt + str(request.group).encode() + seen.encode()).digest()
         length = 1 + digest[0] % self.max_new_tokens

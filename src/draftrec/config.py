@@ -78,6 +78,9 @@ class AcceptConfig(_Frozen):
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     typical_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     seed: int = 0
+    n: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="texts per record; several need a temperature above 0"
+    )
     eos_guard: bool = Field(
         default=True, description="all but strict: never pass an EOS that is the argmax"
     )
@@ -91,6 +94,15 @@ class AcceptConfig(_Frozen):
     max_loss: Annotated[float, Field(ge=0.0)] | None = Field(
         default=None, description="all but strict: most nats of log-probability given up per text"
     )
+
+    @model_validator(mode="after")
+    def _several_texts_are_drawn(self) -> AcceptConfig:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"the {self.n} texts of a record (n) would all be the same with temperature 0; set "
+                f"a temperature above 0, such as 0.8, or leave n at 1"
+            )
+        return self
 
 
 class ControlsConfig(_Frozen):

@@ -52,7 +52,8 @@ class Request:
     """One text to write: `prompt_ids` int32 `[p]`, p >= 1, special tokens included.
 
     `previous_ids` is the entity's own earlier text (refresh), the first thing to draft from.
-    `key` seeds the sampling of this text alone, so that it depends on no other request.
+    `key` seeds the sampling of this text alone, so that it depends on no other request. `sample`:
+    which of its record's texts it is, counted from 0.
     """
 
     entity_id: str
@@ -60,6 +61,7 @@ class Request:
     group: str | None = None
     previous_ids: IntArray | None = None
     key: int = 0
+    sample: int = 0
 
 
 @dataclass(slots=True)

@@ -50,7 +50,9 @@ def make_spec(folder: Path, output: str = "run", **options: Any) -> JobSpec:
     """A job over `folder/in.jsonl`, in shards of five records."""
     model = GenerateConfig(
         target=ModelConfig(model="fake"),
-        accept=AcceptConfig(accept=options.pop("accept", "strict"), seed=options.pop("seed", 0)),
+        accept=AcceptConfig(
+            **{n: options.pop(n) for n in AcceptConfig.model_fields if n in options}
+        ),
         draft=DraftConfig(draft=options.pop("draft", "pool"), budget=options.pop("budget", 8)),
     )
     given = {n: options.pop(n) for n in RecordsConfig.model_fields if n in options}

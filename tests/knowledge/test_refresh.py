@@ -99,8 +99,8 @@ def test_entities_of_one_hash_are_told_apart(
 ) -> None:
     monkeypatch.setattr(refresh, "_hash", lambda entity_id: len(entity_id))
     found = PreviousRun(old).find(["u3", "u11", "zz"])
-    assert {name: e.text for name, e in found.items()} == {
-        name: rows(old)[name]["text"] for name in ("u3", "u11")
+    assert {name: [e.text for e in texts] for name, texts in found.items()} == {
+        name: [rows(old)[name]["text"]] for name in ("u3", "u11")
     }
 
 

@@ -40,9 +40,9 @@ def make_spec(folder: Path, output: str, lag: Any, accept: str = "strict", **mor
         ]
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     draft = DraftConfig(draft=more.pop("draft", "pool"), budget=8)
-    generate = GenerateConfig(
-        target=ModelConfig(model="fake"), accept=AcceptConfig(accept=accept), draft=draft
-    )
+    n = more.pop("n", 1)
+    rule = AcceptConfig(accept=accept, n=n, temperature=1.0 if n > 1 else 0.0)
+    generate = GenerateConfig(target=ModelConfig(model="fake"), accept=rule, draft=draft)
     config = JobConfig(generate=generate, shard_size=4, pool_lag=lag)
     return JobSpec(config=config, input=str(source), output=folder / output, **more)
 
@@ -73,6 +73,15 @@ def test_the_files_are_those_of_a_local_job_with_the_same_lag(tmp_path: Path, ac
     assert found["verify_seconds"] == pytest.approx(0.001 * found["entities"])
     steps = [json.loads(x) for x in (tmp_path / "there" / "metrics.jsonl").read_text().splitlines()]
     assert sum(s["finished"] for s in steps if s["kind"] == "steps") == found["entities"]
+
+
+@pytest.mark.usefixtures("share")
+def test_several_texts_of_each_record_are_those_of_a_local_job(tmp_path: Path) -> None:
+    expected = in_one_process(make_spec(tmp_path, "here", 3, n=3)).summary
+    found = on_cluster(make_spec(tmp_path, "there", 3, n=3), LoadFake())[0].summary
+    assert data_of(tmp_path / "there") == data_of(tmp_path / "here")
+    assert (found["entities"], found["texts"], found["rejected"]) == (31, 93, 1)
+    assert found["new_tokens"] == expected["new_tokens"]
 
 
 @pytest.mark.usefixtures("share")

@@ -171,7 +171,7 @@ def _pick(group: Any, values: dict[str, Any]) -> Any:
 
 
 def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) -> int:
-    from draftrec.cli.progress import ProgressBar
+    from draftrec.cli.progress import ProgressBar, progress_of
     from draftrec.knowledge.job import JobInterrupted
 
     with StopSignal() as stop:
@@ -180,9 +180,9 @@ def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) ->
             result = _job(spec, cluster, bar, metrics_port)
         except JobInterrupted as event:
             bar.end()
-            done, total = event.manifest.records_done + event.kept, event.manifest.input.records
+            done, total, what = progress_of(event.manifest, event.kept)
             say(
-                f"interrupted after {done:,} of {total:,} records, which are kept; run the same "
+                f"interrupted after {done:,} of {total:,} {what}, which are kept; run the same "
                 f"command again to continue"
             )
             return INTERRUPTED
@@ -228,16 +228,17 @@ def _report(summary: dict[str, Any], spec: Any) -> None:
     from draftrec.cli.progress import duration
     from draftrec.knowledge.account import Endings, lines
 
-    output = spec.output
+    output, each = spec.output, spec.config.generate.accept.n
+    about = f" ({each:,} of each of {summary['entities']:,} records)" if each > 1 else ""
     say(
-        f"{summary['entities']:,} texts in {output}: {summary['new_tokens']:,} tokens in "
+        f"{summary['texts']:,} texts{about} in {output}: {summary['new_tokens']:,} tokens in "
         f"{duration(summary['wall_seconds'])}, {summary['tokens_per_second']:,.0f} tokens/s"
     )
-    if summary["kept"]:
-        say(f"{summary['kept']:,} of them are the previous run's, their prompts being unchanged")
+    if kept := summary["kept"] * each:
+        say(f"{kept:,} of them are the previous run's, their prompts being unchanged")
     for line in lines(summary):
         say(line)
-    counts = [summary[name] for name in ("entities", "cut_texts", "empty_texts", "looping_texts")]
+    counts = [summary[name] for name in ("texts", "cut_texts", "empty_texts", "looping_texts")]
     if warning := Endings(*counts).warning(spec.config.generate.batch.max_new_tokens):
         warn(warning)
     if summary["rejected"]:

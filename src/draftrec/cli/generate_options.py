@@ -229,6 +229,12 @@ class GenerateOptions:
         float | None, Sampling(help="Sample among the tokens nearest to the expected surprise.")
     ] = None
     seed: Annotated[int, Sampling(help="Seed of the sampling.")] = _ACCEPT.seed
+    n: Annotated[
+        int,
+        Sampling(
+            metavar="N", help="Texts of each record, numbered in a column `sample` if several."
+        ),
+    ] = _ACCEPT.n
 
     generation_config: Annotated[
         Literal["model", "none"],

@@ -42,6 +42,7 @@ class ProgressBar(Watcher):
         self._task = self._bar.add_task("texts", total=None, rates="")
         self._start = self._logged = time.monotonic()
         self._done = self._total = 0
+        self._what = "records"
         self._tokens = self._calls = self._drafted = self._accepted = 0
         self._spent: Spent | None = None
 
@@ -50,7 +51,7 @@ class ProgressBar(Watcher):
         now = time.monotonic()
         if self._bar.disable and self._stop.armed and now - self._logged >= _LOG_SECONDS:
             self._logged = now
-            say(f"{self._done:,} of {self._total:,} records, {self._rates()}")
+            say(f"{self._done:,} of {self._total:,} {self._what}, {self._rates()}")
         return self._stop()
 
     def note(self, text: str) -> None:
@@ -63,10 +64,10 @@ class ProgressBar(Watcher):
 
     def begin(self, manifest: Manifest, kept: int) -> None:
         """Show where the job stands, and start the clock."""
-        self._done, self._total = manifest.records_done + kept, manifest.input.records
+        self._done, self._total, self._what = progress_of(manifest, kept)
         self._start = self._logged = time.monotonic()
         if self._done:
-            say(f"continuing after {self._done:,} of {self._total:,} records")
+            say(f"continuing after {self._done:,} of {self._total:,} {self._what}")
         self._bar.update(self._task, total=self._total, completed=self._done)
         self._bar.start()
         self._stop.arm()
@@ -83,7 +84,7 @@ class ProgressBar(Watcher):
 
     def shard(self, manifest: Manifest) -> None:
         """Set the count right: rejected records pass without a step."""
-        self._done = max(self._done, manifest.records_done)
+        self._done = max(self._done, manifest.records_done * manifest.samples)
         self._bar.update(self._task, completed=self._done)
 
     def end(self) -> None:
@@ -100,6 +101,14 @@ class ProgressBar(Watcher):
             f"{self._tokens / seconds:,.0f} tokens/s, {per_call:.2f} tokens/call, "
             f"{accepted:.0%} accepted{speed}"
         )
+
+
+def progress_of(manifest: Manifest, kept: int) -> tuple[int, int, str]:
+    """How much of a job is done, how much there is, and of what: records, or texts where a record
+    has several. `kept`: texts of shards that are not finished."""
+    each = manifest.samples
+    what = "records" if each == 1 else "texts"
+    return manifest.records_done * each + kept, manifest.input.records * each, what
 
 
 def duration(seconds: float) -> str:

@@ -110,6 +110,16 @@ def _of_type(*names: str) -> Callable[[Any], bool]:
     return is_kind
 
 
+def _numpy(column: pa.Array) -> np.ndarray:
+    """The column as pandas takes it: lists stay lists."""
+    if not pa.types.is_list(column.type):
+        return column.to_numpy(zero_copy_only=False)
+    found = np.empty(len(column), object)
+    for i, values in enumerate(column.to_pylist()):
+        found[i] = values
+    return found
+
+
 def _pandas(frame: Any) -> GivenRecords:
     names = tuple(map(str, frame.columns))
     if len(set(names)) < len(names):
@@ -120,8 +130,7 @@ def _pandas(frame: Any) -> GivenRecords:
             yield _row(dict(zip(names, values, strict=True)), number)
 
     def add(columns: Mapping[str, Seq[Any]]) -> Any:
-        made = {n: pa.array(v).to_numpy(zero_copy_only=False) for n, v in columns.items()}
-        return frame.assign(**made)
+        return frame.assign(**{n: _numpy(pa.array(v)) for n, v in columns.items()})
 
     return GivenRecords(rows(), columns=names, add=add)
 

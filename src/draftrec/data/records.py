@@ -21,6 +21,11 @@ from draftrec.errors import DraftrecError
 
 _ID_TYPES = "a string or an integer"
 _HASH_BLOCK = 1 << 16
+#: What to do with a run that has more than one text per record, where one is needed.
+SEVERAL_TEXTS = (
+    "these are several texts of one record (generate --n), numbered in the column sample; write "
+    "the rows with sample 0 to a file of their own"
+)
 #: The code of an entity that a groups file lists without a group.
 _NO_GROUP = -1
 
@@ -193,9 +198,12 @@ class EntityReader:
                 continue
             first = seen.setdefault(str(value), row)
             if first is not row:
+                mend = "ids must be unique, remove or rename one"
+                if self.source.has("sample"):
+                    mend = f"ids must be unique, and {SEVERAL_TEXTS}"
                 raise DraftrecError(
                     f"{name} {str(value)!r} is repeated in {first.file} line {first.line} and "
-                    f"{row.file} line {row.line}; ids must be unique, remove or rename one"
+                    f"{row.file} line {row.line}; {mend}"
                 )
 
 

@@ -15,6 +15,7 @@ from draftrec.core import IntArray
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place, place
 from draftrec.data.readers import open_records
+from draftrec.data.records import SEVERAL_TEXTS
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, read_manifest
 
@@ -99,7 +100,8 @@ def read_run(name: str, folder: str | Place) -> RunTexts:
     ids = [str(i) for i in table["entity_id"].to_pylist()]
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
-        raise DraftrecError(f"{folder} has two texts of {twice!r}; keep one")
+        mend = f"{SEVERAL_TEXTS}, in a folder" if source.has("sample") else "keep one"
+        raise DraftrecError(f"{folder} has two texts of {twice!r}; {mend}")
     token_ids = tuple(np.array(x or [], np.int32) for x in table["token_ids"].to_pylist())
     ended = np.array([r in ("eos", "stop") for r in table["finish_reason"].to_pylist()], np.bool_)
     texts = tuple("" if t is None else str(t) for t in table["text"].to_pylist())

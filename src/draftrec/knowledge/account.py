@@ -102,7 +102,8 @@ def pool_note(
     if settings["budget"] == 0:
         return "nothing may be drafted with --budget 0"
     slots = (costs or {}).get("slots", settings["batch_size"])
-    if slots != "auto" and summary["entities"] - summary["kept"] <= slots and not settings["known"]:
+    written = summary["texts"] - summary["kept"] * settings["n"]
+    if slots != "auto" and written <= slots and not settings["known"]:
         return (
             f"all texts were written together, {slots} at a time, so that hardly one was finished "
             f"before another began; more records, or a --pool of earlier texts, would change that"

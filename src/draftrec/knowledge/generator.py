@@ -208,14 +208,14 @@ class Generator:
 
     @overload
     def generate(  # pyright: ignore[reportOverlappingOverload]
-        self, records: str | Mapping[str, Any], **settings: Any
-    ) -> str: ...
-    @overload
-    def generate(
         self, records: Any, *, full: Literal[True], as_frame: bool = ..., **settings: Any
     ) -> Texts: ...
     @overload
     def generate(self, records: Any, *, as_frame: Literal[True], **settings: Any) -> Any: ...
+    @overload
+    def generate(self, records: Any, *, n: int, **settings: Any) -> Any: ...
+    @overload
+    def generate(self, records: str | Mapping[str, Any], **settings: Any) -> str: ...
     @overload
     def generate(self, records: Any, **settings: Any) -> list[str]: ...
     def generate(
@@ -229,6 +229,10 @@ class Generator:
 
         `full` gives a `Texts` instead: texts with token ids and counts, and a summary. `as_frame`
         gives the frame that came in with columns for the text, why it ended, and its tokens.
+
+        `n` above 1 draws as many texts of each prompt or record, and a list of them takes the place
+        of the text: in what is given back as in a frame's columns. `full` has a row per text, those
+        of a record one after another, numbered by `sample`. Text number i is the same for every n.
 
         `settings`: options of `draftrec generate` by name, for this call alone: how records are
         read (`template`, `side`, `chat`, `system`, `chat_template_kwargs`, `special_tokens`,

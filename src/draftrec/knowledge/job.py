@@ -76,7 +76,7 @@ def run_job(
 ) -> JobResult:
     """Run a job, or what is left of it. `hire` finds a crew for it, if one is needed at all."""
     plan = Plan(spec)
-    folder = RunFolder(spec.output, keep_prompts=spec.config.records.keep_prompts)
+    folder = spec.run_folder()
     if folder.manifest() is None:
         plan.check()  # before a folder is created for it
     with folder.locked():
@@ -180,12 +180,13 @@ class _Run:
     def _tasks(self) -> Iterator[ShardTask]:
         """What is left to do, read as it is asked for."""
         keep = self._keep = self._may_keep()
+        samples = self.manifest.samples
         reader = replace(self.plan.reader, skip=self.manifest.records_done)
         records, size = iter(reader), self.plan.spec.config.records_of_shard
         numbers = count(len(self.manifest.shards))
         blocks = ((i, list(islice(records, size(i)))) for i in numbers)
         return (
-            ShardTask(i, block, self._known(i), self.form, keep)
+            ShardTask(i, block, self._known(i), self.form, keep, samples)
             for i, block in takewhile(lambda numbered: numbered[1], blocks)
         )
 
@@ -232,7 +233,12 @@ class _Run:
         )
         manifest.shards.append(entry)
         manifest.rejected_size = size
-        manifest.totals.add(result.new, rejected=len(result.rejected), kept=result.kept)
+        manifest.totals.add(
+            result.new,
+            rejected=len(result.rejected),
+            kept=result.kept,
+            samples=manifest.samples,
+        )
         manifest.totals.earlier += result.earlier
         manifest.totals.end(result.endings)
         manifest.cost_state = result.cost_state

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from draftrec.config import GenerateConfig, JobConfig, ModelConfig, StructureConfig
 from draftrec.core import SOURCES, Generation
@@ -29,7 +29,8 @@ class _Part(BaseModel):
 
 
 class ShardEntry(_Part):
-    """A finished shard. `records` = `rows` written + `rejected`; the sizes are in bytes."""
+    """A finished shard. `records` = those written, whose texts are the `rows`, + `rejected`; the
+    sizes are in bytes."""
 
     records: int
     rows: int
@@ -41,13 +42,15 @@ class ShardEntry(_Part):
 class Totals(_Part):
     """Sums over all finished shards, however many times the job was interrupted.
 
-    `kept` of the `entities` stayed as an earlier run wrote them; the other sums leave them out, but
-    for `cut_texts`, `empty_texts` and `looping_texts`. That run had written for `earlier` of them.
+    The `entities` have `texts`, one each or more. Those of `kept` entities stayed as an earlier run
+    wrote them; the other sums leave them out, but for `cut_texts`, `empty_texts` and
+    `looping_texts`. That run had written for `earlier` of the entities.
     `curve_seconds` and `plain_seconds`: the verifying passes by the cost curve, and those that
     would have done without drafts.
     """
 
     entities: int = 0
+    texts: int = 0
     rejected: int = 0
     kept: int = 0
     earlier: int = 0
@@ -75,9 +78,21 @@ class Totals(_Part):
         """Runs that are older than a source have counted nothing for it."""
         return counts + [0] * (len(SOURCES) - len(counts))
 
-    def add(self, generations: Seq[Generation], *, rejected: int, kept: int) -> None:
-        """Count what one shard wrote, rejected and kept."""
-        self.entities += len(generations) + kept
+    @model_validator(mode="before")
+    @classmethod
+    def _one_text_each(cls, values: Any) -> Any:
+        """Older runs have not counted texts: there was one per entity."""
+        if isinstance(values, dict) and "texts" not in values:
+            return {**values, "texts": values.get("entities", 0)}
+        return values
+
+    def add(
+        self, generations: Seq[Generation], *, rejected: int, kept: int, samples: int = 1
+    ) -> None:
+        """Count what one shard wrote, and how many entities it rejected and kept; `samples`: texts
+        of each."""
+        self.entities += len(generations) // samples + kept
+        self.texts += len(generations) + kept * samples
         self.rejected += rejected
         self.kept += kept
         for generation in generations:
@@ -111,7 +126,7 @@ class Totals(_Part):
     @property
     def endings(self) -> Endings:
         """How all texts so far ended."""
-        return Endings(self.entities, self.cut_texts, self.empty_texts, self.looping_texts)
+        return Endings(self.texts, self.cut_texts, self.empty_texts, self.looping_texts)
 
     def rates(self) -> dict[str, float]:
         """What the counts mean; 0 where nothing was counted."""
@@ -157,6 +172,11 @@ class Manifest(_Part):
     totals: Totals = Field(default_factory=Totals)
     cost_state: dict[str, Any] | None = None
     finished: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Texts of each record."""
+        return int(self.settings.get("n", 1))
 
     @property
     def records_done(self) -> int:

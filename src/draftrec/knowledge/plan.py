@@ -49,6 +49,11 @@ class JobSpec:
     previous: Place | None = None
     overwrite: bool = False
 
+    def run_folder(self) -> RunFolder:
+        """The files in `output`, of the form that the settings ask for."""
+        keep, samples = self.config.records.keep_prompts, self.config.generate.accept.n
+        return RunFolder(self.output, keep_prompts=keep, samples=samples)
+
 
 class Plan:
     """A job's inputs, opened and checked; nothing is written here."""
@@ -59,7 +64,7 @@ class Plan:
         self.source, template = self.reader.source, self.reader.layout.template
         spec = replace(spec, config=spec.config.model_copy(update={"records": records}))
         self.spec = spec
-        folder = RunFolder(spec.output, keep_prompts=records.keep_prompts)
+        folder = spec.run_folder()
         if any(folder.holds(path) for path in self.source.files):
             raise DraftrecError(f"{spec.input} lies in the output folder; choose another --output")
         self.previous = _previous_run(spec)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.config import AcceptConfig, ControlsConfig, StructureConfig
-from draftrec.core import Counts, FinishReason, Generation, IntArray
+from draftrec.core import Counts, FinishReason, Generation, IntArray, Request
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -28,7 +28,7 @@ from draftrec.knowledge.shards import RunFolder, prompt_hash
 
 # Settings that decide a text, beside the prompt and the model's weights.
 _DECISIVE = (
-    *AcceptConfig.model_fields,
+    *(name for name in AcceptConfig.model_fields if name != "n"),
     *ControlsConfig.model_fields,
     *StructureConfig.model_fields,
     "max_new_tokens",
@@ -92,8 +92,9 @@ class PreviousRun:
         content = self.manifest.model_dump_json(include={"settings", "fingerprints", "shards"})
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def find(self, entity_ids: Seq[str]) -> dict[str, Earlier]:
-        """What the run wrote for those of the entities that it had. Reads each shard once."""
+    def find(self, entity_ids: Seq[str]) -> dict[str, list[Earlier]]:
+        """The texts that the run wrote for those of the entities that it had, by sample. Reads each
+        shard once."""
         wanted = np.array([_hash(i) for i in entity_ids], np.uint64)
         first = np.searchsorted(self._hashes, wanted, side="left")
         last = np.searchsorted(self._hashes, wanted, side="right")
@@ -102,13 +103,13 @@ class PreviousRun:
             for place in self._places[a:b].tolist():
                 shard, row = divmod(place, 1 << 32)
                 by_shard.setdefault(shard, []).append((row, entity_id))
-        return {
-            entity_id: _earlier(table, row)
-            for shard, rows in sorted(by_shard.items())
-            for table in [self._shard(shard)]
-            for row, entity_id in rows
-            if table["entity_id"][row].as_py() == entity_id  # not another one of the same hash
-        }
+        found: dict[str, list[Earlier]] = {}
+        for shard, rows in sorted(by_shard.items()):
+            table = self._shard(shard)
+            for row, entity_id in rows:
+                if table["entity_id"][row].as_py() == entity_id:  # not another of the same hash
+                    found.setdefault(entity_id, []).append(_earlier(table, row))
+        return found
 
     def why_not_kept(
         self, settings: Mapping[str, Any], fingerprints: Mapping[str, str]
@@ -130,7 +131,10 @@ class PreviousRun:
         theirs, ours = (f.get("generation_config") for f in (then.fingerprints, fingerprints))
         if (theirs or None) != (ours or None):
             changed.append("generation_config of the model")
-        return f"other {', '.join(changed)}" if changed else None
+        reasons = [f"other {', '.join(changed)}"] if changed else []
+        if recorded["n"] < settings["n"]:
+            reasons.append("fewer texts of each record")
+        return " and ".join(reasons) or None
 
     def prompts_changed(self, now: Manifest) -> list[str]:
         """What makes all prompts other than those of the run, a phrase each."""
@@ -178,9 +182,9 @@ def _earlier(table: pa.Table, row: int) -> Earlier:
     return Earlier(ids, text, reason, hashed)
 
 
-def unchanged(earlier: Earlier, prompt_ids: IntArray) -> bool:
+def unchanged(earlier: Earlier, request: Request) -> bool:
     """Was the earlier text written for these very tokens?"""
-    return earlier.prompt_hash == prompt_hash(prompt_ids)
+    return earlier.prompt_hash == prompt_hash(request.prompt_ids)
 
 
 def _hash(entity_id: str) -> int:

@@ -64,6 +64,7 @@ STATS_SCHEMA = pa.schema(
         pa.field("prompt_hash", pa.int64(), nullable=False),
     ]
 )
+_SAMPLE = pa.field("sample", pa.int32(), nullable=False)
 _PROMPT = pa.field("prompt", pa.string(), nullable=False)
 _SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
 _JOURNAL = re.compile(r"\.journal-(\d{5,})\.jsonl")
@@ -74,21 +75,25 @@ _LOCK = ".lock"
 @dataclass(frozen=True, slots=True)
 class Written:
     """One text, ready to be stored, and the hash of the prompt that it answers; the prompt itself,
-    as the model was sent it, where prompts are kept."""
+    as the model was sent it, where prompts are kept. `sample`: which of its record's texts it is,
+    counted from 0."""
 
     generation: Generation
     group: str | None
     text: str
     prompt_hash: int
     prompt: str | None = None
+    sample: int = 0
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Reads and writes the files of one run. `keep_prompts`: parts have a column for them."""
+    """Reads and writes the files of one run. `keep_prompts`: parts have a column for them.
+    `samples`: rows of each record, which are numbered in a column where there are several."""
 
     path: Place
     keep_prompts: bool = False
+    samples: int = 1
     _gathered: GatheredLines = field(default_factory=GatheredLines, compare=False, repr=False)
 
     @contextmanager
@@ -172,13 +177,14 @@ class RunFolder:
     ) -> tuple[ShardEntry, int]:
         """Write data, statistics and rejected records; the entry and the new rejected size."""
         part = _part_table(texts, keep_prompts=self.keep_prompts)
-        part_size = replace_parquet(self.part(index), part)
-        stats_size = replace_parquet(self.stats(index), _stats_table(texts))
+        part_size = replace_parquet(self.part(index), self._numbered(part, texts))
+        stats = self._numbered(_stats_table(texts), texts)
+        stats_size = replace_parquet(self.stats(index), stats)
         # Cut first: an attempt that failed halfway may have left lines behind.
         path = self.path / "rejected.jsonl"
         cut_file(path, rejected_size)
         rejected_size = append_file(path, rejected_lines(rejected))
-        records = len(texts) + len(rejected)
+        records = len(texts) // self.samples + len(rejected)
         entry = ShardEntry(
             records=records,
             rows=len(texts),
@@ -231,6 +237,12 @@ class RunFolder:
         """How many texts are kept of shards that are not finished, `done` being those that are."""
         found = [(int(m[1]), p) for p in self._files() if (m := _JOURNAL.fullmatch(p.name))]
         return sum(texts_in(path) for index, path in found if index >= done)
+
+    def _numbered(self, table: pa.Table, texts: Seq[Written]) -> pa.Table:
+        if self.samples == 1:
+            return table
+        numbers = pa.array([t.sample for t in texts], pa.int32())
+        return table.add_column(1, _SAMPLE, numbers)
 
     def _files(self) -> list[Place]:
         return [p for p in self.path.iterdir() if p.is_file()] if self.path.is_dir() else []

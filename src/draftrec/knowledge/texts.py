@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from draftrec.core import FinishReason, Generation, IntArray
+from draftrec.core import FinishReason, Generation, IntArray, Request
 from draftrec.errors import DraftrecError
 
 _COUNTS = ("target_calls", "drafted_tokens", "accepted_tokens", "relaxed_tokens")
@@ -20,7 +20,8 @@ COLUMNS = ("text", "finish_reason", "prompt_tokens", "new_tokens")
 @dataclass(frozen=True, slots=True)
 class Text:
     """One text and what it cost. `token_ids` int32: new tokens, the end of text included if it was
-    written; `target_calls`: forward passes in which it took part."""
+    written; `target_calls`: forward passes in which it took part; `sample`: which of its record's
+    texts it is, counted from 0."""
 
     entity_id: str
     group: str | None
@@ -33,26 +34,27 @@ class Text:
     drafted_tokens: int
     accepted_tokens: int
     relaxed_tokens: int
+    sample: int = 0
 
     def __str__(self) -> str:
         return self.text
 
 
-def text_of(done: Generation, group: str | None, text: str) -> Text:
-    """A finished generation with its words."""
+def text_of(done: Generation, request: Request, text: str) -> Text:
+    """A finished generation of a request, with its words."""
     counts = {name: getattr(done.counts, name) for name in _COUNTS}
     return Text(
-        done.entity_id, group, text, done.token_ids, done.finish_reason, done.prompt_tokens,
-        len(done.token_ids), **counts,
+        done.entity_id, request.group, text, done.token_ids, done.finish_reason,
+        done.prompt_tokens, len(done.token_ids), **counts, sample=request.sample,
     )  # fmt: skip
 
 
 class Texts(Seq[Text]):
-    """Texts in the order of their records. `summary`: what they cost together, under the names of
-    a job's `summary.json`."""
+    """Texts in the order of their records, `samples` of each. `summary`: what they cost together,
+    under the names of a job's `summary.json`."""
 
-    def __init__(self, rows: Seq[Text], summary: dict[str, Any]) -> None:
-        self._rows, self.summary = list(rows), summary
+    def __init__(self, rows: Seq[Text], summary: dict[str, Any], samples: int = 1) -> None:
+        self._rows, self.summary, self.samples = list(rows), summary, samples
 
     @property
     def texts(self) -> list[str]:
@@ -80,9 +82,17 @@ class Texts(Seq[Text]):
         """Fields of `Text` as Arrow arrays of their types."""
         return {n: pa.array([getattr(r, n) for r in self._rows], _TYPES[n]) for n in names}
 
+    def per_record(self, names: Seq[str]) -> dict[str, pa.Array]:
+        """The same with one value per record: its text's, or the list of its texts'."""
+        flat = self.columns(names)
+        if self.samples == 1:
+            return flat
+        ends = pa.array(range(0, len(self) + 1, self.samples), pa.int32())
+        return {name: pa.ListArray.from_arrays(ends, values) for name, values in flat.items()}
+
     def to_arrow(self) -> pa.Table:
-        """A row per text, a column per field."""
-        return pa.table(self.columns(list(_TYPES)))
+        """A row per text, a column per field; `sample` only where records have several texts."""
+        return pa.table(self.columns([n for n in _TYPES if n != "sample" or self.samples > 1]))
 
     def to_pandas(self) -> Any:
         """The same as a pandas data frame."""
@@ -106,4 +116,5 @@ _TYPES: dict[str, pa.DataType] = {
     "prompt_tokens": pa.int32(),
     "new_tokens": pa.int32(),
     **{name: pa.int32() for name in _COUNTS},
+    "sample": pa.int32(),
 }

@@ -5,7 +5,6 @@ The local job has one, a cluster many; what a shard comes to depends on neither.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -18,10 +17,11 @@ from draftrec.data.records import Entity, Rejected
 from draftrec.decoding.stats import Spent
 from draftrec.knowledge.account import Endings, curve_seconds
 from draftrec.knowledge.journal import Clock, Entry, Journal
+from draftrec.knowledge.keys import key_of, samples_of
 from draftrec.knowledge.metrics import ShardCost, peak_memory
 from draftrec.knowledge.plan import JobSpec
 from draftrec.knowledge.prompts import unfit, unknown_token
-from draftrec.knowledge.refresh import PreviousRun, unchanged
+from draftrec.knowledge.refresh import Earlier, PreviousRun, unchanged
 from draftrec.knowledge.shards import RunFolder, Written, prompt_hash
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
@@ -96,8 +96,8 @@ class Facts:
 class ShardTask:
     """The records of shard `index`, counted from 0, which draft from the first `known` shards.
 
-    `form`: how prompts become what the model is sent; `keep`: leave the previous run's text where
-    its prompt is unchanged.
+    `form`: how prompts become what the model is sent; `keep`: leave the previous run's texts where
+    their prompt is unchanged; `samples`: texts of each record.
     """
 
     index: int
@@ -105,13 +105,14 @@ class ShardTask:
     known: int
     form: PromptForm
     keep: bool
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What a shard came to: `texts` in the order of its records, of which `new` were written now
-    and `kept` are the previous run's, which had written for `earlier` of them; those rejected; and
-    how the texts ended."""
+    """What a shard came to: `texts` in the order of its records, of which `new` were written now;
+    those of `kept` records are the previous run's, which had written for `earlier` records; the
+    rejected; and how the texts ended."""
 
     texts: list[Written]
     new: list[Generation]
@@ -177,11 +178,12 @@ class ShardWorker:
         """Do a shard, whose known shards have been learned. Raises Interrupted (of
         `decoding.generate`) once `should_stop()` is true."""
         requests, prompts, rejected = self._requests(task)
-        requests, kept = self._refresh(requests, keep=task.keep)
+        requests, kept = self._refresh(requests, task)
         asked = [r for r in requests if r.entity_id not in kept]
         if self.joins_at_once:
             self._joined.add(task.index)
-            self.generator.commit([(t.generation.token_ids, t.group) for t in kept.values()])
+            stays = [text for texts in kept.values() for text in texts]
+            self.generator.commit([(t.generation.token_ids, t.group) for t in stays])
         with self._journal(task.index) as journal:
             writing = _Writing(self.generator, asked, self.joins_at_once, journal)
             new = writing.run(on_step, should_stop)
@@ -191,7 +193,7 @@ class ShardWorker:
         endings = Endings()
         for text in texts:
             endings.add(text.generation, text.text)
-        earlier = sum(request.previous_ids is not None for request in requests)
+        earlier = sum(r.previous_ids is not None for r in requests if r.sample == 0)
         cost, state = writing.cost(), self.generator.cost_state
         return ShardResult(texts, new, len(kept), earlier, rejected, cost, state, endings)
 
@@ -199,8 +201,8 @@ class ShardWorker:
         return Journal(self.folder.journal(index)) if self.folder else nullcontext()
 
     def _requests(self, task: ShardTask) -> tuple[list[Request], list[str], list[Rejected]]:
-        """Prompts as token ids, and as the model is sent them where they are kept; those that do
-        not fit join the rejected, in input order."""
+        """Prompts as token ids, once for every text, and as the model is sent them where they are
+        kept; those that do not fit join the rejected, in input order."""
         entities = [record for record in task.records if isinstance(record, Entity)]
         prompts = [entity.prompt for entity in entities]
         keeps = self.folder is not None and self.folder.keep_prompts
@@ -220,51 +222,52 @@ class ShardWorker:
             if reason:
                 rejected.append(Rejected(record.entity_id, record.file, record.line, reason))
             else:
-                key = key_of(record.entity_id)
-                requests.append(Request(record.entity_id, ids, record.group, key=key))
-                sent.append(prompt)
+                made = Request(record.entity_id, ids, record.group, key=key_of(record.entity_id))
+                requests += samples_of(made, task.samples)
+                sent += [prompt] * task.samples
         return requests, sent, rejected
 
     def _refresh(
-        self, requests: Seq[Request], *, keep: bool
-    ) -> tuple[list[Request], dict[str, Written]]:
-        """Requests with their entities' earlier texts, and the texts that stay, by entity."""
+        self, requests: Seq[Request], task: ShardTask
+    ) -> tuple[list[Request], dict[str, list[Written]]]:
+        """Requests with their entities' earlier texts, and the texts that stay, by entity: all that
+        it has, or none."""
         if self.previous is None:
             return list(requests), {}
-        found = self.previous.find([r.entity_id for r in requests])
-        kept: dict[str, Written] = {}
+        found = self.previous.find([r.entity_id for r in requests if r.sample == 0])
+        kept: dict[str, list[Written]] = {}
+        told: list[Request] = []
         for request in requests:
-            earlier = found.get(request.entity_id)
-            if keep and earlier and unchanged(earlier, request.prompt_ids):
-                generation = earlier.kept(request.entity_id, len(request.prompt_ids))
-                kept[request.entity_id] = Written(
-                    generation, request.group, earlier.text, earlier.prompt_hash
-                )
-        told = [
-            replace(r, previous_ids=found[r.entity_id].token_ids) if r.entity_id in found else r
-            for r in requests
-        ]
+            name, earlier = request.entity_id, found.get(request.entity_id)
+            if not earlier:
+                told.append(request)
+                continue
+            if task.keep and task.samples <= len(earlier) and unchanged(earlier[0], request):
+                text = _kept(earlier[request.sample], request)
+                kept.setdefault(name, []).append(text)
+            ids = earlier[request.sample % len(earlier)].token_ids
+            told.append(replace(request, previous_ids=ids))
         return told, kept
 
     def _texts(
-        self, requests: Seq[Request], written: Seq[Generation], kept: dict[str, Written]
+        self, requests: Seq[Request], written: Seq[Generation], kept: dict[str, list[Written]]
     ) -> Iterator[Written]:
         """Kept and new texts in the order of the requests."""
         new = iter(written)
         for request in requests:
-            if (text := kept.get(request.entity_id)) is None:
-                generation = next(new)
-                decoded = self.generator.decode(generation.token_ids)
-                hashed = prompt_hash(request.prompt_ids)
-                text = Written(generation, request.group, decoded, hashed)
-            yield text
+            if request.entity_id in kept:
+                yield kept[request.entity_id][request.sample]
+                continue
+            generation = next(new)
+            decoded = self.generator.decode(generation.token_ids)
+            hashed = prompt_hash(request.prompt_ids)
+            yield Written(generation, request.group, decoded, hashed, sample=request.sample)
 
 
 def worker_of(spec: JobSpec, generator: TextGenerator, previous: PreviousRun | None) -> ShardWorker:
     """The worker that a job asks for, which keeps journals in the job's folder."""
-    folder = RunFolder(spec.output, keep_prompts=spec.config.records.keep_prompts)
     at_once = spec.config.joins_at_once
-    return ShardWorker(generator, previous, joins_at_once=at_once, folder=folder)
+    return ShardWorker(generator, previous, joins_at_once=at_once, folder=spec.run_folder())
 
 
 class _Writing:
@@ -385,10 +388,10 @@ def given_pool(spec: JobSpec, tokenizer: str) -> Pool:
     return Pool.load(spec.pool, tokenizer) if spec.pool else Pool(tokenizer)
 
 
-def key_of(entity_id: str) -> int:
-    """Seeds one entity's sampling, wherever it stands in the input and whoever asks."""
-    digest = hashlib.blake2b(entity_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+def _kept(earlier: Earlier, request: Request) -> Written:
+    generation = earlier.kept(request.entity_id, len(request.prompt_ids))
+    hashed, sample = earlier.prompt_hash, request.sample
+    return Written(generation, request.group, earlier.text, hashed, sample=sample)
 
 
 def _spent(generator: TextGenerator) -> Spent:

@@ -21,9 +21,9 @@ from draftrec.data.readers import RecordSource
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.templates import TEMPLATE_SCHEMA, load_template, schema_of
 from draftrec.errors import DraftrecError
+from draftrec.knowledge.keys import key_of, samples_of
 from draftrec.knowledge.manifest import Totals
 from draftrec.knowledge.texts import COLUMNS, Text, Texts, text_of
-from draftrec.knowledge.worker import key_of
 from draftrec.models.prompting import form_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 # Records that are read before their texts are written.
 _TOGETHER, _STREAMED = 4096, 128
+_SUMS = (
+    "entities", "texts", "new_tokens", "target_calls", "drafted_tokens", "accepted_tokens",
+    "relaxed_tokens", "wall_seconds",
+)  # fmt: skip
 
 
 def write(
@@ -55,13 +59,14 @@ def write(
     call = Call(generator, settings)
     began = time.perf_counter()
     found = [text for block in call.blocks(given.rows, _TOGETHER) for text in block]
-    texts = Texts(found, call.summary(time.perf_counter() - began))
+    texts = Texts(found, call.summary(time.perf_counter() - began), call.samples)
     if as_frame:
         assert given.add is not None
-        return given.add(cast("Mapping[str, Seq[Any]]", texts.columns(COLUMNS)))
+        return given.add(cast("Mapping[str, Seq[Any]]", texts.per_record(COLUMNS)))
     if full:
         return texts
-    return texts[0].text if given.one else texts.texts
+    words: list[Any] = texts.per_record(["text"])["text"].to_pylist()
+    return words[0] if given.one else words
 
 
 def stream(generator: Generator, records: Any, settings: Mapping[str, Any]) -> Iterator[Text]:
@@ -91,12 +96,12 @@ class Call:
         made = load_template(template, self.records.side) if template else None
         names = (self.records.id_column, self.records.prompt_column, self.records.group_column)
         self.layout = Layout(made, *names)
-        self.totals = Totals()
+        self.totals, self.samples = Totals(), self.generator.config.accept.n
 
     def blocks(self, rows: Iterator[dict[str | None, Any]], size: int) -> Iterator[list[Text]]:
-        """Texts of the rows, `size` at a time; each block's join the pool before the next."""
+        """Texts of the rows, about `size` at a time; each block's join the pool before the next."""
         numbered = enumerate(islice(rows, self.records.limit), 1)
-        while block := list(islice(numbered, size)):
+        while block := list(islice(numbered, -(-size // self.samples))):
             entities = [self._entity(number, row) for number, row in block]
             requests = self._requests(entities, [None in row for _, row in block])
             # Strict texts do not depend on drafts, so that each may join when it is finished.
@@ -106,9 +111,9 @@ class Call:
                 self._join(request, text)
             if self.generator.cost_state is not None:
                 self.generator.costs[self.generator.config.batch] = self.generator.cost_state
-            self.totals.add(done, rejected=0, kept=0)
+            self.totals.add(done, rejected=0, kept=0, samples=self.samples)
             yield [
-                text_of(g, r.group, self.generator.decode(g.token_ids))
+                text_of(g, r, self.generator.decode(g.token_ids))
                 for g, r in zip(done, requests, strict=True)
             ]
 
@@ -121,9 +126,8 @@ class Call:
         totals, config = self.totals.model_dump(), self.generator.config
         named = {"accept": config.accept.accept, "draft": config.draft.draft}
         where = {"device": self.generator.device, "dtype": self.generator.dtype}
-        wanted = ("entities", "new_tokens", "target_calls", "drafted_tokens", "accepted_tokens")
         return {
-            **{name: totals[name] for name in (*wanted, "relaxed_tokens", "wall_seconds")},
+            **{name: totals[name] for name in _SUMS},
             **self.totals.rates(),
             **where,
             "model": config.target.model,
@@ -164,7 +168,9 @@ class Call:
             places = [i for i, is_text in enumerate(are_texts) if is_text == texts]
             prompts = [entities[i][0].prompt for i in places]
             ids |= zip(places, self.generator.encode(prompts, form=form), strict=True)
-        return [
-            Request(e.entity_id, ids[i], e.group, key=key_of(e.entity_id) if named else i)
-            for i, (e, named) in enumerate(entities)
-        ]
+        found: list[Request] = []
+        for i, (e, named) in enumerate(entities):
+            # Its line is its number among all records of the call, from 1.
+            key = key_of(e.entity_id) if named else e.line - 1
+            found += samples_of(Request(e.entity_id, ids[i], e.group, key=key), self.samples)
+        return found

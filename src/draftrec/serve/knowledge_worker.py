@@ -13,7 +13,7 @@ from draftrec.decoding.drafters import PoolDrafter
 from draftrec.decoding.forced import GrammarDrafter
 from draftrec.errors import PoolMismatchError
 from draftrec.knowledge.generator import Generator
-from draftrec.knowledge.worker import key_of
+from draftrec.knowledge.keys import key_of
 from draftrec.pool.store import Pool
 
 if TYPE_CHECKING:

@@ -92,7 +92,7 @@ class RunReader:
         state: State = "running" if quiet < QUIET_SECONDS else "quiet"
         state = "finished" if manifest.finished else state
         pending = unfinished(records) if state == "running" else Sums()
-        totals = _with_pending(manifest.totals, pending)
+        totals = _with_pending(manifest, pending)
         pool = _pool_of(manifest, self.folder)
         sums = self._sums.read(manifest)
         shown = totals.model_dump()
@@ -105,7 +105,9 @@ class RunReader:
             settings=_settings(manifest),
             facts=_facts(manifest),
             records=manifest.input.records,
-            records_done=min(manifest.records_done + pending.finished, manifest.input.records),
+            records_done=min(
+                manifest.records_done + pending.finished // manifest.samples, manifest.input.records
+            ),
             totals=shown,
             rates=totals.rates(),
             by_source=by_source,
@@ -153,7 +155,7 @@ def _speedup(run: RunData, plain: RunData | None) -> float | None:
         return None
     if base.kind == "run" and plain is not None and base.seconds:
         both = {run.state, plain.state} == {"finished"}
-        if both and run.totals["entities"] == plain.totals["entities"]:
+        if both and run.totals["texts"] == plain.totals["texts"]:
             return round(base.seconds / ours, 3)  # the same texts: seconds against seconds
     return round(run.rates["tokens_per_second"] / base.tokens_per_second, 3)
 
@@ -168,22 +170,24 @@ def _own_baseline(manifest: Manifest, totals: Totals) -> Baseline:
     if not costs.get("rows") or not totals.new_tokens:
         words = "none: run the same command with --draft none beside it"
         return Baseline("none", 0.0, words)
-    slots = max(1, min(int(costs["slots"]), manifest.input.records))
+    texts = manifest.input.records * manifest.samples
+    slots = max(1, min(int(costs["slots"]), texts))
     step = float(CostCurve.from_json(costs)(slots))
     seconds = totals.prefill_seconds + totals.new_tokens * step / slots
     words = "an estimate from the cost of a pass that this run measured at its start"
     return Baseline("estimate", totals.new_tokens / seconds, words, seconds=seconds)
 
 
-def _with_pending(totals: Totals, pending: Sums) -> Totals:
+def _with_pending(manifest: Manifest, pending: Sums) -> Totals:
     """Totals of finished shards and of what the shard under way has done so far."""
-    found = totals.model_copy(deep=True)
+    found = manifest.totals.model_copy(deep=True)
     for name in (
         "new_tokens", "target_calls", "draft_calls", "drafted_tokens", "accepted_tokens",
         "relaxed_tokens",
     ):  # fmt: skip
         setattr(found, name, getattr(found, name) + getattr(pending, name))
-    found.entities += pending.finished
+    found.entities += pending.finished // manifest.samples
+    found.texts += pending.finished
     found.wall_seconds += pending.seconds
     for i, count in enumerate(pending.accepted_by_source):
         found.accepted_by_source[i] += count
@@ -208,6 +212,7 @@ def _same_job(manifest: Manifest) -> str:
     settings = manifest.settings
     parts = [prints.get(name) for name in ("input", "template", "model")]
     parts += [settings.get(name) for name in _SAME]
+    parts += [str(manifest.samples)] if manifest.samples > 1 else []
     return "/".join(str(p) for p in (*parts, manifest.device, manifest.dtype))
 
 

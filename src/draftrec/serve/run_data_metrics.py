@@ -76,7 +76,8 @@ class Sums:
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + int(record.get(name, 0)))
         self.seconds += _seconds(record)
-        self.finished += int(record.get("finished", record.get("entities", 0)))
+        counted = next((n for n in ("finished", "texts", "entities") if n in record), None)
+        self.finished += int(record[counted]) if counted else 0
         self.active = int(record.get("active", 0))
         for i, count in enumerate(record.get("accepted_by_source", ())[: len(SOURCES)]):
             self.accepted_by_source[i] += int(count)

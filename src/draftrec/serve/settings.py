@@ -65,6 +65,13 @@ class KnowledgeSettings(_Frozen):
     pool: Here | None = None
     chat: bool | None = None
 
+    @field_validator("generate")
+    @classmethod
+    def _one_text_each(cls, generate: GenerateConfig) -> GenerateConfig:
+        if generate.accept.n > 1:
+            raise ValueError("accept: n must be 1, as the service writes one text of each record")
+        return generate
+
 
 class LimitSettings(_Frozen):
     """What one request may ask for, and how much may wait."""
