@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.cli.main import run
+from draftrec.cli.progress import progress_of
 from draftrec.core import Request
 from draftrec.data.records import EntityReader, open_records
 from draftrec.errors import DraftrecError
@@ -22,6 +23,7 @@ from draftrec.knowledge.generator import Generator
 from draftrec.knowledge.job import JobInterrupted, Watcher
 from draftrec.knowledge.keys import key_of, samples_of
 from draftrec.knowledge.refresh import PreviousRun
+from draftrec.serve.run_data import RunReader
 from tests.fakes import FakeGenerator, FakePool
 from tests.knowledge.test_job import data_of, do, make_spec, refusal, run_killed, write_rows
 from tests.knowledge.test_refresh import Remembering, write
@@ -130,6 +132,10 @@ def test_an_interruption_in_the_middle_of_a_record_keeps_its_finished_texts(tmp_
     with pytest.raises(JobInterrupted) as caught:
         do(spec, first, should_stop=lambda: first.decoded >= 19)
     assert (caught.value.manifest.records_done, caught.value.kept) == (5, 4)
+    assert progress_of(caught.value.manifest, 4) == (19, 69, "texts")
+    shown = RunReader(tmp_path / "run", "run").read()
+    assert shown is not None
+    assert (shown.records_done, shown.totals["entities"], shown.totals["texts"]) == (6, 6, 19)
     do(spec, again)
     assert first.decoded + again.decoded == 54
     assert data_of(tmp_path / "run") == data_of(tmp_path / "whole")

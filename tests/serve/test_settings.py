@@ -53,6 +53,8 @@ def test_the_example_is_a_settings_file() -> None:
         (GOOD.replace("aB" * 32, "secret"), "64 hexadecimal digits"),
         (GOOD.replace("2.5", "0"), "rate.per_second"),
         (GOOD + "keys: {", "cannot be read"),
+        (GOOD.replace("accept: relaxed", "temperature: 1, n: 2"), "accept: n must be 1"),
+        (GOOD.replace("accept: relaxed", "n: 2"), "would all be the same with temperature 0"),
     ],
 )
 def test_other_files_are_refused_with_a_sentence(tmp_path: Path, text: str, message: str) -> None:
