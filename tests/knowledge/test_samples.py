@@ -220,9 +220,9 @@ def test_readers_know_several_texts_or_say_what_to_do(tmp_path: Path) -> None:
     assert words in refusal(lambda: read_run("run", tmp_path / "run"))
     assert words in refusal(lambda: EntityReader(open_records(tmp_path / "run")).check_ids())
     # One sample by itself is a run like any other.
-    table = pq.read_table(tmp_path / "run" / "part-00000.parquet")
+    part = tmp_path / "run" / "part-00000.parquet"
     (tmp_path / "first").mkdir()
-    pq.write_table(table.filter(pa.compute.field("sample") == 0), tmp_path / "first" / "a.parquet")
+    pq.write_table(pq.read_table(part, filters=[("sample", "=", 0)]), tmp_path / "first/a.parquet")
     assert len(read_run("first", tmp_path / "first")) == 5
     EntityReader(open_records(tmp_path / "first")).check_ids()
 

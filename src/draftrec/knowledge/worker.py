@@ -242,7 +242,7 @@ class ShardWorker:
             if not earlier:
                 told.append(request)
                 continue
-            if task.keep and task.samples <= len(earlier) and unchanged(earlier[0], request):
+            if task.keep and unchanged(earlier[0], request):  # it has as many, or keep is false
                 text = _kept(earlier[request.sample], request)
                 kept.setdefault(name, []).append(text)
             ids = earlier[request.sample % len(earlier)].token_ids
