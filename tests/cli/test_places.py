@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -96,6 +97,8 @@ def test_an_address_that_is_not_served_is_refused_before_any_work(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for package in ("s3fs", "aiohttp"):  # to install one would not help
+        monkeypatch.setitem(sys.modules, package, None)
     Path("in.jsonl").write_text('{"entity_id": "a", "prompt": "p"}\n')
     assert run(line.split()) == 2
     said = capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import uuid
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ def test_what_cannot_be_reached_is_refused_in_a_sentence(
     location: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("gcsfs", "paramiko"):
-        monkeypatch.setitem(__import__("sys").modules, package, None)
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DraftrecError, match=words):
         place(location)
 
@@ -68,11 +69,20 @@ def test_an_address_is_never_taken_for_a_path(there: RemotePath) -> None:
             use(there)  # type: ignore[operator]
 
 
+@pytest.fixture
+def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without the packages that serve S3 and the web."""
+    for package in ("s3fs", "aiohttp"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.usefixtures("_bare")
 def test_the_refusal_names_the_option_and_the_way_round() -> None:
     with pytest.raises(DraftrecError, match=r"--pool .*s3://b/pool.*aws s3 cp --recursive"):
         here("s3://b/pool", "--pool")
 
 
+@pytest.mark.usefixtures("_bare")
 def test_the_web_is_only_read_from() -> None:
     with pytest.raises(DraftrecError, match="only be read from"):
         writable("https://host/run.parquet", "--output")
@@ -92,6 +102,7 @@ def test_names_are_those_of_paths() -> None:
     assert pickle.loads(pickle.dumps(file)) == file
 
 
+@pytest.mark.usefixtures("_bare")
 def test_secrets_are_not_shown() -> None:
     assert str(RemotePath("https://h/a.csv?X-Signature=s3cret")) == "https://h/a.csv"
     assert shown("https://h/a.csv?X-Signature=s3cret") == "https://h/a.csv"

@@ -36,22 +36,15 @@ def place(location: str | Place) -> Place:
     Raises DraftrecError for an address of no known kind, or one whose package is missing, and for
     what is left of an address when its slashes are shortened.
     """
-    if isinstance(location, RemotePath):
-        return location
-    text = str(location)
-    found = ADDRESS.match(text)
-    if found is None:
-        return _checked(text)
-    scheme = found[1].lower()
-    if scheme in _HERE and "::" not in text:
-        return Path(re.sub(r"^localhost(?=/)", "", text[found.end() :]))
-    _require(scheme, text)
-    return RemotePath(text)
+    found = _named(location)
+    if isinstance(found, RemotePath) and found is not location:
+        _require(found)
+    return found
 
 
 def shown(location: str | None) -> str | None:
     """A location for people and for records: what may be secret in an address is left out."""
-    return location and str(place(location))
+    return location and str(_named(location))
 
 
 def here(location: str | Place, named: str = "") -> Path:
@@ -59,8 +52,9 @@ def here(location: str | Place, named: str = "") -> Path:
 
     Raises DraftrecError for an address, with the way round.
     """
-    found = location if isinstance(location, Path) else place(location)
+    found = location if isinstance(location, Path) else _named(location)
     if isinstance(found, RemotePath):
+        _require_kind(found)
         who = f"{named} needs" if named else "this needs"
         raise DraftrecError(
             f"{who} a path on this machine, which {found} is not; {found.way_round}"
@@ -70,13 +64,26 @@ def here(location: str | Place, named: str = "") -> Path:
 
 def writable(location: str | Place, named: str = "") -> Place:
     """The place to write to. Raises DraftrecError where nothing can be written."""
-    found = place(location)
+    found = _named(location)
     if isinstance(found, RemotePath) and found.scheme in WEB:
         raise DraftrecError(
             f"{named or 'output'} cannot be {found}, the web can only be read from; write to a "
             f"folder or to a store such as s3:// and upload from there"
         )
-    return found
+    return place(location)
+
+
+def _named(location: str | Place) -> Place:
+    """The path or the address that is meant, whether or not it can be reached from here."""
+    if isinstance(location, RemotePath):
+        return location
+    text = str(location)
+    found = ADDRESS.match(text)
+    if found is None:
+        return _checked(text)
+    if found[1].lower() in _HERE and "::" not in text:
+        return Path(re.sub(r"^localhost(?=/)", "", text[found.end() :]))
+    return RemotePath(text)
 
 
 def _checked(text: str) -> Path:
@@ -100,19 +107,27 @@ def _known() -> frozenset[str]:
     return frozenset(available_protocols())
 
 
-def _require(scheme: str, text: str) -> None:
+def _require_kind(address: RemotePath) -> ImportError | None:
+    """What its kind lacks to be read here. Raises DraftrecError for an address of no known kind."""
     from fsspec import get_filesystem_class
 
     try:
-        get_filesystem_class(scheme)
+        get_filesystem_class(address.scheme)
     except ValueError as error:
         raise DraftrecError(
-            f"{scheme}:// is no kind of address that can be read ({RemotePath(text)}); known are "
+            f"{address.scheme}:// is no kind of address that can be read ({address}); known are "
             f"file, s3, gs, abfs, hdfs, https and others that fsspec has"
         ) from error
     except ImportError as error:
-        package = _PACKAGES.get(scheme)
+        return error
+    return None
+
+
+def _require(address: RemotePath) -> None:
+    """Raises DraftrecError for an address of no known kind, or one whose package is missing."""
+    if (error := _require_kind(address)) is not None:
+        package = _PACKAGES.get(address.scheme)
         reason = f"install it with pip install {package}" if package else str(error)
         raise DraftrecError(
-            f"{scheme}:// addresses need {package or 'a package'}; {reason}"
+            f"{address.scheme}:// addresses need {package or 'a package'}; {reason}"
         ) from error
