@@ -19,7 +19,7 @@ Auto = Literal["auto"]
 
 # Records of a shard whose size is automatic: of the first one where the pool grows by shards, so
 # that texts are drafted after a few batches, and of the largest.
-_FIRST_RECORDS, _MOST_RECORDS = 32, 1024
+_FIRST_RECORDS, MOST_RECORDS = 32, 1024
 
 
 def not_allowed(error: ValidationError) -> str:
@@ -260,11 +260,11 @@ class JobConfig(_Frozen):
         if self.shard_size != "auto":
             return self.shard_size
         if self.joins_at_once or self.generate.draft.draft != "pool":
-            return _MOST_RECORDS
+            return MOST_RECORDS
         # As many shards as are under way together have the same size.
         lag = 0 if self.pool_lag == "auto" else self.pool_lag
         doublings = index // (1 + lag)
-        return min(_MOST_RECORDS, _FIRST_RECORDS << min(doublings, 16))
+        return min(MOST_RECORDS, _FIRST_RECORDS << min(doublings, 16))
 
 
 class RecommendConfig(_Frozen):

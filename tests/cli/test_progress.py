@@ -6,7 +6,7 @@ import pytest
 
 from draftrec.cli import progress
 from draftrec.cli.common import StopSignal
-from draftrec.cli.progress import ProgressBar, duration
+from draftrec.cli.progress import ProgressBar, duration, rate
 from draftrec.decoding.stats import Spent, StepStats
 from draftrec.knowledge.manifest import InputEntry, Manifest
 
@@ -37,7 +37,7 @@ def test_a_log_gets_a_line_every_half_minute_whether_or_not_steps_come(
     bar.should_stop()
     bar.should_stop()
     assert said[1:] == [
-        "5 of 12 records, 1 tokens/s, 3.00 tokens/call, 50% accepted, 1.70 times plain"
+        "5 of 12 records, 1.0 tokens/s, 3.00 tokens/call, 50% accepted, 1.70 times plain"
     ]
     now[0] = 161.0
     stop.requested = True
@@ -50,3 +50,7 @@ def test_durations_are_written_as_people_do() -> None:
     assert duration(8.32) == "8.3 s"
     assert duration(125) == "2 min 05 s"
     assert duration(11_230) == "3 h 07 min"
+
+
+def test_slow_rates_keep_a_decimal() -> None:
+    assert [rate(x) for x in (0.42, 9.0, 12.4, 1234.5)] == ["0.4", "9.0", "12", "1,234"]

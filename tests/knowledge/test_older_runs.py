@@ -45,3 +45,22 @@ def test_texts_of_an_older_run_are_kept_by_a_refresh(tmp_path: Path) -> None:
     forget(tmp_path / "old")
     done = do(replace(make_spec(tmp_path, "new"), previous=tmp_path / "old"))
     assert done.summary["kept"] == done.summary["entities"] > 0
+
+
+@pytest.mark.parametrize("accept", ["strict", "relaxed"])
+def test_shards_of_the_former_default_size(tmp_path: Path, accept: str) -> None:
+    """They were of 1024 records: what `auto` means too, where texts join the pool at once."""
+    write_rows(tmp_path / "in.jsonl")
+    generator = FakeGenerator()
+    with pytest.raises(JobInterrupted):
+        do(
+            make_spec(tmp_path, accept=accept, shard_size=1024), generator,
+            should_stop=lambda: generator.decoded >= 5,
+        )  # fmt: skip
+    automatic = make_spec(tmp_path, accept=accept, shard_size="auto")
+    if accept == "strict":
+        do(automatic)
+        do(make_spec(tmp_path, "whole", accept=accept, shard_size="auto"))
+        assert data_of(tmp_path / "run") == data_of(tmp_path / "whole")
+    else:
+        assert "shard_size was 1024, now auto" in refusal(lambda: do(automatic))

@@ -181,9 +181,10 @@ def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) ->
         except JobInterrupted as event:
             bar.end()
             done, total, what = progress_of(event.manifest, event.kept)
+            kept = ", which are kept" if done else ""
             say(
-                f"interrupted after {done:,} of {total:,} {what}, which are kept; run the same "
-                f"command again to continue"
+                f"interrupted after {done:,} of {total:,} {what}{kept}; run the same command again "
+                f"to continue"
             )
             return INTERRUPTED
         finally:
@@ -225,14 +226,14 @@ def _hire(cluster: Any, note: Any, seen: Any = None) -> Any:
 
 
 def _report(summary: dict[str, Any], spec: Any) -> None:
-    from draftrec.cli.progress import duration
+    from draftrec.cli.progress import duration, rate
     from draftrec.knowledge.account import Endings, lines
 
     output, each = spec.output, spec.config.generate.accept.n
     about = f" ({each:,} of each of {summary['entities']:,} records)" if each > 1 else ""
     say(
         f"{summary['texts']:,} texts{about} in {output}: {summary['new_tokens']:,} tokens in "
-        f"{duration(summary['wall_seconds'])}, {summary['tokens_per_second']:,.0f} tokens/s"
+        f"{duration(summary['wall_seconds'])}, {rate(summary['tokens_per_second'])} tokens/s"
     )
     if kept := summary["kept"] * each:
         say(f"{kept:,} of them are the previous run's, their prompts being unchanged")

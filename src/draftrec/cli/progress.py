@@ -98,7 +98,7 @@ class ProgressBar(Watcher):
         times = self._spent.times_plain if self._spent else None
         speed = f", {times:.2f} times plain" if times is not None else ""
         return (
-            f"{self._tokens / seconds:,.0f} tokens/s, {per_call:.2f} tokens/call, "
+            f"{rate(self._tokens / seconds)} tokens/s, {per_call:.2f} tokens/call, "
             f"{accepted:.0%} accepted{speed}"
         )
 
@@ -109,6 +109,11 @@ def progress_of(manifest: Manifest, kept: int) -> tuple[int, int, str]:
     each = manifest.samples
     what = "records" if each == 1 else "texts"
     return manifest.records_done * each + kept, manifest.input.records * each, what
+
+
+def rate(per_second: float) -> str:
+    """A number of things per second: 1,234 or 56, but 0.4 where whole ones say nothing."""
+    return f"{per_second:,.{0 if per_second >= 10 else 1}f}"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from draftrec.config import GenerateConfig, JobConfig, ModelConfig, StructureConfig
+from draftrec.config import MOST_RECORDS, GenerateConfig, JobConfig, ModelConfig, StructureConfig
 from draftrec.core import SOURCES, Generation
 from draftrec.data.places import Place
 from draftrec.decoding.stats import Spent
@@ -285,6 +285,8 @@ def differences(
     without = {"threads"} if drafts_decide else {"threads", "pool_lag"}
     for name in sorted({*then.settings, *settings} - without):
         old, new = recorded.get(name), settings.get(name)
+        if name == "shard_size" and not drafts_decide:
+            old, new = (MOST_RECORDS if size == "auto" else size for size in (old, new))
         if old != new:
             found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
     for name, new in fingerprints.items():
