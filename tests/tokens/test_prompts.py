@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.tokens.prompts import HistoryEncoder, PromptFormat
+from draftrec.models.recommender import new_tokenizer
+from draftrec.tokens.prompts import HistoryEncoder, PromptFormat, check_texts
 
 ITEMS = np.array([[10, 20], [11, 21], [12, 22], [13, 20]], np.int32)
 
@@ -88,3 +89,11 @@ def test_what_cannot_work_is_refused():
         HistoryEncoder(PromptFormat(max_items=0), Words(), ITEMS)
     with pytest.raises(ValueError, match="without items"):
         HistoryEncoder(PromptFormat(), Words(), ITEMS).lesson(places())
+
+
+@pytest.mark.parametrize("name", ["prefix", "separator", "suffix"])
+def test_words_that_the_tokenizer_does_not_know_are_refused(name: str) -> None:
+    tokenizer = new_tokenizer(["<a_0>", "<b_0>"])
+    check_texts(PromptFormat(**{name: "<a_0>"}), tokenizer)
+    with pytest.raises(DraftrecError, match=f"words of --{name} 'then <a_0>'"):
+        check_texts(PromptFormat(**{name: "then <a_0>"}), tokenizer)

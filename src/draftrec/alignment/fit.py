@@ -26,7 +26,7 @@ from draftrec.models.loading import context_length
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
 from draftrec.models.rotary import uniform_length
 from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat
+from draftrec.tokens.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat, check_texts
 from draftrec.tokens.semantic_ids import SemanticIds
 
 
@@ -109,7 +109,9 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
     else:
         tokenizer = new_tokenizer(sids.tokens)
         item_tokens = sids.token_ids(tokenizer.get_vocab())
-        encoder = HistoryEncoder(spec.form or PromptFormat(), tokenizer, item_tokens)
+        form = spec.form or PromptFormat()
+        check_texts(form, tokenizer)
+        encoder = HistoryEncoder(form, tokenizer, item_tokens)
         context = longest(encoder)
         model = presets.untrained(spec.source, tokenizer, context, spec.settings.seed)
     settings = spec.settings
@@ -155,6 +157,8 @@ def _continued(
     form = spec.form or TEXT_FORMAT
     if spec.form is None and (Path(source) / INFO_FILE).is_file():
         form = PromptFormat(**read_info(source).prompt)
+    elif spec.form is not None:
+        check_texts(form, tokenizer)
     encoder = HistoryEncoder(form, tokenizer, sids.token_ids(tokenizer.get_vocab()))
     encoder = encoder.fit(uniform_length(model, context_length(model)))
     model.requires_grad_(True)

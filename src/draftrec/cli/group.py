@@ -20,6 +20,7 @@ from draftrec.cli.common import (
     print_json,
     say,
 )
+from draftrec.cli.idle import Idle
 from draftrec.cli.places import READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -135,7 +136,16 @@ class CollaborativeOptions:
     debug: DebugOption = False
 
 
-@command(CollaborativeOptions)
+_IDLE = (
+    Idle(
+        "factors min_interactions method seed",
+        lambda o: o.model is not None,
+        "with --model, which was fitted with its own",
+    ),
+)
+
+
+@command(CollaborativeOptions, idle=_IDLE)
 def collaborative(options: CollaborativeOptions) -> int:
     """Group users (or items) with similar INTERACTIONS."""
     from draftrec.data.interactions import check_groups_file, read_attribute, read_histories, turned

@@ -128,10 +128,12 @@ def _of_model(model: Any) -> dict[str, Any]:
     for name, asks in _REFUSED.items():
         value = getattr(config, name, None)
         if value is not None and asks(value):
+            more = f" --n {value} writes that many texts." if name == "num_return_sequences" else ""
             raise DraftrecError(
                 f"The model's generation_config asks for {name}={_short(value)}, which draftrec "
                 "cannot do; write texts without the model's own settings (--generation-config "
                 "none, and options for those you want), or take it out of generation_config.json."
+                + more
             )
     found: dict[str, Any] = {}
     for name, default in asdict(GenerationSettings()).items():

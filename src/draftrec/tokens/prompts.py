@@ -47,6 +47,19 @@ class PromptFormat:
 TEXT_FORMAT = PromptFormat("A user chose, in this order: ", ", ", ", ")
 
 
+def check_texts(form: PromptFormat, tokenizer: Tokenizer) -> None:
+    """Raise DraftrecError where a text of the prompt has words that the tokenizer does not know: a
+    new recommender's knows its items' tokens and nothing else."""
+    unknown: int | None = getattr(tokenizer, "unk_token_id", None)
+    for name in ("prefix", "separator", "suffix"):
+        text = getattr(form, name)
+        if unknown is not None and unknown in _ids(tokenizer, text):
+            raise DraftrecError(
+                f"the model's tokenizer does not know the words of --{name} {text!r}, as it has no "
+                f"text; leave --{name} out, or begin with a model of language (--from)"
+            )
+
+
 class HistoryEncoder:
     """Makes prompts of histories.
 
