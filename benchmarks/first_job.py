@@ -30,7 +30,9 @@ from draftrec.data.world import stream_records
 
 if TYPE_CHECKING:
     from draftrec.core import Generation, Request
+    from draftrec.decoding.stats import Spent, StepStats
     from draftrec.knowledge.generator import Generator
+    from draftrec.models.costs import CostCurve
 
 _MAIN = "from draftrec.cli.main import main; main()"
 _RATINGS = SHARED / "data/interactions/ml100k_ratings.parquet"
@@ -77,6 +79,7 @@ def bookshop(args: argparse.Namespace, scratch: Path, penalty: float) -> dict[st
         "process_speedup": paired_ratio(processes["plain"], processes["drafted"]),
         "drafted": {k: summaries["drafted"][-1].get(k) for k in _KEPT},
         "times_plain_said": spread([s["times_plain"] for s in summaries["drafted"]]),
+        "generation_settings": {"repetition_penalty": penalty},
     }
 
 
@@ -99,6 +102,7 @@ def _texts(run: Path) -> list[list[int]]:
 def movielens(args: argparse.Namespace, generator: Generator, penalty: float) -> dict[str, Any]:
     """All users with the generator's default settings, every few chunks also without drafts."""
     from draftrec.core import SOURCES
+    from draftrec.decoding.stats import Spent
     from draftrec.knowledge.generator import make_config
     from draftrec.pool.store import Pool
 
@@ -112,6 +116,8 @@ def movielens(args: argparse.Namespace, generator: Generator, penalty: float) ->
     rounds: list[dict[str, float]] = []
     written: list[Generation] = []
     seconds = 0.0
+    curve = drafting.cost_curve(max(len(r.prompt_ids) for r in requests))
+    told = Spent()  # what a job's summary would be made of
     for number, chunk in enumerate(_chunks(requests, args.chunk)):
         compared = number % args.plain_every == 0
         times: dict[str, float] = {}
@@ -119,7 +125,11 @@ def movielens(args: argparse.Namespace, generator: Generator, penalty: float) ->
         ways = ["drafted", "plain"] if number % (2 * args.plain_every) else ["plain", "drafted"]
         for way in ways if compared else ["drafted"]:
             start = time.perf_counter()
-            done = _write(drafting if way == "drafted" else plain, chunk, grow=way == "drafted")
+            if way == "plain":
+                done = plain.run(chunk)
+            else:
+                done, spent = _write(drafting, chunk, curve)
+                told += spent
             times[way] = time.perf_counter() - start
             ids[way] = [g.token_ids.tolist() for g in done]
             if way == "drafted":
@@ -145,6 +155,7 @@ def movielens(args: argparse.Namespace, generator: Generator, penalty: float) ->
         "pool_share": shares["group"] + shares["all"],
         "cut_texts": sum(g.finish_reason == "length" for g in written),
         "drafted_seconds": seconds,
+        "times_plain_said": told.times_plain,
         "speedup": paired_ratio([r["plain"] for r in rounds], [r["drafted"] for r in rounds]),
         "identical_texts": sum(int(r["identical"]) for r in rounds),
         "compared_texts": sum(int(r["users"]) for r in rounds),
@@ -156,13 +167,27 @@ def movielens(args: argparse.Namespace, generator: Generator, penalty: float) ->
     }
 
 
-def _write(writer: Generator, chunk: Seq[Request], *, grow: bool) -> list[Generation]:
-    """The texts of a chunk; each joins the pool in the step that finishes it, as in strict jobs."""
+def _write(
+    writer: Generator, chunk: Seq[Request], curve: CostCurve
+) -> tuple[list[Generation], Spent]:
+    """The texts of a chunk, and what they took; each joins the pool in the step that finishes it,
+    as in strict jobs."""
+    from draftrec.decoding.stats import Spent
+    from draftrec.knowledge.account import curve_seconds
+
+    clock, seconds = writer.timing, Spent()
 
     def join(request: Request, text: Generation) -> None:
         writer.commit([(text.token_ids, request.group)])
 
-    return writer.run(chunk, on_text=join if grow else None)
+    def step(stats: StepStats) -> None:
+        nonlocal seconds
+        seconds += Spent(0.0, 0.0, 0.0, *curve_seconds(curve, stats))
+
+    before = clock.draft_seconds, clock.verify_seconds, clock.prefill_seconds
+    done = writer.run(chunk, on_text=join, on_step=step)
+    after = clock.draft_seconds, clock.verify_seconds, clock.prefill_seconds
+    return done, seconds + Spent(*after) - Spent(*before)
 
 
 def _requests(generator: Generator, users: int | None) -> list[Request]:

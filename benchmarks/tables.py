@@ -13,6 +13,7 @@ from typing import Any
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
 from genrec_tables import beauty_table, item_baseline, item_trie
+from job_tables import bookshop, controls_costs, controls_exactness, movielens, structured
 from load_tables import load
 from markdown import header as _header
 from markdown import row as _row
@@ -279,6 +280,10 @@ def _pool_scale(result: Result) -> str:
 
 
 _SECTIONS = {
+    "first-job-bookshop": bookshop,
+    "first-job-bookshop-penalty": bookshop,
+    "first-job-movielens": movielens,
+    "first-job-movielens-penalty": movielens,
     "knowledge-replay": _replay,
     "knowledge-live": _live,
     "pool-rivals": _pool_rivals,
@@ -289,6 +294,9 @@ _SECTIONS = {
     "pool-workers": pool_workers,
     "packed-weights": _packed,
     "exactness": _exactness,
+    "controls-exactness": controls_exactness,
+    "controls-costs": controls_costs,
+    "structured": structured,
     "transformers": transformers,
     "kill-resume": _kill_resume,
     "memory": _memory,

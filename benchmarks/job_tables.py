@@ -1,0 +1,144 @@
+"""The tables of first jobs, controls and structured output in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markdown import header, row, spread
+
+Result = dict[str, Any]
+
+
+def bookshop(result: Result) -> str:
+    """The README's command beside itself without drafts."""
+    r = result["bookshop"]
+    return (
+        f"## A first job: `benchmarks/first_job.py --part bookshop`{_penalty(result)}\n\n"
+        f"The README's command on {r['records']} invented readers with the embedded model, all "
+        "settings at their defaults, in turn with `--draft none`. The speedup is that of the jobs' "
+        "own clocks; that of whole processes counts starting Python and loading as well.\n"
+        + header(
+            "tokens per call",
+            "from the pool",
+            "speedup",
+            "whole processes",
+            "the job said",
+            "texts equal",
+        )
+        + row(
+            f"{r['drafted']['tokens_per_call']:.2f}",
+            f"{r['drafted']['pool_share']:.0%}",
+            spread(r["wall_speedup"]),
+            spread(r["process_speedup"]),
+            spread(r["times_plain_said"]),
+            "yes" if r["identical_texts"] else "NO",
+        )
+    )
+
+
+def movielens(result: Result) -> str:
+    """A real model on real users: pool growing, plain in between."""
+    r = result["movielens"]
+    shares = ", ".join(f"{n} {s:.0%}" for n, s in r["share_of_tokens"].items() if s >= 0.005)
+    return (
+        f"## A first job on MovieLens-100K: `benchmarks/first_job.py --part movielens`"
+        f"{_penalty(result)}\n\n"
+        f"{result['settings']['model']} in {r['dtype']} writes profiles of {r['users']} users, "
+        "records and prompts by the product's own commands, all settings at their defaults; the "
+        f"pool starts empty. {r['compared_texts']} of the texts were also written without drafts, "
+        f"chunks in turn. Tokens by source: {shares}. Cut at the limit: {r['cut_texts']}.\n"
+        + header("tokens per call", "from the pool", "speedup", "the job would say", "texts equal")
+        + row(
+            f"{r['tokens_per_call']:.2f}",
+            f"{r['pool_share']:.0%}",
+            spread(r["speedup"]),
+            f"{r['times_plain_said']:.2f}",
+            f"{r['identical_texts']} of {r['compared_texts']}",
+        )
+    )
+
+
+def _penalty(result: Result) -> str:
+    part = result.get("bookshop") or result["movielens"]
+    penalty = part["generation_settings"]["repetition_penalty"]
+    return "" if penalty == 1.0 else f" with `--repetition-penalty {penalty}`"
+
+
+def controls_exactness(result: Result) -> str:
+    """Texts that differ from transformers', by setting, over all architectures."""
+    architectures = result["architectures"]
+    out = (
+        "## Controls are transformers': `benchmarks/controls.py --part exactness`\n\n"
+        f"Tiny models ({', '.join(architectures)}) in float32, batch "
+        f"{' and '.join(map(str, result['batch']))}, drafts that are right with a chance of "
+        f"{' and '.join(map(str, result['chance_that_a_draft_is_right']))}, "
+        f"{result['new_tokens']} tokens, against `model.generate(do_sample=False)` with the same "
+        f"settings: {result['different']} of {result['texts']:,} texts differ.\n"
+    )
+    out += header("setting", "texts", "different", "accepted draft tokens")
+    for name in next(iter(architectures.values())):
+        cells = [by_setting[name] for by_setting in architectures.values()]
+        texts, different, accepted = (
+            sum(c[key] for c in cells) for key in ("texts", "different", "accepted_draft_tokens")
+        )
+        out += row(name.replace("_", " "), texts, different, f"{accepted:,}")
+    return out
+
+
+def controls_costs(result: Result) -> str:
+    """What each control costs per pass."""
+    out = (
+        "## What controls cost: `benchmarks/controls.py --part costs`\n\n"
+        f"{result['model']}, vocabulary {result['vocabulary']:,}, {result['slots']} texts at once, "
+        f"{result['new_tokens']} tokens each, {result['rounds']} rounds in turn: milliseconds per "
+        "pass, how many times a pass without controls that is, and the milliseconds inside the "
+        "controls.\n"
+    )
+    budgets = list(result["per_pass"])
+    names = (f"{what}, {b}" for b in budgets for what in ("ms", "times off", "own ms"))
+    out += header("setting", *names)
+    for setting in result["per_pass"][budgets[0]]:
+        cells = (result["per_pass"][b][setting] for b in budgets)
+        out += row(
+            setting.replace("_", " "),
+            *(
+                part
+                for c in cells
+                for part in (
+                    f"{c['ms_per_pass']['median']:.2f}",
+                    spread(c["times_off_per_pass"]),
+                    f"{c['of_it_controls_ms']:.2f}",
+                )
+            ),
+        )
+    return out
+
+
+def structured(result: Result) -> str:
+    """Valid texts under RLMRec's schema, and what masks cost."""
+    out = (
+        "## Texts under a schema: `benchmarks/structured.py`\n\n"
+        f"{result['model']} in {result['dtype']}, RLMRec's prompts of invented readers and books "
+        f"under the schema that comes with them, at most {result['settings']['max_new_tokens']} "
+        f"tokens: {result['valid_of_ended']} of the {result['ended']} texts that ended are valid "
+        f"by `jsonschema` (of {result['texts']}; the others were cut at the limit).\n"
+    )
+    out += header(
+        "side", "texts", "ended", "valid", "valid without the schema", "tokens per call", "forced",
+        "masks, ms per step", "of verification", "equal to plain",
+    )  # fmt: skip
+    for side, r in result["sides"].items():
+        sample = r["sample"]
+        free = sample["without_the_schema"]
+        out += row(
+            side, r["texts"], r["ended"], r["valid_of_ended"],
+            f"{free['valid_of_ended']} of {free['texts']}", f"{r['tokens_per_call']:.2f}",
+            f"{r['share_by_source']['grammar']:.0%}", spread(r["masks"]["ms_per_step"]),
+            f"{r['masks']['share_of_verification']:.0%}",
+            f"{sample['equal_to_plain']} of {sample['texts']}",
+        )  # fmt: skip
+    steps = "; ".join(
+        f"at batch {batch} {spread(s['ms_off'])} ms without masks, {spread(s['ms_on'])} with them"
+        for batch, s in result["step"].items()
+    )
+    return out + f"\nA plain step: {steps}.\n"
