@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scaling_inputs import Gpu, Input, Model, Workload
 
-DoubleArray = npt.NDArray[np.float64]
+from draftrec.core import DoubleArray
 
 #: Tokens of the longest text, for which every slot has room.
 _LONGEST = 512

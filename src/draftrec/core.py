@@ -13,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
+LongArray = npt.NDArray[np.int64]
+HalfArray = npt.NDArray[np.float16]
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 ByteArray = npt.NDArray[np.uint8]
 
 #: Why a text ended: an end-of-text token, no more room, a stop string.

@@ -6,14 +6,12 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from draftrec.core import LongArray
 from draftrec.data.sequences import USUAL, SequenceColumns, read_sequences
 from draftrec.errors import DraftrecError
 from draftrec.tokens.item_ids import Id, Ids, plain
 from draftrec.tokens.semantic_ids import SemanticIds
-
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -21,9 +19,9 @@ class TrainingData:
     """`train`: a user's items each, int64 `[h]` places. `valid_histories` and `valid_targets`: what
     was known of a user, and what came next; both empty without a part valid."""
 
-    train: list[Places]
-    valid_histories: list[Places]
-    valid_targets: list[Places]
+    train: list[LongArray]
+    valid_histories: list[LongArray]
+    valid_targets: list[LongArray]
 
     def fingerprint(self) -> str:
         """sha256 over everything, in order."""
@@ -48,8 +46,8 @@ def read_training_data(
     With `with_valid`, valid items are learnt from and nothing is validated on. Raises DraftrecError
     for an item without a semantic id, naming the user, and for no part train.
     """
-    train: dict[Id, Places] = {}
-    valid: dict[Id, Places] = {}
+    train: dict[Id, LongArray] = {}
+    valid: dict[Id, LongArray] = {}
     for row in read_sequences(location, None, None, columns):
         part = {"train": train, "valid": valid}.get(row.part)
         if part is not None and len(row.items):
@@ -75,7 +73,7 @@ def read_training_data(
     )
 
 
-def _places(user: Id, items: Ids, sids: SemanticIds) -> Places:
+def _places(user: Id, items: Ids, sids: SemanticIds) -> LongArray:
     places = sids.find(items)
     unknown = np.flatnonzero(places < 0)
     if len(unknown):

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.tokens.prompts import HistoryEncoder
 
-Places = npt.NDArray[np.int64]
 Batch = dict[str, torch.Tensor]
 #: The label of tokens that are no answers.
 IGNORED = -100
@@ -33,7 +32,7 @@ class Lessons:
     """
 
     encoder: HistoryEncoder
-    users: Seq[Places]
+    users: Seq[LongArray]
     batch_tokens: int
     drop_items: float
     jitter: float
@@ -52,7 +51,7 @@ class Lessons:
         return self.encoder.form.max_items + 1
 
     @cached_property
-    def taught(self) -> list[Places]:
+    def taught(self) -> list[LongArray]:
         """The histories with at least one answer in them."""
         least = 1 if self.encoder.lesson(np.zeros(1, np.int64))[1].any() else 2
         return [user for user in self.users if len(user) >= least]
@@ -91,13 +90,13 @@ class Lessons:
                 found.append((user, first, first + size))
         return found
 
-    def _lengths(self) -> npt.NDArray[np.int64]:
+    def _lengths(self) -> LongArray:
         """Items of every window, in the order of `_windows`."""
         size = self.window
         whole = np.array([len(user) for user in self.taught])
         return np.repeat(np.minimum(whole, size), -(-whole // size))
 
-    def _cuts(self, lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    def _cuts(self, lengths: LongArray) -> Iterator[tuple[int, int]]:
         """Ranges of ascending `lengths` that make a batch each."""
         one, two = (len(self.encoder.lesson(np.zeros(n, np.int64))[0]) for n in (1, 2))
         around, per_item = 2 * one - two, two - one
@@ -109,7 +108,7 @@ class Lessons:
                 first = i
         yield first, len(lengths)
 
-    def _varied(self, window: tuple[int, int, int], rng: np.random.Generator) -> Places:
+    def _varied(self, window: tuple[int, int, int], rng: np.random.Generator) -> LongArray:
         user, first, last = window
         places = self.taught[user][first:last]
         if self.jitter:
@@ -121,7 +120,7 @@ class Lessons:
         return places
 
 
-def padded(lessons: Seq[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]) -> Batch:
+def padded(lessons: Seq[tuple[IntArray, BoolArray]]) -> Batch:
     """One batch of (token ids, which are answers)."""
     longest = max(len(ids) for ids, _ in lessons)
     input_ids = np.zeros((len(lessons), longest), np.int64)

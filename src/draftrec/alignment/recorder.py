@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftrec.alignment.histories import Places
 from draftrec.alignment.teacher_files import Context, legal_codes
 from draftrec.alignment.trees import (
     ContextTree,
@@ -26,7 +25,7 @@ from draftrec.beams.drafters import NoBeamDrafter
 from draftrec.beams.model import BeamModel, Constraint
 from draftrec.beams.search import BeamEngine, search
 from draftrec.beams.values import BeamRequest, Beams
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 from draftrec.errors import UnsupportedModelError
 from draftrec.models.recommender import Recommender
 from draftrec.models.target import Target
@@ -38,7 +37,7 @@ _TOLERANCE = 0.05
 _SLOTS = 32
 
 #: A history, and the place of the item that came next (-1: unknown).
-Ask = tuple[Places, int]
+Ask = tuple[LongArray, int]
 
 
 class Recorder:
@@ -145,7 +144,7 @@ class Recorder:
     def _truth(self, place: int) -> IntArray:
         return self.encoder.item_tokens[place] if place >= 0 else np.empty(0, np.int32)
 
-    def _answers(self, prompt: IntArray, history: Places) -> Any:
+    def _answers(self, prompt: IntArray, history: LongArray) -> Any:
         """Which tokens of a prompt teach: those of its items, where a lesson has them."""
         answers = np.zeros(len(prompt), np.bool_)
         kept = history[-self.encoder.form.max_items :]

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from draftrec.alignment.histories import Places, read_training_data
+from draftrec.alignment.histories import read_training_data
 from draftrec.alignment.recorder import Ask, Recorder
 from draftrec.alignment.teacher_files import Catalogue, TeacherFolder, TeacherManifest, legal_codes
+from draftrec.core import LongArray
 from draftrec.data.locks import sole_writer
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.errors import DraftrecError
@@ -149,7 +150,7 @@ def _record_shard(
     folder.write_manifest(manifest)
 
 
-def contexts_of(users: Seq[Places], settings: TeachSettings) -> list[Ask]:
+def contexts_of(users: Seq[LongArray], settings: TeachSettings) -> list[Ask]:
     """What the target is asked. Raises DraftrecError if that is nothing."""
     found: list[Ask] = []
     rng = np.random.default_rng(settings.seed)

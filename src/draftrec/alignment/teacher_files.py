@@ -18,15 +18,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from draftrec.alignment.trees import ContextTree, context_tree
-from draftrec.core import IntArray
+from draftrec.core import BoolArray, HalfArray, IntArray, LongArray
 from draftrec.data.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender
 
 FORMAT_VERSION = 2
 _RAGGED = ("prompt", "answers", "beams", "log_probs", "prompt_log_probs")
-BoolArray = npt.NDArray[np.bool_]
-HalfArray = npt.NDArray[np.float16]
 
 
 class TeacherManifest(BaseModel):
@@ -81,7 +79,7 @@ class Catalogue:
     """`items` int64 `[n]` (their places where ids are texts), their tokens `item_tokens` int32
     `[n, L]`, and the legal codes of every level `codes` int32 `[L, A]`, padded with -1."""
 
-    items: npt.NDArray[np.int64]
+    items: LongArray
     item_tokens: IntArray
     codes: IntArray
 

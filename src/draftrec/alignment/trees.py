@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from draftrec.core import FloatArray, IntArray
-
-LongArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from draftrec.core import BoolArray, FloatArray, IntArray, LongArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)

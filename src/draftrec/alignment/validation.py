@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -17,11 +16,11 @@ from draftrec.beams.drafters import NoBeamDrafter
 from draftrec.beams.model import BeamModel, Constraint
 from draftrec.beams.search import BeamEngine, search
 from draftrec.beams.values import BeamRequest
+from draftrec.core import LongArray
 from draftrec.models.target import Target
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import HistoryEncoder
 
-Places = npt.NDArray[np.int64]
 _BATCH = 64
 
 
@@ -36,8 +35,8 @@ class Validator:
 
     encoder: HistoryEncoder
     trie: ItemTrie
-    histories: Seq[Places]
-    targets: Seq[Places]
+    histories: Seq[LongArray]
+    targets: Seq[LongArray]
     k: int = 10
     beams: int = 20
     recall_users: int = 1000
@@ -89,7 +88,7 @@ class Validator:
         ]
         return float(np.mean(hits))
 
-    def _hits(self, leaves: Places, targets: Places, ids: Places) -> float:
+    def _hits(self, leaves: LongArray, targets: LongArray, ids: LongArray) -> float:
         items: list[int] = []
         for leaf in leaves[leaves >= 0].tolist():
             items += self.trie.items_at(leaf).tolist()

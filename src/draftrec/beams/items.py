@@ -10,8 +10,8 @@ import numpy as np
 from draftrec.beams.drafters import BeamDrafter
 from draftrec.beams.pace import Pace, whole
 from draftrec.beams.state import UserSearch
-from draftrec.beams.values import BeamRequest, DoubleArray, LongArray
-from draftrec.core import IntArray
+from draftrec.beams.values import BeamRequest
+from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.tokens.item_trie import ItemTrie
 
 

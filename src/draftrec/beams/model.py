@@ -9,18 +9,14 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from draftrec.beams.scored import Scored, log_sums
-from draftrec.beams.values import LongArray
-from draftrec.core import IntArray
+from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.models import sampling
 from draftrec.models.target import Target
 from draftrec.tokens.item_filter import Filter
 from draftrec.tokens.item_trie import ItemTrie
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

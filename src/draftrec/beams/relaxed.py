@@ -13,16 +13,13 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from draftrec.beams.drafters import ModelDrafter
 from draftrec.beams.model import BeamModel
 from draftrec.beams.pace import Pace
 from draftrec.beams.scored import Scored, log_sums, ragged
 from draftrec.beams.state import Kept, UserSearch, grown, plain
-from draftrec.beams.values import DoubleArray, LongArray
-
-BoolArray = npt.NDArray[np.bool_]
+from draftrec.core import BoolArray, DoubleArray, IntArray, LongArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -156,7 +153,7 @@ class RelaxedRule:
         return np.exp(rated.summed(spans, theirs) - joint.log_total)
 
 
-def _among(search: UserSearch, spans: LongArray, nodes: npt.NDArray[np.int32]) -> BoolArray:
+def _among(search: UserSearch, spans: LongArray, nodes: IntArray) -> BoolArray:
     """bool `[c]`: which continuations of the kept beams are among drafted `nodes`."""
     tree, scored = search.tree, search.target
     above = np.repeat(search.kept.nodes, spans[:, 1] - spans[:, 0]).astype(np.int64)

@@ -11,12 +11,11 @@ target's own sample: nothing is relaxed.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from draftrec.beams.scored import Scored, log_sums, peaks, ragged
 from draftrec.beams.state import Kept, Spread
 from draftrec.beams.tree import mixed
-from draftrec.beams.values import DoubleArray, LongArray
+from draftrec.core import DoubleArray, IntArray, LongArray
 
 
 def sampled(seed: int, temperature: float = 1.0) -> Spread:
@@ -52,7 +51,7 @@ def _gumbel(
     scored: Scored,
     kept: Kept,
     beams: LongArray,
-    tokens: npt.NDArray[np.int32],
+    tokens: IntArray,
     seed: int,
 ) -> DoubleArray:
     """Standard Gumbel noise of the prefixes that `tokens` make of the beams."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from draftrec.beams.tree import BeamTree
-from draftrec.beams.values import BeamRequest, DoubleArray, LongArray
-from draftrec.core import IntArray
+from draftrec.beams.values import BeamRequest
+from draftrec.core import BoolArray, DoubleArray, FloatArray, IntArray, LongArray
 from draftrec.models.packing import BeamSegment
 
 _ROOT = np.array([-1], np.int32)
@@ -31,7 +30,7 @@ class Scored:
         self.places = np.empty(0, np.int64)
         self.log_probs = np.empty(0, np.float32)
 
-    def rates(self, nodes: IntArray) -> npt.NDArray[np.bool_]:
+    def rates(self, nodes: IntArray) -> BoolArray:
         """bool: which of `nodes` have been rated."""
         self._fit()
         return self.spans[nodes + 1, 0] >= 0
@@ -74,7 +73,7 @@ class Scored:
         self,
         nodes: IntArray,
         offsets: LongArray,
-        candidates: tuple[IntArray, LongArray, npt.NDArray[np.float32]],
+        candidates: tuple[IntArray, LongArray, FloatArray],
     ) -> None:
         """Keep what follows `nodes`: tokens, places and log-probabilities, those of `nodes[i]`
         between offsets i and i + 1."""

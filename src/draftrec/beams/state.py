@@ -11,8 +11,8 @@ import numpy as np
 from draftrec.beams import select
 from draftrec.beams.scored import Scored
 from draftrec.beams.tree import BeamTree
-from draftrec.beams.values import BeamRequest, Beams, DoubleArray, LongArray
-from draftrec.core import IntArray
+from draftrec.beams.values import BeamRequest, Beams
+from draftrec.core import DoubleArray, IntArray, LongArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.beams.values import LongArray
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 
 _ROOT = -1
 _SEED = np.uint64(0x9E3779B97F4A7C15)

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import IntArray
+from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.tokens.item_filter import Filter
-
-LongArray = npt.NDArray[np.int64]
-DoubleArray = npt.NDArray[np.float64]
 
 
 def _none() -> LongArray:

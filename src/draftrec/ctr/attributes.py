@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from draftrec.core import LongArray
 from draftrec.data.cells import as_list
 from draftrec.data.columns import ENTITY, need_columns
-from draftrec.data.events import Int64Array
 from draftrec.data.interactions import converted, label
 from draftrec.data.readers import open_records
 from draftrec.data.rejects import Rejects
@@ -35,7 +35,7 @@ class Attribute:
     unknown entity, and entity e of the events has row e + 1. Codes are below `size`."""
 
     name: str
-    codes: Int64Array
+    codes: LongArray
     size: int
 
 
@@ -70,7 +70,7 @@ def read_rows(location: str, id_column: str, rejects: Rejects | None = None) -> 
 
 
 def attributes(
-    rows: Rows, columns: Seq[str] | None, ids: Seq[str], known: Int64Array
+    rows: Rows, columns: Seq[str] | None, ids: Seq[str], known: LongArray
 ) -> tuple[tuple[Attribute, ...], ColumnUse]:
     """The attributes of the entities `ids`, from all columns of categories (see `_why_left_out`),
     or from `columns`. A value that no entity of `known` (indices of `ids`) has counts as missing:
@@ -96,7 +96,7 @@ def attributes(
     return found, use
 
 
-def _attribute(name: str, rows: Rows, ids: Seq[str], known: Int64Array) -> Attribute:
+def _attribute(name: str, rows: Rows, ids: Seq[str], known: LongArray) -> Attribute:
     values = [values_of(rows.get(entity, {}).get(name)) for entity in ids]
     codes: dict[str, int] = {}
     for entity in known.tolist():

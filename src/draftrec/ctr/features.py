@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from draftrec.core import FloatArray
+from draftrec.core import FloatArray, LongArray
 from draftrec.ctr.attributes import Attribute, ColumnUse, attributes, read_rows
 from draftrec.data.cut import PARTS, Samples
-from draftrec.data.events import Events, Int64Array
+from draftrec.data.events import Events
 from draftrec.data.joins import Join
 from draftrec.data.rejects import Rejects
 from draftrec.data.vectors import read_vectors
@@ -38,7 +38,7 @@ class Side:
     knowledge, standardised, zeros for an entity without; or None.
     """
 
-    ids: Int64Array | None
+    ids: LongArray | None
     id_count: int
     attributes: tuple[Attribute, ...]
     vectors: FloatArray | None
@@ -49,9 +49,9 @@ class Part:
     """Samples as rows of the two sides: `users`, `items` int64 `[n]`, `sequence` int64 `[n, L]`
     with 0 behind its end, `labels` float32 `[n]`."""
 
-    users: Int64Array
-    items: Int64Array
-    sequence: Int64Array
+    users: LongArray
+    items: LongArray
+    sequence: LongArray
     labels: FloatArray
 
 
@@ -144,7 +144,7 @@ def _part(samples: Samples, number: int) -> Part:
     )
 
 
-def _codes(count: int, known: Int64Array) -> Int64Array:
+def _codes(count: int, known: LongArray) -> LongArray:
     codes = np.zeros(count + 1, np.int64)
     codes[known + 1] = np.arange(1, len(known) + 1)
     return codes
@@ -161,7 +161,7 @@ class _Described:
     ids: Seq[str]
 
     def attributes(
-        self, known: Int64Array, rejects: Rejects | None
+        self, known: LongArray, rejects: Rejects | None
     ) -> tuple[tuple[Attribute, ...], ColumnUse]:
         if self.location is None:
             return (), ColumnUse()
@@ -179,8 +179,8 @@ class _Described:
 
 
 def _vectors(
-    location: str | None, ids: Seq[str], known: Int64Array
-) -> tuple[FloatArray, Int64Array] | None:
+    location: str | None, ids: Seq[str], known: LongArray
+) -> tuple[FloatArray, LongArray] | None:
     """Standardised vectors by row, and the entities without one; mean and deviation of each
     dimension are those of the entities seen in training."""
     if location is None:

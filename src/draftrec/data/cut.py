@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.core import FloatArray
-from draftrec.data.events import Events, Int64Array
+from draftrec.core import BoolArray, FloatArray, LongArray
+from draftrec.data.events import Events
 from draftrec.errors import DraftrecError
 
 Split = Literal["user", "time"]
@@ -55,11 +55,11 @@ class Samples:
     index of PARTS.
     """
 
-    user: Int64Array
-    item: Int64Array
+    user: LongArray
+    item: LongArray
     label: FloatArray
-    sequence: Int64Array
-    event: Int64Array
+    sequence: LongArray
+    event: LongArray
     part: npt.NDArray[np.int8]
 
 
@@ -69,7 +69,7 @@ def positive_of(events: Events, asked: float | None) -> float:
     return asked if asked is not None else (1.0 if events.labelled else 4.0)
 
 
-def cut_points(events: Events, history: int) -> Int64Array:
+def cut_points(events: Events, history: int) -> LongArray:
     """int64 `[users]`: the first event after the history of each user (its end, if none)."""
     counts = np.diff(events.starts)
     return events.starts[:-1] + np.minimum((counts + 1) // 2, history)
@@ -126,15 +126,13 @@ def _entry(events: Events, place: int, items: Mapping[str, Mapping[str, Any]]) -
     return entry
 
 
-def _clicked(events: Events, positive: float | None) -> npt.NDArray[np.bool_]:
+def _clicked(events: Events, positive: float | None) -> BoolArray:
     if events.rating is None:
         return np.ones(len(events.user), np.bool_)
     return events.rating >= positive_of(events, positive)
 
 
-def _sequences(
-    events: Events, clicked: npt.NDArray[np.bool_], event: Int64Array, length: int
-) -> Int64Array:
+def _sequences(events: Events, clicked: BoolArray, event: LongArray, length: int) -> LongArray:
     """The last `length` clicked items in front of each event, int64 `[n, length]`."""
     before = np.concatenate([[0], clicked.cumsum()])  # clicks in front of an event, of all users
     last = before[event]
@@ -145,9 +143,7 @@ def _sequences(
     return np.where(inside, clicks[np.where(inside, places, -1)], -1)
 
 
-def _drawn(
-    events: Events, clicks: Int64Array, settings: CutSettings
-) -> tuple[Int64Array, Int64Array]:
+def _drawn(events: Events, clicks: LongArray, settings: CutSettings) -> tuple[LongArray, LongArray]:
     """`negatives` items per click that its user has no event with, and the clicks again.
 
     Items are uniform among those of all events. Raises DraftrecError for a user who took all.
@@ -168,7 +164,7 @@ def _drawn(
     return source, found
 
 
-def _parts(events: Events, event: Int64Array, settings: CutSettings) -> npt.NDArray[np.int8]:
+def _parts(events: Events, event: LongArray, settings: CutSettings) -> npt.NDArray[np.int8]:
     if settings.split == "user":
         # By a hash of the id: more users, or other settings, move nobody to another part.
         users = np.array([_part_of(name, settings.fold) for name in events.users], np.int8)

@@ -13,9 +13,8 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import FloatArray
+from draftrec.core import DoubleArray, FloatArray, LongArray
 from draftrec.data.columns import (
     INTERACTIONS,
     ITEM,
@@ -31,8 +30,6 @@ from draftrec.data.rejects import Rejects, RowError
 from draftrec.errors import DraftrecError
 from draftrec.tokens.item_ids import Ids, as_whole, ids_array
 
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 #: A number, or a date in nanoseconds, and whether it is a date.
@@ -75,11 +72,11 @@ class Events:
 
     users: tuple[str, ...]
     items: tuple[str, ...]
-    user: Int64Array
-    item: Int64Array
+    user: LongArray
+    item: LongArray
     rating: FloatArray | None
-    time: Float64Array | None
-    starts: Int64Array
+    time: DoubleArray | None
+    starts: LongArray
     typed_texts: tuple[bool, bool] = (False, False)
     ranked: bool = False
 
@@ -231,7 +228,7 @@ def _nanoseconds(value: date) -> int:
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _as_numbers(times: Seq[_Time]) -> tuple[Float64Array, bool]:
+def _as_numbers(times: Seq[_Time]) -> tuple[DoubleArray, bool]:
     """float64 `[n]`: numbers as they are, dates as seconds; ranks where these would be equal for
     times that are not, and whether that was so."""
     exact = [Fraction(value) / 10**9 if dated else value for value, dated in times]

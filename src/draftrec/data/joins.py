@@ -7,9 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from draftrec.core import BoolArray
 from draftrec.errors import DraftrecError
 
 _LOG = logging.getLogger(__name__)
@@ -23,7 +21,7 @@ class KnownIds(Protocol):
     def name(self) -> str: ...
     @property
     def example(self) -> str: ...
-    def knows(self, ids: list[str]) -> npt.NDArray[np.bool_]:
+    def knows(self, ids: list[str]) -> BoolArray:
         """Which of `ids` it has."""
         ...
 
@@ -48,7 +46,7 @@ class Join:
         if not known and not self.missing:
             self.missing = entity_id
 
-    def saw_all(self, ids: list[str], known: npt.NDArray[np.bool_]) -> None:
+    def saw_all(self, ids: list[str], known: BoolArray) -> None:
         """As `saw`, for many."""
         self.total += len(ids)
         self.found += int(known.sum())

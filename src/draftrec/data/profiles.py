@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from draftrec.core import LongArray
 from draftrec.data.columns import ENTITY, ColumnKind, find_column, need_columns
-from draftrec.data.events import Events, Int64Array
+from draftrec.data.events import Events
 from draftrec.data.id_columns import cell_id
 from draftrec.data.phrasing import flat, known, listed
 from draftrec.data.readers import RecordSource, open_records
@@ -184,7 +185,7 @@ def record_table(records: Seq[Mapping[str, Any]]) -> pa.Table:
     return pa.table(columns)
 
 
-def _by_user(events: Events, rows: Int64Array) -> Iterator[tuple[int, Int64Array]]:
+def _by_user(events: Events, rows: LongArray) -> Iterator[tuple[int, LongArray]]:
     """The rows of each user who has any; `rows` int64 `[m]` are ascending."""
     bounds = np.searchsorted(rows, events.starts)
     for user in np.flatnonzero(np.diff(bounds)).tolist():

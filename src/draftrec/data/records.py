@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.core import BoolArray, IntArray
 from draftrec.data.cells import as_list
 from draftrec.data.joins import Join, KnownIds
 from draftrec.data.places import Place
@@ -242,7 +243,7 @@ class GroupTable:
         code = _NO_GROUP if place is None else self._codes[place]
         return None if code == _NO_GROUP else self._labels[code]
 
-    def knows(self, ids: list[str]) -> npt.NDArray[np.bool_]:
+    def knows(self, ids: list[str]) -> BoolArray:
         """Which of `ids` the file lists, with a group or without."""
         hashed = [_long_hash(entity_id) for entity_id in ids if _is_unicode(entity_id)]
         if len(hashed) < len(ids) or not len(self._keys):
@@ -265,9 +266,7 @@ class GroupTable:
         stop = int(np.searchsorted(self._keys[:, 0], high, "right"))
         return next((i for i in range(start, stop) if self._keys[i, 1] == low), None)
 
-    def _blocks(
-        self, source: RecordSource
-    ) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]]:
+    def _blocks(self, source: RecordSource) -> Iterator[tuple[npt.NDArray[np.uint64], IntArray]]:
         rows = source.rows(["entity_id", "group"])
         while block := list(islice(rows, _HASH_BLOCK)):
             keys, codes = [], []

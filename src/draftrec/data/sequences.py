@@ -9,10 +9,10 @@ from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.core import IntArray
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.columns import ITEM, ITEMS, PART, SID, USER, candidates, need_columns
 from draftrec.data.id_columns import arrow_ids, cell_id, cell_ids, column_ids, spelt_list
@@ -22,8 +22,6 @@ from draftrec.data.writers import replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 from draftrec.tokens.item_ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
 from draftrec.tokens.semantic_ids import SemanticIds
-
-Int32Array = npt.NDArray[np.int32]
 
 PARTS = ("train", "valid", "test")
 #: Stands for everything that is known of a user: nothing is held back as a target.
@@ -158,7 +156,7 @@ def read_semantic_ids(location: str | Place, columns: SequenceColumns = USUAL) -
         return found
     items: list[Id] = []
     known: dict[str, int] = {}
-    codes: list[Int32Array] = []
+    codes: list[IntArray] = []
     for row in source.rows([item, name]):
         items.append(cell_id(row, item, typed=source.typed))
         sid = _texts(row, name)
@@ -252,7 +250,7 @@ def _by_column(source: RecordSource, name: str, sid_name: str) -> SemanticIds | 
     """Semantic ids of Parquet files without a Python object per row, for catalogues of millions;
     None at anything unusual, which reading row by row can name."""
     items: list[Ids] = []
-    codes: list[Int32Array] = []
+    codes: list[IntArray] = []
     known: dict[str, int] = {}
     for path in source.files:
         with pq.ParquetFile(arrow_path(path)) as file:
@@ -267,7 +265,7 @@ def _by_column(source: RecordSource, name: str, sid_name: str) -> SemanticIds | 
     return SemanticIds.from_codes(joined_ids(items), np.concatenate(codes), list(known))
 
 
-def _codes(column: Any, levels: int | None, known: dict[str, int]) -> Int32Array | None:
+def _codes(column: Any, levels: int | None, known: dict[str, int]) -> IntArray | None:
     """int32 `[rows, L]`, numbers of tokens in `known`, which grows; None for what is no list of
     `levels` texts (as many as the first has, if None)."""
     kind = column.type

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from draftrec.data.events import Events, Int64Array
+from draftrec.core import BoolArray, LongArray
+from draftrec.data.events import Events
 from draftrec.data.id_columns import arrow_ids
 from draftrec.data.sequences import PARTS
 from draftrec.errors import DraftrecError
 
-BoolArray = npt.NDArray[np.bool_]
 Way = Literal["leave-one-out", "time"]
 Repeats = Literal["keep", "first", "last"]
 _TRAIN, _VALID, _TEST = range(3)
@@ -154,7 +153,7 @@ def _distinct(events: Events, kept: BoolArray) -> tuple[int, int]:
     return len(np.unique(events.user[kept])), len(np.unique(events.item[kept]))
 
 
-def _leave_one_out(user: Int64Array) -> Int64Array:
+def _leave_one_out(user: LongArray) -> LongArray:
     """The part of each event, int64 `[n]`; `user` int64 `[n]` is grouped."""
     left = _before_the_end(user)
     counts = np.bincount(user)[user]
@@ -164,7 +163,7 @@ def _leave_one_out(user: Int64Array) -> Int64Array:
     return part
 
 
-def _before_the_end(user: Int64Array) -> Int64Array:
+def _before_the_end(user: LongArray) -> LongArray:
     """How many of the same user's events follow each, int64 `[n]`."""
     n = len(user)
     last = np.append(user[1:] != user[:-1], True)
@@ -172,7 +171,7 @@ def _before_the_end(user: Int64Array) -> Int64Array:
     return ends[np.searchsorted(ends, np.arange(n))] - np.arange(n)
 
 
-def _cuts(events: Events, rows: Int64Array, settings: SplitSettings) -> tuple[float, float]:
+def _cuts(events: Events, rows: LongArray, settings: SplitSettings) -> tuple[float, float]:
     """Where validation and test begin."""
     assert events.time is not None
     times = np.sort(events.time[rows])
@@ -186,7 +185,7 @@ def _cuts(events: Events, rows: Int64Array, settings: SplitSettings) -> tuple[fl
     return valid, test
 
 
-def _by_time(events: Events, rows: Int64Array, cuts: tuple[float, float]) -> Int64Array:
+def _by_time(events: Events, rows: LongArray, cuts: tuple[float, float]) -> LongArray:
     assert events.time is not None
     times = events.time[rows]
     part = (times >= cuts[0]).astype(np.int64) + (times >= cuts[1])
@@ -202,7 +201,7 @@ def _by_time(events: Events, rows: Int64Array, cuts: tuple[float, float]) -> Int
     return part
 
 
-def _counts(user: Int64Array, part: Int64Array) -> dict[str, Any]:
+def _counts(user: LongArray, part: LongArray) -> dict[str, Any]:
     found: dict[str, Any] = {}
     users = [np.unique(user[part == number]) for number in range(len(PARTS))]
     for number, name in enumerate(PARTS):
@@ -212,7 +211,7 @@ def _counts(user: Int64Array, part: Int64Array) -> dict[str, Any]:
     return found
 
 
-def _table(events: Events, rows: Int64Array, part: Int64Array) -> pa.Table:
+def _table(events: Events, rows: LongArray, part: LongArray) -> pa.Table:
     """A row for every run of one user's events in one part; times order parts, too."""
     user = events.user[rows]
     key = user * len(PARTS) + part

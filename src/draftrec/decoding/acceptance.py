@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from draftrec.config import AcceptConfig
-from draftrec.core import DraftTree, Verdict
+from draftrec.core import DraftTree, LongArray, Verdict
 from draftrec.decoding.batch import RunningSequence
 from draftrec.decoding.choices import (
     AcceptanceRule,
-    LongArray,
     own_choices,
     uniforms_for,
     verdict_of,

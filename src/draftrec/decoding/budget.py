@@ -12,10 +12,9 @@ from collections.abc import Sequence as Seq
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import EMPTY_TREE, DraftTree, Verdict
-from draftrec.models.costs import CostCurve, DoubleArray, smoothed
+from draftrec.core import EMPTY_TREE, DoubleArray, DraftTree, FloatArray, Verdict
+from draftrec.models.costs import CostCurve, smoothed
 from draftrec.tokens.tree import trim
 
 # Steps without drafts before the next try.
@@ -129,7 +128,7 @@ class Calibration:
         self.kept = np.zeros(knots)
         self.expected = np.zeros(knots)
 
-    def __call__(self, probs: npt.NDArray[np.float32]) -> DoubleArray:
+    def __call__(self, probs: FloatArray) -> DoubleArray:
         """float64 `[n]`: calibrated probabilities."""
         estimate = _sigmoid(self.knots)
         rate = estimate * (self.kept + self.prior) / (self.expected + self.prior)

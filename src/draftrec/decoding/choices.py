@@ -6,18 +6,14 @@ from collections.abc import Sequence as Seq
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from draftrec.config import AcceptConfig
-from draftrec.core import DraftTree, Verdict
+from draftrec.core import DoubleArray, DraftTree, LongArray, Verdict
 from draftrec.decoding.batch import RunningSequence
 from draftrec.models import sampling
 from draftrec.models.warping import Warping
 from draftrec.tokens.tree import depths
-
-LongArray = npt.NDArray[np.int64]
-DoubleArray = npt.NDArray[np.float64]
 
 
 class AcceptanceRule(Protocol):

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from draftrec.core import DraftTree
+from draftrec.core import DraftTree, LongArray
 from draftrec.decoding.batch import RunningSequence
-
-LongArray = npt.NDArray[np.int64]
 
 
 class Control(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from draftrec.core import BoolArray
 from draftrec.decoding import penalties, places
 from draftrec.decoding.controls import Control, Processors, RowControl, Rows
 from draftrec.decoding.phrases import NoRepeatedNGrams, PhraseBias
@@ -67,7 +68,7 @@ def _placed(settings: GenerationSettings, ends: list[int]) -> list[RowControl]:
     return found
 
 
-def _after_forced(rows: Rows) -> places.Mask:
+def _after_forced(rows: Rows) -> BoolArray:
     """The first place that is not a forced one: the second after a prompt of one token."""
     forced = np.array([s.prompt_tokens == 1 for s in rows.batch], np.int64)[rows.owner]
     return rows.new_tokens == forced

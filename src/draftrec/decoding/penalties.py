@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.controls import LongArray, Rows
+from draftrec.decoding.controls import Rows
 
 #: Which tokens count: those handed over at once, and those of the context from a place on.
 Scope = Callable[[RunningSequence], tuple[IntArray, int]]

@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.controls import LongArray, Rows
+from draftrec.decoding.controls import Rows
 
 #: Tokens that stand before the prompt and count as part of it (padding on the left).
 Before = Callable[[RunningSequence], IntArray]

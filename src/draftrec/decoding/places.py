@@ -7,18 +7,17 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from draftrec.decoding.controls import LongArray, Rows
+from draftrec.core import BoolArray, LongArray
+from draftrec.decoding.controls import Rows
 from draftrec.decoding.phrases import Before, nothing_before
 
-Mask = npt.NDArray[np.bool_]
 #: Which rows a control applies to: bool `[R]`.
-Due = Callable[[Rows], Mask]
+Due = Callable[[Rows], BoolArray]
 
 
-def everywhere(rows: Rows) -> Mask:
+def everywhere(rows: Rows) -> BoolArray:
     """Every row."""
     return np.ones(len(rows.owner), np.bool_)
 
@@ -38,12 +37,12 @@ def exactly(length: int, before: Before = nothing_before) -> Due:
     return lambda rows: _lengths(rows, before) == length
 
 
-def at_start(rows: Rows) -> Mask:
+def at_start(rows: Rows) -> BoolArray:
     """The place of a text's first token."""
     return rows.new_tokens == 0
 
 
-def at_end(rows: Rows) -> Mask:
+def at_end(rows: Rows) -> BoolArray:
     """The place of the last token that a text has room for."""
     return rows.room == 1
 

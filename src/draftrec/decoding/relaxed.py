@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from draftrec.config import AcceptConfig
-from draftrec.core import DraftTree, Verdict
+from draftrec.core import DoubleArray, DraftTree, LongArray, Verdict
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.choices import DoubleArray, LongArray, own_choices, verdict_of, warping_of
+from draftrec.decoding.choices import own_choices, verdict_of, warping_of
 from draftrec.decoding.tolerance import Queries, make_tolerance
 from draftrec.models import sampling
 from draftrec.models.warping import Warping

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from draftrec.evaluate.ranking import LongArray, multi_target
+from draftrec.core import LongArray
+from draftrec.evaluate.ranking import multi_target
 
 DoubleSeq = Seq[float]
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from draftrec.core import DoubleArray
 from draftrec.evaluate.text_quality import Ratio
 
-Doubles = npt.NDArray[np.float64]
 _TAILS = (2.5, 97.5)
 
 
@@ -30,7 +29,7 @@ class Bootstrap:
     def __init__(self, entities: int, resamples: int, seed: int) -> None:
         self.entities, self.resamples, self.seed = entities, resamples, seed
 
-    def draw(self, ratios: Mapping[str, Ratio]) -> dict[str, Doubles]:
+    def draw(self, ratios: Mapping[str, Ratio]) -> dict[str, DoubleArray]:
         """The value of each ratio on every resample, float64 `[resamples]`; NaN where a resample
         holds no text that it is defined for."""
         columns = [c for r in ratios.values() for c in (r.numerators, r.denominators)]
@@ -39,7 +38,7 @@ class Bootstrap:
         values = np.where(below > 0, above / np.where(below > 0, below, 1.0), np.nan)
         return {name: values[:, i] for i, name in enumerate(ratios)}
 
-    def _sums(self, values: Doubles) -> Doubles:
+    def _sums(self, values: DoubleArray) -> DoubleArray:
         """Column sums of `values` `[n, m]` over each resample: `[resamples, m]`."""
         rng = np.random.default_rng(self.seed)
         found = np.empty((self.resamples, values.shape[1]))
@@ -50,7 +49,7 @@ class Bootstrap:
         return found
 
 
-def percentiles(value: float, draws: Doubles) -> Estimate:
+def percentiles(value: float, draws: DoubleArray) -> Estimate:
     """`value` with the interval of its bootstrap draws; without one where draws are undefined."""
     if len(draws) < 2 or not np.isfinite(draws).all():
         return Estimate(value)

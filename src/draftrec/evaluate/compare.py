@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
+from draftrec.core import DoubleArray
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate, percentiles
 from draftrec.evaluate.compare_ctr import (
@@ -23,7 +23,7 @@ from draftrec.evaluate.limits import Measured, judge
 from draftrec.evaluate.text_runs import RunTexts, must_be_equal, pair, read_run
 
 #: Bootstrap values by metric, float64 `[resamples]` each.
-Draws = Mapping[str, npt.NDArray[np.float64]]
+Draws = Mapping[str, DoubleArray]
 
 
 def run_compare(job: CompareJob) -> Comparison:

@@ -13,12 +13,9 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import EMPTY_TREE, DraftTree, IntArray, SequenceView, Verdict
+from draftrec.core import EMPTY_TREE, DraftTree, IntArray, LongArray, SequenceView, Verdict
 from draftrec.tokens.tree import make_tree
-
-Places = npt.NDArray[np.int64]
 
 # n-grams under which places are found; longer matches are found among the places of the longest.
 _KEYS = (4, 2, 1)
@@ -56,7 +53,7 @@ class Occurrences:
                 if n <= len(last):
                     self._places.setdefault(last[-n:], []).append(end)
 
-    def longest_match(self, context: IntArray) -> tuple[int, Places]:
+    def longest_match(self, context: IntArray) -> tuple[int, LongArray]:
         """Length of the longest match of the end of `context`, and where its matches end."""
         last = context[-_KEYS[0] :].tolist()
         size = self._size
@@ -77,7 +74,7 @@ class Occurrences:
             return n, places
         return 0, np.empty(0, np.int64)
 
-    def continuations(self, places: Places, depth: int) -> IntArray:
+    def continuations(self, places: LongArray, depth: int) -> IntArray:
         """int32 `[m, depth]`: what followed each place; past an end -1, and nothing after it."""
         columns = places[:, None] + np.arange(depth)
         rows = self._tokens[np.minimum(columns, self._size - 1)]
@@ -163,10 +160,10 @@ def most_frequent(rows: IntArray, limit: int) -> DraftTree:
     tokens: list[int] = []
     parents: list[int] = []
     probs: list[float] = []
-    heap: list[tuple[int, int, int, int, Places]] = []
+    heap: list[tuple[int, int, int, int, LongArray]] = []
     number = itertools.count()  # decides ties, so that arrays are never compared
 
-    def offer(members: Places, level: int, parent: int) -> None:
+    def offer(members: LongArray, level: int, parent: int) -> None:
         if level == rows.shape[1]:
             return
         column = rows[members, level]

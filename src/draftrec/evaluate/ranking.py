@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
+from draftrec.core import BoolArray, DoubleArray, LongArray
 from draftrec.data.columns import ITEM, ITEMS, USER, candidates, need_columns
 from draftrec.data.id_columns import cell_id, cell_ids, spelt_list
 from draftrec.data.readers import Row, open_records
@@ -30,8 +30,6 @@ DEFINITIONS: tuple[Definition, ...] = get_args(Definition)
 #: The list lengths that papers report.
 KS = (1, 3, 5, 10, 20)
 
-LongArray = npt.NDArray[np.int64]
-DoubleArray = npt.NDArray[np.float64]
 Lists = Seq[Ids]
 #: Stands where a list has null, a sequence of tokens that is no item: a miss.
 _NO_ITEM = -(2**63)
@@ -65,7 +63,7 @@ class Hits:
     """Which places of each user's list hold a target: `found` bool `[n, m]`, m the longest list;
     `targets` int64 `[n]`, distinct ones; `lengths` int64 `[n]`, items listed."""
 
-    found: npt.NDArray[np.bool_]
+    found: BoolArray
     targets: LongArray
     lengths: LongArray
 

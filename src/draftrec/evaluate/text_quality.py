@@ -14,13 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.core import IntArray
+from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.data.words import BleuTokenizer, bleu_tokenizer
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.text_runs import RunTexts
-
-Doubles = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 #: Self-BLEU compares this many texts with this many others each: its cost is their product.
 BLEU_TEXTS, BLEU_REFERENCES = 100, 20
@@ -32,8 +29,8 @@ REPEATED = 4
 class Ratio:
     """`sum(numerators) / sum(denominators)`, both float64 `[n]`, one entry per text."""
 
-    numerators: Doubles
-    denominators: Doubles
+    numerators: DoubleArray
+    denominators: DoubleArray
 
     @property
     def value(self) -> float | None:
@@ -59,8 +56,8 @@ class NGrams:
     """The n-grams of a list of texts as numbers: `codes` int64 `[m]`, equal where the n-grams are;
     `owners` int64 `[m]`, which of the `texts` texts each is of."""
 
-    codes: Int64Array
-    owners: Int64Array
+    codes: LongArray
+    owners: LongArray
     texts: int
 
     @property
@@ -68,7 +65,7 @@ class NGrams:
         """Different n-grams over all n-grams (distinct-n, Li et al., arXiv 1510.03055)."""
         return len(np.unique(self.codes)) / len(self.codes) if len(self.codes) else None
 
-    def counts(self) -> tuple[Doubles, Doubles]:
+    def counts(self) -> tuple[DoubleArray, DoubleArray]:
         """Different n-grams and n-grams of each text, float64 `[texts]` both."""
         size = int(self.codes.max(initial=0)) + 1
         own = np.unique(self.owners * size + self.codes) // size
@@ -144,8 +141,8 @@ class BleuSample:
     """Which texts are scored, int64 `[s]`, and the texts that each is compared with,
     int64 `[s, r]`: the same of every run, so that scores are paired."""
 
-    texts: Int64Array
-    references: Int64Array
+    texts: LongArray
+    references: LongArray
 
 
 def bleu_sample(

@@ -7,20 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.core import IntArray
+from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place, place
 from draftrec.data.readers import open_records
 from draftrec.data.records import SEVERAL_TEXTS
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.manifest import Manifest, read_manifest
-
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 _COLUMNS = ("entity_id", "text", "token_ids", "finish_reason")
 
@@ -38,15 +34,15 @@ class RunTexts:
     texts: tuple[str, ...]
     token_ids: tuple[IntArray, ...]
     ended: BoolArray
-    relaxed_tokens: Int64Array | None = None
-    prompt_hashes: Int64Array | None = None
+    relaxed_tokens: LongArray | None = None
+    prompt_hashes: LongArray | None = None
     manifest: Manifest | None = None
 
     def __len__(self) -> int:
         return len(self.entity_ids)
 
     @property
-    def lengths(self) -> Int64Array:
+    def lengths(self) -> LongArray:
         """New tokens of each text, EOS included, int64 `[n]`."""
         return np.array([len(ids) for ids in self.token_ids], np.int64)
 
@@ -167,7 +163,7 @@ def _check_tokenizers(baseline: RunTexts, run: RunTexts) -> None:
         )
 
 
-def _read_stats(folder: Place, ids: list[str]) -> tuple[Int64Array | None, Int64Array | None]:
+def _read_stats(folder: Place, ids: list[str]) -> tuple[LongArray | None, LongArray | None]:
     """Relaxed tokens and prompt hashes in the order of `ids`; None where files or columns lack."""
     files = tuple(sorted(folder.glob("stats-*.parquet")))
     if not files:
@@ -195,7 +191,7 @@ def _read(files: Seq[Place], columns: Seq[str]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
-def _whole(table: Any, name: str) -> Int64Array | None:
+def _whole(table: Any, name: str) -> LongArray | None:
     if name not in table.column_names or table[name].null_count:
         return None
     return np.asarray(table[name].to_numpy(), np.int64)

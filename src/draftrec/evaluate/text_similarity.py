@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.core import DoubleArray
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
 from draftrec.data.readers import open_records
@@ -18,7 +18,6 @@ from draftrec.data.words import features
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.text_quality import Ratio, mean_where
 
-Doubles = npt.NDArray[np.float64]
 #: Texts that differ from strangers' by less than this, on average, are all alike.
 _NO_ROOM = 1e-6
 
@@ -28,8 +27,8 @@ class Similarity:
     """float64 `[n]` both. `cosines`: each text with the baseline's text of the same entity;
     `strangers`: the same text with the baseline's texts of all others, on average."""
 
-    cosines: Doubles
-    strangers: Doubles
+    cosines: DoubleArray
+    strangers: DoubleArray
 
     @property
     def kept(self) -> Ratio:
@@ -42,7 +41,7 @@ class Similarity:
         return Ratio(self.cosines - self.strangers, room)
 
 
-def by_vectors(baseline: Doubles, run: Doubles) -> Similarity:
+def by_vectors(baseline: DoubleArray, run: DoubleArray) -> Similarity:
     """Cosines of vectors float64 `[n, d]`, rows in one order; a zero vector is like nothing."""
     a, b = _unit(baseline), _unit(run)
     own = np.clip((a * b).sum(axis=1), -1.0, 1.0)
@@ -69,7 +68,7 @@ def by_tf_idf(baseline: Seq[str], run: Seq[str]) -> Similarity:
     return Similarity(own, _strangers(b @ sums, own))
 
 
-def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> Doubles:
+def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> DoubleArray:
     """The vectors that `draftrec encode` wrote (`entity_id`, `vector`), float64 `[n, d]` in the
     order of `entity_ids`. Raises DraftrecError for other files and for entities without one."""
     source = open_records(path)
@@ -77,7 +76,7 @@ def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> Doubles:
         raise DraftrecError(f"{path} is not Parquet; give vectors that `draftrec encode` wrote")
     source.require(["entity_id", "vector"], "give vectors that `draftrec encode` wrote")
     places: dict[str, int] = {}
-    blocks: list[Doubles] = []
+    blocks: list[DoubleArray] = []
     for file in source.files:
         table = pq.read_table(arrow_path(file), columns=["entity_id", "vector"])
         blocks.append(_matrix(table["vector"].combine_chunks(), file))
@@ -94,7 +93,7 @@ def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> Doubles:
     return np.concatenate(blocks)[[places[e] for e in entity_ids]]
 
 
-def _matrix(column: Any, path: Place) -> Doubles:
+def _matrix(column: Any, path: Place) -> DoubleArray:
     try:
         lengths = np.asarray(column.value_lengths().fill_null(0))
         flat = np.asarray(column.flatten().cast(pa.float64()))
@@ -109,11 +108,11 @@ def _matrix(column: Any, path: Place) -> Doubles:
     return flat.reshape(len(lengths), int(lengths[0]))
 
 
-def _unit(vectors: Doubles) -> Doubles:
+def _unit(vectors: DoubleArray) -> DoubleArray:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1.0)
 
 
-def _strangers(with_all: Doubles, own: Doubles) -> Doubles:
+def _strangers(with_all: DoubleArray, own: DoubleArray) -> DoubleArray:
     """Mean cosine with the others, from the sum over all; 0 where there is no other."""
     return np.clip((with_all - own) / max(len(own) - 1, 1), -1.0, 1.0)

@@ -14,12 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.config import AcceptConfig, ControlsConfig, StructureConfig
-from draftrec.core import Counts, FinishReason, Generation, IntArray, Request
+from draftrec.core import BoolArray, Counts, FinishReason, Generation, IntArray, Request
 from draftrec.data.arrow_path import arrow_path
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
@@ -82,7 +81,7 @@ class PreviousRun:
         """One of the ids; empty if there is none."""
         return self._example
 
-    def knows(self, ids: list[str]) -> npt.NDArray[np.bool_]:
+    def knows(self, ids: list[str]) -> BoolArray:
         """Which of `ids` the run wrote a text for."""
         return np.isin(np.array([_hash(i) for i in ids], np.uint64), self._hashes)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from draftrec.core import DoubleArray
 
 
 def smoothed(values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> DoubleArray:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import FloatArray
+from draftrec.core import FloatArray, LongArray
 
-Int64Array = npt.NDArray[np.int64]
 Overflow = Literal["window", "truncate", "refuse"]
 
 
@@ -39,12 +37,12 @@ class Encoded:
     """
 
     vectors: FloatArray
-    tokens: Int64Array
-    knowledge_lost: Int64Array
-    history_lost: Int64Array
-    windows: Int64Array
+    tokens: LongArray
+    knowledge_lost: LongArray
+    history_lost: LongArray
+    windows: LongArray
 
-    def take(self, rows: Int64Array) -> Encoded:
+    def take(self, rows: LongArray) -> Encoded:
         """These rows, in this order; a row may be taken twice."""
         return Encoded(*(getattr(self, field.name)[rows] for field in fields(self)))
 

@@ -11,11 +11,11 @@ import torch
 from transformers.utils.hub import cached_file
 
 from draftrec.config import EncoderConfig
-from draftrec.core import FloatArray
+from draftrec.core import FloatArray, LongArray
 from draftrec.data.places import here
 from draftrec.errors import DraftrecError
 from draftrec.models.bodies import Body, Published, load_pooled, load_sentence_transformer
-from draftrec.models.documents import Cut, Document, Encoded, Int64Array, cut
+from draftrec.models.documents import Cut, Document, Encoded, cut
 from draftrec.models.hashed_encoder import HashedEncoder, hashed_dim
 
 #: Padded tokens of one pass; beyond it wider batches cost memory and win no time.
@@ -132,7 +132,7 @@ class TokenEncoder:
 
     def _windows(
         self, knowledge: Seq[list[int]], history: Seq[list[int]], cuts: Seq[Cut]
-    ) -> Iterator[Int64Array]:
+    ) -> Iterator[LongArray]:
         """The token ids of every pass, special ones included, document by document."""
         for first, second, kept in zip(knowledge, history, cuts, strict=True):
             ids, start = first + second, 0
@@ -141,7 +141,7 @@ class TokenEncoder:
                 start += length
                 yield np.array([*self._body.before, *content, *self._body.after], np.int64)
 
-    def _embed(self, windows: Seq[Int64Array], watch: Watch | None = None) -> FloatArray:
+    def _embed(self, windows: Seq[LongArray], watch: Watch | None = None) -> FloatArray:
         """float32 `[W, D]`. Longest first: a batch too large for memory fails at once."""
         found = np.zeros((len(windows), self.dim), np.float32)
         done = 0
@@ -153,7 +153,7 @@ class TokenEncoder:
         return found
 
     @torch.inference_mode()
-    def _pass(self, windows: Seq[Int64Array]) -> FloatArray:
+    def _pass(self, windows: Seq[LongArray]) -> FloatArray:
         shape = (len(windows), max(map(len, windows)))
         ids, mask = np.full(shape, self._pad, np.int64), np.zeros(shape, np.int64)
         for row, window in enumerate(windows):
@@ -171,7 +171,7 @@ class TokenEncoder:
         return vectors.astype(np.float32)
 
 
-def _batches(lengths: Seq[int], most_rows: int) -> Iterator[Int64Array]:
+def _batches(lengths: Seq[int], most_rows: int) -> Iterator[LongArray]:
     """Indices of texts of similar length, so that padding costs little."""
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     start = 0

@@ -11,11 +11,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import DraftTree, IntArray
-
-LongArray = npt.NDArray[np.int64]
+from draftrec.core import BoolArray, DraftTree, IntArray, LongArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ class BeamSegment:
     start: int
     token_ids: IntArray
     positions: LongArray
-    seen: npt.NDArray[np.bool_]
+    seen: BoolArray
     wanted: LongArray
 
     @property
@@ -153,7 +150,7 @@ def row_lengths(packed: Packed) -> LongArray:
     return np.maximum(packed.positions + 1, np.repeat(known, np.diff(packed.row_start)))
 
 
-def visibility(packed: Packed, members: Seq[int], width: int) -> npt.NDArray[np.bool_]:
+def visibility(packed: Packed, members: Seq[int], width: int) -> BoolArray:
     """bool `[len(members), width, span]`: may row i of that segment see its column `start + j`?
 
     `span` is `width` where no member has past rows, else enough for the longest of them. A row of a

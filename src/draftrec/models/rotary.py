@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from draftrec.models.packing import LongArray
+from draftrec.core import LongArray
 
 _LIMIT = "original_max_position_embeddings"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
+
+from draftrec.core import FloatArray, IntArray, LongArray
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -54,9 +54,7 @@ def _highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, torch.cat([first, torch.where(ids == first, ids[:, :1], ids)[:, 1:]], -1)
 
 
-def log_probs_of(
-    logits: torch.Tensor, rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float32]:
+def log_probs_of(logits: torch.Tensor, rows: LongArray, tokens: IntArray) -> FloatArray:
     """float32 `[c]`: the log-probability of `tokens[i]` after row `rows[i]`, over the whole
     vocabulary, on the host: one gather and one transfer for a ragged list of legal tokens."""
     device = logits.device

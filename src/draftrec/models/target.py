@@ -19,19 +19,11 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 from draftrec.errors import UnsupportedModelError
 from draftrec.models import attention, padded
 from draftrec.models.kv_cache import KVShape, KVSlab
-from draftrec.models.packing import (
-    AnySegment,
-    BeamSegment,
-    LongArray,
-    Packed,
-    Segment,
-    pack,
-    row_lengths,
-)
+from draftrec.models.packing import AnySegment, BeamSegment, Packed, Segment, pack, row_lengths
 from draftrec.models.prepacked import is_prepacked
 from draftrec.models.reach import FULL, PROBE, Reach
 from draftrec.models.rotary import LengthRule, RowFactors, length_rule

@@ -17,13 +17,9 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import FloatArray
+from draftrec.core import DoubleArray, FloatArray, LongArray
 from draftrec.errors import DraftrecError
-
-LongArray = npt.NDArray[np.int64]
-DoubleArray = npt.NDArray[np.float64]
 
 _FORMAT = 1
 #: Histories that are scored against all items at once.

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from draftrec.core import IntArray, LongArray
 from draftrec.pool.compiling import inlined, kernel
 
 #: Longest context that predicts a next token.
@@ -27,9 +27,6 @@ ORDER = 8
 START = -2
 #: Stands between texts, and wherever nothing was written yet.
 BREAK = -3
-
-Ints = npt.NDArray[np.int32]
-Longs = npt.NDArray[np.int64]
 
 
 # Columns of a node. CHILD is the most frequent child, or, in a node that occurred once, the place
@@ -46,10 +43,10 @@ class Arrays(NamedTuple):
     text in use.
     """
 
-    nodes: Ints
-    table: Ints
-    text: Ints
-    size: Longs
+    nodes: IntArray
+    table: IntArray
+    text: IntArray
+    size: LongArray
 
 
 @inlined

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from draftrec.core import IntArray
+from draftrec.core import ByteArray, IntArray
 from draftrec.errors import DraftrecError
 from draftrec.pool import contexts, suffix_sort, suffix_states, views
 
@@ -44,7 +43,7 @@ class ClosedIndex:
     tokens: IntArray
     order: IntArray
     starts: IntArray
-    shared: npt.NDArray[np.uint8]
+    shared: ByteArray
     follows: IntArray
     states: IntArray
     children: IntArray

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.core import LongArray
 from draftrec.pool.suffix_sort import REACH
 
 #: Fields of a text's row: accepted tokens credited to it, and Unix seconds of when it was added and
@@ -36,7 +37,7 @@ class Usage:
     drafts: int = 0
     hits: int = 0
     accepted: int = 0
-    by_length: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(REACH + 1, np.int64))
+    by_length: LongArray = field(default_factory=lambda: np.zeros(REACH + 1, np.int64))
     by_group: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
 
     def count(self, group: str | None, drafts: int, accepted: Seq[int]) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba import types  # pyright: ignore[reportPrivateImportUsage]
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
+from draftrec.core import LongArray
 from draftrec.pool.compiling import inlined
 
-Handle = npt.NDArray[np.int64]
+Handle = LongArray
 
 FIELDS = 24
 # Behind the arrays of a closed index: its most frequent tokens, and how many tokens it holds.

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from draftrec.beams.values import Beams
+from draftrec.core import DoubleArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender
-from draftrec.recommend.values import DoubleArray, LongArray, Query
+from draftrec.recommend.values import Query
 from draftrec.tokens.item_filter import Filter
 from draftrec.tokens.item_ids import joined_ids
 from draftrec.tokens.item_trie import ItemTrie

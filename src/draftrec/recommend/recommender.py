@@ -12,6 +12,7 @@ from draftrec.beams.search import BeamEngine, search
 from draftrec.beams.state import UserSearch
 from draftrec.beams.values import BeamRequest, Beams
 from draftrec.config import RecommendConfig
+from draftrec.core import DoubleArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender, check_draft
 from draftrec.models.selfcheck import checked_target
@@ -19,7 +20,7 @@ from draftrec.models.target import Target
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.engines import Curves, Parts, check_config, make_engine
-from draftrec.recommend.values import DoubleArray, LongArray, Query, Recommendation
+from draftrec.recommend.values import Query, Recommendation
 from draftrec.tokens.item_filter import Filter
 from draftrec.tokens.item_ids import number_of
 

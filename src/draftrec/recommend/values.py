@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from draftrec.core import DoubleArray
 from draftrec.tokens.item_ids import Id, Ids
-
-LongArray = npt.NDArray[np.int64]
-DoubleArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

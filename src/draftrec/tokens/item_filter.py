@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from draftrec.core import BoolArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.semantic_ids import Int64Array
-
-BoolArray = npt.NDArray[np.bool_]
 
 #: Questions are looked up in a table of all numbers between them while it has at most this many
 #: entries for each; beyond that, clearing it takes longer than searching.
@@ -28,12 +25,12 @@ class Filter:
     share a leaf with others.
     """
 
-    blocked: Int64Array | None
-    allowed: Int64Array | None
-    items: Int64Array
+    blocked: LongArray | None
+    allowed: LongArray | None
+    items: LongArray
 
     @classmethod
-    def deny(cls, trie: ItemTrie, places: Int64Array) -> Filter:
+    def deny(cls, trie: ItemTrie, places: LongArray) -> Filter:
         """Leave out the items at `places` int64 `[k]`, in any order, repeated or not; negative
         ones (items that the catalogue does not have) are ignored.
 
@@ -51,7 +48,7 @@ class Filter:
         return cls(np.concatenate(blocked[::-1]), None, _items(trie, places))
 
     @classmethod
-    def allow(cls, trie: ItemTrie, places: Int64Array) -> Filter:
+    def allow(cls, trie: ItemTrie, places: LongArray) -> Filter:
         """Offer only the items at `places` int64 `[k]`, in any order, repeated or not; negative
         ones are ignored. To deny some of them, leave them out of `places`.
 
@@ -67,7 +64,7 @@ class Filter:
             allowed.append(np.unique(trie.parents(allowed[-1], level)))
         return cls(None, np.concatenate(allowed[::-1]), _items(trie, places))
 
-    def legal(self, nodes: Int64Array) -> BoolArray:
+    def legal(self, nodes: LongArray) -> BoolArray:
         """bool `[r]`: whether each of `nodes` int64 `[r]` may be entered; -1 may not."""
         nodes = np.asarray(nodes, np.int64)
         if self.allowed is not None:
@@ -75,22 +72,22 @@ class Filter:
         assert self.blocked is not None
         return ~_among(self.blocked, nodes) & (nodes >= 0)
 
-    def keeps(self, items: Int64Array) -> BoolArray:
+    def keeps(self, items: LongArray) -> BoolArray:
         """bool `[m]`: whether each item, given by id, may be recommended."""
         return _among(self.items, np.asarray(items, np.int64)) == (self.allowed is not None)
 
 
-def _known(places: Int64Array) -> Int64Array:
+def _known(places: LongArray) -> LongArray:
     distinct = np.unique(np.asarray(places, np.int64))
     return distinct[distinct >= 0]
 
 
-def _items(trie: ItemTrie, places: Int64Array) -> Int64Array:
+def _items(trie: ItemTrie, places: LongArray) -> LongArray:
     """The ids, sorted, since places are in the order of ids."""
     return trie.items[trie.positions[places]]
 
 
-def _among(known: Int64Array, wanted: Int64Array) -> BoolArray:
+def _among(known: LongArray, wanted: LongArray) -> BoolArray:
     """bool, like `wanted`: what occurs in `known`, which is sorted."""
     found = np.zeros(wanted.shape, np.bool_)
     if not wanted.size:

@@ -16,6 +16,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.core import LongArray
+
 #: int64 or `StringDType`, one-dimensional.
 Ids = npt.NDArray[Any]
 #: One of them.
@@ -76,7 +78,7 @@ def joined_ids(arrays: Iterable[Ids]) -> Ids:
     return np.concatenate([np.empty(0, np.int64), *pieces])
 
 
-def find_ids(known: Ids, wanted: Ids) -> npt.NDArray[np.int64]:
+def find_ids(known: Ids, wanted: Ids) -> LongArray:
     """Where each of `wanted` `[k]` lies in `known` `[n]`, ascending and not empty: int64 `[k]`, -1
     for those that it does not have. Numbers and the texts that spell them are the same."""
     missing = None

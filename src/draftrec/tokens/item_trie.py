@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.tokens import trie_kernels
-from draftrec.tokens.semantic_ids import Int32Array, Int64Array
 
 #: Column values are sorted by counting while their range is below this many, or below the rows.
 _COUNTABLE = 1 << 22
@@ -36,14 +36,14 @@ class ItemTrie:
     """
 
     first: npt.NDArray[Any]
-    tokens: Int32Array
-    level_start: Int64Array
-    item_start: Int64Array
-    items: Int64Array
+    tokens: IntArray
+    level_start: LongArray
+    item_start: LongArray
+    items: LongArray
     positions: npt.NDArray[Any]
 
     @classmethod
-    def build(cls, items: Int64Array, token_ids: Int32Array) -> ItemTrie:
+    def build(cls, items: LongArray, token_ids: IntArray) -> ItemTrie:
         """The trie of `items` int64 `[n]`, distinct, in any order, with `token_ids` int32 `[n, L]`
         in the model's vocabulary; items may share all their tokens.
 
@@ -92,19 +92,19 @@ class ItemTrie:
         arrays = (self.first, self.tokens, self.level_start, self.item_start)
         return sum(a.nbytes for a in (*arrays, self.items, self.positions))
 
-    def walk(self, token_ids: Int32Array) -> Int64Array:
+    def walk(self, token_ids: IntArray) -> LongArray:
         """The node int64 `[k, l]` after each prefix of `token_ids` int32 `[k, l]`, l <= L; -1 where
         it begins no item."""
         return trie_kernels.walk(self.first, self.tokens, np.asarray(token_ids, np.int32))
 
-    def parents(self, nodes: Int64Array, level: int) -> Int64Array:
+    def parents(self, nodes: LongArray, level: int) -> LongArray:
         """The nodes int64 `[k]` above `nodes`, all of them on `level` >= 1."""
         start, end = self.level_start[level - 1], self.level_start[level]
         # Of one type, or NumPy would convert the whole level to the other one first.
         wanted = np.asarray(nodes).astype(self.first.dtype, copy=False)
         return np.searchsorted(self.first[start:end], wanted, side="right") - 1 + start
 
-    def paths(self, leaves: Int64Array) -> Int32Array:
+    def paths(self, leaves: LongArray) -> IntArray:
         """The token ids int32 `[k, L]` that lead to `leaves` int64 `[k]`, given as node numbers."""
         nodes = self._checked_leaves(leaves)
         found = np.empty((len(nodes), self.levels), np.int32)
@@ -113,12 +113,12 @@ class ItemTrie:
             nodes = self.parents(nodes, level)
         return found
 
-    def children(self, nodes: Int64Array) -> tuple[Int64Array, Int64Array]:
+    def children(self, nodes: LongArray) -> tuple[LongArray, LongArray]:
         """Offsets int64 `[r + 1]` and child nodes int64 `[c]`: those of `nodes[i]` lie between
         offsets i and i + 1, sorted by token. A leaf has none, nor has -1."""
         return trie_kernels.children(self.first, np.asarray(nodes, np.int64))
 
-    def masks(self, nodes: Int64Array, vocabulary: int) -> npt.NDArray[np.bool_]:
+    def masks(self, nodes: LongArray, vocabulary: int) -> BoolArray:
         """bool `[r, vocabulary]`: which tokens lead on from each node, the dense form of
         `children`. Raises ValueError for a token beyond the vocabulary."""
         mask = np.zeros((len(nodes), vocabulary), np.bool_)
@@ -128,25 +128,25 @@ class ItemTrie:
             raise ValueError(f"token {largest} lies beyond a vocabulary of {vocabulary}")
         return mask
 
-    def items_at(self, leaf_node: int) -> Int64Array:
+    def items_at(self, leaf_node: int) -> LongArray:
         """The items int64 `[m]` of a leaf, ascending."""
         leaf = int(self._checked_leaves(np.array([leaf_node]))[0] - self.level_start[-2])
         return self.items[self.item_start[leaf] : self.item_start[leaf + 1]]
 
-    def leaves_of(self, places: Int64Array) -> Int64Array:
+    def leaves_of(self, places: LongArray) -> LongArray:
         """The leaf nodes int64 `[k]` of the items at `places` int64 `[k]`."""
         positions = self.positions[places].astype(np.int64)
         leaves = np.searchsorted(self.item_start, positions, side="right") - 1
         return leaves + self.level_start[-2]
 
-    def _checked_leaves(self, nodes: Int64Array) -> Int64Array:
+    def _checked_leaves(self, nodes: LongArray) -> LongArray:
         nodes = np.asarray(nodes, np.int64)
         if len(nodes) and (nodes.min() < self.level_start[-2] or nodes.max() >= self.nodes):
             raise ValueError("only leaves have items and whole paths")
         return nodes
 
 
-def _ascending(items: Int64Array, token_ids: Int32Array) -> tuple[Int64Array, Int32Array]:
+def _ascending(items: LongArray, token_ids: IntArray) -> tuple[LongArray, IntArray]:
     """Both sorted by item. Raises ValueError for a repeated item."""
     if (items[1:] > items[:-1]).all():
         return items, token_ids
@@ -157,7 +157,7 @@ def _ascending(items: Int64Array, token_ids: Int32Array) -> tuple[Int64Array, In
     return items, token_ids[order]
 
 
-def _sorted_rows(token_ids: Int32Array) -> npt.NDArray[Any]:
+def _sorted_rows(token_ids: IntArray) -> npt.NDArray[Any]:
     """The rows in the order of their tokens, equal ones in the order given."""
     n = len(token_ids)
     order: npt.NDArray[Any] = np.arange(n, dtype=np.int32 if n < _INT32 else np.int64)

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from draftrec.core import FloatArray
+from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.tokens.item_ids import Ids, as_whole, is_text, joined_ids
-from draftrec.tokens.semantic_ids import Int32Array, Int64Array, SemanticIds
+from draftrec.tokens.semantic_ids import SemanticIds
 
 
 def joined(sids: SemanticIds, items: Ids, vectors: FloatArray) -> tuple[SemanticIds, Ids]:
@@ -43,8 +43,8 @@ def joined(sids: SemanticIds, items: Ids, vectors: FloatArray) -> tuple[Semantic
 
 
 def _nearest_codes(
-    known: Int32Array, vectors: FloatArray, wanted: FloatArray, sids: SemanticIds
-) -> Int32Array:
+    known: IntArray, vectors: FloatArray, wanted: FloatArray, sids: SemanticIds
+) -> IntArray:
     """Codes int32 `[m, L]` of `wanted` float32 `[m, d]`, from items whose codes are `known`."""
     codes = np.empty((len(wanted), sids.levels), np.int32)
     old, new = vectors.copy(), wanted.copy()
@@ -62,9 +62,7 @@ def _nearest_codes(
     return codes
 
 
-def _free(
-    prefixes: Int32Array, used: Int32Array, apart: FloatArray, sids: SemanticIds
-) -> Int64Array:
+def _free(prefixes: IntArray, used: IntArray, apart: FloatArray, sids: SemanticIds) -> LongArray:
     """The last level's choice for each new item, nearest items first: a free code if there is one
     below its prefix `[L - 1]`."""
     taken = Counter[tuple[int, ...]](tuple(row) for row in sids.codes.tolist())
@@ -77,7 +75,7 @@ def _free(
     return chosen
 
 
-def _means(vectors: FloatArray, clusters: Int64Array, count: int) -> FloatArray:
+def _means(vectors: FloatArray, clusters: LongArray, count: int) -> FloatArray:
     """float32 `[count, d]`: the mean of every cluster, none of them empty."""
     sums = np.zeros((count, vectors.shape[1]), np.float64)
     np.add.at(sums, clusters, vectors)

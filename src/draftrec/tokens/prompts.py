@@ -12,13 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import IntArray
+from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
-
-BoolArray = npt.NDArray[np.bool_]
-Places = npt.NDArray[np.int64]
 
 
 class Tokenizer(Protocol):
@@ -90,7 +86,7 @@ class HistoryEncoder:
         """L, the tokens of one item."""
         return self.item_tokens.shape[1]
 
-    def encode(self, places: Places) -> IntArray:
+    def encode(self, places: LongArray) -> IntArray:
         """int32 `[p]`: the prompt of a history (int64 `[h]` places, oldest first)."""
         return np.concatenate([self._items(places[-self.form.max_items :]), self._suffix])
 
@@ -109,7 +105,7 @@ class HistoryEncoder:
         form = replace(self.form, max_items=min(self.form.max_items, room // per_item))
         return HistoryEncoder(form, self._tokenizer, self.item_tokens)
 
-    def lesson(self, places: Places) -> tuple[IntArray, BoolArray]:
+    def lesson(self, places: LongArray) -> tuple[IntArray, BoolArray]:
         """int32 `[t]` token ids of a sequence to learn from, and bool `[t]`: which are answers.
 
         Items count as answers where the tokens before them are those of a prompt: every item if
@@ -132,7 +128,7 @@ class HistoryEncoder:
         answers[-self.levels :] = True
         return ids, answers
 
-    def _items(self, places: Places) -> IntArray:
+    def _items(self, places: LongArray) -> IntArray:
         """The prompt before its suffix."""
         rows = self.item_tokens[places]
         if len(self._separator) and len(rows):

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.core import FloatArray
+from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.tokens.item_ids import Ids
 from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.semantic_ids import Int32Array, Int64Array, SemanticIds
+from draftrec.tokens.semantic_ids import SemanticIds
 
 #: Vectors whose distances are held at once.
 _CHUNK = 8192
@@ -57,7 +57,7 @@ class Quantised:
     `moved`: how often an item got another code for that; `codebooks` float32 `[L, K, d]`.
     """
 
-    codes: Int32Array
+    codes: IntArray
     codebooks: FloatArray
     moved: int
 
@@ -97,7 +97,7 @@ def assign(vectors: FloatArray, codebooks: FloatArray, settings: QuantiseSetting
     return _by_level(vectors, lambda residual, level: codebooks[level], settings)
 
 
-def capped_assignment(vectors: FloatArray, centroids: FloatArray, cap: int) -> Int32Array:
+def capped_assignment(vectors: FloatArray, centroids: FloatArray, cap: int) -> IntArray:
     """The cluster int32 `[n]` of every vector, none of them larger than `cap`.
 
     Deferred acceptance (Gale and Shapley 1962, section 3): a vector goes to the nearest centroid
@@ -130,8 +130,8 @@ def capped_assignment(vectors: FloatArray, centroids: FloatArray, cap: int) -> I
 
 
 def separate(
-    codes: Int32Array, residual: FloatArray, codebook: FloatArray, room: int
-) -> tuple[Int32Array, int]:
+    codes: IntArray, residual: FloatArray, codebook: FloatArray, room: int
+) -> tuple[IntArray, int]:
     """Codes int32 `[n, l]` of the first l levels, so that at most `room` items share all of them as
     far as that can be, and how many items were moved.
 
@@ -160,7 +160,7 @@ def separate(
     return codes, moved
 
 
-def semantic_ids(items: Ids, codes: Int32Array) -> SemanticIds:
+def semantic_ids(items: Ids, codes: IntArray) -> SemanticIds:
     """Codes int32 `[n, L]` as tokens: `<a_12>` is code 12 of the first level, `<b_12>` of the
     second. Raises DraftrecError for what `SemanticIds` refuses."""
     marked = codes + (np.arange(codes.shape[1], dtype=np.int64) << 24)
@@ -220,7 +220,7 @@ def _centroids(residual: FloatArray, settings: QuantiseSettings, level: int) -> 
         return np.ascontiguousarray(model.fit(residual).cluster_centers_, np.float32)
 
 
-def _means(vectors: FloatArray, codes: Int32Array, before: FloatArray) -> FloatArray:
+def _means(vectors: FloatArray, codes: IntArray, before: FloatArray) -> FloatArray:
     """The mean of every cluster, float32 `[K, d]`; a cluster without members stays where it was."""
     from scipy.sparse import csr_matrix  # pyright: ignore[reportMissingTypeStubs]
 
@@ -232,8 +232,8 @@ def _means(vectors: FloatArray, codes: Int32Array, before: FloatArray) -> FloatA
 
 
 def _nearest(
-    vectors: FloatArray, rows: Int64Array, centroids: FloatArray, limits: FloatArray
-) -> tuple[Int32Array, FloatArray]:
+    vectors: FloatArray, rows: LongArray, centroids: FloatArray, limits: FloatArray
+) -> tuple[IntArray, FloatArray]:
     """The nearest centroid int32 `[r]` of every row that is nearer than its limit, and its squared
     distance float32 `[r]`."""
     lengths = (centroids**2).sum(axis=1)
@@ -249,7 +249,7 @@ def _nearest(
     return codes, distances
 
 
-def _sizes(trie: ItemTrie, parent: int, codes: int) -> Int64Array:
+def _sizes(trie: ItemTrie, parent: int, codes: int) -> LongArray:
     """Items int64 `[K]` below each child of a node of the last level but one."""
     below = np.arange(int(trie.first[parent]), int(trie.first[parent + 1]))
     leaves = below - int(trie.level_start[-2])
@@ -259,8 +259,8 @@ def _sizes(trie: ItemTrie, parent: int, codes: int) -> Int64Array:
 
 
 def _farthest(
-    rows: Int64Array, codes: Int32Array, residual: FloatArray, codebook: FloatArray, room: int
-) -> Int64Array:
+    rows: LongArray, codes: IntArray, residual: FloatArray, codebook: FloatArray, room: int
+) -> LongArray:
     """The rows of one tuple without the `room` nearest to its last code, nearest first."""
     apart = ((residual[rows] - codebook[codes[rows[0], -1]]) ** 2).sum(axis=1)
     return rows[np.argsort(apart, kind="stable")[room:]]

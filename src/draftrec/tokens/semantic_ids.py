@@ -14,13 +14,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from draftrec.core import IntArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.tokens.item_ids import Id, Ids, as_text, as_whole, find_ids, ids_array, is_text
-
-Int64Array = npt.NDArray[np.int64]
-Int32Array = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +32,7 @@ class SemanticIds:
     """
 
     items: Ids
-    codes: Int32Array
+    codes: IntArray
     tokens: tuple[str, ...]
     spelt: bool = False
 
@@ -71,7 +68,7 @@ class SemanticIds:
         return cls.from_codes(ids_array(items), codes, list(known))
 
     @classmethod
-    def from_codes(cls, items: Ids, codes: Int32Array, tokens: Seq[str]) -> SemanticIds:
+    def from_codes(cls, items: Ids, codes: IntArray, tokens: Seq[str]) -> SemanticIds:
         """The same from arrays: `items` `[n]` in any order, int64 or texts, `codes` int32 `[n, L]`
         positions in `tokens`, which are distinct, in any order, and may hold some that no item
         uses.
@@ -93,11 +90,11 @@ class SemanticIds:
         ordered, places = _ordered(codes, tokens)
         return cls(items, places[codes], ordered, spelt)
 
-    def find(self, items: Seq[Id] | Ids) -> Int64Array:
+    def find(self, items: Seq[Id] | Ids) -> LongArray:
         """The place int64 `[k]` of every item, -1 where the catalogue does not have it."""
         return find_ids(self.items, ids_array(items))
 
-    def places(self, items: Seq[Id] | Ids) -> Int64Array:
+    def places(self, items: Seq[Id] | Ids) -> LongArray:
         """The place int64 `[k]` of every item. Raises DraftrecError for the first unknown one."""
         wanted = ids_array(items)
         places = self.find(wanted)
@@ -113,11 +110,11 @@ class SemanticIds:
         """The tokens of every item. Raises DraftrecError for an unknown one."""
         return self.sids_at(self.places(items))
 
-    def sids_at(self, places: Int64Array) -> list[list[str]]:
+    def sids_at(self, places: LongArray) -> list[list[str]]:
         """The tokens of the items at `places` int64 `[k]`."""
         return [[self.tokens[code] for code in row] for row in self.codes[places]]
 
-    def token_ids(self, token_to_id: Mapping[str, int]) -> Int32Array:
+    def token_ids(self, token_to_id: Mapping[str, int]) -> IntArray:
         """The same tuples in a model's vocabulary, int32 `[n, L]`.
 
         Raises DraftrecError for a token that the vocabulary lacks, and for two tokens to which it
@@ -147,7 +144,7 @@ class SemanticIds:
         return whole.hexdigest()
 
 
-def _ordered(codes: Int32Array, tokens: Seq[str]) -> tuple[tuple[str, ...], Int32Array]:
+def _ordered(codes: IntArray, tokens: Seq[str]) -> tuple[tuple[str, ...], IntArray]:
     """The tokens in use, in order, and the new position int32 of every old one, -1 without use."""
     level_of: dict[int, int] = {}
     for level in range(codes.shape[1]):

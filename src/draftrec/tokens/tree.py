@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 import numpy as np
-import numpy.typing as npt
 
-from draftrec.core import EMPTY_TREE, DraftTree, IntArray
-
-BoolArray = npt.NDArray[np.bool_]
+from draftrec.core import EMPTY_TREE, BoolArray, DraftTree, IntArray
 
 
 def make_tree(
