@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import Counts, Generation, IntArray, Request
-from draftrec.decoding.generate import Interrupted
 from draftrec.decoding.stats import StepStats, Timing
+from draftrec.errors import Interrupted
 from draftrec.models.costs import CostCurve
 from draftrec.models.prompting import ChatTemplate, PromptForm
 

@@ -1,6 +1,9 @@
-"""The one exception users meet: a sentence that says what is wrong, where, and how to mend it."""
+"""The one error users meet: a sentence that says what is wrong, where, and how to mend it. And what
+ends work that was asked to stop."""
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class DraftrecError(Exception):
@@ -13,3 +16,15 @@ class UnsupportedModelError(DraftrecError):
 
 class PoolMismatchError(DraftrecError):
     """A pool was made with another tokenizer or format than the one in use."""
+
+
+class Interrupted(Exception):
+    """The work stopped on request, after finishing what was under way, and can go on.
+
+    `progress`: what a job keeps of how far it came (its manifest, a trainer's progress), None for
+    work that keeps nothing. `kept`: texts kept of shards that are not finished.
+    """
+
+    def __init__(self, progress: Any = None, kept: int = 0) -> None:
+        super().__init__("interrupted")
+        self.progress, self.kept = progress, kept

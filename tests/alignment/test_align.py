@@ -18,8 +18,7 @@ from draftrec.alignment.presets import ModelSource
 from draftrec.alignment.settings import OBJECTIVES, ObjectiveSettings, TrainSettings
 from draftrec.alignment.teacher import TeachSettings, TeachSpec, teach
 from draftrec.alignment.teacher_files import TeacherFolder
-from draftrec.alignment.train import TrainInterrupted
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.models.recommender import check_draft, load_recommender
 from tests.alignment.small import SETTINGS, fit_spec
 
@@ -176,7 +175,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Pa
     whole, broken = (spec_in(folder, tmp_path / name) for name in ("whole", "broken"))
     align(whole)
     stops = iter([False] * 4 + [True])
-    with pytest.raises(TrainInterrupted):
+    with pytest.raises(Interrupted):
         align(broken, should_stop=lambda: next(stops))
     align(broken)
     one, other = (load_file(s.output / "model.safetensors") for s in (whole, broken))

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from draftrec.alignment.fit import FitSpec, fit
 from draftrec.alignment.lora import LoraSettings
 from draftrec.alignment.presets import ModelSource
-from draftrec.alignment.train import TrainInterrupted
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.models.recommender import load_recommender
 from draftrec.tokens.prompts import HistoryEncoder
 from tests.alignment.small import SETTINGS, catalogue, fit_spec
@@ -64,10 +63,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int
     whole = fit_spec(tmp_path, "whole")
     fit(whole)
     broken = replace(whole, output=tmp_path / "broken")
-    with pytest.raises(TrainInterrupted):
+    with pytest.raises(Interrupted):
         fit(broken, should_stop=StopAfter(steps))
     assert not (broken.output / "genrec.json").exists()
-    with pytest.raises(TrainInterrupted):
+    with pytest.raises(Interrupted):
         fit(broken, should_stop=StopAfter(5))
     fit(broken)
     assert same(whole.output, broken.output)

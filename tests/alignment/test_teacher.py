@@ -11,10 +11,10 @@ import torch
 
 from draftrec.alignment import recorder, teacher
 from draftrec.alignment.fit import fit
-from draftrec.alignment.teacher import TeachInterrupted, TeachSettings, TeachSpec, teach
+from draftrec.alignment.teacher import TeachSettings, TeachSpec, teach
 from draftrec.alignment.teacher_files import TeacherFolder, legal_codes
 from draftrec.alignment.trees import at_rows, context_tree, row_logits, tree_inputs
-from draftrec.errors import DraftrecError, UnsupportedModelError
+from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
 from draftrec.models.recommender import load_recommender
 from tests.alignment.small import SETTINGS as FIT
 from tests.alignment.small import fit_spec
@@ -125,7 +125,7 @@ def test_an_interrupted_recording_goes_on_and_ends_with_the_same_bytes(
 ):
     teach(spec_in(folder, tmp_path / "whole"))
     stops = iter([False, True])
-    with pytest.raises(TeachInterrupted):
+    with pytest.raises(Interrupted):
         teach(spec_in(folder, tmp_path / "broken"), should_stop=lambda: next(stops))
     assert len(list((tmp_path / "broken").glob("teacher-*"))) == 1
     teach(spec_in(folder, tmp_path / "broken"))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from draftrec.core import Generation, Request
 from draftrec.decoding.budget import AutoBudget, FixedBudget
 from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.generate import Interrupted, generate
+from draftrec.decoding.generate import generate
 from draftrec.decoding.stats import StepStats
+from draftrec.errors import Interrupted
 from draftrec.models import prepacked
 from draftrec.models.costs import CostCurve
 from draftrec.models.target import Target

@@ -13,9 +13,10 @@ import pytest
 from draftrec.config import StructureConfig
 from draftrec.core import SOURCES, Counts, Generation
 from draftrec.decoding.stats import Spent, StepStats, summed
+from draftrec.errors import Interrupted
 from draftrec.knowledge.account import Endings, curve_seconds, exactness, lines, loops
 from draftrec.knowledge.crew import local
-from draftrec.knowledge.job import JobInterrupted, Watcher, run_job
+from draftrec.knowledge.job import Watcher, run_job
 from draftrec.models.costs import CostCurve
 from tests.fakes import FakeGenerator
 from tests.knowledge.test_job import do, make_spec, write_rows
@@ -188,7 +189,7 @@ def test_the_texts_of_the_journal_count_once_with_their_time(tmp_path: Path) -> 
     whole = do(make_spec(tmp_path, "whole", shard_size=23)).summary
     generator = FakeGenerator()
     spec = make_spec(tmp_path, shard_size=23)
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(spec, generator, should_stop=lambda: generator.decoded >= 7)
     broken = do(spec).summary
     assert broken["verify_seconds"] == pytest.approx(whole["verify_seconds"])

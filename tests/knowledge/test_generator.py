@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from draftrec.core import Generation, Request
-from draftrec.decoding.generate import Interrupted
 from draftrec.decoding.stats import StepStats
-from draftrec.errors import DraftrecError, PoolMismatchError
+from draftrec.errors import DraftrecError, Interrupted, PoolMismatchError
 from draftrec.knowledge import generator as module
 from draftrec.knowledge.generator import Generator, make_config
 from draftrec.pool.store import Pool

@@ -25,10 +25,10 @@ from draftrec.config import (
 )
 from draftrec.core import SOURCES
 from draftrec.data import writers
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.knowledge import job
 from draftrec.knowledge.crew import local
-from draftrec.knowledge.job import JobInterrupted, JobResult, JobSpec, run_job
+from draftrec.knowledge.job import JobResult, JobSpec, run_job
 from draftrec.knowledge.shards import RunFolder
 from draftrec.models.prompting import ChatTemplate
 from tests.fakes import EOS, FakeGenerator, FakePool, Killed
@@ -298,9 +298,9 @@ def test_interruption_keeps_finished_shards_and_the_same_command_goes_on(tmp_pat
     do(make_spec(tmp_path, "whole"))
     generator = FakeGenerator()
     spec = make_spec(tmp_path)
-    with pytest.raises(JobInterrupted) as caught:
+    with pytest.raises(Interrupted) as caught:
         do(spec, generator, should_stop=lambda: generator.decoded >= 7)
-    assert (caught.value.manifest.records_done, caught.value.kept) == (5, 2)
+    assert (caught.value.progress.records_done, caught.value.kept) == (5, 2)
     assert not (tmp_path / "run" / "summary.json").exists()
     again = FakeGenerator()
     assert do(spec, again).summary["entities"] == 18
@@ -352,7 +352,7 @@ def test_another_model_of_the_same_name_is_refused_on_resume(tmp_path: Path) -> 
     write_rows(tmp_path / "in.jsonl")
     generator = FakeGenerator()
     spec = make_spec(tmp_path)
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(spec, generator, should_stop=lambda: generator.decoded >= 7)
     other = FakeGenerator(fingerprint={"model": "new", "tokenizer": "bytes"})
     assert "model changed" in refusal(lambda: do(spec, other))
@@ -379,7 +379,7 @@ def test_overwrite_removes_our_files_only_and_only_once_the_model_is_there(tmp_p
 
 def test_a_run_without_a_finished_text_binds_nobody(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl")
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(make_spec(tmp_path), should_stop=lambda: True)
     assert do(make_spec(tmp_path, limit=4)).summary["entities"] == 4
 
@@ -387,7 +387,7 @@ def test_a_run_without_a_finished_text_binds_nobody(tmp_path: Path) -> None:
 def test_the_first_finished_text_binds_as_a_shard_does(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl")
     generator = FakeGenerator()
-    with pytest.raises(JobInterrupted) as caught:
+    with pytest.raises(Interrupted) as caught:
         do(make_spec(tmp_path), generator, should_stop=lambda: generator.decoded >= 2)
     assert caught.value.kept == 2
     assert "limit was unset, now 4" in refusal(lambda: do(make_spec(tmp_path, limit=4)))
@@ -402,7 +402,7 @@ def test_the_cost_curve_is_measured_once_per_run(tmp_path: Path) -> None:
     generator = FakeGenerator()
     spec = make_spec(tmp_path)
     seen = []
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(spec, generator, should_stop=lambda: generator.decoded >= 7)
 
     def load(asked: JobSpec, cost_state: dict[str, Any] | None) -> FakeGenerator:
@@ -441,7 +441,7 @@ def test_a_job_goes_on_with_the_date_on_which_it_was_begun(
     whole, parted, later = (make_spec(tmp_path, name) for name in ("whole", "parted", "later"))
     do(whole, FakeGenerator(**DATED))
     generator = FakeGenerator(**DATED)
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(parted, generator, should_stop=lambda: generator.decoded >= 7)
     Clock.day = 2
     do(parted, FakeGenerator(**DATED))
@@ -461,7 +461,7 @@ def test_another_chat_template_is_another_run(tmp_path: Path) -> None:
 
     for chat in (None, False):
         spec, begun = make_spec(tmp_path, f"run-{chat}", chat=chat), generator("a")
-        with pytest.raises(JobInterrupted):
+        with pytest.raises(Interrupted):
             do(spec, begun, should_stop=lambda begun=begun: begun.decoded >= 7)
         if chat is None:
             assert "chat_template changed" in refusal(lambda s=spec: do(s, generator("b")))
@@ -554,7 +554,7 @@ def test_texts_of_an_interrupted_shard_are_drafted_from_at_once(tmp_path: Path) 
     write_rows(tmp_path / "in.jsonl")
     spec = make_spec(tmp_path, shard_size=23)
     generator = FakeGenerator()
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(spec, generator, should_stop=lambda: generator.decoded >= 7)
     seen: list[int] = []
     pool = FakePool()

@@ -16,9 +16,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from draftrec.data import remote, remote_lock
 from draftrec.data.remote import RemotePath
 from draftrec.data.remote_lock import check_still_held, sole_remote_writer
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.evaluate.text_runs import read_run
-from draftrec.knowledge.job import JobInterrupted, JobSpec
+from draftrec.knowledge.job import JobSpec
 from draftrec.knowledge.shards import RunFolder
 from tests.fakes import FakeGenerator, Killed
 from tests.knowledge.test_job import DATA, data_of, do, make_spec, write_rows
@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_from_another_machine(
     do(spec)
     relaxed = accept == "relaxed"
     steps = iter(range(1000))
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(
             elsewhere(spec, there),
             FakeGenerator(relaxed=relaxed),

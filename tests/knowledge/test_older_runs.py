@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from draftrec.knowledge.job import JobInterrupted
+from draftrec.errors import Interrupted
 from tests.fakes import FakeGenerator
 from tests.knowledge.test_job import data_of, do, make_spec, refusal, write_rows
 
@@ -28,7 +28,7 @@ def test_an_older_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl")
     do(make_spec(tmp_path, "whole"))
     generator = FakeGenerator()
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(make_spec(tmp_path), generator, should_stop=lambda: generator.decoded >= 5)
     forget(tmp_path / "run", window=3)
     assert "window was 3, now 6" in refusal(lambda: do(make_spec(tmp_path)))
@@ -52,7 +52,7 @@ def test_shards_of_the_former_default_size(tmp_path: Path, accept: str) -> None:
     """They were of 1024 records: what `auto` means too, where texts join the pool at once."""
     write_rows(tmp_path / "in.jsonl")
     generator = FakeGenerator()
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(
             make_spec(tmp_path, accept=accept, shard_size=1024), generator,
             should_stop=lambda: generator.decoded >= 5,

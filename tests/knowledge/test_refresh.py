@@ -13,9 +13,9 @@ import pytest
 
 from draftrec.config import AcceptConfig
 from draftrec.core import Generation, Request
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.knowledge import refresh
-from draftrec.knowledge.job import JobInterrupted, Watcher
+from draftrec.knowledge.job import Watcher
 from draftrec.knowledge.refresh import PreviousRun
 from draftrec.models.prompting import ChatTemplate
 from tests.fakes import FakeGenerator
@@ -160,7 +160,7 @@ def test_a_refresh_is_not_continued_from_another_run(old: Path, tmp_path: Path) 
     write(tmp_path, {name: f"{p}!" for name, p in PROMPTS.items()})
     spec = make_spec(tmp_path, "new", previous=old)
     generator = FakeGenerator()
-    with pytest.raises(JobInterrupted):
+    with pytest.raises(Interrupted):
         do(spec, generator, should_stop=lambda: generator.decoded >= 5)
     message = refusal(lambda: do(replace(spec, previous=tmp_path / "other")))
     assert "previous changed" in message

@@ -16,11 +16,11 @@ from draftrec.cli.main import run
 from draftrec.cli.progress import progress_of
 from draftrec.core import Request
 from draftrec.data.records import EntityReader, open_records
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.evaluate.recordings import read_recordings
 from draftrec.evaluate.text_runs import read_run
 from draftrec.knowledge.generator import Generator
-from draftrec.knowledge.job import JobInterrupted, Watcher
+from draftrec.knowledge.job import Watcher
 from draftrec.knowledge.keys import key_of, samples_of
 from draftrec.knowledge.refresh import PreviousRun
 from draftrec.serve.run_data import RunReader
@@ -129,10 +129,10 @@ def test_an_interruption_in_the_middle_of_a_record_keeps_its_finished_texts(tmp_
     do(sampled(tmp_path, "whole", 3))
     first, again = FakeGenerator(), FakeGenerator()
     spec = sampled(tmp_path, "run", 3)
-    with pytest.raises(JobInterrupted) as caught:
+    with pytest.raises(Interrupted) as caught:
         do(spec, first, should_stop=lambda: first.decoded >= 19)
-    assert (caught.value.manifest.records_done, caught.value.kept) == (5, 4)
-    assert progress_of(caught.value.manifest, 4) == (19, 69, "texts")
+    assert (caught.value.progress.records_done, caught.value.kept) == (5, 4)
+    assert progress_of(caught.value.progress, 4) == (19, 69, "texts")
     shown = RunReader(tmp_path / "run", "run").read()
     assert shown is not None
     assert (shown.records_done, shown.totals["entities"], shown.totals["texts"]) == (6, 6, 19)

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from draftrec.beams.search import Interrupted
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import read_semantic_ids
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.models.recommender import load_recommender
 from draftrec.recommend import engines
 from draftrec.recommend.catalogue import Catalogue

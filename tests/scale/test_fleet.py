@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.scale.cluster import Share
-from draftrec.scale.fleet import Fleet, Halted
+from draftrec.scale.fleet import Fleet
 from tests.scale.works import Chore
 
 Task = tuple[float, str]
@@ -135,5 +135,5 @@ def test_workers_with_different_models_are_refused(office: Any) -> None:
 def test_a_halted_fleet_stops_at_once(office: Any) -> None:
     it = office()
     asked = iter([False, False, True])
-    with pytest.raises(Halted):
+    with pytest.raises(Interrupted):
         list(it.fleet.results(iter([(60.0, "long")]), 4, lambda: next(asked)))

@@ -16,9 +16,9 @@ from draftrec.config import (
     ModelConfig,
 )
 from draftrec.data.records import Entity
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.knowledge.crew import local
-from draftrec.knowledge.job import JobInterrupted, JobResult, Watcher, run_job
+from draftrec.knowledge.job import JobResult, Watcher, run_job
 from draftrec.knowledge.plan import JobSpec, lag_to_use
 from draftrec.knowledge.worker import ShardTask
 from draftrec.models.prompting import PromptForm
@@ -153,9 +153,9 @@ def test_an_interrupted_job_goes_on_on_either_engine(tmp_path: Path, resume: str
     in_one_process(make_spec(tmp_path, "here", 3, "relaxed"), relaxed=True)
     spec = make_spec(tmp_path, "there", 3, "relaxed")
     stop = StopAfter(4)
-    with pytest.raises(JobInterrupted) as caught:
+    with pytest.raises(Interrupted) as caught:
         on_cluster(spec, LoadFake(relaxed=True), watcher=stop, should_stop=stop)
-    assert 4 <= len(caught.value.manifest.shards) < 8
+    assert 4 <= len(caught.value.progress.shards) < 8
     if resume == "local":
         in_one_process(spec, relaxed=True)
     else:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from draftrec.beams.search import Interrupted
 from draftrec.config import RecommendConfig
+from draftrec.errors import Interrupted
 from draftrec.recommend.job import run_job
 from draftrec.recommend.setup import Hire, TaskSettings, prepare
 from draftrec.scale.cluster import ClusterSpec

@@ -51,7 +51,7 @@ def align(
     """Train the draft and write its folder, or go on where an interruption left off; a summary.
 
     Raises DraftrecError for unusable input, teacher data of another target among it, and
-    TrainInterrupted once `should_stop()` is true.
+    Interrupted once `should_stop()` is true.
     """
     target = load_recommender(spec.target, spec.settings.device)
     folder = TeacherFolder(spec.teacher)

@@ -79,7 +79,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train the target and write its folder, or go on where an interruption left off; a summary.
 
-    Raises DraftrecError for unusable input, and TrainInterrupted once `should_stop()` is true.
+    Raises DraftrecError for unusable input, and Interrupted once `should_stop()` is true.
     """
     if spec.lora and spec.source.kind != "checkpoint":
         raise DraftrecError("--lora adapts a checkpoint; give one with --from, or leave --lora out")

@@ -44,7 +44,7 @@ class Session:
         """Train and save, go on with what was begun, or find that it is done; a summary.
 
         Nothing is written before `prepare` has found the input usable. Raises DraftrecError where
-        the folder holds another training, or another process trains in it, and TrainInterrupted
+        the folder holds another training, or another process trains in it, and Interrupted
         once `should_stop()` is true.
         """
         with sole_writer(self.output):

@@ -23,7 +23,7 @@ from draftrec.alignment.teacher_files import Catalogue, TeacherFolder, TeacherMa
 from draftrec.core import LongArray
 from draftrec.data.locks import sole_writer
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.tokens.item_ids import is_text
@@ -78,14 +78,6 @@ class TeachWatcher:
         """One more shard is finished."""
 
 
-class TeachInterrupted(Exception):
-    """The recording stopped on request, and can go on."""
-
-    def __init__(self, manifest: TeacherManifest) -> None:
-        super().__init__("interrupted")
-        self.manifest = manifest
-
-
 def teach(
     spec: TeachSpec,
     watcher: TeachWatcher | None = None,
@@ -94,7 +86,7 @@ def teach(
     """Record the teacher data, or what is missing of it; a summary.
 
     Raises DraftrecError for unusable input, a model that cannot be recorded and a folder that
-    another process writes to, and TeachInterrupted, after a shard, once `should_stop()` is true.
+    another process writes to, and Interrupted, after a shard, once `should_stop()` is true.
     """
     with sole_writer(spec.output):
         return _teach(spec, watcher or TeachWatcher(), should_stop)
@@ -122,7 +114,7 @@ def _teach(
     watcher.begin(manifest)
     while not manifest.finished:
         if should_stop and should_stop():
-            raise TeachInterrupted(manifest)
+            raise Interrupted(manifest)
         done = sum(manifest.shards)
         _record_shard(recorder, folder, manifest, asks[done : done + spec.settings.shard_size])
         watcher.shard(manifest)

@@ -22,7 +22,7 @@ from draftrec.alignment.lessons import Batch
 from draftrec.alignment.settings import TrainSettings
 from draftrec.alignment.training_files import TrainingFolder
 from draftrec.data.writers import share
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,6 @@ class TrainWatcher:
         """An epoch is over and validated."""
 
 
-class TrainInterrupted(Exception):
-    """The training stopped on request, and can go on."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__("interrupted")
-        self.progress = progress
-
-
 class Trainer:
     """Trains `model` in place; its files lie in `folder`. Parameters without `requires_grad` stay
     as they are. Raises DraftrecError when accelerate is missing."""
@@ -104,7 +96,7 @@ class Trainer:
     def run(self, watcher: TrainWatcher, should_stop: Callable[[], bool] | None = None) -> Progress:
         """Train from where the folder's checkpoint left off; the model has the best weights then.
 
-        Raises TrainInterrupted, after saving, once `should_stop()` is true.
+        Raises Interrupted, after saving, once `should_stop()` is true.
         """
         self._load()
         watcher.begin(self.progress, self.steps * self.settings.epochs)
@@ -138,7 +130,7 @@ class Trainer:
             watcher.step(done, loss)
             if should_stop and should_stop():
                 self._save()
-                raise TrainInterrupted(done)
+                raise Interrupted(done)
             if done.step % self.settings.save_steps == 0:
                 self._save()
 

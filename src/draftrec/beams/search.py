@@ -24,6 +24,7 @@ from draftrec.beams.state import UserSearch
 from draftrec.beams.tree import BeamTree
 from draftrec.beams.values import BeamRequest, Beams
 from draftrec.core import IntArray
+from draftrec.errors import Interrupted
 
 
 @dataclass(slots=True)
@@ -41,10 +42,6 @@ class BeamEngine:
     def depth(self) -> int:
         """Tokens per item."""
         return self.target.constraint.levels
-
-
-class Interrupted(Exception):
-    """The caller asked to stop; the pass under way was finished."""
 
 
 class SearchBatch:

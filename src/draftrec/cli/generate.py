@@ -33,7 +33,7 @@ from draftrec.config import (
     ModelConfig,
     RecordsConfig,
 )
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 
 _RULES = (
     "accept top_k min_prob epsilon delta entropy_gate window eos_guard tie_break max_deviations "
@@ -172,15 +172,14 @@ def _pick(group: Any, values: dict[str, Any]) -> Any:
 
 def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) -> int:
     from draftrec.cli.progress import ProgressBar, progress_of
-    from draftrec.knowledge.job import JobInterrupted
 
     with StopSignal() as stop:
         bar = ProgressBar(stop)
         try:
             result = _job(spec, cluster, bar, metrics_port)
-        except JobInterrupted as event:
+        except Interrupted as event:
             bar.end()
-            done, total, what = progress_of(event.manifest, event.kept)
+            done, total, what = progress_of(event.progress, event.kept)
             kept = ", which are kept" if done else ""
             say(
                 f"interrupted after {done:,} of {total:,} {what}{kept}; run the same command again "

@@ -39,7 +39,7 @@ from draftrec.cli.engine import (
 from draftrec.cli.idle import Idle
 from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.data.places import Place
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 
 Option = typer.Option
 Drafting = partial(Option, rich_help_panel=DRAFTING_PANEL)
@@ -194,7 +194,6 @@ _IDLE = (
 @command(RecommendOptions, idle=_IDLE)
 def recommend(options: RecommendOptions) -> int:
     """Recommend items: the K best beams of the target model, drafted and verified together."""
-    from draftrec.beams.search import Interrupted
     from draftrec.cli.users_bar import users_bar
     from draftrec.recommend.job import run_job
     from draftrec.recommend.setup import prepare

@@ -23,7 +23,7 @@ from draftrec.cli.genrec_train_options import (
     TrainOptions,
 )
 from draftrec.cli.idle import Idle
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 
 if TYPE_CHECKING:
     from draftrec.alignment.presets import ModelSource
@@ -95,7 +95,7 @@ def teach(options: TeachOptions) -> int:
 
     The same command again goes on where it was interrupted.
     """
-    from draftrec.alignment.teacher import TeachInterrupted, TeachSettings, TeachSpec
+    from draftrec.alignment.teacher import TeachSettings, TeachSpec
     from draftrec.alignment.teacher import teach as run
     from draftrec.cli.train_bar import TeachBar
 
@@ -110,9 +110,9 @@ def teach(options: TeachOptions) -> int:
         bar = TeachBar(stop)
         try:
             summary = run(spec, bar, stop)
-        except TeachInterrupted as event:
+        except Interrupted as event:
             bar.end()
-            done, total = sum(event.manifest.shards), event.manifest.total
+            done, total = sum(event.progress.shards), event.progress.total
             say(f"interrupted after {done:,} of {total:,} contexts; the same command continues")
             return INTERRUPTED
         finally:
@@ -151,14 +151,13 @@ def align(options: AlignOptions) -> int:
 
 
 def _trained(run: Any, spec: Any, *, as_json: bool) -> int:
-    from draftrec.alignment.train import TrainInterrupted
     from draftrec.cli.train_bar import TrainBar
 
     with StopSignal() as stop:
         bar = TrainBar(stop)
         try:
             summary = run(spec, bar, stop)
-        except TrainInterrupted as event:
+        except Interrupted as event:
             bar.end()
             done = event.progress
             say(

@@ -15,16 +15,13 @@ from draftrec.decoding.budget import Budget
 from draftrec.decoding.controls import Control, controlled
 from draftrec.decoding.stats import StepStats, Timing
 from draftrec.decoding.stop_strings import StopStrings
+from draftrec.errors import Interrupted
 from draftrec.models.packing import Segment
 from draftrec.models.target import Target
 from draftrec.tokens.tree import depths, trim
 
 #: Sequences of the next pass, each with the pending rows that it computes.
 Shares = list[tuple[RunningSequence, int]]
-
-
-class Interrupted(Exception):
-    """The caller asked to stop; the step under way was finished."""
 
 
 @dataclass(slots=True)

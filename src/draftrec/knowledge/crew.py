@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from draftrec.errors import Interrupted
 from draftrec.knowledge.plan import JobSpec, Plan
 from draftrec.knowledge.worker import (
     Facts,
@@ -20,10 +21,6 @@ from draftrec.knowledge.worker import (
 )
 
 Loader = Callable[[JobSpec, dict[str, Any] | None], TextGenerator]
-
-
-class Stopped(Exception):
-    """The crew was asked to stop; shards that it has not given back are lost."""
 
 
 class Crew(Protocol):
@@ -46,7 +43,7 @@ class Crew(Protocol):
         should_stop: ShouldStop | None,
     ) -> Iterator[ShardResult]:
         """One result per task, in order. A result is finished for good, and `texts_of` knows its
-        texts, once the next one is asked for. Raises Stopped once `should_stop()` is true."""
+        texts, once the next one is asked for. Raises Interrupted once `should_stop()` is true."""
         ...
 
     def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
@@ -79,18 +76,11 @@ class LocalCrew:
         on_step: OnStep,
         should_stop: ShouldStop | None,
     ) -> Iterator[ShardResult]:
-        # The loop needs PyTorch, which reading and checking must not wait for.
-        from draftrec.decoding.generate import Interrupted
-
         for task in tasks:
             if should_stop and should_stop():
-                raise Stopped
+                raise Interrupted
             self._worker.learn(task.known, texts_of)
-            try:
-                result = self._worker.work(task, on_step, should_stop)
-            except Interrupted:
-                raise Stopped from None
-            yield result
+            yield self._worker.work(task, on_step, should_stop)
 
     def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
         self._worker.learn(shards, texts_of)

@@ -14,8 +14,9 @@ from datetime import datetime
 from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
+from draftrec.errors import Interrupted
 from draftrec.knowledge.account import Endings
-from draftrec.knowledge.crew import Crew, Hire, Stopped
+from draftrec.knowledge.crew import Crew, Hire
 from draftrec.knowledge.manifest import Manifest, differences
 from draftrec.knowledge.metrics import Metrics
 from draftrec.knowledge.plan import JobSpec, Plan, continued, refuse_different
@@ -57,15 +58,6 @@ class JobResult:
 
     summary: dict[str, Any]
     fresh: bool
-
-
-class JobInterrupted(Exception):
-    """The job stopped on request; its manifest says how far it came, and `kept` how many texts it
-    leaves of shards that are not finished."""
-
-    def __init__(self, manifest: Manifest, kept: int) -> None:
-        super().__init__("interrupted")
-        self.manifest, self.kept = manifest, kept
 
 
 def run_job(
@@ -162,7 +154,7 @@ class _Run:
     _warned: bool = False
 
     def shards(self, should_stop: Callable[[], bool] | None) -> None:
-        """Do all that are left. Raises JobInterrupted once `should_stop()` is true."""
+        """Do all that are left. Raises Interrupted once `should_stop()` is true."""
         tasks = self._tasks()
         self.watcher.begin(self.manifest, self._kept())
         self.metrics = Metrics(self.folder, self.manifest)
@@ -170,9 +162,9 @@ class _Run:
             for result in self.crew.results(tasks, self.folder.texts, self._step, should_stop):
                 self._commit(result)
             self._tell_kept()
-        except Stopped:
+        except Interrupted:
             self.metrics.flush()
-            raise JobInterrupted(self.manifest, self._kept()) from None
+            raise Interrupted(self.manifest, self._kept()) from None
 
     def _kept(self) -> int:
         return self.folder.journaled(len(self.manifest.shards))

@@ -175,8 +175,8 @@ class ShardWorker:
     def work(
         self, task: ShardTask, on_step: OnStep | None = None, should_stop: ShouldStop | None = None
     ) -> ShardResult:
-        """Do a shard, whose known shards have been learned. Raises Interrupted (of
-        `decoding.generate`) once `should_stop()` is true."""
+        """Do a shard, whose known shards have been learned. Raises Interrupted
+        once `should_stop()` is true."""
         requests, prompts, rejected = self._requests(task)
         requests, kept = self._refresh(requests, task)
         asked = [r for r in requests if r.entity_id not in kept]

@@ -69,7 +69,7 @@ class Crew(Protocol):
         on_done: OnDone | None,
         should_stop: ShouldStop | None,
     ) -> Iterator[ShardAnswers]:
-        """Raises Interrupted (of `beams.search`) once `should_stop()` is true."""
+        """Raises Interrupted once `should_stop()` is true."""
         ...
 
     def close(self) -> None: ...

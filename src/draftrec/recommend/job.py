@@ -65,7 +65,7 @@ def run_job(
 ) -> dict[str, Any]:
     """Recommend for all users, write the file and return the summary.
 
-    Raises Interrupted (of `beams.search`) when asked to stop, with finished shards kept, and
+    Raises Interrupted when asked to stop, with finished shards kept, and
     DraftrecError for an output that other settings have begun, or another process writes to.
     """
     with sole_writer(job.output):

@@ -102,7 +102,7 @@ class ItemRecommender:
         """Answers in the order of `queries`; `on_done` is told of users as they are finished.
 
         Raises DraftrecError for an item of a history that the catalogue does not have and for more
-        items than the settings allow, Interrupted (of `beams.search`) once `should_stop()` is true.
+        items than the settings allow, Interrupted once `should_stop()` is true.
         """
         found: dict[int, Recommendation] = {}
         asked = [i for i, q in enumerate(queries) if len(q.history) or self.popular is None]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.scale.cluster import Share, import_ray
 
 _TRIES = 4
@@ -31,10 +31,6 @@ class Work(Protocol):
         ...
 
     def __call__(self, task: Any, /) -> Any: ...
-
-
-class Halted(Exception):
-    """The fleet was asked to stop; tasks without a result are lost."""
 
 
 class _Seat:
@@ -134,8 +130,8 @@ class Fleet:
         """A result per task, in order. A task is taken when at most `window` - 1 tasks before it
         have no result yet that was given back and left behind.
 
-        Raises Halted once `should_stop()` is true, what a worker raised, and DraftrecError for a
-        task that no worker survives.
+        Raises Interrupted once `should_stop()` is true, what a worker raised, and DraftrecError for
+        a task that no worker survives.
         """
         book = _Book(tasks, window)
         while True:
@@ -172,7 +168,7 @@ class Fleet:
     def _collect(self, book: _Book, should_stop: Callable[[], bool] | None) -> None:
         """Wait a moment for answers, and take those that came."""
         if should_stop and should_stop():
-            raise Halted
+            raise Interrupted
         if not self._calls:
             raise DraftrecError("no worker is left; mend what ended them and run the command again")
         ready, _ = self._ray.wait(list(self._calls), timeout=_POLL_SECONDS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from draftrec.decoding.stats import StepStats, summed
 from draftrec.errors import DraftrecError
-from draftrec.knowledge.crew import Crew, Hire, Stopped
+from draftrec.knowledge.crew import Crew, Hire
 from draftrec.knowledge.plan import JobSpec, Plan
 from draftrec.knowledge.refresh import PreviousRun
 from draftrec.knowledge.shards import RunFolder
@@ -26,7 +26,6 @@ from draftrec.knowledge.worker import (
     worker_of,
 )
 from draftrec.scale.cluster import ClusterSpec, Share
-from draftrec.scale.fleet import Halted
 from draftrec.scale.workers import RayWorkers, usual_lag
 
 Load = Callable[[JobSpec, dict[str, Any] | None], Any]
@@ -101,13 +100,10 @@ class RayCrew(RayWorkers):
         on_step: OnStep,
         should_stop: ShouldStop | None,
     ) -> Iterator[ShardResult]:
-        try:
-            for result, steps in self.fleet.results(tasks, self.window, should_stop):
-                if steps:
-                    on_step(steps)
-                yield result
-        except Halted:
-            raise Stopped from None
+        for result, steps in self.fleet.results(tasks, self.window, should_stop):
+            if steps:
+                on_step(steps)
+            yield result
 
     def save_pool(self, folder: Path, shards: int, texts_of: TextsOf) -> None:
         # As a local job would: the same texts in the same order.

@@ -8,7 +8,6 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from draftrec.beams.search import Interrupted
 from draftrec.data.places import is_address
 from draftrec.data.sequences import History, read_semantic_ids
 from draftrec.recommend.crew import (
@@ -21,7 +20,6 @@ from draftrec.recommend.crew import (
 )
 from draftrec.recommend.setup import Hire, Inputs, TaskSettings, load
 from draftrec.scale.cluster import ClusterSpec, Share
-from draftrec.scale.fleet import Halted
 from draftrec.scale.workers import RayWorkers
 
 
@@ -59,15 +57,12 @@ class RayRecommenders(RayWorkers):
     ) -> Iterator[ShardAnswers]:
         """A shard's `walltime` is the time since the one before it was there: they overlap."""
         before = time.perf_counter()
-        try:
-            for found in self.fleet.results(shards, self.window, should_stop):
-                now = time.perf_counter()
-                if on_done:
-                    on_done(len(found.answers))
-                yield replace(found, walltime=now - before)
-                before = now
-        except Halted:
-            raise Interrupted from None
+        for found in self.fleet.results(shards, self.window, should_stop):
+            now = time.perf_counter()
+            if on_done:
+                on_done(len(found.answers))
+            yield replace(found, walltime=now - before)
+            before = now
 
 
 def on_ray(cluster: ClusterSpec, note: Callable[[str], None]) -> Hire:
