@@ -28,7 +28,7 @@ def test_first_screen_holds_the_two_commands() -> None:
         steps = [step.strip() for step in command.split("&&")]
         assert steps[:2] == ["python3 -m venv .venv", ".venv/bin/pip install torch==2.13.0"]
     assert demo.rstrip().endswith(".venv/bin/pip install -e . && .venv/bin/draftrec demo")
-    assert tests.rstrip().endswith('install -e ".[dev]" && .venv/bin/python -m pytest')
+    assert tests.rstrip().endswith('install -e ".[dev]" && .venv/bin/python -m pytest -n 2')
 
 
 def test_ci_runs_the_readme_s_steps() -> None:
@@ -40,7 +40,7 @@ def test_ci_runs_the_readme_s_steps() -> None:
             re.escape(".[dev]"), r'"\.\[dev\]"'
         )
         assert re.search(pattern, script), step
-    assert script.rstrip().endswith("python -m pytest")
+    assert script.rstrip().endswith("python -m pytest -n 2 --durations=20")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
