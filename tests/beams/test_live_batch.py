@@ -12,12 +12,9 @@ from draftrec.beams.pace import FixedPace
 from draftrec.beams.search import (
     BeamEngine,
     SearchBatch,
-    admit,
     drop,
-    keep,
     reserve,
-    retire,
-    verify,
+    step,
 )
 from draftrec.beams.values import Beams
 from draftrec.models.target import Target
@@ -35,15 +32,6 @@ def engine(width: int = 6, slots: int = 2) -> BeamEngine:
     return BeamEngine(BeamModel(Target(toys.model(1)), constraint), drafter, width, slots)
 
 
-def turn(engine: BeamEngine, batch: SearchBatch) -> None:
-    admit(engine, batch)
-    engine.drafter.draft(batch.running)
-    verify(engine, batch.running)
-    keep(engine, batch.running)
-    engine.drafter.observe(batch.running)
-    retire(engine, batch)
-
-
 def alone(width: int) -> list[Beams]:
     return toys.run(Target(toys.model(1)), TRIE, ASKED, Setting(width=width))
 
@@ -56,9 +44,9 @@ def test_requests_enter_a_running_batch_and_keep_their_own_widths() -> None:
     widths = [1, 6, 3, None, 2, 6, 4, 1]
     for request, width in zip(ASKED, widths, strict=True):
         batch.add(replace(request, width=width))
-        turn(live, batch)
+        step(live, batch)
     while batch.active:
-        turn(live, batch)
+        step(live, batch)
     for place, (found, width) in enumerate(zip(batch.finished(), widths, strict=True)):
         expected = alone(width or 6)[place]
         assert len(found.scores) == (width or 6)
@@ -77,7 +65,7 @@ def test_dropped_requests_leave_their_slots_to_others() -> None:
     live = engine()
     reserve(live, 12)
     batch = SearchBatch(ASKED, live.slots)
-    turn(live, batch)
+    step(live, batch)
     assert {s.order for s in batch.running} == {0, 1}
     for order in (0, 1, 5):  # two that run and one that waits
         drop(live, batch, order)
@@ -85,7 +73,7 @@ def test_dropped_requests_leave_their_slots_to_others() -> None:
     assert len(batch.free) == 2
     assert live.drafter._users == {}, "the draft model's caches go with the search"
     while batch.active:
-        turn(live, batch)
+        step(live, batch)
     assert sorted(batch.results) == [2, 3, 4, 6, 7]
     expected = alone(6)
     for order, found in batch.results.items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from draftrec.beams.drafters import ModelDrafter
 from draftrec.beams.model import BeamModel, Constraint
 from draftrec.beams.pace import FixedPace
-from draftrec.beams.search import BeamEngine, admit, keep, retire, start, verify
+from draftrec.beams.search import BeamEngine, accept, admit, commit, retire, score, start
 from draftrec.models.target import Target
 from draftrec.tokens.item_filter import Filter
 from draftrec.tokens.item_trie import ItemTrie
@@ -141,8 +141,9 @@ def test_caches_keep_the_rows_of_kept_beams_alone() -> None:
         for s in batch.running:
             mine = s.tree.closure(np.concatenate((s.kept.nodes, *s.levels)))
             assert np.isin(drafter._users[s.order].order, mine).all()
-        verify(engine, batch.running)
-        keep(engine, batch.running)
+        score(engine, batch.running)
+        accept(engine, batch.running)
+        commit(engine, batch.running)
         for s in (s for s in batch.running if not s.done):
             unfinished += 1
             assert np.isin(s.target.order, s.tree.closure(s.kept.nodes)).all()

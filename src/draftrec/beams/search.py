@@ -89,15 +89,30 @@ def search(
     while batch.active:
         if should_stop and should_stop():
             raise Interrupted
-        admit(engine, batch)
-        engine.drafter.draft(batch.running)
-        verify(engine, batch.running)
-        keep(engine, batch.running)
-        engine.drafter.observe(batch.running)
-        done = retire(engine, batch)
+        passed = step(engine, batch)
         if on_step:
-            on_step(done)
+            on_step(passed.done)
     return batch.finished()
+
+
+@dataclass(frozen=True, slots=True)
+class BeamStep:
+    """What one pass did: the users who took part, the rows it computed, the finished searches."""
+
+    users: int
+    rows: int
+    done: list[UserSearch]
+
+
+def step(engine: BeamEngine, batch: SearchBatch) -> BeamStep:
+    """One pass of the target over the running searches: draft, score, accept, commit."""
+    admit(engine, batch)
+    engine.drafter.draft(batch.running)
+    rows = score(engine, batch.running)
+    accept(engine, batch.running)
+    commit(engine, batch.running)
+    engine.drafter.observe(batch.running)
+    return BeamStep(len(batch.running), rows, retire(engine, batch))
 
 
 def start(engine: BeamEngine, requests: Seq[BeamRequest]) -> SearchBatch:
@@ -124,9 +139,10 @@ def admit(engine: BeamEngine, batch: SearchBatch) -> None:
         batch.running.append(new)
 
 
-def verify(engine: BeamEngine, running: Seq[UserSearch]) -> None:
-    """One pass of the target over what is missing of kept beams and drafts."""
+def score(engine: BeamEngine, running: Seq[UserSearch]) -> int:
+    """One pass of the target over what is missing of kept beams and drafts; its rows."""
     work: list[tuple[Scored, IntArray]] = []
+    rows = 0
     for s in running:
         s.trail = []
         nodes = np.concatenate((s.kept.nodes, *s.levels))
@@ -134,17 +150,24 @@ def verify(engine: BeamEngine, running: Seq[UserSearch]) -> None:
         missing = s.target.missing(nodes)
         if len(missing) or not s.target.started:
             work.append((s.target, missing))
+            rows += len(missing) + (0 if s.target.started else len(s.request.prompt_ids))
             s.target_calls += 1
             s.drafted += sum(len(level) for level in s.levels)
     engine.target.rate(work)
+    return rows
 
 
-def keep(engine: BeamEngine, running: Seq[UserSearch]) -> None:
-    """Go down as many levels as the target can decide, and drop the cached rows left behind."""
-    moves: list[tuple[int, int, int]] = []
+def accept(engine: BeamEngine, running: Seq[UserSearch]) -> None:
+    """Go down as many levels as the target can decide."""
     for s in running:
         engine.rule.decide(engine.target, s, s.request.width or engine.width)
         s.accepted_steps += len(s.trail) - 1
+
+
+def commit(engine: BeamEngine, running: Seq[UserSearch]) -> None:
+    """Keep the cached rows of beams, and drop those left behind."""
+    moves: list[tuple[int, int, int]] = []
+    for s in running:
         if not s.done:
             moves += s.target.forget(s.tree.closure(s.kept.nodes))
     engine.target.move(moves)

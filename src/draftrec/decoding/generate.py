@@ -6,6 +6,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+import torch
+
 from draftrec.config import AcceptConfig
 from draftrec.core import EMPTY_TREE, Drafter, DraftTree, Generation, Request, Verdict
 from draftrec.decoding import stats
@@ -66,13 +68,28 @@ def generate(
     while batch.active:
         if should_stop and should_stop():
             raise Interrupted
-        admit(engine, batch)
-        shares = share_rows(engine, batch)
-        trees = draft(engine, shares)
-        segments = lay_out(shares, trees)
-        verdicts = verify(engine, segments)
-        finish_step(engine, batch, segments, verdicts, on_step)
+        step(engine, batch, on_step)
     return batch.finished()
+
+
+def step(engine: Engine, batch: Batch, on_step: Callable[[StepStats], None] | None = None) -> None:
+    """One pass of the target over the running texts: draft, score, accept, commit."""
+    admit(engine, batch)
+    shares = share_rows(engine, batch)
+    with engine.timing.drafting():
+        trees = draft(engine, shares)
+    laid = lay_out(shares, trees)
+    with engine.timing.passing(laid.prompt_share):
+        logits = engine.target.score(laid.segments).logits
+        verdicts = accept(engine, laid, logits)
+        commit(engine, laid, verdicts)
+    extend(engine, batch, laid, verdicts)
+    with engine.timing.drafting():
+        learn(engine, laid, verdicts)
+    retire(engine, batch)
+    if on_step:
+        active = [q for q, _ in laid.pairs]
+        on_step(stats.step_stats(active, len(batch.waiting), laid.rows, laid.trees, verdicts))
 
 
 def start(engine: Engine, requests: Seq[Request]) -> Batch:
@@ -134,20 +151,51 @@ def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
     ready = [q for q, rows in shares if rows == q.pending]
     if not ready:
         return {}
-    with engine.timing.drafting():
-        propose, limit = engine.drafter.draft, engine.budget.limit()
-        if limit == 0 and engine.certain:
-            propose, limit = engine.certain, engine.budget.most
-        if limit == 0 or max(s.room for s in ready) <= 1:
-            return {s.slot: EMPTY_TREE for s in ready}
-        # Not as deep as the longest of them has room for: a tree must not depend on its neighbours.
-        trees = propose(ready, limit, engine.depth)
-        trees = [_within(t, _levels(engine, s)) for t, s in zip(trees, ready, strict=True)]
-        trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
+    propose, limit = engine.drafter.draft, engine.budget.limit()
+    if limit == 0 and engine.certain:
+        propose, limit = engine.certain, engine.budget.most
+    if limit == 0 or max(s.room for s in ready) <= 1:
+        return {s.slot: EMPTY_TREE for s in ready}
+    # Not as deep as the longest of them has room for: a tree must not depend on its neighbours.
+    trees = propose(ready, limit, engine.depth)
+    trees = [_within(t, _levels(engine, s)) for t, s in zip(trees, ready, strict=True)]
+    trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
     return {s.slot: t for s, t in zip(ready, trees, strict=True)}
 
 
-def lay_out(shares: Shares, trees: dict[int, DraftTree]) -> list[tuple[RunningSequence, Segment]]:
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """One pass: the sequences that take part with their segments, and those of them whose scores
+    are asked for, because their prompt is done after it."""
+
+    pairs: list[tuple[RunningSequence, Segment]]
+    scored: list[tuple[RunningSequence, Segment]]
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [s for _, s in self.pairs]
+
+    @property
+    def sequences(self) -> list[RunningSequence]:
+        """The scored ones."""
+        return [q for q, _ in self.scored]
+
+    @property
+    def trees(self) -> list[DraftTree]:
+        """Those of the scored ones."""
+        return [s.tree for _, s in self.scored]
+
+    @property
+    def rows(self) -> int:
+        return sum(s.rows for _, s in self.pairs)
+
+    @property
+    def prompt_share(self) -> float:
+        """The part of the rows that are those of prompts."""
+        return (sum(len(s.pending) for _, s in self.pairs) - len(self.scored)) / self.rows
+
+
+def lay_out(shares: Shares, trees: dict[int, DraftTree]) -> Laid:
     """Pending tokens and tree of every sequence that takes part in the next pass."""
     pairs: list[tuple[RunningSequence, Segment]] = []
     for sequence, rows in shares:
@@ -158,61 +206,56 @@ def lay_out(shares: Shares, trees: dict[int, DraftTree]) -> list[tuple[RunningSe
             sequence.slot, sequence.computed, pending, tree or EMPTY_TREE, scored, sequence.length
         )
         pairs.append((sequence, segment))
-    return pairs
+    return Laid(pairs, [(q, s) for q, s in pairs if s.scored])
 
 
-def verify(engine: Engine, pairs: Seq[tuple[RunningSequence, Segment]]) -> list[Verdict]:
-    """One forward pass, verdicts for the scored sequences, their accepted KV rows kept."""
-    scored = [(q, s) for q, s in pairs if s.scored]
-    prompt = sum(len(s.pending) for _, s in pairs) - len(scored)
-    with engine.timing.passing(prompt / sum(s.rows for _, s in pairs)):
-        scores = engine.target.score([s for _, s in pairs])
-        verdicts: list[Verdict] = []
-        if scored:
-            sequences, segments = [q for q, _ in scored], [s for _, s in scored]
-            trees = [s.tree for s in segments]
-            logits = controlled(engine.controls, sequences, trees, scores.logits)
-            verdicts = engine.rule.accept(sequences, trees, logits)
-            if engine.stops:
-                verdicts = engine.stops.cut(sequences, verdicts)
-            engine.target.commit(segments, [v.path for v in verdicts])
-    return verdicts
+def accept(engine: Engine, laid: Laid, logits: torch.Tensor) -> list[Verdict]:
+    """A verdict for every scored sequence, from `logits` `[R, V]` after the controls."""
+    if not laid.scored:
+        return []
+    sequences, trees = laid.sequences, laid.trees
+    logits = controlled(engine.controls, sequences, trees, logits)
+    verdicts = engine.rule.accept(sequences, trees, logits)
+    return engine.stops.cut(sequences, verdicts) if engine.stops else verdicts
 
 
-def finish_step(
-    engine: Engine,
-    batch: Batch,
-    pairs: Seq[tuple[RunningSequence, Segment]],
-    verdicts: Seq[Verdict],
-    on_step: Callable[[StepStats], None] | None,
-) -> None:
-    """Extend the texts, let the drafter and the budget learn, retire what is finished."""
-    scored = [(q, s) for q, s in pairs if s.scored]
-    for sequence, segment in pairs:
+def commit(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:
+    """Keep the KV rows of accepted nodes."""
+    if laid.scored:
+        engine.target.commit([s for _, s in laid.scored], [v.path for v in verdicts])
+
+
+def extend(engine: Engine, batch: Batch, laid: Laid, verdicts: Seq[Verdict]) -> None:
+    """Write the verdicts' tokens into the texts, and count them."""
+    for sequence, segment in laid.pairs:
         sequence.counts.target_calls += 1
         if not segment.scored:
             sequence.computed += len(segment.pending)
-    for (sequence, segment), verdict in zip(scored, verdicts, strict=True):
+    for (sequence, segment), verdict in zip(laid.scored, verdicts, strict=True):
         stats.record(sequence, segment.tree, verdict)
         kept = sequence.length <= engine.target.anew_length
         sequence.extend(verdict, engine.eos_ids)
         if kept and sequence.length > engine.target.anew_length:
             sequence.computed = 0
-    for sequence, _ in pairs:
+    for sequence, _ in laid.pairs:
         batch.note_computed(sequence)
-    sequences, trees = [q for q, _ in scored], [s.tree for _, s in scored]
-    with engine.timing.drafting():
-        engine.drafter.observe(sequences, verdicts)
-    rows = sum(s.rows for _, s in pairs)
+
+
+def learn(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:
+    """Let the drafter and the budget see what became of the drafts."""
+    trees = laid.trees
+    engine.drafter.observe(laid.sequences, verdicts)
+    rows = laid.rows
     if rows == sum(1 + len(t) for t in trees):  # prompt rows would blur what a draft row costs
         engine.budget.observe(trees, verdicts, rows)
+
+
+def retire(engine: Engine, batch: Batch) -> None:
+    """Take finished texts out of the batch, and tell of them."""
     for sequence in batch.retire():
         engine.drafter.stop(sequence)
         if engine.on_text:
             engine.on_text(sequence.request, batch.results[sequence.order])
-    if on_step:
-        active = [q for q, _ in pairs]
-        on_step(stats.step_stats(active, len(batch.waiting), rows, trees, verdicts))
 
 
 def _levels(engine: Engine, sequence: RunningSequence) -> int:

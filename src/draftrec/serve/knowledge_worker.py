@@ -118,14 +118,10 @@ class KnowledgeWork:
         return None
 
     def turn(self) -> Mapping[int, Written]:
-        """One pass of the loop of `decoding.generate`."""
-        engine, batch = self._engine, self._batch
-        loop.admit(engine, batch)
-        shares = loop.share_rows(engine, batch)
-        pairs = loop.lay_out(shares, loop.draft(engine, shares))
-        verdicts = loop.verify(engine, pairs)
-        loop.finish_step(engine, batch, pairs, verdicts, self._count)
-        return {self._wanted[order][0]: self._finished(order) for order in list(batch.results)}
+        """One step of the loop of `decoding.generate`."""
+        loop.step(self._engine, self._batch, self._count)
+        finished = list(self._batch.results)
+        return {self._wanted[order][0]: self._finished(order) for order in finished}
 
     def stop(self, number: int) -> None:
         """Forget a text that nobody waits for."""

@@ -57,20 +57,11 @@ class RecommendWork:
         return None
 
     def turn(self) -> Mapping[int, Recommended]:
-        """One pass of the loop of `beams.search`."""
-        engine, batch = self._engine, self._batch
+        """One step of the loop of `beams.search`."""
         start = time.perf_counter()
-        loop.admit(engine, batch)
-        engine.drafter.draft(batch.running)
-        before = sum(_rows(s) for s in batch.running)
-        loop.verify(engine, batch.running)
-        rows = sum(_rows(s) for s in batch.running) - before
-        loop.keep(engine, batch.running)
-        engine.drafter.observe(batch.running)
-        users = len(batch.running)
-        done = loop.retire(engine, batch)
-        self.metrics.observe_beam_pass(users, rows, time.perf_counter() - start)
-        return {self._asked[s.order][0]: self._finished(s) for s in done}
+        passed = loop.step(self._engine, self._batch)
+        self.metrics.observe_beam_pass(passed.users, passed.rows, time.perf_counter() - start)
+        return {self._asked[s.order][0]: self._finished(s) for s in passed.done}
 
     def stop(self, number: int) -> None:
         """Forget a user who has hung up."""
@@ -124,8 +115,3 @@ class RecommendWork:
         """Count an answer that no model gave."""
         self.metrics.observe_beams((), results=len(found.answer.items), partial=int(found.partial))
         return found
-
-
-def _rows(s: UserSearch) -> int:
-    """Rows of the user that the target has computed and still holds."""
-    return len(s.target.order) + (len(s.request.prompt_ids) if s.target.started else 0)
