@@ -15,7 +15,8 @@ from draftrec.config import AcceptConfig
 from draftrec.core import Generation, Request
 from draftrec.decoding import generate as loop
 from draftrec.decoding.budget import AutoBudget, FixedBudget
-from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.decoding.stats import StepStats
 from draftrec.models.costs import CostCurve
 from draftrec.models.target import Target

@@ -23,7 +23,8 @@ from draftrec.core import IntArray, Request
 from draftrec.decoding import generate as loop
 from draftrec.decoding.budget import AutoBudget, FixedBudget
 from draftrec.decoding.costs import measure_cost
-from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.models.prepacked import prepack
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target

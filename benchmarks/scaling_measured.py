@@ -35,7 +35,8 @@ from draftrec.data.templates import load_template
 from draftrec.data.world import stream_records
 from draftrec.decoding import generate as loop
 from draftrec.decoding.budget import FixedBudget
-from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.evaluate.engines import PoolEngine
 from draftrec.evaluate.replay import ReplaySettings, replay
 from draftrec.knowledge.manifest import InputEntry, Manifest, ShardEntry

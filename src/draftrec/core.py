@@ -25,6 +25,7 @@ FinishReason = Literal["eos", "length", "stop"]
 
 #: Where a draft node came from; `DraftTree.sources` holds positions in this tuple.
 SOURCES = ("prompt", "previous", "group", "all", "grammar")
+PROMPT, PREVIOUS, GROUP, ALL, GRAMMAR = range(len(SOURCES))
 
 
 @dataclass(frozen=True, slots=True)

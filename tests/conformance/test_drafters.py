@@ -14,8 +14,9 @@ import pytest
 from draftrec.config import AcceptConfig
 from draftrec.core import Drafter, Request, SequenceView
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
 from draftrec.decoding.generate import generate
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.evaluate.engines import ENGINES, make_engine
 from draftrec.evaluate.published_trie import SpecialTokens
 from draftrec.pool.store import Pool

@@ -13,8 +13,8 @@ from draftrec.config import AcceptConfig
 from draftrec.core import Drafter, DraftTree, Request, SequenceView, Verdict
 from draftrec.decoding.acceptance import make_rule
 from draftrec.decoding.budget import FixedBudget
-from draftrec.decoding.drafters import NoDrafter
 from draftrec.decoding.generate import Engine
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.tokens.tree import check_tree, make_tree
 from tests.models import zoo
 

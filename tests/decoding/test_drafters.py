@@ -7,7 +7,8 @@ import pytest
 
 from draftrec.core import SOURCES, DraftTree, Request, Verdict
 from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.pool.store import Pool
 
 BOOKS, FILMS = [1, 2, 30, 31], [1, 2, 40, 41]

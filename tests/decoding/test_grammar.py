@@ -16,15 +16,16 @@ import torch
 from hypothesis import given
 
 from draftrec.config import AcceptConfig, StructureConfig
-from draftrec.core import Drafter, DraftTree, Generation, Request
+from draftrec.core import GRAMMAR, Drafter, DraftTree, Generation, Request
 from draftrec.decoding import generate as loop
 from draftrec.decoding.acceptance import make_rule
 from draftrec.decoding.budget import FixedBudget
-from draftrec.decoding.drafters import GRAMMAR, NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
 from draftrec.decoding.forced import GrammarDrafter
 from draftrec.decoding.generate import Engine
 from draftrec.decoding.grammar import Grammar, GrammarControl, GrammarStates
 from draftrec.decoding.grammar_text import check_structure, compile_grammar
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.errors import DraftrecError
 from draftrec.tokens.tree import check_tree, depths, make_tree
 from tests.decoding import forms

@@ -17,8 +17,8 @@ from draftrec.config import AcceptConfig
 from draftrec.core import Drafter, DraftTree, Request, SequenceView, Verdict
 from draftrec.decoding.acceptance import AcceptanceRule, make_rule
 from draftrec.decoding.budget import FixedBudget
-from draftrec.decoding.drafters import NoDrafter
 from draftrec.decoding.generate import Engine
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.models.packing import Segment
 from draftrec.models.target import Scores
 from draftrec.tokens.tree import make_tree

@@ -22,8 +22,8 @@ from draftrec.decoding.acceptance import make_rule
 from draftrec.decoding.budget import FixedBudget
 from draftrec.decoding.generate import Engine, generate
 from draftrec.errors import UnsupportedModelError
-from draftrec.models.loading import context_length
 from draftrec.models.padded import PaddedRunner
+from draftrec.models.rotary import context_length
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
 from draftrec.tokens.tree import make_tree

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError
 from draftrec.models import loading
+from draftrec.models.rotary import context_length
 from tests.models import zoo
 from tests.models.folders import make_tokenizer, save
 
@@ -53,7 +54,7 @@ def test_a_whole_folder_loads(saved: Path, dtype: str) -> None:
     assert not any(p.requires_grad for p in model.parameters())
     tokenizer = loading.load_tokenizer(saved)
     assert loading.eos_token_ids(model, tokenizer) == frozenset([2])
-    assert loading.context_length(model) == zoo.CONTEXT
+    assert context_length(model) == zoo.CONTEXT
 
 
 def refused(action: Callable[[], Any], *parts: str) -> None:
@@ -154,7 +155,7 @@ def test_what_ends_a_text_is_in_the_settings_and_in_the_tokenizer() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
 def test_context_length_is_found_under_any_name(name: str) -> None:
-    assert loading.context_length(zoo.build(name)) == zoo.CONTEXT
+    assert context_length(zoo.build(name)) == zoo.CONTEXT
 
 
 def test_an_incomplete_checkpoint_is_refused(broken: Callable[..., Path]) -> None:

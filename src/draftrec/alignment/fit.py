@@ -22,9 +22,8 @@ from draftrec.alignment.train import TrainWatcher, Validation
 from draftrec.alignment.validation import Validator, answer_loss
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.errors import DraftrecError
-from draftrec.models.loading import context_length
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
-from draftrec.models.rotary import uniform_length
+from draftrec.models.rotary import context_length, uniform_length
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat, check_texts
 from draftrec.tokens.semantic_ids import SemanticIds

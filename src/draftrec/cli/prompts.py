@@ -74,10 +74,11 @@ def _tokenizer(options: Any) -> tuple[Any, int]:
     if options.model is None:
         return None, 0
     from draftrec.models import loading
+    from draftrec.models.rotary import context_length
 
     config = ModelConfig(model=options.model, trust_remote_code=options.trust_remote_code)
     tokenizer = loading.load_tokenizer_of(config)
-    return tokenizer, loading.context_length(loading.load_outline(config))
+    return tokenizer, context_length(loading.load_outline(config))
 
 
 def _tell(summary: dict[str, Any]) -> None:

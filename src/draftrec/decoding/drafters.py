@@ -1,4 +1,4 @@
-"""Drafters: nothing, the sequence's own prompt and text, pools of texts written before."""
+"""Drafts from the sequence's own prompt and text, and from pools of texts written before."""
 
 from __future__ import annotations
 
@@ -9,33 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from draftrec.core import EMPTY_TREE, SOURCES, DraftTree, IntArray, SequenceView, Verdict
+from draftrec.core import ALL, GROUP, PREVIOUS, PROMPT, DraftTree, IntArray, SequenceView, Verdict
 from draftrec.pool.index import NgramIndex, Source, TreeBuilder, tail_of_text
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.store import LevelName, Pool
 
-PROMPT, PREVIOUS, GROUP, ALL, GRAMMAR = range(len(SOURCES))
 # What one observation counts in each source. The text under way repeats its prompt's names, and an
 # update its previous text; both weights were chosen by replaying recorded texts under another split
 # than the reported one.
 WEIGHTS = {PROMPT: 24.0, PREVIOUS: 40.0, GROUP: 1.0, ALL: 1.0}
-
-
-class NoDrafter:
-    """Proposes nothing: plain decoding."""
-
-    def start(self, sequence: SequenceView) -> None:
-        """Nothing to prepare."""
-
-    def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
-        """Empty trees."""
-        return [EMPTY_TREE] * len(batch)
-
-    def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None:
-        """Nothing to learn."""
-
-    def stop(self, sequence: SequenceView) -> None:
-        """Nothing to forget."""
 
 
 class PoolDrafter:

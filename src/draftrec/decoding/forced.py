@@ -6,8 +6,16 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from draftrec.core import EMPTY_TREE, Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
-from draftrec.decoding.drafters import GRAMMAR
+from draftrec.core import (
+    EMPTY_TREE,
+    GRAMMAR,
+    Drafter,
+    DraftTree,
+    IntArray,
+    Request,
+    SequenceView,
+    Verdict,
+)
 from draftrec.decoding.grammar import GrammarStates, Walk
 from draftrec.tokens.tree import depths, make_tree, trim
 

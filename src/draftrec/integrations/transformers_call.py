@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from draftrec.core import IntArray
 from draftrec.errors import DraftrecError
-from draftrec.models.loading import context_length
+from draftrec.models.rotary import context_length
 from draftrec.models.target import check_served
 
 # Forward arguments that `generate` prepares for every model, and that the engine has no use for.

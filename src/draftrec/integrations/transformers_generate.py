@@ -17,7 +17,8 @@ from draftrec.config import AcceptConfig, Auto
 from draftrec.core import Counts, Drafter, Generation, Request
 from draftrec.decoding import generate as loop
 from draftrec.decoding.acceptance import make_rule
-from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.integrations.transformers_call import Call, Handed, read_call
 from draftrec.integrations.transformers_controls import controls_of, warping_of
 from draftrec.integrations.transformers_model import ModelState, adapted, make_budget

@@ -15,7 +15,7 @@ from draftrec.decoding.costs import measure_cost
 from draftrec.errors import PoolMismatchError, UnsupportedModelError
 from draftrec.integrations.transformers_settings import Settings
 from draftrec.models.costs import CostCurve
-from draftrec.models.loading import context_length
+from draftrec.models.rotary import context_length
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
 from draftrec.pool.store import Pool

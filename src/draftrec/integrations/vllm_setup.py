@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from draftrec.core import DraftTree, IntArray
-from draftrec.decoding.drafters import PROMPT, WEIGHTS, pool_sources
+from draftrec.core import PROMPT, DraftTree, IntArray
+from draftrec.decoding.drafters import WEIGHTS, pool_sources
 from draftrec.errors import DraftrecError
 from draftrec.integrations.vllm_groups import PromptGroups
 from draftrec.integrations.vllm_rows import RunningText

@@ -20,11 +20,12 @@ from draftrec.decoding.acceptance import make_rule
 from draftrec.decoding.budget import AutoBudget, Budget, FixedBudget
 from draftrec.decoding.controls import Control
 from draftrec.decoding.costs import measure_cost
-from draftrec.decoding.drafters import NoDrafter, PoolDrafter
+from draftrec.decoding.drafters import PoolDrafter
 from draftrec.decoding.forced import GrammarDrafter
 from draftrec.decoding.grammar import GrammarControl, GrammarStates
 from draftrec.decoding.grammar_text import check_structure, compile_grammar
 from draftrec.decoding.make_controls import make_controls
+from draftrec.decoding.no_drafter import NoDrafter
 from draftrec.decoding.processors import LogitsProcessor, OwnProcessors
 from draftrec.decoding.stats import StepStats, Timing
 from draftrec.decoding.stop_strings import stop_strings_of
@@ -43,6 +44,7 @@ from draftrec.models.prompting import (
     chat_template,
     has_chat_template,
 )
+from draftrec.models.rotary import context_length
 from draftrec.models.selfcheck import checked_target
 from draftrec.models.target import Target
 from draftrec.models.warping import Warping
@@ -79,7 +81,7 @@ class Generator:
         self.resolved = resolve(config.controls, config.accept, target.model, tokenizer)
         self.fingerprint = fingerprint or fingerprint_of(target.model, tokenizer)
         self.fingerprint = self.fingerprint | {"generation_config": self.resolved.fingerprint}
-        self.context_length = loading.context_length(target.model)
+        self.context_length = context_length(target.model)
         self.vocabulary = loading.vocabulary(target.model)
         self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
         self.stops = stop_strings_of(self.resolved.settings.stop_strings, tokenizer)

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from draftrec.config import EncoderConfig, ModelConfig
 from draftrec.errors import DraftrecError
 from draftrec.models import loading
+from draftrec.models.rotary import context_length
 
 #: Names that models give the prompt of what is searched.
 _NAMES = ("document", "passage", "corpus")
@@ -213,7 +214,7 @@ def _decoder_only(model: PreTrainedModel) -> bool:
 
 def _limit(folder: str, tokenizer: Any, model: PreTrainedModel) -> int:
     """Most tokens of one pass, special ones included."""
-    most = min(loading.context_length(model), tokenizer.model_max_length, _positions(model))
+    most = min(context_length(model), tokenizer.model_max_length, _positions(model))
     trained = Path(folder) / "sentence_bert_config.json"
     if trained.is_file():
         most = min(most, json.loads(trained.read_text()).get("max_seq_length") or most)

@@ -23,7 +23,6 @@ from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError, UnsupportedModelError
-from draftrec.models.rotary import extended_length, short_limit
 from draftrec.models.sources import Source, check_weights, find_source
 
 _LOG = logging.getLogger("draftrec")
@@ -190,16 +189,6 @@ def eos_token_ids(
 def vocabulary(model: PreTrainedModel) -> int:
     """Tokens that the model has an embedding for."""
     return int(cast(Any, model).get_input_embeddings().weight.shape[0])
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Most tokens of prompt and text together, rotary positions scaled as the model asks."""
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        if isinstance(found := getattr(config, name, None), int) and found > 0:
-            most = extended_length(config, found)
-            return min(most, short_limit(model) or most)
-    return 1 << 20
 
 
 def load_outline(config: ModelConfig) -> PreTrainedModel:

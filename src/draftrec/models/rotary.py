@@ -185,3 +185,13 @@ def _merge(mine: torch.Tensor, rows: Any, others: Any) -> Any:
         pairs = zip(rows, others, strict=True)
         return tuple(torch.where(mine[..., None], a, b) for a, b in pairs)
     return torch.where(mine[..., None], rows, others)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most tokens of prompt and text together, rotary positions scaled as the model asks."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        if isinstance(found := getattr(config, name, None), int) and found > 0:
+            most = extended_length(config, found)
+            return min(most, short_limit(model) or most)
+    return 1 << 20

@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.errors import UnsupportedModelError
-from draftrec.models.loading import context_length
 from draftrec.models.packing import Segment
-from draftrec.models.rotary import short_limit
+from draftrec.models.rotary import context_length, short_limit
 from draftrec.models.target import Target, check_served
 from draftrec.tokens.tree import make_tree
 
