@@ -21,16 +21,20 @@ import torch
 from common import note, write_result
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from draftrec.beams.drafters import BeamDrafter, ModelDrafter, NoBeamDrafter
-from draftrec.beams.items import ItemDrafter, MixedDrafter, Offers
-from draftrec.beams.model import BeamModel, Constraint
-from draftrec.beams.pace import FixedPace
-from draftrec.beams.rules import StrictRule
-from draftrec.beams.sampled import sampled
-from draftrec.beams.search import BeamEngine, search
-from draftrec.beams.state import Spread, plain
-from draftrec.beams.values import BeamRequest, Beams
-from draftrec.models.target import Target
+from draftrec.engine.beams.accept import StrictRule, sampled
+from draftrec.engine.beams.drafters import (
+    BeamDrafter,
+    ItemDrafter,
+    MixedDrafter,
+    ModelDrafter,
+    NoBeamDrafter,
+    Offers,
+)
+from draftrec.engine.beams.loop import BeamEngine, search
+from draftrec.engine.beams.model import BeamModel, Constraint
+from draftrec.engine.beams.pace import FixedPace
+from draftrec.engine.beams.state import BeamRequest, Beams, Spread, plain
+from draftrec.engine.target import Target
 from draftrec.tokens.item_filter import Filter
 from draftrec.tokens.item_trie import ItemTrie
 

@@ -18,15 +18,13 @@ import torch
 from common import note, write_result
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from draftrec.beams.drafters import BeamDrafter, ModelDrafter, NoBeamDrafter
-from draftrec.beams.model import BeamModel, Constraint
-from draftrec.beams.pace import FixedPace
-from draftrec.beams.relaxed import RelaxedDrafter, RelaxedRule
-from draftrec.beams.rules import BeamRule, StrictRule
-from draftrec.beams.sampled import sampled
-from draftrec.beams.search import BeamEngine, search
-from draftrec.beams.values import BeamRequest, Beams
-from draftrec.models.target import Target
+from draftrec.engine.beams.accept import BeamRule, RelaxedDrafter, RelaxedRule, StrictRule, sampled
+from draftrec.engine.beams.drafters import BeamDrafter, ModelDrafter, NoBeamDrafter
+from draftrec.engine.beams.loop import BeamEngine, search
+from draftrec.engine.beams.model import BeamModel, Constraint
+from draftrec.engine.beams.pace import FixedPace
+from draftrec.engine.beams.state import BeamRequest, Beams
+from draftrec.engine.target import Target
 from draftrec.tokens.item_trie import ItemTrie
 
 LEVELS, CODES = 3, (3, 2, 2)

@@ -27,14 +27,13 @@ from transformers import GenerationConfig
 
 from draftrec.config import AcceptConfig, ControlsConfig
 from draftrec.core import Request
-from draftrec.decoding import generate as loop
-from draftrec.decoding.controls import Control
-from draftrec.decoding.make_controls import make_controls
+from draftrec.engine.text import loop
+from draftrec.engine.text.controls import Control
+from draftrec.engine.text.settings import make_controls, resolve
 from draftrec.knowledge.generator import Generator
-from draftrec.models.generation_settings import resolve
 
 sys.path.insert(0, str(ROOT))
-from tests.decoding.helpers import PROMPTS, GuessingDrafter, make_engine, requests
+from tests.engine.text.helpers import PROMPTS, GuessingDrafter, make_engine, requests
 from tests.models import zoo
 
 ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma3", "phi3", "gpt2", "gpt_neox")

@@ -30,9 +30,9 @@ from draftrec.data.world import stream_records
 
 if TYPE_CHECKING:
     from draftrec.core import Generation, Request
-    from draftrec.decoding.stats import Spent, StepStats
+    from draftrec.engine.costs import CostCurve
+    from draftrec.engine.text.stats import Spent, StepStats
     from draftrec.knowledge.generator import Generator
-    from draftrec.models.costs import CostCurve
 
 _MAIN = "from draftrec.cli.main import main; main()"
 _RATINGS = SHARED / "data/interactions/ml100k_ratings.parquet"
@@ -102,7 +102,7 @@ def _texts(run: Path) -> list[list[int]]:
 def movielens(args: argparse.Namespace, generator: Generator, penalty: float) -> dict[str, Any]:
     """All users with the generator's default settings, every few chunks also without drafts."""
     from draftrec.core import SOURCES
-    from draftrec.decoding.stats import Spent
+    from draftrec.engine.text.stats import Spent
     from draftrec.knowledge.generator import make_config
     from draftrec.pool.store import Pool
 
@@ -172,7 +172,7 @@ def _write(
 ) -> tuple[list[Generation], Spent]:
     """The texts of a chunk, and what they took; each joins the pool in the step that finishes it,
     as in strict jobs."""
-    from draftrec.decoding.stats import Spent
+    from draftrec.engine.text.stats import Spent
     from draftrec.knowledge.account import curve_seconds
 
     clock, seconds = writer.timing, Spent()

@@ -22,9 +22,9 @@ from hf_beams import HfBeams
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History, read_histories, read_semantic_ids
+from draftrec.engine.selfcheck import checked_target
 from draftrec.evaluate.beam_speed import EngineRun, UserBeams, beam_figures
 from draftrec.models.recommender import load_recommender
-from draftrec.models.selfcheck import checked_target
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.recommend.setup import fit_retriever

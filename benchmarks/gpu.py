@@ -35,9 +35,9 @@ from gpu_steps import (
 )
 from recorded import Trace, make_trace, pick_tokenizer, read_rows
 
-from draftrec.decoding.costs import measure_cost
-from draftrec.models.selfcheck import checked_target
-from draftrec.models.target import Target
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
+from draftrec.pool.costs import measure_cost
 
 BATCHES = (1, 8, 32)
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)

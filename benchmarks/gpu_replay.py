@@ -13,13 +13,13 @@ from replay import ReplayRule
 
 from draftrec.config import AcceptConfig
 from draftrec.core import Generation, Request
-from draftrec.decoding import generate as loop
-from draftrec.decoding.budget import AutoBudget, FixedBudget
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.no_drafter import NoDrafter
-from draftrec.decoding.stats import StepStats
-from draftrec.models.costs import CostCurve
-from draftrec.models.target import Target
+from draftrec.engine.costs import CostCurve
+from draftrec.engine.target import Target
+from draftrec.engine.text import loop
+from draftrec.engine.text.budget import AutoBudget, FixedBudget
+from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.stats import StepStats
+from draftrec.pool.drafter import PoolDrafter
 
 TEXTS_ALONE = 3
 LONGEST = 512

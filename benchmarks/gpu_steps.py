@@ -12,9 +12,9 @@ import torch
 from common import note, spread
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from draftrec.models.packing import Segment
-from draftrec.models.target import Target
-from draftrec.tokens.tree import chain
+from draftrec.engine.packing import Segment
+from draftrec.engine.target import Target
+from draftrec.engine.tree import chain
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from draftrec.config import AcceptConfig
 from draftrec.core import IntArray, Request
-from draftrec.decoding import generate as loop
-from draftrec.decoding.budget import AutoBudget, FixedBudget
-from draftrec.decoding.costs import measure_cost
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.no_drafter import NoDrafter
-from draftrec.models.prepacked import prepack
-from draftrec.models.selfcheck import checked_target
-from draftrec.models.target import Target
+from draftrec.engine.prepacked import prepack
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
+from draftrec.engine.text import loop
+from draftrec.engine.text.budget import AutoBudget, FixedBudget
+from draftrec.engine.text.drafters import NoDrafter
+from draftrec.pool.costs import measure_cost
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 

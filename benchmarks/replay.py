@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from draftrec.core import DraftTree, IntArray, Verdict
-from draftrec.decoding.batch import RunningSequence
-from draftrec.models import sampling
+from draftrec.engine import sampling
+from draftrec.engine.text.batch import RunningSequence
 
 
 class ReplayRule:

@@ -33,16 +33,16 @@ from draftrec.data.readers import open_records
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.templates import load_template
 from draftrec.data.world import stream_records
-from draftrec.decoding import generate as loop
-from draftrec.decoding.budget import FixedBudget
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.no_drafter import NoDrafter
+from draftrec.engine.packing import Segment, pack
+from draftrec.engine.target import Scores
+from draftrec.engine.text import loop
+from draftrec.engine.text.budget import FixedBudget
+from draftrec.engine.text.drafters import NoDrafter
 from draftrec.evaluate.engines import PoolEngine
 from draftrec.evaluate.replay import ReplaySettings, replay
 from draftrec.knowledge.manifest import InputEntry, Manifest, ShardEntry
 from draftrec.knowledge.shards import RunFolder, Written
-from draftrec.models.packing import Segment, pack
-from draftrec.models.target import Scores
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 

@@ -2,7 +2,7 @@
 
 A pass reads the weights once and the running texts' keys and values once, and computes every row.
 Linear layers take the longer of reading and computing; attention reads on its own; the host works
-in between, on one core, as `decoding/generate.py` does. Prompts are computed in the same passes, at
+in between, on one core, as `engine/text/loop.py` does. Prompts are computed in the same passes, at
 most `chunk` rows of them at a time.
 """
 

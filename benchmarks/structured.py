@@ -28,8 +28,8 @@ from jsonschema import Draft202012Validator
 from draftrec.core import SOURCES, Generation, Request
 from draftrec.data.templates import Side, load_template
 from draftrec.data.world import stream_records
-from draftrec.decoding import generate as loop
-from draftrec.decoding.grammar import GrammarControl
+from draftrec.engine.text import loop
+from draftrec.engine.text.grammar import GrammarControl
 from draftrec.evaluate.text_templates import TextForm
 from draftrec.knowledge.generator import Generator, make_config
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import Counts, Generation, IntArray, Request
-from draftrec.decoding.stats import StepStats, Timing
+from draftrec.engine.costs import CostCurve
+from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.errors import Interrupted
-from draftrec.models.costs import CostCurve
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
 EOS = 0

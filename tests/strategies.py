@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from draftrec.core import DraftTree, IntArray
-from draftrec.tokens.tree import make_tree
+from draftrec.engine.tree import make_tree
 
 
 def token_lists(vocabulary: int, least: int, most: int) -> st.SearchStrategy[list[int]]:

@@ -11,9 +11,9 @@ from replay import ReplayRule
 
 from draftrec.config import AcceptConfig
 from draftrec.core import DraftTree, Request
-from draftrec.decoding.acceptance import Strict
-from draftrec.decoding.batch import RunningSequence
-from draftrec.tokens.tree import make_tree
+from draftrec.engine.text.accept import Strict
+from draftrec.engine.text.batch import RunningSequence
+from draftrec.engine.tree import make_tree
 
 EOS = 0
 VOCABULARY = 4

@@ -7,7 +7,7 @@ import pytest
 from draftrec.cli import progress
 from draftrec.cli.common import StopSignal
 from draftrec.cli.progress import ProgressBar, duration, rate
-from draftrec.decoding.stats import Spent, StepStats
+from draftrec.engine.text.stats import Spent, StepStats
 from draftrec.knowledge.manifest import InputEntry, Manifest
 
 

@@ -13,16 +13,16 @@ import pytest
 
 from draftrec.config import AcceptConfig
 from draftrec.core import Drafter, Request, SequenceView
-from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.generate import generate
-from draftrec.decoding.no_drafter import NoDrafter
+from draftrec.engine.text.batch import RunningSequence
+from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import generate
+from draftrec.engine.tree import check_tree, depths
 from draftrec.evaluate.engines import ENGINES, make_engine
 from draftrec.evaluate.published_trie import SpecialTokens
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 from draftrec.serve.knowledge_worker import SwitchingDrafter
-from draftrec.tokens.tree import check_tree, depths
-from tests.decoding.toy import EOS, toy_engine, toy_requests
+from tests.engine.text.toy import EOS, toy_engine, toy_requests
 
 VOCABULARY, GROUPS = 7, ("a", "b", None)
 

@@ -11,11 +11,10 @@ import torch
 
 from draftrec.config import AcceptConfig
 from draftrec.core import EMPTY_TREE, DraftTree, Request, Verdict
-from draftrec.decoding.acceptance import AcceptanceRule, make_rule
-from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.choices import uniforms_for
-from draftrec.tokens.tree import chain, depths
-from tests.decoding.toy import EOS, BushyDrafter
+from draftrec.engine.text.accept import AcceptanceRule, make_rule, uniforms_for
+from draftrec.engine.text.batch import RunningSequence
+from draftrec.engine.tree import chain, depths
+from tests.engine.text.toy import EOS, BushyDrafter
 
 VOCABULARY, ROOM = 6, 4
 RULES: dict[str, dict[str, Any]] = {

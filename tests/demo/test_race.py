@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from draftrec.core import Counts, Generation, Request
-from draftrec.decoding.stats import StepStats, Timing
 from draftrec.demo.race import Contender, race, spread
+from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.evaluate.report import Spread
 
 REQUESTS = [Request(f"e{i}", np.array([1, i], np.int32)) for i in range(3)]

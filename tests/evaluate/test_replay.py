@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 
 from draftrec.config import AcceptConfig
 from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
-from draftrec.decoding.acceptance import Strict
-from draftrec.decoding.budget import FixedBudget
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.generate import Engine as LoopEngine
-from draftrec.decoding.generate import generate
+from draftrec.engine.packing import Segment
+from draftrec.engine.target import Scores
+from draftrec.engine.text.accept import Strict
+from draftrec.engine.text.budget import FixedBudget
+from draftrec.engine.text.loop import Engine as LoopEngine
+from draftrec.engine.text.loop import generate
+from draftrec.engine.tree import chain, check_tree, depths, make_tree
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.engines import ENGINES, PoolEngine, make_engine
 from draftrec.evaluate.published_trie import SpecialTokens
 from draftrec.evaluate.recordings import Recording
 from draftrec.evaluate.replay import Intake, ReplaySettings, follow, replay
-from draftrec.models.packing import Segment
-from draftrec.models.target import Scores
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
-from draftrec.tokens.tree import chain, check_tree, depths, make_tree
 from tests.strategies import token_lists, trees
 
 EOS = 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from draftrec.core import DraftTree, IntArray, Request, Verdict
-from draftrec.decoding.batch import RunningSequence
+from draftrec.engine.text.batch import RunningSequence
 from draftrec.evaluate import published_trie
 from draftrec.evaluate.ngram_drafter import NgramEngine, most_frequent
 from draftrec.evaluate.published_trie import PublishedTrie, SpecialTokens

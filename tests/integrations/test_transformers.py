@@ -15,9 +15,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from draftrec.config import AcceptConfig
+from draftrec.engine.costs import CostCurve
 from draftrec.integrations import transformers as ours
 from draftrec.integrations import transformers_model
-from draftrec.models.costs import CostCurve
 from draftrec.pool.store import Pool
 from tests.models import zoo
 

@@ -12,12 +12,12 @@ import pytest
 
 from draftrec.config import StructureConfig
 from draftrec.core import SOURCES, Counts, Generation
-from draftrec.decoding.stats import Spent, StepStats, summed
+from draftrec.engine.costs import CostCurve
+from draftrec.engine.text.stats import Spent, StepStats, summed
 from draftrec.errors import Interrupted
 from draftrec.knowledge.account import Endings, curve_seconds, exactness, lines, loops
 from draftrec.knowledge.crew import local
 from draftrec.knowledge.job import Watcher, run_job
-from draftrec.models.costs import CostCurve
 from tests.fakes import FakeGenerator
 from tests.knowledge.test_job import do, make_spec, write_rows
 

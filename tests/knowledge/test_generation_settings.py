@@ -10,7 +10,7 @@ import torch
 
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.generator import Generator
-from tests.decoding.helpers import PROMPTS, requests
+from tests.engine.text.helpers import PROMPTS, requests
 from tests.models import zoo
 from tests.models.folders import save, word
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from draftrec.core import Generation, Request
-from draftrec.decoding.stats import StepStats
+from draftrec.engine.text.stats import StepStats
 from draftrec.errors import DraftrecError, Interrupted, PoolMismatchError
 from draftrec.knowledge import generator as module
 from draftrec.knowledge.generator import Generator, make_config
 from draftrec.pool.store import Pool
-from tests.decoding.helpers import PROMPTS, observed_eos, plain_text, requests
+from tests.engine.text.helpers import PROMPTS, observed_eos, plain_text, requests
 from tests.models import zoo
 from tests.models.folders import save, word
 

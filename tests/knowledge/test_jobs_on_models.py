@@ -13,9 +13,9 @@ from draftrec.cli.main import run
 from draftrec.config import DraftConfig
 from draftrec.core import DraftTree, Request, SequenceView
 from draftrec.data.world import demo_model_path
-from draftrec.decoding.drafters import PoolDrafter
 from draftrec.knowledge import generator as module
 from draftrec.knowledge.generator import Generator
+from draftrec.pool.drafter import PoolDrafter
 
 NEW = 40
 

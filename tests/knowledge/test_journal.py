@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from draftrec.core import Counts, Generation, Request
-from draftrec.decoding.stats import Spent
+from draftrec.engine.text.stats import Spent
 from draftrec.knowledge import journal as module
 from draftrec.knowledge.journal import Clock, Entry, Journal, texts_in
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE, DraftTree
-from draftrec.models import attention
-from draftrec.models.packing import BeamSegment, Segment, pack, visibility
-from draftrec.models.target import Target
-from draftrec.tokens.tree import ancestor_mask, depths
+from draftrec.engine import attention
+from draftrec.engine.packing import BeamSegment, Segment, pack, visibility
+from draftrec.engine.target import Target
+from draftrec.engine.tree import ancestor_mask, depths
 from tests.models import zoo
 from tests.strategies import token_lists, trees
 

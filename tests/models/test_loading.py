@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from draftrec.config import ModelConfig
+from draftrec.engine.rotary import context_length
 from draftrec.errors import DraftrecError
 from draftrec.models import loading
-from draftrec.models.rotary import context_length
 from tests.models import zoo
 from tests.models.folders import make_tokenizer, save
 

@@ -12,7 +12,7 @@ import transformers as tf
 from packaging.version import Version
 
 from draftrec.core import DraftTree
-from draftrec.models.target import Target
+from draftrec.engine.target import Target
 
 VOCABULARY = 97
 CONTEXT = 256

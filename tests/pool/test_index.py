@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
+from draftrec.engine.tree import check_tree, depths
 from draftrec.pool import ngrams
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER, START
 from draftrec.pool.suffix_sort import REACH
 from draftrec.pool.suffixes import ClosedIndex
-from draftrec.tokens.tree import check_tree, depths
 from tests.strategies import token_lists
 
 EOS = 0

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import DraftTree, IntArray
+from draftrec.engine.tree import check_tree
 from draftrec.errors import DraftrecError
 from draftrec.pool import contexts, views
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
@@ -31,7 +32,6 @@ from draftrec.pool.suffix_states import (
     PARENT,
 )
 from draftrec.pool.suffixes import ClosedIndex
-from draftrec.tokens.tree import check_tree
 from tests.strategies import token_lists
 
 texts_drawn = st.lists(token_lists(4, 1, 40), min_size=1, max_size=12)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from draftrec.decoding.stats import StepStats, Timing
+from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.errors import DraftrecError
 from draftrec.serve.metrics import MOST_GROUPS, ServiceMetrics
 

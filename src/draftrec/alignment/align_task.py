@@ -18,14 +18,14 @@ from draftrec.alignment.settings import ObjectiveSettings, TrainSettings
 from draftrec.alignment.teacher_files import Context, TeacherFolder
 from draftrec.alignment.train import Validation
 from draftrec.alignment.trees import at_rows, tree_inputs, tree_logits
-from draftrec.beams.drafters import ModelDrafter
-from draftrec.beams.model import BeamModel, Constraint
-from draftrec.beams.pace import FixedPace
-from draftrec.beams.search import BeamEngine, search
-from draftrec.beams.values import BeamRequest
 from draftrec.core import IntArray
+from draftrec.engine.beams.drafters import ModelDrafter
+from draftrec.engine.beams.loop import BeamEngine, search
+from draftrec.engine.beams.model import BeamModel, Constraint
+from draftrec.engine.beams.pace import FixedPace
+from draftrec.engine.beams.state import BeamRequest
+from draftrec.engine.target import Target
 from draftrec.models.recommender import Recommender
-from draftrec.models.target import Target
 from draftrec.tokens.item_trie import ItemTrie
 
 _SLOTS = 32

@@ -21,9 +21,9 @@ from draftrec.alignment.settings import TrainSettings
 from draftrec.alignment.train import TrainWatcher, Validation
 from draftrec.alignment.validation import Validator, answer_loss
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
+from draftrec.engine.rotary import context_length, uniform_length
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
-from draftrec.models.rotary import context_length, uniform_length
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat, check_texts
 from draftrec.tokens.semantic_ids import SemanticIds

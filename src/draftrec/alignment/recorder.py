@@ -21,14 +21,14 @@ from draftrec.alignment.trees import (
     tree_inputs,
     tree_logits,
 )
-from draftrec.beams.drafters import NoBeamDrafter
-from draftrec.beams.model import BeamModel, Constraint
-from draftrec.beams.search import BeamEngine, search
-from draftrec.beams.values import BeamRequest, Beams
 from draftrec.core import IntArray, LongArray
+from draftrec.engine.beams.drafters import NoBeamDrafter
+from draftrec.engine.beams.loop import BeamEngine, search
+from draftrec.engine.beams.model import BeamModel, Constraint
+from draftrec.engine.beams.state import BeamRequest, Beams
+from draftrec.engine.target import Target
 from draftrec.errors import UnsupportedModelError
 from draftrec.models.recommender import Recommender
-from draftrec.models.target import Target
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import HistoryEncoder
 

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from draftrec.alignment.lessons import IGNORED, padded
 from draftrec.alignment.train import Validation
-from draftrec.beams.drafters import NoBeamDrafter
-from draftrec.beams.model import BeamModel, Constraint
-from draftrec.beams.search import BeamEngine, search
-from draftrec.beams.values import BeamRequest
 from draftrec.core import LongArray
-from draftrec.models.target import Target
+from draftrec.engine.beams.drafters import NoBeamDrafter
+from draftrec.engine.beams.loop import BeamEngine, search
+from draftrec.engine.beams.model import BeamModel, Constraint
+from draftrec.engine.beams.state import BeamRequest
+from draftrec.engine.target import Target
 from draftrec.tokens.item_trie import ItemTrie
 from draftrec.tokens.prompts import HistoryEncoder
 

@@ -14,7 +14,7 @@ from draftrec.knowledge.job import Watcher
 from draftrec.knowledge.manifest import Manifest
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import Spent, StepStats
+    from draftrec.engine.text.stats import Spent, StepStats
 
 _LOG_SECONDS = 30.0
 

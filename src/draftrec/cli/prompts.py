@@ -73,8 +73,8 @@ def _tokenizer(options: Any) -> tuple[Any, int]:
     """The model's tokenizer and the length of its context."""
     if options.model is None:
         return None, 0
+    from draftrec.engine.rotary import context_length
     from draftrec.models import loading
-    from draftrec.models.rotary import context_length
 
     config = ModelConfig(model=options.model, trust_remote_code=options.trust_remote_code)
     tokenizer = loading.load_tokenizer_of(config)

@@ -34,7 +34,7 @@ def structure_of(options: StructureOptions, records: RecordsConfig) -> Structure
         return StructureConfig()
     if len(given) > 1:
         raise DraftrecError(f"{' and '.join(given)} are two forms; a text has one, leave one out")
-    from draftrec.decoding.grammar_text import check_structure
+    from draftrec.engine.text.grammar_text import check_structure
 
     if options.json_schema is not None:
         text, origin = _schema(options.json_schema, records)

@@ -21,9 +21,9 @@ from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History
 from draftrec.demo.genrec_shop import READERS, Shipped, histories, load_shipped, shipped_path
 from draftrec.demo.story import Watch, one_thread
+from draftrec.engine.costs import CostCurve
 from draftrec.evaluate.beam_speed import EngineRun, Spread, UserBeams, paired_speedup
 from draftrec.evaluate.ranking import RankingScores, multi_target
-from draftrec.models.costs import CostCurve
 from draftrec.recommend.recommender import ItemRecommender
 from draftrec.recommend.values import Query, Recommendation
 
@@ -207,8 +207,8 @@ def _speedup(runs: Mapping[str, EngineRun], name: str) -> Spread:
 
 def _costs(shipped: Shipped, plan: GenrecPlan) -> dict[str, CostCurve]:
     """What a pass of either model takes, by its rows, for one user."""
-    from draftrec.beams.costs import measure_passes
-    from draftrec.beams.model import BeamModel, Constraint
+    from draftrec.engine.beams.model import BeamModel, Constraint
+    from draftrec.engine.beams.pace import measure_passes
 
     trie = shipped.catalogue.trie
     constraint = Constraint(trie, trie.levels)

@@ -14,7 +14,7 @@ from draftrec.core import SOURCES, Generation, Request
 from draftrec.evaluate.report import Spread
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import StepStats
+    from draftrec.engine.text.stats import StepStats
     from draftrec.knowledge.generator import Generator
 
 Progress = Callable[[int], None]

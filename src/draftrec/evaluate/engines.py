@@ -7,11 +7,11 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from draftrec.core import Drafter, DraftTree, SequenceView, Verdict
-from draftrec.decoding.drafters import PoolDrafter
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.ngram_drafter import NgramEngine
 from draftrec.evaluate.published_trie import PublishedTrie, SpecialTokens
 from draftrec.evaluate.replay import Engine, PoolText
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 
 # Rivals' stop words: tokens that say nothing about what follows.

@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray, LongArray, SequenceView, Verdict
-from draftrec.tokens.tree import make_tree
+from draftrec.engine.tree import make_tree
 
 # n-grams under which places are found; longer matches are found among the places of the longest.
 _KEYS = (4, 2, 1)

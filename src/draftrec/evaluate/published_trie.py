@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray, SequenceView, Verdict
-from draftrec.tokens.tree import make_tree
+from draftrec.engine.tree import make_tree
 
 # Levels below the matched tokens that are stored and drafted.
 _BRANCH = 12

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from draftrec.core import SOURCES, Drafter, DraftTree, IntArray, Request, Verdict
-from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.stats import record
+from draftrec.engine.text.batch import RunningSequence
+from draftrec.engine.text.stats import record
+from draftrec.engine.tree import depths
 from draftrec.evaluate.recordings import Recording
-from draftrec.tokens.tree import depths
 
 #: A finished text and its group, as pools take them.
 PoolText = tuple[IntArray, str | None]

@@ -19,11 +19,11 @@ import numpy as np
 
 from draftrec.data.places import Place, place
 from draftrec.data.records import GroupTable
+from draftrec.engine.costs import CostCurve
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.engines import PoolEngine
 from draftrec.evaluate.recordings import Recording, read_recordings
 from draftrec.evaluate.replay import ReplaySettings, replay
-from draftrec.models.costs import CostCurve
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 

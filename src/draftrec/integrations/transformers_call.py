@@ -21,9 +21,9 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from draftrec.core import IntArray
+from draftrec.engine.rotary import context_length
+from draftrec.engine.target import check_served
 from draftrec.errors import DraftrecError
-from draftrec.models.rotary import context_length
-from draftrec.models.target import check_served
 
 # Forward arguments that `generate` prepares for every model, and that the engine has no use for.
 _PREPARED = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position"}

@@ -16,14 +16,19 @@ import torch
 import transformers as tf
 
 from draftrec.core import DraftTree, IntArray
-from draftrec.decoding import penalties, places
-from draftrec.decoding.batch import RunningSequence
-from draftrec.decoding.controls import Control, Processors, RowControl, rows_of
-from draftrec.decoding.penalties import Scope
-from draftrec.decoding.phrases import Before, NoRepeatedNGrams, PhraseBias
-from draftrec.decoding.processors import OwnProcessors
+from draftrec.engine.text import penalties
+from draftrec.engine.text import penalties as places
+from draftrec.engine.text.batch import RunningSequence
+from draftrec.engine.text.controls import Control, Processors, RowControl, rows_of
+from draftrec.engine.text.penalties import (
+    Before,
+    NoRepeatedNGrams,
+    OwnProcessors,
+    PhraseBias,
+    Scope,
+)
+from draftrec.engine.warping import Warping
 from draftrec.errors import DraftrecError
-from draftrec.models.warping import Warping
 
 _WARPERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     tf.TemperatureLogitsWarper: lambda p: {"temperature": float(p.temperature)},

@@ -15,17 +15,17 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from draftrec.config import AcceptConfig, Auto
 from draftrec.core import Counts, Drafter, Generation, Request
-from draftrec.decoding import generate as loop
-from draftrec.decoding.acceptance import make_rule
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.no_drafter import NoDrafter
+from draftrec.engine.target import Target
+from draftrec.engine.text import loop
+from draftrec.engine.text.accept import make_rule
+from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.warping import Warping
 from draftrec.integrations.transformers_call import Call, Handed, read_call
 from draftrec.integrations.transformers_controls import controls_of, warping_of
 from draftrec.integrations.transformers_model import ModelState, adapted, make_budget
 from draftrec.integrations.transformers_rule import CallersRule
 from draftrec.integrations.transformers_settings import Settings, read_settings
-from draftrec.models.target import Target
-from draftrec.models.warping import Warping
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 

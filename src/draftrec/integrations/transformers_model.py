@@ -10,14 +10,14 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from transformers import PreTrainedModel
 
-from draftrec.decoding.budget import AutoBudget, Budget, FixedBudget
-from draftrec.decoding.costs import measure_cost
+from draftrec.engine.costs import CostCurve
+from draftrec.engine.rotary import context_length
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
+from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
 from draftrec.errors import PoolMismatchError, UnsupportedModelError
 from draftrec.integrations.transformers_settings import Settings
-from draftrec.models.costs import CostCurve
-from draftrec.models.rotary import context_length
-from draftrec.models.selfcheck import checked_target
-from draftrec.models.target import Target
+from draftrec.pool.costs import measure_cost
 from draftrec.pool.store import Pool
 
 

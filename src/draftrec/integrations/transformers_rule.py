@@ -8,8 +8,8 @@ from collections.abc import Sequence as Seq
 import torch
 
 from draftrec.core import DraftTree, IntArray, Verdict
-from draftrec.decoding.acceptance import AcceptanceRule
-from draftrec.decoding.batch import RunningSequence
+from draftrec.engine.text.accept import AcceptanceRule
+from draftrec.engine.text.batch import RunningSequence
 from draftrec.integrations.transformers_call import Call
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import PROMPT, DraftTree, IntArray
-from draftrec.decoding.drafters import WEIGHTS, pool_sources
 from draftrec.errors import DraftrecError
 from draftrec.integrations.vllm_groups import PromptGroups
 from draftrec.integrations.vllm_rows import RunningText
 from draftrec.integrations.vllm_settings import ProposerSettings, check_tokens
 from draftrec.models import loading
+from draftrec.pool.drafter import WEIGHTS, pool_sources
 from draftrec.pool.index import Source, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.store import LevelName, Pool

@@ -12,8 +12,8 @@ from draftrec.core import IntArray
 
 if TYPE_CHECKING:
     from draftrec.core import Generation
-    from draftrec.decoding.stats import StepStats
-    from draftrec.models.costs import CostCurve
+    from draftrec.engine.costs import CostCurve
+    from draftrec.engine.text.stats import StepStats
 
 # A text loops if it ends in so many times the same tokens, and in so many tokens of that kind.
 _LOOP_TIMES, _LOOP_TOKENS = 4, 32
@@ -119,7 +119,7 @@ def pool_note(
 
 
 def _too_dear(costs: Mapping[str, Any], slots: int) -> str:
-    from draftrec.models.costs import CostCurve
+    from draftrec.engine.costs import CostCurve
 
     plain, double = CostCurve.from_json(dict(costs))([slots, 2 * slots]).tolist()
     return (

@@ -15,28 +15,28 @@ from transformers import PreTrainedModel
 
 from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, not_allowed
 from draftrec.core import Drafter, Generation, IntArray, Request
-from draftrec.decoding import generate as loop
-from draftrec.decoding.acceptance import make_rule
-from draftrec.decoding.budget import AutoBudget, Budget, FixedBudget
-from draftrec.decoding.controls import Control
-from draftrec.decoding.costs import measure_cost
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.forced import GrammarDrafter
-from draftrec.decoding.grammar import GrammarControl, GrammarStates
-from draftrec.decoding.grammar_text import check_structure, compile_grammar
-from draftrec.decoding.make_controls import make_controls
-from draftrec.decoding.no_drafter import NoDrafter
-from draftrec.decoding.processors import LogitsProcessor, OwnProcessors
-from draftrec.decoding.stats import StepStats, Timing
-from draftrec.decoding.stop_strings import stop_strings_of
+from draftrec.engine.costs import CostCurve
+from draftrec.engine.prepacked import prepack
+from draftrec.engine.rotary import context_length
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
+from draftrec.engine.text import loop
+from draftrec.engine.text.accept import make_rule
+from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
+from draftrec.engine.text.controls import Control
+from draftrec.engine.text.drafters import GrammarDrafter, NoDrafter
+from draftrec.engine.text.grammar import GrammarControl, GrammarStates
+from draftrec.engine.text.grammar_text import check_structure, compile_grammar
+from draftrec.engine.text.penalties import LogitsProcessor, OwnProcessors
+from draftrec.engine.text.settings import make_controls, resolve
+from draftrec.engine.text.stats import StepStats, Timing
+from draftrec.engine.text.stop_strings import stop_strings_of
+from draftrec.engine.warping import Warping
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.knowledge import writing
 from draftrec.knowledge.prompts import unknown_token
 from draftrec.knowledge.texts import Text, Texts
 from draftrec.models import loading
-from draftrec.models.costs import CostCurve
-from draftrec.models.generation_settings import resolve
-from draftrec.models.prepacked import prepack
 from draftrec.models.prompting import (
     ChatTemplate,
     PromptEncoder,
@@ -44,10 +44,8 @@ from draftrec.models.prompting import (
     chat_template,
     has_chat_template,
 )
-from draftrec.models.rotary import context_length
-from draftrec.models.selfcheck import checked_target
-from draftrec.models.target import Target
-from draftrec.models.warping import Warping
+from draftrec.pool.costs import measure_cost
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 

@@ -25,7 +25,7 @@ from draftrec.knowledge.worker import Facts, ShardResult, ShardTask
 from draftrec.models.prompting import PromptForm, form_of
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import StepStats
+    from draftrec.engine.text.stats import StepStats
 
 
 # Texts after which it can be said how most of them end.

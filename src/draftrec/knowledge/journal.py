@@ -21,7 +21,7 @@ import numpy as np
 from draftrec.core import Counts, Generation, Request
 from draftrec.data.places import Place
 from draftrec.data.writers import naming, replace_file
-from draftrec.decoding.stats import Spent
+from draftrec.engine.text.stats import Spent
 
 # Lines reach the operating system at once, which survives a kill; the disk, which survives a
 # crash of the machine, at least this often.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from draftrec.config import MOST_RECORDS, GenerateConfig, JobConfig, ModelConfig, StructureConfig
 from draftrec.core import SOURCES, Generation
 from draftrec.data.places import Place
-from draftrec.decoding.stats import Spent
+from draftrec.engine.text.stats import Spent
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.account import Endings, exactness, pool_note
 

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from draftrec.core import SOURCES
-from draftrec.decoding.stats import Spent
+from draftrec.engine.text.stats import Spent
 from draftrec.knowledge.manifest import Manifest, Totals
 from draftrec.knowledge.shards import RunFolder
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import StepStats
+    from draftrec.engine.text.stats import StepStats
 
 _STEP_SECONDS = 5.0
 _STEP_COUNTS = (

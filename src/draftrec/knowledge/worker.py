@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from draftrec.core import Generation, IntArray, Request
 from draftrec.data.records import Entity, Rejected
-from draftrec.decoding.stats import Spent
+from draftrec.engine.text.stats import Spent
 from draftrec.knowledge.account import Endings, curve_seconds
 from draftrec.knowledge.journal import Clock, Entry, Journal
 from draftrec.knowledge.keys import key_of, samples_of
@@ -26,8 +26,8 @@ from draftrec.knowledge.shards import RunFolder, Written, prompt_hash
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import StepStats, Timing
-    from draftrec.models.costs import CostCurve
+    from draftrec.engine.costs import CostCurve
+    from draftrec.engine.text.stats import StepStats, Timing
     from draftrec.pool.store import Pool
 
 #: Token ids and group of each text of a shard, in order.

@@ -18,9 +18,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from draftrec.config import EncoderConfig, ModelConfig
+from draftrec.engine.rotary import context_length
 from draftrec.errors import DraftrecError
 from draftrec.models import loading
-from draftrec.models.rotary import context_length
 
 #: Names that models give the prompt of what is searched.
 _NAMES = ("document", "passage", "corpus")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from draftrec.beams.values import Beams
 from draftrec.core import DoubleArray, LongArray
+from draftrec.engine.beams.state import Beams
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender
 from draftrec.recommend.values import Query

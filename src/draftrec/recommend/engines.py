@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from draftrec.beams.costs import measure_passes
-from draftrec.beams.drafters import BeamDrafter, ModelDrafter, NoBeamDrafter
-from draftrec.beams.items import ItemDrafter, MixedDrafter, Offers
-from draftrec.beams.model import BeamModel, Constraint
-from draftrec.beams.pace import AutoPace, Costs, FixedPace, Pace, whole
-from draftrec.beams.relaxed import RelaxedDrafter, RelaxedRule
-from draftrec.beams.rules import BeamRule, StrictRule
-from draftrec.beams.sampled import sampled
-from draftrec.beams.scored import Scored
-from draftrec.beams.search import BeamEngine
-from draftrec.beams.state import Spread, UserSearch, plain
-from draftrec.beams.tree import BeamTree
-from draftrec.beams.values import BeamRequest
 from draftrec.config import RecommendConfig
+from draftrec.engine.beams.accept import BeamRule, RelaxedDrafter, RelaxedRule, StrictRule, sampled
+from draftrec.engine.beams.drafters import (
+    BeamDrafter,
+    ItemDrafter,
+    MixedDrafter,
+    ModelDrafter,
+    NoBeamDrafter,
+    Offers,
+)
+from draftrec.engine.beams.loop import BeamEngine
+from draftrec.engine.beams.model import BeamModel, Constraint
+from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace, Pace, measure_passes, whole
+from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, Spread, UserSearch, plain
+from draftrec.engine.costs import CostCurve
+from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
-from draftrec.models.costs import CostCurve
-from draftrec.models.target import Target
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.tokens.item_trie import ItemTrie
 

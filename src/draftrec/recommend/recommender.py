@@ -8,15 +8,14 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from draftrec.beams.search import BeamEngine, search
-from draftrec.beams.state import UserSearch
-from draftrec.beams.values import BeamRequest, Beams
 from draftrec.config import RecommendConfig
 from draftrec.core import DoubleArray, LongArray
+from draftrec.engine.beams.loop import BeamEngine, search
+from draftrec.engine.beams.state import BeamRequest, Beams, UserSearch
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import Recommender, check_draft
-from draftrec.models.selfcheck import checked_target
-from draftrec.models.target import Target
 from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.engines import Curves, Parts, check_config, make_engine

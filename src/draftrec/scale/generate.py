@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from draftrec.decoding.stats import StepStats, summed
+from draftrec.engine.text.stats import StepStats, summed
 from draftrec.errors import DraftrecError
 from draftrec.knowledge.crew import Crew, Hire
 from draftrec.knowledge.plan import JobSpec, Plan

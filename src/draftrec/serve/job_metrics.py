@@ -13,7 +13,7 @@ from draftrec.knowledge.worker import TextGenerator
 from draftrec.serve.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import StepStats
+    from draftrec.engine.text.stats import StepStats
     from draftrec.knowledge.manifest import Manifest
     from draftrec.knowledge.plan import JobSpec
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
-from draftrec.decoding import generate as loop
-from draftrec.decoding.drafters import PoolDrafter
-from draftrec.decoding.forced import GrammarDrafter
+from draftrec.engine.text import loop
+from draftrec.engine.text.drafters import GrammarDrafter
 from draftrec.errors import PoolMismatchError
 from draftrec.knowledge.generator import Generator
 from draftrec.knowledge.keys import key_of
+from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 
 if TYPE_CHECKING:
-    from draftrec.decoding.stats import StepStats
+    from draftrec.engine.text.stats import StepStats
     from draftrec.serve.metrics import ServiceMetrics
 
 # Passes between two looks at what the pool was worth.
@@ -118,7 +118,7 @@ class KnowledgeWork:
         return None
 
     def turn(self) -> Mapping[int, Written]:
-        """One step of the loop of `decoding.generate`."""
+        """One step of the loop of `engine.text.loop`."""
         loop.step(self._engine, self._batch, self._count)
         finished = list(self._batch.results)
         return {self._wanted[order][0]: self._finished(order) for order in finished}

@@ -17,7 +17,7 @@ from draftrec.serve.metric_names import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from draftrec.decoding.stats import StepStats, Timing
+    from draftrec.engine.text.stats import StepStats, Timing
 
 #: Groups that have a label of their own; each is a time series, and pools may have thousands.
 MOST_GROUPS = 50
@@ -26,7 +26,7 @@ _PHASES = ("draft", "verify", "prefill")
 
 
 class SearchCounts(Protocol):
-    """What a finished beam search tells of itself; `beams.values.Beams` and `UserSearch` do."""
+    """What a finished beam search tells of itself, as `Beams` and `UserSearch` do."""
 
     @property
     def target_calls(self) -> int: ...

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from draftrec.beams import search as loop
-from draftrec.beams.state import UserSearch
-from draftrec.beams.values import BeamRequest
+from draftrec.engine.beams import loop
+from draftrec.engine.beams.state import BeamRequest, UserSearch
 from draftrec.recommend.recommender import ItemRecommender
 from draftrec.recommend.values import Query, Recommendation
 
@@ -57,7 +56,7 @@ class RecommendWork:
         return None
 
     def turn(self) -> Mapping[int, Recommended]:
-        """One step of the loop of `beams.search`."""
+        """One step of the loop of `engine.beams.loop`."""
         start = time.perf_counter()
         passed = loop.step(self._engine, self._batch)
         self.metrics.observe_beam_pass(passed.users, passed.rows, time.perf_counter() - start)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from draftrec.core import SOURCES
+from draftrec.engine.costs import CostCurve
 from draftrec.knowledge.manifest import Manifest, Totals, read_manifest
-from draftrec.models.costs import CostCurve
 from draftrec.serve.run_data_groups import (
     GroupSums,
     GroupUse,

@@ -1,0 +1,1 @@
+"""Beams: drafted levels, verified and cut down to the best."""

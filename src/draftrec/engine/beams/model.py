@@ -1,0 +1,139 @@
+"""A model that rates the next tokens of many users' trees in one forward pass.
+
+Target and draft model are both one of these: what differs is who decides with the ratings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from draftrec.core import FloatArray, IntArray, LongArray
+from draftrec.engine import sampling
+from draftrec.engine.beams.state import Scored, log_sums
+from draftrec.engine.target import Target
+
+if TYPE_CHECKING:
+    from draftrec.tokens.item_filter import Filter
+    from draftrec.tokens.item_trie import ItemTrie
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Which tokens may follow. `trie` None: any token, of which the `most` best are looked at.
+
+    `renormalise`: log-probabilities are of legal tokens only, so that a level with a single legal
+    token costs nothing and asks no model. Otherwise they are the model's own (as in LC-Rec).
+    """
+
+    trie: ItemTrie | None
+    levels: int
+    renormalise: bool = False
+    most: int = 64
+
+
+class BeamModel:
+    """`target` behind a cache of `slots` users; `constraint` says what is legal."""
+
+    def __init__(self, target: Target, constraint: Constraint) -> None:
+        self.target, self.constraint = target, constraint
+
+    def rate(self, work: Seq[tuple[Scored, IntArray]]) -> None:
+        """One pass over the given rows of every user, none where there is nothing to compute."""
+        work = [(s, nodes) for s, nodes in work if len(nodes) or not s.started]
+        if not work:
+            return
+        logits = self.target.score([s.segment(nodes) for s, nodes in work]).logits
+        asked = [s.asked(nodes) for s, nodes in work]
+        offsets, tokens, places, log_probs = self._candidates(work, asked, logits)
+        first = 0
+        for (scored, nodes), rows in zip(work, asked, strict=True):
+            mine = offsets[first : first + len(rows) + 1]
+            here = slice(int(mine[0]), int(mine[-1]))
+            candidates = tokens[here], places[here], log_probs[here]
+            self._teach(scored, rows, mine - mine[0], candidates)
+            scored.computed(nodes)
+            first += len(rows)
+
+    def knows(self, scored: Scored, nodes: IntArray) -> bool:
+        """Are all of `nodes` rated, or is what follows certain?"""
+        self.learn_forced(scored, nodes[nodes >= 0])
+        return bool(scored.rates(nodes).all())
+
+    def learn_forced(self, scored: Scored, nodes: IntArray) -> None:
+        """Rate the nodes that have one legal child: with renormalised scores it is certain."""
+        trie = self.constraint.trie
+        if trie is None or not self.constraint.renormalise or not len(nodes):
+            return
+        nodes = nodes[~scored.rates(nodes)]
+        offsets, places = trie.children(scored.tree.places[nodes])
+        tokens, certain = trie.tokens[places], np.zeros(len(places), np.float32)
+        offsets, (tokens, places, certain) = _kept(
+            offsets, (tokens, places, certain), scored.request.filter
+        )
+        single = np.flatnonzero(np.diff(offsets) == 1)
+        here = offsets[single]
+        count = np.arange(len(single) + 1)
+        scored.learn(nodes[single], count, (tokens[here], places[here], certain[here]))
+
+    def move(self, moves: Seq[tuple[int, int, int]]) -> None:
+        """Copy cached rows: (slot, from column, to column)."""
+        if moves and self.target.slab is not None:
+            slots, source, goal = np.asarray(moves, np.int32).T
+            self.target.slab.move_rows(slots, source, goal)
+
+    def _candidates(
+        self, work: Seq[tuple[Scored, IntArray]], asked: Seq[IntArray], logits: torch.Tensor
+    ) -> tuple[LongArray, IntArray, LongArray, FloatArray]:
+        """Of all asked rows: offsets int64 `[R + 1]`, then tokens, places and log-probabilities."""
+        trie = self.constraint.trie
+        if trie is None:
+            best, ids = sampling.most_probable(logits, self.constraint.most)
+            offsets = np.arange(len(logits) + 1) * best.shape[1]
+            tokens = ids.cpu().numpy().astype(np.int32).reshape(-1)
+            return offsets, tokens, np.full(len(tokens), -1), best.cpu().numpy().reshape(-1)
+        places = np.concatenate(
+            [np.where(n < 0, 0, s.tree.places[n]) for (s, _), n in zip(work, asked, strict=True)]
+        )
+        offsets, children = trie.children(places)
+        tokens = trie.tokens[children]
+        rows = np.repeat(np.arange(len(places)), np.diff(offsets))
+        return offsets, tokens, children, sampling.log_probs_of(logits, rows, tokens)
+
+    def _teach(
+        self,
+        scored: Scored,
+        rows: IntArray,
+        offsets: LongArray,
+        candidates: tuple[IntArray, LongArray, FloatArray],
+    ) -> None:
+        if self.constraint.trie is not None:
+            offsets, candidates = _kept(offsets, candidates, scored.request.filter)
+        tokens, places, log_probs = candidates
+        if self.constraint.renormalise:
+            log_probs = renormalised(log_probs, offsets)
+        scored.learn(rows, offsets, (tokens, places, log_probs))
+
+
+def renormalised(log_probs: FloatArray, offsets: LongArray) -> FloatArray:
+    """float32: log-probabilities of every range made to sum to one."""
+    counts, wide = np.diff(offsets), log_probs.astype(np.float64)
+    return (wide - np.repeat(log_sums(wide, counts), counts)).astype(np.float32)
+
+
+def _kept(
+    offsets: LongArray,
+    candidates: tuple[IntArray, LongArray, FloatArray],
+    allowed: Filter | None,
+) -> tuple[LongArray, tuple[IntArray, LongArray, FloatArray]]:
+    """The candidates that a request's filter lets through."""
+    if allowed is None:
+        return offsets, candidates
+    tokens, places, log_probs = candidates
+    keep = allowed.legal(places)
+    before = np.concatenate(([0], np.cumsum(keep)))
+    return before[offsets], (tokens[keep], places[keep], log_probs[keep])

@@ -1,0 +1,130 @@
+"""Does this model, run our way, say what it says on its own? Asked once, when it is loaded.
+
+Two texts of unequal length lie in one batch, an empty slot between them, and carry drafts. They are
+long enough to leave every window and to pass every length at which rotary factors change, as far
+as that takes a second or two; beyond, what `engine.masks` read off the model's own masks counts.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from draftrec.core import EMPTY_TREE, DraftTree, IntArray
+from draftrec.engine.packing import Segment
+from draftrec.engine.rotary import context_length, short_limit
+from draftrec.engine.target import Target, check_served
+from draftrec.engine.tree import make_tree
+from draftrec.errors import UnsupportedModelError
+
+_LOG = logging.getLogger("draftrec")
+_SHORT, _USUAL = 6, 13
+# Weights times tokens, and layers times width times tokens squared, of all passes together.
+_MOST_WORK = {"cpu": 1.5e10, "cuda": 1e12}
+
+
+def checked_target(model: PreTrainedModel) -> Target:
+    """A `Target`, after comparing tree scores with plain forward passes.
+
+    Raises UnsupportedModelError if they differ by more than rounding: some architectures hide
+    state, positions or masks of their own, and would give wrong texts silently.
+    """
+    check_served(model)
+    own = model.config._attn_implementation
+    try:
+        target = Target(model)
+        error = _difference(target, _length(target), own)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, RuntimeError) as failure:
+        reason = " ".join(f"{type(failure).__name__}: {failure}".split())[:200].rstrip(". ")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be served: its forward pass fails when it is given "
+            f"positions, masks and a cache as draftrec lays them out ({reason}); use another "
+            "architecture."
+        ) from failure
+    target.slab = None
+    if limit := short_limit(model):
+        _LOG.warning(
+            "%s is exact up to %d tokens of prompt and text together, so its context ends there: "
+            "beyond, its positions depend on how a text was computed",
+            type(model).__name__,
+            limit,
+        )
+    allowed = 2e-3 if model.dtype == torch.float32 else 0.3
+    if not error <= allowed:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be served: scoring a draft tree gives other logits "
+            f"than its own forward pass (difference {error:.2g} standard deviations); it probably "
+            "uses positions, masks or state that draftrec does not know."
+        )
+    return target
+
+
+def _length(target: Target) -> int:
+    """Tokens of the longer text: a usual one, and one that passes what the model has."""
+    most = context_length(target.model) - 4
+    switch = 0 if target.rule is None else target.rule.limit
+    long = max(target.longest_reach, switch) + 7
+    if long <= _USUAL or long > most or _work(target.model, long) > _MOST_WORK[target.device.type]:
+        return min(_USUAL, most)
+    return long
+
+
+def _work(model: PreTrainedModel, length: int) -> float:
+    config = model.config.get_text_config()
+    weights = sum(p.numel() for p in model.parameters())
+    scores = float(config.num_hidden_layers) * config.hidden_size * length
+    return 4.0 * length * (weights + scores)  # ours, and three plain passes
+
+
+def _difference(target: Target, length: int, own: str | None) -> float:
+    """Largest difference of logits, in their standard deviations; `own` names the attention that
+    the model came with."""
+    vocabulary = target.model.config.get_text_config().vocab_size
+    random = np.random.default_rng(0)
+    # Distinct siblings: a tree holds no token twice below one parent.
+    nodes = random.choice(vocabulary, 3, replace=False).astype(np.int32)
+    tree = make_tree(nodes.tolist(), [-1, 0, -1])
+    if target.rule and not target.rule.anew:
+        tree = EMPTY_TREE  # rows keep the factors of their own time, which no plain pass shows
+    texts = [random.integers(0, vocabulary, n).astype(np.int32) for n in (_SHORT, length)]
+    slots, half = (0, 2), length // 2
+    target.reserve(3, length + len(tree) + 1)
+    short, long = texts
+    target.score([Segment(2, 0, long[:half], EMPTY_TREE, scored=False, length=length)])
+    prompts = [
+        Segment(0, 0, short[:-1], EMPTY_TREE, scored=False, length=_SHORT),
+        Segment(2, half, long[half:-1], EMPTY_TREE, scored=False, length=length),
+    ]
+    target.score(prompts)
+    found = target.score(
+        [
+            Segment(slot, len(text) - 1, text[-1:], tree, length=len(text))
+            for slot, text in zip(slots, texts, strict=True)
+        ]
+    ).logits.float()
+    ours = target.model.config._attn_implementation
+    target.model.set_attn_implementation(own or "eager")
+    try:
+        expected = torch.cat([_plain(target.model, text, tree) for text in texts])
+    finally:
+        target.model.set_attn_implementation(ours or "eager")
+    return float((found - expected).abs().max() / expected.std().clamp_min(1e-6))
+
+
+@torch.inference_mode()
+def _plain(model: PreTrainedModel, text: IntArray, tree: DraftTree) -> torch.Tensor:
+    """Logits `[1 + nodes, V]` after the text and after each node, one plain pass per leaf."""
+    ids, own, rows = text.tolist(), tree.token_ids.tolist(), [len(text) - 1, len(text)]
+    if not len(tree):
+        return _logits(model, ids)[rows[:1]].float()
+    deep = _logits(model, [*ids, *own[:2]])[[*rows, len(text) + 1]]
+    return torch.cat([deep, _logits(model, [*ids, own[2]])[rows[1:]]]).float()
+
+
+def _logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]

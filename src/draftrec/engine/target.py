@@ -1,0 +1,336 @@
+"""The target adapter: an unmodified transformers causal LM that scores draft trees.
+
+One call, `score`, runs one forward pass over pending tokens and draft nodes of any number of
+sequences; `commit` keeps the KV rows of what was accepted. Two ways to run the model stand behind
+it: packed rows with our own attention function (models with an attention backend), and a padded
+batch with a 4-D mask over the same slab (the others).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from draftrec.core import IntArray, LongArray
+from draftrec.engine import attention, padded
+from draftrec.engine.kv_cache import KVShape, KVSlab
+from draftrec.engine.masks import FULL, PROBE, Reach
+from draftrec.engine.packing import AnySegment, BeamSegment, Packed, Segment, pack, row_lengths
+from draftrec.engine.prepacked import is_prepacked
+from draftrec.engine.rotary import LengthRule, RowFactors, length_rule
+from draftrec.errors import UnsupportedModelError
+
+for _name in (attention.NAME, PROBE):
+    AttentionInterface.register(_name, attention.packed_attention)
+
+_SERVED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Logits `[R, vocabulary]` of one forward pass, on the device, and the segments they answer.
+
+    Rows come segment by segment: the last pending token's, then its nodes'. `segments` are the
+    positions, in the call, of the segments that were scored.
+    """
+
+    logits: torch.Tensor
+    segments: list[int]
+
+
+class Runner(Protocol):
+    """One way of running the model over a slab."""
+
+    kv_dtype: torch.dtype
+    padded_rows: Callable[[int], int]
+    reaches: Mapping[int, Reach]
+
+    def shape(self) -> KVShape: ...
+    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor: ...
+
+
+class Target:
+    """A causal LM, a KV slab, and nothing else.
+
+    Raises UnsupportedModelError when the architecture cannot be served exactly.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        check_served(model)
+        self.model = model.eval()
+        self.device = model.device
+        self.dtype = model.dtype
+        self.rule: LengthRule | None = length_rule(model)
+        self._factors = RowFactors(model, self.rule) if self.rule else None
+        self.runner, self.kv_shape = _runner(model)
+        _check_cache(model, self.runner.reaches)
+        self.slab: KVSlab | None = None
+
+    @property
+    def shared_length(self) -> int:
+        """Longest text whose cached rows any text with the same beginning can take over: beyond,
+        rotary factors follow the text's length."""
+        return self.rule.limit if self.rule else 1 << 30
+
+    @property
+    def anew_length(self) -> int:
+        """Longest text that keeps its cached rows. One that grows past it is computed anew from its
+        first token on, and no draft may pass it."""
+        return self.rule.limit if self.rule and self.rule.anew else 1 << 30
+
+    @property
+    def longest_reach(self) -> int:
+        """Tokens of the widest window or chunk of any layer; 0 where all see everything."""
+        return max((r.size for r in self.runner.reaches.values()), default=0)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes that one token of one sequence takes."""
+        return self.kv_shape.bytes_per_token(self.runner.kv_dtype)
+
+    def padded_rows(self, rows: int) -> int:
+        """Rows that the linear layers compute in a pass over `rows` rows."""
+        return self.runner.padded_rows(rows)
+
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Make room for `slots` sequences of `capacity` rows. Forgets whatever was cached."""
+        if self.slab and self.slab.slots == slots and self.slab.capacity >= capacity:
+            return
+        self.slab = None  # free the old memory before taking the new
+        rounded = -(-capacity // 64) * 64
+        self.slab = KVSlab(self.kv_shape, slots, rounded, self.device, self.runner.kv_dtype)
+
+    def compile(self) -> None:
+        """Compile the feed-forward blocks, for any number of rows. Takes tens of seconds at first.
+
+        Attention stays as it is: its plan changes with every step. Raises UnsupportedModelError if
+        the model names no block `mlp`.
+        """
+        blocks = [m for name, m in self.model.named_modules() if name.endswith(".mlp")]
+        if not blocks:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no feed-forward blocks that draftrec knows how "
+                "to compile; leave --compile off."
+            )
+        for block in blocks:
+            block.compile(dynamic=True)
+
+    @torch.inference_mode()
+    def score(self, segments: Seq[AnySegment]) -> Scores:
+        """One forward pass. Writes KV columns `column ..` of every segment's slot, one per row."""
+        if self.slab is None:
+            raise RuntimeError("call reserve() before score()")
+        packed = pack(segments)
+        if self.rule and any(isinstance(s, BeamSegment) for s in segments):
+            self._check_beams(packed)
+        logits = self.runner.run(packed, self.slab, self._factors)
+        return Scores(logits, [i for i, s in enumerate(segments) if s.scored])
+
+    def _check_beams(self, packed: Packed) -> None:
+        """Raise UnsupportedModelError for beams past the length where rotary factors change: their
+        cached rows would have to be computed anew."""
+        if int(packed.positions.max()) >= self.shared_length:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} changes its rotary factors after "
+                f"{self.shared_length} tokens, and beams are not served beyond; use histories that "
+                "are shorter than that, or another model."
+            )
+
+    @torch.inference_mode()
+    def commit(self, segments: Seq[Segment], paths: Seq[IntArray]) -> None:
+        """Keep the rows of the accepted nodes: `paths[i]` int32, root down, of `segments[i]`.
+
+        Afterwards rows `0 .. start + pending + len(path) - 1` of the slot are the committed text.
+        """
+        moves: list[tuple[int, int, int]] = []
+        for segment, path in zip(segments, paths, strict=True):
+            base = segment.start + len(segment.pending)
+            moves += [
+                (segment.slot, base + node, base + place)
+                for place, node in enumerate(path.tolist())
+                if node != place
+            ]
+        if moves and self.slab:
+            slots, source, target = np.asarray(moves, np.int32).T
+            self.slab.move_rows(slots, source, target)
+
+
+def _runner(model: PreTrainedModel) -> tuple[Runner, KVShape]:
+    """The way to run the model, and what it caches: packed where its attention can be replaced.
+
+    A model that says so and does not hand its attention function what it is given runs padded.
+    """
+    if not getattr(model, "_supports_attention_backend", False):
+        runner = padded.PaddedRunner(model)
+        return runner, runner.shape()
+    before = model.config._attn_implementation or "eager"
+    try:
+        packed = PackedRunner(model)
+        return packed, packed.shape()
+    except attention.PlanLostError:
+        model.set_attn_implementation(before)
+        runner = padded.PaddedRunner(model)
+        return runner, runner.shape()
+
+
+def _check_cache(model: PreTrainedModel, reaches: Mapping[int, Reach]) -> None:
+    """Refuse models whose window is in their cache alone (Moshi): `generate` sees all of a prompt
+    while that is computed, and then only what the cache has kept."""
+    for layer, cached in enumerate(DynamicCache(config=model.config).layers):
+        window = int(getattr(cached, "sliding_window", 0) or 0)
+        if window and layer in reaches and not reaches[layer].size:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be served: its cache forgets what lies more than "
+                f"{window} tokens back while its attention mask shows it, so that a text depends "
+                "on how its prompt was computed; use another architecture."
+            )
+
+
+class PackedRunner:
+    """All rows of all sequences as one row, attention through `engine.attention`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.reaches: Mapping[int, Reach] = {}
+        model.set_attn_implementation(attention.NAME)
+        cpu = model.device.type == "cpu"
+        # Exact attention: in bfloat16 more near-ties between tokens fall otherwise, a step with a
+        # draft is little faster, one without slower.
+        self.kv_dtype = torch.float32 if cpu else model.dtype
+        # See `bucket`; plain float32 layers have no kernel per number of rows.
+        one_dnn = model.dtype != torch.float32 or is_prepacked(model)
+        self.padded_rows: Callable[[int], int] = bucket if cpu and one_dnn else int
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @torch.inference_mode()
+    def shape(self) -> KVShape:
+        """Run one token through the model; note what each layer asks to be cached and how far back
+        it sees."""
+        name = type(self.model).__name__
+        probe = _Probe(name)
+        ids = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
+        options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "draftrec_plan": probe}
+        self.model.set_attn_implementation(PROBE)
+        try:
+            self.model(input_ids=ids, position_ids=ids, use_cache=False, **options)
+        except attention.PlanLostError:
+            raise
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{name} cannot be served: {error}.") from error
+        finally:
+            self.model.set_attn_implementation(attention.NAME)
+        self.reaches = probe.reaches
+        return probe.shape()
+
+    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
+        """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
+        device = self.model.device
+        ids, positions = (
+            _padded(x, self.padded_rows(len(x))) for x in (packed.token_ids, packed.positions)
+        )
+        scored = packed.scored
+        plan = attention.make_plan(packed, slab, self.reaches)
+        options: dict[str, Any] = {"draftrec_plan": plan}
+        if self.keeps:
+            options["logits_to_keep"] = torch.as_tensor(
+                _padded(scored, self.padded_rows(len(scored))), device=device
+            )
+
+        def forward() -> torch.Tensor:
+            return self.model(
+                input_ids=torch.as_tensor(ids, device=device)[None],
+                position_ids=torch.as_tensor(positions, device=device)[None],
+                use_cache=False,
+                **options,
+            ).logits[0]
+
+        if factors is None:
+            logits = forward()
+        else:
+            logits = factors.run(_padded(row_lengths(packed), len(ids))[None], forward)
+        return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
+
+
+def bucket(rows: int) -> int:
+    """Rows that a pass over `rows` rows is padded to where oneDNN runs the linear layers.
+
+    It compiles and keeps a kernel for every number of rows, some 0.7 MB and a millisecond each
+    per layer shape, so the numbers must be few. One row takes another kernel than two, with other
+    rounding; one and two take longer than four.
+    """
+    step = 1 if rows <= 16 else 4 if rows <= 64 else 16 if rows <= 256 else 64
+    return max(4, -(-rows // step) * step)
+
+
+def _padded(values: LongArray, rows: int) -> LongArray:
+    """`values`, followed by zeros up to `rows`."""
+    if len(values) == rows:
+        return values
+    out = np.zeros(rows, np.int64)
+    out[: len(values)] = values
+    return out
+
+
+class _Probe:
+    """Stands in for a plan during the one-token forward pass that finds the KV shape."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reaches: dict[int, Reach] = {}
+        self.seen: dict[int, tuple[int, int, int]] = {}
+        self.blocks: list[attention.Block] = []
+        self.slab = self
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def reach(self, layer: int, window: int | None, mask: Any) -> Reach:
+        if mask is not None and not isinstance(mask, Reach):
+            raise UnsupportedModelError("it brings a mask of its own")
+        if layer in self.reaches:
+            raise UnsupportedModelError(f"it attends more than once in layer {layer}")
+        self.reaches[layer] = Reach(window) if mask is None else mask
+        return FULL
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.seen[layer] = (keys.shape[0], keys.shape[-1], values.shape[-1])
+        self.keys[layer], self.values[layer] = keys, values
+
+    def shape(self) -> KVShape:
+        shapes = set(self.seen.values())
+        if len(shapes) != 1 or sorted(self.seen) != list(range(len(self.seen))):
+            raise UnsupportedModelError(
+                f"{self.name} cannot be served: its layers cache keys and values of different "
+                f"shapes ({len(shapes)} found); draftrec needs the same in every layer."
+            )
+        return KVShape(len(self.seen), *shapes.pop())
+
+
+def check_served(model: PreTrainedModel) -> None:
+    """Refuse what is known not to work: encoders, state-space and chunked layers."""
+    config = model.config.get_text_config()
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} cannot be served: it is an encoder-decoder, draftrec needs a decoder-only LM."
+        )
+    if getattr(config, "alibi", False):
+        raise UnsupportedModelError(
+            f"{name} cannot be served: its ALiBi biases follow columns, not positions, so a tree "
+            "of drafts cannot be placed; use a model with rotary or learned positions."
+        )
+    odd = set(getattr(config, "layer_types", None) or ()) - _SERVED_LAYERS
+    if odd:
+        raise UnsupportedModelError(
+            f"{name} cannot be served: it has {', '.join(sorted(odd))} layers, whose state cannot "
+            "be rolled back to an accepted path; use a model with attention layers only."
+        )
+    if not model.can_generate():
+        raise UnsupportedModelError(f"{name} cannot be served: it has no language-model head.")

@@ -1,0 +1,1 @@
+"""Texts: drafted trees, verified and cut down to a path."""

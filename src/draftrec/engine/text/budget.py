@@ -1,0 +1,161 @@
+"""How many draft nodes a forward pass may carry: as many as pay for themselves.
+
+A pass over `r` rows takes `t(r)` seconds, measured once for this model, device, dtype and batch.
+With tokens flowing at `rate` per second, a set of nodes is worth its expected accepted tokens minus
+`rate` times the seconds it adds (Dinkelbach's form of maximising tokens per second). Nodes compete
+across the whole batch, best first, so an uncertain sequence yields its share to a predictable one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+import numpy as np
+
+from draftrec.core import EMPTY_TREE, DoubleArray, DraftTree, FloatArray, Verdict
+from draftrec.engine.costs import CostCurve, smoothed
+from draftrec.engine.tree import trim
+
+# Steps without drafts before the next try.
+_REST = 15
+
+
+class Budget(Protocol):
+    """Decides how much to draft and which of the drafted nodes to verify."""
+
+    most: int
+    """Most nodes that `limit` will ever allow: what the KV slab must have room for."""
+
+    def limit(self) -> int:
+        """Most nodes worth drafting per sequence just now."""
+        ...
+
+    def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
+        """The trees, cut to the nodes worth a row; `plain_rows` rows run in any case."""
+        ...
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None: ...
+
+
+class FixedBudget:
+    """`nodes` per sequence, always: reproducible, whatever the machine."""
+
+    def __init__(self, nodes: int) -> None:
+        self.most = nodes
+
+    def limit(self) -> int:
+        return self.most
+
+    def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
+        return list(trees)
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None:
+        """Nothing to learn."""
+
+
+class AutoBudget:
+    """Spends nodes while they raise expected accepted tokens per second.
+
+    Drafting itself takes time. While what was accepted lately was not worth that, it rests and
+    tries again after `_REST` steps. All clocks are the cost curve's, so that a run repeats its
+    decisions.
+    """
+
+    def __init__(self, cost: CostCurve, most: int = 64) -> None:
+        self.cost, self.most = cost, most
+        self.calibration = Calibration()
+        self._tokens = self._seconds = 0.0
+        self._largest = float(most)
+        self._gain, self._rested = 0.0, 0
+
+    def limit(self) -> int:
+        if self._gain < 0 and self._rested < _REST:
+            self._rested += 1
+            return 0
+        self._rested = 0
+        # Drafting far more than is ever verified would cost what the verified nodes gain.
+        return min(self.most, max(8, int(2 * self._largest) + 4))
+
+    def choose(self, trees: Seq[DraftTree], plain_rows: int) -> list[DraftTree]:
+        """Keep the nodes whose expected tokens outweigh the time they take from everyone."""
+        sizes = [len(t) for t in trees]
+        if not sum(sizes):
+            return list(trees)
+        probs = self.calibration(np.concatenate([t.probs for t in trees]))
+        order = np.argsort(-probs, kind="stable")
+        seconds = self.cost(plain_rows + np.arange(len(order) + 1))
+        worth = np.concatenate(([0.0], np.cumsum(probs[order])))
+        count = int(np.argmax(worth - self._rate(len(trees)) * seconds))
+        keep = np.zeros(len(order), np.bool_)
+        keep[order[:count]] = True
+        parts = np.split(keep, np.cumsum(sizes)[:-1])
+        self._largest = max(0.9 * self._largest, *(float(p.sum()) for p in parts))
+        if not count:
+            return [EMPTY_TREE] * len(trees)
+        return [trim(t, k) for t, k in zip(trees, parts, strict=True)]
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None:
+        """Learn how often nodes of each estimate are accepted, and how fast tokens flow."""
+        self.calibration.observe(trees, verdicts)
+        self._tokens = 0.98 * self._tokens + sum(len(v.token_ids) for v in verdicts)
+        drafting = 0.0 if self._rested else self.cost.draft_seconds * len(trees)
+        plain, verifying = self.cost([len(trees), rows])
+        self._seconds = 0.98 * self._seconds + verifying + drafting
+        if not self._rested:  # what the drafts gained, in tokens, their time counted as tokens too
+            lost = self._rate(len(trees)) * (verifying + drafting - plain)
+            self._gain += 0.05 * (sum(len(v.path) for v in verdicts) - lost - self._gain)
+
+    def _rate(self, active: int) -> float:
+        """Tokens per second lately, by the cost curve's clock; at the start, plain decoding's.
+
+        Prompt rows do not count: they have to be computed in any case.
+        """
+        return (self._tokens + 4 * active) / (self._seconds + 4 * float(self.cost(active)))
+
+
+class Calibration:
+    """Maps a drafter's estimated path probability to the share accepted in fact.
+
+    Expected and accepted nodes are counted at knots of the estimate's log-odds, shared between the
+    two nearest; the estimate itself is the prior, worth `prior` accepted nodes. The map never
+    falls, so a node stays at least as probable as its descendants.
+    """
+
+    def __init__(self, knots: int = 16, prior: float = 24.0) -> None:
+        self.knots = np.linspace(-6.5, 6.5, knots)
+        self.prior = prior
+        self.kept = np.zeros(knots)
+        self.expected = np.zeros(knots)
+
+    def __call__(self, probs: FloatArray) -> DoubleArray:
+        """float64 `[n]`: calibrated probabilities."""
+        estimate = _sigmoid(self.knots)
+        rate = estimate * (self.kept + self.prior) / (self.expected + self.prior)
+        learnt = _log_odds(smoothed(rate, 1.0 + self.expected / estimate))
+        x = _log_odds(probs.astype(np.float64))
+        return _sigmoid(x + np.interp(x, self.knots, learnt - self.knots))
+
+    def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict]) -> None:
+        """Count what was verified. Old counts fade, since pools and texts change."""
+        for counts in (self.kept, self.expected):
+            counts *= 0.9995
+        for tree, verdict in zip(trees, verdicts, strict=True):
+            probs = tree.probs.astype(np.float64)
+            self._count(self.expected, probs, probs)
+            self._count(self.kept, probs[verdict.path], np.ones(len(verdict.path)))
+
+    def _count(self, counts: DoubleArray, probs: DoubleArray, amount: DoubleArray) -> None:
+        place = np.interp(_log_odds(probs), self.knots, np.arange(len(self.knots)))
+        left = np.minimum(place.astype(np.int64), len(self.knots) - 2)
+        np.add.at(counts, left, amount * (1 - (place - left)))
+        np.add.at(counts, left + 1, amount * (place - left))
+
+
+def _sigmoid(x: DoubleArray) -> DoubleArray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _log_odds(p: DoubleArray) -> DoubleArray:
+    clipped = np.clip(p, 1e-4, 1 - 1e-4)
+    return np.log(clipped / (1 - clipped))

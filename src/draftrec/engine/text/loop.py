@@ -1,0 +1,272 @@
+"""THE loop: draft, score, accept, commit. Plain decoding is this loop with an empty draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import torch
+
+from draftrec.config import AcceptConfig
+from draftrec.core import EMPTY_TREE, Drafter, DraftTree, Generation, Request, Verdict
+from draftrec.engine.packing import Segment
+from draftrec.engine.target import Target
+from draftrec.engine.text import stats
+from draftrec.engine.text.accept import AcceptanceRule, uniforms_for
+from draftrec.engine.text.batch import Batch, Limits, RunningSequence
+from draftrec.engine.text.budget import Budget
+from draftrec.engine.text.controls import Control, controlled
+from draftrec.engine.text.stats import StepStats, Timing
+from draftrec.engine.text.stop_strings import StopStrings
+from draftrec.engine.tree import depths, trim
+from draftrec.errors import Interrupted
+
+#: Sequences of the next pass, each with the pending rows that it computes.
+Shares = list[tuple[RunningSequence, int]]
+
+
+@dataclass(slots=True)
+class Engine:
+    """The parts of the loop, and the settings that are not theirs.
+
+    `certain` drafts, as `Drafter.draft` does, what is worth a pass even where the budget lets
+    drafting rest.
+    """
+
+    target: Target
+    drafter: Drafter
+    rule: AcceptanceRule
+    budget: Budget
+    accept: AcceptConfig
+    eos_ids: frozenset[int]
+    slots: int
+    max_new_tokens: int
+    context_length: int = 1 << 30
+    depth: int = 24
+    prefill_chunk: int = 512
+    controls: Seq[Control] = ()
+    stops: StopStrings | None = None
+    certain: Callable[[Seq[RunningSequence], int, int], list[DraftTree]] | None = None
+    timing: Timing = field(default_factory=Timing)
+    on_text: Callable[[Request, Generation], None] | None = None
+    """Is told of every text in the step that finishes it; what it adds to a pool is drafted from in
+    the next step, by texts under way as well."""
+
+
+def generate(
+    engine: Engine,
+    requests: Seq[Request],
+    on_step: Callable[[StepStats], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Generation]:
+    """Write all texts; results in the order of `requests`.
+
+    Raises Interrupted, after finishing a step, once `should_stop()` is true.
+    """
+    batch = start(engine, requests)
+    while batch.active:
+        if should_stop and should_stop():
+            raise Interrupted
+        step(engine, batch, on_step)
+    return batch.finished()
+
+
+def step(engine: Engine, batch: Batch, on_step: Callable[[StepStats], None] | None = None) -> None:
+    """One pass of the target over the running texts: draft, score, accept, commit."""
+    admit(engine, batch)
+    shares = share_rows(engine, batch)
+    with engine.timing.drafting():
+        trees = draft(engine, shares)
+    laid = lay_out(shares, trees)
+    with engine.timing.passing(laid.prompt_share):
+        logits = engine.target.score(laid.segments).logits
+        verdicts = accept(engine, laid, logits)
+        commit(engine, laid, verdicts)
+    extend(engine, batch, laid, verdicts)
+    with engine.timing.drafting():
+        learn(engine, laid, verdicts)
+    retire(engine, batch)
+    if on_step:
+        active = [q for q, _ in laid.pairs]
+        on_step(stats.step_stats(active, len(batch.waiting), laid.rows, laid.trees, verdicts))
+
+
+def start(engine: Engine, requests: Seq[Request]) -> Batch:
+    """An empty batch with all requests waiting, and a slab that holds the longest of them."""
+    longest = max((len(r.prompt_ids) for r in requests), default=1)
+    batch = empty_batch(engine, longest, max(1, min(engine.slots, len(requests))))
+    for request in requests:
+        batch.add(request)
+    return batch
+
+
+def empty_batch(engine: Engine, longest: int, slots: int | None = None) -> Batch:
+    """A batch without requests, and a slab for prompts of at most `longest` tokens."""
+    room = longest + engine.max_new_tokens + engine.budget.most + 1
+    engine.target.reserve(engine.slots, room)
+    slab = engine.target.slab
+    assert slab is not None
+    limits = Limits(
+        slots or engine.slots,
+        engine.max_new_tokens,
+        engine.context_length,
+        engine.target.shared_length,
+    )
+    return Batch((), limits, slab.copy_prefix)
+
+
+def drop(engine: Engine, batch: Batch, order: int) -> RunningSequence | None:
+    """Take a request out of the batch, whether it waits or runs; the sequence if it was running."""
+    sequence = batch.drop(order)
+    if sequence:
+        engine.drafter.stop(sequence)
+    return sequence
+
+
+def admit(engine: Engine, batch: Batch) -> None:
+    """Let waiting requests into free slots."""
+    for sequence in batch.refill():
+        accept = engine.accept
+        if accept.temperature > 0:
+            key = sequence.request.key
+            sequence.uniforms = uniforms_for(accept.seed, key, engine.max_new_tokens + 1)
+        engine.drafter.start(sequence)
+
+
+def share_rows(engine: Engine, batch: Batch) -> Shares:
+    """Pending rows each sequence computes in the next pass: prompts share one chunk."""
+    left = engine.prefill_chunk
+    shares: Shares = []
+    for sequence in batch.running:
+        rows = sequence.pending if sequence.pending == 1 else min(sequence.pending, left)
+        if rows:
+            shares.append((sequence, rows))
+            left -= rows if sequence.pending > 1 else 0
+    return shares
+
+
+def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
+    """Trees worth verifying, by slot, for sequences whose prompt is done after this pass."""
+    ready = [q for q, rows in shares if rows == q.pending]
+    if not ready:
+        return {}
+    propose, limit = engine.drafter.draft, engine.budget.limit()
+    if limit == 0 and engine.certain:
+        propose, limit = engine.certain, engine.budget.most
+    if limit == 0 or max(s.room for s in ready) <= 1:
+        return {s.slot: EMPTY_TREE for s in ready}
+    # Not as deep as the longest of them has room for: a tree must not depend on its neighbours.
+    trees = propose(ready, limit, engine.depth)
+    trees = [_within(t, _levels(engine, s)) for t, s in zip(trees, ready, strict=True)]
+    trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
+    return {s.slot: t for s, t in zip(ready, trees, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """One pass: the sequences that take part with their segments, and those of them whose scores
+    are asked for, because their prompt is done after it."""
+
+    pairs: list[tuple[RunningSequence, Segment]]
+    scored: list[tuple[RunningSequence, Segment]]
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [s for _, s in self.pairs]
+
+    @property
+    def sequences(self) -> list[RunningSequence]:
+        """The scored ones."""
+        return [q for q, _ in self.scored]
+
+    @property
+    def trees(self) -> list[DraftTree]:
+        """Those of the scored ones."""
+        return [s.tree for _, s in self.scored]
+
+    @property
+    def rows(self) -> int:
+        return sum(s.rows for _, s in self.pairs)
+
+    @property
+    def prompt_share(self) -> float:
+        """The part of the rows that are those of prompts."""
+        return (sum(len(s.pending) for _, s in self.pairs) - len(self.scored)) / self.rows
+
+
+def lay_out(shares: Shares, trees: dict[int, DraftTree]) -> Laid:
+    """Pending tokens and tree of every sequence that takes part in the next pass."""
+    pairs: list[tuple[RunningSequence, Segment]] = []
+    for sequence, rows in shares:
+        tree = trees.get(sequence.slot)
+        pending = sequence.context[sequence.computed : sequence.computed + rows]
+        scored = tree is not None
+        segment = Segment(
+            sequence.slot, sequence.computed, pending, tree or EMPTY_TREE, scored, sequence.length
+        )
+        pairs.append((sequence, segment))
+    return Laid(pairs, [(q, s) for q, s in pairs if s.scored])
+
+
+def accept(engine: Engine, laid: Laid, logits: torch.Tensor) -> list[Verdict]:
+    """A verdict for every scored sequence, from `logits` `[R, V]` after the controls."""
+    if not laid.scored:
+        return []
+    sequences, trees = laid.sequences, laid.trees
+    logits = controlled(engine.controls, sequences, trees, logits)
+    verdicts = engine.rule.accept(sequences, trees, logits)
+    return engine.stops.cut(sequences, verdicts) if engine.stops else verdicts
+
+
+def commit(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:
+    """Keep the KV rows of accepted nodes."""
+    if laid.scored:
+        engine.target.commit([s for _, s in laid.scored], [v.path for v in verdicts])
+
+
+def extend(engine: Engine, batch: Batch, laid: Laid, verdicts: Seq[Verdict]) -> None:
+    """Write the verdicts' tokens into the texts, and count them."""
+    for sequence, segment in laid.pairs:
+        sequence.counts.target_calls += 1
+        if not segment.scored:
+            sequence.computed += len(segment.pending)
+    for (sequence, segment), verdict in zip(laid.scored, verdicts, strict=True):
+        stats.record(sequence, segment.tree, verdict)
+        kept = sequence.length <= engine.target.anew_length
+        sequence.extend(verdict, engine.eos_ids)
+        if kept and sequence.length > engine.target.anew_length:
+            sequence.computed = 0
+    for sequence, _ in laid.pairs:
+        batch.note_computed(sequence)
+
+
+def learn(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:
+    """Let the drafter and the budget see what became of the drafts."""
+    trees = laid.trees
+    engine.drafter.observe(laid.sequences, verdicts)
+    rows = laid.rows
+    if rows == sum(1 + len(t) for t in trees):  # prompt rows would blur what a draft row costs
+        engine.budget.observe(trees, verdicts, rows)
+
+
+def retire(engine: Engine, batch: Batch) -> None:
+    """Take finished texts out of the batch, and tell of them."""
+    for sequence in batch.retire():
+        engine.drafter.stop(sequence)
+        if engine.on_text:
+            engine.on_text(sequence.request, batch.results[sequence.order])
+
+
+def _levels(engine: Engine, sequence: RunningSequence) -> int:
+    """Most levels of a tree: those that fit into the text, and past no length at which cached rows
+    become those of another text."""
+    keeps = engine.target.anew_length - sequence.length
+    return sequence.room - 1 if keeps < 0 else min(sequence.room - 1, keeps)
+
+
+def _within(tree: DraftTree, depth: int) -> DraftTree:
+    """The tree without nodes deeper than `depth`."""
+    if len(tree) <= depth:
+        return tree
+    return trim(tree, depths(tree) < depth)

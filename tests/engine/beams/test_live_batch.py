@@ -1,0 +1,76 @@
+"""Requests that come and go while others run: the same beams, and no trace of dropped ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from draftrec.engine.beams.drafters import ModelDrafter
+from draftrec.engine.beams.loop import BeamEngine, SearchBatch, drop, reserve, step
+from draftrec.engine.beams.model import BeamModel, Constraint
+from draftrec.engine.beams.pace import FixedPace
+from draftrec.engine.beams.state import Beams
+from draftrec.engine.target import Target
+from tests.engine.beams import toys
+from tests.engine.beams.toys import Setting
+
+TRIE, _ = toys.catalogue(1, 60, 4, 5)
+ASKED = toys.requests(2, 8)
+
+
+def engine(width: int = 6, slots: int = 2) -> BeamEngine:
+    constraint = Constraint(TRIE, TRIE.levels)
+    draft = BeamModel(Target(toys.model(3)), constraint)
+    drafter = ModelDrafter(draft, width, FixedPace(10, 2, TRIE.levels))
+    return BeamEngine(BeamModel(Target(toys.model(1)), constraint), drafter, width, slots)
+
+
+def alone(width: int) -> list[Beams]:
+    return toys.run(Target(toys.model(1)), TRIE, ASKED, Setting(width=width))
+
+
+def test_requests_enter_a_running_batch_and_keep_their_own_widths() -> None:
+    live = engine()
+    reserve(live, 12)
+    batch = SearchBatch((), live.slots)
+    assert not batch.active
+    widths = [1, 6, 3, None, 2, 6, 4, 1]
+    for request, width in zip(ASKED, widths, strict=True):
+        batch.add(replace(request, width=width))
+        step(live, batch)
+    while batch.active:
+        step(live, batch)
+    for place, (found, width) in enumerate(zip(batch.finished(), widths, strict=True)):
+        expected = alone(width or 6)[place]
+        assert len(found.scores) == (width or 6)
+        assert toys.same([found], [expected])
+
+
+def test_a_narrow_search_is_not_the_beginning_of_a_wide_one() -> None:
+    """Why the width belongs to the request."""
+    narrow, wide = alone(2), alone(6)
+    assert any(
+        a.tokens.tolist() != b.tokens[:2].tolist() for a, b in zip(narrow, wide, strict=True)
+    )
+
+
+def test_dropped_requests_leave_their_slots_to_others() -> None:
+    live = engine()
+    reserve(live, 12)
+    batch = SearchBatch(ASKED, live.slots)
+    step(live, batch)
+    assert {s.order for s in batch.running} == {0, 1}
+    for order in (0, 1, 5):  # two that run and one that waits
+        drop(live, batch, order)
+    assert not batch.running
+    assert len(batch.free) == 2
+    assert live.drafter._users == {}, "the draft model's caches go with the search"
+    while batch.active:
+        step(live, batch)
+    assert sorted(batch.results) == [2, 3, 4, 6, 7]
+    expected = alone(6)
+    for order, found in batch.results.items():
+        assert toys.same([found], [expected[order]])
+    with pytest.raises(RuntimeError, match="not finished"):
+        batch.finished()

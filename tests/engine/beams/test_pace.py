@@ -1,0 +1,131 @@
+"""Drafting goes as far and as wide as pays, and stops where it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace
+from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, UserSearch
+from draftrec.engine.costs import CostCurve
+
+DEPTH, K, N = 4, 4, 16
+FLAT = CostCurve((1, 10_000), (1.0, 1.001))  # rows are free, passes are dear
+STEEP = CostCurve((1, 1001), (0.001, 10.0))  # every row costs
+CHEAP = CostCurve((1, 10_000), (0.001, 0.0011))
+
+
+def a_search(order: int, level: int = 0) -> UserSearch:
+    tree, request = BeamTree(DEPTH), BeamRequest(order, np.ones(1, np.int32))
+    return UserSearch(order, request, tree, Scored(0, request, tree), level=level)
+
+
+def verified(needed: list[int | None], widths: list[int]) -> UserSearch:
+    """A search that was drafted `widths` and of which the target kept beams, the last of them at
+    place `needed` of every level (None: one was not drafted)."""
+    s = a_search(1)
+    for need, width in zip(needed, widths, strict=True):
+        drafted = np.arange(width, dtype=np.int32)
+        s.levels.append(drafted)
+        kept = np.array([0, width + 9 if need is None else need - 1], np.int32)
+        s.trail.append(np.unique(kept))
+        s.level += 1
+        if need is None:
+            break
+    return s
+
+
+def pace(target: CostCurve, draft: CostCurve | None) -> AutoPace:
+    return AutoPace(N, DEPTH, Costs(target, draft, users=2, prompt=8, kept=K))
+
+
+def test_fixed_widths_end_before_the_last_level() -> None:
+    fixed = FixedPace(9, 2, DEPTH)
+    assert [fixed.widths(a_search(0, level)) for level in range(DEPTH)] == [
+        [9, 9], [9, 9], [9], [],
+    ]  # fmt: skip
+
+
+def test_dear_passes_are_saved_and_dear_rows_are_not_spent() -> None:
+    assert pace(FLAT, CHEAP).widths(a_search(1)) == [N, N, N]
+    assert pace(STEEP, CHEAP).widths(a_search(1)) == []
+    assert pace(FLAT, FLAT).widths(a_search(1)) == [], "a draft as dear as the target never pays"
+
+
+def unlucky(costs: Costs) -> AutoPace:
+    """Drafts that could pay, if they ever held anything."""
+    auto = AutoPace(N, DEPTH, costs)
+    for _ in range(200):
+        auto.observe([verified([None], [N])])
+    return auto
+
+
+def test_where_nothing_is_held_few_users_try() -> None:
+    auto = unlucky(Costs(FLAT, CHEAP, users=2, prompt=8, kept=K, propose=0.02))
+    tried = [i for i in range(1, 200) if auto.widths(a_search(0))]
+    assert tried == [64, 128, 192], "whatever their order in one call: calls may be of one user"
+    assert all(auto.widths(a_search(0, level=1)) == auto.plans[1] for _ in range(200))
+
+
+def test_dear_tries_are_rarer() -> None:
+    """A plain user takes 2 seconds (4 passes, 2 users at once), a try 1.6 more: one in 80 users."""
+    draft = CostCurve((1, 10_000), (0.2, 0.2002))
+    costs = Costs(FLAT, draft, users=2, prompt=8, kept=K, propose=1.0)
+    assert costs.alone([N] * 3) == pytest.approx(1.6, rel=0.01)
+    auto = unlucky(costs)
+    tried = [i for i in range(1, 400) if auto.widths(a_search(0))]
+    assert tried == pytest.approx([80, 160, 240, 320], abs=4)
+
+
+def test_nobody_tries_where_even_perfect_drafts_would_lose() -> None:
+    auto = pace(STEEP, CHEAP)
+    assert not any(auto.widths(a_search(0)) for _ in range(1000))
+
+
+def test_levels_that_are_never_accepted_are_given_up() -> None:
+    auto = pace(FLAT, CostCurve((1, 10_000), (0.2, 0.2002)))
+    assert len(auto.widths(a_search(1))) > 1
+    for _ in range(60):
+        auto.observe([verified([N // 2, None], [N, N, N][:2])])
+    assert len(auto.widths(a_search(1))) == 1, "the second level never came right"
+
+
+def test_narrow_drafts_do_where_they_hold_everything() -> None:
+    """Rows cost something: as soon as the first K drafts are enough, no more are drafted."""
+    slope = CostCurve((1, 201), (1.0, 3.0))
+    auto = AutoPace(N, DEPTH, Costs(slope, CHEAP, users=1, prompt=8, kept=K))
+    for _ in range(80):
+        auto.observe([verified([K, K, K], [N, N, N])])
+    assert auto.widths(a_search(1)) == [K, K, K]
+    for _ in range(400):
+        auto.observe([verified([N - 1, N - 1, N - 1], [N, N, N])])
+    assert auto.widths(a_search(1)) == [N, N, N]
+
+
+def test_a_narrow_draft_says_nothing_of_a_wider_one() -> None:
+    auto = pace(FLAT, CHEAP)
+    before = auto.tried.copy(), auto.held.copy()
+    auto.observe([verified([None], [K])])
+    wider = auto.grid.index(N)
+    assert auto.tried[1, wider] == pytest.approx(before[0][1, wider] * 0.995)
+    assert auto.tried[1, 0] == pytest.approx(before[0][1, 0] * 0.995 + 1)
+    auto.observe([verified([K], [K])])
+    assert auto.held[1, wider] > before[1][1, wider], "what a narrow one holds, a wide one does"
+
+
+def test_rows_count_levels_that_are_drafted_whole() -> None:
+    """30 first tokens, 20 continuations of each, then hardly any."""
+    costs = Costs(FLAT, None, users=1, prompt=8, kept=4, branching=(30.0, 20.0, 1.5, 1.1))
+    assert costs.rows(0, [16, 16, 16]) == [30.0, 16.0, 24.0]
+    assert costs.rows(0, [8]) == [8.0]
+    assert costs.rows(2, [16]) == [6.0]
+
+
+def test_host_work_counts_against_drafting() -> None:
+    plain = Costs(FLAT, None, users=1, prompt=8, kept=4)
+    busy = Costs(FLAT, None, users=1, prompt=8, kept=4, propose=0.5)
+    assert busy.passes(0, []) == plain.passes(0, [])
+    assert busy.passes(0, [8]) == pytest.approx(plain.passes(0, [8]) + 0.5)
+    assert AutoPace(N, DEPTH, plain).widths(a_search(1)) == [N, N, N]
+    dear = Costs(FLAT, None, users=1, prompt=8, kept=4, propose=5.0)
+    assert AutoPace(N, DEPTH, dear).widths(a_search(1)) == []
