@@ -16,8 +16,8 @@ import numpy as np
 from common import SHARED, note, write_result
 
 from draftrec.data.sequences import PARTS, read_histories, read_semantic_ids, read_sequences
-from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.trie import ItemTrie
 
 SEQUENCES = SHARED / "data" / "interactions" / "atspeed_beauty_sequences.parquet"
 SIDS = SHARED / "data" / "items" / "atspeed_beauty_semantic_ids.parquet"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from draftrec.tokens.item_trie import ItemTrie
+from draftrec.items.trie import ItemTrie
 
 
 @dataclass(frozen=True, eq=False)

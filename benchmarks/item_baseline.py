@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 
 from draftrec.data.sequences import read_histories, read_semantic_ids, read_sequences
 from draftrec.evaluate.ranking import KS, RankingScores, find_hits, multi_target, single_target
-from draftrec.pool.item_retriever import ItemRetriever, RetrieverSettings
+from draftrec.items.retriever import ItemRetriever, RetrieverSettings
 
 Arrays = list[np.ndarray]
 Result = dict[str, Any]

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from common import note, spread, write_result
 
-from draftrec.tokens.item_filter import Filter
-from draftrec.tokens.item_trie import ItemTrie
+from draftrec.items.filter import Filter
+from draftrec.items.trie import ItemTrie
 
 _FIRST_TOKEN = 1000
 

@@ -22,9 +22,8 @@ from workload import Workload, make_texts
 
 from draftrec.core import IntArray
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text, warm_up
-from draftrec.pool.level import level_of
 from draftrec.pool.ngrams import ORDER
-from draftrec.pool.store import Pool
+from draftrec.pool.store import Pool, level_of
 from draftrec.pool.suffixes import ClosedIndex
 
 _HELD_OUT = 200

@@ -39,14 +39,14 @@ from draftrec.demo.genrec_shop import (
     train_places,
 )
 from draftrec.evaluate.ranking import multi_target
+from draftrec.items.prompts import PromptFormat
+from draftrec.items.quantise import QuantiseSettings, residual_kmeans, semantic_ids
+from draftrec.items.retriever import ItemRetriever, RetrieverSettings
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.models.recommender import load_recommender, save_recommender
-from draftrec.pool.item_retriever import ItemRetriever, RetrieverSettings
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.recommender import ItemRecommender, parts_of
 from draftrec.recommend.values import Query
-from draftrec.tokens.prompts import PromptFormat
-from draftrec.tokens.quantise import QuantiseSettings, residual_kmeans, semantic_ids
-from draftrec.tokens.semantic_ids import SemanticIds
 
 LEVELS, CODES, FACTORS = 4, 32, 32
 BEAMS = 10

@@ -10,7 +10,7 @@ import numpy as np
 from draftrec.alignment.fit import FitSpec
 from draftrec.alignment.settings import TrainSettings
 from draftrec.data.sequences import write_semantic_ids
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds
 
 ITEMS = 24
 SETTINGS = TrainSettings(

@@ -15,8 +15,8 @@ from draftrec.alignment.fit import FitSpec, fit
 from draftrec.alignment.lora import LoraSettings
 from draftrec.alignment.presets import ModelSource
 from draftrec.errors import DraftrecError, Interrupted
+from draftrec.items.prompts import HistoryEncoder
 from draftrec.models.recommender import load_recommender
-from draftrec.tokens.prompts import HistoryEncoder
 from tests.alignment.small import SETTINGS, catalogue, fit_spec
 
 

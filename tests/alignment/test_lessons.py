@@ -9,8 +9,8 @@ import pytest
 
 from draftrec.alignment.lessons import IGNORED, Lessons, padded
 from draftrec.errors import DraftrecError
+from draftrec.items.prompts import HistoryEncoder, PromptFormat
 from draftrec.models.recommender import new_tokenizer
-from draftrec.tokens.prompts import HistoryEncoder, PromptFormat
 from tests.alignment.small import ITEMS, catalogue
 
 

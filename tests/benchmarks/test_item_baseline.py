@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from common import RESULTS
 
-from draftrec.pool.item_retriever import RetrieverSettings
+from draftrec.items.retriever import RetrieverSettings
 
 
 def test_the_search_climbs_to_the_best_settings_of_the_space() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.data.sequences import read_semantic_ids
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds
 from tests.recommend.worlds import World, make_world, save_model
 
 

@@ -21,7 +21,7 @@ from draftrec.data.sequences import (
     write_semantic_ids,
 )
 from draftrec.errors import DraftrecError
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds
 
 ROWS = [
     {"user": 4, "items": [1, 2, 3, 4], "part": "train"},

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftrec.errors import DraftrecError
+from draftrec.items.prompts import HistoryEncoder, PromptFormat
 from draftrec.models.recommender import (
     RecommenderInfo,
     check_draft,
@@ -18,7 +19,6 @@ from draftrec.models.recommender import (
     save_recommender,
     weights_fingerprint,
 )
-from draftrec.tokens.prompts import HistoryEncoder, PromptFormat
 
 TOKENS = ("<a_0>", "<a_1>", "<b_0>", "<b_1>")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from draftrec.errors import DraftrecError
+from draftrec.items.quantise import QuantiseSettings, relative_error
 from draftrec.models.rq_vae import RqVaeSettings, fit_rq_vae
-from draftrec.tokens.quantise import QuantiseSettings, relative_error
 
 CPU = torch.device("cpu")
 CODES = QuantiseSettings(levels=3, codes=8)

@@ -13,7 +13,7 @@ from draftrec.engine.tree import check_tree, depths
 from draftrec.pool import ngrams
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER, START
-from draftrec.pool.suffix_sort import REACH
+from draftrec.pool.suffix_states import REACH
 from draftrec.pool.suffixes import ClosedIndex
 from tests.strategies import token_lists
 

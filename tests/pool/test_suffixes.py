@@ -18,7 +18,6 @@ from draftrec.errors import DraftrecError
 from draftrec.pool import contexts, views
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
 from draftrec.pool.ngrams import ORDER, START
-from draftrec.pool.suffix_sort import REACH
 from draftrec.pool.suffix_states import (
     BLOCK,
     FIRST,
@@ -30,6 +29,7 @@ from draftrec.pool.suffix_states import (
     LOW,
     MANY,
     PARENT,
+    REACH,
 )
 from draftrec.pool.suffixes import ClosedIndex
 from tests.strategies import token_lists

@@ -15,10 +15,10 @@ import pytest
 from draftrec.cli.main import run
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
+from draftrec.items.ids import ids_array
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.recommend.setup import TaskSettings, load
 from draftrec.recommend.values import Query
-from draftrec.tokens.item_ids import ids_array
-from draftrec.tokens.semantic_ids import SemanticIds
 from tests.recommend.worlds import World, make_world, named, with_texts
 
 

@@ -12,8 +12,8 @@ import torch
 import transformers as tf
 
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.models.recommender import RecommenderInfo, new_tokenizer, save_recommender
-from draftrec.tokens.semantic_ids import SemanticIds
 
 LEVELS = 3
 

@@ -19,13 +19,13 @@ from draftrec.alignment.session import Prepared, Session
 from draftrec.alignment.settings import ObjectiveSettings, TrainSettings
 from draftrec.alignment.teacher_files import TeacherFolder, TeacherManifest, check_teacher
 from draftrec.alignment.train import TrainWatcher
+from draftrec.items.prompts import HistoryEncoder
 from draftrec.models.recommender import (
     Recommender,
     RecommenderInfo,
     check_draft,
     load_recommender,
 )
-from draftrec.tokens.prompts import HistoryEncoder
 
 
 @dataclass(frozen=True, slots=True)

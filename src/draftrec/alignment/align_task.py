@@ -25,8 +25,8 @@ from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import FixedPace
 from draftrec.engine.beams.state import BeamRequest
 from draftrec.engine.target import Target
+from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import Recommender
-from draftrec.tokens.item_trie import ItemTrie
 
 _SLOTS = 32
 

@@ -23,10 +23,10 @@ from draftrec.alignment.validation import Validator, answer_loss
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.engine.rotary import context_length, uniform_length
 from draftrec.errors import DraftrecError
+from draftrec.items.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat, check_texts
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
-from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat, check_texts
-from draftrec.tokens.semantic_ids import SemanticIds
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import numpy as np
 from draftrec.core import LongArray
 from draftrec.data.sequences import USUAL, SequenceColumns, read_sequences
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Id, Ids, plain
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.ids import Id, Ids, plain
+from draftrec.items.semantic_ids import SemanticIds
 
 
 @dataclass(frozen=True, eq=False, slots=True)

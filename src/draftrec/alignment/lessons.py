@@ -16,7 +16,7 @@ import torch
 
 from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
-from draftrec.tokens.prompts import HistoryEncoder
+from draftrec.items.prompts import HistoryEncoder
 
 Batch = dict[str, torch.Tensor]
 #: The label of tokens that are no answers.

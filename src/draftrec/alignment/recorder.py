@@ -28,9 +28,9 @@ from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.target import Target
 from draftrec.errors import UnsupportedModelError
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import Recommender
-from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.prompts import HistoryEncoder
 
 # float16 keeps three digits, and passes of different shapes round differently.
 _TOLERANCE = 0.05

@@ -24,11 +24,11 @@ from draftrec.core import LongArray
 from draftrec.data.locks import sole_writer
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
+from draftrec.items.ids import is_text
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.trie import ItemTrie
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
-from draftrec.tokens.item_ids import is_text
-from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.prompts import HistoryEncoder
 
 
 @dataclass(frozen=True, slots=True)

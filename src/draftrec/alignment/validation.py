@@ -18,8 +18,8 @@ from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.state import BeamRequest
 from draftrec.engine.target import Target
-from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.prompts import HistoryEncoder
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.trie import ItemTrie
 
 _BATCH = 64
 

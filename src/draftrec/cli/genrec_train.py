@@ -27,7 +27,7 @@ from draftrec.errors import DraftrecError, Interrupted
 
 if TYPE_CHECKING:
     from draftrec.alignment.presets import ModelSource
-    from draftrec.tokens.prompts import PromptFormat
+    from draftrec.items.prompts import PromptFormat
 
 
 _FIT_IDLE = (
@@ -196,7 +196,7 @@ def _form(options: FitOptions) -> PromptFormat | None:
     """The prompt that was asked for, None to leave it to the model."""
     from dataclasses import replace
 
-    from draftrec.tokens.prompts import TEXT_FORMAT, PromptFormat
+    from draftrec.items.prompts import TEXT_FORMAT, PromptFormat
 
     texts = {name: getattr(options, name) for name in ("prefix", "separator", "suffix")}
     given = {name: text for name, text in texts.items() if text is not None}

@@ -18,7 +18,7 @@ from draftrec.data.places import Place
 
 if TYPE_CHECKING:
     from draftrec.core import FloatArray
-    from draftrec.tokens.quantise import Quantised
+    from draftrec.items.quantise import Quantised
 
 Argument, Option = typer.Argument, typer.Option
 
@@ -69,7 +69,7 @@ def fit(options: FitOptions) -> int:
     """Fit semantic ids to ITEM_VECTORS: close items share their first codes."""
     from draftrec.data.sequences import check_semantic_ids_file, write_semantic_ids
     from draftrec.data.vectors import read_item_vectors
-    from draftrec.tokens.quantise import relative_error, semantic_ids
+    from draftrec.items.quantise import relative_error, semantic_ids
 
     start = time.perf_counter()
     check_semantic_ids_file(options.output)
@@ -136,7 +136,7 @@ def join(options: JoinOptions) -> int:
         write_semantic_ids,
     )
     from draftrec.data.vectors import read_item_vectors
-    from draftrec.tokens.join import joined
+    from draftrec.items.join import joined
 
     check_semantic_ids_file(options.output)
     before = read_semantic_ids(options.sids)
@@ -168,7 +168,7 @@ SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit, "join": join}
 
 def _quantise(vectors: FloatArray, options: FitOptions) -> tuple[Quantised, FloatArray]:
     """The codes, and the vectors that they stand for."""
-    from draftrec.tokens.quantise import QuantiseSettings, residual_kmeans
+    from draftrec.items.quantise import QuantiseSettings, residual_kmeans
 
     settings = QuantiseSettings(options.levels, options.codes, options.max_load, seed=options.seed)
     if options.method is Method.RQ_KMEANS:
@@ -185,7 +185,7 @@ def _crowding(found: Quantised) -> dict[str, Any]:
     """How many items share their semantic id, and how many codes are in use."""
     import numpy as np
 
-    from draftrec.tokens.item_trie import ItemTrie
+    from draftrec.items.trie import ItemTrie
 
     trie = ItemTrie.build(np.arange(len(found.codes)), found.codes)
     sizes = np.diff(trie.item_start)

@@ -28,7 +28,7 @@ from draftrec.data.interactions import converted, label
 from draftrec.data.readers import Row, open_records
 from draftrec.data.rejects import Rejects, RowError
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Ids, as_whole, ids_array
+from draftrec.items.ids import Ids, as_whole, ids_array
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")

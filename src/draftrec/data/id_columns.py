@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from draftrec.data.readers import Row
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Id, Ids, ids_array, is_text, plain
+from draftrec.items.ids import Id, Ids, ids_array, is_text, plain
 
 
 def arrow_type(*, text: bool) -> pa.DataType:

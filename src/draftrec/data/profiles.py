@@ -17,7 +17,7 @@ from draftrec.data.id_columns import cell_id
 from draftrec.data.phrasing import flat, known, listed
 from draftrec.data.readers import RecordSource, open_records
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Id, ids_array
+from draftrec.items.ids import Id, ids_array
 
 TITLE = ColumnKind(
     "title",

@@ -20,8 +20,8 @@ from draftrec.data.places import Place, place
 from draftrec.data.readers import RecordSource, Row, open_records
 from draftrec.data.writers import replace_file, replace_parquet
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
+from draftrec.items.semantic_ids import SemanticIds
 
 PARTS = ("train", "valid", "test")
 #: Stands for everything that is known of a user: nothing is held back as a target.
@@ -53,7 +53,7 @@ USUAL = SequenceColumns()
 @dataclass(frozen=True, eq=False, slots=True)
 class UserSequence:
     """What a user took, in order: `items` `[h]` of one part (train, valid or test), int64 or texts
-    (see `tokens.item_ids`)."""
+    (see `items.ids`)."""
 
     user: Id
     items: Ids

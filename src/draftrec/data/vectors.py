@@ -18,14 +18,14 @@ from draftrec.data.id_columns import column_ids
 from draftrec.data.places import Place
 from draftrec.data.readers import RecordSource, open_records
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Ids, as_whole, joined_ids
+from draftrec.items.ids import Ids, as_whole, joined_ids
 
 _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ItemVectors:
-    """`items` `[n]`, int64 or texts (see `tokens.item_ids`), distinct, in file order; `vectors`
+    """`items` `[n]`, int64 or texts (see `items.ids`), distinct, in file order; `vectors`
     float32 `[n, d]`, all finite."""
 
     items: Ids

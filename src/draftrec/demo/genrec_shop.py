@@ -17,7 +17,7 @@ from draftrec.data.world_series import Reading, Shop, make_shop, stream_readings
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
-    from draftrec.pool.item_retriever import ItemRetriever
+    from draftrec.items.retriever import ItemRetriever
     from draftrec.recommend.catalogue import Catalogue
     from draftrec.recommend.engines import Parts
 
@@ -86,8 +86,8 @@ def load_shipped(folder: Path, readers: int = READERS) -> Shipped:
 
     Raises DraftrecError for a folder that is not complete.
     """
+    from draftrec.items.retriever import ItemRetriever, RetrieverSettings
     from draftrec.models.recommender import load_recommender
-    from draftrec.pool.item_retriever import ItemRetriever, RetrieverSettings
     from draftrec.recommend.catalogue import Catalogue
     from draftrec.recommend.recommender import parts_of
 

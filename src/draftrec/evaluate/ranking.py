@@ -23,7 +23,7 @@ from draftrec.data.id_columns import cell_id, cell_ids, spelt_list
 from draftrec.data.readers import Row, open_records
 from draftrec.data.sequences import USUAL, SequenceColumns, read_histories
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Id, Ids, joined_ids, plain
+from draftrec.items.ids import Id, Ids, joined_ids, plain
 
 Definition = Literal["multi", "single"]
 DEFINITIONS: tuple[Definition, ...] = get_args(Definition)

@@ -24,8 +24,8 @@ from draftrec.config import ModelConfig
 from draftrec.data.places import here
 from draftrec.data.writers import replace_file, share
 from draftrec.errors import DraftrecError
+from draftrec.items.prompts import PromptFormat
 from draftrec.models.loading import load_model, load_tokenizer, tokenizer_fingerprint
-from draftrec.tokens.prompts import PromptFormat
 
 FORMAT_VERSION = 1
 INFO_FILE = "genrec.json"

@@ -2,7 +2,7 @@
 
 The model of TIGER (Rajput et al. 2023, section 3.1), with the quantiser of the package
 vector-quantize-pytorch. What it gives are latents and codebooks; which codes an item gets in the
-end, without crowding and without collisions, is up to `tokens.quantise`.
+end, without crowding and without collisions, is up to `items.quantise`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from draftrec.core import FloatArray
 from draftrec.errors import DraftrecError
-from draftrec.tokens.quantise import Quantised, QuantiseSettings, assign
+from draftrec.items.quantise import Quantised, QuantiseSettings, assign
 
 _BATCH = 1024
 

@@ -10,10 +10,9 @@ import numpy as np
 from numba import njit
 
 from draftrec.pool import views
-from draftrec.pool.compiling import inlined, kernel
 from draftrec.pool.ngrams import START
-from draftrec.pool.suffix_sort import REACH
-from draftrec.pool.suffix_states import BLOCK, FIRST, HIGH, LENGTH, LOW, MANY, PARENT
+from draftrec.pool.suffix_states import BLOCK, FIRST, HIGH, LENGTH, LOW, MANY, PARENT, REACH
+from draftrec.pool.views import inlined, kernel
 
 #: Neighbours read around a rare context.
 WINDOW = 24

@@ -8,10 +8,9 @@ import numpy as np
 from numba import njit
 
 from draftrec.pool import contexts, ngrams, views
-from draftrec.pool.blend import blend
-from draftrec.pool.compiling import inlined, kernel
+from draftrec.pool.blend import PLACE, RANK, SPAN, TOP, blend, make_room
 from draftrec.pool.ngrams import ORDER
-from draftrec.pool.room import PLACE, RANK, SPAN, TOP, make_room
+from draftrec.pool.views import inlined, kernel
 
 # Columns of a queued node: the place above it, its token, the source that said most.
 _ABOVE, _TOKEN, _SOURCE = range(3)

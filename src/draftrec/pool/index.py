@@ -10,7 +10,7 @@ import numpy as np
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.pool import drafting, ngrams, views
 from draftrec.pool.ngrams import ORDER, START, Arrays
-from draftrec.pool.suffix_sort import REACH
+from draftrec.pool.suffix_states import REACH
 from draftrec.pool.suffixes import ClosedIndex
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from draftrec.core import IntArray, LongArray
-from draftrec.pool.compiling import inlined, kernel
+from draftrec.pool.views import inlined, kernel
 
 #: Longest context that predicts a next token.
 ORDER = 8

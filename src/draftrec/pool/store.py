@@ -11,18 +11,161 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 from draftrec.data.places import here
 from draftrec.errors import PoolMismatchError
 from draftrec.pool import files
-from draftrec.pool.level import Level
+from draftrec.pool.index import NgramIndex
+from draftrec.pool.suffix_states import REACH
 from draftrec.pool.suffixes import ClosedIndex
-from draftrec.pool.usage import ROW, Rows, Usage, fresh_rows
+
+#: Fields of a text's row: accepted tokens credited to it, and Unix seconds of when it was added and
+#: when it was last credited (0: never).
+ROW = np.dtype([("accepted", np.int64), ("added", np.float64), ("used", np.float64)])
+
+Rows = npt.NDArray[Any]
+
+
+def fresh_rows(count: int, now: float) -> Rows:
+    """Rows `[count]` of texts that were added now and not used yet."""
+    rows = np.zeros(count, ROW)
+    rows["added"] = now
+    return rows
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counts over a pool's life. `drafts` are trees with nodes from the pool, `hits` those of which
+    at least one pool token was accepted. `by_length` int64 `[REACH + 1]`: accepted tokens by how
+    many tokens before the draft the pool knew. `by_group`: drafts, hits and accepted tokens per
+    group name, "" for texts without one.
+    """
+
+    drafts: int = 0
+    hits: int = 0
+    accepted: int = 0
+    by_length: LongArray = field(default_factory=lambda: np.zeros(REACH + 1, np.int64))
+    by_group: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+
+    def count(self, group: str | None, drafts: int, accepted: Seq[int]) -> None:
+        """Add a text's drafts and what was accepted of each hit."""
+        total = sum(accepted)
+        self.drafts += drafts
+        self.hits += len(accepted)
+        self.accepted += total
+        row = self.by_group.setdefault(group or "", [0, 0, 0])
+        for i, value in enumerate((drafts, len(accepted), total)):
+            row[i] += value
+
+    def merged(self, other: Usage) -> Usage:
+        """Both together."""
+        groups = {name: list(row) for name, row in self.by_group.items()}
+        for name, row in other.by_group.items():
+            known = groups.get(name, [0, 0, 0])
+            groups[name] = [a + b for a, b in zip(known, row, strict=True)]
+        return Usage(
+            self.drafts + other.drafts,
+            self.hits + other.hits,
+            self.accepted + other.accepted,
+            self.by_length + other.by_length,
+            groups,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {
+            "drafts": self.drafts,
+            "hits": self.hits,
+            "accepted": self.accepted,
+            "by_length": self.by_length.tolist(),
+            "by_group": dict(sorted(self.by_group.items())),
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Usage:
+        """Raises TypeError or ValueError if `found` is nothing that `to_json` made."""
+        by_length = np.zeros(REACH + 1, np.int64)
+        by_length[:] = found["by_length"]
+        return cls(**{**found, "by_length": by_length})
+
+
+# Fresh texts join the closed part when they are more than one in so many of its tokens: every token
+# is then sorted some five times over a pool's life, and a lookup seldom asks two indexes.
+_SHARE = 4
+
+
+class Level:
+    """Fresh texts are counted at once in the open index; when there are enough of them, all texts
+    of the level are sorted anew into the closed one. When that happens depends on the texts and the
+    calls of `add` alone, so that a job which is resumed drafts as an uninterrupted one does.
+    """
+
+    def __init__(self, closed: ClosedIndex | None = None) -> None:
+        self.closed = closed
+        self._open = NgramIndex()
+        self._fresh: list[IntArray] = []
+        self._fresh_tokens = 0
+
+    @property
+    def texts(self) -> int:
+        return (self.closed.texts if self.closed else 0) + len(self._fresh)
+
+    @property
+    def tokens(self) -> int:
+        return self._settled_tokens + self._fresh_tokens
+
+    @property
+    def nbytes(self) -> int:
+        return (self.closed.nbytes if self.closed else 0) + (
+            self._open.nbytes if self._fresh else 0
+        )
+
+    @property
+    def indexes(self) -> list[ClosedIndex | NgramIndex]:
+        """The parts that hold something."""
+        found: list[ClosedIndex | NgramIndex] = [self.closed] if self.closed else []
+        return [*found, self._open] if self._fresh else found
+
+    def add(self, texts: Seq[IntArray]) -> None:
+        """Add non-empty int32 texts."""
+        new = sum(len(t) for t in texts)
+        if new == 0:
+            return
+        self._fresh += texts
+        self._fresh_tokens += new
+        if _SHARE * self._fresh_tokens > self._settled_tokens:
+            self.settle()
+            return
+        for text in texts:
+            self._open.add_text(text)
+
+    def settle(self) -> None:
+        """Sort all texts into the closed index."""
+        if self._fresh:
+            self.closed = ClosedIndex.build([*self._settled(), *self._fresh])
+            self._open, self._fresh, self._fresh_tokens = NgramIndex(), [], 0
+
+    @property
+    def _settled_tokens(self) -> int:
+        return len(self.closed.tokens) - self.closed.texts if self.closed else 0
+
+    def _settled(self) -> Iterator[IntArray]:
+        return self.closed.texts_in_order() if self.closed else iter(())
+
+
+def level_of(texts: Iterable[IntArray]) -> Level:
+    """A level that holds `texts` settled; empty ones are left out."""
+    level = Level()
+    level.add([np.ascontiguousarray(t, np.int32) for t in texts if len(t)])
+    return level
+
 
 #: A level of a pool; texts without a group are in "all" only.
 LevelName = Literal["group", "all"]

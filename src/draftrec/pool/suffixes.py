@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from draftrec.core import ByteArray, IntArray
 from draftrec.errors import DraftrecError
-from draftrec.pool import contexts, suffix_sort, suffix_states, views
+from draftrec.pool import contexts, suffix_states, views
 
 _TYPES = {"shared": np.uint8}
 # Tokens that may be drafted where no context says anything.
@@ -64,9 +64,9 @@ class ClosedIndex:
         """Index finished texts, int32 token ids each, EOS included where it was written."""
         vocabulary, tokens = _densify(texts)
         kinds = len(vocabulary) + 1
-        order, shared, starts = suffix_sort.sort_contexts(tokens, kinds)
+        order, shared, starts = suffix_states.sort_contexts(tokens, kinds)
         follows = suffix_states.link(tokens, order)
-        states = suffix_states.find_states(shared, suffix_sort.REACH)
+        states = suffix_states.find_states(shared, suffix_states.REACH)
         children = suffix_states.count_children(states, follows, kinds)
         blocks = suffix_states.find_blocks(states, len(tokens))
         # Drafts of several indexes are merged by token, so continuations carry their own values.

@@ -9,13 +9,13 @@ import numpy as np
 from draftrec.core import DoubleArray, LongArray
 from draftrec.engine.beams.state import Beams
 from draftrec.errors import DraftrecError
+from draftrec.items.filter import Filter
+from draftrec.items.ids import joined_ids
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import Recommender
 from draftrec.recommend.values import Query
-from draftrec.tokens.item_filter import Filter
-from draftrec.tokens.item_ids import joined_ids
-from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.prompts import HistoryEncoder
-from draftrec.tokens.semantic_ids import SemanticIds
 
 
 @dataclass(frozen=True, eq=False)

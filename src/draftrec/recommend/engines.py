@@ -24,8 +24,8 @@ from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, Spread, U
 from draftrec.engine.costs import CostCurve
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
-from draftrec.pool.item_retriever import ItemRetriever
-from draftrec.tokens.item_trie import ItemTrie
+from draftrec.items.retriever import ItemRetriever
+from draftrec.items.trie import ItemTrie
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from draftrec.data.id_columns import arrow_type
 from draftrec.data.sequences import History
+from draftrec.items.ids import as_text, is_text
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.recommend.values import Recommendation
-from draftrec.tokens.item_ids import as_text, is_text
-from draftrec.tokens.semantic_ids import SemanticIds
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from draftrec.engine.beams.state import BeamRequest, Beams, UserSearch
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
+from draftrec.items.filter import Filter
+from draftrec.items.ids import number_of
+from draftrec.items.retriever import ItemRetriever
 from draftrec.models.recommender import Recommender, check_draft
-from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.engines import Curves, Parts, check_config, make_engine
 from draftrec.recommend.values import Query, Recommendation
-from draftrec.tokens.item_filter import Filter
-from draftrec.tokens.item_ids import number_of
 
 
 def parts_of(

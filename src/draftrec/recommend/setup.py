@@ -23,14 +23,14 @@ from draftrec.data.sequences import (
     usual_part,
 )
 from draftrec.data.tables import check_table_name
+from draftrec.items.retriever import ItemRetriever
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.models.recommender import load_recommender
-from draftrec.pool.item_retriever import ItemRetriever
 from draftrec.recommend.catalogue import Catalogue
 from draftrec.recommend.crew import Crew, LocalRecommender, ModelFacts
 from draftrec.recommend.job import SHARD, RecommendJob, check_output
 from draftrec.recommend.output import IdTypes
 from draftrec.recommend.recommender import ItemRecommender, parts_of
-from draftrec.tokens.semantic_ids import SemanticIds
 
 _LOG = logging.getLogger("draftrec")
 

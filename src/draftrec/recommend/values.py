@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from draftrec.core import DoubleArray
-from draftrec.tokens.item_ids import Id, Ids
+from draftrec.items.ids import Id, Ids
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Query:
     """`history` `[h]`: the user's items, oldest first. `deny`: items not to recommend, `allow`: the
     only ones to recommend (None: all). `k`: items wanted, at most as many as the recommender's
-    settings say (None: as many). Ids are int64 or texts (see `tokens.item_ids`)."""
+    settings say (None: as many). Ids are int64 or texts (see `items.ids`)."""
 
     user: Id
     history: Ids

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from draftrec.errors import DraftrecError
+from draftrec.items.ids import Id, Ids, as_text, ids_array
 from draftrec.knowledge.prompts import unknown_token
 from draftrec.models.prompting import PromptForm
 from draftrec.recommend.values import Query
@@ -31,7 +32,6 @@ from draftrec.serve.schemas import (
 from draftrec.serve.service import Service
 from draftrec.serve.settings import LimitSettings
 from draftrec.serve.tickets import Ticket
-from draftrec.tokens.item_ids import Id, Ids, as_text, ids_array
 
 _USUAL_K = 10
 _MEANINGS = {

@@ -25,7 +25,7 @@ from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import FixedPace
 from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.target import Target
-from draftrec.tokens.item_trie import ItemTrie
+from draftrec.items.trie import ItemTrie
 from tests.engine.beams import toys
 from tests.engine.beams.toys import Setting
 

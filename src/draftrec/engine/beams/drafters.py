@@ -18,7 +18,7 @@ from draftrec.engine.beams.pace import Pace, whole
 from draftrec.engine.beams.state import BeamRequest, Kept, Scored, Spread, UserSearch, grown, plain
 
 if TYPE_CHECKING:
-    from draftrec.tokens.item_trie import ItemTrie
+    from draftrec.items.trie import ItemTrie
 
 
 class BeamDrafter(Protocol):
@@ -145,7 +145,7 @@ class ModelDrafter:
 
 
 class Proposer(Protocol):
-    """Proposes items for a history: `pool.item_retriever.ItemRetriever` is one."""
+    """Proposes items for a history: `items.retriever.ItemRetriever` is one."""
 
     def propose(self, history: LongArray, most: int, /) -> tuple[LongArray, DoubleArray]:
         """Places int64 `[m]` in the catalogue and weights float64 `[m]`, at most `most`."""

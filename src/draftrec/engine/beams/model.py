@@ -18,8 +18,8 @@ from draftrec.engine.beams.state import Scored, log_sums
 from draftrec.engine.target import Target
 
 if TYPE_CHECKING:
-    from draftrec.tokens.item_filter import Filter
-    from draftrec.tokens.item_trie import ItemTrie
+    from draftrec.items.filter import Filter
+    from draftrec.items.trie import ItemTrie
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.errors import DraftrecError
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds
 
 SIDS = SemanticIds.of([7, 2, 9], [["<a_10>", "<b_1>"], ["<a_9>", "<b_1>"], ["<b_1>", "<a_9>"]])
 

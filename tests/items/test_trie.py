@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.errors import DraftrecError
-from draftrec.tokens import item_trie
-from draftrec.tokens.item_trie import ItemTrie
-from tests.tokens.catalogues import VOCABULARY, Catalogue, catalogues
+from draftrec.items import trie as item_trie
+from draftrec.items.trie import ItemTrie
+from tests.items.catalogues import VOCABULARY, Catalogue, catalogues
 
 
 @given(catalogues())

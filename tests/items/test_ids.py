@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftrec.tokens.item_ids import (
-    as_whole,
-    find_ids,
-    ids_array,
-    is_text,
-    joined_ids,
-    number_of,
-    plain,
-)
+from draftrec.items.ids import as_whole, find_ids, ids_array, is_text, joined_ids, number_of, plain
 
 
 @pytest.mark.parametrize("text", ["012", "+1", "-0", "", " 1", "1.0", "1e3", "B00", "٣", "9" * 19])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.errors import DraftrecError
-from draftrec.pool.item_retriever import ItemRetriever, RetrieverSettings
+from draftrec.items.retriever import ItemRetriever, RetrieverSettings
 
 PLAIN = RetrieverSettings(
     window=9, decay=0.5, backward=0.0, from_power=0.0, to_power=0.0, shrinkage=0.0,

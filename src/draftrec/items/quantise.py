@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Ids
-from draftrec.tokens.item_trie import ItemTrie
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.ids import Ids
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.trie import ItemTrie
 
 #: Vectors whose distances are held at once.
 _CHUNK = 8192

@@ -14,8 +14,8 @@ import numpy as np
 
 from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Ids, as_whole, is_text, joined_ids
-from draftrec.tokens.semantic_ids import SemanticIds
+from draftrec.items.ids import Ids, as_whole, is_text, joined_ids
+from draftrec.items.semantic_ids import SemanticIds
 
 
 def joined(sids: SemanticIds, items: Ids, vectors: FloatArray) -> tuple[SemanticIds, Ids]:

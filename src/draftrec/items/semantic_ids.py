@@ -17,7 +17,7 @@ import numpy as np
 
 from draftrec.core import IntArray, LongArray
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_ids import Id, Ids, as_text, as_whole, find_ids, ids_array, is_text
+from draftrec.items.ids import Id, Ids, as_text, as_whole, find_ids, ids_array, is_text
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.errors import DraftrecError
-from draftrec.tokens import quantise
-from draftrec.tokens.quantise import (
+from draftrec.items import quantise
+from draftrec.items.quantise import (
     QuantiseSettings,
     assign,
     capped_assignment,

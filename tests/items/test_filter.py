@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_filter import Filter
-from tests.tokens.catalogues import Catalogue, catalogues
+from draftrec.items.filter import Filter
+from tests.items.catalogues import Catalogue, catalogues
 
 
 def chosen(data: st.DataObject, catalogue: Catalogue) -> set[int]:

@@ -12,10 +12,140 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
-from draftrec.tokens import trie_kernels
+
+Array = npt.NDArray[Any]
+
+
+@njit(cache=True, nogil=True)
+def _sort_by_column(column: Array, low: int, high: int, order: Array) -> Array:
+    """`order` int32 or int64 `[n]`, rows of `column` int32, sorted by it; equal ones stay put.
+
+    All values lie in `low` .. `high`: one count per value, so that time and memory do not depend on
+    how rows are spread.
+    """
+    starts = np.zeros(high - low + 2, np.int64)
+    for value in column:
+        starts[value - low + 1] += 1
+    for kind in range(1, len(starts)):
+        starts[kind] += starts[kind - 1]
+    out = np.empty_like(order)
+    for row in order:
+        kind = column[row] - low
+        out[starts[kind]] = row
+        starts[kind] += 1
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _count_nodes(token_ids: Array, order: Array) -> Array:
+    """Nodes int64 `[L + 1]` per level of the trie over rows `token_ids` int32 `[n, L]`."""
+    levels = token_ids.shape[1]
+    counts = np.zeros(levels + 1, np.int64)
+    counts[0] = 1
+    for i in range(len(order)):
+        for level in range(_shared(token_ids, order, i), levels):
+            counts[level + 1] += 1
+    return counts
+
+
+@njit(cache=True, nogil=True)
+def _fill_nodes(
+    token_ids: Array,
+    order: Array,
+    level_start: Array,
+    first: Array,
+    tokens: Array,
+    item_start: Array,
+) -> None:
+    """Write children, tokens and the items' ranges of all nodes, breadth first."""
+    levels = token_ids.shape[1]
+    free = level_start[:-1].copy()  # the next node of every level
+    first[0] = 1
+    tokens[0] = -1
+    free[0] = 1
+    for i in range(len(order)):
+        for level in range(_shared(token_ids, order, i), levels):
+            node = free[level + 1]
+            free[level + 1] += 1
+            tokens[node] = token_ids[order[i], level]
+            if level + 1 < levels:
+                first[node] = free[level + 2]
+            else:
+                item_start[node - level_start[levels]] = i
+    item_start[-1] = len(order)
+    first[level_start[levels] :] = len(tokens)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _shared(token_ids: Array, order: Array, i: int) -> int:
+    """Leading tokens that rows i and i - 1 of the order have in common."""
+    levels = token_ids.shape[1]
+    if i == 0:
+        return 0
+    row, before = order[i], order[i - 1]
+    shared = 0
+    while shared < levels and token_ids[row, shared] == token_ids[before, shared]:
+        shared += 1
+    return shared
+
+
+@njit(cache=True, nogil=True)
+def _walk(first: Array, tokens: Array, token_ids: Array) -> Array:
+    """Nodes int64 `[k, l]` after each prefix of `token_ids` int32 `[k, l]`, -1 off the trie."""
+    rows, length = token_ids.shape
+    found = np.full((rows, length), -1, np.int64)
+    for row in range(rows):
+        node = 0
+        for level in range(length):
+            token = token_ids[row, level]
+            low, end = first[node], first[node + 1]
+            high = end
+            while low < high:
+                middle = (low + high) // 2
+                if tokens[middle] < token:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low == end or tokens[low] != token:
+                break
+            node = low
+            found[row, level] = node
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _children(first: Array, nodes: Array) -> tuple[Array, Array]:
+    """Offsets int64 `[r + 1]` and child nodes int64 `[c]`; a negative node has none."""
+    offsets = np.empty(len(nodes) + 1, np.int64)
+    offsets[0] = 0
+    for row, node in enumerate(nodes):
+        offsets[row + 1] = offsets[row] + (first[node + 1] - first[node] if node >= 0 else 0)
+    found = np.empty(offsets[-1], np.int64)
+    for row, node in enumerate(nodes):
+        for i in range(offsets[row + 1] - offsets[row]):
+            found[offsets[row] + i] = first[node] + i
+    return offsets, found
+
+
+@njit(cache=True, nogil=True)
+def _mark_children(first: Array, tokens: Array, nodes: Array, mask: Array) -> int:
+    """Set `mask` bool `[r, V]` where a token leads on from a node; the largest token met."""
+    largest = -1
+    width = mask.shape[1]
+    for row, node in enumerate(nodes):
+        if node < 0:
+            continue
+        for child in range(first[node], first[node + 1]):
+            token = tokens[child]
+            largest = max(largest, token)
+            if token < width:
+                mask[row, token] = True
+    return largest
+
 
 #: Column values are sorted by counting while their range is below this many, or below the rows.
 _COUNTABLE = 1 << 22
@@ -60,13 +190,13 @@ class ItemTrie:
             raise ValueError("token ids must not be negative")
         items, token_ids = _ascending(items, token_ids)
         order = _sorted_rows(token_ids)
-        counts = trie_kernels.count_nodes(token_ids, order)
+        counts = _count_nodes(token_ids, order)
         level_start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         nodes = int(level_start[-1])
         first = np.empty(nodes + 1, np.int32 if nodes < _INT32 else np.int64)
         tokens = np.empty(nodes, np.int32)
         item_start = np.empty(int(counts[-1]) + 1, np.int64)
-        trie_kernels.fill_nodes(token_ids, order, level_start, first, tokens, item_start)
+        _fill_nodes(token_ids, order, level_start, first, tokens, item_start)
         positions = np.empty_like(order)
         positions[order] = np.arange(len(order), dtype=order.dtype)
         return cls(first, tokens, level_start, item_start, items[order], positions)
@@ -95,7 +225,7 @@ class ItemTrie:
     def walk(self, token_ids: IntArray) -> LongArray:
         """The node int64 `[k, l]` after each prefix of `token_ids` int32 `[k, l]`, l <= L; -1 where
         it begins no item."""
-        return trie_kernels.walk(self.first, self.tokens, np.asarray(token_ids, np.int32))
+        return _walk(self.first, self.tokens, np.asarray(token_ids, np.int32))
 
     def parents(self, nodes: LongArray, level: int) -> LongArray:
         """The nodes int64 `[k]` above `nodes`, all of them on `level` >= 1."""
@@ -116,14 +246,14 @@ class ItemTrie:
     def children(self, nodes: LongArray) -> tuple[LongArray, LongArray]:
         """Offsets int64 `[r + 1]` and child nodes int64 `[c]`: those of `nodes[i]` lie between
         offsets i and i + 1, sorted by token. A leaf has none, nor has -1."""
-        return trie_kernels.children(self.first, np.asarray(nodes, np.int64))
+        return _children(self.first, np.asarray(nodes, np.int64))
 
     def masks(self, nodes: LongArray, vocabulary: int) -> BoolArray:
         """bool `[r, vocabulary]`: which tokens lead on from each node, the dense form of
         `children`. Raises ValueError for a token beyond the vocabulary."""
         mask = np.zeros((len(nodes), vocabulary), np.bool_)
         nodes = np.asarray(nodes, np.int64)
-        largest = trie_kernels.mark_children(self.first, self.tokens, nodes, mask)
+        largest = _mark_children(self.first, self.tokens, nodes, mask)
         if largest >= vocabulary:
             raise ValueError(f"token {largest} lies beyond a vocabulary of {vocabulary}")
         return mask
@@ -165,7 +295,7 @@ def _sorted_rows(token_ids: IntArray) -> npt.NDArray[Any]:
         column = np.ascontiguousarray(token_ids[:, level])  # read in random order, so kept dense
         low, high = int(column.min()), int(column.max())
         if high - low < max(_COUNTABLE, n):
-            order = trie_kernels.sort_by_column(column, low, high, order)
+            order = _sort_by_column(column, low, high, order)
         else:
             order = order[np.argsort(column[order], kind="stable")]
     return order

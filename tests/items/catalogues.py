@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from draftrec.tokens.item_trie import ItemTrie
+from draftrec.items.trie import ItemTrie
 
 VOCABULARY = 12
 

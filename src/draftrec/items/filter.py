@@ -8,7 +8,7 @@ import numpy as np
 
 from draftrec.core import BoolArray, LongArray
 from draftrec.errors import DraftrecError
-from draftrec.tokens.item_trie import ItemTrie
+from draftrec.items.trie import ItemTrie
 
 #: Questions are looked up in a table of all numbers between them while it has at most this many
 #: entries for each; beyond that, clearing it takes longer than searching.

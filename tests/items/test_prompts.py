@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from draftrec.errors import DraftrecError
+from draftrec.items.prompts import HistoryEncoder, PromptFormat, check_texts
 from draftrec.models.recommender import new_tokenizer
-from draftrec.tokens.prompts import HistoryEncoder, PromptFormat, check_texts
 
 ITEMS = np.array([[10, 20], [11, 21], [12, 22], [13, 20]], np.int32)
 
