@@ -17,10 +17,10 @@ from arctic import DEFAULT, MISSING, ArcticEngine, installed
 from common import spread
 from pool_traces import Trace
 
-from draftrec.evaluate.engines import ENGINES, PerGroup, make_engine
-from draftrec.evaluate.published_trie import SpecialTokens
-from draftrec.evaluate.recordings import Recording
-from draftrec.evaluate.replay import Engine, Intake, ReplaySettings, replay
+from draftrec.evaluate.replay.engines import ENGINES, PerGroup, make_engine
+from draftrec.evaluate.replay.loop import Engine, Intake, ReplaySettings, replay
+from draftrec.evaluate.replay.published_trie import SpecialTokens
+from draftrec.evaluate.replay.recordings import Recording
 from draftrec.pool.index import warm_up
 
 _ARCTIC: dict[str, Callable[[], Engine]] = {

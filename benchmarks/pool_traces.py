@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from workload import Workload, make_texts, repeated_share
 
 from draftrec.core import IntArray
-from draftrec.evaluate.engines import special_tokens
-from draftrec.evaluate.published_trie import SpecialTokens
-from draftrec.evaluate.recordings import Recording, link_steps, opening
+from draftrec.evaluate.replay.engines import special_tokens
+from draftrec.evaluate.replay.published_trie import SpecialTokens
+from draftrec.evaluate.replay.recordings import Recording, link_steps, opening
 
 SYNTHETIC = "synthetic"
 #: Recorded trace -> the task whose prompts belong to it; None where it has its own, or none.

@@ -17,9 +17,9 @@ from typing import Any
 from common import SHARED, note, write_result
 from pool_traces import RECORDED, Sizes, Trace, recorded_trace
 
-from draftrec.evaluate.engines import make_engine
-from draftrec.evaluate.recordings import Recording
-from draftrec.evaluate.replay import PoolText, Replayed, ReplaySettings, replay
+from draftrec.evaluate.replay.engines import make_engine
+from draftrec.evaluate.replay.loop import PoolText, Replayed, ReplaySettings, replay
+from draftrec.evaluate.replay.recordings import Recording
 from draftrec.models.loading import load_tokenizer
 from draftrec.pool.index import warm_up
 

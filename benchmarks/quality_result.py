@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from common import write_result
 
 from draftrec.data.intervals import interval, paired
-from draftrec.evaluate.compare_ctr import Cell, Trials, read_trials
+from draftrec.evaluate.compare.ctr import Cell, Trials, read_trials
 
 #: Text measures that the result keeps, of all that a comparison has.
 _TEXT = (

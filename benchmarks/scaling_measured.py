@@ -38,8 +38,8 @@ from draftrec.engine.target import Scores
 from draftrec.engine.text import loop
 from draftrec.engine.text.budget import FixedBudget
 from draftrec.engine.text.drafters import NoDrafter
-from draftrec.evaluate.engines import PoolEngine
-from draftrec.evaluate.replay import ReplaySettings, replay
+from draftrec.evaluate.replay.engines import PoolEngine
+from draftrec.evaluate.replay.loop import ReplaySettings, replay
 from draftrec.knowledge.manifest import InputEntry, Manifest, ShardEntry
 from draftrec.knowledge.shards import RunFolder, Written
 from draftrec.pool.drafter import PoolDrafter

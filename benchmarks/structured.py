@@ -30,7 +30,7 @@ from draftrec.data.templates import Side, load_template
 from draftrec.data.world import stream_records
 from draftrec.engine.text import loop
 from draftrec.engine.text.grammar import GrammarControl
-from draftrec.evaluate.text_templates import TextForm
+from draftrec.evaluate.texts.templates import TextForm
 from draftrec.knowledge.generator import Generator, make_config
 
 SIDES: tuple[Side, ...] = ("user", "item")

@@ -13,8 +13,8 @@ from pool_traces import Trace
 from ray_tables import pool_workers as workers_table
 from ray_tables import ray as ray_table
 
-from draftrec.evaluate.published_trie import SpecialTokens
-from draftrec.evaluate.recordings import Recording
+from draftrec.evaluate.replay.published_trie import SpecialTokens
+from draftrec.evaluate.replay.recordings import Recording
 
 pytest.importorskip("ray", reason="Ray is not installed")
 

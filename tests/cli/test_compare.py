@@ -13,9 +13,9 @@ import pytest
 from sacrebleu import sentence_bleu
 
 from draftrec.cli.main import run
-from draftrec.evaluate.limits import read_limits
+from draftrec.evaluate.compare.limits import read_limits
+from tests.evaluate.compare.test_ctr import baseline_auc, write_trials
 from tests.evaluate.run_folders import changed, varied_texts, write_run
-from tests.evaluate.test_compare_ctr import baseline_auc, write_trials
 
 pytest.importorskip("sacrebleu")
 

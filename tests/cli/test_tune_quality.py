@@ -12,7 +12,7 @@ import yaml
 
 from draftrec.cli.main import run
 from draftrec.data.world import demo_model_path, stream_records
-from draftrec.evaluate import tune_space
+from draftrec.evaluate.tune import space as tune_space
 
 SMALL = ("--budgets", "8", "--sample", "2", "--rounds", "1", "--max-new-tokens", "12")
 

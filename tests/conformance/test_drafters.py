@@ -17,8 +17,8 @@ from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.text.loop import generate
 from draftrec.engine.tree import check_tree, depths
-from draftrec.evaluate.engines import ENGINES, make_engine
-from draftrec.evaluate.published_trie import SpecialTokens
+from draftrec.evaluate.replay.engines import ENGINES, make_engine
+from draftrec.evaluate.replay.published_trie import SpecialTokens
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 from draftrec.serve.knowledge_worker import SwitchingDrafter

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from draftrec.evaluate.bootstrap import Bootstrap, percentiles
-from draftrec.evaluate.text_quality import Ratio, mean_of
+from draftrec.evaluate.texts.quality import Ratio, mean_of
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:

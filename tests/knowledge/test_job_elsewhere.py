@@ -17,7 +17,7 @@ from draftrec.data import remote, remote_lock
 from draftrec.data.remote import RemotePath
 from draftrec.data.remote_lock import check_still_held, sole_remote_writer
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.evaluate.text_runs import read_run
+from draftrec.evaluate.texts.runs import read_run
 from draftrec.knowledge.job import JobSpec
 from draftrec.knowledge.shards import RunFolder
 from tests.fakes import FakeGenerator, Killed

@@ -17,13 +17,13 @@ from draftrec.cli.progress import progress_of
 from draftrec.core import Request
 from draftrec.data.records import EntityReader, open_records
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.evaluate.recordings import read_recordings
-from draftrec.evaluate.text_runs import read_run
+from draftrec.evaluate.replay.recordings import read_recordings
+from draftrec.evaluate.texts.runs import read_run
 from draftrec.knowledge.generator import Generator
 from draftrec.knowledge.job import Watcher
 from draftrec.knowledge.keys import key_of, samples_of
 from draftrec.knowledge.refresh import PreviousRun
-from draftrec.serve.run_data import RunReader
+from draftrec.serve.dashboard.run_data import RunReader
 from tests.fakes import FakeGenerator, FakePool
 from tests.knowledge.test_job import data_of, do, make_spec, refusal, run_killed, write_rows
 from tests.knowledge.test_refresh import Remembering, write

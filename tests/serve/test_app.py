@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from draftrec.serve.app import create_app
-from draftrec.serve.errors import ApiError
-from draftrec.serve.lifecycle import Lifecycle, accepted
+from draftrec.serve.http.app import create_app
+from draftrec.serve.http.errors import ApiError
+from draftrec.serve.http.lifecycle import Lifecycle, accepted
 from draftrec.serve.run import make_server
 from tests.recommend.worlds import World, make_world
 from tests.serve.services import (
@@ -98,7 +98,7 @@ def test_a_bug_costs_one_request(served: Running, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     assert served.recommend([10]).status_code == 200
     assert any(line["event"] == "error" and line["message"] == "a bug" for line in served.log)
-    monkeypatch.setattr("draftrec.serve.api._query", broken)
+    monkeypatch.setattr("draftrec.serve.http.api._query", broken)
     error_of(served.recommend([10]), 500, "internal")
 
 

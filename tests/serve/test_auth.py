@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from draftrec.serve.auth import Keyring, TokenBuckets
+from draftrec.serve.http.auth import Keyring, TokenBuckets
 from draftrec.serve.settings import KeySettings, RateSettings
 from tests.serve.services import ADMIN, KEY, KEYS
 

@@ -12,7 +12,7 @@ import pytest
 
 from draftrec.errors import DraftrecError
 from draftrec.serve.engine import EngineThread
-from draftrec.serve.tickets import EngineError, QueueFullError, Throughput, Ticket
+from draftrec.serve.http.tickets import EngineError, QueueFullError, Throughput, Ticket
 
 WAIT = 10
 

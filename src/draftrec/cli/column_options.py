@@ -11,7 +11,7 @@ from draftrec.cli.common import COLUMNS_PANEL
 
 if TYPE_CHECKING:
     from draftrec.data.sequences import SequenceColumns
-    from draftrec.evaluate.recordings import TextFiles
+    from draftrec.evaluate.replay.recordings import TextFiles
 
 
 def _named(holds: str, usual: str) -> typer.models.OptionInfo:
@@ -43,7 +43,7 @@ class TextColumnOptions:
 
     def files(self, location: str) -> TextFiles:
         """Texts with the columns that were named."""
-        from draftrec.evaluate.recordings import TextFiles
+        from draftrec.evaluate.replay.recordings import TextFiles
 
         return TextFiles(location, self.id_column, self.text_column)
 

@@ -16,7 +16,7 @@ from draftrec.data.places import Place, place
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
-    from draftrec.evaluate.compare_values import Comparison
+    from draftrec.evaluate.compare.values import Comparison
 
 Option = typer.Option
 #: Exit code when a limit is broken, or cannot be decided.
@@ -101,11 +101,11 @@ def compare(options: CompareOptions) -> int:
     """
     from rich.console import Console
 
-    from draftrec.evaluate.compare import run_compare
-    from draftrec.evaluate.compare_report import to_json, write_report
-    from draftrec.evaluate.compare_study import NOT_CHECKED
-    from draftrec.evaluate.compare_values import CompareJob
-    from draftrec.evaluate.limits import default_limits, read_limits
+    from draftrec.evaluate.compare.comparison import run_compare
+    from draftrec.evaluate.compare.limits import default_limits, read_limits
+    from draftrec.evaluate.compare.report import to_json, write_report
+    from draftrec.evaluate.compare.study import NOT_CHECKED
+    from draftrec.evaluate.compare.values import CompareJob
 
     job = CompareJob(
         named_paths("BASELINE RUN...", options.runs, name_by_folder=True),
@@ -156,7 +156,7 @@ def _show(comparison: Comparison, console: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from draftrec.evaluate.compare_words import figure_rows, findings
+    from draftrec.evaluate.compare.words import figure_rows, findings
 
     title = f"{comparison.entities:,} entities"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")

@@ -48,7 +48,7 @@ def dashboard(options: DashboardOptions) -> int:
 
     With --json, print the page's data and do not serve it.
     """
-    from draftrec.serve.dashboard_sources import Sources
+    from draftrec.serve.dashboard.sources import Sources
 
     sources = Sources(options.folders, options.price_per_hour)
     if options.json:
@@ -70,7 +70,7 @@ def dashboard(options: DashboardOptions) -> int:
 def _serve(sources: object, listening: socket.socket) -> None:
     import uvicorn
 
-    from draftrec.serve.dashboard import application
+    from draftrec.serve.dashboard.app import application
 
     server = uvicorn.Server(
         uvicorn.Config(

@@ -70,7 +70,7 @@ class BuildOptions(TextColumnOptions):
 @command(BuildOptions)
 def build(options: BuildOptions) -> int:
     """Make a pool of TEXTS."""
-    from draftrec.evaluate.pool_job import build_pool
+    from draftrec.evaluate.replay.pool_job import build_pool
     from draftrec.pool.store import LEVELS
 
     levels = tuple(n for n in LEVELS if options.levels in (Levels.BOTH, n))
@@ -102,7 +102,7 @@ class AddOptions(TextColumnOptions):
 @command(AddOptions)
 def add(options: AddOptions) -> int:
     """Add TEXTS to the pool in DIR."""
-    from draftrec.evaluate.pool_job import add_to_pool
+    from draftrec.evaluate.replay.pool_job import add_to_pool
 
     return _told(
         options.json,
@@ -129,7 +129,7 @@ class MergeOptions:
 @command(MergeOptions)
 def merge(options: MergeOptions) -> int:
     """Make one pool of two; texts that both hold are kept once."""
-    from draftrec.evaluate.pool_job import merge_pools
+    from draftrec.evaluate.replay.pool_job import merge_pools
 
     return _told(options.json, merge_pools, options.one, options.other, options.output)
 
@@ -147,7 +147,7 @@ class PruneOptions:
 @command(PruneOptions)
 def prune(options: PruneOptions) -> int:
     """Shrink the pool in DIR: texts accepted least and longest ago go first."""
-    from draftrec.evaluate.pool_job import prune_pool
+    from draftrec.evaluate.replay.pool_job import prune_pool
 
     return _told(options.json, prune_pool, options.pool, options.max_bytes)
 
@@ -164,7 +164,7 @@ class LookOptions:
 @command(LookOptions)
 def info(options: LookOptions) -> int:
     """Show a pool's size, and what it was worth to the runs that drafted from it."""
-    from draftrec.evaluate.pool_job import describe
+    from draftrec.evaluate.replay.pool_job import describe
 
     return _told(options.json, describe, options.pool)
 
@@ -172,7 +172,7 @@ def info(options: LookOptions) -> int:
 @command(LookOptions)
 def check(options: LookOptions) -> int:
     """Verify the checksums of the pool in DIR."""
-    from draftrec.evaluate.pool_job import check_pool
+    from draftrec.evaluate.replay.pool_job import check_pool
 
     return _told(options.json, check_pool, options.pool)
 

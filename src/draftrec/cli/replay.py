@@ -108,8 +108,8 @@ def replay(options: ReplayOptions) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from draftrec.evaluate.replay import ReplaySettings
-    from draftrec.evaluate.replay_job import ReplayJob, run_replay
+    from draftrec.evaluate.replay.job import ReplayJob, run_replay
+    from draftrec.evaluate.replay.loop import ReplaySettings
 
     job = ReplayJob(
         texts=options.files(options.texts),

@@ -31,8 +31,8 @@ from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.data.places import Place
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.tune_choice import Limits
-from draftrec.evaluate.tune_space import RULES
+from draftrec.evaluate.tune.choice import Limits
+from draftrec.evaluate.tune.space import RULES
 
 Option = typer.Option
 Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
@@ -198,7 +198,7 @@ def _replay(options: TuneOptions, tokenizer: str) -> int:
     from rich.console import Console
 
     from draftrec.data.writers import replace_file
-    from draftrec.evaluate.tune import TuneJob, run_tune, settings_yaml
+    from draftrec.evaluate.tune.tuning import TuneJob, run_tune, settings_yaml
 
     job = TuneJob(
         options.texts, tokenizer, options.pool, options.groups,

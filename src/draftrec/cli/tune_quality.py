@@ -11,7 +11,7 @@ from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from draftrec.cli.tune import TuneOptions
-    from draftrec.evaluate.tune_quality import QualityJob
+    from draftrec.evaluate.tune.quality import QualityJob
 
 
 def tune_quality(options: TuneOptions, model: str) -> int:
@@ -20,8 +20,8 @@ def tune_quality(options: TuneOptions, model: str) -> int:
 
     from draftrec.cli.tune import say_written, settings_bar
     from draftrec.data.writers import replace_file
-    from draftrec.evaluate.tune_choice import chosen_yaml
-    from draftrec.evaluate.tune_quality import run_quality_tune
+    from draftrec.evaluate.tune.choice import chosen_yaml
+    from draftrec.evaluate.tune.quality import run_quality_tune
 
     job = _job(options, model)
     with settings_bar() as watch:
@@ -41,9 +41,9 @@ def tune_quality(options: TuneOptions, model: str) -> int:
 
 def _job(options: TuneOptions, model: str) -> QualityJob:
     from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
-    from draftrec.evaluate.tune_choice import Limits
-    from draftrec.evaluate.tune_quality import QualityJob
-    from draftrec.evaluate.tune_space import Space
+    from draftrec.evaluate.tune.choice import Limits
+    from draftrec.evaluate.tune.quality import QualityJob
+    from draftrec.evaluate.tune.space import Space
 
     batch = auto_or_number("batch-size", options.batch_size)
     if batch != "auto" and batch < 1:
@@ -98,8 +98,8 @@ def _numbers(option: str, value: str) -> tuple[int, ...]:
 
 
 def _page(job: QualityJob, summary: dict[str, Any], output: Place | None) -> str:
-    from draftrec.evaluate.frontier import Study, facts_of, render_frontier
     from draftrec.evaluate.report import machine_facts
+    from draftrec.evaluate.tune.frontier import Study, facts_of, render_frontier
 
     how = {"rounds": job.rounds, "longest text": job.batch.max_new_tokens, "seed": job.seed}
     facts = facts_of(summary, {**how, "device": summary["device"], "dtype": summary["dtype"]})
@@ -127,8 +127,8 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     from rich import box
     from rich.table import Table
 
-    from draftrec.evaluate.tune_choice import unrest
-    from draftrec.evaluate.tune_space import label_of
+    from draftrec.evaluate.tune.choice import unrest
+    from draftrec.evaluate.tune.space import label_of
 
     title = f"{summary['texts']} texts, {len(summary['trials'])} settings; the frontier:"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from draftrec.core import DoubleArray
-from draftrec.evaluate.text_quality import Ratio
+from draftrec.evaluate.texts.quality import Ratio
 
 _TAILS = (2.5, 97.5)
 

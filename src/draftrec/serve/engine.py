@@ -19,7 +19,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from draftrec.errors import DraftrecError
-from draftrec.serve.tickets import Answer, EngineError, Question, QueueFullError, Throughput, Ticket
+from draftrec.serve.http.tickets import (
+    Answer,
+    EngineError,
+    Question,
+    QueueFullError,
+    Throughput,
+    Ticket,
+)
 
 #: Engines measure what passes cost while they prepare; another one at work would be measured too.
 _PREPARING = threading.Lock()

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import uvicorn
 
 from draftrec.errors import DraftrecError
-from draftrec.serve.app import create_app
-from draftrec.serve.errors import ApiError
-from draftrec.serve.lifecycle import DrainingServer
+from draftrec.serve.http.app import create_app
+from draftrec.serve.http.errors import ApiError
+from draftrec.serve.http.lifecycle import DrainingServer
 from draftrec.serve.loading import Sources
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service

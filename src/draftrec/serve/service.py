@@ -9,18 +9,18 @@ from typing import Any
 
 from draftrec.errors import DraftrecError
 from draftrec.recommend.values import Query
-from draftrec.serve.auth import Keyring, TokenBuckets
-from draftrec.serve.dashboard_sources import Sources as Folders
+from draftrec.serve.dashboard.sources import Sources as Folders
 from draftrec.serve.engine import EngineThread
-from draftrec.serve.errors import ApiError
+from draftrec.serve.http.auth import Keyring, TokenBuckets
+from draftrec.serve.http.errors import ApiError
+from draftrec.serve.http.lifecycle import Lifecycle
+from draftrec.serve.http.tickets import EngineError
 from draftrec.serve.knowledge_worker import KnowledgeWork, Wanted, Written
-from draftrec.serve.lifecycle import Lifecycle
 from draftrec.serve.loading import Sources
 from draftrec.serve.logs import RequestLog, RequestNote
 from draftrec.serve.metrics import ServiceMetrics
 from draftrec.serve.recommend_worker import Recommended, RecommendWork
 from draftrec.serve.settings import ServeSettings
-from draftrec.serve.tickets import EngineError
 
 
 class Service:

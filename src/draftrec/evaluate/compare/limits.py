@@ -1,0 +1,228 @@
+"""Limits on figures, and their verdicts: kept, broken, undecided, or not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from draftrec.data.places import Place
+from draftrec.data.yaml_file import read_yaml
+from draftrec.errors import DraftrecError
+from draftrec.evaluate.bootstrap import Estimate
+from draftrec.evaluate.compare.metrics import CTR_METRICS, METRICS
+
+Outcome = Literal["kept", "broken", "undecided", "not measured"]
+Scale = Literal["value", "change", "relative"]
+
+_DEFAULT = Path(__file__).parent / "limits_default.yaml"
+_SCALES: Mapping[str, tuple[Scale, Literal["min", "max"]]] = {
+    "min": ("value", "min"),
+    "max": ("value", "max"),
+    "min_change": ("change", "min"),
+    "max_change": ("change", "max"),
+    "min_relative": ("relative", "min"),
+    "max_relative": ("relative", "max"),
+}
+#: Sums of rounded shares may miss a bound by this much.
+_ROUNDING = 1e-9
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Limit(_Strict):
+    """Bounds of one figure; see `limits_default.yaml`. At least one must be given."""
+
+    min: float | None = None
+    max: float | None = None
+    min_change: float | None = None
+    max_change: float | None = None
+    min_relative: float | None = None
+    max_relative: float | None = None
+    required: bool = False
+
+    def bounds(self) -> Iterator[tuple[str, float]]:
+        """The bounds that are set, by key."""
+        for key in _SCALES:
+            value = getattr(self, key)
+            if value is not None:
+                yield key, value
+
+
+class FormSettings(_Strict):
+    """What `template_valid` checks; what is not set comes from the runs' manifests."""
+
+    framework: Literal["kar", "trawl", "once", "rlmrec"] | None = None
+    side: Literal["user", "item"] | None = None
+    factors: tuple[str, ...] | None = None
+    min_factors: int = Field(default=1, ge=0)
+
+
+class Limits(_Strict):
+    """The content of a limits file. `columns`: the figures that reports show; None = all."""
+
+    min_entities: int = Field(default=20, ge=1)
+    min_seeds: int = Field(default=3, ge=2)
+    undecided: Literal["fail", "pass"] = "fail"
+    limits: dict[str, Limit] = Field(default_factory=dict)
+    strict: dict[str, Limit] = Field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    form: FormSettings = FormSettings()
+
+    @field_validator("limits", "strict")
+    @classmethod
+    def _known(cls, value: dict[str, Limit]) -> dict[str, Limit]:
+        for name, limit in value.items():
+            _check_name(name)
+            if not any(limit.bounds()):
+                raise ValueError(f"{name} has no bound; give one of {', '.join(_SCALES)}")
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _shown(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            _check_name(name)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One figure of one run: its value, and its difference from the baseline's, plain and relative
+    (of one). None where it cannot be measured. `samples`: entities or seeds behind it, None for a
+    count that is exact."""
+
+    value: Estimate | None = None
+    change: Estimate | None = None
+    relative: Estimate | None = None
+    samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one bound: `key` as in the file, `found` the estimate that it bounds."""
+
+    run: str
+    metric: str
+    key: str
+    bound: float
+    found: Estimate | None
+    outcome: Outcome
+    reason: str = ""
+
+
+def default_limits() -> Limits:
+    """The limits that apply where no file says otherwise."""
+    return _validated(_default_content(), _DEFAULT)
+
+
+def read_limits(path: Place) -> Limits:
+    """A limits file laid over the default limits: metric by metric, `null` drops one.
+
+    Raises DraftrecError for a file that cannot be read, unknown keys and unknown metrics.
+    """
+    content = read_yaml(path, "the limits")
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise DraftrecError(f"the limits {path} must hold `limits:` with a line per metric")
+    merged = {**_default_content(), **content}
+    for section in ("limits", "strict"):
+        merged[section] = _laid_over(_default_content()[section], content.get(section), path)
+    return _validated(merged, path)
+
+
+def judge(
+    run: str, measured: Mapping[str, Measured], limits: Limits, *, equal: bool
+) -> list[Verdict]:
+    """The verdict on every bound. `equal`: the run must equal its baseline, so that the limits of
+    the section `strict` hold too."""
+    sections = (limits.limits, limits.strict) if equal else (limits.limits,)
+    return [
+        _Bound(run, name, key, bound).verdict(measured.get(name), limit, limits)
+        for section in sections
+        for name, limit in section.items()
+        for key, bound in limit.bounds()
+    ]
+
+
+def passed(verdicts: Iterable[Verdict], limits: Limits) -> bool:
+    """Whether the gate lets the runs through."""
+    stops = {"broken"} if limits.undecided == "pass" else {"broken", "undecided"}
+    return all(v.outcome not in stops for v in verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    run: str
+    metric: str
+    key: str
+    bound: float
+
+    def verdict(self, measured: Measured | None, limit: Limit, limits: Limits) -> Verdict:
+        if measured is None:
+            if limit.required:
+                return self._say(None, "broken", "required, but not measured")
+            return self._say(None, "not measured")
+        found: Estimate | None = getattr(measured, _SCALES[self.key][0])
+        if found is None:
+            return self._say(None, "undecided", "the baseline's value is missing or zero")
+        if self._outside(found.value):
+            return self._say(found, "broken")
+        ctr = self.metric in CTR_METRICS
+        least, things = (limits.min_seeds, "seeds") if ctr else (limits.min_entities, "entities")
+        if measured.samples is not None and measured.samples < least:
+            reason = f"{measured.samples} of the {least} {things} that the limits ask for"
+            return self._say(found, "undecided", reason)
+        worst = found.low if _SCALES[self.key][1] == "min" else found.high
+        if worst is None and not METRICS[self.metric].whole:
+            return self._say(found, "undecided", f"too few {things} show it at all")
+        if worst is not None and self._outside(worst):
+            reason = f"the interval reaches past the bound; more {things} would tell"
+            return self._say(found, "undecided", reason)
+        return self._say(found, "kept")
+
+    def _outside(self, value: float) -> bool:
+        if _SCALES[self.key][1] == "min":
+            return value < self.bound - _ROUNDING
+        return value > self.bound + _ROUNDING
+
+    def _say(self, found: Estimate | None, outcome: Outcome, reason: str = "") -> Verdict:
+        return Verdict(self.run, self.metric, self.key, self.bound, found, outcome, reason)
+
+
+@cache
+def _default_content() -> dict[str, Any]:
+    return read_yaml(_DEFAULT, "the limits")
+
+
+def _laid_over(base: dict[str, Any], own: Any, path: Place) -> dict[str, Any]:
+    if own is None:
+        return base
+    if not isinstance(own, dict):
+        raise DraftrecError(f"the limits {path} must hold a line per metric under each section")
+    return {name: limit for name, limit in {**base, **own}.items() if limit is not None}
+
+
+def _validated(content: dict[str, Any], path: Place) -> Limits:
+    try:
+        return Limits.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_SCALES) if len(first["loc"]) > 2 else ", ".join(Limits.model_fields)
+            problem = f"has the unknown key {place!r}; known are {known}"
+        else:
+            problem = f"is wrong at {place}: {first['msg'].removeprefix('Value error, ')}"
+        raise DraftrecError(f"the limits {path} {problem}") from error
+
+
+def _check_name(name: str) -> None:
+    if name not in METRICS:
+        raise ValueError(f"{name!r} is no metric; known are {', '.join(METRICS)}")

@@ -1,0 +1,1 @@
+"""Recorded texts written again: what drafts would have been worth."""

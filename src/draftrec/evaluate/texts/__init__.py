@@ -1,0 +1,1 @@
+"""How good texts are, by themselves and beside others."""

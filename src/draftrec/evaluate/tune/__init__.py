@@ -1,0 +1,1 @@
+"""The setting that pays, by measurement."""

@@ -1,0 +1,107 @@
+"""What `tune` makes of its trials: the frontier, the setting that it chooses, the settings file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+# On a quiet machine, rounds of one setting differ by a few per cent.
+_UNREST = 1.15
+
+#: A trial's settings and figures by name, as rows of the table of trials.
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a relaxed setting may cost. `max_loss_per_token` nats of log-probability per token of
+    the text; `min_similarity` by TF-IDF, 1 for the model's own text and 0 for another entity's: a
+    text that the model samples at temperature 0.5 has about 0.2; `max_length_drift` the relative
+    change of the mean length, as shorter texts are faster for the wrong reason."""
+
+    max_loss_per_token: float = 0.05
+    min_similarity: float = 0.2
+    max_length_drift: float = 0.1
+
+    def keeps(self, row: Row) -> bool:
+        """Does the trial stay within all of them?"""
+        return (
+            row["loss_per_token"] <= self.max_loss_per_token
+            and row["similarity_kept"] >= self.min_similarity
+            and abs(row["length_drift"]) <= self.max_length_drift
+        )
+
+
+def frontier(rows: Seq[Row], cost: Callable[[Row], float]) -> list[Row]:
+    """The rows that no other row beats in both `speedup` and `cost`, from the cheapest on.
+
+    Of rows that are equal in both, the first stays.
+    """
+    best = float("-inf")
+    kept: list[Row] = []
+    for row in sorted(rows, key=lambda r: (cost(r), -r["speedup"])):
+        if row["speedup"] > best:
+            kept.append(row)
+            best = row["speedup"]
+    return kept
+
+
+def choose(rows: Seq[Row], limits: Limits) -> Row:
+    """The fastest setting within the limits.
+
+    Strict unless a relaxed setting was faster in its slowest round than strict was in its median,
+    and by processor time as well: chance alone must not cost the model's own text.
+    """
+    strict = fastest_strict(rows)
+    faster = [
+        r
+        for r in rows
+        if r["rule"] != "strict"
+        and limits.keeps(r)
+        and r["speedup_low"] > strict["speedup"]
+        and r["cpu_speedup"] > strict["cpu_speedup"]
+    ]
+    return max([strict, *faster], key=lambda r: r["speedup"])
+
+
+def fastest_strict(rows: Seq[Row]) -> Row:
+    """Of the strict trials, one per budget, the fastest."""
+    return max((r for r in rows if r["rule"] == "strict"), key=lambda r: r["speedup"])
+
+
+def unrest(rows: Seq[Row]) -> str | None:
+    """A sentence about how much rounds of one setting differed, if they did: the median, over the
+    trials, of the highest speedup over the lowest."""
+    ratio = median(r["speedup_high"] / r["speedup_low"] for r in rows)
+    if ratio < _UNREST:
+        return None
+    return (
+        f"Rounds of one setting differed by {ratio:.2f} times: the machine was busy with other "
+        "things, so repeat this on a quiet one before you believe small differences."
+    )
+
+
+def chosen_yaml(row: Row, limits: Limits, depth: int) -> str:
+    """The content of a settings file for `generate --config`, with the reasons as comments."""
+    bounds = ", ".join(f"{name} {value:g}" for name, value in asdict(limits).items())
+    lines = [
+        f"# {row['speedup']:.2f} times plain decoding ({row['speedup_low']:.2f} to "
+        f"{row['speedup_high']:.2f}), {row['tokens_per_call']:.2f} tokens per call",
+        f"# loss per token {row['loss_per_token']:.4f} nats, similarity kept "
+        f"{row['similarity_kept']:.3f}, {row['exact_match']:.0%} of the texts as the model's own",
+        f"# the fastest within: {bounds}",
+    ]
+    if row["speedup"] <= 1.0:
+        return "\n".join([*lines, "# Drafting did not pay here.", "draft: none"]) + "\n"
+    knobs = {"accept": row["rule"], "budget": row["budget"], "depth": depth, **knobs_of(row)}
+    return "\n".join([*lines, *(f"{name}: {value}" for name, value in knobs.items())]) + "\n"
+
+
+def knobs_of(row: Row) -> Row:
+    """The knobs of the row's own rule that are set."""
+    from draftrec.evaluate.tune.space import KNOBS
+
+    return {name: row[name] for name in KNOBS[row["rule"]] if row.get(name) is not None}

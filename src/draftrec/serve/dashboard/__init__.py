@@ -1,0 +1,1 @@
+"""Runs and the service, live on a page."""

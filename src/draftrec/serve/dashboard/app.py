@@ -1,0 +1,108 @@
+"""The dashboard: one page, its data as JSON, and a stream of events while jobs run.
+
+No build step and nothing from elsewhere: the page, its modules and uPlot are files of this package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse, StreamingResponse
+
+from draftrec.serve.dashboard.service import service_figures
+from draftrec.serve.dashboard.sources import FRESH_SECONDS, Sources
+
+if TYPE_CHECKING:
+    from draftrec.serve.metrics import ServiceMetrics
+
+STATIC = Path(__file__).parents[1] / "static"
+#: What browsers may load for the page: this package's own files, and nothing inline.
+_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+#: Seconds after which an idle stream says that it is still there.
+_HEARTBEAT = 15.0
+
+
+def router(
+    sources: Sources,
+    metrics: ServiceMetrics | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> APIRouter:
+    """`/dashboard` and what it needs, to be included in an application.
+
+    `metrics`: those of a service that the page shows as well. Streams end once `stopping()` is
+    true, so that a service that drains need not wait for open pages.
+    """
+    routes = APIRouter(prefix="/dashboard", include_in_schema=False)
+    files = {p.name: p for p in STATIC.iterdir() if p.suffix in _TYPES}
+
+    @routes.get("")
+    def page() -> Response:
+        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+        body = (STATIC / "dashboard.html").read_bytes()
+        return Response(body, media_type="text/html", headers=headers)
+
+    @routes.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        kind = _TYPES[files[name].suffix]
+        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+        return Response(files[name].read_bytes(), media_type=kind, headers=headers)
+
+    @routes.get("/data.json")
+    def data() -> Response:
+        return Response(sources.snapshot().json, media_type="application/json")
+
+    @routes.get("/events")
+    def events(request: Request) -> Response:
+        last = request.headers.get("last-event-id", "")
+        stream = event_stream(sources, last, metrics, stopping)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+    return routes
+
+
+def application(sources: Sources, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The dashboard alone, as `draftrec dashboard` serves it; `/` leads to it."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(router(sources, stopping=stopping))
+
+    @app.get("/")
+    def root() -> Response:
+        return RedirectResponse("/dashboard")
+
+    return app
+
+
+async def event_stream(
+    sources: Sources,
+    last: str = "",
+    metrics: ServiceMetrics | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> AsyncIterator[str]:
+    """Server-sent events: `data` with everything whenever it changed, `service` with a service's
+    figures each second. `last`: the version that the page has already, after a broken connection.
+    """
+    yield "retry: 2000\n\n"
+    silent = 0.0
+    while not stopping():
+        snapshot = await asyncio.to_thread(sources.snapshot)
+        said = ""
+        if snapshot.version != last:
+            said = f"id: {snapshot.version}\nevent: data\ndata: {snapshot.json}\n\n"
+            last = snapshot.version
+        if metrics is not None:
+            said += f"event: service\ndata: {json.dumps(service_figures(metrics))}\n\n"
+        silent = 0.0 if said else silent + FRESH_SECONDS
+        if silent >= _HEARTBEAT:
+            said, silent = ": still here\n\n", 0.0
+        if said:
+            yield said
+        await asyncio.sleep(FRESH_SECONDS)

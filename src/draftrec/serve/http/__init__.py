@@ -1,0 +1,1 @@
+"""The service's door: requests checked, answered, refused."""

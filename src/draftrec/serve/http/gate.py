@@ -1,0 +1,246 @@
+"""Before a request reaches its handler: may it in, is it small enough, and what the log will say.
+
+Plain ASGI, so that a body is refused before it is read, and a client that hangs up is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from draftrec.serve.http.errors import ApiError, ClientGoneError, retry
+from draftrec.serve.http.lifecycle import Lifecycle, accepted
+from draftrec.serve.logs import RequestNote, request_id
+
+if TYPE_CHECKING:
+    from draftrec.serve.service import Service
+    from draftrec.serve.settings import LimitSettings
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_GUARDED, _MONITORING = ("/v1/", "/admin/"), ("/metrics", "/dashboard")
+_QUIET = ("/healthz", "/readyz", "/metrics", "/dashboard")
+#: Of a refused body, so much is thrown away before the connection closes: a client that is still
+#: sending would otherwise not get to read why.
+_LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 2.0
+_HUNG_UP = 499
+#: Refusals that are part of starting and ending, and no failures.
+_EXPECTED = ("starting", "draining")
+
+
+class Gate:
+    """ASGI middleware: request ids, keys, rates, draining, sizes, times, log and metrics."""
+
+    def __init__(self, app: App, service: Service) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or say why not."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        note = _note(scope)
+        scope.setdefault("state", {})["note"] = note
+        reply = _Reply(send, note, self.service.lifecycle)
+        try:
+            await self._through(scope, receive, reply, note)
+        except ApiError as error:
+            note.error = error.code
+            await reply.error(error)
+            if isinstance(error, _TooLargeError) and error.more:
+                await _discard(receive)
+            await reply.finish()
+        except ClientGoneError:
+            note.status = _HUNG_UP
+        except Exception as error:  # noqa: BLE001 - one request must not end the service
+            note.error = type(error).__name__
+            self.service.note_error(error)
+            await reply.error(ApiError(500, "internal", "something failed; the log says what"))
+            await reply.finish()
+        finally:
+            self._tell(note)
+
+    async def _through(
+        self, scope: Scope, receive: Receive, reply: _Reply, note: RequestNote
+    ) -> None:
+        path: str = scope["path"]
+        if path.startswith(_MONITORING) and self.service.settings.monitoring == "key":
+            self._who(scope, note)
+        if not path.startswith(_GUARDED):
+            await self.app(scope, receive, reply)
+            return
+        self._who(scope, note)
+        self._rate(note)
+        if self.service.lifecycle.draining:
+            raise ApiError(
+                503, "draining", "the service is about to end; ask another one", retry(1)
+            )
+        with accepted(self.service.lifecycle):
+            body = await _read(scope, receive, self.service.settings.limits)
+            await self.app(scope, _replayed(body, receive), reply)
+
+    def _who(self, scope: Scope, note: RequestNote) -> None:
+        """Whose key it is, where there are keys."""
+        keyring = self.service.keyring
+        if not keyring:
+            return
+        key = keyring.find(_header(scope, b"authorization"))
+        if key is None:
+            raise ApiError(
+                401,
+                "unauthorized",
+                "this needs an API key; send it as `Authorization: Bearer KEY`",
+                {"www-authenticate": "Bearer"},
+            )
+        note.key = key.name
+        scope["state"]["key"] = key
+
+    def _rate(self, note: RequestNote) -> None:
+        buckets = self.service.buckets
+        caller = f"key {note.key}" if note.key else f"address {note.client}"
+        if buckets and (seconds := buckets.take(caller)):
+            raise ApiError(
+                429,
+                "rate_limited",
+                f"too many requests; try again in {seconds} s",
+                retry(seconds),
+            )
+
+    def _tell(self, note: RequestNote) -> None:
+        """Log and count the request."""
+        service = self.service
+        service.metrics.observe_request(
+            note.route, note.status, service.seconds_since(note), note.queue_seconds
+        )
+        quiet = note.route.startswith(_QUIET)
+        if note.status >= 500 and note.error and note.error not in _EXPECTED:
+            service.metrics.observe_error(note.error)
+        if not quiet or note.status >= 400:
+            service.log.request(note)
+
+
+class _TooLargeError(ApiError):
+    """`more`: the client may still be sending."""
+
+    def __init__(self, limits: LimitSettings, *, more: bool) -> None:
+        message = f"the body has more than {limits.body_bytes} bytes; ask for less at once"
+        super().__init__(413, "too_large", message)
+        self.more = more
+
+
+class _Reply:
+    """Sends the answer, and notes its status."""
+
+    def __init__(self, send: Send, note: RequestNote, lifecycle: Lifecycle) -> None:
+        self._send, self.note, self.lifecycle = send, note, lifecycle
+        self.started = self.ended = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.note.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self.note.id.encode())]
+            if self.lifecycle.draining:  # or the next request would meet a closed port
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
+        elif message["type"] == "http.response.body":
+            self.ended = not message.get("more_body", False)
+        await self._send(message)
+
+    async def error(self, error: ApiError) -> None:
+        """The whole error, though `finish` has to follow."""
+        if self.started:
+            return
+        body = error.body()
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            **error.headers,
+        }
+        if error.status in (408, 413):
+            headers["connection"] = "close"  # the rest of the body is never read
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def finish(self) -> None:
+        """End the answer."""
+        if self.started and not self.ended:
+            await self({"type": "http.response.body", "body": b""})
+
+
+def _note(scope: Scope) -> RequestNote:
+    client = scope.get("client")
+    given = _header(scope, b"x-request-id")
+    address = client[0] if client else "unknown"
+    return RequestNote(request_id(given), _route(scope["path"]), scope["method"], address)
+
+
+def _route(path: str) -> str:
+    """A label out of few: metrics must not grow with whatever is asked for."""
+    known = ("/v1/recommend", "/v1/knowledge", "/admin/reload", "/docs", "/openapi.json")
+    if path in (*known, *_QUIET):
+        return path
+    return "/dashboard/..." if path.startswith("/dashboard/") else "other"
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+async def _read(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
+    """The body, unless it is too long or too slow."""
+    announced = _header(scope, b"content-length")
+    if announced is not None and announced.isdigit() and int(announced) > limits.body_bytes:
+        raise _TooLargeError(limits, more=True)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGoneError
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > limits.body_bytes:
+                    raise _TooLargeError(limits, more=more)
+                if not more:
+                    return bytes(body)
+    except TimeoutError:
+        raise ApiError(
+            408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s"
+        ) from None
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read already, then whatever comes, which is a client hanging up."""
+    pending = [body]
+
+    async def again() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return again
+
+
+async def _discard(receive: Receive) -> None:
+    """Throw away what a client is still sending, for a while."""
+    left = _LINGER_BYTES
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

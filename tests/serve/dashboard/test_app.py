@@ -1,0 +1,228 @@
+"""The dashboard's routes, its data, its stream of events, and what evaluations look like in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from draftrec.errors import DraftrecError
+from draftrec.serve.dashboard import app as dashboard
+from draftrec.serve.dashboard import sources as dashboard_sources
+from draftrec.serve.dashboard.quality import read_evaluations
+from draftrec.serve.dashboard.service import quantile, service_figures
+from draftrec.serve.dashboard.sources import Sources
+from draftrec.serve.metrics import ServiceMetrics
+from tests.serve.run_folders import RunWriter, write_pool
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A folder with a plain run, a fast one, and their pool."""
+    folder = tmp_path / "runs"
+    pool = write_pool(folder / "pool")
+    RunWriter(folder / "plain", draft="none", seconds=0.04).finish()
+    RunWriter(folder / "fast", pool=pool).finish()
+    return folder
+
+
+def data_of(sources: Sources) -> dict[str, Any]:
+    return json.loads(sources.snapshot().json)
+
+
+def test_page_data_and_files(runs: Path) -> None:
+    with TestClient(dashboard.application(Sources([runs], 2.5))) as client:
+        page = client.get("/")
+        assert page.status_code == 200
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        for name in page.text.split('"'):
+            if name.startswith("/dashboard/static/"):
+                assert client.get(name).status_code == 200, name
+        assert "http://" not in page.text
+        assert "https://" not in page.text
+        data = client.get("/dashboard/data.json").json()
+        assert [run["name"] for run in data["runs"]] == ["fast", "plain"]
+        assert data["price_per_hour"] == 2.5
+        script = client.get("/dashboard/static/dashboard.js")
+        assert script.headers["content-type"].startswith("text/javascript")
+        for name in ("nothing.js", "README.md", "..%2Fdashboard.py", "%2e%2e%2fdashboard.py"):
+            assert client.get(f"/dashboard/static/{name}").status_code == 404
+
+
+def test_a_run_given_directly_and_its_folder_are_one(runs: Path) -> None:
+    data = data_of(Sources([runs / "fast", runs]))
+    assert sorted(run["name"] for run in data["runs"]) == ["fast", "plain"]
+    assert [run["speedup"] for run in data["runs"] if run["name"] == "fast"] == [2.0]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for shop in ("books", "films"):
+        RunWriter(tmp_path / shop / "strict").finish()
+    data = data_of(Sources([tmp_path / "books" / "strict", tmp_path / "films" / "strict"]))
+    assert [run["name"] for run in data["runs"]] == ["books/strict", "films/strict"]
+
+
+def test_a_folder_must_exist_and_a_damaged_run_is_a_note(tmp_path: Path) -> None:
+    with pytest.raises(DraftrecError, match="is no folder"):
+        Sources([tmp_path / "nothing"])
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "manifest.json").write_text('{"format": "draftrec-run", "shards": 3}')
+    data = data_of(Sources([tmp_path]))
+    assert data["runs"] == []
+    assert "odd cannot be shown" in data["notes"][0]
+
+
+def test_runs_that_begin_later_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard_sources, "FRESH_SECONDS", 0.0)
+    sources = Sources([tmp_path])
+    first = sources.snapshot()
+    assert json.loads(first.json)["runs"] == []
+    assert sources.snapshot().version == first.version
+    writer = RunWriter(tmp_path / "run")
+    begun = sources.snapshot()
+    assert begun.version != first.version
+    writer.shard()
+    assert sources.snapshot().version != begun.version
+    assert data_of(sources)["runs"][0]["records_done"] == 8
+
+
+def events_of(
+    sources: Sources, count: int, metrics: ServiceMetrics | None = None, last: str = "",
+    between: Callable[[], Any] = lambda: None,
+) -> list[str]:  # fmt: skip
+    """The first messages of a stream; `between` runs after each."""
+
+    async def collect() -> list[str]:
+        found: list[str] = []
+        async for message in dashboard.event_stream(
+            sources, last, metrics, lambda: len(found) >= count
+        ):
+            found.append(message)
+            between()
+        return found
+
+    return asyncio.run(collect())
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "FRESH_SECONDS", 0.01)
+    monkeypatch.setattr(dashboard_sources, "FRESH_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_stream_tells_what_changed_and_nothing_twice(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run", records=100)
+    retry, first, second = events_of(Sources([tmp_path]), 3, between=writer.shard)
+    assert retry == "retry: 2000\n\n"
+    for message, done in ((first, 8), (second, 16)):
+        head, kind, body = message.strip().split("\n")
+        assert head.startswith("id: ")
+        assert kind == "event: data"
+        assert json.loads(body.removeprefix("data: "))["runs"][0]["records_done"] == done
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_page_that_comes_back_gets_only_what_is_new(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "_HEARTBEAT", 0.02)
+    sources = Sources([runs])
+    version = sources.snapshot().version
+    assert events_of(sources, 2, last=version)[1] == ": still here\n\n"
+    assert f"id: {version}\n" in events_of(sources, 2, last="older")[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_service_shows_its_own_figures(tmp_path: Path) -> None:
+    metrics = ServiceMetrics()
+    for seconds in (0.02, 0.03, 0.2, 0.04):
+        metrics.observe_request("/v1/recommend", 200, seconds)
+    metrics.observe_request("/v1/recommend", 503, 0.001)
+    metrics.observe_request("/v1/recommend", 429, 0.001)
+    message = events_of(Sources([tmp_path]), 2, metrics)[1]
+    figures = json.loads(message.split("event: service\ndata: ")[1])
+    assert figures["counters"]["requests"] == 6
+    route = figures["routes"]["/v1/recommend"]
+    assert (route["requests"], route["failed"], route["refused"]) == (6, 1, 1)
+    assert 0.01 < route["p50"] <= 0.025
+    assert 0.1 < route["p99"] <= 0.25
+    assert service_figures(ServiceMetrics())["routes"] == {}
+
+
+def test_quantiles_lie_within_their_bucket() -> None:
+    buckets = [(1.0, 10.0), (2.0, 20.0), (float("inf"), 40.0)]
+    assert quantile(buckets, 0.25) == 1.0
+    assert quantile(buckets, 0.375) == 1.5
+    assert quantile(buckets, 0.9) == 2.0  # above the last bound, nothing is known
+    assert quantile([(1.0, 0.0), (float("inf"), 0.0)], 0.5) == 0.0
+    assert quantile([], 0.5) == 0.0
+
+
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def test_a_comparison_shows_its_gate_and_broken_limits_first(tmp_path: Path) -> None:
+    def limit(outcome: str, bound: float) -> dict[str, Any]:
+        return {"run": "relaxed", "metric": "relaxed_share", "key": "max_value", "bound": bound,
+                "found": estimate(0.2), "outcome": outcome, "reason": ""}  # fmt: skip
+
+    change = {"mean": 0.0021, "low": 0.001, "high": 0.003}
+    click = {"model": "din", "adaptor": "moe", "metric": "auc", "value": {"mean": 0.7012}}
+    click |= {"seeds": 5, "change": change}
+    limits = [limit("kept", 0.3), limit("broken", 0.1), limit("not measured", 0.2)]
+    runs = {"plain": {}, "relaxed": {"limits": limits, "click_models": [click]}}
+    content = {"passed": False, "baseline": "plain", "runs": runs, "findings": ["It broke."]}
+    (tmp_path / "compare.json").write_text(json.dumps(content))
+    [found] = read_evaluations(tmp_path, "gate")
+    assert (found.name, found.kind, found.verdict) == ("gate", "comparison", "closed")
+    limits_table, clicks = found.tables
+    assert [row[-1] for row in limits_table.rows] == ["broken", "kept"]
+    assert limits_table.rows[0][1] == "relaxed tokens at most 10.0 %"
+    assert limits_table.rows[0][2] == "20.0 % (19.0 % to 21.0 %)"
+    assert clicks.rows[0][4:] == ("0.7012", "+0.0021", "+0.0010 to +0.0030")
+
+
+def test_click_models_rankings_and_recommendations(tmp_path: Path) -> None:
+    auc = {"mean": 0.71, "low": 0.70, "high": 0.72}
+    result = {"model": "din", "adaptor": "moe", "seeds": 5, "auc": auc, "logloss": {"mean": 0.4},
+              "over_none": {"auc": {"mean": 0.003}}}  # fmt: skip
+    contents = {
+        "summary": {"results": [result], "without_vectors": {}},
+        "evaluate": {"users": 1200, "recall@5": 0.05, "recall@10": 0.1, "ndcg@5": 0.03,
+                     "ndcg@10": 0.04},
+        "settings": {"k": 3},
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "odd.json").write_text('{"recall@x": 1}')
+    ranking, study = read_evaluations(tmp_path, "run")
+    assert ranking.name == "run/evaluate"
+    assert ranking.tables[0].rows == (("5", "0.0500", "0.0300"), ("10", "0.1000", "0.0400"))
+    assert study.name == "run"
+    assert study.tables[0].rows == (
+        ("din, moe", "5", "0.7100", "0.7000 to 0.7200", "0.4000", "+0.0030"),
+    )
+
+
+def test_recommendations_under_way_are_summed_up(tmp_path: Path) -> None:
+    parts = tmp_path / ".out.parquet.parts"
+    parts.mkdir()
+    facts = {
+        "users": 10, "popular": 0, "walltime_seconds": 2.0, "ms": [5.0] * 10, "target_calls": 20,
+        "accepted_steps": 20, "draft_calls": 30, "drafted": 100, "invalid": 0, "beams": 100,
+        "shadow_users": 0, "shadow_same": 0, "shadow_gap": 0.0,
+    }  # fmt: skip
+    for number in range(2):
+        (parts / f"facts-{number:05d}.json").write_text(json.dumps(facts))
+    [found] = read_evaluations(tmp_path, "genrec")
+    assert found.name == "genrec/out.parquet"
+    assert found.findings == ("20 users in 4.0 s so far.",)
+    assert ("target calls per user", "2.00") in found.tables[0].rows

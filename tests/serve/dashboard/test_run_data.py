@@ -1,0 +1,202 @@
+"""Runs as the dashboard reads them: known figures in, the same figures out, whatever the moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from draftrec.pool.store import Pool
+from draftrec.serve.dashboard.groups import read_pool
+from draftrec.serve.dashboard.metrics import MetricsTail, curves, unfinished
+from draftrec.serve.dashboard.run_data import QUIET_SECONDS, RunData, RunReader, with_baselines
+from tests.serve.run_folders import GROUPS, TOKENS, RunWriter, write_pool
+
+
+def read(path: Path) -> RunData:
+    found = RunReader(path, path.name).read()
+    assert found is not None
+    return found
+
+
+def test_a_tail_reads_what_was_added_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    assert tail.read() == []
+    path.write_text('{"a": 1}\n{"a": ')
+    assert tail.read() == [{"a": 1}]
+    with path.open("a") as file:
+        file.write('2}\nnot json\n[3]\n{"a": 4}\n')
+    assert tail.read() == [{"a": 1}, {"a": 2}, {"a": 4}]
+
+
+def test_a_tail_starts_again_with_a_file_that_was_cut_or_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    tail = MetricsTail(path)
+    assert len(tail.read()) == 2
+    os.truncate(path, 9)
+    assert tail.read() == [{"a": 1}]
+    other = tmp_path / "new"
+    other.write_text('{"b": 1}\n{"b": 2}\n{"b": 3}\n')
+    other.replace(path)
+    assert tail.read() == [{"b": 1}, {"b": 2}, {"b": 3}]
+    path.unlink()
+    assert tail.read() == []
+
+
+def test_curves_follow_steps_and_shards_without_steps() -> None:
+    def steps(seconds: float, tokens: int) -> dict[str, Any]:
+        return {"kind": "steps", "seconds": seconds, "new_tokens": tokens, "target_calls": 10}
+
+    shard = {"kind": "shard", "wall_seconds": 2.0, "new_tokens": 100, "target_calls": 50}
+    found = curves([steps(1, 40), steps(1, 60), shard, shard])
+    assert found.seconds == [1.0, 2.0, 4.0]
+    assert found.tokens_per_second == [40.0, 60.0, 50.0]
+    assert found.tokens_per_call == [4.0, 6.0, 2.0]
+    merged = curves([steps(1, 40), steps(3, 60), shard, shard], most=2)
+    assert merged.seconds == [4.0, 6.0]
+    assert merged.tokens_per_second == [25.0, 50.0]
+    assert curves([]).seconds == []
+
+
+def test_work_before_an_interruption_does_not_count_as_under_way() -> None:
+    def steps(end: str, tokens: int) -> dict[str, Any]:
+        return {"kind": "steps", "at": f"2026-01-01T00:00:{end}+00:00", "seconds": 5.0,
+                "new_tokens": tokens}  # fmt: skip
+
+    shard = {"kind": "shard", "at": "2026-01-01T00:00:01+00:00", "new_tokens": 999}
+    lost, first, second = steps("10", 1), steps("45", 20), steps("50", 300)
+    assert unfinished([shard, lost, first, second]).new_tokens == 320
+    assert unfinished([shard, lost, first, second, shard]).new_tokens == 0
+
+
+def test_a_finished_run_shows_its_summary(tmp_path: Path) -> None:
+    path = RunWriter(tmp_path / "run", accept="relaxed").finish()
+    summary = json.loads((path / "summary.json").read_text())
+    run = read(path)
+    assert run.state == "finished"
+    assert run.records_done == run.records == 24
+    for name in ("new_tokens", "target_calls", "accepted_tokens", "relaxed_tokens", "wall_seconds"):
+        assert run.totals[name] == summary[name]
+    for name in ("tokens_per_call", "acceptance_rate", "relaxed_share", "tokens_per_second"):
+        assert run.rates[name] == summary[name]
+    assert run.by_source == summary["accepted_by_source"]
+    assert len(run.curves.seconds) == 6
+    assert run.curves.seconds[-1] == pytest.approx(summary["wall_seconds"])
+    assert run.settings["top_k"] == 2
+    assert run.facts == {"model": "toy-lm", "device": "cpu", "dtype": "float32"}
+
+
+def test_the_shard_under_way_counts_while_the_run_is_running(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run", records=40)
+    assert read(tmp_path / "run").totals["new_tokens"] == 0
+    writer.shard()
+    writer.steps(3, finished=2)
+    run = read(tmp_path / "run")
+    assert run.state == "running"
+    assert run.records_done == 10
+    assert run.totals["new_tokens"] == 11 * TOKENS
+    before = time.time() - 2 * QUIET_SECONDS
+    for name in ("manifest.json", "metrics.jsonl"):
+        os.utime(tmp_path / "run" / name, (before, before))
+    run = read(tmp_path / "run")
+    assert run.state == "quiet"
+    assert run.totals["new_tokens"] == 8 * TOKENS  # what was under way is lost
+
+
+def test_a_reader_follows_a_growing_run_and_one_that_starts_again(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    reader = RunReader(tmp_path / "run", "run")
+    texts = []
+    for _ in range(3):
+        writer.shard()
+        found = reader.read()
+        assert found is not None
+        texts.append(sum(g.texts for g in found.groups))
+    assert texts == [8, 16, 24]
+    writer.folder.clear()
+    assert reader.read() is None
+    RunWriter(tmp_path / "run").shard(5)
+    found = reader.read()
+    assert found is not None
+    assert sum(g.texts for g in found.groups) == 5
+    assert found.totals["new_tokens"] == 5 * TOKENS
+
+
+def test_groups_and_their_pools(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool")
+    path = RunWriter(tmp_path / "run", pool=pool).finish()
+    run = read(path)
+    assert [g.name for g in run.groups] == list(reversed(GROUPS))  # most accepted tokens first
+    best = run.groups[0]
+    assert (best.texts, best.new_tokens, best.accepted_tokens) == (8, 8 * TOKENS, 8 * 33)
+    assert (best.from_pool, best.pool_bytes, best.per_mb) == (8 * 11, 4_000_000, 22.0)
+    assert run.everyone is not None
+    assert run.everyone.from_pool == run.by_source["all"]
+    assert run.everyone.per_mb == pytest.approx(run.by_source["all"] / 10, abs=0.05)
+    assert run.pool is not None
+    assert (run.pool.texts, run.pool.hits, run.pool.by_length) == (50, 60, [0, 100, 200])
+
+
+def test_a_real_pool_is_read_without_its_arrays(tmp_path: Path) -> None:
+    pool = Pool("tokenizer")
+    pool.add([(np.arange(3, 40, dtype=np.int32), "a"), (np.arange(3, 60, dtype=np.int32), "b")])
+    pool.save(tmp_path / "pool")
+    found = read_pool(tmp_path / "pool")
+    assert found is not None
+    assert (found.texts, found.tokens) == (2, 37 + 57)
+    assert set(found.sizes) == {"a", "b"}
+    size = (tmp_path / "pool" / "group-00001.safetensors").stat().st_size
+    assert found.sizes["b"] == size
+    assert read_pool(tmp_path) is None
+
+
+def test_a_plain_run_of_the_same_job_is_the_baseline(tmp_path: Path) -> None:
+    runs = [
+        read(RunWriter(tmp_path / "plain", draft="none", seconds=0.03).finish()),
+        read(RunWriter(tmp_path / "fast", seconds=0.01).finish()),
+        read(RunWriter(tmp_path / "other", source="other input").finish()),
+    ]
+    plain, fast, other = with_baselines(runs)
+    assert plain.baseline.kind == "self"
+    assert plain.speedup is None
+    assert (fast.baseline.kind, fast.baseline.name) == ("run", "plain")
+    assert fast.speedup == pytest.approx(3.0)
+    assert other.baseline.kind == "none"
+    assert other.speedup is None
+
+
+def test_the_best_plain_run_of_the_same_work_is_chosen(tmp_path: Path) -> None:
+    runs = [
+        read(RunWriter(tmp_path / "slow", draft="none", seconds=0.05).finish()),
+        read(RunWriter(tmp_path / "best", draft="none", seconds=0.03).finish()),
+        read(RunWriter(tmp_path / "sampled", draft="none", seconds=0.02, temperature=1.0).finish()),
+        read(RunWriter(tmp_path / "fast", seconds=0.01).finish()),
+    ]
+    fast = with_baselines(runs)[-1]
+    assert fast.baseline.name == "best"
+    assert fast.speedup == pytest.approx(3.0)
+
+
+def test_while_one_runs_rates_are_compared(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "fast", seconds=0.01)
+    writer.shard()
+    plain = RunWriter(tmp_path / "plain", draft="none", seconds=0.03).finish()
+    fast, _ = with_baselines([read(tmp_path / "fast"), read(plain)])
+    assert fast.speedup == pytest.approx(3.0)
+
+
+def test_without_one_the_baseline_is_an_estimate_that_says_so(tmp_path: Path) -> None:
+    costs = {"slots": 4, "rows": [1, 4, 16], "seconds": [0.010, 0.012, 0.020]}
+    [run] = with_baselines([read(RunWriter(tmp_path / "run", cost_state=costs).finish())])
+    assert run.baseline.kind == "estimate"
+    assert "estimate" in run.baseline.words
+    seconds = run.totals["prefill_seconds"] + 24 * TOKENS * 0.012 / 4
+    assert run.baseline.tokens_per_second == pytest.approx(24 * TOKENS / seconds)
+    assert run.speedup == pytest.approx(seconds / run.totals["wall_seconds"], rel=1e-3)
