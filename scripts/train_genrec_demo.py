@@ -23,8 +23,8 @@ from transformers import LlamaConfig
 from draftrec.alignment.align import AlignSpec, align
 from draftrec.alignment.fit import FitSpec, fit
 from draftrec.alignment.presets import ModelSource
-from draftrec.alignment.settings import ObjectiveSettings, TrainSettings
-from draftrec.alignment.teacher import TeachSettings, TeachSpec, teach
+from draftrec.alignment.settings import ObjectiveSettings, TeachSettings, TrainSettings
+from draftrec.alignment.teacher import TeachSpec, teach
 from draftrec.alignment.train import Progress, TrainWatcher
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import write_semantic_ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -78,3 +79,20 @@ def test_every_file_is_shipped() -> None:
         and not any(fnmatch.fnmatch(path.name, glob) for glob in globs)
     ]
     assert not left
+
+
+def test_the_floors_of_the_document_are_those_of_the_contract() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told: list[set[str]] = []
+    for line in page.split("## Floors", 1)[1].split("```")[1].strip().splitlines():
+        names = set(line[:32].split())
+        if line.startswith(" "):  # more of the same floor
+            told[-1] |= names
+        else:
+            told.append(names)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    held = [set(re.findall(r"\w+", layer)) for layer in layers]
+    assert told == [floor for floor in held if floor != {"__main__"}]
+    folders = {p.name for p in SOURCE.iterdir() if (p / "__init__.py").exists()}
+    assert folders <= set().union(*told)

@@ -15,8 +15,8 @@ from draftrec.alignment.align import AlignSpec, align
 from draftrec.alignment.align_task import Alignment, alignment_loss
 from draftrec.alignment.fit import fit
 from draftrec.alignment.presets import ModelSource
-from draftrec.alignment.settings import OBJECTIVES, ObjectiveSettings, TrainSettings
-from draftrec.alignment.teacher import TeachSettings, TeachSpec, teach
+from draftrec.alignment.settings import OBJECTIVES, ObjectiveSettings, TeachSettings, TrainSettings
+from draftrec.alignment.teacher import TeachSpec, teach
 from draftrec.alignment.teacher_files import TeacherFolder
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.models.recommender import check_draft, load_recommender

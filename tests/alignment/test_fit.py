@@ -79,7 +79,7 @@ def test_a_finished_training_is_left_alone_unless_it_differs(tmp_path: Path):
     assert fit(spec) == first
     assert (spec.output / "model.safetensors").stat().st_mtime_ns == before
     other = replace(spec, settings=replace(SETTINGS, lr=1e-4))
-    with pytest.raises(DraftrecError, match=r"lr is 0\.003 there and 0\.0001 here"):
+    with pytest.raises(DraftrecError, match=r"lr was 0\.003, now 0\.0001"):
         fit(other)
     assert fit(replace(other, overwrite=True))["valid_loss"] != first["valid_loss"]
 

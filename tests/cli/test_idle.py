@@ -118,8 +118,8 @@ OTHERS: dict[tuple[str, str], tuple[dict[str, Any], str]] = {
     ("genrec_train align", "patience"): ({"patience": 2, "held_out": 0}, "with --held-out 0"),
     ("group", "factors"): ({"factors": 8, "model": Path("m")}, "with --model"),
     ("prompts", "prompt_column"): ({"prompt_column": "p", "template": "kar"}, "with --template"),
-    ("replay", "groups"): ({"groups": Path("g"), "engine": ["all", "trie"]}, "without an engine"),
-    ("replay", "warm"): ({"warm": "w", "engine": ["prompt"]}, "with --engine prompt alone"),
+    ("replay", "groups"): ({"groups": Path("g"), "drafter": ["all", "trie"]}, "without a drafter"),
+    ("replay", "warm"): ({"warm": "w", "drafter": ["prompt"]}, "with --drafter prompt alone"),
     ("replay", "depth"): ({"depth": 2, "budget": 0}, "with --budget 0"),
     ("tune", "tokenizer"): ({"tokenizer": "t", "model": "m"}, "with --model"),
     ("tune", "limit"): ({"limit": 3, "model": "m"}, "--sample says"),
@@ -153,7 +153,7 @@ USED: list[tuple[str, dict[str, Any]]] = [
     ("genrec_recommend", {"verify": Verify.SAMPLE, "temperature": 0.5, "seed": 3}),
     ("genrec_train align", {"objective": Objective.TVDKD, "tau": 0.5, "alpha": 0.2, "soft": 0.1}),
     ("genrec_train teach", {"per_user": 3, "seed": 2}),
-    ("replay", {"engine": ["prompt", "group"], "warm": "w", "groups": Path("g"), "order": True}),
+    ("replay", {"drafter": ["prompt", "group"], "warm": "w", "groups": Path("g"), "order": True}),
     ("tune", {"model": "m", "template": "kar", "side": "item", "sample": 3}),
 ]  # fmt: skip
 

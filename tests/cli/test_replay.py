@@ -74,7 +74,7 @@ def tokenizer() -> Any:
 
 class TestFigures:
     def test_every_engine_has_the_contract_s_keys(self, command: Command) -> None:
-        names = [option for name in ENGINES for option in ("--engine", name)]
+        names = [option for name in ENGINES for option in ("--drafter", name)]
         found = command.engines("--warm", command.warm, "--depth", 4, *names)
         assert list(found) == list(ENGINES)
         for figures in found.values():
@@ -118,7 +118,7 @@ class TestFigures:
         groups = command.write(
             "groups.jsonl", *({"entity_id": e, "group": g} for e, g in ("ay", "bx", "cy"))
         )
-        options = ("--warm", command.warm, "--engine", "group")
+        options = ("--warm", command.warm, "--drafter", "group")
         apart = command.engines(*options, "--groups", groups)["group"]
         together = command.engines(*options)["group"]
         assert apart["steps"] > together["steps"]
@@ -146,10 +146,15 @@ class TestFigures:
 
 class TestOutput:
     def test_a_table_on_standard_output(self, command: Command) -> None:
-        assert command("--engine", "pool", "--engine", "ngram") == 0
+        assert command("--drafter", "pool", "--drafter", "ngram") == 0
         assert "1 texts" in command.out
         assert {"pool", "ngram"} <= set(command.out.split())
+        assert "now" not in command.err
         assert max(map(len, command.out.splitlines())) <= 80
+
+    def test_the_former_name_of_the_option_is_read(self, command: Command) -> None:
+        assert list(command.engines("--engine", "ngram", "--drafter", "all")) == ["all", "ngram"]
+        assert "--engine is called --drafter now" in command.err
 
     def test_json_leaves_standard_output_to_programs(self, command: Command) -> None:
         assert command("--json") == 0
@@ -197,7 +202,7 @@ class TestBadInput:
         command.refuses("line 1: text is null", texts=null)
 
     def test_unknown_engine(self, command: Command) -> None:
-        command.refuses("no engine 'suffix'; choose from pool, all", "--engine", "suffix")
+        command.refuses("no drafter 'suffix'; choose from pool, all", "--drafter", "suffix")
 
     def test_pool_of_another_tokenizer(self, command: Command) -> None:
         Pool("another").save(command.folder / "pool")
@@ -207,7 +212,7 @@ class TestBadInput:
         command.refuses("exclude each other", "--pool", "p", "--warm", command.warm)
 
     def test_engines_that_need_texts(self, command: Command) -> None:
-        command.refuses("--engine trie cannot draft", "--pool", "p", "--engine", "trie")
+        command.refuses("--drafter trie cannot draft", "--pool", "p", "--drafter", "trie")
 
     def test_refresh_without_steps(self, command: Command) -> None:
         command.refuses("needs the column step", "--refresh")

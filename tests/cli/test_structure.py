@@ -99,7 +99,7 @@ def test_schema_files_and_what_a_run_remembers_of_them(
     assert run(line(records, *form)) == 0
     path.write_text(json.dumps({**SCHEMA, "required": []}))
     capsys.readouterr()
-    assert "started otherwise (json_schema was {" in refusal(line(records, *form), capsys)
+    assert "begun otherwise (json_schema was {" in refusal(line(records, *form), capsys)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_an_earlier_run_elsewhere_is_refreshed(tmp_path: Path, there: RemotePath
 def test_overwriting_leaves_nothing_of_the_old_run(tmp_path: Path, there: RemotePath) -> None:
     write_rows(tmp_path / "in.jsonl")
     do(elsewhere(make_spec(tmp_path), there))
-    with pytest.raises(DraftrecError, match="started otherwise"):
+    with pytest.raises(DraftrecError, match="begun otherwise"):
         do(elsewhere(make_spec(tmp_path, shard_size=20), there))
     do(elsewhere(make_spec(tmp_path, shard_size=20, overwrite=True), there))
     assert sum(name.startswith("part-") for name in names_of(there)) == 2

@@ -57,7 +57,7 @@ def test_a_killed_job_goes_on_there_and_ends_with_the_file_of_one_here(
     with pytest.raises(Killed):
         run_job(there, FakeCrew(most=2), histories())
     assert not there.output.exists()
-    with pytest.raises(DraftrecError, match=r"memory://.* interrupted run with another k"):
+    with pytest.raises(DraftrecError, match=r"memory://.* begun otherwise \(k was"):
         run_job(RecommendJob(there.output, {"k": 2}, shard_size=2), FakeCrew(), histories())
     rest = FakeCrew()
     summary = run_job(there, rest, histories())

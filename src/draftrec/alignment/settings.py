@@ -103,12 +103,26 @@ class ObjectiveSettings:
             raise DraftrecError(f"--sharpen must be above 0, not {self.sharpen}")
 
 
-def differing(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """The first setting that differs, as `name is X there and Y here`, or None."""
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            return f"{name} is {found.get(name)} there and {wanted.get(name)} here"
-    return None
+@dataclass(frozen=True, slots=True)
+class TeachSettings:
+    """`beams` (K) are recorded of each context. Every user with two train items or more gives
+    `per_user` contexts: before the last item, then before earlier ones drawn at random; with `ends`
+    one more after the last item, where nobody knows what is true."""
+
+    beams: int = 20
+    per_user: int = 1
+    ends: bool = False
+    seed: int = 0
+    shard_size: int = 512
+
+    def __post_init__(self) -> None:
+        """Raises DraftrecError for values that cannot work."""
+        for name in ("beams", "shard_size"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise DraftrecError(f"--{option} must be at least 1, not {getattr(self, name)}")
+        if self.per_user < 0 or not (self.per_user or self.ends):
+            raise DraftrecError("no contexts: --per-user must be above 0, or --ends be given")
 
 
 def setting_names(kind: type[Any]) -> tuple[str, ...]:

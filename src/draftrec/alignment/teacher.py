@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import numpy as np
 
 from draftrec.alignment.histories import read_training_data
 from draftrec.alignment.recorder import Ask, Recorder
+from draftrec.alignment.settings import TeachSettings
 from draftrec.alignment.teacher_files import Catalogue, TeacherFolder, TeacherManifest, legal_codes
 from draftrec.core import LongArray
+from draftrec.data.ledger import input_changes, refuse_changes
 from draftrec.data.locks import sole_writer
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
@@ -32,28 +34,6 @@ from draftrec.models.recommender import Recommender, load_recommender
 
 
 @dataclass(frozen=True, slots=True)
-class TeachSettings:
-    """`beams` (K) are recorded of each context. Every user with two train items or more gives
-    `per_user` contexts: before the last item, then before earlier ones drawn at random; with `ends`
-    one more after the last item, where nobody knows what is true."""
-
-    beams: int = 20
-    per_user: int = 1
-    ends: bool = False
-    seed: int = 0
-    shard_size: int = 512
-
-    def __post_init__(self) -> None:
-        """Raises DraftrecError for values that cannot work."""
-        for name in ("beams", "shard_size"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise DraftrecError(f"--{option} must be at least 1, not {getattr(self, name)}")
-        if self.per_user < 0 or not (self.per_user or self.ends):
-            raise DraftrecError("no contexts: --per-user must be above 0, or --ends be given")
-
-
-@dataclass(frozen=True, slots=True)
 class TeachSpec:
     """A recording: `target` is the folder of a recommender, `limit` counts users."""
 
@@ -61,7 +41,7 @@ class TeachSpec:
     sequences: str
     sids: str
     output: Path
-    settings: TeachSettings = TeachSettings()
+    settings: TeachSettings = field(default_factory=TeachSettings)
     limit: int | None = None
     device: str = "auto"
     overwrite: bool = False
@@ -187,10 +167,7 @@ def _begun(
     if found is None:
         folder.path.mkdir(parents=True, exist_ok=True)
         return wanted
-    for name in ("target", "sids", "contexts"):
-        if getattr(found, name) != getattr(wanted, name):
-            raise DraftrecError(
-                f"{folder.path} holds teacher data with another {name}; choose another --output, "
-                "or give it up with --overwrite"
-            )
+    names = ("target", "sids", "contexts")
+    before, now = ({name: getattr(it, name) for name in names} for it in (found, wanted))
+    refuse_changes(folder.path, "teacher data", input_changes(before, now))
     return found

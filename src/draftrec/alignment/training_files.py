@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from draftrec.alignment.settings import differing
+from draftrec.data.ledger import changes, refuse_changes
 from draftrec.data.writers import TEMPORARY, naming, replace_file
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import INFO_FILE
@@ -38,12 +38,8 @@ class TrainingFolder:
         path = self.path / "settings.json"
         if not path.is_file():
             return
-        difference = differing(json.loads(path.read_text(encoding="utf-8")), _plain(settings))
-        if difference:
-            raise DraftrecError(
-                f"{self.path.parent} holds a training with other settings: {difference}; "
-                "choose another --output, or give it up with --overwrite"
-            )
+        before = json.loads(path.read_text(encoding="utf-8"))
+        refuse_changes(self.path.parent, "a training", changes(before, _plain(settings)))
 
     def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder, or go on in it; with `overwrite` what it and its model were goes."""

@@ -30,6 +30,7 @@ from draftrec.cli.common import (
 from draftrec.cli.idle import Idle
 from draftrec.cli.messages import beginning, no_bar, warn
 from draftrec.cli.places import READ, WRITTEN
+from draftrec.ctr.settings import FitSettings
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from draftrec.ctr.study import StudyJob
     from draftrec.data.cut import CutSettings
     from draftrec.data.events import EventColumns
+
+_FIT = FitSettings()
 
 Option = typer.Option
 Samples = partial(Option, rich_help_panel=SAMPLES_PANEL)
@@ -151,18 +154,22 @@ class CtrOptions:
     batch_size: Annotated[
         list[int] | None, Training(min=2, help="Batch size; repeat it to choose on validation.")
     ] = None
-    embedding: Annotated[int, Training(min=2, help="Numbers per embedding, even.")] = 32
-    epochs: Annotated[int, Training(min=1, help="Most passes over the training samples.")] = 20
+    embedding: Annotated[int, Training(min=2, help="Numbers per embedding, even.")] = _FIT.size
+    epochs: Annotated[int, Training(min=1, help="Most passes over the training samples.")] = (
+        _FIT.epochs
+    )
     patience: Annotated[
         int, Training(min=1, help="Epochs without a better validation AUC before the end.")
-    ] = 3
-    weight_decay: Annotated[float, Training(min=0, help="Weight decay of AdamW.")] = 0.01
+    ] = _FIT.patience
+    weight_decay: Annotated[float, Training(min=0, help="Weight decay of AdamW.")] = (
+        _FIT.weight_decay
+    )
     contrast: Annotated[
         float, Training(min=0, help="Weight of the loss of --adaptor contrastive.")
-    ] = 0.1
+    ] = _FIT.contrast
     dropout: Annotated[
         float, Training(min=0, max=0.95, help="Share of a vector that is zeroed in training.")
-    ] = 0.5
+    ] = _FIT.dropout
     workers: Annotated[str, Training(help="Processes side by side; auto: one per core.")] = "auto"
     item_columns: Annotated[
         str | None, Samples(metavar="A,B", help="Features of --items, instead of what fits.")
@@ -269,7 +276,6 @@ def ctr(options: CtrOptions) -> int:
 
 def _job(options: CtrOptions, output: Path) -> StudyJob:
     from draftrec.ctr.features import Sources
-    from draftrec.ctr.settings import FitSettings
     from draftrec.ctr.study import StudyJob
 
     return StudyJob(
@@ -285,8 +291,8 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
         ),
         cut=_cut(options),
         fit=FitSettings(
-            tuple(options.lr or FitSettings().learning_rates),
-            tuple(options.batch_size or FitSettings().batch_sizes),
+            tuple(options.lr or _FIT.learning_rates),
+            tuple(options.batch_size or _FIT.batch_sizes),
             options.embedding, options.epochs, options.patience, options.weight_decay,
             options.contrast, options.dropout,
         ),

@@ -28,6 +28,7 @@ from draftrec.cli.places import HERE, READ, WRITTEN
 from draftrec.config import (
     AcceptConfig,
     BatchConfig,
+    ControlsConfig,
     DraftConfig,
     JobConfig,
     ModelConfig,
@@ -45,7 +46,7 @@ Controls = partial(Option, rich_help_panel=CONTROLS_PANEL)
 Machine = partial(Option, rich_help_panel=MODEL_PANEL)
 Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
 _ACCEPT, _DRAFT, _BATCH, _RECORDS = AcceptConfig(), DraftConfig(), BatchConfig(), RecordsConfig()
-_TARGET = ModelConfig(model="")
+_CONTROLS, _TARGET = ControlsConfig(), ModelConfig(model="")
 _SHARD_SIZE: int | str = JobConfig.model_fields["shard_size"].default
 
 #: Of the options that say how records become prompts.
@@ -239,12 +240,16 @@ class GenerateOptions:
     generation_config: Annotated[
         Literal["model", "none"],
         Controls(help="Whether the model's own generation_config.json is honoured."),
-    ] = "model"
+    ] = _CONTROLS.generation_config
     repetition_penalty: Annotated[
         float | None, Controls(help="Of tokens of prompt and text; 1 is off.")
     ] = None
-    presence_penalty: Annotated[float, Controls(help="Taken off tokens that the text has.")] = 0.0
-    frequency_penalty: Annotated[float, Controls(help="The same, as often as it has them.")] = 0.0
+    presence_penalty: Annotated[float, Controls(help="Taken off tokens that the text has.")] = (
+        _CONTROLS.presence_penalty
+    )
+    frequency_penalty: Annotated[float, Controls(help="The same, as often as it has them.")] = (
+        _CONTROLS.frequency_penalty
+    )
     no_repeat_ngram_size: Annotated[
         int | None, Controls(help="No N tokens in a row twice in prompt and text; 0 is off.")
     ] = None

@@ -38,8 +38,11 @@ from draftrec.cli.engine import (
 )
 from draftrec.cli.idle import Idle
 from draftrec.cli.places import HERE, READ, WRITTEN
+from draftrec.config import RecommendConfig
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError, Interrupted
+
+_CONFIG = RecommendConfig()
 
 Option = typer.Option
 Drafting = partial(Option, rich_help_panel=DRAFTING_PANEL)
@@ -70,6 +73,9 @@ class Legal(StrEnum):
 
     TRIE = "trie"
     NONE = "none"
+
+
+_VERIFY, _LEGAL = Verify(_CONFIG.verify), Legal(_CONFIG.constraint)
 
 
 class Dtype(StrEnum):
@@ -112,38 +118,40 @@ class RecommendOptions(GenrecColumnOptions):
             show_default="test; all where the file has no test items",
         ),
     ] = None
-    k: Annotated[int, Option("-k", min=1, help="Items per user, and beams kept.")] = 20
+    k: Annotated[int, Option("-k", min=1, help="Items per user, and beams kept.")] = _CONFIG.k
     limit: Annotated[int | None, Option(min=1, metavar="USERS", help="First users only.")] = None
-    draft_beams: Annotated[int, Drafting(min=1, help="Beams drafted per level (N).")] = 40
+    draft_beams: Annotated[int, Drafting(min=1, help="Beams drafted per level (N).")] = (
+        _CONFIG.draft_beams
+    )
     draft_steps: Annotated[
         str, Drafting(metavar="auto|N", help="Levels drafted per pass; auto: as many as pay.")
-    ] = "auto"
+    ] = str(_CONFIG.draft_steps)
     draft_items: Annotated[
         int, Drafting(min=0, help="Proposed items' rows per level beside those of a draft model.")
-    ] = 16
+    ] = _CONFIG.draft_items
     verify: Annotated[
         Verify,
         Search(
             help="strict: plain beam search's own answer; sample: an exact sample without "
             "replacement; relaxed: AtSpeed's published sampling."
         ),
-    ] = Verify.STRICT
+    ] = _VERIFY
     constraint: Annotated[
         Legal, Search(help="trie: items of the catalogue only; none: any tokens.")
-    ] = Legal.TRIE
+    ] = _LEGAL
     renormalise: Annotated[
         bool,
         Search(
             "--renormalise/--no-renormalise",
             help="Score among legal tokens only; a level with one legal token then costs nothing.",
         ),
-    ] = False
-    temperature: Annotated[float, Search(help="Of samples.")] = 1.0
-    seed: Annotated[int, Search(help="Of samples.")] = 0
-    batch_size: Annotated[int, Machine(min=1, help="Users at once.")] = 32
+    ] = _CONFIG.renormalise
+    temperature: Annotated[float, Search(help="Of samples.")] = _CONFIG.temperature
+    seed: Annotated[int, Search(help="Of samples.")] = _CONFIG.seed
+    batch_size: Annotated[int, Machine(min=1, help="Users at once.")] = _CONFIG.batch_size
     exclude_seen: Annotated[
         bool, Option("--exclude-seen", help="Leave out the items of the user's history.")
-    ] = False
+    ] = _CONFIG.exclude_seen
     shadow: Annotated[
         float,
         Drafting(
@@ -228,7 +236,6 @@ def recommend_settings(options: RecommendOptions) -> Any:
     """The command line as the settings of a task. Raises DraftrecError for impossible ones."""
     from pydantic import ValidationError
 
-    from draftrec.config import RecommendConfig
     from draftrec.recommend.setup import TaskSettings
 
     try:

@@ -95,7 +95,8 @@ def teach(options: TeachOptions) -> int:
 
     The same command again goes on where it was interrupted.
     """
-    from draftrec.alignment.teacher import TeachSettings, TeachSpec
+    from draftrec.alignment.settings import TeachSettings
+    from draftrec.alignment.teacher import TeachSpec
     from draftrec.alignment.teacher import teach as run
     from draftrec.cli.train_bar import TeachBar
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from draftrec.alignment.settings import ObjectiveSettings, TrainSettings
+from draftrec.alignment.settings import ObjectiveSettings, TeachSettings, TrainSettings
 from draftrec.cli.column_options import GenrecColumnOptions
 from draftrec.cli.common import (
     MODEL_PANEL,
@@ -29,7 +29,7 @@ Aim = partial(Option, rich_help_panel=OBJECTIVE_PANEL)
 Training = partial(Option, rich_help_panel=TRAINING_PANEL)
 Machine = partial(Option, rich_help_panel=MODEL_PANEL)
 Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
-_TRAIN, _OBJECTIVE = TrainSettings(), ObjectiveSettings()
+_TRAIN, _OBJECTIVE, _TEACH = TrainSettings(), ObjectiveSettings(), TeachSettings()
 
 
 class Preset(StrEnum):
@@ -150,16 +150,18 @@ class TeachOptions(GenrecColumnOptions):
     sequences: SequencesArgument
     sids: SidsOption
     output: Annotated[Path, Option(metavar="DIR", help="Folder of the teacher data.")]
-    beams: Annotated[int, Option(help="Beams recorded per context (K).")] = 20
+    beams: Annotated[int, Option(help="Beams recorded per context (K).")] = _TEACH.beams
     per_user: Annotated[
         int, Option(help="Contexts per user: before the last train item, and earlier ones.")
-    ] = 1
+    ] = _TEACH.per_user
     ends: Annotated[
         bool, Option("--ends", help="Also after the last train item, where no answer is known.")
-    ] = False
+    ] = _TEACH.ends
     limit: LimitOption = None
-    shard_size: Annotated[int, Output(help="Contexts written, and resumed from, together.")] = 512
-    seed: Annotated[int, Option(min=0, help="Of the choice of contexts.")] = 0
+    shard_size: Annotated[int, Output(help="Contexts written, and resumed from, together.")] = (
+        _TEACH.shard_size
+    )
+    seed: Annotated[int, Option(min=0, help="Of the choice of contexts.")] = _TEACH.seed
     device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = "auto"
     overwrite: OverwriteOption = False
     json: JsonOption = False

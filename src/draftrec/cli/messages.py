@@ -17,6 +17,8 @@ from draftrec.errors import DraftrecError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from draftrec.data.places import Place
+
 _LOG = logging.getLogger("draftrec")
 _Asked = ParamSpec("_Asked")
 # Lines, and how loud they are, that wait for the work to begin.
@@ -122,3 +124,25 @@ def _coloured(line: str, style: str) -> None:
     from rich.text import Text
 
     Console(stderr=True).print(Text(line, style=style), soft_wrap=True)
+
+
+def say_written(path: Place) -> None:
+    """What the settings file is for."""
+    say(f"settings written to {path}; use them with generate --config {path}")
+
+
+@contextmanager
+def settings_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the settings that were tried, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("settings"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
+        task = bar.add_task("settings", total=None)
+
+        def watch(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield beginning(watch)

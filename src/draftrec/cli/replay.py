@@ -50,7 +50,7 @@ class ReplayOptions(TextColumnOptions):
     depth: Annotated[int, Option(min=1, max=256, help="Longest drafted continuation.")] = (
         DraftConfig().depth
     )
-    engine: Annotated[
+    drafter: Annotated[
         list[str] | None,
         Option(
             metavar="NAME",
@@ -58,6 +58,9 @@ class ReplayOptions(TextColumnOptions):
             "levels), ngram, trie, trie-group (simple rivals).",
             show_default="pool",
         ),
+    ] = None
+    engine: Annotated[
+        list[str] | None, Option(metavar="NAME", hidden=True, help="The former name of --drafter.")
     ] = None
     order: Annotated[
         bool,
@@ -77,25 +80,25 @@ class ReplayOptions(TextColumnOptions):
 _POOLLESS, _GROUPED = {"prompt"}, {"pool", "group", "trie-group"}
 _IDLE = (
     Idle(
-        "pool warm groups engine depth order",
+        "pool warm groups drafter depth order",
         lambda o: o.budget == 0,
         "with --budget 0, which drafts nothing",
     ),
     Idle(
         "pool warm order",
-        lambda o: _engines(o) <= _POOLLESS,
-        "with --engine prompt alone, which drafts from no other text",
+        lambda o: set(_drafters(o)) <= _POOLLESS,
+        "with --drafter prompt alone, which drafts from no other text",
     ),
     Idle(
         "groups",
-        lambda o: not _engines(o) & _GROUPED,
-        "without an engine that knows groups (pool, group, trie-group)",
+        lambda o: not set(_drafters(o)) & _GROUPED,
+        "without a drafter that knows groups (pool, group, trie-group)",
     ),
 )
 
 
-def _engines(options: ReplayOptions) -> set[str]:
-    return set(options.engine or ["pool"])
+def _drafters(options: ReplayOptions) -> list[str]:
+    return list(dict.fromkeys([*(options.drafter or ()), *(options.engine or ())])) or ["pool"]
 
 
 @command(ReplayOptions, idle=_IDLE)
@@ -111,10 +114,12 @@ def replay(options: ReplayOptions) -> int:
     from draftrec.evaluate.replay.job import ReplayJob, run_replay
     from draftrec.evaluate.replay.loop import ReplaySettings
 
+    if options.engine:
+        say("--engine is called --drafter now; it is still read")
     job = ReplayJob(
         texts=options.files(options.texts),
         tokenizer=options.tokenizer,
-        engines=tuple(dict.fromkeys(options.engine or ["pool"])),
+        engines=tuple(_drafters(options)),
         pool=options.pool,
         warm=options.files(options.warm) if options.warm else None,
         groups=options.groups,
@@ -126,10 +131,10 @@ def replay(options: ReplayOptions) -> int:
     with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
         tasks: dict[str, Any] = {}
 
-        def watch(engine: str, done: int, total: int) -> None:
-            if engine not in tasks:
-                tasks[engine] = bar.add_task(engine, total=total)
-            bar.update(tasks[engine], completed=done)
+        def watch(drafter: str, done: int, total: int) -> None:
+            if drafter not in tasks:
+                tasks[drafter] = bar.add_task(drafter, total=total)
+            bar.update(tasks[drafter], completed=done)
 
         summary = run_replay(job, beginning(watch), say)
     _show(summary, Console(stderr=options.json))
@@ -150,7 +155,7 @@ _COLUMNS = {
 
 
 def _show(summary: dict[str, Any], console: Any) -> None:
-    """The figures as a table that fits 80 columns, an engine per line."""
+    """The figures as a table that fits 80 columns, a drafter per line."""
     from rich import box
     from rich.table import Table
 
@@ -167,7 +172,7 @@ def _show(summary: dict[str, Any], console: Any) -> None:
         box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left",
         caption_justify="left",
     )  # fmt: skip
-    table.add_column("engine")
+    table.add_column("drafter")
     for heading, _ in _COLUMNS.values():
         table.add_column(heading, justify="right")
     for name, figures in summary["engines"].items():

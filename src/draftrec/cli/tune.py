@@ -3,8 +3,6 @@ acceptance rule by speed and quality."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +21,11 @@ from draftrec.cli.common import (
     JsonOption,
     command,
     print_json,
-    say,
 )
 from draftrec.cli.idle import Idle
-from draftrec.cli.messages import beginning, no_bar
+from draftrec.cli.messages import say_written, settings_bar
 from draftrec.cli.places import HERE, READ, WRITTEN
+from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
 from draftrec.data.places import Place
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
@@ -40,7 +38,7 @@ Trials = partial(Option, rich_help_panel=TRIALS_PANEL)
 Limit = partial(Option, rich_help_panel=LIMITS_PANEL)
 Machine = partial(Option, rich_help_panel=MODEL_PANEL)
 Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
-_LIMITS = Limits()
+_LIMITS, _BATCH, _TARGET = Limits(), BatchConfig(), ModelConfig(model="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +108,7 @@ class TuneOptions:
     ] = None
     side: Annotated[
         Literal["user", "item"], Prompts(help="Which side a framework's template describes.")
-    ] = "user"
+    ] = RecordsConfig().side
     chat: Annotated[
         bool | None,
         Prompts(
@@ -119,15 +117,17 @@ class TuneOptions:
             show_default="where it has one",
         ),
     ] = None
-    max_new_tokens: Annotated[int, Prompts(min=1, help="With --model: longest text.")] = 512
+    max_new_tokens: Annotated[int, Prompts(min=1, help="With --model: longest text.")] = (
+        _BATCH.max_new_tokens
+    )
     batch_size: Annotated[
         str, Machine(metavar="auto|N", help="With --model: texts written together.")
-    ] = "auto"
-    device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    ] = str(_BATCH.batch_size)
+    device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = _TARGET.device
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Machine(help="Precision of the weights; auto: as stored, float32 on CPU."),
-    ] = "auto"
+    ] = _TARGET.dtype
     trust_remote_code: Annotated[
         bool,
         Machine(
@@ -213,28 +213,6 @@ def _replay(options: TuneOptions, tokenizer: str) -> int:
     if options.json:
         print_json(summary)
     return DONE
-
-
-def say_written(path: Place) -> None:
-    """What the settings file is for."""
-    say(f"settings written to {path}; use them with generate --config {path}")
-
-
-@contextmanager
-def settings_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar of the settings that were tried, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    errors = Console(stderr=True)
-    columns = (TextColumn("settings"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
-        task = bar.add_task("settings", total=None)
-
-        def watch(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield beginning(watch)
 
 
 _COLUMNS = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.common import DONE, auto_or_number, print_json, say
+from draftrec.cli.messages import say_written, settings_bar
 from draftrec.data.places import Place
 from draftrec.errors import DraftrecError
 
@@ -18,7 +19,6 @@ def tune_quality(options: TuneOptions, model: str) -> int:
     """Run the study, write page and settings, show the frontier."""
     from rich.console import Console
 
-    from draftrec.cli.tune import say_written, settings_bar
     from draftrec.data.writers import replace_file
     from draftrec.evaluate.tune.choice import chosen_yaml
     from draftrec.evaluate.tune.quality import run_quality_tune

@@ -24,6 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from draftrec.data.ledger import changes, refuse_changes
 from draftrec.data.writers import append_file, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 
@@ -93,11 +94,8 @@ class TrialStore:
             self.times.unlink(missing_ok=True)
             replace_file(self.journal, _line({"identity": dict(self.identity)}))
             return {}
-        if changes := self._changes(lines[0].get("identity", {})):
-            raise DraftrecError(
-                f"{self.folder} holds trials that were made otherwise ({'; '.join(changes)}); "
-                "choose another folder, or start again with --overwrite"
-            )
+        found = changes(lines[0].get("identity", {}), self.identity)
+        refuse_changes(self.folder, "a study", found)
         return {trial_key(line["settings"]): line["figures"] for line in lines[1:]}
 
     def _whole_lines(self) -> list[dict[str, Any]]:
@@ -113,14 +111,6 @@ class TrialStore:
                 f"{self.journal} is damaged ({error}); remove the line, or start again with "
                 "--overwrite"
             ) from error
-
-    def _changes(self, before: Mapping[str, Scalar]) -> list[str]:
-        now = self.identity
-        return [
-            f"{name} was {before.get(name)}, now {now.get(name)}"
-            for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
-        ]
 
 
 def trial_key(settings: Settings) -> str:

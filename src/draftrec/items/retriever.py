@@ -6,6 +6,8 @@ probability), with shrinkage. A history's scores are the sum over its last items
 counting most, plus a share of popularity, so that an empty history gets the popular items.
 """
 
+# SciPy has no types, so that strict checks say nothing.
+# pyright: standard
 from __future__ import annotations
 
 import json

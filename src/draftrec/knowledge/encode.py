@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from draftrec.data.ledger import refuse_changes
 from draftrec.data.places import shown
 from draftrec.data.records import Entity, Rejected
 from draftrec.errors import DraftrecError
@@ -60,7 +61,7 @@ def run_encode(spec: EncodeSpec, hire: Hire, watch: Watch | None = None) -> Enco
             files.write_manifest(manifest)
         else:
             manifest = earlier
-            _refuse(spec, manifest.differences({}, fingerprints))
+            refuse_changes(spec.output, "vectors", manifest.differences({}, fingerprints))
             files.drop_unfinished(manifest)
         _Run(inputs, files, manifest, crew).shards(watch or _unwatched, total)
         files.finish(manifest)
@@ -207,17 +208,10 @@ def _earlier(spec: EncodeSpec, inputs: EncodeInputs, files: EncodeFiles) -> Enco
                 "replace it with --overwrite"
             )
         return None
-    _refuse(spec, manifest.differences(settings_of(spec), inputs.fingerprints))
+    found = manifest.differences(settings_of(spec), inputs.fingerprints)
+    refuse_changes(spec.output, "vectors", found)
     files.check(manifest)
     return manifest
-
-
-def _refuse(spec: EncodeSpec, found: list[str]) -> None:
-    if found:
-        raise DraftrecError(
-            f"{spec.output} was begun otherwise ({'; '.join(found)}); choose another --output, or "
-            "start again with --overwrite"
-        )
 
 
 def _new_manifest(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.ledger import changes, input_changes
 from draftrec.data.places import Place
 from draftrec.data.records import Rejected
 from draftrec.data.rejects import rejected_lines
@@ -104,17 +105,9 @@ class EncodeManifest(_Part):
         self, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]
     ) -> list[str]:
         """What is otherwise now, one phrase each."""
-        found = [
-            f"{name} was {_shown(self.settings.get(name))}, now {_shown(new)}"
-            for name, new in settings.items()
-            if self.settings.get(name) != new
-        ]
-        for name, new in fingerprints.items():
-            old = self.fingerprints.get(name)
-            if old != new:
-                change = "added" if old is None else "left out" if new is None else "changed"
-                found.append(f"{name} {change}")
-        return found
+        asked = {name: self.settings.get(name) for name in settings}
+        inputs = {name: self.fingerprints.get(name) for name in fingerprints}
+        return changes(asked, settings) + input_changes(inputs, fingerprints)
 
     def summary(self) -> dict[str, Any]:
         """What the command prints."""
@@ -249,7 +242,3 @@ def _read(path: Place) -> EncodeManifest | None:
 
 def _write(path: Place, manifest: EncodeManifest) -> None:
     replace_file(path, (manifest.model_dump_json(indent=1) + "\n").encode())
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else str(value)

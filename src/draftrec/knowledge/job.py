@@ -14,12 +14,13 @@ from datetime import datetime
 from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
+from draftrec.data.ledger import refuse_changes
 from draftrec.errors import Interrupted
 from draftrec.knowledge.account import Endings
 from draftrec.knowledge.crew import Crew, Hire
 from draftrec.knowledge.manifest import Manifest, differences
 from draftrec.knowledge.metrics import Metrics
-from draftrec.knowledge.plan import JobSpec, Plan, continued, refuse_different
+from draftrec.knowledge.plan import JobSpec, Plan, continued
 from draftrec.knowledge.shards import RunFolder
 from draftrec.knowledge.worker import Facts, ShardResult, ShardTask
 from draftrec.models.prompting import PromptForm, form_of
@@ -109,7 +110,7 @@ def _started(plan: Plan, folder: RunFolder, facts: Facts, form: PromptForm) -> M
 def _continue(folder: RunFolder, manifest: Manifest, facts: Facts, form: PromptForm) -> None:
     """Bring the folder to where it was after the last finished shard."""
     now = {**facts.fingerprint, **_chat_fingerprint(facts, form)}
-    refuse_different(folder, differences(manifest, manifest.settings, now))
+    refuse_changes(folder.path, "a run", differences(manifest, manifest.settings, now))
     folder.drop_unfinished(manifest)
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from draftrec.config import MOST_RECORDS, GenerateConfig, JobConfig, ModelConfig, StructureConfig
 from draftrec.core import SOURCES, Generation
+from draftrec.data.ledger import changes, input_changes
 from draftrec.data.places import Place
 from draftrec.engine.text.stats import Spent
 from draftrec.errors import DraftrecError
@@ -279,25 +280,22 @@ def differences(
     then: Manifest, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]
 ) -> list[str]:
     """What was otherwise when the run was started, one phrase each."""
-    found: list[str] = []
     recorded = recorded_settings(then)
     drafts_decide = settings["accept"] != "strict" and settings["draft"] == "pool"
     without = {"threads"} if drafts_decide else {"threads", "pool_lag"}
-    for name in sorted({*then.settings, *settings} - without):
-        old, new = recorded.get(name), settings.get(name)
-        if name == "shard_size" and not drafts_decide:
-            old, new = (MOST_RECORDS if size == "auto" else size for size in (old, new))
-        if old != new:
-            found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
-    for name, new in fingerprints.items():
-        # What is younger than the run cannot be compared; but in those days nobody asked the model.
-        if name not in then.fingerprints and not (name == "generation_config" and new):
-            continue
-        old = then.fingerprints.get(name)
-        if old != new:
-            change = "added" if not old else "left out" if not new else "changed"
-            found.append(f"{name} {change}")
-    return found
+    names = {*then.settings, *settings} - without
+    before = {name: recorded.get(name) for name in names}
+    now = {name: settings.get(name) for name in names}
+    if not drafts_decide and {before["shard_size"], now["shard_size"]} == {"auto", MOST_RECORDS}:
+        now["shard_size"] = before["shard_size"]  # the same shards
+    # What is younger than the run cannot be compared; but in those days nobody asked the model.
+    told = {
+        name: new
+        for name, new in fingerprints.items()
+        if name in then.fingerprints or (name == "generation_config" and new)
+    }
+    asked = {name: then.fingerprints.get(name) for name in told}
+    return changes(before, now) + input_changes(asked, told)
 
 
 def package_versions() -> dict[str, str]:
@@ -309,11 +307,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _shown(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftrec.config import JobConfig, RecordsConfig
+from draftrec.data.ledger import refuse_changes
 from draftrec.data.places import Place, shown
 from draftrec.data.readers import open_records
 from draftrec.data.records import EntityReader, GroupTable, Layout
@@ -143,7 +144,7 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
     now = dict(plan.fingerprints)
     if manifest.shards_complete and spec.save_pool and spec.save_pool == spec.pool:
         del now["pool"]  # the run may have been cut off after it had saved its pool over this one
-    refuse_different(folder, differences(manifest, plan.settings, now))
+    refuse_changes(folder.path, "a run", differences(manifest, plan.settings, now))
     if manifest.finished and spec.save_pool and str(spec.save_pool) != manifest.paths["save_pool"]:
         raise DraftrecError(
             f"the run in {folder.path} is finished and kept no pool at {spec.save_pool}; build one "
@@ -161,14 +162,6 @@ def lag_to_use(output: Place, usual: int, *, overwrite: bool) -> int:
         return usual
     lag = recorded_settings(begun)["pool_lag"]
     return usual if lag == "auto" else lag
-
-
-def refuse_different(folder: RunFolder, found: list[str]) -> None:
-    if found:
-        raise DraftrecError(
-            f"{folder.path} holds a run that was started otherwise ({'; '.join(found)}); choose "
-            f"another --output, or start again with --overwrite"
-        )
 
 
 def _previous_run(spec: JobSpec) -> PreviousRun | None:

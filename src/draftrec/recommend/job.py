@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from draftrec.data.arrow_path import arrow_path
+from draftrec.data.ledger import changes, refuse_changes
 from draftrec.data.locks import sole_writer
 from draftrec.data.places import Place
 from draftrec.data.remote_lock import check_still_held
@@ -142,12 +143,7 @@ def check_output(job: RecommendJob) -> None:
         )
     path = job.parts / _SETTINGS
     before = json.loads(path.read_bytes()) if path.is_file() else job.settings
-    differs = sorted(k for k in {*before, *job.settings} if before.get(k) != job.settings.get(k))
-    if differs:
-        raise DraftrecError(
-            f"{job.parts} holds an interrupted run with another {differs[0]} "
-            f"({before.get(differs[0])!r}); give the same settings to continue it, or --overwrite"
-        )
+    refuse_changes(job.parts, "an interrupted run", changes(before, job.settings))
 
 
 def _prepare(job: RecommendJob) -> None:

@@ -351,5 +351,5 @@ def test_an_engine_that_overdraws_is_refused() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(DraftrecError, match="no engine 'suffix'"):
+    with pytest.raises(DraftrecError, match="no drafter 'suffix'"):
         make_engine("suffix", SPECIAL)

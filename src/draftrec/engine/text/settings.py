@@ -6,6 +6,8 @@ transformers keeps such settings beside the weights (generation_config.json) and
 tokens) and leaves what only sampling uses, as `generate(do_sample=False)` does.
 """
 
+# transformers' values have no types, so that strict checks say nothing.
+# pyright: standard
 from __future__ import annotations
 
 import json

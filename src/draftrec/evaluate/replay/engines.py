@@ -133,7 +133,7 @@ FROM_POOL = ("pool", "prompt")
 def make_engine(name: str, special: SpecialTokens, pool: Pool | None = None) -> Engine:
     """A new engine; `pool` is what "pool" starts from. Raises DraftrecError for an unknown name."""
     if name not in ENGINES:
-        raise DraftrecError(f"there is no engine {name!r}; choose from {', '.join(ENGINES)}")
+        raise DraftrecError(f"there is no drafter {name!r}; choose from {', '.join(ENGINES)}")
     makers: dict[str, Callable[[], Engine]] = {
         "pool": lambda: PoolEngine(pool or _empty()),
         "all": lambda: PoolEngine(_empty(), grouped=False),

@@ -44,13 +44,13 @@ class ReplayJob:
         """Raise DraftrecError for options that do not go together."""
         if unknown := [name for name in self.engines if name not in ENGINES]:
             raise DraftrecError(
-                f"there is no engine {unknown[0]!r}; choose from {', '.join(ENGINES)}"
+                f"there is no drafter {unknown[0]!r}; choose from {', '.join(ENGINES)}"
             )
         if self.pool and self.warm:
             raise DraftrecError("--pool and --warm exclude each other; name one of them")
         if self.pool and (needy := [name for name in self.engines if name not in FROM_POOL]):
             raise DraftrecError(
-                f"--engine {needy[0]} cannot draft from a pool's folder; name the texts that the "
+                f"--drafter {needy[0]} cannot draft from a pool's folder; name the texts that the "
                 "pool was made of with --warm"
             )
 

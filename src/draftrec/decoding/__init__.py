@@ -1,1 +1,0 @@
-"""Draft, verify, commit: the loop and its parts."""

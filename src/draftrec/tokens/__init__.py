@@ -1,1 +1,0 @@
-"""Trees of tokens. Knows nothing of models."""
