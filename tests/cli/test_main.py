@@ -38,10 +38,10 @@ GROUPS = sorted({words[0] for words in COMMANDS if len(words) == 2})
 
 
 def written_helps(function: Any) -> list[str]:
-    """The help of each of a command's options as it stands in the source."""
+    """The help of each of a command's options that are not hidden, as it stands in the source."""
     hints = [p.annotation for p in function.__signature__.parameters.values()]
     infos = [extra for hint in hints for extra in getattr(hint, "__metadata__", ())]
-    return [info.help.replace("\\[", "[") for info in infos if info.help]
+    return [info.help.replace("\\[", "[") for info in infos if info.help and not info.hidden]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -238,7 +238,7 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
         with pytest.raises(Interrupted):
             run_job(job, halted.crew, halted.histories, None, stopper(after))
         assert not (tmp_path / "halted.parquet").exists()
-    with pytest.raises(DraftrecError, match="another limit"):
+    with pytest.raises(DraftrecError, match="limit was unset, now 3"):
         ready("halted.parquet", limit=3)
     halted, job = ready("halted.parquet")
     told: list[int] = []

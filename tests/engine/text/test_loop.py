@@ -77,7 +77,7 @@ def test_greedy_text_is_transformers_own(
     check(done, name, eos)
     assert not drafter.running
     accepted = sum(g.counts.accepted_tokens for g in done)
-    assert accepted > 20 or hit < 1 or nodes < 12
+    assert accepted >= 20 or hit < 1 or nodes < 12
     assert nodes or not accepted
 
 
