@@ -15,7 +15,7 @@ from draftrec.alignment.fit import FitSpec, fit
 from draftrec.alignment.lora import LoraSettings
 from draftrec.alignment.presets import ModelSource
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.prompts import HistoryEncoder, PromptFormat
 from draftrec.models.recommender import load_recommender
 from tests.alignment.small import SETTINGS, catalogue, fit_spec
 
@@ -201,3 +201,12 @@ def test_a_configuration_file_gives_the_architecture(tmp_path: Path):
     assert load_recommender(spec.output, "cpu").model.config.model_type == "gpt2"
     config.write_text(json.dumps({"model_type": "gpt2", "n_positions": 16}))
     refused(replace(spec, output=tmp_path / "short"), "room for 16 tokens")
+
+
+def test_words_that_a_new_tokenizer_cannot_know_are_refused_before_anything_is_written(
+    tmp_path: Path,
+):
+    spec = replace(fit_spec(tmp_path), form=PromptFormat(prefix="Then"))
+    with pytest.raises(DraftrecError, match="words of --prefix 'Then'"):
+        fit(spec)
+    assert not spec.output.exists()

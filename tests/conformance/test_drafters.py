@@ -3,6 +3,8 @@ neighbours; nothing kept of texts that are gone; the same words as without it.""
 
 from __future__ import annotations
 
+import gc
+import types
 import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -110,6 +112,36 @@ def test_nothing_is_kept_of_a_text_that_is_gone(drafter: Drafter) -> None:
         drafter.stop(sequence)
         del sequence
         assert gone() is None
+
+
+def reachable(root: Any) -> int:
+    """How many objects hang on one, code apart."""
+    seen: dict[int, Any] = {}
+    queue = [root]
+    while queue:
+        one = queue.pop()
+        code = isinstance(one, (type, types.ModuleType, types.FunctionType, types.MethodType))
+        if id(one) not in seen and not code:
+            seen[id(one)] = one
+            queue += gc.get_referents(one)
+    return len(seen)
+
+
+def test_what_a_drafter_holds_does_not_grow_with_the_texts_that_it_has_seen(
+    drafter: Drafter,
+) -> None:
+    def served(sequence: RunningSequence) -> None:
+        drafter.start(sequence)
+        drafter.draft([sequence], 8, 4)
+        drafter.stop(sequence)
+
+    batch = [running(i % 8) for i in range(24)]  # all kept, so that none has another's place
+    for sequence in batch[:8]:
+        served(sequence)
+    before = reachable(drafter)
+    for sequence in batch[8:]:
+        served(sequence)
+    assert reachable(drafter) == before
 
 
 def test_texts_come_and_go_in_any_order(drafter: Drafter) -> None:

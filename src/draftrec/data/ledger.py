@@ -23,12 +23,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def input_changes(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> list[str]:
-    """The same of fingerprints, which say nothing to people: `template added`, `sids changed`."""
+    """The same of fingerprints, which say nothing to people, as in `template added`; of those that
+    are known now."""
     found: list[str] = []
-    for name in (*now, *(n for n in before if n not in now)):
-        old, new = before.get(name) or None, now.get(name) or None
-        if old != new:
-            change = "added" if old is None else "left out" if new is None else "changed"
+    for name, new in now.items():
+        old = before.get(name)
+        if (old or None) != (new or None):
+            change = "added" if not old else "left out" if not new else "changed"
             found.append(f"{name} {change}")
     return found
 

@@ -17,7 +17,6 @@ import transformers as tf
 
 from draftrec.core import DraftTree, IntArray
 from draftrec.engine.text import penalties
-from draftrec.engine.text import penalties as places
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.controls import Control, Processors, RowControl, rows_of
 from draftrec.engine.text.penalties import (
@@ -136,24 +135,24 @@ _MADE: dict[type, Callable[[Any, _Table], RowControl]] = {
     tf.EncoderNoRepeatNGramLogitsProcessor: lambda p, t: NoRepeatedNGrams(
         p.ngram_size, t.before, of_prompt=True
     ),
-    tf.MinLengthLogitsProcessor: lambda p, t: places.Suppressed(
-        _ids(p.eos_token_id), places.shorter(p.min_length, t.before)
+    tf.MinLengthLogitsProcessor: lambda p, t: penalties.Suppressed(
+        _ids(p.eos_token_id), penalties.shorter(p.min_length, t.before)
     ),
-    tf.MinNewTokensLengthLogitsProcessor: lambda p, t: places.Suppressed(
+    tf.MinNewTokensLengthLogitsProcessor: lambda p, t: penalties.Suppressed(
         _ids(p.eos_token_id),
-        places.shorter(p.prompt_length_to_skip + p.min_new_tokens, t.before),
+        penalties.shorter(p.prompt_length_to_skip + p.min_new_tokens, t.before),
     ),
-    tf.ForcedBOSTokenLogitsProcessor: lambda p, t: places.Forced(
-        [p.bos_token_id], places.exactly(1, t.before)
+    tf.ForcedBOSTokenLogitsProcessor: lambda p, t: penalties.Forced(
+        [p.bos_token_id], penalties.exactly(1, t.before)
     ),
-    tf.ForcedEOSTokenLogitsProcessor: lambda p, t: places.Forced(
-        _ids(p.eos_token_id), places.exactly(p.max_length - 1, t.before)
+    tf.ForcedEOSTokenLogitsProcessor: lambda p, t: penalties.Forced(
+        _ids(p.eos_token_id), penalties.exactly(p.max_length - 1, t.before)
     ),
-    tf.ExponentialDecayLengthPenalty: lambda p, t: places.GrowingEnd(
+    tf.ExponentialDecayLengthPenalty: lambda p, t: penalties.GrowingEnd(
         p.regulation_start - t.width, p.regulation_factor, _ids(p.eos_token_id)
     ),
-    tf.SuppressTokensAtBeginLogitsProcessor: lambda p, t: places.Suppressed(
-        _ids(p.begin_suppress_tokens), places.exactly(p.begin_index, t.before)
+    tf.SuppressTokensAtBeginLogitsProcessor: lambda p, t: penalties.Suppressed(
+        _ids(p.begin_suppress_tokens), penalties.exactly(p.begin_index, t.before)
     ),
 }
 

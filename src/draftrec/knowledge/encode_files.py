@@ -106,8 +106,7 @@ class EncodeManifest(_Part):
     ) -> list[str]:
         """What is otherwise now, one phrase each."""
         asked = {name: self.settings.get(name) for name in settings}
-        inputs = {name: self.fingerprints.get(name) for name in fingerprints}
-        return changes(asked, settings) + input_changes(inputs, fingerprints)
+        return changes(asked, settings) + input_changes(self.fingerprints, fingerprints)
 
     def summary(self) -> dict[str, Any]:
         """What the command prints."""

@@ -294,8 +294,7 @@ def differences(
         for name, new in fingerprints.items()
         if name in then.fingerprints or (name == "generation_config" and new)
     }
-    asked = {name: then.fingerprints.get(name) for name in told}
-    return changes(before, now) + input_changes(asked, told)
+    return changes(before, now) + input_changes(then.fingerprints, told)
 
 
 def package_versions() -> dict[str, str]:

@@ -175,8 +175,8 @@ class ShardWorker:
     def work(
         self, task: ShardTask, on_step: OnStep | None = None, should_stop: ShouldStop | None = None
     ) -> ShardResult:
-        """Do a shard, whose known shards have been learned. Raises Interrupted
-        once `should_stop()` is true."""
+        """Do a shard, whose known shards have been learned. Raises Interrupted once `should_stop()`
+        is true."""
         requests, prompts, rejected = self._requests(task)
         requests, kept = self._refresh(requests, task)
         asked = [r for r in requests if r.entity_id not in kept]
@@ -290,7 +290,7 @@ class _Writing:
         self._found = journal.found(requests, self._hashes) if journal else {}
         self._earlier = journal.clock if journal else Clock()
         self._start = time.perf_counter()
-        self._before = _spent(generator)
+        self._before = generator.timing.spent
         self._curve_seconds = Spent()
         self._told = Spent()
         self._curve: CostCurve | None = None
@@ -362,7 +362,7 @@ class _Writing:
         self._fresh.clear()
 
     def _spent(self) -> Spent:
-        return _spent(self._generator) - self._before + self._curve_seconds
+        return self._generator.timing.spent - self._before + self._curve_seconds
 
 
 def load_generator(spec: JobSpec, cost_state: dict[str, Any] | None) -> TextGenerator:
@@ -392,9 +392,3 @@ def _kept(earlier: Earlier, request: Request) -> Written:
     generation = earlier.kept(request.entity_id, len(request.prompt_ids))
     hashed, sample = earlier.prompt_hash, request.sample
     return Written(generation, request.group, earlier.text, hashed, sample=sample)
-
-
-def _spent(generator: TextGenerator) -> Spent:
-    """A reading of the generator's clocks."""
-    now = generator.timing
-    return Spent(now.draft_seconds, now.verify_seconds, now.prefill_seconds)

@@ -80,12 +80,13 @@ def step(engine: Engine, batch: Batch, on_step: Callable[[StepStats], None] | No
         trees = draft(engine, shares)
     laid = lay_out(shares, trees)
     with engine.timing.passing(laid.prompt_share):
-        logits = engine.target.score(laid.segments).logits
+        logits = engine.target.score([s for _, s in laid.pairs]).logits
         verdicts = accept(engine, laid, logits)
         commit(engine, laid, verdicts)
     extend(engine, batch, laid, verdicts)
     with engine.timing.drafting():
-        learn(engine, laid, verdicts)
+        engine.drafter.observe(laid.scored, verdicts)
+    learn(engine, laid, verdicts)
     retire(engine, batch)
     if on_step:
         active = [q for q, _ in laid.pairs]
@@ -165,29 +166,14 @@ def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """One pass: the sequences that take part with their segments, and those of them whose scores
-    are asked for, because their prompt is done after it."""
+    """One pass of `rows` rows: all that take part with their segments, and, in the same order, the
+    `scored` ones with their `segments` and `trees`, whose prompt is done after it."""
 
     pairs: list[tuple[RunningSequence, Segment]]
-    scored: list[tuple[RunningSequence, Segment]]
-
-    @property
-    def segments(self) -> list[Segment]:
-        return [s for _, s in self.pairs]
-
-    @property
-    def sequences(self) -> list[RunningSequence]:
-        """The scored ones."""
-        return [q for q, _ in self.scored]
-
-    @property
-    def trees(self) -> list[DraftTree]:
-        """Those of the scored ones."""
-        return [s.tree for _, s in self.scored]
-
-    @property
-    def rows(self) -> int:
-        return sum(s.rows for _, s in self.pairs)
+    scored: list[RunningSequence]
+    segments: list[Segment]
+    trees: list[DraftTree]
+    rows: int
 
     @property
     def prompt_share(self) -> float:
@@ -201,28 +187,34 @@ def lay_out(shares: Shares, trees: dict[int, DraftTree]) -> Laid:
     for sequence, rows in shares:
         tree = trees.get(sequence.slot)
         pending = sequence.context[sequence.computed : sequence.computed + rows]
-        scored = tree is not None
         segment = Segment(
-            sequence.slot, sequence.computed, pending, tree or EMPTY_TREE, scored, sequence.length
-        )
+            sequence.slot, sequence.computed, pending, tree or EMPTY_TREE, tree is not None,
+            sequence.length,
+        )  # fmt: skip
         pairs.append((sequence, segment))
-    return Laid(pairs, [(q, s) for q, s in pairs if s.scored])
+    scored = [(q, s) for q, s in pairs if s.scored]
+    return Laid(
+        pairs,
+        [q for q, _ in scored],
+        [s for _, s in scored],
+        [s.tree for _, s in scored],
+        sum(s.rows for _, s in pairs),
+    )
 
 
 def accept(engine: Engine, laid: Laid, logits: torch.Tensor) -> list[Verdict]:
     """A verdict for every scored sequence, from `logits` `[R, V]` after the controls."""
     if not laid.scored:
         return []
-    sequences, trees = laid.sequences, laid.trees
-    logits = controlled(engine.controls, sequences, trees, logits)
-    verdicts = engine.rule.accept(sequences, trees, logits)
-    return engine.stops.cut(sequences, verdicts) if engine.stops else verdicts
+    logits = controlled(engine.controls, laid.scored, laid.trees, logits)
+    verdicts = engine.rule.accept(laid.scored, laid.trees, logits)
+    return engine.stops.cut(laid.scored, verdicts) if engine.stops else verdicts
 
 
 def commit(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:
     """Keep the KV rows of accepted nodes."""
     if laid.scored:
-        engine.target.commit([s for _, s in laid.scored], [v.path for v in verdicts])
+        engine.target.commit(laid.segments, [v.path for v in verdicts])
 
 
 def extend(engine: Engine, batch: Batch, laid: Laid, verdicts: Seq[Verdict]) -> None:
@@ -231,8 +223,8 @@ def extend(engine: Engine, batch: Batch, laid: Laid, verdicts: Seq[Verdict]) -> 
         sequence.counts.target_calls += 1
         if not segment.scored:
             sequence.computed += len(segment.pending)
-    for (sequence, segment), verdict in zip(laid.scored, verdicts, strict=True):
-        stats.record(sequence, segment.tree, verdict)
+    for sequence, tree, verdict in zip(laid.scored, laid.trees, verdicts, strict=True):
+        stats.record(sequence, tree, verdict)
         kept = sequence.length <= engine.target.anew_length
         sequence.extend(verdict, engine.eos_ids)
         if kept and sequence.length > engine.target.anew_length:
@@ -242,12 +234,9 @@ def extend(engine: Engine, batch: Batch, laid: Laid, verdicts: Seq[Verdict]) -> 
 
 
 def learn(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:
-    """Let the drafter and the budget see what became of the drafts."""
-    trees = laid.trees
-    engine.drafter.observe(laid.sequences, verdicts)
-    rows = laid.rows
-    if rows == sum(1 + len(t) for t in trees):  # prompt rows would blur what a draft row costs
-        engine.budget.observe(trees, verdicts, rows)
+    """Let the budget see what became of the drafts, and what the pass took."""
+    if laid.rows == sum(1 + len(t) for t in laid.trees):  # prompt rows blur what a draft row costs
+        engine.budget.observe(laid.trees, verdicts, laid.rows)
 
 
 def retire(engine: Engine, batch: Batch) -> None:

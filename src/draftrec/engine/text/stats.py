@@ -42,6 +42,11 @@ class Timing:
     verify_seconds: float = 0.0
     prefill_seconds: float = 0.0
 
+    @property
+    def spent(self) -> Spent:
+        """A reading of the clocks; the difference of two is what lies between them."""
+        return Spent(self.draft_seconds, self.verify_seconds, self.prefill_seconds)
+
     @contextmanager
     def drafting(self) -> Gen[None]:
         start = time.perf_counter()

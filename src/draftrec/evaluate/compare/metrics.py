@@ -23,19 +23,18 @@ class Metric:
 
     def show(self, value: float | None) -> str:
         """A value as people read it."""
-        if value is None:
-            return "-"
-        if self.form == "share":
-            return f"{100 * value:.1f} %"
-        return f"{value:,.2f}" if self.form == "number" else f"{value:.4f}"
+        return self._written(value, "", "%")
 
     def show_change(self, value: float | None) -> str:
         """A difference as people read it, with its sign."""
+        return self._written(value, "+", "pp")
+
+    def _written(self, value: float | None, sign: str, share: str) -> str:
         if value is None:
             return "-"
         if self.form == "share":
-            return f"{100 * value:+.1f} pp"
-        return f"{value:+,.2f}" if self.form == "number" else f"{value:+.4f}"
+            return f"{100 * value:{sign}.1f} {share}"
+        return f"{value:{sign},.2f}" if self.form == "number" else f"{value:{sign}.4f}"
 
 
 _ALL = (
