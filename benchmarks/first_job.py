@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import SHARED, note, paired_ratio, spread, write_result
-from jobs import environment, model_folder
+from jobs import environment
 
 from draftrec.data.templates import load_template
-from draftrec.data.world import stream_records
+from draftrec.data.world import demo_model_path, stream_records
 
 if TYPE_CHECKING:
     from draftrec.core import Generation, Request
@@ -52,7 +52,7 @@ def bookshop(args: argparse.Namespace, scratch: Path, penalty: float) -> dict[st
     with records.open("w", encoding="utf-8") as file:
         for record in islice(stream_records("user"), args.records):
             file.write(json.dumps(record) + "\n")
-    model = model_folder(None, scratch)
+    model = demo_model_path()
     extra = [] if penalty == 1.0 else [f"--repetition-penalty={penalty}"]
     summaries: dict[str, list[dict[str, Any]]] = {"drafted": [], "plain": []}
     processes: dict[str, list[float]] = {"drafted": [], "plain": []}
@@ -175,19 +175,19 @@ def _write(
     from draftrec.engine.text.stats import Spent
     from draftrec.knowledge.account import curve_seconds
 
-    clock, seconds = writer.timing, Spent()
+    seconds = Spent()
 
     def join(request: Request, text: Generation) -> None:
         writer.commit([(text.token_ids, request.group)])
 
     def step(stats: StepStats) -> None:
         nonlocal seconds
-        seconds += Spent(0.0, 0.0, 0.0, *curve_seconds(curve, stats))
+        passes, plain = curve_seconds(curve, stats)
+        seconds += Spent(passes=passes, plain=plain)
 
-    before = clock.draft_seconds, clock.verify_seconds, clock.prefill_seconds
+    before = writer.timing.spent
     done = writer.run(chunk, on_text=join, on_step=step)
-    after = clock.draft_seconds, clock.verify_seconds, clock.prefill_seconds
-    return done, seconds + Spent(*after) - Spent(*before)
+    return done, seconds + writer.timing.spent - before
 
 
 def _requests(generator: Generator, users: int | None) -> list[Request]:
@@ -229,21 +229,22 @@ def main() -> None:
     args = parser.parse_args()
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("model", "results")}
 
-    def save(part: str, penalty: float, result: dict[str, Any]) -> None:
+    def save(part: str, model: Path, penalty: float, result: dict[str, Any]) -> None:
         name = f"first-job-{part}" + ("" if penalty == 1.0 else "-penalty")
-        payload = {"settings": settings | {"model": args.model.name}, part: result}
+        payload = {"settings": settings | {"model": model.name}, part: result}
         write_result(name, payload, seed=0, folder=args.results)
 
     if args.part != "movielens":
         for penalty in args.penalties:
             with tempfile.TemporaryDirectory() as folder:
-                save("bookshop", penalty, bookshop(args, Path(folder), penalty))
+                result = bookshop(args, Path(folder), penalty)
+                save("bookshop", demo_model_path(), penalty, result)
     if args.part != "bookshop":
         from draftrec.knowledge.generator import Generator
 
         generator = Generator.from_pretrained(args.model)
         for penalty in args.penalties:
-            save("movielens", penalty, movielens(args, generator, penalty))
+            save("movielens", args.model, penalty, movielens(args, generator, penalty))
 
 
 if __name__ == "__main__":
