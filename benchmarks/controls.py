@@ -30,7 +30,7 @@ from draftrec.core import Request
 from draftrec.engine.text import loop
 from draftrec.engine.text.controls import Control
 from draftrec.engine.text.settings import make_controls, resolve
-from draftrec.knowledge.generator import Generator
+from draftrec.jobs.knowledge.generator import Generator
 
 sys.path.insert(0, str(ROOT))
 from tests.engine.text.helpers import PROMPTS, GuessingDrafter, make_engine, requests

@@ -22,7 +22,7 @@ from common import SHARED, note, write_result
 from transformers import AutoModelForCausalLM
 
 from draftrec.core import Generation, IntArray, Request
-from draftrec.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator, make_config
 from draftrec.pool.store import Pool
 
 Texts = dict[str, list[int]]

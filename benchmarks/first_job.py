@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from draftrec.core import Generation, Request
     from draftrec.engine.costs import CostCurve
     from draftrec.engine.text.stats import Spent, StepStats
-    from draftrec.knowledge.generator import Generator
+    from draftrec.jobs.knowledge.generator import Generator
 
 _MAIN = "from draftrec.cli.main import main; main()"
 _RATINGS = SHARED / "data/interactions/ml100k_ratings.parquet"
@@ -103,7 +103,7 @@ def movielens(args: argparse.Namespace, generator: Generator, penalty: float) ->
     """All users with the generator's default settings, every few chunks also without drafts."""
     from draftrec.core import SOURCES
     from draftrec.engine.text.stats import Spent
-    from draftrec.knowledge.generator import make_config
+    from draftrec.jobs.knowledge.generator import make_config
     from draftrec.pool.store import Pool
 
     settings: dict[str, Any] = {} if penalty == 1.0 else {"repetition_penalty": penalty}
@@ -173,7 +173,7 @@ def _write(
     """The texts of a chunk, and what they took; each joins the pool in the step that finishes it,
     as in strict jobs."""
     from draftrec.engine.text.stats import Spent
-    from draftrec.knowledge.account import curve_seconds
+    from draftrec.jobs.knowledge.account import curve_seconds
 
     seconds = Spent()
 
@@ -240,7 +240,7 @@ def main() -> None:
                 result = bookshop(args, Path(folder), penalty)
                 save("bookshop", demo_model_path(), penalty, result)
     if args.part != "bookshop":
-        from draftrec.knowledge.generator import Generator
+        from draftrec.jobs.knowledge.generator import Generator
 
         generator = Generator.from_pretrained(args.model)
         for penalty in args.penalties:

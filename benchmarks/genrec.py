@@ -24,11 +24,10 @@ from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History, read_histories, read_semantic_ids
 from draftrec.engine.selfcheck import checked_target
 from draftrec.evaluate.beam_speed import EngineRun, UserBeams, beam_figures
+from draftrec.jobs.recommend.catalogue import Catalogue, Query
+from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.jobs.recommend.setup import fit_retriever
 from draftrec.models.recommender import load_recommender
-from draftrec.recommend.catalogue import Catalogue
-from draftrec.recommend.recommender import ItemRecommender, parts_of
-from draftrec.recommend.setup import fit_retriever
-from draftrec.recommend.values import Query
 
 Engine = Callable[[Seq[Query]], list[UserBeams]]
 HF, HF_MASKED, PLAIN = "hf_prefix_fn", "hf_trie_mask", "plain"

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from common import note, spread, write_result
 
-from draftrec.items.filter import Filter
-from draftrec.items.trie import ItemTrie
+from draftrec.items.trie import Filter, ItemTrie
 
 _FIRST_TOKEN = 1000
 

@@ -19,7 +19,7 @@ from common import spread
 from transformers import AutoModelForCausalLM
 
 from draftrec.core import IntArray, Request
-from draftrec.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator, make_config
 
 MAX_NEW = 320
 

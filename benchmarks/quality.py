@@ -22,7 +22,7 @@ from common import SHARED, note
 from quality_data import COLUMNS, RATINGS, Files, part_users, write_inputs
 from quality_result import write_quality
 
-from draftrec.data.cut import FOLDS
+from draftrec.data.events import FOLDS
 
 MODEL = SHARED / "models/profile-lm"
 SIDES = ("users", "movies")

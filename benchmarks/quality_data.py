@@ -1,6 +1,6 @@
 """Prompts of the quality study: MovieLens-100K in the words of the small model's own prompts.
 
-What the model may be told of a user lies in front of the cut (`draftrec.data.cut`), so that no
+What the model may be told of a user lies in front of the cut (`draftrec.data.events`), so that no
 click sample is foretold by its own event.
 """
 
@@ -16,8 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from common import SHARED
 
-from draftrec.data.cut import CutSettings, histories
-from draftrec.data.events import EventColumns, read_events
+from draftrec.data.events import CutSettings, EventColumns, histories, read_events
 
 RATINGS = SHARED / "data/interactions/ml100k_ratings.parquet"
 MOVIES = SHARED / "data/items/ml100k_movies.parquet"

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from common import write_result
 
-from draftrec.data.intervals import interval, paired
 from draftrec.evaluate.compare.ctr import Cell, Trials, read_trials
+from draftrec.jobs.trials import interval, paired
 
 #: Text measures that the result keeps, of all that a comparison has.
 _TEXT = (

@@ -29,8 +29,8 @@ from replay import ReplayRule
 
 from draftrec.config import AcceptConfig
 from draftrec.core import Counts, Drafter, Generation, IntArray, Request
-from draftrec.data.readers import open_records
 from draftrec.data.records import Entity, EntityReader, Layout
+from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template
 from draftrec.data.world import stream_records
 from draftrec.engine.packing import Segment, pack
@@ -40,8 +40,8 @@ from draftrec.engine.text.budget import FixedBudget
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.evaluate.replay.engines import PoolEngine
 from draftrec.evaluate.replay.loop import ReplaySettings, replay
-from draftrec.knowledge.manifest import InputEntry, Manifest, ShardEntry
-from draftrec.knowledge.shards import RunFolder, Written
+from draftrec.jobs.knowledge.manifest import InputEntry, Manifest, ShardEntry
+from draftrec.jobs.knowledge.shards import RunFolder, Written
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool

@@ -31,7 +31,7 @@ from draftrec.data.world import stream_records
 from draftrec.engine.text import loop
 from draftrec.engine.text.grammar import GrammarControl
 from draftrec.evaluate.texts.templates import TextForm
-from draftrec.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator, make_config
 
 SIDES: tuple[Side, ...] = ("user", "item")
 

@@ -20,12 +20,6 @@ import torch
 import transformers
 from transformers import LlamaConfig
 
-from draftrec.alignment.align import AlignSpec, align
-from draftrec.alignment.fit import FitSpec, fit
-from draftrec.alignment.presets import ModelSource
-from draftrec.alignment.settings import ObjectiveSettings, TeachSettings, TrainSettings
-from draftrec.alignment.teacher import TeachSpec, teach
-from draftrec.alignment.train import Progress, TrainWatcher
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import write_semantic_ids
 from draftrec.data.world_series import Shop
@@ -43,10 +37,15 @@ from draftrec.items.prompts import PromptFormat
 from draftrec.items.quantise import QuantiseSettings, residual_kmeans, semantic_ids
 from draftrec.items.retriever import ItemRetriever, RetrieverSettings
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.jobs.recommend.catalogue import Catalogue, Query
+from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
 from draftrec.models.recommender import load_recommender, save_recommender
-from draftrec.recommend.catalogue import Catalogue
-from draftrec.recommend.recommender import ItemRecommender, parts_of
-from draftrec.recommend.values import Query
+from draftrec.train.align import AlignSpec, align
+from draftrec.train.fit import FitSpec, fit
+from draftrec.train.loop import Progress, TrainWatcher
+from draftrec.train.presets import ModelSource
+from draftrec.train.settings import ObjectiveSettings, TeachSettings, TrainSettings
+from draftrec.train.teacher import TeachSpec, teach
 
 LEVELS, CODES, FACTORS = 4, 32, 32
 BEAMS = 10

@@ -60,7 +60,8 @@ def test_every_user_and_film_has_a_text_and_recommendations(folder: Path) -> Non
 
 
 def test_named_options_and_synonyms_are_known() -> None:
-    from draftrec.data import columns, profiles
+    from draftrec.data import profiles
+    from draftrec.data.tables import columns
 
     kinds = [k for m in (columns, profiles) for k in vars(m).values()
              if isinstance(k, columns.ColumnKind)]  # fmt: skip

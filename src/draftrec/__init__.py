@@ -12,13 +12,13 @@ __all__ = ["Generator", "__version__"]
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 if TYPE_CHECKING:
-    from draftrec.knowledge.generator import Generator as Generator
+    from draftrec.jobs.knowledge.generator import Generator as Generator
 
 
 def __getattr__(name: str) -> Any:
     # PyTorch and transformers take seconds to import; `import draftrec` must not pay for them.
     if name == "Generator":
-        from draftrec.knowledge.generator import Generator
+        from draftrec.jobs.knowledge.generator import Generator
 
         return Generator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

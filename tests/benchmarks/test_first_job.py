@@ -19,7 +19,7 @@ from draftrec.cli.main import run
 from draftrec.core import Request
 from draftrec.data.templates import load_template
 from draftrec.data.world import demo_model_path, stream_records
-from draftrec.knowledge.generator import Generator
+from draftrec.jobs.knowledge.generator import Generator
 
 
 def _here(arguments: Seq[str]) -> dict[str, Any]:

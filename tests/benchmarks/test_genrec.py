@@ -9,7 +9,7 @@ from pathlib import Path
 import genrec
 import pytest
 
-from tests.recommend.worlds import make_world
+from tests.jobs.recommend.worlds import make_world
 
 
 def test_every_engine_finds_the_plain_items(

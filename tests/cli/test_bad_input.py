@@ -15,7 +15,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.data.world import demo_model_path
-from draftrec.knowledge import worker
+from draftrec.jobs.knowledge import worker
 from draftrec.pool.store import Pool
 from tests.fakes import FakeGenerator
 

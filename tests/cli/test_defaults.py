@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 import draftrec.cli
 from draftrec import config
-from draftrec.alignment.settings import ObjectiveSettings, TeachSettings, TrainSettings
 from draftrec.ctr.settings import FitSettings
 from draftrec.evaluate.tune.choice import Limits
+from draftrec.train.settings import ObjectiveSettings, TeachSettings, TrainSettings
 
 _GENERATE = [
     config.ModelConfig, config.AcceptConfig, config.ControlsConfig, config.DraftConfig,
@@ -23,15 +23,20 @@ _GENERATE = [
 ]  # fmt: skip
 #: Options, and the settings that they become.
 SETTINGS: dict[str, list[Any]] = {
-    "generate_options.GenerateOptions": _GENERATE,
-    "encode.EncodeOptions": [config.EncoderConfig, config.EncodeConfig],
-    "genrec_recommend.RecommendOptions": [config.RecommendConfig],
-    "genrec_train_options.TrainOptions": [TrainSettings],
-    "genrec_train_options.FitOptions": [TrainSettings],
-    "genrec_train_options.TeachOptions": [TeachSettings],
-    "genrec_train_options.AlignOptions": [ObjectiveSettings],
-    "ctr.CtrOptions": [FitSettings],
-    "tune.TuneOptions": [Limits, config.ModelConfig, config.BatchConfig, config.RecordsConfig],
+    "knowledge.generate_options.GenerateOptions": _GENERATE,
+    "knowledge.encode.EncodeOptions": [config.EncoderConfig, config.EncodeConfig],
+    "genrec.recommend.RecommendOptions": [config.RecommendConfig],
+    "genrec.train.TrainOptions": [TrainSettings],
+    "genrec.train.FitOptions": [TrainSettings],
+    "genrec.train.TeachOptions": [TeachSettings],
+    "genrec.train.AlignOptions": [ObjectiveSettings],
+    "knowledge.ctr.CtrOptions": [FitSettings],
+    "knowledge.tune.TuneOptions": [
+        Limits,
+        config.ModelConfig,
+        config.BatchConfig,
+        config.RecordsConfig,
+    ],
 }
 
 
@@ -54,8 +59,8 @@ def written(path: Path, name: str) -> dict[str, ast.expr]:
 
 @pytest.mark.parametrize("where", SETTINGS)
 def test_options_take_their_defaults_from_the_settings(where: str) -> None:
-    module, name = where.split(".")
-    source = written(Path(draftrec.cli.__path__[0]) / f"{module}.py", name)
+    module, _, name = where.rpartition(".")
+    source = written(Path(draftrec.cli.__path__[0]) / f"{module.replace('.', '/')}.py", name)
     options = defaults_of(getattr(import_module(f"draftrec.cli.{module}"), name))
     settings = {k: v for kind in SETTINGS[where] for k, v in defaults_of(kind).items()}
     shared = source.keys() & settings.keys()

@@ -8,7 +8,7 @@ from draftrec.cli import progress
 from draftrec.cli.common import StopSignal
 from draftrec.cli.progress import ProgressBar, duration, rate
 from draftrec.engine.text.stats import Spent, StepStats
-from draftrec.knowledge.manifest import InputEntry, Manifest
+from draftrec.jobs.knowledge.manifest import InputEntry, Manifest
 
 
 def manifest() -> Manifest:

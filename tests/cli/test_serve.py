@@ -23,7 +23,7 @@ import pytest
 from draftrec.cli.main import run
 from draftrec.serve.run import exposure
 from draftrec.serve.settings import ServeSettings
-from tests.recommend.worlds import World, make_world
+from tests.jobs.recommend.worlds import World, make_world
 
 WAIT = 60
 KEY = {"name": "a", "sha256": "ab" * 32}

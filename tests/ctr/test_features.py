@@ -10,8 +10,16 @@ import pytest
 
 from draftrec.ctr.attributes import attributes, read_rows
 from draftrec.ctr.features import Prepared, Sources, prepare
-from draftrec.data.cut import PARTS, CutSettings, Samples, Split, cut_samples
-from draftrec.data.events import EventColumns, Events, read_events
+from draftrec.data.events import (
+    PARTS,
+    CutSettings,
+    EventColumns,
+    Events,
+    Samples,
+    Split,
+    cut_samples,
+    read_events,
+)
 from draftrec.errors import DraftrecError
 from tests.ctr.world import ITEMS, World
 

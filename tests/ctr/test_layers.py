@@ -19,9 +19,7 @@ from torch_rechub.basic.layers import (
     SENETLayer,
 )
 
-from draftrec.ctr.backbones import MatrixCross
-from draftrec.ctr.graph import FieldGraph
-from draftrec.ctr.interest import InterestEvolution, TargetAttention
+from draftrec.ctr.backbones import FieldGraph, InterestEvolution, MatrixCross, TargetAttention
 
 FIELDS, SIZE, LENGTH = 4, 8, 3
 

@@ -13,7 +13,7 @@ from draftrec.ctr import study
 from draftrec.ctr.features import Sources
 from draftrec.ctr.settings import FitSettings
 from draftrec.ctr.study import StudyJob, run_study, summarise
-from draftrec.data.cut import CutSettings
+from draftrec.data.events import CutSettings
 from draftrec.errors import DraftrecError
 from tests.ctr.world import World
 

@@ -15,8 +15,7 @@ from draftrec.ctr.features import Inputs, Sources, prepare
 from draftrec.ctr.model import ClickModel
 from draftrec.ctr.settings import FitSettings
 from draftrec.ctr.train import predict, score, train_and_test
-from draftrec.data.cut import CutSettings, cut_samples
-from draftrec.data.events import EventColumns, read_events
+from draftrec.data.events import CutSettings, EventColumns, cut_samples, read_events
 from tests.ctr.world import World
 
 FIT = FitSettings(learning_rates=(3e-3,), batch_sizes=(128,), size=8, epochs=6, dropout=0.0)

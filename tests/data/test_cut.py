@@ -11,9 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from draftrec.data.cut import FOLDS, PARTS, CutSettings, Split, cut_points, cut_samples, histories
-from draftrec.data.events import EventColumns, Events, read_events
-from draftrec.data.rejects import Rejects
+from draftrec.data.events import (
+    FOLDS,
+    PARTS,
+    CutSettings,
+    EventColumns,
+    Events,
+    Split,
+    cut_points,
+    cut_samples,
+    histories,
+    read_events,
+)
+from draftrec.data.records import Rejects
 from draftrec.errors import DraftrecError
 
 
@@ -138,7 +148,7 @@ def test_the_cut_is_at_half_or_at_the_longest_history(
 
 
 def test_samples_of_one_user_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draftrec.data.cut._check_parts", lambda *_: None)
+    monkeypatch.setattr("draftrec.data.events._check_parts", lambda *_: None)
     ratings = [5, 1, 4, 2, 5, 3, 4]
     events = written(tmp_path / "e.jsonl", [row("u", f"i{n}", r, n) for n, r in enumerate(ratings)])
     found = cut_samples(events, CutSettings(sequence=2))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from draftrec.data.joins import Join
-from draftrec.data.readers import open_records
 from draftrec.data.records import EntityReader, GroupTable
+from draftrec.data.tables.readers import open_records
 from draftrec.errors import DraftrecError
 
 

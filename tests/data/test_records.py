@@ -17,11 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from draftrec.data import json_text, records
-from draftrec.data.readers import open_records
+from draftrec.data import records
+from draftrec.data.files.writers import replace_parquet
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout, Rejected
+from draftrec.data.tables import json_text
+from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template
-from draftrec.data.writers import replace_parquet
 from draftrec.errors import DraftrecError
 
 ROWS = [

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.knowledge.manifest import InputEntry, Manifest
+from draftrec.jobs.knowledge.manifest import InputEntry, Manifest
 
 EOS = 0
 _SETTINGS = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.errors import DraftrecError
-from draftrec.items.filter import Filter
+from draftrec.items.trie import Filter
 from tests.items.catalogues import Catalogue, catalogues
 
 

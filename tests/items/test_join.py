@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.items.join import joined
 from draftrec.items.quantise import QuantiseSettings, residual_kmeans, semantic_ids
-from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds, joined
 
 
 def test_codes_are_those_of_the_nearest_items() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from draftrec.config import AcceptConfig, DraftConfig, GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import Counts, Generation
-from draftrec.knowledge.manifest import InputEntry, Manifest, settings_of
-from draftrec.knowledge.shards import RunFolder, Written
+from draftrec.jobs.knowledge.manifest import InputEntry, Manifest, settings_of
+from draftrec.jobs.knowledge.shards import RunFolder, Written
 
 #: What one text of these runs costs and brings.
 TOKENS, PROMPT = 40, 10

@@ -19,7 +19,7 @@ from draftrec.serve.loading import Sources, sources_of
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service
 from draftrec.serve.settings import KnowledgeSettings, RecommendSettings, ServeSettings
-from tests.recommend.worlds import World
+from tests.jobs.recommend.worlds import World
 
 KEY, ADMIN = "a-key-for-tests", "another-key"
 KEYS = [

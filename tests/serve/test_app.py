@@ -16,7 +16,7 @@ from draftrec.serve.http.app import create_app
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
 from draftrec.serve.run import make_server
-from tests.recommend.worlds import World, make_world
+from tests.jobs.recommend.worlds import World, make_world
 from tests.serve.services import (
     ADMIN,
     KEY,

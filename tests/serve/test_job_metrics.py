@@ -14,12 +14,11 @@ from draftrec.cli.main import run
 from draftrec.config import AcceptConfig, DraftConfig, GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES
 from draftrec.data.world import demo_model_path
-from draftrec.knowledge.crew import local
-from draftrec.knowledge.job import JobResult, JobSpec, Watcher, run_job
-from draftrec.knowledge.manifest import Manifest
-from draftrec.knowledge.worker import load_generator
-from draftrec.serve.job_metrics import MeasuredJob
-from draftrec.serve.metrics import ServiceMetrics
+from draftrec.jobs.knowledge.crew import local
+from draftrec.jobs.knowledge.job import JobResult, JobSpec, Watcher, run_job
+from draftrec.jobs.knowledge.manifest import Manifest
+from draftrec.jobs.knowledge.worker import load_generator
+from draftrec.serve.metrics import MeasuredJob, ServiceMetrics
 from tests.serve.test_metrics import scraped
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftrec.data.world import demo_model_path
-from draftrec.knowledge.generator import Generator
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
 from draftrec.serve.settings import KnowledgeSettings
 from tests.serve.services import Running, error_of, knowledge_settings, running, settings

@@ -9,7 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.recommend.worlds import make_world
+from tests.jobs.recommend.worlds import make_world
 from tests.serve.services import (
     Running,
     knowledge_settings,

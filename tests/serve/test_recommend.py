@@ -17,10 +17,10 @@ from draftrec.cli.main import run
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.demo.genrec_shop import histories, make_readings, sequences, shipped_path
 from draftrec.items.semantic_ids import SemanticIds
-from draftrec.recommend.values import Query
+from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.loading import demo_sources
 from draftrec.serve.settings import demo_settings
-from tests.recommend.worlds import World, make_world, named, with_texts
+from tests.jobs.recommend.worlds import World, make_world, named, with_texts
 from tests.serve.services import Running, error_of, recommend_settings, running, settings
 
 

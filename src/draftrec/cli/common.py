@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 import typer
 from typer.core import TyperCommand
 
-from draftrec.cli.idle import Idle, idle_lines
 from draftrec.cli.messages import drop_held, hold, say, say_held, set_loudness
-from draftrec.cli.places import READ, presented
-from draftrec.data.places import Place
+from draftrec.cli.options.idle import Idle, idle_lines
+from draftrec.cli.options.places import READ, presented
+from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _read_settings(context: typer.Context, path: Place | None) -> Place | None:
     """Let a YAML file set the defaults of all options of the command that is being parsed."""
     if path is None:
         return None
-    from draftrec.data.yaml_file import read_yaml
+    from draftrec.data.files.yaml_file import read_yaml
 
     values = read_yaml(path, "settings file") or {}
     if not isinstance(values, dict):

@@ -24,22 +24,22 @@ from draftrec.errors import DraftrecError
 
 #: Command -> module that defines a function of that name, or a table SUBCOMMANDS.
 _COMMANDS = {
-    "compare": "draftrec.cli.compare",
-    "ctr": "draftrec.cli.ctr",
+    "compare": "draftrec.cli.knowledge.compare",
+    "ctr": "draftrec.cli.knowledge.ctr",
     "dashboard": "draftrec.cli.dashboard",
     "demo": "draftrec.cli.demo",
-    "encode": "draftrec.cli.encode",
-    "generate": "draftrec.cli.generate",
-    "genrec": "draftrec.cli.genrec",
-    "group": "draftrec.cli.group",
-    "pool": "draftrec.cli.pool",
-    "records": "draftrec.cli.records",
-    "prompts": "draftrec.cli.prompts",
-    "replay": "draftrec.cli.replay",
-    "sequences": "draftrec.cli.sequences",
+    "encode": "draftrec.cli.knowledge.encode",
+    "generate": "draftrec.cli.knowledge.generate",
+    "genrec": "draftrec.cli.genrec.app",
+    "group": "draftrec.cli.knowledge.group",
+    "pool": "draftrec.cli.knowledge.pool",
+    "records": "draftrec.cli.knowledge.records",
+    "prompts": "draftrec.cli.knowledge.prompts",
+    "replay": "draftrec.cli.knowledge.replay",
+    "sequences": "draftrec.cli.genrec.sequences",
     "serve": "draftrec.cli.serve",
-    "sid": "draftrec.cli.sid",
-    "tune": "draftrec.cli.tune",
+    "sid": "draftrec.cli.genrec.sid",
+    "tune": "draftrec.cli.knowledge.tune",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 #: Whatever the parser refuses. Typer exports the class's child only.

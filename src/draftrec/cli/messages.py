@@ -17,7 +17,7 @@ from draftrec.errors import DraftrecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from draftrec.data.places import Place
+    from draftrec.data.files.places import Place
 
 _LOG = logging.getLogger("draftrec")
 _Asked = ParamSpec("_Asked")

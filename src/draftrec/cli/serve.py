@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, command, say
-from draftrec.cli.places import READ
-from draftrec.data.places import Place
+from draftrec.cli.options.places import READ
+from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import LongArray
-from draftrec.data.cells import as_list
-from draftrec.data.columns import ENTITY, need_columns
 from draftrec.data.interactions import converted, label
-from draftrec.data.readers import open_records
-from draftrec.data.rejects import Rejects
+from draftrec.data.records import Rejects
+from draftrec.data.tables.columns import ENTITY, need_columns
+from draftrec.data.tables.readers import open_records
+from draftrec.data.tables.rows import as_list
 from draftrec.errors import DraftrecError
 
 #: Parts the values of a text such as `Action|Crime`.
@@ -50,7 +50,7 @@ class ColumnUse:
 
 def read_rows(location: str, id_column: str, rejects: Rejects | None = None) -> Rows:
     """Entity id -> all its columns. The id stands in `id_column`, or else in `entity_id` or a
-    column that `data.columns` knows.
+    column that `data.tables.columns` knows.
 
     Rows without a usable id join `rejects`. Raises DraftrecError for a missing column, an entity
     listed twice and, without `rejects`, for the first row without an id.

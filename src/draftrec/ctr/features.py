@@ -9,10 +9,9 @@ import numpy as np
 
 from draftrec.core import FloatArray, LongArray
 from draftrec.ctr.attributes import Attribute, ColumnUse, attributes, read_rows
-from draftrec.data.cut import PARTS, Samples
-from draftrec.data.events import Events
+from draftrec.data.events import PARTS, Events, Samples
 from draftrec.data.joins import Join
-from draftrec.data.rejects import Rejects
+from draftrec.data.records import Rejects
 from draftrec.data.vectors import read_vectors
 from draftrec.errors import DraftrecError
 

@@ -6,12 +6,11 @@ import json
 from typing import Any
 
 from draftrec.ctr.attributes import read_rows, values_of
-from draftrec.data.cut import CutSettings, histories
-from draftrec.data.events import Events
+from draftrec.data.events import CutSettings, Events, histories
+from draftrec.data.files.places import Place
+from draftrec.data.files.writers import replace_file
 from draftrec.data.joins import Join
-from draftrec.data.places import Place
-from draftrec.data.rejects import Rejects
-from draftrec.data.writers import replace_file
+from draftrec.data.records import Rejects
 from draftrec.errors import DraftrecError
 
 

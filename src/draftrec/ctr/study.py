@@ -16,14 +16,30 @@ import pyarrow as pa
 
 from draftrec.ctr.features import Inputs, Prepared, Sources, prepare
 from draftrec.ctr.settings import FitSettings
-from draftrec.data.cut import PARTS, CutSettings, Samples, cut_samples, positive_of
-from draftrec.data.events import EventColumns, Events, read_events, say_untimed
-from draftrec.data.intervals import interval, paired
-from draftrec.data.readers import open_records
-from draftrec.data.rejects import Rejects
-from draftrec.data.trials import Scalar, Settings, TrialStore, run_trials, usable_cores
-from draftrec.data.writers import replace_file
+from draftrec.data.events import (
+    PARTS,
+    CutSettings,
+    EventColumns,
+    Events,
+    Samples,
+    cut_samples,
+    positive_of,
+    read_events,
+    say_untimed,
+)
+from draftrec.data.files.writers import replace_file
+from draftrec.data.records import Rejects
+from draftrec.data.tables.readers import open_records
 from draftrec.errors import DraftrecError
+from draftrec.jobs.trials import (
+    Scalar,
+    Settings,
+    TrialStore,
+    interval,
+    paired,
+    run_trials,
+    usable_cores,
+)
 
 #: In the output folder: the rows that could not be used.
 REJECTED = "rejected.jsonl"

@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from draftrec.core import LongArray
-from draftrec.data.columns import ENTITY, ColumnKind, find_column, need_columns
 from draftrec.data.events import Events
-from draftrec.data.id_columns import cell_id
 from draftrec.data.phrasing import flat, known, listed
-from draftrec.data.readers import RecordSource, open_records
+from draftrec.data.tables.columns import ENTITY, ColumnKind, cell_id, find_column, need_columns
+from draftrec.data.tables.readers import RecordSource, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, ids_array
 

@@ -1,22 +1,26 @@
-"""Entities in: which columns a record needs, which records are rejected, which inputs refused."""
+"""Entities in: which columns a record needs, which inputs are refused, and which rows are left out,
+counted and listed, so that one of them does not stop a job.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import BoolArray, IntArray
-from draftrec.data.cells import as_list
+from draftrec.data.files.places import Place
+from draftrec.data.files.writers import replace_file
 from draftrec.data.joins import Join, KnownIds
-from draftrec.data.places import Place
-from draftrec.data.readers import RecordSource, Row, open_records
+from draftrec.data.tables.readers import RecordSource, Row, open_records
+from draftrec.data.tables.rows import as_list
 from draftrec.data.templates import Template
 from draftrec.errors import DraftrecError
 
@@ -316,3 +320,72 @@ def _long_hash(entity_id: str) -> tuple[np.uint64, np.uint64]:
     digest = hashlib.blake2b(entity_id.encode(), digest_size=16).digest()
     high, low = np.frombuffer(digest, np.uint64)
     return high, low
+
+
+T = TypeVar("T")
+
+
+class RowError(DraftrecError):
+    """A row cannot be used, for a `reason` that fits behind its place."""
+
+    def __init__(self, row: Row, reason: str) -> None:
+        super().__init__(f"{row.file} line {row.line}: {reason}; mend or remove the row")
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Rejects:
+    """The rows left out. `id_column` holds what they are listed under, where it can be read."""
+
+    id_column: str | None = None
+    rows: list[Rejected] = field(default_factory=list[Rejected])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def usable(self, rows: Iterable[Row], convert: Callable[[Row], T]) -> Iterator[T]:
+        """What `convert` makes of each row, without those for which it raises RowError.
+
+        Raises DraftrecError, with the first reason, where no row is left.
+        """
+        taken = 0
+        for row in rows:
+            try:
+                found = convert(row)
+            except RowError as error:
+                self._add(row, error.reason)
+            else:
+                taken += 1
+                yield found
+        if self.rows and not taken:
+            first = self.rows[0]
+            raise DraftrecError(
+                f"no row can be used; {first.file} line {first.line}: {first.reason}; mend the "
+                "rows, or name other columns"
+            )
+
+    def write(self, path: Place) -> None:
+        """Write the list to `path`, or remove one of an earlier run where nothing was left out."""
+        if self.rows:
+            replace_file(path, rejected_lines(self.rows))
+        else:
+            path.unlink(missing_ok=True)
+
+    def words(self, path: Place) -> str:
+        """One sentence about them."""
+        return f"{len(self):,} rows were rejected, see {path}"
+
+    def _add(self, row: Row, reason: str) -> None:
+        value = row.values.get(self.id_column) if self.id_column else None
+        shown = str(value) if isinstance(value, str | int) else None
+        self.rows.append(Rejected(shown, row.file, row.line, reason))
+
+
+def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
+    """The lines of a rejected.jsonl, one object per record."""
+    lines = (
+        {"entity_id": r.entity_id, "line": r.line, "reason": r.reason, "file": r.file}
+        for r in rejected
+    )
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return text.encode(errors="backslashreplace")

@@ -13,12 +13,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import IntArray
-from draftrec.data.arrow_path import arrow_path
-from draftrec.data.columns import ITEM, ITEMS, PART, SID, USER, candidates, need_columns
-from draftrec.data.id_columns import arrow_ids, cell_id, cell_ids, column_ids, spelt_list
-from draftrec.data.places import Place, place
-from draftrec.data.readers import RecordSource, Row, open_records
-from draftrec.data.writers import replace_file, replace_parquet
+from draftrec.data.files.places import Place, arrow_path, place
+from draftrec.data.files.writers import replace_file, replace_parquet
+from draftrec.data.tables.columns import (
+    ITEM,
+    ITEMS,
+    PART,
+    SID,
+    USER,
+    arrow_ids,
+    candidates,
+    cell_id,
+    cell_ids,
+    column_ids,
+    need_columns,
+    spelt_list,
+)
+from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
 from draftrec.items.semantic_ids import SemanticIds

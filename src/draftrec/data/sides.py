@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from draftrec.config import RecordsConfig
-from draftrec.data.columns import ENTITY, find_column
-from draftrec.data.readers import RecordSource
+from draftrec.data.tables.columns import ENTITY, find_column
+from draftrec.data.tables.readers import RecordSource
 from draftrec.data.templates import FRAMEWORKS, load_template
 from draftrec.errors import DraftrecError
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from draftrec.core import BoolArray, LongArray
 from draftrec.data.events import Events
-from draftrec.data.id_columns import arrow_ids
 from draftrec.data.sequences import PARTS
+from draftrec.data.tables.columns import arrow_ids
 from draftrec.errors import DraftrecError
 
 Way = Literal["leave-one-out", "time"]

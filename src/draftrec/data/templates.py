@@ -16,8 +16,8 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from draftrec.data.files.places import Place, RemotePath, place
 from draftrec.data.phrasing import FILTERS
-from draftrec.data.places import Place, RemotePath, place
 from draftrec.errors import DraftrecError
 
 Side = Literal["user", "item"]

@@ -12,11 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import FloatArray
-from draftrec.data.arrow_path import arrow_path
-from draftrec.data.columns import ENTITY, ITEM, VECTOR, need_columns
-from draftrec.data.id_columns import column_ids
-from draftrec.data.places import Place
-from draftrec.data.readers import RecordSource, open_records
+from draftrec.data.files.places import Place, arrow_path
+from draftrec.data.tables.columns import ENTITY, ITEM, VECTOR, column_ids, need_columns
+from draftrec.data.tables.readers import RecordSource, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Ids, as_whole, joined_ids
 

@@ -18,8 +18,8 @@ from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from draftrec.items.retriever import ItemRetriever
-    from draftrec.recommend.catalogue import Catalogue
-    from draftrec.recommend.engines import Parts
+    from draftrec.jobs.recommend.catalogue import Catalogue
+    from draftrec.jobs.recommend.engines import Parts
 
 #: What the shipped models were trained on; other values would name books that they do not know.
 SEED, BOOKS, READERS = 0, 600, 12000
@@ -87,9 +87,9 @@ def load_shipped(folder: Path, readers: int = READERS) -> Shipped:
     Raises DraftrecError for a folder that is not complete.
     """
     from draftrec.items.retriever import ItemRetriever, RetrieverSettings
+    from draftrec.jobs.recommend.catalogue import Catalogue
+    from draftrec.jobs.recommend.recommender import parts_of
     from draftrec.models.recommender import load_recommender
-    from draftrec.recommend.catalogue import Catalogue
-    from draftrec.recommend.recommender import parts_of
 
     if not (folder / "card.json").is_file():
         raise DraftrecError(f"The demo's models are missing from {folder}; install draftrec again.")

@@ -24,8 +24,8 @@ from draftrec.demo.story import Watch, one_thread
 from draftrec.engine.costs import CostCurve
 from draftrec.evaluate.beam_speed import EngineRun, Spread, UserBeams, paired_speedup
 from draftrec.evaluate.ranking import RankingScores, multi_target
-from draftrec.recommend.recommender import ItemRecommender
-from draftrec.recommend.values import Query, Recommendation
+from draftrec.jobs.recommend.catalogue import Query, Recommendation
+from draftrec.jobs.recommend.recommender import ItemRecommender
 
 RECOMMENDING, TIMING, CROWDING = "recommending", "timing one at a time", "timing many at once"
 PLAIN = "plain"

@@ -15,7 +15,7 @@ from draftrec.evaluate.report import Spread
 
 if TYPE_CHECKING:
     from draftrec.engine.text.stats import StepStats
-    from draftrec.knowledge.generator import Generator
+    from draftrec.jobs.knowledge.generator import Generator
 
 Progress = Callable[[int], None]
 

@@ -18,7 +18,7 @@ from draftrec.demo.race import Contender, race
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
-    from draftrec.knowledge.generator import Generator
+    from draftrec.jobs.knowledge.generator import Generator
     from draftrec.pool.store import Pool
 
 #: Stage, texts done, texts in all.
@@ -73,7 +73,7 @@ class Story:
 
 def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
     """Run the whole demo. Raises DraftrecError when the embedded model is not there."""
-    from draftrec.knowledge.generator import Generator, make_config
+    from draftrec.jobs.knowledge.generator import Generator, make_config
 
     if not plan.model.is_dir():
         raise DraftrecError(
@@ -114,7 +114,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _contenders(strict: Generator, plan: Plan, requests: list[Request]) -> list[Contender]:
-    from draftrec.knowledge.generator import make_config
+    from draftrec.jobs.knowledge.generator import make_config
 
     strict.run(requests[:1])  # measures costs once, for all who need them
     model = str(plan.model)
@@ -195,7 +195,7 @@ def _fill_pool(
 
 def _batched(generator: Generator, plan: Plan, accept: str) -> Generator:
     """Same weights and pool, many texts at a time, a fixed budget: for counts, not for times."""
-    from draftrec.knowledge.generator import make_config
+    from draftrec.jobs.knowledge.generator import make_config
 
     settings = _settings(plan, accept=accept, batch_size=16, budget=PROBE_BUDGET)
     config = make_config(str(plan.model), **settings)

@@ -18,10 +18,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from draftrec.core import BoolArray, DoubleArray, LongArray
-from draftrec.data.columns import ITEM, ITEMS, USER, candidates, need_columns
-from draftrec.data.id_columns import cell_id, cell_ids, spelt_list
-from draftrec.data.readers import Row, open_records
 from draftrec.data.sequences import USUAL, SequenceColumns, read_histories
+from draftrec.data.tables.columns import (
+    ITEM,
+    ITEMS,
+    USER,
+    candidates,
+    cell_id,
+    cell_ids,
+    need_columns,
+    spelt_list,
+)
+from draftrec.data.tables.readers import Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, joined_ids, plain
 

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 
 from draftrec.config import EncoderConfig
 from draftrec.core import FloatArray, LongArray
-from draftrec.data.places import here
+from draftrec.data.files.places import here
 from draftrec.errors import DraftrecError
 from draftrec.models.bodies import Body, Published, load_pooled, load_sentence_transformer
 from draftrec.models.documents import Cut, Document, Encoded, cut

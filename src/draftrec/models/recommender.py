@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
-from draftrec.data.places import here
-from draftrec.data.writers import replace_file, share
+from draftrec.data.files.places import here
+from draftrec.data.files.writers import replace_file, share
 from draftrec.errors import DraftrecError
 from draftrec.items.prompts import PromptFormat
 from draftrec.models.loading import load_model, load_tokenizer, tokenizer_fingerprint

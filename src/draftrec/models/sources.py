@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from draftrec.data.places import here
+from draftrec.data.files.places import here
 from draftrec.errors import DraftrecError
 
 #: What weights may lie in.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from draftrec.data.writers import share
+from draftrec.data.files.writers import share
 from draftrec.errors import DraftrecError, PoolMismatchError
 
 FORMAT_VERSION = 2

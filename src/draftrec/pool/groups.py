@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import FloatArray
-from draftrec.data.cells import as_list
-from draftrec.data.places import Place
-from draftrec.data.writers import replacing
+from draftrec.data.files.places import Place
+from draftrec.data.files.writers import replacing
+from draftrec.data.tables.rows import as_list
 from draftrec.errors import DraftrecError
 
 Method = Literal["svd", "als", "bpr"]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import IntArray, LongArray
-from draftrec.data.places import here
+from draftrec.data.files.places import here
 from draftrec.errors import PoolMismatchError
 from draftrec.pool import files
 from draftrec.pool.index import NgramIndex

@@ -11,8 +11,8 @@ from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, V
 from draftrec.engine.text import loop
 from draftrec.engine.text.drafters import GrammarDrafter
 from draftrec.errors import PoolMismatchError
-from draftrec.knowledge.generator import Generator
-from draftrec.knowledge.keys import key_of
+from draftrec.jobs.knowledge.generator import Generator
+from draftrec.jobs.knowledge.keys import key_of
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 

@@ -13,13 +13,13 @@ from draftrec.data.world import demo_model_path
 from draftrec.demo.genrec_shop import load_shipped, shipped_path
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
-from draftrec.knowledge.generator import Generator
+from draftrec.jobs.knowledge.generator import Generator
+from draftrec.jobs.recommend.catalogue import Catalogue
+from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.jobs.recommend.setup import fit_retriever
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.pool.store import Pool
-from draftrec.recommend.catalogue import Catalogue
-from draftrec.recommend.recommender import ItemRecommender, parts_of
-from draftrec.recommend.setup import fit_retriever
 from draftrec.serve.settings import KnowledgeSettings, RecommendSettings, ServeSettings
 
 #: Of `--demo`: as many items as its users are shown, drafted by both embedded helpers.

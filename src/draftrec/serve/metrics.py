@@ -1,23 +1,91 @@
-"""Metrics of jobs and of the service, in the format that Prometheus reads.
+"""Metrics of jobs and of the service, in the format that Prometheus reads; the watcher of a job
+that counts its steps, and `/metrics` on the loopback.
 
 Counters only grow, so that rates come from the reader (`rate(draftrec_new_tokens_total[1m])` is
-tokens per second) and several processes add up. Names carry base units, as Prometheus asks.
+tokens per second) and several processes add up. Names carry base units, as Prometheus asks, and
+counters get `_total` when they are shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from draftrec.core import SOURCES
 from draftrec.errors import DraftrecError
-from draftrec.serve.metric_names import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
+from draftrec.jobs.knowledge.crew import Loader
+from draftrec.jobs.knowledge.job import Watcher
+from draftrec.jobs.knowledge.worker import TextGenerator
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from draftrec.engine.text.stats import StepStats, Timing
+    from draftrec.jobs.knowledge.manifest import Manifest
+    from draftrec.jobs.knowledge.plan import JobSpec
+
+
+PREFIX = "draftrec_"
+
+Labels = tuple[str, ...]
+
+COUNTERS: dict[str, tuple[str, Labels]] = {
+    "requests": ("HTTP requests answered.", ("route", "status")),
+    "errors": ("Failures, by kind.", ("kind",)),
+    "passes": ("Forward passes of the target over a batch of texts.", ()),
+    "pass_rows": ("Token rows that these passes computed, drafts and prompts included.", ()),
+    "texts": ("Texts finished.", ()),
+    "text_ends": ("Texts handed over, by why they ended.", ("reason",)),
+    "new_tokens": ("Tokens written.", ()),
+    "target_calls": ("Passes times the texts that took part in each; prompts included.", ()),
+    "draft_calls": ("Verifications of a draft that was not empty.", ()),
+    "drafted_tokens": ("Draft tokens verified.", ()),
+    "accepted_tokens": ("Draft tokens kept.", ()),
+    "relaxed_tokens": ("Draft tokens kept that were not the target's own choice.", ()),
+    "source_accepted_tokens": ("Draft tokens kept, by where they came from.", ("source",)),
+    "depth_accepted_tokens": ("Draft tokens kept, by their depth, 1 being first.", ("depth",)),
+    "group_drafted_tokens": ("Draft tokens verified, by the text's group.", ("group",)),
+    "group_accepted_tokens": ("Draft tokens kept, by the text's group.", ("group",)),
+    "phase_seconds": ("Seconds of drafting, verifying and computing prompts.", ("phase",)),
+    "beam_passes": ("Forward passes of the target over a batch of users.", ()),
+    "beam_pass_rows": ("Token rows that these passes computed.", ()),
+    "beam_users": ("Beam searches finished.", ()),
+    "beam_target_calls": ("Passes times the users that took part in each.", ()),
+    "beam_draft_calls": ("Forward passes of the draft model, per user.", ()),
+    "beam_drafted_rows": ("Draft rows verified.", ()),
+    "beam_accepted_steps": ("Levels that needed no pass of their own.", ()),
+    "beam_plain_users": ("Beam searches in which nothing was drafted.", ()),
+    "beam_results": ("Items recommended.", ()),
+    "beam_invalid": ("Beams that were no item of the catalogue.", ()),
+    "beam_partial_users": ("Beam searches that a deadline cut short.", ()),
+}
+GAUGES: dict[str, tuple[str, Labels]] = {
+    "queue_requests": ("Requests that wait for an engine.", ("route",)),
+    "batch_sequences": ("Texts that the last pass worked on.", ()),
+    "waiting_sequences": ("Texts that wait for a place in the batch.", ()),
+    "kv_tokens": ("Tokens whose keys and values are kept for running texts.", ()),
+    "kv_capacity_tokens": ("Tokens that the KV slab has room for.", ()),
+    "kv_capacity_bytes": ("Size of the KV slab.", ()),
+    "pool_bytes": ("Size of the pool and its indexes.", ()),
+    "pool_texts": ("Texts in the pool.", ()),
+    "pool_hit_ratio": ("Drafts from the pool of which a token was kept, over the pool's life.", ()),
+    "beam_batch_users": ("Users that the last pass worked on.", ()),
+}
+_LATENCIES = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+_LENGTHS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
+
+#: Meaning, labels, upper bounds of the buckets.
+HISTOGRAMS: dict[str, tuple[str, Labels, tuple[float, ...]]] = {
+    "request_seconds": ("Time to answer a request, its wait included.", ("route",), _LATENCIES),
+    "queue_seconds": ("Time that a request waited for an engine.", ("route",), _LATENCIES),
+    "beam_pass_seconds": ("Time of a pass over a batch of users.", (), _LATENCIES),
+    "text_tokens": ("Tokens of a text that was handed over.", (), _LENGTHS),
+}
+
 
 #: Groups that have a label of their own; each is a time series, and pools may have thousands.
 MOST_GROUPS = 50
@@ -200,3 +268,87 @@ def _client() -> Any:
             'metrics need prometheus-client; install it with pip install "draftrec[serve]"'
         ) from None
     return prometheus_client
+
+
+_HOST = "127.0.0.1"
+
+
+class MeasuredJob(Watcher):
+    """Counts what a job does, and passes everything on to another watcher.
+
+    The job loads its generator through `loader`, so that clocks and pool can be read as well.
+    """
+
+    def __init__(self, metrics: ServiceMetrics, watcher: Watcher) -> None:
+        self.metrics, self._watcher = metrics, watcher
+        self._generator: TextGenerator | None = None
+        self._room = 0
+
+    def loader(self, load: Loader) -> Loader:
+        """`load`, remembering what it made."""
+
+        def remember(spec: JobSpec, cost_state: dict[str, Any] | None) -> TextGenerator:
+            self._generator = load(spec, cost_state)
+            return self._generator
+
+        return remember
+
+    def note(self, text: str) -> None:
+        self._watcher.note(text)
+
+    def warn(self, text: str) -> None:
+        self._watcher.warn(text)
+
+    def begin(self, manifest: Manifest, kept: int) -> None:
+        self._read_pool()
+        self._watcher.begin(manifest, kept)
+
+    def step(self, step: StepStats) -> None:
+        self.metrics.observe_step(step)
+        if self._generator is not None:
+            self.metrics.observe_timing(self._generator.timing)
+            self._read_slab(self._generator)
+        self._watcher.step(step)
+
+    def shard(self, manifest: Manifest) -> None:
+        self._read_pool()
+        self._watcher.shard(manifest)
+
+    def _read_slab(self, generator: TextGenerator) -> None:
+        """A shard with longer prompts than those before it gets a larger slab."""
+        target = getattr(generator, "target", None)  # not every generator has a model
+        if target is None or target.slab is None:
+            return
+        room = target.slab.slots * target.slab.capacity
+        if room != self._room:
+            self._room = room
+            self.metrics.set_kv_capacity(room, room * target.bytes_per_token)
+
+    def _read_pool(self) -> None:
+        """Between shards, when the pool has grown and learnt what it was worth."""
+        pool = self._generator.pool if self._generator is not None else None
+        if pool is not None:
+            usage = pool.usage
+            hit_rate = usage.hits / usage.drafts if usage.drafts else 0.0
+            self.metrics.set_pool(pool.nbytes, hit_rate, len(pool))
+
+
+@contextmanager
+def served(metrics: ServiceMetrics, port: int) -> Iterator[int]:
+    """Answer `GET /metrics` on a port of the loopback; yields the port, which 0 leaves to the
+    system. Raises DraftrecError where the port is taken."""
+    from prometheus_client import start_http_server
+
+    try:
+        server, thread = start_http_server(port, _HOST, metrics.registry)
+    except OSError as error:
+        raise DraftrecError(
+            f"metrics cannot be served on port {port} ({error.strerror}); give --metrics-port "
+            f"another, or 0 for any that is free"
+        ) from error
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

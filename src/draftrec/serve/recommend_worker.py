@@ -11,8 +11,8 @@ import numpy as np
 
 from draftrec.engine.beams import loop
 from draftrec.engine.beams.state import BeamRequest, UserSearch
-from draftrec.recommend.recommender import ItemRecommender
-from draftrec.recommend.values import Query, Recommendation
+from draftrec.jobs.recommend.catalogue import Query, Recommendation
+from draftrec.jobs.recommend.recommender import ItemRecommender
 
 if TYPE_CHECKING:
     from draftrec.serve.metrics import ServiceMetrics

@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from draftrec.errors import DraftrecError
-from draftrec.recommend.values import Query
+from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.dashboard.sources import Sources as Folders
 from draftrec.serve.engine import EngineThread
 from draftrec.serve.http.auth import Keyring, TokenBuckets

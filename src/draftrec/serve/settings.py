@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from draftrec.config import GenerateConfig, RecommendConfig
-from draftrec.data.places import Place, here, place
+from draftrec.data.files.places import Place, here, place
+from draftrec.data.files.yaml_file import read_yaml
 from draftrec.data.sequences import USUAL, SequenceColumns
-from draftrec.data.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

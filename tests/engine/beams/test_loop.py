@@ -16,8 +16,7 @@ from draftrec.engine.beams.loop import BeamEngine, accept, admit, commit, retire
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import FixedPace
 from draftrec.engine.target import Target
-from draftrec.items.filter import Filter
-from draftrec.items.trie import ItemTrie
+from draftrec.items.trie import Filter, ItemTrie
 from tests.engine.beams import toys
 from tests.engine.beams.toys import Setting
 

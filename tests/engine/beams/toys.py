@@ -15,8 +15,7 @@ from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import FixedPace
 from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.target import Target
-from draftrec.items.filter import Filter
-from draftrec.items.trie import ItemTrie
+from draftrec.items.trie import Filter, ItemTrie
 
 VOCABULARY = 40
 

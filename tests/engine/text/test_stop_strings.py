@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, StopStringCriteria
 
 from draftrec.core import Verdict
 from draftrec.engine.text.stop_strings import StopStrings, stop_strings_of
-from draftrec.knowledge.generator import Generator
+from draftrec.jobs.knowledge.generator import Generator
 from tests.engine.text.helpers import NEW_TOKENS, PROMPTS, requests
 from tests.engine.text.test_controls import running
 from tests.models import zoo

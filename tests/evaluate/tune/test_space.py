@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from draftrec.data.trials import trial_key
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.tune.space import KNOBS, Space, accept_of, label_of
+from draftrec.jobs.trials import trial_key
 
 
 def test_the_grid_is_every_combination_once() -> None:

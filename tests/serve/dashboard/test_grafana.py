@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from draftrec.serve.metric_names import COUNTERS, GAUGES, HISTOGRAMS
-from draftrec.serve.metrics import ServiceMetrics
+from draftrec.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS, ServiceMetrics
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 _NAME = re.compile(r"draftrec_\w+")

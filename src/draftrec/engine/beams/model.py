@@ -18,8 +18,7 @@ from draftrec.engine.beams.state import Scored, log_sums
 from draftrec.engine.target import Target
 
 if TYPE_CHECKING:
-    from draftrec.items.filter import Filter
-    from draftrec.items.trie import ItemTrie
+    from draftrec.items.trie import Filter, ItemTrie
 
 
 @dataclass(frozen=True, slots=True)

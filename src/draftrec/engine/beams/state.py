@@ -20,7 +20,7 @@ from draftrec.engine.beams import select
 from draftrec.engine.packing import BeamSegment
 
 if TYPE_CHECKING:
-    from draftrec.items.filter import Filter
+    from draftrec.items.trie import Filter
 
 
 def _none() -> LongArray:

@@ -9,13 +9,12 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.data.arrow_path import arrow_path
-from draftrec.data.intervals import Interval, interval, paired
-from draftrec.data.places import Place
+from draftrec.data.files.places import Place, arrow_path
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
 from draftrec.evaluate.compare.limits import Measured
 from draftrec.evaluate.compare.metrics import CTR_METRICS
+from draftrec.jobs.trials import Interval, interval, paired
 
 _KEYS = ("model", "adaptor", "seed")
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from draftrec.data.places import Place
-from draftrec.data.yaml_file import read_yaml
+from draftrec.data.files.places import Place
+from draftrec.data.files.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
 from draftrec.evaluate.compare.metrics import CTR_METRICS, METRICS

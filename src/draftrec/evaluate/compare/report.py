@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from draftrec.data.places import Place
-from draftrec.data.writers import replace_file
+from draftrec.data.files.places import Place
+from draftrec.data.files.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.bootstrap import Estimate
 from draftrec.evaluate.compare.limits import Measured, Verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from draftrec.data.places import Place
+from draftrec.data.files.places import Place
 from draftrec.data.templates import Side
 from draftrec.evaluate.compare.ctr import CellChange
 from draftrec.evaluate.compare.limits import Limits, Measured, Verdict, passed

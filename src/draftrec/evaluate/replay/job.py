@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from draftrec.data.places import Place
+from draftrec.data.files.places import Place
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.replay.engines import ENGINES, FROM_POOL, make_engine, special_tokens

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import IntArray
-from draftrec.data.columns import ENTITY, TEXT, need_columns
 from draftrec.data.joins import Join
-from draftrec.data.readers import Row, open_records
 from draftrec.data.records import GroupTable
+from draftrec.data.tables.columns import ENTITY, TEXT, need_columns
+from draftrec.data.tables.readers import Row, open_records
 from draftrec.errors import DraftrecError
 
 _BLOCK = 256

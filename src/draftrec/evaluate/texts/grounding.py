@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from draftrec.data.readers import Row, open_records
+from draftrec.data.tables.readers import Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.texts.quality import Ratio, mean_of
 from draftrec.evaluate.texts.titles import TitleMatcher, common_titles, history_text, named_titles

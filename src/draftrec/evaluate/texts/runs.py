@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import BoolArray, IntArray, LongArray
-from draftrec.data.arrow_path import arrow_path
-from draftrec.data.places import Place, place
-from draftrec.data.readers import open_records
+from draftrec.data.files.places import Place, arrow_path, place
 from draftrec.data.records import SEVERAL_TEXTS
+from draftrec.data.tables.readers import open_records
 from draftrec.errors import DraftrecError
-from draftrec.knowledge.manifest import Manifest, read_manifest
+from draftrec.jobs.knowledge.manifest import Manifest, read_manifest
 
 _COLUMNS = ("entity_id", "text", "token_ids", "finish_reason")
 

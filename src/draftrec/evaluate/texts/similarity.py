@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import DoubleArray
-from draftrec.data.arrow_path import arrow_path
-from draftrec.data.places import Place
-from draftrec.data.readers import open_records
+from draftrec.data.files.places import Place, arrow_path
+from draftrec.data.tables.readers import open_records
 from draftrec.data.words import features
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.texts.quality import Ratio, mean_where

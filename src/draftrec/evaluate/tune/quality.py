@@ -22,9 +22,13 @@ from draftrec.config import (
     RecordsConfig,
 )
 from draftrec.core import Request
-from draftrec.data.places import Place
+from draftrec.data.files.places import Place
 from draftrec.data.records import GroupTable
-from draftrec.data.trials import (
+from draftrec.errors import DraftrecError
+from draftrec.evaluate.tune.choice import Limits, Row, choose, frontier
+from draftrec.evaluate.tune.sample import Sample, draw_sample, requests_of
+from draftrec.evaluate.tune.space import Space
+from draftrec.jobs.trials import (
     Scalar,
     Settings,
     TrialFunction,
@@ -33,13 +37,9 @@ from draftrec.data.trials import (
     run_trials,
     trial_key,
 )
-from draftrec.errors import DraftrecError
-from draftrec.evaluate.tune.choice import Limits, Row, choose, frontier
-from draftrec.evaluate.tune.sample import Sample, draw_sample, requests_of
-from draftrec.evaluate.tune.space import Space
 
 if TYPE_CHECKING:
-    from draftrec.knowledge.generator import Generator
+    from draftrec.jobs.knowledge.generator import Generator
     from draftrec.pool.store import Pool
 
 # A search that proposes known settings again and again has seen what it will see.
@@ -73,7 +73,7 @@ def run_quality_tune(job: QualityJob, watch: Watch = lambda done, total: None) -
 
     Raises DraftrecError for bad input, and for a folder that holds trials of another job.
     """
-    from draftrec.knowledge.generator import Generator
+    from draftrec.jobs.knowledge.generator import Generator
 
     groups = GroupTable.load(job.groups) if job.groups else None
     sample = draw_sample(job.records, job.layout, groups, job.sample, job.seed)

@@ -11,14 +11,14 @@ import numpy as np
 
 from draftrec.config import DraftConfig
 from draftrec.core import Generation, Request
-from draftrec.data.trials import Scalar, Settings
 from draftrec.evaluate.texts.quality import likeness, run_distinct
 from draftrec.evaluate.texts.runs import RunTexts
 from draftrec.evaluate.texts.similarity import by_tf_idf
 from draftrec.evaluate.tune.space import accept_of
+from draftrec.jobs.trials import Scalar, Settings
 
 if TYPE_CHECKING:
-    from draftrec.knowledge.generator import Generator
+    from draftrec.jobs.knowledge.generator import Generator
     from draftrec.pool.store import Pool
 
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from draftrec.config import RecordsConfig
 from draftrec.core import Request
-from draftrec.data.readers import open_records
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
 from draftrec.data.sides import fitted_to
+from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError
 from draftrec.models.prompting import form_of
 
 if TYPE_CHECKING:
-    from draftrec.knowledge.generator import Generator
+    from draftrec.jobs.knowledge.generator import Generator
 
 
 @dataclass(frozen=True, slots=True)

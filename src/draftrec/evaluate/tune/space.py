@@ -12,7 +12,7 @@ from draftrec.config import AcceptConfig
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
-    from draftrec.data.trials import Scalar, Settings
+    from draftrec.jobs.trials import Scalar, Settings
 
 #: Values of each rule's knobs, the published defaults among them. None leaves a cap out.
 KNOBS: dict[str, dict[str, tuple[Scalar, ...]]] = {

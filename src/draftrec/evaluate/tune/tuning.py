@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from draftrec.data.places import Place, place
+from draftrec.data.files.places import Place, place
 from draftrec.data.records import GroupTable
 from draftrec.engine.costs import CostCurve
 from draftrec.errors import DraftrecError

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from draftrec.data.arrow_path import arrow_path
-from draftrec.knowledge.manifest import Manifest
+from draftrec.data.files.places import arrow_path
+from draftrec.jobs.knowledge.manifest import Manifest
 
 #: The pool of all groups, in `GroupUse.name` of `PoolUse.everyone`.
 ALL = "all"

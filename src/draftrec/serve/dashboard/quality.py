@@ -141,7 +141,7 @@ def _recommendations(name: str, content: Json) -> Evaluation:
 
 
 def _under_way(name: str, facts: Seq[Json]) -> Evaluation:
-    from draftrec.recommend.job import summary_of
+    from draftrec.jobs.recommend.job import summary_of
 
     return _recommended(name, summary_of(facts, shadow=False), " so far")
 

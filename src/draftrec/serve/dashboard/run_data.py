@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from draftrec.core import SOURCES
 from draftrec.engine.costs import CostCurve
-from draftrec.knowledge.manifest import Manifest, Totals, read_manifest
+from draftrec.jobs.knowledge.manifest import Manifest, Totals, read_manifest
 from draftrec.serve.dashboard.groups import (
     GroupSums,
     GroupUse,

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Any
 
-from draftrec.serve.metric_names import COUNTERS, GAUGES, PREFIX
+from draftrec.serve.metrics import COUNTERS, GAUGES, PREFIX
 
 if TYPE_CHECKING:
     from draftrec.serve.metrics import ServiceMetrics

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request, Response
 
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, as_text, ids_array
-from draftrec.knowledge.prompts import unknown_token
+from draftrec.jobs.knowledge.prompts import unknown_token
+from draftrec.jobs.recommend.catalogue import Query
 from draftrec.models.prompting import PromptForm
-from draftrec.recommend.values import Query
 from draftrec.serve.engine import EngineThread
 from draftrec.serve.http.asking import ask, deadline_of
 from draftrec.serve.http.errors import ApiError, retry

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from draftrec.data.id_columns import is_id
+from draftrec.data.tables.columns import is_id
 
 _INT64 = 2**63
 _LONGEST = 512

@@ -1,1 +1,0 @@
-"""Training targets, recording what they would recommend, and aligning drafts with that."""

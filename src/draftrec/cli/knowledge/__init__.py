@@ -1,0 +1,1 @@
+"""Commands of knowledge generation, and of what its texts are worth."""

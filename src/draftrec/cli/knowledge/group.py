@@ -1,0 +1,271 @@
+"""`draftrec group`: decide which entities share a pool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draftrec.cli.common import (
+    DONE,
+    SOME_REJECTED,
+    DebugOption,
+    JsonOption,
+    command,
+    print_json,
+    say,
+)
+from draftrec.cli.options.columns import ItemColumn, UserColumn
+from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.places import READ, WRITTEN
+from draftrec.data.files.places import Place
+from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from draftrec.data.records import Rejects
+
+Argument, Option = typer.Argument, typer.Option
+
+EntitiesArgument = Annotated[
+    str, READ, Argument(metavar="ENTITIES", help="Parquet, JSONL or CSV with a row per entity.")
+]
+OutputOption = Annotated[
+    Place, WRITTEN, Option(metavar="FILE", help="Groups file to write: .parquet, .csv or .jsonl.")
+]
+IdOption = Annotated[str, Option(help="Column of the entity ids.")]
+ClustersOption = Annotated[int, Option(min=1, help="How many groups.")]
+SeedOption = Annotated[int, Option(help="Seed of the grouping.")]
+
+
+class Method(StrEnum):
+    """Where item factors come from."""
+
+    SVD = "svd"
+    ALS = "als"
+    BPR = "bpr"
+
+
+class Side(StrEnum):
+    """Whom to group."""
+
+    USER = "user"
+    ITEM = "item"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeOptions:
+    """The command line of `draftrec group attribute`."""
+
+    entities: EntitiesArgument
+    column: Annotated[str, Option(metavar="NAME", help="Column whose value is the group.")]
+    output: OutputOption
+    map: Annotated[
+        Place | None,
+        READ,
+        Option(
+            metavar="FILE.yaml",
+            help='Few groups from many values: `value: group` or `group: [values]`; "*" is the '
+            "rest.",
+        ),
+    ] = None
+    first_of_list: Annotated[
+        bool,
+        Option(
+            "--first-of-list",
+            help="Where the column holds lists: their first member, the first that --map names.",
+        ),
+    ] = False
+    id_column: IdOption = "entity_id"
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(AttributeOptions)
+def attribute(options: AttributeOptions) -> int:
+    """Group ENTITIES by an attribute: a genre, a region, an age band."""
+    from draftrec.data.interactions import read_attribute, read_group_map
+    from draftrec.data.records import Rejects
+    from draftrec.pool.groups import attribute_groups
+
+    names = read_group_map(options.map) if options.map else None
+    rejects = Rejects(options.id_column)
+    values = read_attribute(options.entities, options.id_column, options.column, rejects)
+    groups = attribute_groups(values.items(), names, first_of_list=options.first_of_list)
+    return _kept(options.output, groups, rejects, json=options.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollaborativeOptions:
+    """The command line of `draftrec group collaborative`."""
+
+    interactions: Annotated[
+        str,
+        READ,
+        Argument(metavar="INTERACTIONS", help="Parquet, JSONL or CSV: a row per interaction."),
+    ]
+    output: OutputOption
+    clusters: Annotated[int | None, Option(min=1, help="How many groups.")] = None
+    model: Annotated[
+        Place | None,
+        READ,
+        Option(
+            metavar="FILE.npz",
+            help="Assign to the groups of an earlier call instead of fitting; it leaves this file "
+            "beside its groups.",
+        ),
+    ] = None
+    factors: Annotated[int, Option(min=1, help="Numbers per item.")] = 32
+    min_interactions: Annotated[
+        int, Option(min=1, help="Entities with fewer get their group from --fallback, or none.")
+    ] = 5
+    fallback: Annotated[
+        Place | None, READ, Option(metavar="FILE", help="Groups file for entities with too few.")
+    ] = None
+    method: Annotated[
+        Method, Option(help="Item factors: svd, or als and bpr of implicit (extra [cf]).")
+    ] = Method.SVD
+    side: Annotated[Side, Option(help="Group users or items.")] = Side.USER
+    user_column: UserColumn = None
+    item_column: ItemColumn = None
+    seed: SeedOption = 0
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+_IDLE = (
+    Idle(
+        "factors min_interactions method seed",
+        lambda o: o.model is not None,
+        "with --model, which was fitted with its own",
+    ),
+)
+
+
+@command(CollaborativeOptions, idle=_IDLE)
+def collaborative(options: CollaborativeOptions) -> int:
+    """Group users (or items) with similar INTERACTIONS."""
+    from draftrec.data.interactions import check_groups_file, read_attribute, read_histories, turned
+    from draftrec.data.records import Rejects
+    from draftrec.pool.groups import FitSettings, TasteGroups, routed
+
+    if (options.clusters is None) == (options.model is None):
+        raise DraftrecError("give either --clusters to fit groups, or --model to assign to them")
+    check_groups_file(options.output)
+    rejects = Rejects(options.user_column if options.side is Side.USER else options.item_column)
+    histories = read_histories(
+        options.interactions, options.user_column, options.item_column, rejects
+    )
+    if options.side is Side.ITEM:
+        histories = turned(histories)
+    if options.model is not None:
+        model = TasteGroups.load(options.model)
+    else:
+        settings = FitSettings(
+            options.clusters or 1, options.factors, options.min_interactions,
+            options.method.value, options.seed,
+        )  # fmt: skip
+        model = TasteGroups.fit(histories, settings)
+        kept = options.output.with_name(f"{options.output.name}.model.npz")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        model.save(kept)
+        say(f"entities that come later: --model {kept}")
+    groups: Mapping[str, str | None] = model.assign(histories)
+    by_taste = sum(g is not None for g in groups.values())
+    if options.fallback is not None:
+        known = read_attribute(str(options.fallback), "entity_id", "group")
+        fallback = {e: None if g is None else str(g) for e, g in known.items()}
+        _check_fallback(options, [e for e, g in groups.items() if g is None], fallback)
+        groups = routed(groups, fallback)
+    return _kept(options.output, groups, rejects, {"by_taste": by_taste}, json=options.json)
+
+
+def _check_fallback(
+    options: CollaborativeOptions, strangers: list[str], fallback: Mapping[str, str | None]
+) -> None:
+    """Warn where the fallback does not know those that it is for."""
+    from draftrec.data.joins import Join
+
+    example = next(iter(fallback), "")
+    join = Join("entities with too few", options.interactions, str(options.fallback), example)
+    for entity in strangers:
+        join.saw(entity, known=entity in fallback)
+    join.check(refuse=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomOptions:
+    """The command line of `draftrec group random`."""
+
+    entities: EntitiesArgument
+    clusters: ClustersOption
+    output: OutputOption
+    id_column: IdOption = "entity_id"
+    seed: SeedOption = 0
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(RandomOptions)
+def random(options: RandomOptions) -> int:
+    """Deal ENTITIES out at random: the control that shows what grouping is worth."""
+    from draftrec.data.interactions import read_attribute
+    from draftrec.data.records import Rejects
+    from draftrec.pool.groups import random_groups
+
+    rejects = Rejects(options.id_column)
+    entities = read_attribute(options.entities, options.id_column, None, rejects)
+    groups = random_groups(entities, options.clusters, options.seed)
+    return _kept(options.output, groups, rejects, json=options.json)
+
+
+#: What the `draftrec` command makes of this module.
+SUBCOMMANDS: dict[str, Callable[..., int]] = {
+    "attribute": attribute,
+    "collaborative": collaborative,
+    "random": random,
+}
+
+
+def _kept(
+    output: Place,
+    groups: Mapping[str, str | None],
+    rejects: Rejects,
+    more: Mapping[str, Any] | None = None,
+    *,
+    json: bool,
+) -> int:
+    """Write the groups, say how large they are, and which rows were left out."""
+    from draftrec.data.interactions import write_groups
+
+    sizes = Counter(g for g in groups.values() if g is not None)
+    if not sizes:
+        raise DraftrecError("no entity has a group; nothing was written")
+    write_groups(output, groups)
+    rejected = output.with_name(f"{output.name}.rejected.jsonl")
+    rejects.write(rejected)
+    ordered = sorted(sizes.values())
+    summary = {
+        "entities": len(groups),
+        "grouped": sizes.total(),
+        "without_group": len(groups) - sizes.total(),
+        "groups": len(sizes),
+        "smallest": ordered[0],
+        "median": ordered[len(ordered) // 2],
+        "largest": ordered[-1],
+        **(more or {}),
+        "rejected": len(rejects),
+        "output": str(output),
+    }
+    say(
+        f"{summary['grouped']:,} of {len(groups):,} entities in {len(sizes):,} groups of "
+        f"{ordered[0]:,} to {ordered[-1]:,}, written to {output}"
+    )
+    if rejects:
+        say(rejects.words(rejected))
+    if json:
+        print_json(summary)
+    return SOME_REJECTED if rejects else DONE

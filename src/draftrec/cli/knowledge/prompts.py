@@ -1,0 +1,104 @@
+"""`draftrec prompts`: what `generate` would send, and how many tokens that is."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields, make_dataclass
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import ValidationError
+from typer import Option
+
+from draftrec.cli.common import DONE, SOME_REJECTED, command, option_error, print_json
+from draftrec.cli.knowledge.generate_options import PROMPTS_IDLE, GenerateOptions
+from draftrec.cli.messages import say, warn
+from draftrec.cli.options.places import HERE
+from draftrec.config import ModelConfig, RecordsConfig
+
+_ALSO = {"input", "model", "trust_remote_code", "config", "json", "debug"}
+_HINTS = {
+    **get_type_hints(GenerateOptions, include_extras=True),
+    "model": Annotated[
+        str | None,
+        HERE,
+        Option(help="Folder or Hub id: applies its chat template and counts tokens; no weights."),
+    ],
+}
+#: Those of `generate` that say how records become prompts.
+PromptsOptions = make_dataclass(
+    "PromptsOptions",
+    [
+        (it.name, _HINTS[it.name], field(default=it.default))
+        for it in fields(GenerateOptions)
+        if it.name in _ALSO | set(RecordsConfig.model_fields)
+    ],
+    frozen=True,
+    kw_only=True,
+)
+
+
+@command(PromptsOptions, idle=PROMPTS_IDLE)
+def prompts(options: Any) -> int:
+    """Print what `draftrec generate` would send the model for each record of INPUT.
+
+    Nothing is written and no weights are loaded.
+    """
+    from draftrec.data.records import Rejected
+    from draftrec.jobs.knowledge.plan import read_records
+    from draftrec.jobs.knowledge.prompts import PromptPreview
+
+    values = {name: getattr(options, name) for name in RecordsConfig.model_fields}
+    values["chat_template_kwargs"] = options.chat_template_kwargs or {}
+    try:
+        asked = RecordsConfig(**values)
+    except ValidationError as error:
+        raise option_error(error) from error
+    reader, records = read_records(options.input, asked)
+    tokenizer, context = _tokenizer(options)
+    preview = PromptPreview(reader, records, tokenizer, context)
+    for found in preview:
+        if isinstance(found, Rejected):
+            named = "" if found.entity_id is None else f" ({found.entity_id})"
+            _print(f"── {found.file} line {found.line}{named}: rejected, {found.reason}\n")
+        else:
+            size = "" if found.tokens is None else f", {found.tokens:,} tokens"
+            _print(f"── {found.entity_id}{size}\n{found.text}\n")
+    summary = preview.summary()
+    _tell(summary)
+    if options.json:
+        print_json({**summary, "model": options.model})
+    return SOME_REJECTED if summary["rejected"] else DONE
+
+
+def _tokenizer(options: Any) -> tuple[Any, int]:
+    """The model's tokenizer and the length of its context."""
+    if options.model is None:
+        return None, 0
+    from draftrec.engine.rotary import context_length
+    from draftrec.models import loading
+
+    config = ModelConfig(model=options.model, trust_remote_code=options.trust_remote_code)
+    tokenizer = loading.load_tokenizer_of(config)
+    return tokenizer, context_length(loading.load_outline(config))
+
+
+def _tell(summary: dict[str, Any]) -> None:
+    unit = "tokens" if "tokens" in summary else "characters"
+    sizes = summary[unit]
+    form = " in the chat template" if summary["chat"] else ""
+    say(
+        f"{summary['prompts']:,} prompts{form}: {sizes['min']:,} to {sizes['max']:,} {unit}, "
+        f"median {sizes['median']:,.0f}, {sizes['total']:,} together"
+    )
+    for reason, count in summary["reasons"].items():
+        warn(f"{count:,} records would be rejected: {reason}")
+    if summary["special_tokens"]:
+        warn(
+            f"texts of special tokens in records ({', '.join(summary['special_tokens'][:3])}) are "
+            f"sent as text; --special-tokens obey lets them act"
+        )
+    if unit == "characters":
+        say("give --model to see its chat template applied and tokens counted")
+
+
+def _print(text: str) -> None:
+    print(text.encode(errors="replace").decode())  # noqa: T201 - halves of surrogates cannot be written

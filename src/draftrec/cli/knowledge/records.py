@@ -1,0 +1,197 @@
+"""`draftrec records`: records to write texts about, from interactions and items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draftrec.cli.common import (
+    ConfigOption,
+    DebugOption,
+    JsonOption,
+    command,
+    print_json,
+    say,
+)
+from draftrec.cli.genrec.sequences import moment, told_rejects
+from draftrec.cli.options.columns import (
+    CategoryColumn,
+    IdColumn,
+    ItemColumn,
+    RatingColumn,
+    TimeColumn,
+    TitleColumn,
+    UserColumn,
+)
+from draftrec.cli.options.places import READ, WRITTEN
+from draftrec.data.files.places import Place
+from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from draftrec.data.events import Events
+
+Argument, Option = typer.Argument, typer.Option
+
+
+class Side(StrEnum):
+    """Whom the records are about."""
+
+    USER = "user"
+    ITEM = "item"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsOptions:
+    """The command line of `draftrec records`."""
+
+    interactions: Annotated[
+        str,
+        READ,
+        Argument(
+            metavar="INTERACTIONS",
+            help="A row per interaction: user_id, item_id, and rating and timestamp if known.",
+        ),
+    ]
+    items: Annotated[
+        str, READ, Argument(metavar="ITEMS", help="A row per item: item_id, title and what else.")
+    ]
+    output: Annotated[
+        Place, WRITTEN, Option(metavar="FILE", help="Records to write: .parquet or .jsonl.")
+    ]
+    side: Annotated[Side, Option(help="Records of users, with histories, or of items.")] = Side.USER
+    history: Annotated[
+        int, Option(min=1, metavar="N", help="user: the latest items in a history.")
+    ] = 30
+    until: Annotated[
+        str | None,
+        Option(metavar="TIME", help="Only interactions before this time, or date: what is tested "
+               "on later should not be told."),
+    ] = None  # fmt: skip
+    min_rating: Annotated[
+        float | None, Option(help="Leave out interactions that are rated lower.")
+    ] = None
+    user_column: UserColumn = None
+    item_column: ItemColumn = None
+    rating_column: RatingColumn = None
+    time_column: TimeColumn = None
+    id_column: IdColumn = None
+    title_column: TitleColumn = None
+    category_column: CategoryColumn = None
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace --output.")] = False
+    config: ConfigOption = None
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+@command(RecordsOptions)
+def records(options: RecordsOptions) -> int:
+    """Make records of users, or of items, for `draftrec generate --template ...`.
+
+    A user's history holds titles with ratings, oldest first; equal times, and files without times,
+    stay in file order.
+    """
+    from draftrec.data.events import EventColumns, read_events
+    from draftrec.data.profiles import ItemColumns, item_records, read_items, user_records
+    from draftrec.data.profiles import record_table as table_of
+    from draftrec.data.records import Rejects
+    from draftrec.data.tables.writing import check_new_table, write_tables
+
+    check_new_table(options.output, overwrite=options.overwrite)
+    if options.output.suffix == ".csv":
+        raise DraftrecError(
+            f"--output {options.output} cannot be CSV, whose cells hold no lists; write .parquet "
+            "or .jsonl"
+        )
+    until = moment("--until", options.until)
+    columns = EventColumns.named(
+        options.user_column, options.item_column, options.rating_column, options.time_column
+    )
+    rejects = Rejects(columns.user)
+    events = read_events(options.interactions, columns, rejects)
+    names = ItemColumns(
+        options.id_column, options.title_column, options.category_column, options.item_column
+    )
+    items = read_items(options.items, names)
+    kept = _kept(events, options.min_rating, until)
+    left_out: dict[str, Any] = {"items_without_title": items.untitled}
+    if options.side is Side.USER:
+        found, more = user_records(events, items, options.history, kept)
+        left_out |= more
+    else:
+        _check_join(options, events.items, items.rows)
+        found = item_records(events, items, kept)
+    if not found:
+        raise DraftrecError(
+            f"no user has an item of {options.items}: the ids of the two files do not meet; check "
+            "them, or name the columns with --item-column and --id-column"
+        )
+    table = table_of(found)
+    write_tables(options.output, table.schema, [table])
+    summary = {"records": len(found), "side": options.side.value, **left_out}
+    summary |= {"rejected": len(rejects), "output": str(options.output)}
+    _report(summary)
+    code = told_rejects(rejects, options.output)
+    if options.json:
+        print_json(summary)
+    return code
+
+
+def _check_join(options: RecordsOptions, taken: Iterable[str], known: Mapping[str, object]) -> None:
+    """Items that nobody took would have no popularity, and nobody would say why."""
+    from draftrec.data.joins import Join
+
+    join = Join("items", options.interactions, options.items, next(iter(known), ""))
+    for name in taken:
+        join.saw(name, known=name in known)
+    join.check()
+
+
+def _kept(events: Events, min_rating: float | None, until: float | None) -> np.ndarray:
+    """Which events count, bool `[n]`."""
+    import numpy as np
+
+    kept = np.ones(len(events.user), np.bool_)
+    if min_rating is not None:
+        if events.rating is None:
+            raise DraftrecError(
+                "the interactions have no ratings; name their column with --rating-column, or "
+                "leave --min-rating out"
+            )
+        kept &= events.rating >= min_rating
+    if until is not None:
+        if events.time is None:
+            raise DraftrecError(
+                "the interactions have no times; name their column with --time-column, or leave "
+                "--until out"
+            )
+        if events.ranked:
+            raise DraftrecError(
+                "the times are so fine that only their order is known; leave --until out, or round "
+                "them"
+            )
+        kept &= events.time < until
+    if events.time is None:
+        say("the interactions have no times: a user's items are in file order")
+    return kept
+
+
+def _report(summary: dict[str, Any]) -> None:
+    notes = {
+        "items_without_title": "items without an id or a title are left out",
+        "interactions_without_title": "interactions with items that have no title are left out",
+        "users_without_history": "users have no item with a title and get no record",
+    }
+    for key, text in notes.items():
+        if summary.get(key):
+            say(f"{summary[key]:,} {text}")
+    say(
+        f"{summary['records']:,} records of {summary['side']}s are in {summary['output']}; write "
+        f"texts with: draftrec generate {summary['output']} --template kar --side "
+        f"{summary['side']} --model ... --output ..."
+    )

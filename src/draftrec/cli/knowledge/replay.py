@@ -1,0 +1,185 @@
+"""`draftrec replay`: what drafts would have saved on recorded texts, without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
+from draftrec.cli.messages import beginning, no_bar
+from draftrec.cli.options.columns import TextColumnOptions
+from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.places import HERE, READ
+from draftrec.config import DraftConfig
+from draftrec.data.files.places import Place
+
+Option = typer.Option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions(TextColumnOptions):
+    """The command line of `draftrec replay`."""
+
+    texts: Annotated[
+        str,
+        READ,
+        typer.Argument(
+            metavar="TEXTS",
+            help="Texts to replay: a run folder, or Parquet, JSONL or CSV with entity_id and text "
+            "(optional: prompt, group, step, timestamp); a file, a folder of parts or a glob.",
+        ),
+    ]
+    tokenizer: Annotated[
+        str,
+        HERE,
+        Option(help="Folder or Hub id of the model whose tokenizer counts.", metavar="PATH"),
+    ]
+    pool: Annotated[Path | None, Option(help="Pool to draft from.")] = None
+    warm: Annotated[
+        str | None, READ, Option(metavar="TEXTS", help="Texts to draft from instead of a pool.")
+    ] = None
+    groups: Annotated[
+        Place | None,
+        READ,
+        Option(help="Groups file (entity_id, group); takes the place of the group column."),
+    ] = None
+    budget: Annotated[int, Option(min=0, max=4096, help="Draft tokens per pass.")] = 64
+    depth: Annotated[int, Option(min=1, max=256, help="Longest drafted continuation.")] = (
+        DraftConfig().depth
+    )
+    drafter: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="What drafts; repeat the option to compare: pool, all, group, prompt (our "
+            "levels), ngram, trie, trie-group (simple rivals).",
+            show_default="pool",
+        ),
+    ] = None
+    engine: Annotated[
+        list[str] | None, Option(metavar="NAME", hidden=True, help="The former name of --drafter.")
+    ] = None
+    order: Annotated[
+        bool,
+        Option(
+            "--order", help="Replay in order of timestamp, step or file; pools grow on the way."
+        ),
+    ] = False
+    refresh: Annotated[
+        bool,
+        Option("--refresh", help="Replay updates: each text drafts from its entity's step before."),
+    ] = False
+    limit: Annotated[int | None, Option(min=1, help="Only the first N texts.")] = None
+    json: JsonOption = False
+    debug: DebugOption = False
+
+
+_POOLLESS, _GROUPED = {"prompt"}, {"pool", "group", "trie-group"}
+_IDLE = (
+    Idle(
+        "pool warm groups drafter depth order",
+        lambda o: o.budget == 0,
+        "with --budget 0, which drafts nothing",
+    ),
+    Idle(
+        "pool warm order",
+        lambda o: set(_drafters(o)) <= _POOLLESS,
+        "with --drafter prompt alone, which drafts from no other text",
+    ),
+    Idle(
+        "groups",
+        lambda o: not set(_drafters(o)) & _GROUPED,
+        "without a drafter that knows groups (pool, group, trie-group)",
+    ),
+)
+
+
+def _drafters(options: ReplayOptions) -> list[str]:
+    return list(dict.fromkeys([*(options.drafter or ()), *(options.engine or ())])) or ["pool"]
+
+
+@command(ReplayOptions, idle=_IDLE)
+def replay(options: ReplayOptions) -> int:
+    """Count the forward passes that drafts would have saved on recorded TEXTS.
+
+    Strict acceptance, no model: sizes pools and budgets from logs. Tokens per step is not a
+    speedup: what a pass over many draft tokens costs is up to model and device.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from draftrec.evaluate.replay.job import ReplayJob, run_replay
+    from draftrec.evaluate.replay.loop import ReplaySettings
+
+    if options.engine:
+        say("--engine is called --drafter now; it is still read")
+    job = ReplayJob(
+        texts=options.files(options.texts),
+        tokenizer=options.tokenizer,
+        engines=tuple(_drafters(options)),
+        pool=options.pool,
+        warm=options.files(options.warm) if options.warm else None,
+        groups=options.groups,
+        settings=ReplaySettings(options.budget, options.depth, options.order, options.refresh),
+        limit=options.limit,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def watch(drafter: str, done: int, total: int) -> None:
+            if drafter not in tasks:
+                tasks[drafter] = bar.add_task(drafter, total=total)
+            bar.update(tasks[drafter], completed=done)
+
+        summary = run_replay(job, beginning(watch), say)
+    _show(summary, Console(stderr=options.json))
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+_COLUMNS = {
+    "steps": ("steps", "{:,.0f}"),
+    "tokens_per_step": ("per step", "{:.2f}"),
+    "drafted_per_step": ("drafted", "{:.1f}"),
+    "lookup_us_p50": ("p50 us", "{:,.0f}"),
+    "lookup_us_p99": ("p99 us", "{:,.0f}"),
+    "build_us_per_token": ("build us", "{:.2f}"),
+    "bytes_per_token": ("bytes", "{:,.0f}"),
+}
+
+
+def _show(summary: dict[str, Any], console: Any) -> None:
+    """The figures as a table that fits 80 columns, a drafter per line."""
+    from rich import box
+    from rich.table import Table
+
+    first = next(iter(summary["engines"].values()))
+    title = (
+        f"{first['texts']:,} texts of {first['tokens']:,} tokens; budget {summary['budget']}, "
+        f"depth {summary['depth']}"
+    )
+    caption = (
+        "tokens written and drafted per step; microseconds per lookup and to take a token in; "
+        "bytes per token held"
+    )
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column("drafter")
+    for heading, _ in _COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for name, figures in summary["engines"].items():
+        cells = (_cell(figures[key], form) for key, (_, form) in _COLUMNS.items())
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

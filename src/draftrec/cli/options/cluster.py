@@ -1,0 +1,57 @@
+"""Where a job runs: the options that commands share, and the cluster that they name."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import typer
+
+from draftrec.cli.common import CLUSTER_PANEL
+from draftrec.errors import DraftrecError
+
+Option = partial(typer.Option, rich_help_panel=CLUSTER_PANEL)
+
+EngineOption = Annotated[
+    Literal["local", "ray"], Option(help="Run in this process, or by workers on a Ray cluster.")
+]
+WorkersOption = Annotated[int, Option(min=1, help="Ray: workers, each with a model of its own.")]
+GpusOption = Annotated[
+    float | None,
+    Option(min=0.0, help="Ray: GPUs of each worker, or a share of one.", show_default="1, if any"),
+]
+CpusOption = Annotated[
+    float | None,
+    Option(
+        min=0.0,
+        help="Ray: processor cores of each worker.",
+        show_default="its share of this machine, 1 on a cluster",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    Option(
+        help="Ray: a running cluster (auto, HOST:PORT or ray://HOST:PORT).",
+        show_default="RAY_ADDRESS, or a cluster on this machine for this job",
+    ),
+]
+
+_RAY_ONLY = ("workers", "gpus_per_worker", "cpus_per_worker", "address")
+
+
+def cluster_of(options: Any) -> Any:
+    """The `ClusterSpec` that a command's options ask for; None for the local engine.
+
+    Raises DraftrecError where options of the Ray engine are given without it.
+    """
+    values = {name: getattr(options, name) for name in _RAY_ONLY}
+    if options.engine == "local":
+        given = [n for n, value in values.items() if value not in (None, 1)]
+        if given:
+            raise DraftrecError(f"--{given[0].replace('_', '-')} needs --engine ray")
+        return None
+    from draftrec.jobs.ray.cluster import ClusterSpec
+
+    if options.device == "cpu" and options.gpus_per_worker is None:
+        values["gpus_per_worker"] = 0.0
+    return ClusterSpec(**values)

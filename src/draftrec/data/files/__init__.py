@@ -1,0 +1,1 @@
+"""Files and folders, on this machine and at addresses: read, written whole, locked."""

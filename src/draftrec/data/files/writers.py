@@ -1,0 +1,183 @@
+"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from draftrec.data.files.places import Place, RemotePath
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # not loaded with the pools, which need none of it
+
+#: Ends the name of a file that is being written.
+TEMPORARY = ".tmp"
+_GATHERED_SECONDS = 60.0
+
+
+def replace_file(path: Place, content: bytes | pa.Buffer) -> None:
+    """Write to a temporary name, force it to disk, rename it into place; or upload it whole."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Place) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` when all went well, and not before."""
+    if isinstance(path, RemotePath):
+        with _uploading(path) as file:
+            yield file
+        return
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with naming(path), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk, what it holds is needed
+        raise
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def share(folder: Path) -> None:
+    """Give the folder's files the rights of new files, which is what the umask says: safetensors
+    keeps others from reading what it writes."""
+    probe = folder / f".rights{TEMPORARY}"
+    probe.touch()
+    rights = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(rights)
+
+
+@contextmanager
+def _uploading(path: RemotePath) -> Iterator[BinaryIO]:
+    """A file of this machine whose content appears at an address once it is complete."""
+    with tempfile.NamedTemporaryFile(prefix="draftrec-") as file:
+        yield file  # type: ignore[misc] - a wrapper of one
+        file.flush()
+        path.upload(Path(file.name))
+
+
+def append_file(path: Place, content: bytes) -> int:
+    """Add to the end of a file and force it to disk; the file's new size. A file elsewhere, where
+    nothing can be added to one, is written anew."""
+    if isinstance(path, RemotePath):
+        whole = (path.read_bytes() if path.exists() else b"") + content
+        if content:
+            replace_file(path, whole)
+        return len(whole)
+    with naming(path), path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+class GatheredLines:
+    """Lines for a file elsewhere, which is written anew at most every minute."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._written = time.monotonic()
+
+    def add(self, path: Place, line: bytes) -> None:
+        """Keep a line; write what has gathered if it is time."""
+        self._lines.append(line)
+        if time.monotonic() - self._written >= _GATHERED_SECONDS:
+            self.write(path)
+
+    def write(self, path: Place) -> None:
+        """Add what has gathered to the file."""
+        append_file(path, b"".join(self._lines))
+        self._lines, self._written = [], time.monotonic()
+
+
+def cut_file(path: Place, size: int) -> None:
+    """Let a file, if there is one, be no longer than `size` bytes."""
+    if not path.exists() or path.stat().st_size <= size:
+        return
+    if isinstance(path, RemotePath):
+        replace_file(path, path.read_bytes()[:size])
+    else:
+        os.truncate(path, size)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Drop a last line that a crash left without its end, so that a file stays lines."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - (1 << 16))
+        file.seek(start)
+        tail = file.read()
+    cut_file(path, start + tail.rfind(b"\n") + 1)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have errors of writing say where; a full disk does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder of files with all that is in it."""
+    if not isinstance(folder, RemotePath):
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def sync_folder(folder: Place) -> None:
+    """Force renames in a folder to disk."""
+    if isinstance(folder, RemotePath):
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_parquet(path: Place, table: pa.Table) -> int:
+    """Write a table as zstd Parquet through memory; the file's size.
+
+    Equal tables give equal bytes: the writer stores no times, and no library may add metadata.
+    Plain file writes also keep the operating system's own words for a full disk.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content = sink.getvalue()
+    replace_file(path, content)
+    return content.size
+
+
+def stream_parquet(path: Place, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write tables one after another as zstd Parquet, one in memory at a time; the file's size."""
+    import pyarrow.parquet as pq
+
+    with replacing(path) as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+        return file.tell()

@@ -1,0 +1,1 @@
+"""Tables in any common format, and what their columns hold."""

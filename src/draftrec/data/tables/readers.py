@@ -1,0 +1,299 @@
+"""Streaming readers: Parquet, JSON, CSV and its kin; a file, a folder of parts, or a glob, on this
+machine or at an address.
+
+Nothing here holds more than one batch of rows, and rows are read only when they are asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.data.files.folders import natural, partitions_of, parts_of
+from draftrec.data.files.places import Place, RemotePath, arrow_path, place
+from draftrec.data.tables import delimited, json_text
+from draftrec.data.tables.rows import python_rows
+from draftrec.errors import DraftrecError
+
+Kind = Literal["parquet", "jsonl", "json", "csv", "tsv", "inter", "item", "user"]
+#: A row's line and values.
+Found = tuple[int, dict[str, Any]]
+Read = Callable[[Place, Collection[str] | None], Iterator[Found]]
+
+_KINDS: dict[str, Kind] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".inter": "inter",
+    ".item": "item",
+    ".user": "user",
+}
+_DELIMITED: tuple[Kind, ...] = ("csv", "tsv", "inter", "item", "user")
+_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_READABLE = (
+    ".parquet, .jsonl, .json, .csv, .tsv or RecBole's .inter, .item and .user, all but the first "
+    "also as .gz or .zst"
+)
+_BATCH_ROWS = 256
+_BUFFER_BYTES = 1 << 20
+#: JSON lines carry no schema; a column exists if one of this many first rows has it.
+_JSON_PEEK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record as it was found. `line`, from 1: of a text file, or the row of a Parquet file."""
+
+    values: dict[str, Any]
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """Files of one kind, read in order as one stream of rows.
+
+    Folders below `root`, if any, that are named as Hive names partitions (`group=g1`) are columns
+    of the rows in them.
+    """
+
+    files: tuple[Place, ...]
+    kind: Kind
+    root: str = ""
+
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+        """Every row, lazily. `columns` narrows what Parquet decodes; others may come along."""
+        for path in self.files:
+            spelt = partitions_of(path, self.root)
+            name = str(path).removeprefix(self.root) if self.root else path.name
+            with _explained(path):
+                for line, values in _READERS[self.kind](path, columns):
+                    yield Row({**spelt, **values} if spelt else values, name, line)
+
+    @property
+    def holds_texts_only(self) -> bool:
+        """Whether cells are texts, lists among them."""
+        return self.kind in _DELIMITED
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the files' contents in order (names and times do not count)."""
+        whole = hashlib.sha256()
+        for path in self.files:
+            with _explained(path), path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+            if spelt := partitions_of(path, self.root):
+                whole.update(json.dumps(spelt).encode())
+        return whole.hexdigest()
+
+    def require(self, columns: Collection[str], mend: str) -> None:
+        """Raise when a file lacks one of `columns`; `mend` says what the user can do about it."""
+        for path in self.files:
+            found = self._columns_of(path)
+            missing = [name for name in columns if name not in found]
+            if missing and found:
+                names = " and ".join(repr(name) for name in missing)
+                raise DraftrecError(
+                    f"{path} has no column {names}, it has {', '.join(found)}; {mend}"
+                )
+
+    @property
+    def typed(self) -> bool:
+        """Whether cells have types; otherwise all of them are texts."""
+        return self.kind not in _DELIMITED
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that all files have, in the order of the first one's."""
+        names = [self._columns_of(path) for path in self.files]
+        return tuple(name for name in names[0] if all(name in other for other in names))
+
+    def has(self, column: str) -> bool:
+        """Whether every file has the column."""
+        return all(column in self._columns_of(path) for path in self.files)
+
+    def refuse_type(self, column: str, allowed: str) -> None:
+        """Raise when a Parquet column is typed but neither text nor whole numbers."""
+        for path in self.files if self.kind == "parquet" else ():
+            with _explained(path):
+                schema = pq.read_schema(arrow_path(path))
+            if column not in schema.names:
+                continue
+            kind = schema.field(column).type
+            value = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (_is_text(value) or pa.types.is_integer(value) or pa.types.is_null(value)):
+                raise DraftrecError(
+                    f"{path}: column {column!r} is {kind}, but must be {allowed}; convert it first"
+                )
+
+    def _columns_of(self, path: Place) -> tuple[str, ...]:
+        with _explained(path):
+            names = dict.fromkeys(self._columns_in(path))
+        return tuple({**names, **dict.fromkeys(partitions_of(path, self.root))})
+
+    def _columns_in(self, path: Place) -> Iterable[str]:
+        if self.kind == "parquet":
+            return pq.read_schema(arrow_path(path)).names
+        if self.kind in _DELIMITED:
+            return delimited.column_names(partial(_open_text, path), self.kind)
+        rows = islice(_READERS[self.kind](path, None), _JSON_PEEK)
+        return dict.fromkeys(name for _, values in rows for name in values)
+
+
+def open_records(location: str | Place) -> RecordSource:
+    """Find the files behind a path, a folder or a glob, and check that they hold rows."""
+    files, root = _find_files(place(location))
+    kinds: set[Kind | None] = {_kind_of(path) for path in files}
+    if len(kinds) > 1:
+        found = " and ".join(sorted(map(str, kinds)))
+        raise DraftrecError(f"{location} mixes {found} files; name one kind with a glob")
+    kind = kinds.pop()
+    if kind is None:
+        raise DraftrecError(f"{files[0]} is of no readable kind; give a file ending in {_READABLE}")
+    source = RecordSource(tuple(files), kind, root)
+    # A sum looks into every file, where any() would stop at the first good one.
+    if sum(_has_rows(path, kind) for path in files) == 0:
+        what = f"{location} holds no records" if len(files) > 1 else f"{files[0]} is empty"
+        raise DraftrecError(f"{what}; give a file with at least one record")
+    return source
+
+
+def _find_files(path: Place) -> tuple[list[Place], str]:
+    """The files, and the folder that their partitions are named under."""
+    with _explained(path):
+        if path.is_dir():
+            return parts_of(path, _kind_of, _READABLE), f"{path}/"
+        if path.exists():
+            return [path], ""
+    location = str(path)
+    on_web = isinstance(path, RemotePath) and not path.has_folders
+    if on_web or not glob.has_magic(location):
+        raise DraftrecError(f"{location} does not exist; check the path")
+    files = _matching(path)
+    if not files:
+        raise DraftrecError(f"no file matches {location}; check the pattern")
+    return sorted(files, key=natural), _fixed_part(location)
+
+
+def _matching(pattern: Place) -> list[Place]:
+    if isinstance(pattern, RemotePath):
+        with _explained(pattern):
+            return [*pattern.glob()]
+    found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute patterns too
+    return [p for p in found if p.is_file()]
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder of a pattern in front of its first wildcard, which its partitions are part of."""
+    folders = pattern.split("/")
+    wild = next(i for i, name in enumerate(folders) if glob.has_magic(name))
+    while wild and "=" in folders[wild - 1]:
+        wild -= 1
+    return "".join(f"{name}/" for name in folders[:wild])
+
+
+def _kind_of(path: Place) -> Kind | None:
+    name = PurePosixPath(path.name)
+    inner = PurePosixPath(name.stem) if name.suffix in _COMPRESSION else name
+    kind = _KINDS.get(inner.suffix.lower())
+    return None if kind == "parquet" and inner != name else kind
+
+
+def _has_rows(path: Place, kind: Kind) -> bool:
+    """Whether there is a row. Opens every Parquet footer: a truncated file shows at once."""
+    if kind != "parquet":
+        with _explained(path):
+            return any(True for _ in islice(_READERS[kind](path, None), 1))
+    if path.stat().st_size == 0:
+        raise DraftrecError(f"{path} is empty; write the file again or leave it out")
+    with _explained(path), pq.ParquetFile(arrow_path(path)) as file:
+        return file.metadata.num_rows > 0
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _read_parquet(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
+    # A buffered stream keeps whole column chunks of large row groups out of memory.
+    with pq.ParquetFile(arrow_path(path), buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        wanted = columns and [name for name in file.schema_arrow.names if name in columns]
+        line = 0
+        for batch in file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False):
+            for values in python_rows(batch):
+                line += 1
+                yield line, values
+
+
+def _read_jsonl(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
+    with _open_text(path) as file:
+        yield from json_text.read_lines(file, str(path))
+
+
+def _read_json(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
+    with _open_text(path) as file:
+        yield from json_text.read_values(file, str(path))
+
+
+def _read_delimited(kind: Kind) -> Read:
+    def read(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
+        return delimited.read_rows(partial(_open_text, path), kind, str(path))
+
+    return read
+
+
+_READERS: dict[Kind, Read] = {
+    "parquet": _read_parquet,
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    **{kind: _read_delimited(kind) for kind in _DELIMITED},
+}
+
+
+@contextmanager
+def _open_text(path: Place) -> Iterator[io.TextIOWrapper]:
+    compression = _COMPRESSION.get(path.suffix)
+    with (
+        path.open("rb") as raw,
+        pa.input_stream(raw, compression=compression) if compression else raw as stream,
+        # utf-8-sig: spreadsheets put a byte-order mark in front.
+        io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,  # type: ignore[arg-type]
+    ):
+        yield text
+
+
+@contextmanager
+def _explained(path: Place) -> Iterator[None]:
+    """Turn whatever a reader raises into one sentence about the file."""
+    try:
+        yield
+    except DraftrecError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DraftrecError(
+            f"{path} is not UTF-8 text ({error.reason}); convert it first"
+        ) from error
+    except (pa.ArrowException, csv.Error, OSError, EOFError, ValueError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DraftrecError(f"cannot read {path}: {error.strerror}; check the file") from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DraftrecError(
+            f"{path} cannot be read, it may be truncated ({reason}); write the file again"
+        ) from error

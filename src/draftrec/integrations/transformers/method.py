@@ -1,0 +1,133 @@
+"""The decoding method that transformers' `generate` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import StoppingCriteriaList as CriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from draftrec.config import AcceptConfig, Auto
+from draftrec.core import Counts, Drafter, Generation, Request
+from draftrec.engine.target import Target
+from draftrec.engine.text import loop
+from draftrec.engine.text.accept import make_rule
+from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.warping import Warping
+from draftrec.integrations.transformers.call import Call, Handed, read_call
+from draftrec.integrations.transformers.controls import controls_of, warping_of
+from draftrec.integrations.transformers.model import ModelState, adapted, make_budget
+from draftrec.integrations.transformers.rule import CallersRule
+from draftrec.integrations.transformers.settings import Settings, read_settings
+from draftrec.pool.drafter import PoolDrafter
+from draftrec.pool.index import warm_up
+from draftrec.pool.store import Pool
+
+
+@dataclass
+class Output(GenerateDecoderOnlyOutput):
+    """What `return_dict_in_generate=True` returns: `sequences`, and what each text cost."""
+
+    counts: tuple[Counts, ...] | None = None
+
+
+def generate(  # noqa: PLR0913  (transformers finds a callable's settings by their names)
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: CriteriaList,
+    generation_config: GenerationConfig,
+    streamer: BaseStreamer | None = None,
+    pool: Pool | None = None,
+    groups: Seq[str | None] | None = None,
+    grow_pool: bool = False,
+    accept: str | AcceptConfig = "strict",
+    draft: str = "pool",
+    budget: int | Auto = "auto",
+    depth: int = 24,
+    batch_size: int | Auto = "auto",
+    **model_kwargs: Any,
+) -> torch.Tensor | Output:
+    """The decoding method for `model.generate(..., custom_generate=generate)`; not called directly.
+
+    `pool`: texts to draft from, beside each prompt and its own text; with `grow_pool` the texts
+    written join it. `groups`: the group of each row, for a pool with groups. `accept`: a rule's
+    name, or an `AcceptConfig` for its details. `draft`, `budget`, `depth` and `batch_size` (auto:
+    all rows at once) are `GenerateConfig`'s.
+
+    Returns what `generate` returns: int64 `[batch, length]`, prompts included and padded on the
+    right, or `Output`. Raises DraftrecError for whatever cannot be served exactly.
+    """
+    handed = Handed(
+        logits_processor, stopping_criteria, generation_config, streamer, dict(model_kwargs)
+    )
+    call = read_call(model, input_ids, handed)
+    rows = len(call.prompts)
+    drafting = {"draft": draft, "budget": budget, "depth": depth}
+    settings = read_settings(accept, drafting, batch_size, rows)
+    settings.check(pool, groups, rows, grow_pool=grow_pool)
+    names = groups or [None] * rows
+    requests = [
+        Request(str(i), ids, group, key=i)
+        for i, (ids, group) in enumerate(zip(call.prompts, names, strict=True))
+    ]
+    with adapted(model) as (target, state):
+        if pool is not None:
+            state.check_pool(pool, model.config.get_text_config().vocab_size)
+        texts = loop.generate(_engine(target, state, call, settings, pool), requests)
+    if grow_pool and pool is not None:
+        pool.add((text.token_ids, group) for text, group in zip(texts, names, strict=True))
+    if call.streamer is not None:
+        call.streamer.end()
+    sequences = _padded(call, texts)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return Output(sequences=sequences, counts=tuple(text.counts for text in texts))  # type: ignore[arg-type]
+
+
+def _engine(
+    target: Target, state: ModelState, call: Call, settings: Settings, pool: Pool | None
+) -> loop.Engine:
+    longest = max(len(ids) for ids in call.prompts)
+    accept, warping = settings.accept, None
+    if call.do_sample:
+        accept = settings.sampled()
+        # Strict draws from what the processors leave; other rules judge the model's own scores.
+        warping = Warping() if settings.strict else warping_of(call.processors)
+    controls = controls_of(
+        call.processors, call.input_ids, call.prompts, warp=settings.strict and call.do_sample
+    )
+    drafter: Drafter = NoDrafter()
+    if settings.drafting.draft != "none":
+        warm_up()
+        drafter = PoolDrafter(pool if settings.drafting.draft == "pool" else None)
+    return loop.Engine(
+        target=target,
+        drafter=drafter,
+        rule=CallersRule(make_rule(accept, call.eos_ids, warping), call),
+        budget=make_budget(target, state, settings, longest, call.max_new_tokens),
+        accept=accept,
+        eos_ids=call.eos_ids,
+        slots=settings.slots,
+        max_new_tokens=call.max_new_tokens,
+        depth=settings.drafting.depth,
+        controls=controls,
+    )
+
+
+def _padded(call: Call, texts: Seq[Generation]) -> torch.Tensor:
+    """int64 `[batch, length]`: the prompts as they were handed over, then the texts."""
+    width = max(len(text.token_ids) for text in texts)
+    # Without a padding token all texts are of one length: `read_call` saw to that.
+    new = np.full((len(texts), width), call.pad_id or 0, np.int64)
+    for row, text in zip(new, texts, strict=True):
+        row[: len(text.token_ids)] = text.token_ids
+    ids = call.input_ids
+    return torch.cat([ids, torch.from_numpy(new).to(device=ids.device, dtype=ids.dtype)], dim=1)

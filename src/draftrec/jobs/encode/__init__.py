@@ -1,0 +1,1 @@
+"""Encoding: texts in, vectors out."""

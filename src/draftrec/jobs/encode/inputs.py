@@ -1,0 +1,248 @@
+"""What an encoding job reads: texts, histories, and texts to fit an encoder on; and who encodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from draftrec.config import EncodeConfig
+from draftrec.data.files.places import Place, place
+from draftrec.data.joins import Join
+from draftrec.data.records import Entity, EntityReader, Layout
+from draftrec.data.tables.columns import ENTITY, TEXT, find_column
+from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.tables.rows import as_list
+from draftrec.errors import DraftrecError
+from draftrec.models.documents import Document, Encoded
+
+if TYPE_CHECKING:
+    from draftrec.models.encoders import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSpec:
+    """What to do: the settings, and the files that they are applied to.
+
+    `history`: records whose `history_column` joins the text of the same entity, behind it.
+    `fit_on`: texts that the hashed encoder is fitted on, instead of those of `input`.
+    """
+
+    config: EncodeConfig
+    input: str
+    output: Place
+    history: str | None = None
+    fit_on: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+class EncodeInputs:
+    """A job's inputs, opened and checked; nothing is written here. Histories are held in memory."""
+
+    def __init__(self, spec: EncodeSpec) -> None:
+        _refuse_unfinished(spec.input)
+        source = _texts_of(spec.input)
+        config = _fitted_to(source, spec.config)
+        self.spec = spec = replace(spec, config=config)
+        _check_output(spec, source)
+        self.reader = EntityReader(source, self._layout(config.text_column, "text"))
+        mend = "name the columns with --id-column and --text-column"
+        source.require(self.reader.layout.required, mend)
+        self.reader.check_columns()
+        if spec.fit_on and not config.is_fitted:
+            raise DraftrecError("--fit-on fits the hashed encoder; leave it out with another one")
+        self._fit_on = [self._fit_reader(location) for location in spec.fit_on]
+        history = open_records(spec.history) if spec.history else None
+        self.histories = self._read_histories(history) if history else {}
+        if history:
+            self._check_join(source, str(spec.history))
+        fit_digests = "".join(reader.source.fingerprint() for reader in self._fit_on)
+        self.fingerprints: dict[str, str | None] = {
+            "input": source.fingerprint(),
+            "history": history.fingerprint() if history else None,
+            "fit_on": hashlib.sha256(fit_digests.encode()).hexdigest() if spec.fit_on else None,
+        }
+
+    def document(self, entity: Entity) -> Document:
+        """What is encoded of an entity."""
+        return Document(entity.prompt, self.histories.get(entity.entity_id, ""))
+
+    def fit_texts(self) -> Iterator[str]:
+        """What a hashed encoder learns from: the texts of --fit-on, or those to encode."""
+        for reader in self._fit_on or [self.reader]:
+            for record in reader:
+                if isinstance(record, Entity):
+                    own = reader is self.reader
+                    yield self.document(record).text if own else record.prompt
+
+    def _layout(self, column: str, noun: str) -> Layout:
+        return Layout(entity_id=self.spec.config.id_column, prompt=column, noun=noun)
+
+    def _fit_reader(self, location: str) -> EntityReader:
+        source = _texts_of(location)
+        layout = self._layout(self.spec.config.text_column, "text")
+        source.require(layout.required, "texts of --fit-on need the columns of the others")
+        return EntityReader(source, layout)
+
+    def _check_join(self, source: RecordSource, history: str) -> None:
+        """Raise where no text has a history, warn where few have."""
+        id_column = self.spec.config.id_column
+        example = next(iter(self.histories), "")
+        join = Join("texts", self.spec.input, f"the histories of {history}", example)
+        for row in source.rows([id_column]):
+            entity_id = str(row.values.get(id_column))
+            join.saw(entity_id, known=entity_id in self.histories)
+        join.check()
+
+    def _read_histories(self, source: RecordSource) -> dict[str, str]:
+        layout = self._layout(self.spec.config.history_column, "history")
+        source.require(layout.required, "name the column of the histories with --history-column")
+        EntityReader(source, layout).check_ids()
+        found: dict[str, str] = {}
+        for row in source.rows(layout.required):
+            value = row.values.get(layout.prompt)
+            titles = as_list(value)
+            text = _history_text(value if titles is None else titles)
+            if text is None:
+                raise DraftrecError(
+                    f"{row.file} line {row.line}: {layout.prompt} is neither text nor a list of "
+                    "texts or of objects with a title; name another column with --history-column"
+                )
+            if text:
+                found[str(row.values.get(layout.entity_id))] = text
+        return found
+
+
+def _fitted_to(source: RecordSource, config: EncodeConfig) -> EncodeConfig:
+    """With the columns that the texts have, as far as they were left to what is usual."""
+    names = {"id_column": ENTITY, "text_column": TEXT}
+    usual = {key: kind for key, kind in names.items() if getattr(config, key) == kind.usual}
+    found = {key: find_column(source, kind) for key, kind in usual.items()}
+    return config.model_copy(update={key: name for key, name in found.items() if name})
+
+
+def settings_of(spec: EncodeSpec) -> dict[str, Any]:
+    """Every setting under the name of its command-line option."""
+    values = spec.config.model_dump(mode="json")
+    flat = {**values.pop("settings"), **values}
+    encoder = Path(flat["encoder"])
+    if encoder.exists():
+        flat["encoder"] = str(encoder.resolve())
+    return dict(sorted(flat.items()))
+
+
+def _texts_of(location: str) -> RecordSource:
+    """Files with texts. A glob over a run's folder finds the statistics beside them as well."""
+    source = open_records(location)
+    texts = tuple(path for path in source.files if not path.name.startswith("stats-"))
+    return replace(source, files=texts or source.files)
+
+
+def _refuse_unfinished(location: str) -> None:
+    """A run that goes on writing would make every vector so far one of another input."""
+    try:
+        manifest = json.loads((place(location) / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # no run's folder
+    run = isinstance(manifest, dict) and manifest.get("format") == "draftrec-run"
+    if run and not manifest.get("finished"):
+        raise DraftrecError(
+            f"the run in {location} is not finished; give its generate command again, then encode"
+        )
+
+
+def _check_output(spec: EncodeSpec, source: RecordSource) -> None:
+    if spec.output.suffix != ".parquet":
+        raise DraftrecError(f"--output {spec.output} must end in .parquet")
+    if spec.output.is_dir():
+        raise DraftrecError(f"--output {spec.output} is a folder; name a file in it")
+    if spec.output.resolve() in [path.resolve() for path in source.files]:
+        raise DraftrecError(f"{spec.output} is the input; write the vectors to another file")
+
+
+def _history_text(value: Any) -> str | None:
+    """A history as text, empty where there is none; None for a value that cannot be one.
+
+    Of a list, as a template takes it, the titles remain, a line each.
+    """
+    if value is None:
+        return ""
+    titles = [
+        item.get("title") if isinstance(item, dict) else item
+        for item in (value if isinstance(value, list) else [value])
+    ]
+    texts = [title for title in titles if isinstance(title, str)]
+    if len(texts) < len(titles):
+        return None
+    # Half a surrogate pair, which no tokenizer can read, becomes a question mark.
+    return "\n".join(texts).encode(errors="replace").decode()
+
+
+#: Told how many records of how many are done.
+Watch = Callable[[int, int], None]
+Documents = Seq[Document]
+#: Makes the encoder; the texts are those that a `hashed` one is fitted on.
+Loader = Callable[[EncodeConfig, Iterable[str]], "Encoder"]
+#: Finds a crew for a job's inputs.
+Hire = Callable[[EncodeInputs], "EncodeCrew"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What a job records of the encoder that its workers have."""
+
+    fingerprint: str
+    dim: int
+    pooling: str
+    max_tokens: int | None
+
+
+class EncodeCrew(Protocol):
+    """Encodes shards in any order, and gives them back in theirs."""
+
+    @property
+    def facts(self) -> EncoderFacts: ...
+
+    def results(self, shards: Iterator[Documents], watch: Watch) -> Iterator[Encoded]:
+        """A row per document of each shard. `watch` is told how much of the next one is done."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalEncoder:
+    """One encoder, in this process."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    @property
+    def facts(self) -> EncoderFacts:
+        return facts_of(self._encoder)
+
+    def results(self, shards: Iterator[Documents], watch: Watch) -> Iterator[Encoded]:
+        return (self._encoder.encode_documents(shard, watch) for shard in shards)
+
+    def close(self) -> None:
+        pass
+
+
+def facts_of(encoder: Encoder) -> EncoderFacts:
+    """What is to be recorded of an encoder."""
+    return EncoderFacts(encoder.fingerprint, encoder.dim, encoder.pooling, encoder.max_tokens)
+
+
+def load_for_job(config: EncodeConfig, fit_on: Iterable[str]) -> Encoder:
+    """The encoder that a job asks for. Takes seconds: it imports PyTorch."""
+    from draftrec.models.encoders import load_encoder
+
+    return load_encoder(config.encoder, config.settings, fit_on)
+
+
+def local(load: Loader) -> Hire:
+    """The crew that is the encoder which `load` makes."""
+    return lambda inputs: LocalEncoder(load(inputs.spec.config, inputs.fit_texts()))

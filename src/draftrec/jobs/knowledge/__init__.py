@@ -1,0 +1,1 @@
+"""Knowledge generation: records in, texts out."""

@@ -1,0 +1,449 @@
+"""`Generator`: a model, its drafter, its rule and its budget, ready to write texts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from pydantic import ValidationError
+from transformers import PreTrainedModel
+
+from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, not_allowed
+from draftrec.core import Drafter, Generation, IntArray, Request
+from draftrec.engine.costs import CostCurve
+from draftrec.engine.prepacked import prepack
+from draftrec.engine.rotary import context_length
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
+from draftrec.engine.text import loop
+from draftrec.engine.text.accept import make_rule
+from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
+from draftrec.engine.text.controls import Control
+from draftrec.engine.text.drafters import GrammarDrafter, NoDrafter
+from draftrec.engine.text.grammar import GrammarControl, GrammarStates
+from draftrec.engine.text.grammar_text import check_structure, compile_grammar
+from draftrec.engine.text.penalties import LogitsProcessor, OwnProcessors
+from draftrec.engine.text.settings import make_controls, resolve
+from draftrec.engine.text.stats import StepStats, Timing
+from draftrec.engine.text.stop_strings import stop_strings_of
+from draftrec.engine.warping import Warping
+from draftrec.errors import DraftrecError, PoolMismatchError
+from draftrec.jobs.knowledge import writing
+from draftrec.jobs.knowledge.prompts import unknown_token
+from draftrec.jobs.knowledge.writing import Text, Texts
+from draftrec.models import loading
+from draftrec.models.prompting import (
+    ChatTemplate,
+    PromptEncoder,
+    PromptForm,
+    chat_template,
+    has_chat_template,
+)
+from draftrec.pool.costs import measure_cost
+from draftrec.pool.drafter import PoolDrafter
+from draftrec.pool.index import warm_up
+from draftrec.pool.store import Pool
+
+_LOG = logging.getLogger(__name__)
+_MOST_SLOTS = {"cpu": 16, "cuda": 128}
+
+
+class Generator:
+    """Writes texts with a target model, drafting from pools and verifying in one pass.
+
+    ```python
+    generator = Generator.from_pretrained("path/or/hub-id", accept="strict")
+    print(generator.generate("Describe the film ..."))
+    texts = generator.generate(frame, template="kar", side="item", max_new_tokens=200)
+    ```
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tokenizer: Any,
+        config: GenerateConfig,
+        *,
+        pool: Pool | None = None,
+        cost_state: dict[str, Any] | None = None,
+        fingerprint: dict[str, str] | None = None,
+    ) -> None:
+        self.target, self.tokenizer, self.config = target, tokenizer, config
+        #: Logits processors of the caller's own.
+        self.processors: Seq[LogitsProcessor] = ()
+        self.resolved = resolve(config.controls, config.accept, target.model, tokenizer)
+        self.fingerprint = fingerprint or fingerprint_of(target.model, tokenizer)
+        self.fingerprint = self.fingerprint | {"generation_config": self.resolved.fingerprint}
+        self.context_length = context_length(target.model)
+        self.vocabulary = loading.vocabulary(target.model)
+        self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
+        self.stops = stop_strings_of(self.resolved.settings.stop_strings, tokenizer)
+        rows = target.model.config.get_text_config().vocab_size
+        self.grammar = compile_grammar(config.structure, tokenizer, rows, self.eos_ids)
+        self.pool = pool
+        if config.draft.draft == "pool" and pool is None:
+            self.pool = Pool(self.fingerprint["tokenizer"])
+        elif pool is not None and pool.tokenizer_fingerprint != self.fingerprint["tokenizer"]:
+            raise PoolMismatchError(
+                "The pool was made with another tokenizer than the model's; use the model that "
+                "wrote it, or build a pool for this one."
+            )
+        if config.draft.draft != "none":
+            _LOG.info("preparing the index of texts (compiled at its first use)")
+            warm_up()
+        self._said_special = False
+        self.costs: dict[BatchConfig, dict[str, Any]] = {}
+        self.timing = Timing()
+        self.cost_state = cost_state
+        self._coarse: tuple[int, CostCurve] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        config: GenerateConfig | None = None,
+        pool: Pool | str | Path | None = None,
+        cost_state: dict[str, Any] | None = None,
+        processors: Seq[LogitsProcessor] = (),
+        **settings: Any,
+    ) -> Generator:
+        """Load a model folder or Hub id, and the pool to draft from, if one is given.
+
+        `processors`: logits processors of your own, called for every draft node as for a text of
+        its own, after the settings' controls and before sampling.
+
+        `settings` are the fields of the configuration groups by name (`accept="relaxed"`,
+        `budget=16`, `dtype="float32"`, `max_new_tokens=256` ...). Raises DraftrecError for unknown
+        settings, a model that cannot be loaded or served, or a pool of another tokenizer.
+        """
+        if config is None and model is None:
+            raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
+        config = config or make_config(str(model), **settings)
+        check_structure(config.structure)  # before the model, which may take minutes
+        if config.target.threads:
+            torch.set_num_threads(config.target.threads)
+        _LOG.info("loading the model %s", config.target.model)
+        tokenizer = loading.load_tokenizer_of(config.target)
+        if isinstance(pool, str | Path):
+            pool = Pool.load(Path(pool), loading.tokenizer_fingerprint(tokenizer))
+        loaded = loading.load_model(config.target)
+        fingerprint = fingerprint_of(loaded, tokenizer)
+        if not config.target.compile:  # the compiler cannot look into packed weights
+            prepack(loaded)
+        _LOG.info("checking that the model is run as it runs by itself")
+        target = checked_target(loaded)
+        if config.target.compile:
+            target.compile()
+        made = cls(
+            target, tokenizer, config, pool=pool, cost_state=cost_state, fingerprint=fingerprint
+        )
+        made.processors = processors
+        if taken := made.resolved.sentence():
+            _LOG.info(taken)
+        return made
+
+    def with_config(self, config: GenerateConfig, *, pool: Pool | None = None) -> Generator:
+        """The same weights under other settings. Measured costs are kept."""
+        same_batch = config.batch == self.config.batch
+        state = self.cost_state if same_batch else None
+        made = Generator(
+            self.target, self.tokenizer, config,
+            pool=pool, cost_state=state, fingerprint=self.fingerprint,
+        )  # fmt: skip
+        made.processors = self.processors
+        return made
+
+    @property
+    def device(self) -> str:
+        return str(self.target.device)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.target.dtype).removeprefix("torch.")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return has_chat_template(self.tokenizer)
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """What a job records of the tokenizer's chat template."""
+        return chat_template(self.tokenizer)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the processor's that PyTorch uses."""
+        return torch.get_num_threads()
+
+    def render(self, prompts: Seq[str], form: PromptForm) -> list[str]:
+        """The prompts as the model is sent them, without what the tokenizer adds by itself."""
+        return PromptEncoder(self.tokenizer, form).render(prompts)
+
+    def encode(
+        self, prompts: Seq[str], *, chat: bool = False, form: PromptForm | None = None
+    ) -> list[IntArray]:
+        """int32 token ids per prompt, special tokens as the model expects them; in the chat
+        template or not, or in any other form."""
+        encoder = PromptEncoder(self.tokenizer, form or PromptForm(chat))
+        encoded = encoder.encode(prompts)
+        if encoder.found and not self._said_special:
+            self._said_special = True
+            _LOG.warning(
+                "records hold texts of the model's special tokens (%s), which are sent as text "
+                "like any other; where they are meant to act, use --special-tokens obey",
+                ", ".join(sorted(encoder.found)[:3]),
+            )
+        return encoded
+
+    def decode(self, token_ids: IntArray) -> str:
+        """The text without special tokens, up to the first stop string."""
+        text = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        return text[: self.stops.first(text)] if self.stops else text
+
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self, records: Any, *, full: Literal[True], as_frame: bool = ..., **settings: Any
+    ) -> Texts: ...
+    @overload
+    def generate(self, records: Any, *, as_frame: Literal[True], **settings: Any) -> Any: ...
+    @overload
+    def generate(self, records: Any, *, n: int, **settings: Any) -> Any: ...
+    @overload
+    def generate(self, records: str | Mapping[str, Any], **settings: Any) -> str: ...
+    @overload
+    def generate(self, records: Any, **settings: Any) -> list[str]: ...
+    def generate(
+        self, records: Any, *, full: bool = False, as_frame: bool = False, **settings: Any
+    ) -> Any:
+        """The text of one prompt or record, or the list of the texts of several.
+
+        `records`: a prompt, or a record of fields (a mapping with `prompt`, or what `template`
+        names; optional `entity_id`, `group`); a list or any other iterable of these; a data frame
+        of pandas or polars, an Arrow table, a data set of Hugging Face's datasets.
+
+        `full` gives a `Texts` instead: texts with token ids and counts, and a summary. `as_frame`
+        gives the frame that came in with columns for the text, why it ended, and its tokens.
+
+        `n` above 1 draws as many texts of each prompt or record, and a list of them takes the place
+        of the text: in what is given back as in a frame's columns. `full` has a row per text, those
+        of a record one after another, numbered by `sample`. Text number i is the same for every n.
+
+        `settings`: options of `draftrec generate` by name, for this call alone: how records are
+        read (`template`, `side`, `chat`, `system`, `chat_template_kwargs`, `special_tokens`,
+        `id_column` ...) and how texts are written (`max_new_tokens`, `temperature`, `seed`,
+        `accept`, `draft` ...). `chat` None applies the tokenizer's chat template where it has one.
+        Special tokens act in prompts given as texts and are text in records, unless
+        `special_tokens` says otherwise. A sampled text depends on the seed and on its entity's id,
+        or on its place where it has none.
+
+        Finished texts join the pool. Raises DraftrecError for whatever cannot be served.
+        """
+        return writing.write(self, records, settings, full=full, as_frame=as_frame)
+
+    def stream(self, records: Any, **settings: Any) -> Iterator[Text]:
+        """Texts of records that are read as they are needed, in order, as `generate` writes them:
+        for more records than memory holds. Raises as `generate` does, when it gets there."""
+        return writing.stream(self, records, settings)
+
+    def with_settings(self, **settings: Any) -> Generator:
+        """The same weights and pool with other settings by name; what is measured is shared.
+        `processors` takes the place of the logits processors given at loading.
+
+        Raises DraftrecError for one that is unknown, not allowed, or decided at loading.
+        """
+        fixed = sorted(set(settings) & set(ModelConfig.model_fields))
+        if fixed:
+            raise DraftrecError(
+                f"{fixed[0]!r} is decided when the model is loaded; give it to from_pretrained"
+            )
+        processors = settings.pop("processors", self.processors)
+        config = with_values(self.config, settings)
+        drafts = config.draft.draft == "pool"
+        made = self.with_config(config, pool=self.pool if drafts else None)
+        made.timing, made.costs, made.processors = self.timing, self.costs, processors
+        made.cost_state = self.costs.get(config.batch, made.cost_state)
+        return made
+
+    def run(
+        self,
+        requests: Seq[Request],
+        *,
+        on_step: Callable[[StepStats], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        on_text: Callable[[Request, Generation], None] | None = None,
+    ) -> list[Generation]:
+        """One text per request, in order; the pool is read and not grown. `on_text` is told of each
+        when it is finished; if it commits the text, running ones draft from it in the next step.
+
+        Raises DraftrecError for a prompt without room, `Interrupted` when asked to stop.
+        """
+        for request in requests:
+            if not 0 < len(request.prompt_ids) < self.context_length:
+                raise DraftrecError(
+                    f"The prompt of {request.entity_id!r} has {len(request.prompt_ids)} tokens, "
+                    f"the model's context {self.context_length}; shorten it or use a model with "
+                    "a longer context."
+                )
+            if reason := unknown_token(request.prompt_ids, self.vocabulary):
+                raise DraftrecError(
+                    f"The prompt of {request.entity_id!r} cannot be read: {reason}; leave the "
+                    "token out, or resize the model's embedding."
+                )
+        if not requests:
+            return []
+        longest = max(len(r.prompt_ids) for r in requests)
+        engine = self.engine(longest)
+        engine.on_text = on_text
+        return loop.generate(engine, requests, on_step, should_stop)
+
+    def commit(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
+        """Draft from these (token_ids, group) texts as well from now on."""
+        if self.pool is not None:
+            with self.timing.drafting():
+                self.pool.add(texts)
+
+    def cost_curve(self, longest: int) -> CostCurve | None:
+        """Seconds of a pass by its rows, prompts being of at most `longest` tokens; None where
+        nothing is drafted. With a fixed budget, which needs no curve, a coarser one."""
+        draft = self.config.draft
+        if draft.draft == "none":
+            return None
+        slots = self._slots(longest)
+        if draft.budget == "auto":
+            return self._cost_curve(slots, longest)
+        if self._coarse is None or self._coarse[0] != slots:
+            self._coarse = slots, self._measure(slots, longest, draft.budget, seconds=1.0)
+        return self._coarse[1]
+
+    def engine(self, longest: int) -> loop.Engine:
+        """A new engine for prompts of at most `longest` tokens. Measures what passes cost where the
+        budget is auto and that is not known yet."""
+        config = self.config
+        slots = self._slots(longest)
+        drafter, controls, certain = self._drafter(), self._controls(), None
+        if self.grammar:
+            states = GrammarStates(self.grammar)
+            controls.append(GrammarControl(states))
+            if config.draft.draft != "none":
+                drafter = GrammarDrafter(drafter, states)
+                certain = drafter.certain
+        return loop.Engine(
+            target=self.target,
+            drafter=drafter,
+            rule=make_rule(config.accept, self.eos_ids, self._warping()),
+            budget=self._budget(slots, longest),
+            accept=config.accept,
+            eos_ids=self.eos_ids,
+            slots=slots,
+            max_new_tokens=config.batch.max_new_tokens,
+            context_length=self.context_length,
+            depth=config.draft.depth,
+            prefill_chunk=config.batch.prefill_chunk,
+            controls=controls,
+            certain=certain,
+            stops=self.stops,
+            timing=self.timing,
+        )
+
+    def _controls(self) -> list[Control]:
+        """What changes the target's scores before tokens are chosen, in order."""
+        controls = make_controls(self.resolved.settings, self.eos_ids)
+        return [*controls, OwnProcessors(self.processors)] if self.processors else controls
+
+    def _warping(self) -> Warping | None:
+        """How tokens are drawn; None where they are not."""
+        warmth = self.config.accept.temperature
+        return self.resolved.settings.warping(warmth) if warmth > 0 else None
+
+    def _drafter(self) -> Drafter:
+        if self.config.draft.draft == "none":
+            return NoDrafter()
+        return PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
+
+    def _budget(self, slots: int, longest: int) -> Budget:
+        wanted = self.config.draft.budget
+        if self.config.draft.draft == "none":
+            return FixedBudget(0)
+        if wanted != "auto":
+            return FixedBudget(wanted)
+        # Learning starts anew with every run, so that a resumed job decides as an uninterrupted
+        # one does: its costs come from the manifest, its drafts from the shards before.
+        return AutoBudget(self._cost_curve(slots, longest))
+
+    def _cost_curve(self, slots: int, longest: int) -> CostCurve:
+        if self.cost_state is None or self.cost_state["slots"] != slots:
+            self.cost_state = {"slots": slots}
+        if "rows" not in self.cost_state:
+            self.cost_state |= self._measure(slots, longest).to_json()
+        return CostCurve.from_json(self.cost_state)
+
+    def _measure(self, slots: int, longest: int, most: int = 64, seconds: float = 4.0) -> CostCurve:
+        """What passes cost, with at most `most` draft nodes per sequence."""
+        _LOG.info("measuring what a pass of the model costs")
+        context = longest + min(self.config.batch.max_new_tokens, 256) // 2
+        context = max(1, min(context, self.context_length - 66))
+        nodes = max(0, min(64, most, self.context_length - context - 1))
+        return measure_cost(self.target, slots, context, nodes=nodes, seconds=seconds)
+
+    def _slots(self, longest: int) -> int:
+        """Sequences that run together: as asked, or as many as a share of free memory holds."""
+        wanted = self.config.batch.batch_size
+        if wanted != "auto":
+            return wanted
+        if self.cost_state is not None:
+            return self.cost_state["slots"]
+        room = min(longest + self.config.batch.max_new_tokens + 65, self.context_length + 65)
+        fit = int(_free_memory(self.target.device) * 0.5) // (self.target.bytes_per_token * room)
+        slots = max(1, min(_MOST_SLOTS[self.target.device.type], fit))
+        self.cost_state = {"slots": slots}
+        return slots
+
+
+def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
+    """What a run depends on: the model's weights and the tokenizer's vocabulary.
+
+    Ask before the weights are packed, which hides their values.
+    """
+    return {
+        "model": loading.model_fingerprint(model),
+        "tokenizer": loading.tokenizer_fingerprint(tokenizer),
+    }
+
+
+def make_config(model: str, **settings: Any) -> GenerateConfig:
+    """A configuration from flat settings. Raises DraftrecError naming one that is unknown or not
+    allowed."""
+    return with_values(GenerateConfig(target=ModelConfig(model=model)), settings)
+
+
+def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> GenerateConfig:
+    """The configuration with other values of the named settings. Raises as `make_config`."""
+    groups = {name: getattr(config, name) for name in GenerateConfig.model_fields}
+    changed: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        home = next((n for n, g in groups.items() if key in type(g).model_fields), None)
+        if home is None:
+            known = sorted(k for g in groups.values() for k in type(g).model_fields)
+            raise DraftrecError(f"Unknown setting {key!r}; known are {', '.join(known)}.")
+        changed.setdefault(home, {})[key] = value
+    try:
+        made = {n: type(groups[n])(**{**dict(groups[n]), **v}) for n, v in changed.items()}
+    except ValidationError as error:
+        raise DraftrecError(not_allowed(error)) from error
+    return config.model_copy(update=made)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30

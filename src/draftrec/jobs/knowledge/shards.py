@@ -1,0 +1,310 @@
+"""The files of a run folder. A shard is finished when the manifest says so, never before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.core import SOURCES, Generation, IntArray
+from draftrec.data.files.locks import check_still_held, sole_remote_writer
+from draftrec.data.files.places import Place, arrow_path
+from draftrec.data.files.remote import UNMOVED, RemotePath
+from draftrec.data.files.writers import (
+    TEMPORARY,
+    GatheredLines,
+    append_file,
+    cut_file,
+    cut_torn_line,
+    naming,
+    replace_file,
+    replace_parquet,
+    sync_folder,
+)
+from draftrec.data.records import Rejected, rejected_lines
+from draftrec.errors import DraftrecError
+from draftrec.jobs.knowledge.journal import texts_in
+from draftrec.jobs.knowledge.manifest import Manifest, ShardEntry, read_manifest
+
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("entity_id", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("new_tokens", pa.int32(), nullable=False),
+    ]
+)
+_COUNTS = (
+    "target_calls",
+    "draft_calls",
+    "drafted_tokens",
+    "accepted_tokens",
+    "relaxed_tokens",
+    *(f"accepted_{source}" for source in SOURCES),
+)
+STATS_SCHEMA = pa.schema(
+    [
+        pa.field("entity_id", pa.string(), nullable=False),
+        *(pa.field(name, pa.int32(), nullable=False) for name in _COUNTS),
+        pa.field("prompt_hash", pa.int64(), nullable=False),
+    ]
+)
+_SAMPLE = pa.field("sample", pa.int32(), nullable=False)
+_PROMPT = pa.field("prompt", pa.string(), nullable=False)
+_SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
+_JOURNAL = re.compile(r"\.journal-(\d{5,})\.jsonl")
+_OTHER_FILES = ("manifest.json", "metrics.jsonl", "rejected.jsonl", "summary.json")
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One text, ready to be stored, and the hash of the prompt that it answers; the prompt itself,
+    as the model was sent it, where prompts are kept. `sample`: which of its record's texts it is,
+    counted from 0."""
+
+    generation: Generation
+    group: str | None
+    text: str
+    prompt_hash: int
+    prompt: str | None = None
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Reads and writes the files of one run. `keep_prompts`: parts have a column for them.
+    `samples`: rows of each record, which are numbered in a column where there are several."""
+
+    path: Place
+    keep_prompts: bool = False
+    samples: int = 1
+    _gathered: GatheredLines = field(default_factory=GatheredLines, compare=False, repr=False)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder and keep other processes from writing to it."""
+        if isinstance(self.path, RemotePath):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with sole_remote_writer(self.path / _LOCK, self.path):
+                for name in _OTHER_FILES:
+                    (self.path / name).finish_move()
+                for path in self._files():
+                    if UNMOVED.fullmatch(path.name):
+                        path.unlink()
+                yield
+                self._gathered.write(self.path / "metrics.jsonl")
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as file:
+            if not _lock(file.fileno()):
+                raise DraftrecError(
+                    f"another process is writing to {self.path}; wait for it, or choose another "
+                    f"--output"
+                )
+            yield
+
+    def manifest(self) -> Manifest | None:
+        """The run's manifest, None for a new folder; refuses data files of unknown origin."""
+        path = self.path / "manifest.json"
+        manifest = read_manifest(path.latest() if isinstance(path, RemotePath) else path)
+        if manifest is None and any(_SHARD_FILE.fullmatch(p.name) for p in self._files()):
+            raise DraftrecError(
+                f"{self.path} holds Parquet parts but no manifest.json, so they are not a run's; "
+                f"choose another --output"
+            )
+        return manifest
+
+    def check_parts(self, manifest: Manifest) -> None:
+        """Raise when a finished shard's files are not as the run left them."""
+        held = {path.name: path.stat().st_size for path in self._files()}
+        for index, shard in enumerate(manifest.shards):
+            sizes = {self.part(index): shard.part_size, self.stats(index): shard.stats_size}
+            for path, size in sizes.items():
+                if held.get(path.name) != size:
+                    raise DraftrecError(
+                        f"{path} is missing or was changed since the run wrote it; put it back, "
+                        f"or start again with --overwrite"
+                    )
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest. This is the moment at which a shard counts as finished."""
+        check_still_held(self.path)
+        text = manifest.model_dump_json(indent=1) + "\n"
+        replace_file(self.path / "manifest.json", text.encode())
+
+    def clear(self) -> None:
+        """Remove everything that a run wrote here, the manifest last, and nothing else."""
+        for path in self._files():
+            ours = _SHARD_FILE.fullmatch(path.name) or _JOURNAL.fullmatch(path.name)
+            if ours or path.name in _OTHER_FILES[1:]:
+                path.unlink()
+        self._remove_temporaries()
+        (self.path / "manifest.json").unlink(missing_ok=True)
+        sync_folder(self.path)
+
+    def drop_unfinished(self, manifest: Manifest) -> None:
+        """Remove what a crash left behind of a shard that was not finished, but its journal; and
+        those of finished ones."""
+        self._remove_temporaries()
+        done = len(manifest.shards)
+        for path in self._files():
+            match, journal = _SHARD_FILE.fullmatch(path.name), _JOURNAL.fullmatch(path.name)
+            if (match and int(match[1]) >= done) or (journal and int(journal[1]) < done):
+                path.unlink()
+        cut_file(self.path / "rejected.jsonl", manifest.rejected_size)
+        metrics = self.path / "metrics.jsonl"
+        if isinstance(metrics, Path):  # elsewhere it is written whole
+            cut_torn_line(metrics)
+
+    def write_shard(
+        self, index: int, texts: Seq[Written], rejected: Seq[Rejected], rejected_size: int
+    ) -> tuple[ShardEntry, int]:
+        """Write data, statistics and rejected records; the entry and the new rejected size."""
+        part = _part_table(texts, keep_prompts=self.keep_prompts)
+        part_size = replace_parquet(self.part(index), self._numbered(part, texts))
+        stats = self._numbered(_stats_table(texts), texts)
+        stats_size = replace_parquet(self.stats(index), stats)
+        # Cut first: an attempt that failed halfway may have left lines behind.
+        path = self.path / "rejected.jsonl"
+        cut_file(path, rejected_size)
+        rejected_size = append_file(path, rejected_lines(rejected))
+        records = len(texts) // self.samples + len(rejected)
+        entry = ShardEntry(
+            records=records,
+            rows=len(texts),
+            rejected=len(rejected),
+            part_size=part_size,
+            stats_size=stats_size,
+        )
+        return entry, rejected_size
+
+    def texts(self, index: int) -> list[tuple[IntArray, str | None]]:
+        """Token ids and group of a finished shard's texts, in order."""
+        table = pq.read_table(arrow_path(self.part(index)), columns=["token_ids", "group"])
+        ids = table["token_ids"].combine_chunks()
+        flat = np.asarray(ids.flatten(), np.int32)
+        lengths = np.asarray(ids.value_lengths(), np.int64)
+        ends = np.cumsum(lengths)
+        parts = [flat[end - n : end] for end, n in zip(ends, lengths, strict=True)]
+        return list(zip(parts, table["group"].to_pylist(), strict=True))
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add one object to `metrics.jsonl`."""
+        path = self.path / "metrics.jsonl"
+        if isinstance(path, RemotePath):
+            self._gathered.add(path, _json_line(values))
+            return
+        with naming(path), path.open("ab") as file:
+            file.write(_json_line(values))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace `summary.json`."""
+        replace_file(self.path / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+
+    def holds(self, file: Place) -> bool:
+        """Whether a file lies in this folder."""
+        if isinstance(file, RemotePath) != isinstance(self.path, RemotePath):
+            return False
+        return file.resolve().is_relative_to(self.path.resolve())
+
+    def part(self, index: int) -> Place:
+        return self.path / f"part-{index:05d}.parquet"
+
+    def stats(self, index: int) -> Place:
+        return self.path / f"stats-{index:05d}.parquet"
+
+    def journal(self, index: int) -> Place:
+        """Finished texts of a shard that is not; see `journal`. Hidden, as it is no table."""
+        return self.path / f".journal-{index:05d}.jsonl"
+
+    def journaled(self, done: int) -> int:
+        """How many texts are kept of shards that are not finished, `done` being those that are."""
+        found = [(int(m[1]), p) for p in self._files() if (m := _JOURNAL.fullmatch(p.name))]
+        return sum(texts_in(path) for index, path in found if index >= done)
+
+    def _numbered(self, table: pa.Table, texts: Seq[Written]) -> pa.Table:
+        if self.samples == 1:
+            return table
+        numbers = pa.array([t.sample for t in texts], pa.int32())
+        return table.add_column(1, _SAMPLE, numbers)
+
+    def _files(self) -> list[Place]:
+        return [p for p in self.path.iterdir() if p.is_file()] if self.path.is_dir() else []
+
+    def _remove_temporaries(self) -> None:
+        for path in self._files():
+            name = path.name.removesuffix(TEMPORARY)
+            if name != path.name and (_SHARD_FILE.fullmatch(name) or name in _OTHER_FILES):
+                path.unlink()
+
+
+def _part_table(texts: Seq[Written], *, keep_prompts: bool) -> pa.Table:
+    generations = [t.generation for t in texts]
+    lengths = [len(g.token_ids) for g in generations]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = np.concatenate([np.empty(0, np.int32), *(g.token_ids for g in generations)])
+    columns = {
+        "entity_id": [g.entity_id for g in generations],
+        "group": [t.group for t in texts],
+        "text": [t.text for t in texts],
+        "token_ids": pa.ListArray.from_arrays(offsets, flat.astype(np.int32)),
+        "finish_reason": [g.finish_reason for g in generations],
+        "prompt_tokens": [g.prompt_tokens for g in generations],
+        "new_tokens": lengths,
+    }
+    table = pa.table(columns, schema=PART_SCHEMA)
+    if keep_prompts:
+        prompts = pa.array([t.prompt for t in texts], pa.string())
+        table = table.append_column(_PROMPT, prompts)
+    return table
+
+
+def _stats_table(texts: Seq[Written]) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for text in texts:
+        counts = text.generation.counts
+        row: dict[str, Any] = {
+            name: getattr(counts, name) for name in _COUNTS if hasattr(counts, name)
+        }
+        for source, accepted in zip(SOURCES, counts.accepted_by_source, strict=True):
+            row[f"accepted_{source}"] = accepted
+        row["prompt_hash"] = text.prompt_hash
+        rows.append({"entity_id": text.generation.entity_id, **row})
+    return pa.Table.from_pylist(rows, schema=STATS_SCHEMA)
+
+
+def prompt_hash(prompt_ids: IntArray) -> int:
+    """A 64-bit hash of a prompt's token ids, signed as Parquet's int64 is."""
+    content = np.ascontiguousarray(prompt_ids, "<i4").tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+
+def _json_line(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock, which ends with the process. Systems without flock go without."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

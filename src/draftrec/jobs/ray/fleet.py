@@ -1,0 +1,245 @@
+"""Workers as Ray actors: tasks in, results back in the order of the tasks.
+
+Ray places the actors, carries what they are given and give back, and notices when one dies. What
+it cannot know is decided here: that a task of a dead worker goes to whoever is free, that its
+successor is made like it was, and how far the work may run ahead of the results.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from draftrec.errors import DraftrecError, Interrupted
+from draftrec.jobs.ray.cluster import Share, import_ray
+
+_TRIES = 4
+_POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 60.0
+
+
+class Work(Protocol):
+    """What an actor does; made where it runs."""
+
+    @property
+    def facts(self) -> Any:
+        """What must be the same for all workers."""
+        ...
+
+    def __call__(self, task: Any, /) -> Any: ...
+
+
+class _Seat:
+    """The actor. It makes its work at the first call, so that what goes wrong there is said."""
+
+    def __init__(self, make: Callable[[], Work], threads: int | None) -> None:
+        self._make, self._threads = make, threads
+        self._work: Work | None = None
+
+    def start(self) -> Any:
+        """Make the work; its facts."""
+        if self._threads is not None:
+            import torch
+
+            torch.set_num_threads(self._threads)
+        self._work = self._make()
+        return self._work.facts
+
+    def facts(self) -> Any:
+        """Again what `start` gave: a sign of life."""
+        assert self._work is not None
+        return self._work.facts
+
+    def do(self, task: Any) -> Any:
+        """One task."""
+        assert self._work is not None
+        return self._work(task)
+
+
+@dataclass(slots=True)
+class _Book:
+    """Tasks by number: which are next, which results are there. `first` is the next to give back;
+    at most `window` tasks from there on are begun."""
+
+    tasks: Iterator[Any]
+    window: int
+    first: int = 0
+    taken: int = 0
+    exhausted: bool = False
+    again: list[tuple[int, Any]] = field(default_factory=list[tuple[int, Any]])
+    done: dict[int, Any] = field(default_factory=dict[int, Any])
+    tries: Counter[int] = field(default_factory=Counter[int])
+
+    def next(self) -> tuple[int, Any] | None:
+        """The task to begin now, the earliest first; None if there is none, or none may be yet."""
+        if self.again:
+            return heapq.heappop(self.again)
+        if self.taken - self.first >= self.window:
+            return None
+        task = next(self.tasks, None)
+        if task is None:
+            self.exhausted = True
+            return None
+        self.taken += 1
+        return self.taken - 1, task
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a worker was asked for; no `number`: to start, or for a sign of life."""
+
+    worker: int
+    number: int | None = None
+    task: Any = None
+
+
+class Fleet:
+    """`workers` actors, each with what `make` makes where it runs. `note` is told what a user
+    should know."""
+
+    def __init__(
+        self, make: Callable[[], Work], workers: int, share: Share, note: Callable[[str], None]
+    ) -> None:
+        self._share, self._note = share, note
+        self._ray = import_ray()
+        # Once for all: it may hold a model.
+        self._make = self._ray.put(make)
+        self._actors: dict[int, Any] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._idle: list[int] = []
+        self._starts: Counter[int] = Counter()
+        self._facts: Any = None
+        self._told = time.monotonic()
+        for worker in range(workers):
+            self._hire(worker)
+
+    def facts(self) -> Any:
+        """Of the first worker that is ready. Raises DraftrecError with what kept it from it."""
+        book = _Book(iter(()), 0)
+        while self._facts is None:
+            self._collect(book, None)
+        return self._facts
+
+    def results(
+        self, tasks: Iterator[Any], window: int, should_stop: Callable[[], bool] | None = None
+    ) -> Iterator[Any]:
+        """A result per task, in order. A task is taken when at most `window` - 1 tasks before it
+        have no result yet that was given back and left behind.
+
+        Raises Interrupted once `should_stop()` is true, what a worker raised, and DraftrecError for
+        a task that no worker survives.
+        """
+        book = _Book(tasks, window)
+        while True:
+            # Given back before new tasks are taken, so that those know of as much as can be.
+            while book.first in book.done:
+                yield book.done.pop(book.first)
+                book.first += 1
+            self._dispatch(book)
+            if book.exhausted and book.first == book.taken:
+                return
+            self._collect(book, should_stop)
+
+    def close(self) -> None:
+        """End all workers at once."""
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._actors.clear()
+        self._calls.clear()
+
+    def _hire(self, worker: int) -> None:
+        """A new actor in a worker's place; its work is made when Ray has found room for it."""
+        seat = self._ray.remote(_Seat).options(
+            num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_restarts=0
+        )
+        self._actors[worker] = actor = seat.remote(self._make, self._share.threads)
+        self._calls[actor.start.remote()] = _Call(worker)
+
+    def _dispatch(self, book: _Book) -> None:
+        while self._idle and (job := book.next()):
+            worker = self._idle.pop(0)
+            ref = self._actors[worker].do.remote(job[1])
+            self._calls[ref] = _Call(worker, *job)
+
+    def _collect(self, book: _Book, should_stop: Callable[[], bool] | None) -> None:
+        """Wait a moment for answers, and take those that came."""
+        if should_stop and should_stop():
+            raise Interrupted
+        if not self._calls:
+            raise DraftrecError("no worker is left; mend what ended them and run the command again")
+        ready, _ = self._ray.wait(list(self._calls), timeout=_POLL_SECONDS)
+        for ref in ready:
+            call = self._calls.pop(ref)
+            try:
+                answer = self._ray.get(ref)
+            except self._ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, DraftrecError):
+                    raise error.cause from None
+                self._lost(call, error, book)
+            except self._ray.exceptions.RayError as error:
+                self._lost(call, error, book)
+            else:
+                self._take(call, answer, book)
+        self._complain()
+
+    def _take(self, call: _Call, answer: Any, book: _Book) -> None:
+        if call.number is not None:
+            book.done[call.number] = answer
+        elif self._facts is None:
+            self._facts = answer
+        elif answer != self._facts:
+            raise DraftrecError(
+                f"worker {call.worker} has another model or other files than the first one "
+                f"({answer} against {self._facts}); let all nodes see the same"
+            )
+        self._starts[call.worker] = 0
+        self._idle.append(call.worker)
+
+    def _lost(self, call: _Call, error: Exception, book: _Book) -> None:
+        """Let somebody else do what a worker was lost with, and put another one in its place."""
+        reason = _reason(error)
+        self._ray.kill(self._actors.pop(call.worker))
+        # A lost node takes several: a shard must not be tried on one after another of them.
+        for worker in self._idle:
+            self._calls[self._actors[worker].facts.remote()] = _Call(worker)
+        self._idle.clear()
+        if call.number is None:
+            self._starts[call.worker] += 1
+        else:
+            book.tries[call.number] += 1
+            if book.tries[call.number] >= _TRIES:
+                raise DraftrecError(
+                    f"the same shard ended {_TRIES} workers, the last with: {reason}; lower "
+                    f"--batch-size if memory ran out, then run the command again to go on"
+                ) from error
+            heapq.heappush(book.again, (call.number, call.task))
+        if self._starts[call.worker] < _TRIES:
+            self._note(f"worker {call.worker} was lost ({reason}); another one takes its place")
+            self._hire(call.worker)
+        else:
+            self._note(f"worker {call.worker} cannot start ({reason}); going on without it")
+
+    def _complain(self) -> None:
+        """Say now and then which workers are waited for."""
+        now = time.monotonic()
+        if now - self._told < _PATIENCE_SECONDS:
+            return
+        self._told = now
+        waiting = sorted(call.worker for call in self._calls.values() if call.number is None)
+        if waiting:
+            names = ", ".join(map(str, waiting))
+            self._note(
+                f"not ready yet: worker {names} (loading its model, or waiting for "
+                f"{self._share.cpus:g} CPUs and {self._share.gpus:g} GPUs of the cluster)"
+            )
+
+
+def _reason(error: Exception) -> str:
+    """What ended a worker, in one line."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -1,0 +1,118 @@
+"""What a recommender is asked and answers, and the items that it can name, swapped as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from draftrec.core import DoubleArray, LongArray
+from draftrec.engine.beams.state import Beams
+from draftrec.errors import DraftrecError
+from draftrec.items.ids import Id, Ids, joined_ids
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.trie import Filter, ItemTrie
+from draftrec.models.recommender import Recommender
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Semantic ids, their trie in a model's vocabulary, and how histories become prompts. The
+    trie's items are places in the catalogue, whatever the ids are."""
+
+    sids: SemanticIds
+    trie: ItemTrie
+    encoder: HistoryEncoder
+
+    @classmethod
+    def of(cls, sids: SemanticIds, model: Recommender) -> Catalogue:
+        """The catalogue for `model`; another one can take its place while the model stays.
+
+        Raises DraftrecError for ids of another length than the model's, and unknown tokens.
+        """
+        if sids.levels != model.info.levels:
+            raise DraftrecError(
+                f"the semantic ids have {sids.levels} tokens, the model writes "
+                f"{model.info.levels}; use the ids that it was trained with"
+            )
+        tokens = sids.token_ids(model.tokenizer.get_vocab())
+        context = model.model.config.get_text_config().max_position_embeddings
+        encoder = HistoryEncoder(model.format, model.tokenizer, tokens).fit(context)
+        return cls(sids, ItemTrie.build(np.arange(len(sids)), tokens), encoder)
+
+    def check_width(self, k: int) -> None:
+        """Raise DraftrecError if there are not `k` items."""
+        if k > len(self.sids):
+            raise DraftrecError(
+                f"{k} items are asked for, but the catalogue has {len(self.sids)}; ask for fewer"
+            )
+
+    def filter_of(self, query: Query, *, exclude_seen: bool) -> Filter | None:
+        """What the query forbids, applied before anything is drafted. Unknown items are ignored."""
+        denied = [] if query.deny is None else [query.deny]
+        if exclude_seen:
+            denied.append(query.history)
+        deny = self.sids.find(joined_ids(denied))
+        if query.allow is not None:
+            return Filter.allow(self.trie, np.setdiff1d(self.sids.find(query.allow), deny))
+        return Filter.deny(self.trie, deny) if (deny >= 0).any() else None
+
+    def places_of(
+        self, beams: Beams, allowed: Filter | None, k: int
+    ) -> tuple[LongArray, DoubleArray, int]:
+        """The places of at most `k` items of the beams with their scores, and how many beams are no
+        item.
+
+        Items that share an id share its score and follow each other by their places.
+        """
+        leaves = beams.leaves
+        if (leaves < 0).any():
+            leaves = self.trie.walk(beams.tokens)[:, -1]
+        items: list[LongArray] = []
+        scores: list[float] = []
+        for leaf, score in zip(leaves.tolist(), beams.scores.tolist(), strict=True):
+            if leaf < 0 or len(scores) >= k:
+                continue
+            here = self.trie.items_at(leaf)
+            here = here if allowed is None else here[allowed.keeps(here)]
+            items.append(here)
+            scores += [score] * len(here)
+        found = np.concatenate([np.empty(0, np.int64), *items])[:k]
+        return found, np.array(scores[:k], np.float64), int((leaves < 0).sum())
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Query:
+    """`history` `[h]`: the user's items, oldest first. `deny`: items not to recommend, `allow`: the
+    only ones to recommend (None: all). `k`: items wanted, at most as many as the recommender's
+    settings say (None: as many). Ids are int64 or texts (see `items.ids`)."""
+
+    user: Id
+    history: Ids
+    deny: Ids | None = None
+    allow: Ids | None = None
+    k: int | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Recommendation:
+    """`items` `[k]`, best first, ids as the catalogue has them, with `scores` float64 `[k]` (summed
+    log-probabilities) and semantic ids; fewer than K where fewer may be recommended.
+
+    `invalid`: beams that are no item, of an unconstrained search. `seconds`: from the user's
+    admission to a slot to the answer. `popular`: without a history, the popular items answer, and
+    scores are the logs of their shares.
+    """
+
+    user: Id
+    items: Ids
+    scores: DoubleArray
+    sids: list[list[str]]
+    target_calls: int = 0
+    accepted_steps: int = 0
+    draft_calls: int = 0
+    drafted: int = 0
+    invalid: int = 0
+    seconds: float = 0.0
+    popular: bool = False

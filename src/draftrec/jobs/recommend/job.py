@@ -1,0 +1,319 @@
+"""Sequences in, a file of recommendations out: in shards, so that an interruption costs one.
+
+Finished shards lie in a folder beside the output until the last one is done; then they become the
+one file. The same command continues where it stopped; other settings are refused. Who answers the
+shards is a crew: here one recommender in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from draftrec.data.files.locks import check_still_held, sole_writer
+from draftrec.data.files.places import Place, arrow_path
+from draftrec.data.files.writers import remove_folder, replace_file, replace_parquet
+from draftrec.data.sequences import History
+from draftrec.data.tables.columns import arrow_type
+from draftrec.data.tables.writing import check_table_name, write_tables
+from draftrec.errors import DraftrecError
+from draftrec.items.ids import as_text, is_text
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.jobs.ledger import changes, refuse_changes
+from draftrec.jobs.recommend.catalogue import Query, Recommendation
+from draftrec.jobs.recommend.recommender import ItemRecommender
+
+
+@dataclass(frozen=True, slots=True)
+class IdTypes:
+    """Whether users and items are texts in the output, as they are in the input."""
+
+    users: bool = False
+    items: bool = False
+
+    @classmethod
+    def of(cls, histories: Seq[History], sids: SemanticIds) -> IdTypes:
+        """Users as in the sequences; items too, unless these say nothing of it, or the catalogue's
+        items are no numbers."""
+        users = any(isinstance(h.user, str) for h in histories)
+        some = [ids for h in histories for ids in (h.items, h.targets) if len(ids)][:1]
+        items = is_text(some[0]) if some else sids.spelt
+        return cls(users, items or is_text(sids.items))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The contract's columns."""
+        return pa.schema(
+            [
+                ("user", arrow_type(text=self.users)),
+                ("items", pa.list_(arrow_type(text=self.items))),
+                ("scores", pa.list_(pa.float64())),
+                ("sids", pa.list_(pa.list_(pa.string()))),
+                ("target_calls", pa.int32()),
+                ("accepted_steps", pa.int32()),
+            ]
+        )
+
+
+NUMBERS = IdTypes()
+
+
+def to_table(answers: Seq[Recommendation], ids: IdTypes) -> pa.Table:
+    """The contract's rows."""
+    columns = {
+        "user": [a.user for a in answers],
+        "items": [as_text(a.items).tolist() if ids.items else a.items for a in answers],
+        "scores": [a.scores for a in answers],
+        "sids": [a.sids for a in answers],
+        "target_calls": [a.target_calls for a in answers],
+        "accepted_steps": [a.accepted_steps for a in answers],
+    }
+    return pa.table(columns, schema=ids.schema)
+
+
+#: Told how many more users are done.
+OnDone = Callable[[int], None]
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Fingerprints of the models: what a job records of them. `draft`: or `items`, or `none`."""
+
+    target: str
+    draft: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ShardAnswers:
+    """Answers for the users of one shard. `walltime` in seconds; `same`: of users answered again by
+    plain search, whether the items were the same; `gap`: the largest difference of a score."""
+
+    answers: list[Recommendation]
+    walltime: float
+    same: list[bool]
+    gap: float
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary needs of a shard."""
+        searched = [a for a in self.answers if not a.popular]
+        return {
+            "users": len(self.answers),
+            "popular": len(self.answers) - len(searched),
+            "walltime_seconds": self.walltime,
+            "ms": [round(1e3 * a.seconds, 3) for a in searched],
+            "target_calls": sum(a.target_calls for a in searched),
+            "accepted_steps": sum(a.accepted_steps for a in searched),
+            "draft_calls": sum(a.draft_calls for a in searched),
+            "drafted": sum(a.drafted for a in searched),
+            "invalid": sum(a.invalid for a in self.answers),
+            "beams": sum(len(a.items) + a.invalid for a in self.answers),
+            "shadow_users": len(self.same),
+            "shadow_same": sum(self.same),
+            "shadow_gap": self.gap,
+        }
+
+
+class Crew(Protocol):
+    """Answers shards in any order, and gives them back in theirs."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    def results(
+        self,
+        shards: Iterator[Seq[History]],
+        on_done: OnDone | None,
+        should_stop: ShouldStop | None,
+    ) -> Iterator[ShardAnswers]:
+        """Raises Interrupted once `should_stop()` is true."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalRecommender:
+    """One recommender, in this process. `shadow`: the share of users answered twice."""
+
+    def __init__(self, recommender: ItemRecommender, facts: ModelFacts, shadow: float) -> None:
+        self.recommender, self._facts, self._shadow = recommender, facts, shadow
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._facts
+
+    def results(
+        self,
+        shards: Iterator[Seq[History]],
+        on_done: OnDone | None,
+        should_stop: ShouldStop | None,
+    ) -> Iterator[ShardAnswers]:
+        for shard in shards:
+            yield self.answer(shard, on_done, should_stop)
+
+    def answer(
+        self,
+        shard: Seq[History],
+        on_done: OnDone | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> ShardAnswers:
+        """Recommend for the users of one shard, and again for some of them."""
+        queries = [Query(h.user, h.items) for h in shard]
+        start = time.perf_counter()
+        answers = self.recommender.recommend(queries, on_done, should_stop)
+        walltime = time.perf_counter() - start
+        chosen = np.linspace(0, len(queries) - 1, round(self._shadow * len(queries)))
+        again = [queries[i] for i in chosen.astype(np.int64)]
+        plain = self.recommender.plain().recommend(again, None, should_stop)
+        pairs = [(answers[int(i)], other) for i, other in zip(chosen, plain, strict=True)]
+        same = [np.array_equal(a.items, b.items) for a, b in pairs]
+        equal = [(a.scores, b.scores) for a, b in pairs if len(a.scores) == len(b.scores)]
+        gaps = [float(np.abs(a - b).max(initial=0.0)) for a, b in equal]
+        return ShardAnswers(answers, walltime, same, max(gaps, default=0.0))
+
+    def close(self) -> None:
+        pass
+
+
+SHARD = 2048
+_SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendJob:
+    """`output` is the file to write, Parquet, JSON lines or CSV by its ending; `settings` decide
+    what stands in it, so that a run with others does not continue this one. `shadow`: the share of
+    users who are recommended for once more by plain search, to see whether the answers are the
+    same. `overwrite`: replace what is there, once the new file is complete. `ids`: the types of the
+    file's ids.
+    """
+
+    output: Place
+    settings: dict[str, Any]
+    shadow: float = 0.0
+    overwrite: bool = False
+    shard_size: int = SHARD
+    ids: IdTypes = NUMBERS
+
+    @property
+    def parts(self) -> Place:
+        """The folder of finished shards."""
+        return self.output.with_name(f".{self.output.name}.parts")
+
+    def facts_file(self, number: int) -> Place:
+        """What the summary needs of a shard; written last, so its being there means done."""
+        return self.parts / f"facts-{number:05d}.json"
+
+
+def run_job(
+    job: RecommendJob,
+    crew: Crew,
+    histories: Seq[History],
+    on_done: OnDone | None = None,
+    should_stop: ShouldStop | None = None,
+) -> dict[str, Any]:
+    """Recommend for all users, write the file and return the summary.
+
+    Raises Interrupted when asked to stop, with finished shards kept, and
+    DraftrecError for an output that other settings have begun, or another process writes to.
+    """
+    with sole_writer(job.output):
+        return _run(job, crew, histories, on_done, should_stop)
+
+
+def _run(
+    job: RecommendJob,
+    crew: Crew,
+    histories: Seq[History],
+    on_done: OnDone | None,
+    should_stop: ShouldStop | None,
+) -> dict[str, Any]:
+    _prepare(job)
+    parts = list(_shards(histories, job.shard_size))
+    left = [i for i in range(len(parts)) if not job.facts_file(i).is_file()]
+    finished = len(histories) - sum(len(parts[i]) for i in left)
+    if on_done and finished:
+        on_done(finished)
+    answers = crew.results((parts[i] for i in left), on_done, should_stop)
+    for number, found in zip(left, answers, strict=True):
+        replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers, job.ids))
+        check_still_held(job.output)
+        replace_file(job.facts_file(number), json.dumps(found.facts()).encode())
+    facts = [json.loads(job.facts_file(i).read_bytes()) for i in range(len(parts))]
+    _finish(job)
+    return summary_of(facts, shadow=job.shadow > 0)
+
+
+def summary_of(facts: Seq[dict[str, Any]], *, shadow: bool) -> dict[str, Any]:
+    """The contract's summary of all shards."""
+
+    def total(key: str) -> float:
+        return sum(f[key] for f in facts)
+
+    searched = max(1, total("users") - total("popular"))
+    latencies = np.concatenate([np.array(f["ms"], np.float64) for f in facts] or [np.zeros(0)])
+    p50, p99 = np.percentile(latencies, [50, 99]).tolist() if len(latencies) else (0.0, 0.0)
+    summary = {
+        "users": int(total("users")),
+        "popular_users": int(total("popular")),
+        "walltime_seconds": round(total("walltime_seconds"), 4),
+        "ms_per_user_p50": round(p50, 3),
+        "ms_per_user_p99": round(p99, 3),
+        "mean_target_calls": round(total("target_calls") / searched, 4),
+        "mean_accepted_steps": round(total("accepted_steps") / searched, 4),
+        "mean_draft_calls": round(total("draft_calls") / searched, 4),
+        "mean_drafted_rows": round(total("drafted") / searched, 2),
+        "invalid_rate": round(total("invalid") / max(1, total("beams")), 6),
+    }
+    if shadow:
+        users = max(1, total("shadow_users"))
+        summary |= {
+            "shadow_users": int(total("shadow_users")),
+            "shadow_exact_rate": round(total("shadow_same") / users, 6),
+            "shadow_score_gap": max(f["shadow_gap"] for f in facts),
+        }
+    return summary
+
+
+def _shards(histories: Seq[History], size: int) -> Iterator[Seq[History]]:
+    for first in range(0, len(histories), size):
+        yield histories[first : first + size]
+
+
+def check_output(job: RecommendJob) -> None:
+    """Raise DraftrecError where the job would replace a file, or continue another one's work."""
+    check_table_name(job.output)
+    if job.overwrite:
+        return
+    if job.output.exists():
+        raise DraftrecError(
+            f"{job.output} exists; name another output, or replace it with --overwrite"
+        )
+    path = job.parts / _SETTINGS
+    before = json.loads(path.read_bytes()) if path.is_file() else job.settings
+    refuse_changes(job.parts, "an interrupted run", changes(before, job.settings))
+
+
+def _prepare(job: RecommendJob) -> None:
+    """Begin, or go on with what the same settings have begun."""
+    check_output(job)
+    path = job.parts / _SETTINGS
+    if path.is_file() and json.loads(path.read_bytes()) != job.settings:
+        remove_folder(job.parts)
+    job.parts.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(job.settings, indent=1).encode())
+
+
+def _finish(job: RecommendJob) -> None:
+    """Make one file of all shards."""
+    parts = sorted(job.parts.glob("part-*.parquet"))
+    write_tables(job.output, job.ids.schema, (pq.read_table(arrow_path(path)) for path in parts))
+    remove_folder(job.parts)

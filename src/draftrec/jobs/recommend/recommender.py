@@ -1,0 +1,204 @@
+"""Models and catalogue behind one method: histories in, items out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from draftrec.config import RecommendConfig
+from draftrec.core import DoubleArray, LongArray
+from draftrec.engine.beams.loop import BeamEngine, search
+from draftrec.engine.beams.state import BeamRequest, Beams, UserSearch
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
+from draftrec.errors import DraftrecError
+from draftrec.items.ids import number_of
+from draftrec.items.retriever import ItemRetriever
+from draftrec.items.trie import Filter
+from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
+from draftrec.jobs.recommend.engines import Curves, Parts, check_config, make_engine
+from draftrec.models.recommender import Recommender, check_draft
+
+
+def parts_of(
+    target: Recommender,
+    catalogue: Catalogue,
+    draft: Recommender | None = None,
+    retriever: ItemRetriever | None = None,
+) -> Parts:
+    """Loaded models as parts of an engine. They serve engines only from here on.
+
+    Raises DraftrecError for a draft of another vocabulary and architectures that cannot be served.
+    """
+    if draft is not None:
+        check_draft(target, draft)
+    small = checked_target(draft.model) if draft else None
+    return Parts(checked_target(target.model), catalogue.trie, small, retriever)
+
+
+class ItemRecommender:
+    """Recommends items by beam search over their semantic ids.
+
+    What drafts (see `Parts`) changes the speed and, under strict verification, never the answer.
+    `popular` answers with its most popular items for users without a history (None: the model
+    does, from a bare prompt). Raises DraftrecError for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        catalogue: Catalogue,
+        config: RecommendConfig,
+        popular: ItemRetriever | None = None,
+    ) -> None:
+        catalogue.check_width(config.k)
+        check_config(config, parts)
+        self.parts, self.catalogue, self.config, self.popular = parts, catalogue, config, popular
+        self._engine: BeamEngine | None = None
+        self._curves = Curves()
+
+    def variant(
+        self,
+        config: RecommendConfig | None = None,
+        draft: Target | None = None,
+        retriever: ItemRetriever | None = None,
+    ) -> ItemRecommender:
+        """The same target and catalogue with other settings, and other or no drafts."""
+        parts = Parts(self.parts.target, self.catalogue.trie, draft, retriever)
+        return ItemRecommender(parts, self.catalogue, config or self.config, self.popular)
+
+    def swapped(
+        self,
+        catalogue: Catalogue,
+        retriever: ItemRetriever | None = None,
+        popular: ItemRetriever | None = None,
+    ) -> ItemRecommender:
+        """The same models over another catalogue, while this one may still be answering.
+
+        Retrievers go by places in a catalogue, so new ones must come with it.
+        """
+        parts = Parts(self.parts.target, catalogue.trie, self.parts.draft, retriever)
+        other = ItemRecommender(parts, catalogue, self.config, popular)
+        other._curves = self._curves
+        return other
+
+    def plain(self) -> ItemRecommender:
+        """The same without drafts: plain search, or the same sample. Relaxed verification has no
+        answer without its draft, so the target's own best stand in for it."""
+        strict = {"verify": "strict"} if self.config.verify == "relaxed" else {}
+        return self.variant(self.config.model_copy(update=strict))
+
+    def recommend(
+        self,
+        queries: Seq[Query],
+        on_done: Callable[[int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Recommendation]:
+        """Answers in the order of `queries`; `on_done` is told of users as they are finished.
+
+        Raises DraftrecError for an item of a history that the catalogue does not have and for more
+        items than the settings allow, Interrupted once `should_stop()` is true.
+        """
+        found: dict[int, Recommendation] = {}
+        asked = [i for i, q in enumerate(queries) if len(q.history) or self.popular is None]
+        for i in set(range(len(queries))) - set(asked):
+            found[i] = self.popular_answer(queries[i])
+        if on_done and found:
+            on_done(len(found))
+        requests = [self.request(queries[i]) for i in asked]
+        seconds: dict[int, float] = {}
+
+        def note(done: Seq[UserSearch]) -> None:
+            now = time.perf_counter()
+            seconds.update({s.order: now - s.began for s in done})
+            if on_done and done:
+                on_done(len(done))
+
+        if requests:
+            # The engine is made at the first call, when the usual length of a prompt is known.
+            usual = int(np.median([len(r.prompt_ids) for r in requests]))
+            answers = search(self.engine(usual), requests, note, should_stop)
+            for place, (i, beams) in enumerate(zip(asked, answers, strict=True)):
+                found[i] = self.answer(queries[i], requests[place], beams, seconds[place])
+        return [found[i] for i in range(len(queries))]
+
+    def engine(self, prompt: int) -> BeamEngine:
+        """The engine. The first call makes it for prompts of about `prompt` tokens, and measures
+        passes where the pace is auto, unless the recommender that this one was swapped for has."""
+        if self._engine is None:
+            self._engine = make_engine(self.parts, self.config, prompt, self._curves)
+        return self._engine
+
+    def request(self, query: Query) -> BeamRequest:
+        """The query for an engine. Raises DraftrecError for an item of its history that the
+        catalogue does not have, where none of the allowed ones is left, and for more items than the
+        settings allow."""
+        if query.k is not None and not 0 < query.k <= self.config.k:
+            raise DraftrecError(
+                f"{query.k} items are asked for, the recommender gives 1 to {self.config.k}; ask "
+                "for fewer, or let its k be larger"
+            )
+        places = self.catalogue.sids.places(query.history)
+        allowed = self.catalogue.filter_of(query, exclude_seen=self.config.exclude_seen)
+        prompt = self.catalogue.encoder.encode(places)
+        return BeamRequest(number_of(query.user), prompt, allowed, places, query.k)
+
+    def answer(
+        self, query: Query, request: BeamRequest, beams: Beams, seconds: float
+    ) -> Recommendation:
+        """The items that an engine's beams stand for; `seconds`: what the search took."""
+        k = query.k or self.config.k
+        places, scores, invalid = self.catalogue.places_of(beams, request.filter, k)
+        return Recommendation(
+            query.user,
+            self.catalogue.sids.items[places],
+            scores,
+            self.catalogue.sids.sids_at(places),
+            beams.target_calls,
+            beams.accepted_steps,
+            beams.draft_calls,
+            beams.drafted,
+            invalid,
+            seconds,
+        )
+
+    def popular_answer(self, query: Query) -> Recommendation:
+        """The most popular items that the query allows, those of its history among them."""
+        assert self.popular is not None
+        allowed = self.catalogue.filter_of(query, exclude_seen=False)
+        places = self.popular.popular
+        weights = self.popular.prior[places].astype(np.float64) / self.popular.prior.sum()
+        return self._without_model(query, places, weights, allowed)
+
+    def quick_answer(self, query: Query) -> Recommendation:
+        """What usually follows the query's last items, without asking a model: an answer for those
+        who cannot wait. Empty if there is no `popular`; scores are logs of proposals' shares.
+
+        Raises DraftrecError as `request` does.
+        """
+        allowed = self.catalogue.filter_of(query, exclude_seen=self.config.exclude_seen)
+        history = self.catalogue.sids.places(query.history)
+        if self.popular is None:
+            none = np.empty(0)
+            return self._without_model(query, np.empty(0, np.int64), none, None)
+        most = (query.k or self.config.k) + len(query.history)
+        most += 0 if query.deny is None else len(query.deny)
+        if query.allow is not None:
+            most = self.popular.items
+        places, weights = self.popular.propose(history, most)
+        return self._without_model(query, places, weights, allowed)
+
+    def _without_model(
+        self, query: Query, places: LongArray, weights: DoubleArray, allowed: Filter | None
+    ) -> Recommendation:
+        """The first k of `places` int64 `[m]` that are allowed; `weights` float64 `[m]`."""
+        k = query.k or self.config.k
+        if allowed is not None:
+            kept = allowed.keeps(places)
+            places, weights = places[kept], weights[kept]
+        sids, places = self.catalogue.sids, places[:k]
+        items, names = sids.items[places], sids.sids_at(places)
+        return Recommendation(query.user, items, np.log(weights[:k]), names, popular=True)

@@ -1,0 +1,175 @@
+"""From files and folders to a job that is ready to run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from draftrec.config import RecommendConfig
+from draftrec.data.files.locks import refuse_second_writer
+from draftrec.data.files.places import Place
+from draftrec.data.sequences import (
+    ALL,
+    USUAL,
+    History,
+    SequenceColumns,
+    read_histories,
+    read_semantic_ids,
+    read_sequences,
+    usual_part,
+)
+from draftrec.data.tables.readers import open_records
+from draftrec.data.tables.writing import check_table_name
+from draftrec.items.retriever import ItemRetriever
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.jobs.recommend.catalogue import Catalogue
+from draftrec.jobs.recommend.job import (
+    SHARD,
+    Crew,
+    IdTypes,
+    LocalRecommender,
+    ModelFacts,
+    RecommendJob,
+    check_output,
+)
+from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.models.recommender import load_recommender
+
+_LOG = logging.getLogger("draftrec")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """Where everything lies. `draft` is a folder, `items` or `none`; `part` None: `usual_part`."""
+
+    sequences: str
+    sids: Place
+    target: Path
+    draft: str
+    output: Place
+    part: str | None = "test"
+    limit: int | None = None
+    shadow: float = 0.0
+    overwrite: bool = False
+    shard_size: int = SHARD
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    config: RecommendConfig = field(default_factory=RecommendConfig)
+    columns: SequenceColumns = USUAL
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Inputs:
+    """The catalogue, and the users to recommend for."""
+
+    sids: SemanticIds
+    histories: list[History]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Task:
+    """A job with what it needs."""
+
+    job: RecommendJob
+    crew: Crew
+    histories: list[History]
+
+
+#: Finds a crew for a task; raises DraftrecError for what it cannot work with.
+Hire = Callable[[TaskSettings, Inputs], Crew]
+
+
+def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
+    """Read files and load models; whatever is wrong with them is said before any work is done.
+
+    `hire` finds somebody else than this process. Raises DraftrecError for unusable files, folders
+    or settings, and items without semantic ids.
+    """
+    check_table_name(settings.output)
+    refuse_second_writer(settings.output)
+    if settings.part is None:
+        settings = replace(settings, part=usual_part(settings.sequences, settings.columns))
+        if settings.part == ALL:
+            _LOG.info(
+                "%s has no items of part 'test': recommending for now, after all that is known",
+                settings.sequences,
+            )
+    inputs = read_inputs(settings)
+    crew = (hire or local)(settings, inputs)
+    try:
+        facts = _facts(settings, crew.facts, inputs.sids)
+        job = RecommendJob(
+            settings.output, facts, settings.shadow, settings.overwrite, settings.shard_size,
+            IdTypes.of(inputs.histories, inputs.sids),
+        )  # fmt: skip
+        check_output(job)
+    except BaseException:
+        crew.close()
+        raise
+    return Task(job, crew, inputs.histories)
+
+
+def read_inputs(settings: TaskSettings) -> Inputs:
+    """Semantic ids and histories, which must fit."""
+    sids = read_semantic_ids(settings.sids, settings.columns)
+    part = settings.part or usual_part(settings.sequences, settings.columns)
+    histories = read_histories(settings.sequences, part, None, settings.columns)
+    histories = histories[: settings.limit]
+    for history in histories:
+        sids.places(history.items)
+    return Inputs(sids, histories)
+
+
+def local(settings: TaskSettings, inputs: Inputs) -> LocalRecommender:
+    """The models of a task, loaded into this process."""
+    return load(settings, inputs.sids)
+
+
+def load(settings: TaskSettings, sids: SemanticIds) -> LocalRecommender:
+    """Target, draft and retriever over a catalogue."""
+    target = load_recommender(settings.target, settings.device, settings.dtype)
+    draft = None
+    if settings.draft not in ("items", "none"):
+        draft = load_recommender(settings.draft, settings.device, settings.dtype)
+    items = fit_retriever(settings.sequences, sids, settings.columns)
+    catalogue = Catalogue.of(sids, target)
+    parts = parts_of(target, catalogue, draft, items if _proposes(settings) else None)
+    recommender = ItemRecommender(parts, catalogue, settings.config, items)
+    facts = ModelFacts(target.fingerprint, draft.fingerprint if draft else settings.draft)
+    return LocalRecommender(recommender, facts, settings.shadow)
+
+
+def _proposes(settings: TaskSettings) -> bool:
+    """Are proposed items drafted: alone, or beside a model's drafts where they can be?"""
+    if settings.draft in ("items", "none"):
+        return settings.draft == "items"
+    config = settings.config
+    fits = config.verify != "relaxed" and config.constraint == "trie"
+    return fits and config.draft_items > 0
+
+
+def fit_retriever(
+    sequences: str, sids: SemanticIds, columns: SequenceColumns = USUAL
+) -> ItemRetriever:
+    """Co-occurrence and popularity of the train part, of items that have a semantic id."""
+    places = (sids.find(s.items) for s in read_sequences(sequences, "train", None, columns))
+    return ItemRetriever.fit((p[p >= 0] for p in places), len(sids))
+
+
+def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dict[str, Any]:
+    """What decides the content of the output."""
+    return {
+        **settings.config.model_dump(mode="json"),
+        "sequences": open_records(settings.sequences).fingerprint(),
+        "sids": sids.fingerprint(),
+        "target": models.target,
+        "draft": models.draft,
+        "part": settings.part,
+        "limit": settings.limit,
+        "shadow": settings.shadow,
+        "shard_size": settings.shard_size,
+        **({"columns": asdict(settings.columns)} if settings.columns != USUAL else {}),
+    }

@@ -1,1 +1,0 @@
-"""Knowledge generation: records in, texts and vectors out."""

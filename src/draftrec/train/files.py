@@ -1,0 +1,100 @@
+"""The files of a training: `training/` inside the model folder that it will fill."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftrec.data.files.writers import TEMPORARY, naming, replace_file
+from draftrec.errors import DraftrecError
+from draftrec.jobs.ledger import changes, refuse_changes
+from draftrec.models.recommender import INFO_FILE
+
+Board = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """`state.pt` to go on from, `best.safetensors`, `metrics.jsonl` (a line per epoch),
+    `settings.json`, and TensorBoard's `logs`."""
+
+    path: Path
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best validation so far."""
+        return self.path / "best.safetensors"
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """Raise DraftrecError where a training with other settings or inputs has begun."""
+        path = self.path / "settings.json"
+        if not path.is_file():
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        refuse_changes(self.path.parent, "a training", changes(before, _plain(settings)))
+
+    def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Make the folder, or go on in it; with `overwrite` what it and its model were goes."""
+        if overwrite:
+            (self.path.parent / INFO_FILE).unlink(missing_ok=True)
+            for name in ("state.pt", "best.safetensors", "metrics.jsonl", "settings.json"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "logs", ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(_plain(settings), indent=1) + "\n"
+        replace_file(self.path / "settings.json", content.encode())
+
+    def save(self, state: dict[str, Any], epochs: list[dict[str, float]]) -> None:
+        """Replace the checkpoint."""
+        path = self.path / "state.pt"
+        temporary = path.with_name(path.name + TEMPORARY)
+        with naming(path):
+            torch.save(state, temporary)
+        temporary.replace(path)
+        lines = "".join(json.dumps(record) + "\n" for record in epochs)
+        replace_file(self.path / "metrics.jsonl", lines.encode())
+
+    def load(self) -> dict[str, Any] | None:
+        """The checkpoint, None if there is none yet. Raises DraftrecError for a damaged one."""
+        path = self.path / "state.pt"
+        if not path.is_file():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise DraftrecError(
+                f"the checkpoint {path} is damaged; start again with --overwrite"
+            ) from error
+
+    @contextmanager
+    def board(self) -> Iterator[Board]:
+        """Writes numbers for TensorBoard if it is installed, otherwise does nothing."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            yield lambda step, record: None
+            return
+        writer = SummaryWriter(str(self.path / "logs"))
+
+        def write(step: int, record: dict[str, float]) -> None:
+            for name, value in record.items():
+                if name not in ("epoch", "steps"):
+                    writer.add_scalar(name, value, step)
+
+        try:
+            yield write
+        finally:
+            writer.close()
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return json.loads(json.dumps(settings))

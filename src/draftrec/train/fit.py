@@ -1,0 +1,164 @@
+"""Train a target: a language model that writes the semantic id of the next item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
+from draftrec.engine.rotary import context_length, uniform_length
+from draftrec.errors import DraftrecError
+from draftrec.items.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat, check_texts
+from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.trie import ItemTrie
+from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
+from draftrec.train import presets
+from draftrec.train.examples import Batch, Lessons, TrainingData, read_training_data
+from draftrec.train.loop import TrainWatcher, Validation, Validator, answer_loss
+from draftrec.train.lora import LoraSettings, adapted
+from draftrec.train.presets import ModelSource
+from draftrec.train.session import Prepared, Session
+from draftrec.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class FitSpec:
+    """A target to train. `form` None: texts for checkpoints, none for new models.
+
+    `with_valid` learns from the valid items too, for as many epochs as were found to be good.
+    """
+
+    sequences: str
+    sids: str
+    output: Path
+    source: ModelSource = field(default_factory=ModelSource)
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    form: PromptFormat | None = None
+    lora: LoraSettings | None = None
+    limit: int | None = None
+    recall_users: int = 1000
+    with_valid: bool = False
+    overwrite: bool = False
+    columns: SequenceColumns = USUAL
+
+
+@dataclass(frozen=True, eq=False)
+class NextItems:
+    """The task of a target: predict every item from those before it."""
+
+    lessons: Lessons
+    validator: Validator | None
+
+    def steps(self) -> int:
+        return self.lessons.steps()
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        return self.lessons.batches(epoch)
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Mean cross entropy per token of an item (supervised fine-tuning, SFT)."""
+        return answer_loss(model, batch, "mean")
+
+    def validate(self, model: Any) -> Validation | None:
+        return self.validator(model) if self.validator else None
+
+
+def fit(
+    spec: FitSpec,
+    watcher: TrainWatcher | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train the target and write its folder, or go on where an interruption left off; a summary.
+
+    Raises DraftrecError for unusable input, and Interrupted once `should_stop()` is true.
+    """
+    if spec.lora and spec.source.kind != "checkpoint":
+        raise DraftrecError("--lora adapts a checkpoint; give one with --from, or leave --lora out")
+    sids = read_semantic_ids(spec.sids, spec.columns)
+    data = read_training_data(
+        spec.sequences, sids, spec.limit, with_valid=spec.with_valid, columns=spec.columns
+    )
+    identity = {
+        "source": f"{spec.source.kind} {spec.source.name}",
+        "sids": sids.fingerprint(),
+        "sequences": data.fingerprint(),
+        "prompt": spec.form.as_dict() if spec.form else None,
+        "lora": asdict(spec.lora) if spec.lora else None,
+        "recall_users": spec.recall_users,
+        **spec.settings.deciding(),
+    }
+    session = Session(
+        spec.output, spec.settings, identity, spec.overwrite, watcher or TrainWatcher(), should_stop
+    )
+    return session.run(lambda: prepare(spec, sids, data))
+
+
+def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
+    """The model and its lessons. Raises DraftrecError for what cannot be trained."""
+    if spec.source.kind == "checkpoint":
+        model, tokenizer, encoder = _continued(spec, sids)
+    else:
+        tokenizer = new_tokenizer(sids.tokens)
+        item_tokens = sids.token_ids(tokenizer.get_vocab())
+        form = spec.form or PromptFormat()
+        check_texts(form, tokenizer)
+        encoder = HistoryEncoder(form, tokenizer, item_tokens)
+        context = longest(encoder)
+        model = presets.untrained(spec.source, tokenizer, context, spec.settings.seed)
+    settings = spec.settings
+    lessons = Lessons(
+        encoder,
+        data.train,
+        settings.batch_tokens,
+        settings.drop_items,
+        settings.jitter,
+        settings.seed,
+    )
+    info = RecommenderInfo(
+        kind="target",
+        objective="sft",
+        levels=sids.levels,
+        prompt=encoder.form.as_dict(),
+        sids=sids.fingerprint(),
+    )
+    validator = None
+    if data.valid_targets:
+        trie = ItemTrie.build(np.arange(len(sids)), encoder.item_tokens)
+        validator = Validator(
+            encoder, trie, data.valid_histories, data.valid_targets, recall_users=spec.recall_users
+        )
+    note = f"{len(data.train):,} users, {lessons.steps():,} steps an epoch"
+    return Prepared(NextItems(lessons, validator), model, tokenizer, info, note)
+
+
+def longest(encoder: HistoryEncoder) -> int:
+    """Tokens of the longest prompt and its answer."""
+    most = np.zeros(encoder.form.max_items, np.int64)
+    return len(encoder.encode(most)) + encoder.levels
+
+
+def _continued(
+    spec: FitSpec, sids: SemanticIds
+) -> tuple[Any, PreTrainedTokenizerBase, HistoryEncoder]:
+    """A checkpoint that may have been a recommender before, or a model of language."""
+    source = spec.source.name
+    model, tokenizer, first_new = presets.extended_checkpoint(
+        source, sids.tokens, spec.settings.seed
+    )
+    form = spec.form or TEXT_FORMAT
+    if spec.form is None and (Path(source) / INFO_FILE).is_file():
+        form = PromptFormat(**read_info(source).prompt)
+    elif spec.form is not None:
+        check_texts(form, tokenizer)
+    encoder = HistoryEncoder(form, tokenizer, sids.token_ids(tokenizer.get_vocab()))
+    encoder = encoder.fit(uniform_length(model, context_length(model)))
+    model.requires_grad_(True)
+    if spec.lora:
+        model = adapted(model, spec.lora, first_new)
+    return model, tokenizer, encoder

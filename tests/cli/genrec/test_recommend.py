@@ -1,0 +1,178 @@
+"""`draftrec genrec recommend` as a user runs it, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from draftrec.cli.main import run
+from draftrec.data.sequences import read_semantic_ids
+from draftrec.items.semantic_ids import SemanticIds
+from tests.jobs.recommend.worlds import World, make_world, save_model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def line(world: World, output: Path, *more: str, sequences: Path | None = None) -> list[str]:
+    return [
+        "genrec", "recommend", str(sequences or world.sequences), "--target", str(world.target),
+        "--sids", str(world.sids), "--output", str(output), "-k", "5", "--draft-beams", "8",
+        "--batch-size", "4", *more,
+    ]  # fmt: skip
+
+
+def test_rows_and_summary_are_the_contracts(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drafts = {"none": "none", "items": "items", "model": str(world.draft)}
+    tables = {}
+    for name, draft in drafts.items():
+        output = tmp_path / f"{name}.parquet"
+        assert run(line(world, output, "--draft", draft, "--json", "--shadow", "1")) == 0
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert {
+            "users", "walltime_seconds", "ms_per_user_p50", "ms_per_user_p99",
+            "mean_target_calls", "mean_accepted_steps", "invalid_rate",
+        } <= summary.keys()  # fmt: skip
+        assert summary["users"] == 12
+        assert summary["shadow_exact_rate"] == 1.0
+        tables[name] = pq.read_table(output)
+    plain = tables["none"]
+    assert plain.schema.names == [
+        "user", "items", "scores", "sids", "target_calls", "accepted_steps",
+    ]  # fmt: skip
+    assert plain.schema.field("target_calls").type == pa.int32()
+    sids = read_semantic_ids(world.sids)
+    for row in plain.to_pylist():
+        assert sids.sids_of(row["items"]) == row["sids"]
+    for name in ("items", "model"):
+        assert tables[name]["items"] == plain["items"]
+    assert run(["genrec", "evaluate", str(output), str(world.sequences), "-k", "1", "5"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("draft", "more"),
+    [
+        ("model", ("--verify", "relaxed")),
+        ("model", ("--verify", "sample")),
+        ("items", ("--verify", "sample")),
+        ("none", ("--verify", "sample")),
+        ("model", ("--constraint", "none")),
+        ("none", ("--constraint", "none")),
+        ("model", ("--renormalise",)),
+    ],
+)
+@pytest.mark.parametrize("shadow", ["0", "1"])
+def test_every_way_of_verifying_runs_from_files(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    draft: str,
+    more: tuple[str, ...],
+    shadow: str,
+) -> None:
+    output = tmp_path / "out.parquet"
+    folder = str(world.draft) if draft == "model" else draft
+    words = line(world, output, "--draft", folder, "--shadow", shadow, "--json", *more)
+    assert run(words) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["users"] == 12
+    if shadow == "1" and "relaxed" not in more:
+        assert summary["shadow_exact_rate"] == 1.0
+    known = set(read_semantic_ids(world.sids).items.tolist())
+    assert all(set(row) <= known for row in pq.read_table(output)["items"].to_pylist())
+
+
+def refused(
+    words: list[str], capsys: pytest.CaptureFixture[str], message: str, output: Path
+) -> None:
+    assert run(words) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert message in said[0]
+    assert "Traceback" not in said[0]
+    assert not output.exists()
+
+
+def test_impossible_settings_are_refused(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.parquet"
+    for more, message in (
+        (("-k", "61", "--draft-beams", "80"), "the catalogue has 60"),
+        (("--draft-beams", "4"), "let --draft-beams be at least -k"),
+        (("--verify", "relaxed"), "give --draft a model"),
+        (("--draft-steps", "some"), "auto or a whole number"),
+        (("--draft-steps", "-1"), "--draft-steps"),
+        (("--temperature", "0"), "--temperature"),
+        (("--draft", str(tmp_path / "nowhere")), "nowhere"),
+        (("--device", "tpu"), "tpu"),
+    ):
+        refused(line(world, output, *more), capsys, message, output)
+
+
+def test_unusable_files_are_refused(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.parquet"
+    rows = [
+        {"user": 1, "items": [10, 4711], "part": "train"},
+        {"user": 1, "items": [11], "part": "test"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "unknown.parquet")
+    words = line(world, output, sequences=tmp_path / "unknown.parquet")
+    refused(words, capsys, "item 4711 has no semantic id", output)
+    missing = tmp_path / "missing.parquet"
+    refused(line(world, output, sequences=missing), capsys, "missing.parquet", output)
+
+    def with_sids(name: str, tokens: list[list[str]]) -> list[str]:
+        lines = [json.dumps({"item": 10 + i, "sid": sid}) for i, sid in enumerate(tokens)]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(lines))
+        words = line(world, output, "-k", "1")
+        words[words.index("--sids") + 1] = str(path)
+        return words
+
+    known = read_semantic_ids(world.sids)
+    own = known.sids_of(known.items)
+    refused(with_sids("short", [s[:2] for s in own]), capsys, "the model writes 3", output)
+    refused(with_sids("odd", [*own[:5], own[5][:2]]), capsys, "2 tokens", output)
+    other = [*own[:-1], ["<a_0>", "<b_0>", "<c_99>"]]
+    refused(with_sids("unknown", other), capsys, "no token '<c_99>'", output)
+
+
+def test_models_that_do_not_fit_are_refused(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.parquet"
+    sids = read_semantic_ids(world.sids)
+    turned = SemanticIds(sids.items, sids.codes, sids.tokens[::-1])
+    save_model(tmp_path / "other", turned, 1, 1, "draft")
+    words = line(world, output, "--draft", str(tmp_path / "other"))
+    refused(words, capsys, "another vocabulary", output)
+    (tmp_path / "empty").mkdir()
+    words = line(world, output)
+    words[words.index("--target") + 1] = str(tmp_path / "empty")
+    refused(words, capsys, "no genrec.json", output)
+
+
+def test_an_output_is_replaced_only_on_request(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.parquet"
+    assert run(line(world, output, "--limit", "3")) == 0
+    first = output.read_bytes()
+    assert run(line(world, output)) == 2
+    assert "exists" in capsys.readouterr().err
+    assert output.read_bytes() == first
+    assert run(line(world, output, "--overwrite", "--draft-beams", "2")) == 2
+    assert output.read_bytes() == first, "bad settings must not cost the old file"
+    assert run(line(world, output, "--overwrite")) == 0
+    assert pq.read_table(output).num_rows == 12

@@ -1,0 +1,202 @@
+"""`draftrec records`: histories as pandas gathers them, items with their fields, and what leads on
+from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from draftrec.cli.main import run
+from draftrec.data.records import Entity, EntityReader, Layout
+from draftrec.data.tables.readers import open_records
+from draftrec.data.templates import load_template
+from tests.cli.genrec.test_sequences import interactions
+
+pd = pytest.importorskip("pandas")
+
+
+def catalogue(*, texts: bool = False) -> Any:
+    """Titles of items 0 to 21, of which item 3 has none; items 22 to 24 are not there."""
+    rows = [
+        {"item_id": i, "title": None if i == 3 else f"Film {i}", "genres": f"Drama|Kind {i % 3}",
+         "year": 1990 + i, "overview": f"About {i}."}
+        for i in range(22)
+    ]  # fmt: skip
+    found = pd.DataFrame(rows)
+    if texts:
+        found["item_id"] = "B0" + found["item_id"].astype(str)
+    return found
+
+
+class Command:
+    """Runs the command and reads what it wrote."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+        self.output = folder / "records.parquet"
+
+    def write(self, frame: Any, name: str) -> Path:
+        path = self.folder / name
+        frame.to_csv(path, index=False) if name.endswith("csv") else frame.to_parquet(path)
+        return path
+
+    def __call__(self, *words: Any) -> int:
+        code = run(["records", *map(str, words), "--output", str(self.output), "--json"])
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def tell(self, *words: Any) -> dict[str, Any]:
+        assert self(*words, "--overwrite") == 0, self.err
+        return json.loads(self.out.splitlines()[-1])
+
+    def rows(self) -> list[dict[str, Any]]:
+        if self.output.suffix == ".jsonl":
+            return [json.loads(line) for line in self.output.read_text().splitlines()]
+        return pq.read_table(self.output).to_pylist()
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, capsys)
+
+
+def gathered(events: Any, items: Any, most: int) -> dict[Any, list[tuple[str, float]]]:
+    """Title and rating of each user's latest items, by pandas."""
+    found = events.sort_values("timestamp", kind="stable").merge(items, on="item_id", how="left")
+    found = found.dropna(subset=["title"])
+    return {
+        user: list(zip(rows["title"].tail(most), rows["rating"].tail(most), strict=True))
+        for user, rows in found.groupby("user_id", sort=False)
+    }
+
+
+@pytest.mark.parametrize("name", ["parquet", "csv"])
+@pytest.mark.parametrize("texts", [False, True])
+def test_histories_are_what_pandas_gathers(command: Command, name: str, *, texts: bool) -> None:
+    events, items = interactions(texts=texts), catalogue(texts=texts)
+    words = (command.write(events, f"e.{name}"), command.write(items, f"i.{name}"))
+    told = command.tell(*words, "--side", "user", "--history", 4)
+    wanted = gathered(events, items, 4)
+    rows = command.rows()
+    found = {r["entity_id"]: [(e["title"], e["rating"]) for e in r["history"]] for r in rows}
+    assert found == wanted
+    assert list(found) == [user for user in events["user_id"].drop_duplicates() if user in wanted]
+    assert told["records"] == len(wanted)
+    assert told["items_without_title"] == 1
+    assert {r["rating_scale"] for r in rows} == {5}
+    one = rows[0]["history"][0]
+    place = int(one["title"].split()[1])
+    assert one["category"] == f"Drama, Kind {place % 3}"
+    assert one["year"] == str(1990 + place)
+
+
+def test_later_and_lower_interactions_may_stay_out(command: Command) -> None:
+    events, items = interactions(1), catalogue()
+    words = (command.write(events, "e.parquet"), command.write(items, "i.parquet"))
+    command.tell(*words, "--until", 1030, "--min-rating", 3)
+    kept = events[(events["timestamp"] < 1030) & (events["rating"] >= 3)]
+    found = {
+        r["entity_id"]: [(e["title"], e["rating"]) for e in r["history"]] for r in command.rows()
+    }
+    assert found == gathered(kept, items, 30)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_records_of_items_have_their_fields_and_popularity(command: Command, ending: str) -> None:
+    events, items = interactions(2), catalogue()
+    command.output = command.output.with_suffix(f".{ending}")
+    words = (command.write(events, "e.parquet"), command.write(items, "i.parquet"))
+    command.tell(*words, "--side", "item")
+    found = {row["entity_id"]: row for row in command.rows()}
+    assert list(found) == [i for i in range(22) if i != 3]
+    grouped = events.groupby("item_id")["rating"]
+    for item, row in found.items():
+        assert row["title"] == f"Film {item}"
+        assert row["description"] == f"About {item}."
+        assert row["popularity"] == grouped.count().get(item, 0)
+        mean = grouped.mean().get(item)
+        assert row["mean_rating"] == (None if mean is None else pytest.approx(mean, abs=1e-4))
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+@pytest.mark.parametrize("framework", ["kar", "trawl", "once", "rlmrec"])
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_every_template_takes_them(
+    command: Command, side: str, framework: str, ending: str
+) -> None:
+    command.output = command.output.with_suffix(f".{ending}")
+    words = (command.write(interactions(), "e.csv"), command.write(catalogue(), "i.csv"))
+    told = command.tell(*words, "--side", side)
+    template = load_template(framework, side)  # type: ignore[arg-type]
+    reader = EntityReader(open_records(command.output), Layout(template))
+    reader.check_columns()
+    found = list(reader)
+    assert len(found) == told["records"]
+    assert all(isinstance(one, Entity) and "Film " in one.prompt for one in found), found[0]
+    if side == "user" and framework == "kar":
+        assert " of 5" in found[0].prompt  # type: ignore[union-attr]
+
+
+def test_columns_may_be_named_otherwise(command: Command) -> None:
+    events, items = interactions(3), catalogue()
+    words = (command.write(events, "e.parquet"), command.write(items, "i.parquet"))
+    command.tell(*words)
+    wanted = command.rows()
+    events = events.rename(columns={"user_id": "user", "item_id": "movie", "timestamp": "ts"})
+    items = items.rename(columns={"item_id": "movie", "title": "name"})
+    words = (command.write(events, "e.parquet"), command.write(items, "i.parquet"))
+    command.tell(*words)
+    assert command.rows() == wanted
+    events = events.rename(columns={"movie": "what"})
+    items = items.rename(columns={"movie": "what", "name": "called", "genres": "sort"})
+    words = (command.write(events, "e.parquet"), command.write(items, "i.parquet"))
+    names = ("--item-column", "what", "--title-column", "called", "--category-column", "sort")
+    command.tell(*words, *names)
+    assert command.rows() == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "said"),
+    [
+        ({"title": "words"}, (), "no column 'title', it has"),
+        ({}, ("--title-column", "name"), "no column 'name'"),
+        ({}, ("--id-column", "key"), "no column 'key'"),
+        ({}, ("--min-rating", "9"), "no user has an item"),
+        ({}, ("--until", "then"), "--until must be a number"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    command: Command, change: dict[str, str], words: tuple[str, ...], said: str
+) -> None:
+    items = catalogue().drop(columns="overview").rename(columns=change)
+    files = (command.write(interactions(), "e.parquet"), command.write(items, "i.parquet"))
+    assert command(*files, *words) == 2
+    assert said in command.err
+    assert command.err.count("\n") == 1
+    assert not command.output.exists()
+
+
+def test_files_that_do_not_meet_are_refused(command: Command) -> None:
+    files = (
+        command.write(interactions(), "e.parquet"),
+        command.write(catalogue(texts=True), "i.parquet"),
+    )
+    assert command(*files) == 2
+    assert "the ids of the two files do not meet" in command.err
+    command.output = command.output.with_suffix(".csv")
+    assert command(*files) == 2
+    assert "cannot be CSV" in command.err
+
+
+def test_items_that_nobody_took_are_no_silence(command: Command) -> None:
+    items = catalogue()
+    items["item_id"] = items["item_id"].astype(str) + ".0"
+    words = (command.write(interactions(), "e.csv"), command.write(items, "i.csv"))
+    assert command(*words, "--side", "item") == 2
+    assert "items of" in command.err
+    assert "(whole numbers written with .0)" in command.err
+    assert not command.output.exists()

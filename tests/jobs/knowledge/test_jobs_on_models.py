@@ -1,0 +1,143 @@
+"""Jobs with a real, if tiny, model: what stand-ins cannot show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from draftrec.cli.main import run
+from draftrec.config import DraftConfig
+from draftrec.core import DraftTree, Request, SequenceView
+from draftrec.data.world import demo_model_path
+from draftrec.jobs.knowledge import generator as module
+from draftrec.jobs.knowledge.generator import Generator
+from draftrec.pool.drafter import PoolDrafter
+
+NEW = 40
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    path = demo_model_path()
+    if not (path / "config.json").exists():
+        pytest.skip("the demo's model is not there")
+    return path
+
+
+def load(model: Path, **settings: Any) -> Generator:
+    defaults = {"device": "cpu", "max_new_tokens": NEW, "budget": 8, "batch_size": 1}
+    return Generator.from_pretrained(model, **(defaults | settings))
+
+
+def test_a_text_drafts_from_one_that_was_finished_in_the_same_call(model: Path) -> None:
+    generator = load(model)
+    prompt = generator.encode(["A reader of quiet sea tales"])[0]
+    twins = [Request("first", prompt, key=0), Request("second", prompt, key=0)]
+    without = generator.run(twins)
+    assert without[0].counts.target_calls == without[1].counts.target_calls
+    grown = load(model)
+    first, second = grown.run(
+        twins, on_text=lambda request, text: grown.commit([(text.token_ids, request.group)])
+    )
+    assert first.token_ids.tolist() == second.token_ids.tolist()
+    assert second.counts.target_calls < first.counts.target_calls
+    assert sum(second.counts.accepted_by_source[2:]) > 0
+
+
+def test_running_texts_stay_what_they_are_while_the_pool_grows_and_is_sorted_anew(
+    model: Path,
+) -> None:
+    prompts = [f"A reader of tales number {i % 5}" for i in range(12)]
+    texts = {}
+    for draft in ("none", "pool"):
+        generator = load(model, batch_size=3, draft=draft)
+        requests = [
+            Request(str(i), ids, f"g{i % 2}", key=i)
+            for i, ids in enumerate(generator.encode(prompts))
+        ]
+        done = generator.run(
+            requests, on_text=lambda r, g, it=generator: it.commit([(g.token_ids, r.group)])
+        )
+        texts[draft] = [g.token_ids.tolist() for g in done]
+    assert texts["pool"] == texts["none"]
+    assert generator.pool is not None
+    assert len(generator.pool) == 12
+    assert len(generator.pool.rows) == 12
+
+
+class Asked(PoolDrafter):
+    """Remembers how deep its trees were to be."""
+
+    depths: ClassVar[set[int]] = set()
+
+    def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+        self.depths.add(depth)
+        return super().draft(batch, limit, depth)
+
+
+def test_a_relaxed_text_does_not_depend_on_its_neighbours(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on how much room they have: after an interruption others may stand beside it."""
+    monkeypatch.setattr(module, "PoolDrafter", Asked)
+    found: dict[tuple[int, int], list[list[int]]] = {}
+    for slots in (1, 4):
+        generator = load(model, accept="relaxed", top_k=20, min_prob=0.01, batch_size=slots)
+        ids = generator.encode([f"Reader {i} likes {'sea ' * i}tales" for i in range(6)])
+        requests = [Request(str(i), x, key=i) for i, x in enumerate(ids)]
+        generator.commit([(g.token_ids, None) for g in load(model).run(requests[::2])])
+        for first in (0, 3):
+            done = generator.run(requests[first:])
+            found[slots, first] = [g.token_ids.tolist() for g in done]
+    assert found[1, 0] == found[4, 0]
+    assert found[1, 0][3:] == found[1, 3] == found[4, 3]
+    assert Asked.depths == {DraftConfig().depth}
+
+
+def test_a_shard_of_rejected_records_is_written_and_the_job_ends(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"entity_id": i, "prompt": None if i < 2 else f"about {i}"} for i in range(4)]
+    cases = {"all": rows[:1], "first": rows, "last": rows[::-1]}
+    for name, records in cases.items():
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in records))
+        line = ["generate", str(source), "--model", str(model), "--output", str(tmp_path / name)]
+        for _ in range(2):
+            more = ["--shard-size", "2", "--max-new-tokens", "4", "--json", "--budget", "4"]
+            assert run([*line, *more]) == 3
+            summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+            assert (summary["entities"], summary["rejected"]) == (
+                sum(r["prompt"] is not None for r in records),
+                sum(r["prompt"] is None for r in records),
+            )
+            assert summary["times_plain"] is not None
+
+
+def test_a_fixed_budget_has_an_estimate_too_and_plain_decoding_is_one(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    rows = [{"entity_id": i, "prompt": f"A reader of tales number {i % 2}"} for i in range(6)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for draft in ("pool", "none"):
+        output = tmp_path / draft
+        line = ["generate", str(source), "--model", str(model), "--output", str(output)]
+        more = ["--draft", draft, "--budget", "8", "--max-new-tokens", "24", "--batch-size", "2"]
+        assert run([*line, *more, "--threads", "1", "--json"]) == 0
+        out, err = capsys.readouterr()
+        summary = json.loads(out.splitlines()[-1])
+        assert summary["threads"] == 1
+        if draft == "none":
+            assert (summary["times_plain"], summary["times_plain_kind"]) == (1.0, "measured")
+            assert "nothing came from the pool: none was asked" in err
+        else:
+            assert summary["times_plain"] > 0.0
+            assert summary["times_plain_kind"] == "estimated"
+            assert summary["pool_share"] > 0.0
+            for phase in ("loading the model", "measuring what a pass"):
+                assert phase in err

@@ -1,0 +1,67 @@
+"""Recommendations at an address: shards lie beside the file there until it is whole."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from draftrec.data.files.remote import RemotePath
+from draftrec.data.sequences import History
+from draftrec.errors import DraftrecError
+from draftrec.jobs.recommend.catalogue import Recommendation
+from draftrec.jobs.recommend.job import ModelFacts, RecommendJob, ShardAnswers, run_job
+from tests.fakes import Killed
+
+
+class FakeCrew:
+    """Recommends a user's own number, and is killed after so many shards."""
+
+    facts = ModelFacts("target", "none")
+
+    def __init__(self, most: int = 100) -> None:
+        self.most, self.done = most, 0
+
+    def results(self, shards: Any, on_done: Any, should_stop: Any) -> Iterator[ShardAnswers]:
+        for shard in shards:
+            if self.done == self.most:
+                raise Killed
+            self.done += 1
+            answers = [
+                Recommendation(h.user, np.array([h.user]), np.array([-1.0]), [["<a_1>"]], 1)
+                for h in shard
+            ]
+            yield ShardAnswers(answers, 0.0, [], 0.0)
+
+    def close(self) -> None:
+        pass
+
+
+def histories(count: int = 7) -> list[History]:
+    return [History(user, np.array([1, 2]), np.array([3])) for user in range(count)]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_a_killed_job_goes_on_there_and_ends_with_the_file_of_one_here(
+    tmp_path: Path, ending: str
+) -> None:
+    here = RecommendJob(tmp_path / f"r.{ending}", {"k": 1}, shard_size=2)
+    run_job(here, FakeCrew(), histories())
+    folder = RemotePath(f"memory://{uuid.uuid4().hex}")
+    there = RecommendJob(folder / f"r.{ending}", {"k": 1}, shard_size=2)
+    with pytest.raises(Killed):
+        run_job(there, FakeCrew(most=2), histories())
+    assert not there.output.exists()
+    with pytest.raises(DraftrecError, match=r"memory://.* begun otherwise \(k was"):
+        run_job(RecommendJob(there.output, {"k": 2}, shard_size=2), FakeCrew(), histories())
+    rest = FakeCrew()
+    summary = run_job(there, rest, histories())
+    assert (rest.done, summary["users"]) == (2, 7)
+    assert there.output.read_bytes() == here.output.read_bytes()
+    assert [p.name for p in folder.iterdir()] == [f"r.{ending}"]
+    with pytest.raises(DraftrecError, match="exists"):
+        run_job(there, rest, histories())

@@ -1,0 +1,306 @@
+"""Histories in, items out: the catalogue's, the same whoever drafts, none that was forbidden."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from draftrec.config import RecommendConfig
+from draftrec.data.sequences import read_semantic_ids
+from draftrec.errors import DraftrecError, Interrupted
+from draftrec.jobs.recommend import engines
+from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
+from draftrec.jobs.recommend.job import run_job
+from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare
+from draftrec.models.recommender import load_recommender
+from tests.jobs.recommend.worlds import World, make_world, save_model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make(world: World, draft: str = "none", **changes: Any) -> ItemRecommender:
+    sids = read_semantic_ids(world.sids)
+    target = load_recommender(world.target)
+    items = fit_retriever(str(world.sequences), sids)
+    config = RecommendConfig(**{"k": 5, "draft_beams": 8, "batch_size": 3, **changes})
+    catalogue = Catalogue.of(sids, target)
+    small = load_recommender(world.draft) if draft in ("model", "both") else None
+    parts = parts_of(target, catalogue, small, items if draft in ("items", "both") else None)
+    return ItemRecommender(parts, catalogue, config, items)
+
+
+def queries(count: int = 9) -> list[Query]:
+    random = np.random.default_rng(4)
+    return [
+        Query(100 + u, random.integers(10, 70, random.integers(1, 30)).astype(np.int64))
+        for u in range(count)
+    ]
+
+
+def same(a: list[Recommendation], b: list[Recommendation]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert x.user == y.user
+        assert x.items.tolist() == y.items.tolist()
+        np.testing.assert_allclose(x.scores, y.scores, atol=1e-4)
+        assert x.sids == y.sids
+
+
+DRAFTS = ["model", "items", "both"]
+
+
+@pytest.mark.parametrize("steps", ["auto", 2])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_whoever_drafts_the_items_are_the_same(world: World, draft: str, steps: Any) -> None:
+    plain = make(world).recommend(queries())
+    drafted = make(world, draft, draft_steps=steps)
+    same(drafted.recommend(queries()), plain)
+    same(drafted.plain().recommend(queries()), plain)
+    known = read_semantic_ids(world.sids)
+    for answer in plain:
+        assert len(answer.items) == 5
+        assert len(set(answer.items.tolist())) == 5
+        assert known.sids_of(answer.items) == answer.sids
+        assert answer.target_calls == 3
+        assert answer.invalid == 0
+        assert answer.seconds > 0
+
+
+def test_scores_are_the_models_own(world: World) -> None:
+    """Each score is the summed log-probability of the item's tokens after the prompt."""
+    import torch
+
+    recommender, target = make(world), load_recommender(world.target)
+    query = queries(1)[0]
+    answer = recommender.recommend([query])[0]
+    catalogue = recommender.catalogue
+    prompt = catalogue.encoder.encode(catalogue.sids.places(query.history))
+    for item, score in zip(answer.items.tolist(), answer.scores.tolist(), strict=True):
+        own = catalogue.encoder.item_tokens[catalogue.sids.places([item])[0]]
+        ids = torch.tensor([[*prompt.tolist(), *own.tolist()]])
+        with torch.inference_mode():
+            rows = torch.log_softmax(target.model(input_ids=ids).logits[0].float(), -1)
+        expected = sum(float(rows[len(prompt) - 1 + i, t]) for i, t in enumerate(own.tolist()))
+        assert score == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("draft", ["none", "both"])
+def test_what_is_forbidden_is_never_recommended(world: World, draft: str) -> None:
+    """And nothing is missed for it: the best of the allowed items remain."""
+    recommender = make(world, draft, k=40, draft_beams=50)  # so wide that nothing is pruned
+    everything = make(world, k=60, draft_beams=60).recommend(queries(3))
+    for query, whole in zip(queries(3), everything, strict=True):
+        best = whole.items.tolist()
+        deny = np.array([*best[:4], 999_999])
+        denied = recommender.recommend([Query(1, query.history, deny)])[0]
+        assert denied.items.tolist() == best[4:44]
+        allow = np.array(best[20:30])
+        allowed = recommender.recommend([Query(1, query.history, None, allow)])[0]
+        assert allowed.items.tolist() == best[20:30]
+        both = recommender.recommend([Query(1, query.history, allow[:3], allow)])[0]
+        assert both.items.tolist() == best[23:30]
+
+
+def test_seen_items_can_be_left_out(world: World) -> None:
+    for query, answer in zip(
+        queries(), make(world, "both", exclude_seen=True).recommend(queries()), strict=True
+    ):
+        assert not set(answer.items.tolist()) & set(query.history.tolist())
+        assert len(answer.items) == 5
+
+
+def test_without_a_history_the_popular_items_answer(world: World) -> None:
+    recommender = make(world)
+    assert recommender.popular is not None
+    nobody = Query(5, np.empty(0, np.int64))
+    asked = [queries(1)[0], nobody, Query(6, np.empty(0, np.int64), np.array([10]))]
+    known, answer, denied = recommender.recommend(asked)
+    popular = recommender.catalogue.sids.items[recommender.popular.popular]
+    assert answer.popular
+    assert not known.popular
+    assert answer.items.tolist() == popular[:5].tolist()
+    assert denied.items.tolist() == [i for i in popular.tolist() if i != 10][:5]
+    assert (np.diff(answer.scores) <= 0).all()
+
+
+def test_long_histories_keep_the_most_recent(world: World) -> None:
+    recommender = make(world)
+    long = np.random.default_rng(0).integers(10, 70, 200).astype(np.int64)
+    short = long[-recommender.catalogue.encoder.form.max_items :]
+    assert len(short) < 21
+    same(recommender.recommend([Query(1, long)]), recommender.recommend([Query(1, short)]))
+
+
+def test_a_catalogue_is_swapped_while_the_models_stay(world: World) -> None:
+    """Items come and go; the new catalogue's answers are those of a fresh start with it."""
+    recommender = make(world, "model")
+    before = recommender.recommend(queries(4))
+    sids = recommender.catalogue.sids
+    kept = np.arange(0, 60, 2)
+    fewer = type(sids).of(sids.items[kept], sids.sids_of(sids.items[kept]))
+    target = load_recommender(world.target)
+    catalogue = Catalogue.of(fewer, target)
+    asked = [Query(q.user, q.history[q.history % 2 == 0]) for q in queries(9)]
+    asked = [q for q in asked if len(q.history)][:4]
+    swapped = recommender.swapped(catalogue).recommend(asked)
+    fresh = ItemRecommender(parts_of(target, catalogue), catalogue, recommender.config)
+    same(swapped, fresh.recommend(asked))
+    assert all(set(a.items.tolist()) <= set(fewer.items.tolist()) for a in swapped)
+    same(recommender.recommend(queries(4)), before)
+
+
+@pytest.mark.parametrize("verify", ["sample", "relaxed"])
+def test_samples_depend_on_seed_and_user_alone(world: World, verify: str) -> None:
+    draft = "model" if verify == "relaxed" else "both"
+    first = make(world, draft, verify=verify, draft_steps=2).recommend(queries())
+    alone = make(world, draft, verify=verify, draft_steps=2).recommend(queries()[4:5])
+    same(alone, first[4:5])
+    other = make(world, draft, verify=verify, draft_steps=2, seed=1).recommend(queries())
+    assert [a.items.tolist() for a in other] != [a.items.tolist() for a in first]
+
+
+def test_unconstrained_searches_may_find_no_item(world: World) -> None:
+    answers = make(world, constraint="none", k=20).recommend(queries())
+    assert sum(a.invalid for a in answers) > 0
+    known = set(read_semantic_ids(world.sids).items.tolist())
+    assert all(set(a.items.tolist()) <= known for a in answers)
+
+
+@pytest.mark.parametrize(
+    ("draft", "changes", "message"),
+    [
+        ("none", {"k": 61}, "the catalogue has 60"),
+        ("both", {"k": 9}, "let --draft-beams be at least -k"),
+        ("items", {"verify": "relaxed"}, "give --draft a model"),
+        ("none", {"verify": "sample", "constraint": "none"}, "leave --constraint trie"),
+        ("items", {"constraint": "none"}, "leave --constraint trie"),
+    ],
+)
+def test_impossible_settings_are_named(
+    world: World, draft: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DraftrecError, match=message):
+        make(world, draft, **changes)
+
+
+def test_unknown_items_and_other_vocabularies_are_named(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DraftrecError, match="item 4711 has no semantic id"):
+        make(world).recommend([Query(1, np.array([11, 4711]))])
+    sids = read_semantic_ids(world.sids)
+    reversed_ids = type(sids)(sids.items, sids.codes, sids.tokens[::-1])
+    save_model(tmp_path / "other", reversed_ids, 3, 1, "draft")
+    with pytest.raises(DraftrecError, match="another vocabulary"):
+        make(World(world.sequences, world.sids, world.target, tmp_path / "other"), "model")
+
+
+def task(world: World, output: Path, **changes: Any) -> TaskSettings:
+    config = RecommendConfig(k=5, draft_beams=8, batch_size=3, draft_steps=2)
+    return TaskSettings(
+        str(world.sequences), world.sids, world.target, str(world.draft), output,
+        **{"config": config, "shadow": 0.5, **changes},
+    )  # fmt: skip
+
+
+def stopper(after: int) -> Callable[[], bool]:
+    calls = iter(range(10_000))
+    return lambda: next(calls) >= after
+
+
+def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) -> None:
+    import dataclasses
+
+    def ready(name: str, **changes: Any) -> Any:
+        found = prepare(task(world, tmp_path / name, **changes))
+        return found, dataclasses.replace(found.job, shard_size=4)
+
+    whole, job = ready("whole.parquet")
+    summary = run_job(job, whole.crew, whole.histories)
+    table = pq.read_table(tmp_path / "whole.parquet")
+    assert table["user"].to_pylist() == list(range(12))
+    assert summary["users"] == 12
+    assert summary["popular_users"] == 1
+    assert summary["shadow_exact_rate"] == 1.0
+    assert summary["shadow_users"] == 6
+    assert summary["invalid_rate"] == 0.0
+    assert 1 <= summary["mean_target_calls"] <= 3
+    for after in (0, 3, 8):
+        halted, job = ready("halted.parquet")
+        with pytest.raises(Interrupted):
+            run_job(job, halted.crew, halted.histories, None, stopper(after))
+        assert not (tmp_path / "halted.parquet").exists()
+    with pytest.raises(DraftrecError, match="limit was unset, now 3"):
+        ready("halted.parquet", limit=3)
+    halted, job = ready("halted.parquet")
+    told: list[int] = []
+    again = run_job(job, halted.crew, halted.histories, told.append)
+    assert sum(told) == 12  # those of finished shards and users without a history among them
+    timeless = {k for k in summary if "walltime" not in k and "ms_" not in k}
+    assert {k: again[k] for k in timeless} == {k: summary[k] for k in timeless}
+    a, b = (tmp_path / n for n in ("whole.parquet", "halted.parquet"))
+    assert a.read_bytes() == b.read_bytes()
+    assert not list(tmp_path.glob(".*.parts"))
+    with pytest.raises(DraftrecError, match=re.escape("halted.parquet exists")):
+        run_job(job, halted.crew, halted.histories)
+    fewer, job = ready("halted.parquet", limit=3, overwrite=True)
+    assert run_job(job, fewer.crew, fewer.histories)["users"] == 3
+
+
+@pytest.mark.parametrize("draft", ["none", "both"])
+def test_every_query_may_ask_for_its_own_number_of_items(world: World, draft: str) -> None:
+    """The answer is that of a recommender which keeps so many beams for everyone."""
+    asked = [Query(q.user, q.history, k=1 + i % 5) for i, q in enumerate(queries())]
+    mixed = make(world, draft).recommend(asked)
+    for query, found in zip(asked, mixed, strict=True):
+        assert query.k is not None
+        same([found], make(world, k=query.k).recommend([Query(query.user, query.history)]))
+    with pytest.raises(DraftrecError, match="6 items are asked for"):
+        make(world).recommend([Query(1, asked[0].history, k=6)])
+
+
+def test_a_quick_answer_needs_no_model_and_keeps_to_the_query(world: World) -> None:
+    recommender = make(world, exclude_seen=True)
+    query = queries()[3]
+    found = recommender.quick_answer(query)
+    assert len(found.items) == 5
+    assert not set(found.items.tolist()) & set(query.history.tolist())
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.sids == recommender.catalogue.sids.sids_of(found.items)
+    deny = found.items[:2]
+    other = recommender.quick_answer(Query(1, query.history, deny=deny, k=3))
+    assert other.items.tolist() == found.items[2:5].tolist()
+    allow = np.array([12, 30, 44], np.int64)
+    few = recommender.quick_answer(Query(1, np.empty(0, np.int64), allow=allow))
+    assert set(few.items.tolist()) == set(allow.tolist())
+    recommender.popular = None
+    assert len(recommender.quick_answer(query).items) == 0
+    with pytest.raises(DraftrecError, match="item 4711"):
+        recommender.quick_answer(Query(1, np.array([4711])))
+
+
+def test_another_catalogue_needs_no_new_measurement(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    real = engines.measure_passes
+
+    def counted(*args: Any) -> Any:
+        measured.append(1)
+        return real(*args, 0.01)
+
+    monkeypatch.setattr(engines, "measure_passes", counted)
+    first = make(world, "both", draft_steps="auto")
+    first.recommend(queries(2))
+    assert len(measured) == 2, "target and draft"
+    items = first.parts.retriever
+    other = first.swapped(first.catalogue, items, items)
+    same(other.recommend(queries()), make(world).recommend(queries()))
+    assert len(measured) == 2

@@ -1,0 +1,212 @@
+"""Training a target: it learns, goes on exactly where it stopped, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from draftrec.errors import DraftrecError, Interrupted
+from draftrec.items.prompts import HistoryEncoder, PromptFormat
+from draftrec.models.recommender import load_recommender
+from draftrec.train.fit import FitSpec, fit
+from draftrec.train.lora import LoraSettings
+from draftrec.train.presets import ModelSource
+from tests.train.small import SETTINGS, catalogue, fit_spec
+
+
+class StopAfter:
+    """Asks to stop after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_target_learns_and_is_saved_whole(tmp_path: Path):
+    spec = fit_spec(tmp_path, settings=replace(SETTINGS, epochs=12))
+    found = fit(spec)
+    assert found["valid_recall@10"] > 0.7
+    assert found["valid_loss"] < 3.0
+    target = load_recommender(spec.output, "cpu")
+    assert (target.info.kind, target.info.levels) == ("target", 3)
+    assert target.info.sids == catalogue().fingerprint()
+    assert target.info.training["epochs"][-1]["train_loss"] < 1.0
+    tokens = catalogue().token_ids(target.tokenizer.get_vocab())
+    encoder = HistoryEncoder(target.format, target.tokenizer, tokens)
+    prompt = torch.from_numpy(encoder.encode(np.array([3, 4, 5]))).long()[None]
+    assert int(target.model(input_ids=prompt).logits[0, -1].argmax()) == tokens[6, 0]
+    lines = (spec.output / "training" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == found["epochs"]
+    assert json.loads(lines[0])["epoch"] == 0
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int):
+    whole = fit_spec(tmp_path, "whole")
+    fit(whole)
+    broken = replace(whole, output=tmp_path / "broken")
+    with pytest.raises(Interrupted):
+        fit(broken, should_stop=StopAfter(steps))
+    assert not (broken.output / "genrec.json").exists()
+    with pytest.raises(Interrupted):
+        fit(broken, should_stop=StopAfter(5))
+    fit(broken)
+    assert same(whole.output, broken.output)
+
+
+def test_a_finished_training_is_left_alone_unless_it_differs(tmp_path: Path):
+    spec = fit_spec(tmp_path)
+    first = fit(spec)
+    before = (spec.output / "model.safetensors").stat().st_mtime_ns
+    assert fit(spec) == first
+    assert (spec.output / "model.safetensors").stat().st_mtime_ns == before
+    other = replace(spec, settings=replace(SETTINGS, lr=1e-4))
+    with pytest.raises(DraftrecError, match=r"lr was 0\.003, now 0\.0001"):
+        fit(other)
+    assert fit(replace(other, overwrite=True))["valid_loss"] != first["valid_loss"]
+
+
+def test_valid_items_can_be_learnt_from_as_well(tmp_path: Path):
+    found = fit(fit_spec(tmp_path, with_valid=True))
+    assert found["epochs"] == SETTINGS.epochs
+    assert "valid_loss" not in found
+
+
+def test_mixed_precision_trains_too(tmp_path: Path):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        found = fit(fit_spec(tmp_path, settings=replace(SETTINGS, precision="bf16")))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert np.isfinite(found["valid_loss"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_learns_new_tokens_through_adapters(tmp_path: Path, *, tied: bool):
+    source = save_language_model(tmp_path / "language", tied=tied)
+    spec = fit_spec(
+        tmp_path,
+        source=ModelSource("checkpoint", str(source)),
+        lora=LoraSettings(rank=2, alpha=4, dropout=0.0),
+        settings=replace(SETTINGS, dropout=0.0),
+    )
+    fit(spec)
+    before, after = weights(source), weights(spec.output)
+    assert before.keys() == after.keys()
+    rows = len(before["model.embed_tokens.weight"])
+    for name in ("model.embed_tokens.weight", *([] if tied else ["lm_head.weight"])):
+        assert torch.equal(after[name][:rows], before[name]), "old rows stay"
+        assert len(after[name]) == rows + len(catalogue().tokens)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(before[name], after[name])
+    moved = load_recommender(spec.output, "cpu")
+    assert moved.format.prefix
+    fresh = replace(spec, output=tmp_path / "again", settings=replace(spec.settings, lr=1e-9))
+    fit(fresh)
+    still = weights(fresh.output)["model.embed_tokens.weight"][rows:]
+    assert not torch.allclose(still, after["model.embed_tokens.weight"][rows:], atol=1e-4)
+
+
+def test_a_recommender_is_trained_further(tmp_path: Path):
+    first = fit_spec(tmp_path, "first")
+    fit(first)
+    spec = replace(
+        first, output=tmp_path / "second", source=ModelSource("checkpoint", str(first.output))
+    )
+    fit(spec)
+    assert weights(spec.output).keys() == weights(first.output).keys()
+    assert load_recommender(spec.output, "cpu").format == load_recommender(first.output).format
+
+
+def save_language_model(folder: Path, *, tied: bool) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.models import folders
+
+    tokenizer = folders.make_tokenizer(40)
+    tokenizer.add_special_tokens({"bos_token": "w001"})
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
+            tie_word_embeddings=tied,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def refused(spec: FitSpec, words: str) -> None:
+    with pytest.raises(DraftrecError, match=words) as error:
+        fit(spec)
+    assert "\n" not in str(error.value)
+    assert not spec.output.exists()
+
+
+def test_bad_input_is_refused_in_a_sentence(tmp_path: Path):
+    spec = fit_spec(tmp_path)
+    sequences = Path(spec.sequences)
+    rows = [json.loads(line) for line in sequences.read_text().splitlines()]
+
+    def written(*changed: dict[str, object]) -> FitSpec:
+        path = tmp_path / "other.jsonl"
+        path.write_text("\n".join(map(json.dumps, changed)))
+        return replace(spec, sequences=str(path))
+
+    stranger = {"user": 7, "items": [100, 5], "part": "train"}
+    refused(written(stranger), "item 5 of user 7 has no semantic id")
+    refused(written(*(r for r in rows if r["part"] != "train")), "no items of part 'train'")
+    refused(replace(spec, source=ModelSource("preset", "huge")), "no preset 'huge'")
+    refused(replace(spec, source=ModelSource("config", str(tmp_path))), "no model configuration")
+    refused(replace(spec, lora=LoraSettings()), "give one with --from")
+    refused(
+        replace(spec, source=ModelSource("checkpoint", str(tmp_path / "none"))), "does not exist"
+    )
+    for name, value in (("epochs", 0), ("dropout", 1.0), ("lr", 0.0), ("device", "tpu")):
+        with pytest.raises(DraftrecError, match=f"--{name} must"):
+            replace(SETTINGS, **{name: value})
+
+
+def test_a_configuration_file_gives_the_architecture(tmp_path: Path):
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128}
+        )
+    )
+    spec = fit_spec(tmp_path, source=ModelSource("config", str(config)))
+    fit(spec)
+    assert load_recommender(spec.output, "cpu").model.config.model_type == "gpt2"
+    config.write_text(json.dumps({"model_type": "gpt2", "n_positions": 16}))
+    refused(replace(spec, output=tmp_path / "short"), "room for 16 tokens")
+
+
+def test_words_that_a_new_tokenizer_cannot_know_are_refused_before_anything_is_written(
+    tmp_path: Path,
+):
+    spec = replace(fit_spec(tmp_path), form=PromptFormat(prefix="Then"))
+    with pytest.raises(DraftrecError, match="words of --prefix 'Then'"):
+        fit(spec)
+    assert not spec.output.exists()

@@ -1,0 +1,172 @@
+"""Teacher data: trees of contexts, what is recorded along them, and resuming."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
+from draftrec.models.recommender import load_recommender
+from draftrec.train import teacher
+from draftrec.train import teacher as recorder
+from draftrec.train.fit import fit
+from draftrec.train.settings import TeachSettings
+from draftrec.train.teacher import TeachSpec, teach
+from draftrec.train.teacher_files import (
+    TeacherFolder,
+    at_rows,
+    context_tree,
+    legal_codes,
+    row_logits,
+    tree_inputs,
+)
+from tests.train.small import SETTINGS as FIT
+from tests.train.small import fit_spec
+
+SETTINGS = TeachSettings(beams=5, shard_size=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained target."""
+    path = tmp_path_factory.mktemp("teacher")
+    fit(fit_spec(path, settings=replace(FIT, epochs=8)))
+    return path
+
+
+def spec_in(folder: Path, output: Path, **changes: object) -> TeachSpec:
+    spec = TeachSpec(
+        str(folder / "target"), str(folder / "sequences.jsonl"), str(folder / "sids.jsonl"),
+        output, SETTINGS, device="cpu",
+    )  # fmt: skip
+    return replace(spec, **changes)
+
+
+def test_a_tree_holds_every_prefix_once_and_counts_beams():
+    beams = np.array([[1, 5, 8], [1, 5, 9], [2, 5, 8], [1, 6, 8]], np.int32)
+    tree = context_tree(beams, np.array([1, 7, 8], np.int32))
+    paths = {(): -1}
+    for i in range(len(tree.tokens)):
+        above = next(p for p, node in paths.items() if node == tree.parents[i])
+        paths[(*above, int(tree.tokens[i]))] = i
+    assert list(paths) == [(), (1,), (2,), (1, 5), (1, 6), (1, 7), (2, 5)]
+    assert tree.beams.tolist() == [4, 3, 1, 2, 1, 0, 1]
+    assert tree.truth.tolist() == [1, 7, -1, -1, -1, 8, -1]
+    assert tree.next_level.tolist() == [0, 1, 1, 2, 2, 2, 2]
+    edges = {
+        (list(paths)[row], token): weight
+        for row, token, weight in zip(
+            tree.edge_rows.tolist(), tree.edge_tokens.tolist(), tree.edge_beams, strict=True
+        )
+    }
+    assert edges[(), 1] == 3
+    assert edges[(1, 5), 9] == 1
+    assert edges[(1, 7), 8] == 0
+    assert len(context_tree(beams, np.empty(0, np.int32)).tokens) == 5
+
+
+def test_rows_of_a_batch_of_trees_are_what_plain_passes_say(folder: Path):
+    model = load_recommender(folder / "target", "cpu").model
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 13, n).astype(np.int32) for n in (1, 7, 4)]
+    trees = [
+        context_tree(rng.integers(4, 9, (6, 3)).astype(np.int32), rng.integers(4, 9, 3, np.int32))
+        for _ in prompts
+    ]
+    with torch.inference_mode():
+        found = row_logits(model, tree_inputs(prompts, trees))
+        row = 0
+        for prompt, tree in zip(prompts, trees, strict=True):
+            for node in range(-1, len(tree.tokens)):
+                path: list[int] = []
+                while node >= 0:
+                    path, node = [int(tree.tokens[node]), *path], int(tree.parents[node])
+                ids = torch.tensor([[*prompt.tolist(), *path]])
+                assert torch.allclose(found[row], model(input_ids=ids).logits[0, -1], atol=1e-4)
+                row += 1
+    assert row == len(found)
+
+
+def test_what_is_recorded_is_what_the_target_says(folder: Path, tmp_path: Path):
+    found = teach(spec_in(folder, tmp_path))
+    files = TeacherFolder(tmp_path)
+    manifest, catalogue = files.manifest(), files.catalogue()
+    assert manifest is not None
+    assert manifest.finished
+    assert found["contexts"] == manifest.total == sum(manifest.shards)
+    target = load_recommender(folder / "target", "cpu")
+    assert manifest.target == target.fingerprint
+    assert np.array_equal(catalogue.codes, legal_codes(catalogue.item_tokens))
+    context = files.contexts(1)[3]
+    assert context.beams.shape == (5, 3)
+    assert context.prompt[0] == target.tokenizer.bos_token_id
+    assert context.answers.sum() == len(context.prompt) - 1
+    items = {tuple(row) for row in catalogue.item_tokens.tolist()}
+    assert all(tuple(beam) in items for beam in context.beams.tolist())
+    # Best first, and no item that was left out scores higher than the last one kept.
+    scores = {item: plain_score(target.model, context.prompt, item) for item in items}
+    best = sorted(scores, key=lambda item: -scores[item])
+    assert tuple(context.beams[0].tolist()) == best[0]
+    assert context.prompt_log_probs.shape == (context.answers.sum(), catalogue.codes.shape[1])
+    tree = context.tree()
+    assert context.log_probs.shape == (len(tree.next_level), catalogue.codes.shape[1])
+    for row, level in enumerate(tree.next_level.tolist()):
+        legal = catalogue.codes[level] >= 0
+        assert np.isfinite(context.log_probs[row, legal]).all()
+        assert np.isneginf(context.log_probs[row, ~legal]).all()
+        assert 0.5 < np.exp(context.log_probs[row, legal].astype(np.float64)).sum() < 1.01
+
+
+def plain_score(model: object, prompt: np.ndarray, item: tuple[int, ...]) -> float:
+    ids = torch.tensor([[*prompt.tolist(), *item]])
+    with torch.inference_mode():
+        log_probs = model(input_ids=ids).logits[0].log_softmax(-1)  # type: ignore[operator]
+    return sum(float(log_probs[len(prompt) - 1 + level, token]) for level, token in enumerate(item))
+
+
+def test_an_interrupted_recording_goes_on_and_ends_with_the_same_bytes(
+    folder: Path, tmp_path: Path
+):
+    teach(spec_in(folder, tmp_path / "whole"))
+    stops = iter([False, True])
+    with pytest.raises(Interrupted):
+        teach(spec_in(folder, tmp_path / "broken"), should_stop=lambda: next(stops))
+    assert len(list((tmp_path / "broken").glob("teacher-*"))) == 1
+    teach(spec_in(folder, tmp_path / "broken"))
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "broken" / path.name).read_bytes()
+    with pytest.raises(DraftrecError, match="contexts changed"):
+        teach(spec_in(folder, tmp_path / "broken", limit=3))
+    (tmp_path / "broken" / "mine.txt").touch()
+    assert teach(spec_in(folder, tmp_path / "broken", limit=3, overwrite=True))["contexts"] < 4
+    assert (tmp_path / "broken" / "mine.txt").exists()
+
+
+def test_a_shift_by_one_level_is_noticed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def shifted(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack((rows[:, 0], (rows[:, 1] - 1).clamp_min(0)), dim=1)
+        return at_rows(logits, rows)
+
+    monkeypatch.setattr(recorder, "at_rows", shifted)
+    with pytest.raises(UnsupportedModelError, match="a beam has other"):
+        teach(spec_in(folder, tmp_path / "out"))
+
+
+def test_more_contexts_per_user_and_ends():
+    users = [np.arange(n) for n in (1, 2, 6)]
+    last = teacher.contexts_of(users, TeachSettings())
+    assert [(len(history), truth) for history, truth in last] == [(1, 1), (5, 5)]
+    more = teacher.contexts_of(users, TeachSettings(per_user=3, ends=True))
+    assert sorted(truth for _, truth in more).count(-1) == 3
+    assert len({(len(h), t) for h, t in more if t >= 0}) == 4
+    assert all(t < 0 or len(h) == t for h, t in more)
+    with pytest.raises(DraftrecError, match="no user has two train items"):
+        teacher.contexts_of(users[:1], TeachSettings())
+    with pytest.raises(DraftrecError, match="no contexts"):
+        TeachSettings(per_user=0)

@@ -1,0 +1,136 @@
+"""The training loop: its rates, when it ends, what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from draftrec.errors import DraftrecError
+from draftrec.train.examples import Batch
+from draftrec.train.files import TrainingFolder
+from draftrec.train.loop import Trainer, TrainWatcher, Validation, learning_rate
+from draftrec.train.lora import stream_dropout
+from draftrec.train.settings import TrainSettings
+
+SETTINGS = TrainSettings(epochs=6, lr=0.1, weight_decay=0.0, dropout=0.0, patience=2, device="cpu")
+
+
+class Line(nn.Module):
+    """y = w x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+
+class Scored:
+    """Three steps an epoch towards w = 1; validations have the scores that they are given."""
+
+    def __init__(self, scores: list[float], value: float = 1.0) -> None:
+        self.scores, self.value, self.seen = iter(scores), value, []
+
+    def steps(self) -> int:
+        return 3
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        for _ in range(3):
+            yield {"x": torch.ones(1)}
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        return ((model.weight - self.value) * batch["x"]).square().mean()
+
+    def validate(self, model: Any) -> Validation | None:
+        assert not model.training
+        self.seen.append(float(model.weight.detach()))
+        score = next(self.scores, None)
+        return None if score is None else Validation({"score": score}, score)
+
+
+def trained(folder: Path, task: Scored, **changes: Any) -> tuple[Line, Any]:
+    model = Line()
+    files = TrainingFolder(folder)
+    files.claim({}, overwrite=True)
+    return model, Trainer(task, model, replace(SETTINGS, **changes), files).run(TrainWatcher())
+
+
+def test_the_best_weights_are_kept_and_patience_ends(tmp_path: Path):
+    task = Scored([1.0, 5.0, 2.0, 5.0, 9.0, 9.0])
+    model, progress = trained(tmp_path, task)
+    assert (progress.best_epoch, progress.epoch) == (1, 4), "equal is not better"
+    assert float(model.weight.detach()) == task.seen[1]
+    assert [record["score"] for record in progress.epochs] == [1.0, 5.0, 2.0, 5.0]
+    assert torch.equal(model.frozen, torch.ones(2, 2))
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path: Path):
+    task = Scored([])
+    model, progress = trained(tmp_path, task)
+    assert (progress.best_epoch, progress.epoch) == (5, 6)
+    assert float(model.weight.detach()) == task.seen[-1]
+
+
+def test_a_loss_that_is_no_number_is_refused(tmp_path: Path):
+    with pytest.raises(DraftrecError, match="loss became nan in step 0"):
+        trained(tmp_path, Scored([1.0], value=float("nan")))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+    trained(tmp_path, Scored([1.0] * 6))
+    (tmp_path / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(DraftrecError, match="is damaged"):
+        TrainingFolder(tmp_path).load()
+
+
+def test_tensorboard_gets_the_numbers(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    trained(tmp_path, Scored([1.0, 2.0]), epochs=2)
+    assert list((tmp_path / "logs").glob("events.*"))
+
+
+def test_the_rate_rises_then_falls_to_zero():
+    settings = TrainSettings(lr=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[0] > 0
+    assert rates[-1] < 0.01
+    assert learning_rate(55, 100, settings) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_dropout_acts_in_training_alone_and_goes_away(architecture: str):
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    torch.manual_seed(0)
+    config: Any = {
+        "llama": LlamaConfig(
+            vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+            num_attention_heads=2,
+        ),
+        "gpt2": GPT2Config(
+            vocab_size=20, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0,
+            attn_pdrop=0,
+        ),
+    }[architecture]  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    ids = torch.tensor([[1, 2, 3]])
+    plain = model.eval()(input_ids=ids).logits
+    with stream_dropout(model, 0.5):
+        assert torch.equal(model.eval()(input_ids=ids).logits, plain)
+        model.train()
+        parts = sum(len(m._forward_hooks) for m in model.modules())
+        assert parts == 1 + 2 * 2, "embeddings, and two parts of each layer"
+        assert not torch.allclose(model(input_ids=ids).logits, plain)
+    assert torch.equal(model(input_ids=ids).logits, plain)
