@@ -91,40 +91,59 @@ def test_what_generate_cannot_use_is_said(
 
 
 OTHERS: dict[tuple[str, str], tuple[dict[str, Any], str]] = {
-    ("knowledge.ctr", "contrast"): ({"contrast": 0.3, "adaptor": [Adaptor.MLP]}, "without --adaptor"),
+    ("knowledge.ctr", "contrast"): (
+        {"contrast": 0.3, "adaptor": [Adaptor.MLP]},
+        "without --adaptor",
+    ),
     ("knowledge.ctr", "fold"): ({"fold": 3, "split": SplitBy.TIME}, "with --split time"),
     ("knowledge.ctr", "sample_seed"): ({"sample_seed": 3}, "without --negatives"),
     ("knowledge.ctr", "item_vectors"): ({"item_vectors": "v"}, "without an --adaptor"),
     ("knowledge.ctr", "user_columns"): ({"user_columns": "a"}, "without --users"),
-    ("knowledge.ctr", "epochs"): ({"epochs": 3, "save_histories": Path("h")}, "with --save-histories"),
+    ("knowledge.ctr", "epochs"): (
+        {"epochs": 3, "save_histories": Path("h")},
+        "with --save-histories",
+    ),
     ("knowledge.encode", "history_column"): ({"history_column": "titles"}, "without --history"),
     ("knowledge.generate", "forced_bos_token"): (
-        {"forced_bos_token": "3", "template": "kar"}, "after prompts of more than one token",
+        {"forced_bos_token": "3", "template": "kar"},
+        "after prompts of more than one token",
     ),
     ("genrec.recommend", "draft_items"): ({"draft_items": 3}, "without a draft model"),
     ("genrec.recommend", "temperature"): (
-        {"temperature": 0.5, "verify": Verify.RELAXED}, "with --verify relaxed",
+        {"temperature": 0.5, "verify": Verify.RELAXED},
+        "with --verify relaxed",
     ),
     ("genrec.train fit", "patience"): ({"patience": 2, "with_valid": True}, "with --with-valid"),
     ("genrec.train teach", "seed"): ({"seed": 2}, "without --per-user above 1"),
     ("genrec.train align", "alpha"): (
-        {"alpha": 0.5, "objective": Objective.SFT}, "with --objective sft",
+        {"alpha": 0.5, "objective": Objective.SFT},
+        "with --objective sft",
     ),
     ("genrec.train align", "soft"): ({"soft": 0.5, "alpha": 1.0}, "with --alpha 1"),
     ("genrec.train align", "tau"): ({"tau": 0.5}, "without --objective atspeed-r"),
     ("genrec.train align", "sharpen"): (
-        {"sharpen": 0.5, "objective": Objective.WORDKD}, "without --objective atspeed-s",
+        {"sharpen": 0.5, "objective": Objective.WORDKD},
+        "without --objective atspeed-s",
     ),
     ("genrec.train align", "patience"): ({"patience": 2, "held_out": 0}, "with --held-out 0"),
     ("knowledge.group", "factors"): ({"factors": 8, "model": Path("m")}, "with --model"),
-    ("knowledge.prompts", "prompt_column"): ({"prompt_column": "p", "template": "kar"}, "with --template"),
-    ("knowledge.replay", "groups"): ({"groups": Path("g"), "drafter": ["all", "trie"]}, "without a drafter"),
-    ("knowledge.replay", "warm"): ({"warm": "w", "drafter": ["prompt"]}, "with --drafter prompt alone"),
+    ("knowledge.prompts", "prompt_column"): (
+        {"prompt_column": "p", "template": "kar"},
+        "with --template",
+    ),
+    ("knowledge.replay", "groups"): (
+        {"groups": Path("g"), "drafter": ["all", "trie"]},
+        "without a drafter",
+    ),
+    ("knowledge.replay", "warm"): (
+        {"warm": "w", "drafter": ["prompt"]},
+        "with --drafter prompt alone",
+    ),
     ("knowledge.replay", "depth"): ({"depth": 2, "budget": 0}, "with --budget 0"),
     ("knowledge.tune", "tokenizer"): ({"tokenizer": "t", "model": "m"}, "with --model"),
     ("knowledge.tune", "limit"): ({"limit": 3, "model": "m"}, "--sample says"),
     ("knowledge.tune", "overwrite"): ({"overwrite": True}, "without --model"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=" ".join)
@@ -141,21 +160,31 @@ def _dashed(option: str) -> str:
 
 USED: list[tuple[str, dict[str, Any]]] = [
     ("knowledge.generate", {}),
-    ("knowledge.generate", {
-        "accept": "relaxed", "top_k": 3, "max_loss": 1.0, "pool": Path("p"), "budget": "8"
-    }),
+    (
+        "knowledge.generate",
+        {"accept": "relaxed", "top_k": 3, "max_loss": 1.0, "pool": Path("p"), "budget": "8"},
+    ),
     ("knowledge.generate", {"temperature": 0.5, "seed": 3, "top_p": 0.9, "forced_bos_token": "5"}),
     ("knowledge.generate", {"template": "kar", "side": "item", "limit": 3}),
     ("knowledge.generate", {"accept": "strict", "top_k": GenerateOptions(input="x").top_k}),
-    ("knowledge.ctr", {"adaptor": [Adaptor.CONTRASTIVE], "contrast": 0.3, "user_vectors": "v", "fold": 2}),
-    ("knowledge.ctr", {"save_histories": Path("h"), "items": "i", "title_column": "t", "history": 3}),
+    (
+        "knowledge.ctr",
+        {"adaptor": [Adaptor.CONTRASTIVE], "contrast": 0.3, "user_vectors": "v", "fold": 2},
+    ),
+    (
+        "knowledge.ctr",
+        {"save_histories": Path("h"), "items": "i", "title_column": "t", "history": 3},
+    ),
     ("genrec.recommend", {"draft": "folder", "draft_items": 3}),
     ("genrec.recommend", {"verify": Verify.SAMPLE, "temperature": 0.5, "seed": 3}),
     ("genrec.train align", {"objective": Objective.TVDKD, "tau": 0.5, "alpha": 0.2, "soft": 0.1}),
     ("genrec.train teach", {"per_user": 3, "seed": 2}),
-    ("knowledge.replay", {"drafter": ["prompt", "group"], "warm": "w", "groups": Path("g"), "order": True}),
+    (
+        "knowledge.replay",
+        {"drafter": ["prompt", "group"], "warm": "w", "groups": Path("g"), "order": True},
+    ),
     ("knowledge.tune", {"model": "m", "template": "kar", "side": "item", "sample": 3}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "values"), USED)
