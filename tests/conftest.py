@@ -45,4 +45,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _starts_clusters(path: str) -> bool:
-    return path.startswith(("tests/scale/", "tests/benchmarks/test_ray_jobs.py"))
+    return path.startswith(("tests/jobs/ray/", "tests/benchmarks/test_ray_jobs.py"))
