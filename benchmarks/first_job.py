@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from common import SHARED, note, paired_ratio, spread, write_result
 from jobs import environment
+from shop import stream_records
 
 from draftrec.data.templates import load_template
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path
 
 if TYPE_CHECKING:
     from draftrec.core import Generation, Request

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, note
+from shop import stream_records
 
 from draftrec.data.templates import load_template
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path
 
 _MAIN = "from draftrec.cli.main import main; main()"
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from jobs import environment
 
-from draftrec.demo.genrec_shop import histories, make_readings
+from draftrec.demo.shop import histories, readings
 
 _MAIN = "from draftrec.cli.main import main; main()"
 _START_SECONDS, _END_SECONDS = 120.0, 60.0
@@ -94,8 +94,7 @@ class Traffic:
 
 def asked(users: int, k: int) -> list[dict[str, Any]]:
     """Requests for the embedded shop's readers, whose last book is to be predicted."""
-    _, readings = make_readings(users)
-    return [{"history": h.items.tolist(), "k": k} for h in histories(readings, "test")]
+    return [{"history": h.items.tolist(), "k": k} for h in histories(readings(users), "test")]
 
 
 async def pump(

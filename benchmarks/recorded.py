@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from shop import knowledge_text, stream_records
 from stand_in import train_tokenizer
 
 from draftrec.core import IntArray, Request
 from draftrec.data.templates import load_template
-from draftrec.data.world import demo_model_path, knowledge_text, stream_records
+from draftrec.demo.shop import demo_model_path
 from draftrec.models.loading import load_tokenizer
 from draftrec.pool.store import Pool
 

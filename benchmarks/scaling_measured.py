@@ -26,13 +26,13 @@ import torch
 from common import SHARED, note, spread, write_result
 from pool_traces import Sizes, Trace, recorded_trace, synthetic_trace
 from replay import ReplayRule
+from shop import stream_records
 
 from draftrec.config import AcceptConfig
 from draftrec.core import Counts, Drafter, Generation, IntArray, Request
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template
-from draftrec.data.world import stream_records
 from draftrec.engine.packing import Segment, pack
 from draftrec.engine.target import Scores
 from draftrec.engine.text import loop

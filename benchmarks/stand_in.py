@@ -8,10 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from shop import knowledge_text, stream_records
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from draftrec.data.world import knowledge_text, stream_records
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

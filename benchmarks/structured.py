@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from common import RESULTS, interleave, note, paired_ratio, spread, write_result
 from jsonschema import Draft202012Validator
+from shop import stream_records
 
 from draftrec.core import SOURCES, Generation, Request
 from draftrec.data.templates import Side, load_template
-from draftrec.data.world import stream_records
 from draftrec.engine.text import loop
 from draftrec.engine.text.grammar import GrammarControl
 from draftrec.evaluate.texts.templates import TextForm

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftrec.data.templates import load_template
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path, readers
 from draftrec.integrations import transformers as draftrec
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
     template = load_template("kar", "user")
     pool = draftrec.new_pool(tokenizer)
-    records = stream_records("user")
+    records = iter(readers())
     for _ in range(3):
         prompts = [template.render(record) for record in islice(records, 8)]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)

@@ -3,7 +3,6 @@
 # ruff: noqa: T201
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +14,7 @@ def write(prompts: list[str], **more: Any) -> tuple[list[list[int]], float]:
     """Token ids of the texts, and tokens per step of each; one engine at a time."""
     from vllm import LLM, SamplingParams
 
-    from draftrec.data.world import demo_model_path
+    from draftrec.demo.shop import demo_model_path
 
     model = str(demo_model_path())
     llm = LLM(model, dtype="float32", enforce_eager=True, disable_log_stats=False, **more)
@@ -31,7 +30,7 @@ def save_pool(texts: list[list[int]], folder: Path) -> None:
     """Index texts of the model's own."""
     import numpy as np
 
-    from draftrec.data.world import demo_model_path
+    from draftrec.demo.shop import demo_model_path
     from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
     from draftrec.pool.store import Pool
 
@@ -43,10 +42,10 @@ def save_pool(texts: list[list[int]], folder: Path) -> None:
 def main() -> None:
     """Runs offline on the small model that comes with draftrec, on CPU or GPU."""
     from draftrec.data.templates import load_template
-    from draftrec.data.world import stream_records
+    from draftrec.demo.shop import readers
 
     template = load_template("kar", "user")
-    prompts = [template.render(record) for record in islice(stream_records("user"), 40)]
+    prompts = [template.render(record) for record in readers()[:40]]
     plain, _ = write(prompts)
     with TemporaryDirectory() as folder:
         pool = Path(folder) / "pool"

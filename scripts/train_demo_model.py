@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from bookshop.texts import facts
+from bookshop.world import knowledge_text, stream_records
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from draftrec.data.templates import load_template
-from draftrec.data.world import knowledge_text, stream_records
-from draftrec.data.world_texts import facts
 
 TRAIN_SEED = 7
 EVAL_SEED = 0

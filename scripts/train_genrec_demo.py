@@ -11,24 +11,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from bookshop.series import Shop, make_shop, stream_readings
+from make_shop import BOOKS, READERS, SEED
 from transformers import LlamaConfig
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import write_semantic_ids
-from draftrec.data.world_series import Shop
-from draftrec.demo.genrec_shop import (
-    BOOKS,
-    READERS,
-    SEED,
+from draftrec.demo.shop import (
     histories,
-    make_readings,
     sequences,
     train_places,
 )
@@ -183,8 +180,9 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     capped = {"epochs": options.epochs} if options.epochs else {}
 
-    shop, readings = make_readings(options.readers)
-    rows = sequences(readings[:VALID]) + sequences(readings[VALID:], ("train",))
+    shop = make_shop(SEED, BOOKS)
+    readings = [np.array(r.books) for r in islice(stream_readings(shop), options.readers)]
+    rows = sequences(readings[:VALID]) + sequences(readings[VALID:], ("train",), VALID)
     (work / "sequences.jsonl").write_text(rows, encoding="utf-8")
     vectors = item_vectors(shop, train_places(readings))
     quantised = residual_kmeans(vectors, QuantiseSettings(LEVELS, CODES))

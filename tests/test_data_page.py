@@ -13,7 +13,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.data.sequences import read_histories
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 STORY = PAGE[PAGE.index("## From interactions") : PAGE.index("## Files")]

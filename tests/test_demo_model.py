@@ -6,10 +6,11 @@ from itertools import islice
 
 import pytest
 import torch
+from bookshop.world import knowledge_text, stream_records
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TokenizersBackend
 
 from draftrec.data.templates import load_template
-from draftrec.data.world import demo_model_path, knowledge_text, stream_records
+from draftrec.demo.shop import demo_model_path
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,14 +7,13 @@ mkdir -p "$work"
 
 python - "$work/readers.jsonl" <<'PY'
 import json, sys
-from itertools import islice
-from draftrec.data.world import stream_records
+from draftrec.demo.shop import readers
 
 with open(sys.argv[1], "w") as file:
-    for record in islice(stream_records("user"), 200):
+    for record in readers()[:200]:
         file.write(json.dumps(record) + "\n")
 PY
-model="$(python -c 'from draftrec.data.world import demo_model_path as m; print(m())')"
+model="$(python -c 'from draftrec.demo.shop import demo_model_path as m; print(m())')"
 
 draftrec generate "$work/readers.jsonl" --model "$model" --template kar --output "$work/run" \
   --max-new-tokens 48 --shard-size 16 --engine ray --workers 2

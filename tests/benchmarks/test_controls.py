@@ -10,7 +10,7 @@ import job_tables
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 
 
 def test_exactness_counts_differences(tmp_path: Path) -> None:

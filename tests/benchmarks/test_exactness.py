@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bookshop.world import stream_records
 from stand_in import save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from draftrec.core import Counts, Generation, Request
-from draftrec.data.world import stream_records
 
 
 @pytest.fixture(scope="module")

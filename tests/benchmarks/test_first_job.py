@@ -14,11 +14,12 @@ from typing import Any
 import first_job
 import job_tables
 import pytest
+from bookshop.world import stream_records
 
 from draftrec.cli.main import run
 from draftrec.core import Request
 from draftrec.data.templates import load_template
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge.generator import Generator
 
 

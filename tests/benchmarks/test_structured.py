@@ -8,7 +8,7 @@ from pathlib import Path
 import structured
 from jsonschema import Draft202012Validator
 
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 
 
 def test_dry_run(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from draftrec.config import BatchConfig, DraftConfig, GenerateConfig, ModelConfig, RecommendConfig
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.serve.http.app import create_app
 from draftrec.serve.loading import Sources, sources_of
 from draftrec.serve.logs import RequestLog

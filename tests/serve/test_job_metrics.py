@@ -13,7 +13,7 @@ import pytest
 from draftrec.cli.main import run
 from draftrec.config import AcceptConfig, DraftConfig, GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge.crew import local
 from draftrec.jobs.knowledge.job import JobResult, JobSpec, Watcher, run_job
 from draftrec.jobs.knowledge.manifest import Manifest

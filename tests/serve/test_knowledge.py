@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
 from draftrec.serve.settings import KnowledgeSettings

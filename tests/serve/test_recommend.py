@@ -15,7 +15,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
-from draftrec.demo.genrec_shop import histories, make_readings, sequences, shipped_path
+from draftrec.demo.shop import histories, readings, sequences, shipped_path
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.loading import demo_sources
@@ -84,8 +84,8 @@ def test_concurrent_clients_get_what_the_command_line_gives(
 
 
 def test_readers_of_the_demo_get_what_the_command_line_gives(tmp_path: Path) -> None:
-    _, readings = make_readings(50)
-    (tmp_path / "rows.jsonl").write_text(sequences(readings))
+    read = readings(50)
+    (tmp_path / "rows.jsonl").write_text(sequences(read))
     folder = shipped_path()
     expected: dict[int, list[dict[str, Any]]] = {}
     for k in (3, 10):
@@ -101,7 +101,7 @@ def test_readers_of_the_demo_get_what_the_command_line_gives(tmp_path: Path) -> 
     with shop as served, ThreadPoolExecutor(16) as clients:
         jobs = [
             (clients.submit(served.recommend, h.items.tolist(), k=k), i, k)
-            for i, h in enumerate(histories(readings, "test"))
+            for i, h in enumerate(histories(read, "test"))
             for k in (3, 10)
         ]
         for job, i, k in jobs:

@@ -21,7 +21,7 @@ class DemoOptions:
     output: Annotated[
         Path, typer.Option(help="Folder for report.html and summary.json; made if missing.")
     ] = Path("draftrec-demo")
-    seed: Annotated[int, typer.Option(help="Seed of the invented readers and books.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the choice of invented readers.")] = 0
     json: JsonOption = False
     debug: DebugOption = False
 

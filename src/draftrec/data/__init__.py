@@ -1,1 +1,1 @@
-"""Records, templates, the fictional world: what goes into a job and how it is stored."""
+"""Records, templates, sequences: what goes into a job and how it is stored."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from draftrec.demo.genrec_report import GenrecReport, render
-from draftrec.demo.genrec_shop import sequences
 from draftrec.demo.genrec_story import GenrecStory
 from draftrec.demo.genrec_summary import make_report, to_json
 from draftrec.demo.output import replace, unwritable
+from draftrec.demo.shop import sequences
 
 
 def write(story: GenrecStory, folder: Path) -> tuple[GenrecReport, dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History
-from draftrec.demo.genrec_shop import READERS, Shipped, histories, load_shipped, shipped_path
+from draftrec.demo.shop import READERS, Shipped, histories, load_shipped, shipped_path
 from draftrec.demo.story import Watch, one_thread
 from draftrec.engine.costs import CostCurve
 from draftrec.evaluate.beam_speed import EngineRun, Spread, UserBeams, paired_speedup

@@ -42,7 +42,7 @@ def make_report(story: GenrecStory, folder: Path) -> GenrecReport:
         title="The same books, recommended six ways",
         lead=(
             f"{len(story.asked)} readers of an invented bookshop, {plan.k} books each out of "
-            f"{len(story.shipped.shop.books):,}: a small language model writes the semantic ids of "
+            f"{len(story.shipped.titles):,}: a small language model writes the semantic ids of "
             "the books that come next, by plain beam search and by drafted beams."
         ),
         k=plan.k,
@@ -113,15 +113,15 @@ def _quality(story: GenrecStory) -> list[Quality]:
 
 
 def _reader(story: GenrecStory, place: int) -> Reader:
-    asked, books = story.asked[place], story.shipped.shop.books
+    asked, titles = story.asked[place], story.shipped.titles
     hit = set(asked.targets.tolist())
 
     def listed(name: str) -> tuple[Book, ...]:
         items = story.answers[name][place].items[:_LISTED].tolist()
-        return tuple(Book(books[item].title, item in hit) for item in items)
+        return tuple(Book(titles[item], item in hit) for item in items)
 
-    before = tuple(books[item].title for item in asked.items[-_BEFORE:].tolist())
-    following = ", ".join(books[item].title for item in asked.targets.tolist())
+    before = tuple(titles[item] for item in asked.items[-_BEFORE:].tolist())
+    following = ", ".join(titles[item] for item in asked.targets.tolist())
     lists = (
         (f"Recommended, first {_LISTED} (plain and strict)", listed(PLAIN), _TONES["draft"]),
         (f"Sampled, first {_LISTED}", listed("sample"), _TONES["sample"]),

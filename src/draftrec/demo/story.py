@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.core import Request
 from draftrec.data.templates import load_template
-from draftrec.data.world import demo_model_path, is_held_out, stream_records
 from draftrec.demo.race import Contender, race
+from draftrec.demo.shop import demo_model_path, split_readers
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -141,12 +140,8 @@ def _race(contenders: list[Contender], requests: list[Request], plan: Plan, watc
 
 def _split(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Warm and held-out readers, each the first of their kind."""
-
-    def chosen(held_out: bool) -> Iterator[dict[str, Any]]:  # noqa: FBT001
-        readers = stream_records("user", seed=plan.seed)  # never ends
-        return (r for r in readers if is_held_out(r["entity_id"]) == held_out)
-
-    return list(islice(chosen(False), plan.warm)), list(islice(chosen(True), plan.held_out))
+    warm, held_out = split_readers(plan.seed)
+    return warm[: plan.warm], held_out[: plan.held_out]
 
 
 def _prompts(plan: Plan, records: Seq[dict[str, Any]]) -> list[str]:

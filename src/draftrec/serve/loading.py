@@ -9,8 +9,7 @@ from typing import Protocol
 
 from draftrec.config import GenerateConfig, ModelConfig, RecommendConfig
 from draftrec.data.sequences import read_semantic_ids
-from draftrec.data.world import demo_model_path
-from draftrec.demo.genrec_shop import load_shipped, shipped_path
+from draftrec.demo.shop import demo_model_path, load_shipped, shipped_path
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.knowledge.generator import Generator

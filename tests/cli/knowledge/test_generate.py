@@ -18,7 +18,7 @@ import pytest
 from draftrec import __version__
 from draftrec.cli.main import run
 from draftrec.config import AcceptConfig, BatchConfig, DraftConfig, RecordsConfig
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge import worker
 from tests.fakes import FakeGenerator
 

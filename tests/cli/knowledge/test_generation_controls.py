@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge import worker
 
 PROMPTS = ("This reader likes", "A story of the sea")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 

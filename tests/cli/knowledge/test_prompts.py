@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.models import loading
 
 ROWS = [

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.evaluate.replay.engines import ENGINES
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool

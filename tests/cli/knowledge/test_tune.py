@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 
 
 def write(path: Path, texts: list[list[int]]) -> Path:

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from bookshop.world import stream_records
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path
 from draftrec.evaluate.tune import space as tune_space
 
 SMALL = ("--budgets", "8", "--sample", "2", "--rounds", "1", "--max-new-tokens", "12")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from bookshop.world import stream_records
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path
 
 SCHEMA = {
     "type": "object",

@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from bookshop.world import is_held_out, knowledge_text, stream_records
 
 from draftrec.cli.main import run
-from draftrec.data.world import demo_model_path, is_held_out, knowledge_text, stream_records
+from draftrec.demo.shop import demo_model_path
 from draftrec.evaluate.compare.comparison import run_compare
 from draftrec.evaluate.compare.limits import default_limits
 from draftrec.evaluate.compare.values import CompareJob

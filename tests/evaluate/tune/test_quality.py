@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from bookshop.world import stream_records
 
 from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.tune import race as tune_race
 from draftrec.evaluate.tune import space as tune_space

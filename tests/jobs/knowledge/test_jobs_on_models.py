@@ -12,7 +12,7 @@ import pytest
 from draftrec.cli.main import run
 from draftrec.config import DraftConfig
 from draftrec.core import DraftTree, Request, SequenceView
-from draftrec.data.world import demo_model_path
+from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge import generator as module
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.drafter import PoolDrafter

@@ -8,8 +8,9 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from bookshop.world import stream_records
 
-from draftrec.data.world import demo_model_path, stream_records
+from draftrec.demo.shop import demo_model_path
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.generator import Generator
 

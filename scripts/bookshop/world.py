@@ -11,14 +11,12 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from itertools import count as numbers
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
-from draftrec.data import world_lexicon as lexicon
-from draftrec.data.world_texts import write_text
+from bookshop import lexicon
+from bookshop.texts import write_text
 
 Side = Literal["user", "item"]
 
@@ -148,11 +146,6 @@ def split_warm(
     for record in records:
         (held_out if is_held_out(record["entity_id"], share) else warm).append(record)
     return warm, held_out
-
-
-def demo_model_path() -> Path:
-    """The folder of the small language model shipped with the package."""
-    return Path(str(resources.files("draftrec") / "assets" / "demo-lm"))
 
 
 @dataclass(frozen=True, slots=True)

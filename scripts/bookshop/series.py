@@ -14,8 +14,8 @@ from functools import cached_property
 from itertools import accumulate
 from itertools import count as numbers
 
-from draftrec.data import world_lexicon as lexicon
-from draftrec.data.world import Item, stream_items
+from bookshop import lexicon
+from bookshop.world import Item, stream_items
 
 #: Volumes of a series, and how common that is.
 _VOLUMES = ((1, 2, 3, 4, 5), (45, 20, 17, 10, 8))

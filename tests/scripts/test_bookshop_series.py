@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
-
-from draftrec.data.world_series import Reading, Shop, make_shop, stream_readings
+from bookshop.series import Reading, Shop, make_shop, stream_readings
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Sentence patterns of the knowledge texts, several ways of saying each thing.
 
-A pattern's fields are filled by `world_texts`. Patterns avoid verbs that would have to agree with
+A pattern's fields are filled by `texts`. Patterns avoid verbs that would have to agree with
 a field, because fields mix singular and plural.
 """
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-from draftrec.data import world_phrases as phrases
-from draftrec.data.world_lexicon import CATEGORIES, IMPRINTS, PACES, THEMES, TITLE_WORDS, TONES
+from bookshop import phrases
+from bookshop.lexicon import CATEGORIES, IMPRINTS, PACES, THEMES, TITLE_WORDS, TONES
 
 #: How often the facet, rather than chance, chooses the pattern.
 _HABIT = 0.8
