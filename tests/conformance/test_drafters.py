@@ -23,7 +23,7 @@ from draftrec.evaluate.replay.engines import ENGINES, make_engine
 from draftrec.evaluate.replay.published_trie import SpecialTokens
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
-from draftrec.serve.knowledge_worker import SwitchingDrafter
+from draftrec.serve.work import SwitchingDrafter
 from tests.engine.text.toy import EOS, toy_engine, toy_requests
 
 VOCABULARY, GROUPS = 7, ("a", "b", None)

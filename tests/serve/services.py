@@ -85,8 +85,8 @@ def running(settings: ServeSettings, sources: Sources | None = None) -> Iterator
     log = RequestLog(stream, contents=settings.log_contents)
     service = Service(settings, sources or sources_of(settings), log)
     with TestClient(create_app(service)) as client:
-        for engine in service.engines:
-            assert engine.ready.wait(60), engine.broken
+        for thread in service.threads:
+            assert thread.ready.wait(60), thread.broken
         yield Running(service, client, stream)
 
 

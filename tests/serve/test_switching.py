@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import DraftTree, Verdict
-from draftrec.serve.knowledge_worker import SwitchingDrafter
+from draftrec.serve.work import SwitchingDrafter
 
 
 class Named:

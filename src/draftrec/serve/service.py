@@ -10,21 +10,19 @@ from typing import Any
 from draftrec.errors import DraftrecError
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.dashboard.sources import Sources as Folders
-from draftrec.serve.engine import EngineThread
 from draftrec.serve.http.auth import Keyring, TokenBuckets
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import Lifecycle
-from draftrec.serve.http.tickets import EngineError
-from draftrec.serve.knowledge_worker import KnowledgeWork, Wanted, Written
 from draftrec.serve.loading import Sources
 from draftrec.serve.logs import RequestLog, RequestNote
 from draftrec.serve.metrics import ServiceMetrics
-from draftrec.serve.recommend_worker import Recommended, RecommendWork
+from draftrec.serve.model_thread import ModelThread, WorkError
 from draftrec.serve.settings import ServeSettings
+from draftrec.serve.work import KnowledgeWork, Recommended, RecommendWork, Wanted, Written
 
 
 class Service:
-    """Loads what the sources name. `start` sets the engines going, `stop` ends them. `chat`: are
+    """Loads what the sources name. `start` sets their threads going, `stop` ends them. `chat`: are
     prompts put into the tokenizer's chat template?
 
     Raises DraftrecError for unusable files, models and settings.
@@ -39,45 +37,45 @@ class Service:
         self.buckets = TokenBuckets(settings.rate) if settings.rate else None
         self.recommending: RecommendWork | None = None
         self.writing: KnowledgeWork | None = None
-        self.recommend: EngineThread[Query, Recommended] | None = None
-        self.knowledge: EngineThread[Wanted, Written] | None = None
+        self.recommend: ModelThread[Query, Recommended] | None = None
+        self.knowledge: ModelThread[Wanted, Written] | None = None
         self.chat = False
         self._reloading = False
         if sources.recommend:
             self.recommending = RecommendWork(sources.recommend.load(), self.metrics)
-            self.recommend = self._engine(self.recommending, "/v1/recommend")
+            self.recommend = self._thread(self.recommending, "/v1/recommend")
         if sources.knowledge:
             generator = sources.knowledge.load()
             chat = sources.knowledge.chat
             self.chat = generator.has_chat_template if chat is None else chat
             longest = min(settings.limits.prompt_tokens, generator.context_length - 1)
             self.writing = KnowledgeWork(generator, longest, self.metrics)
-            self.knowledge = self._engine(self.writing, "/v1/knowledge")
+            self.knowledge = self._thread(self.writing, "/v1/knowledge")
 
     @property
-    def engines(self) -> list[EngineThread[Any, Any]]:
+    def threads(self) -> list[ModelThread[Any, Any]]:
         """One for each model."""
-        return [engine for engine in (self.recommend, self.knowledge) if engine]
+        return [thread for thread in (self.recommend, self.knowledge) if thread]
 
     @property
     def ready(self) -> bool:
         """Can all of them answer?"""
-        return all(engine.ready.is_set() for engine in self.engines)
+        return all(thread.ready.is_set() for thread in self.threads)
 
     @property
     def broken(self) -> Exception | None:
-        """Why an engine has ended, if one has."""
-        return next((e.broken for e in self.engines if e.broken), None)
+        """Why a thread has ended, if one has."""
+        return next((t.broken for t in self.threads if t.broken), None)
 
     def start(self) -> None:
-        """Let the engines prepare, each in its thread."""
-        for engine in self.engines:
-            engine.start()
+        """Let the models prepare, each in its thread."""
+        for thread in self.threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the engines."""
-        for engine in self.engines:
-            engine.stop()
+        """End the threads."""
+        for thread in self.threads:
+            thread.stop()
 
     def seconds_since(self, note: RequestNote) -> float:
         """How long a request took."""
@@ -101,7 +99,7 @@ class Service:
         start = time.monotonic()
         try:
             facts = {**await self._reload_catalogue(), **await self._reload_pool()}
-        except (DraftrecError, OSError, EngineError) as error:
+        except (DraftrecError, OSError, WorkError) as error:
             self.log.write("reload_failed", message=str(error))
             raise ApiError(409, "reload_failed", f"the old files stay in use: {error}") from error
         finally:
@@ -110,29 +108,29 @@ class Service:
         return facts
 
     async def _reload_catalogue(self) -> dict[str, Any]:
-        source, engine, work = self.sources.recommend, self.recommend, self.recommending
-        if source is None or engine is None or work is None:
+        source, thread, work = self.sources.recommend, self.recommend, self.recommending
+        if source is None or thread is None or work is None:
             return {}
         new = await asyncio.to_thread(source.reload, work.recommender)
-        await asyncio.wrap_future(engine.change(new))
+        await asyncio.wrap_future(thread.change(new))
         return {"items": len(new.catalogue.sids)}
 
     async def _reload_pool(self) -> dict[str, Any]:
-        source, engine, work = self.sources.knowledge, self.knowledge, self.writing
-        if source is None or engine is None or work is None:
+        source, thread, work = self.sources.knowledge, self.knowledge, self.writing
+        if source is None or thread is None or work is None:
             return {}
         pool = await asyncio.to_thread(source.reload, work.generator)
         if pool is None:
             return {}
-        await asyncio.wrap_future(engine.change(pool))
+        await asyncio.wrap_future(thread.change(pool))
         return {"pool_texts": len(pool)}
 
-    def _engine(self, work: Any, route: str) -> EngineThread[Any, Any]:
+    def _thread(self, work: Any, route: str) -> ModelThread[Any, Any]:
         def failed(error: Exception) -> None:
             self.metrics.observe_error("engine")
             self.note_error(error)
 
-        return EngineThread(
+        return ModelThread(
             work,
             self.settings.limits.queue,
             threads=self.settings.threads,

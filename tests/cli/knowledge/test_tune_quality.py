@@ -13,7 +13,7 @@ from bookshop.world import stream_records
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
-from draftrec.evaluate.tune import space as tune_space
+from draftrec.evaluate.tune import choice as tune_space
 
 SMALL = ("--budgets", "8", "--sample", "2", "--rounds", "1", "--max-new-tokens", "12")
 

@@ -13,9 +13,8 @@ from bookshop.world import is_held_out, knowledge_text, stream_records
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
-from draftrec.evaluate.compare.comparison import run_compare
+from draftrec.evaluate.compare.comparison import CompareJob, run_compare
 from draftrec.evaluate.compare.limits import default_limits
-from draftrec.evaluate.compare.values import CompareJob
 
 pytest.importorskip("sacrebleu")
 MODEL = str(demo_model_path())

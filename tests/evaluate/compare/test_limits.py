@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.bootstrap import Estimate
 from draftrec.evaluate.compare.limits import (
     Limits,
     Measured,
@@ -17,6 +16,7 @@ from draftrec.evaluate.compare.limits import (
     passed,
     read_limits,
 )
+from draftrec.evaluate.texts.quality import Estimate
 
 
 def verdicts(limits: Limits, *, equal: bool = False, **measured: Measured) -> dict[str, Outcome]:

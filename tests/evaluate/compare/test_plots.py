@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from draftrec.evaluate.bootstrap import Estimate
+from draftrec.evaluate.compare.comparison import Comparison, RunResult
 from draftrec.evaluate.compare.limits import Measured, Verdict, default_limits, judge
 from draftrec.evaluate.compare.plots import draw, used
-from draftrec.evaluate.compare.values import Comparison, RunResult
+from draftrec.evaluate.texts.quality import Estimate
 
 
 @pytest.mark.parametrize(

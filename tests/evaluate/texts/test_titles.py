@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.texts.grounding import Catalogue, ground, read_catalogue, read_prompts
-from draftrec.evaluate.texts.titles import TitleMatcher, common_titles, history_text, named_titles
+from draftrec.evaluate.texts.grounding import (
+    Catalogue,
+    TitleMatcher,
+    common_titles,
+    ground,
+    history_text,
+    named_titles,
+    read_catalogue,
+    read_prompts,
+)
 
 TITLES = [
     "Heat (1995)", "Matrix, The (1999)", "The Matrix Reloaded", "Seven (Se7en) (1995)", "Up",

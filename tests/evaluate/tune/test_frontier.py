@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from draftrec.evaluate.tune.choice import Limits
+from draftrec.evaluate.tune.choice import Limits, knobs_label
 from draftrec.evaluate.tune.frontier import Study, render_frontier
-from draftrec.evaluate.tune.space import knobs_label
 from tests.evaluate.tune.test_choice import STRICT, row
 
 ROWS = (

@@ -15,11 +15,10 @@ from bookshop.world import stream_records
 from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
 from draftrec.demo.shop import demo_model_path
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.tune import race as tune_race
-from draftrec.evaluate.tune import space as tune_space
-from draftrec.evaluate.tune.quality import QualityJob, run_quality_tune
-from draftrec.evaluate.tune.sample import draw_sample
-from draftrec.evaluate.tune.space import Space
+from draftrec.evaluate.tune import choice as tune_space
+from draftrec.evaluate.tune import quality as tune_race
+from draftrec.evaluate.tune.choice import Space
+from draftrec.evaluate.tune.quality import QualityJob, draw_sample, run_quality_tune
 
 SPEEDS = ("speedup", "speedup_low", "speedup_high", "cpu_speedup")
 KNOBS = {"strict": {}, "relaxed": {"top_k": (1, 9), "min_prob": (0.0, 0.001)}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.tune.space import KNOBS, Space, accept_of, label_of
+from draftrec.evaluate.tune.choice import KNOBS, Space, accept_of, label_of
 from draftrec.jobs.trials import trial_key
 
 

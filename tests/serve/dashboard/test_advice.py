@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from draftrec.serve.dashboard import advice as rules
-from draftrec.serve.dashboard.groups import PoolUse
 from draftrec.serve.dashboard.quality import Evaluation
-from draftrec.serve.dashboard.run_data import Baseline, RunData, RunReader, with_baselines
+from draftrec.serve.dashboard.run_data import Baseline, PoolUse, RunData, RunReader, with_baselines
 from tests.serve.run_folders import RunWriter, write_pool
 
 Change = Callable[..., RunData]

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.dashboard import sources as dashboard_sources
+from draftrec.serve.dashboard.app import quantile, service_figures
 from draftrec.serve.dashboard.quality import read_evaluations
-from draftrec.serve.dashboard.service import quantile, service_figures
 from draftrec.serve.dashboard.sources import Sources
 from draftrec.serve.metrics import ServiceMetrics
 from tests.serve.run_folders import RunWriter, write_pool

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 
 from draftrec.pool.store import Pool
-from draftrec.serve.dashboard.groups import read_pool
 from draftrec.serve.dashboard.metrics import MetricsTail, curves, unfinished
-from draftrec.serve.dashboard.run_data import QUIET_SECONDS, RunData, RunReader, with_baselines
+from draftrec.serve.dashboard.run_data import (
+    QUIET_SECONDS,
+    RunData,
+    RunReader,
+    read_pool,
+    with_baselines,
+)
 from tests.serve.run_folders import GROUPS, TOKENS, RunWriter, write_pool
 
 

@@ -16,7 +16,7 @@ from draftrec.data.files.places import Place, place
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
-    from draftrec.evaluate.compare.values import Comparison
+    from draftrec.evaluate.compare.comparison import Comparison
 
 Option = typer.Option
 #: Exit code when a limit is broken, or cannot be decided.
@@ -101,11 +101,9 @@ def compare(options: CompareOptions) -> int:
     """
     from rich.console import Console
 
-    from draftrec.evaluate.compare.comparison import run_compare
+    from draftrec.evaluate.compare.comparison import NOT_CHECKED, CompareJob, run_compare
     from draftrec.evaluate.compare.limits import default_limits, read_limits
     from draftrec.evaluate.compare.report import to_json, write_report
-    from draftrec.evaluate.compare.study import NOT_CHECKED
-    from draftrec.evaluate.compare.values import CompareJob
 
     job = CompareJob(
         named_paths("BASELINE RUN...", options.runs, name_by_folder=True),

@@ -29,8 +29,7 @@ from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
 from draftrec.data.files.places import Place
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.tune.choice import Limits
-from draftrec.evaluate.tune.space import RULES
+from draftrec.evaluate.tune.choice import RULES, Limits
 
 Option = typer.Option
 Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)

@@ -41,9 +41,8 @@ def tune_quality(options: TuneOptions, model: str) -> int:
 
 def _job(options: TuneOptions, model: str) -> QualityJob:
     from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
-    from draftrec.evaluate.tune.choice import Limits
+    from draftrec.evaluate.tune.choice import Limits, Space
     from draftrec.evaluate.tune.quality import QualityJob
-    from draftrec.evaluate.tune.space import Space
 
     batch = auto_or_number("batch-size", options.batch_size)
     if batch != "auto" and batch < 1:
@@ -127,8 +126,7 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     from rich import box
     from rich.table import Table
 
-    from draftrec.evaluate.tune.choice import unrest
-    from draftrec.evaluate.tune.space import label_of
+    from draftrec.evaluate.tune.choice import label_of, unrest
 
     title = f"{summary['texts']} texts, {len(summary['trials'])} settings; the frontier:"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")

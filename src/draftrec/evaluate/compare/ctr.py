@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.bootstrap import Estimate
-from draftrec.evaluate.compare.limits import Measured
-from draftrec.evaluate.compare.metrics import CTR_METRICS
+from draftrec.evaluate.compare.limits import CTR_METRICS, Measured
+from draftrec.evaluate.texts.quality import Estimate
 from draftrec.jobs.trials import Interval, interval, paired
 
 _KEYS = ("model", "adaptor", "seed")

@@ -8,9 +8,8 @@ from collections.abc import Set
 from markupsafe import Markup
 
 from draftrec.evaluate import plots
-from draftrec.evaluate.compare.limits import Verdict
-from draftrec.evaluate.compare.metrics import METRICS
-from draftrec.evaluate.compare.values import Comparison, RunResult
+from draftrec.evaluate.compare.comparison import Comparison, RunResult
+from draftrec.evaluate.compare.limits import METRICS, Verdict
 from draftrec.evaluate.plots import Bar, Labels
 
 Plot = tuple[str, str, Markup]

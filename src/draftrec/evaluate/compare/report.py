@@ -10,11 +10,9 @@ from typing import Any
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.bootstrap import Estimate
-from draftrec.evaluate.compare.limits import Measured, Verdict
-from draftrec.evaluate.compare.metrics import METRICS
+from draftrec.evaluate.compare.comparison import Comparison, RunResult
+from draftrec.evaluate.compare.limits import METRICS, Measured, Verdict
 from draftrec.evaluate.compare.plots import TONES, draw
-from draftrec.evaluate.compare.values import Comparison, RunResult
 from draftrec.evaluate.compare.words import (
     FigureRow,
     bound_words,
@@ -25,6 +23,7 @@ from draftrec.evaluate.compare.words import (
     outcome_of,
 )
 from draftrec.evaluate.report import render_page
+from draftrec.evaluate.texts.quality import Estimate
 
 _DIGITS = 6
 

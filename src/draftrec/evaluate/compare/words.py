@@ -6,11 +6,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from draftrec.evaluate.bootstrap import Estimate
+from draftrec.evaluate.compare.comparison import Comparison, RunResult
 from draftrec.evaluate.compare.ctr import CellChange
-from draftrec.evaluate.compare.limits import Measured, Outcome, Verdict
-from draftrec.evaluate.compare.metrics import METRICS, Metric
-from draftrec.evaluate.compare.values import Comparison, RunResult
+from draftrec.evaluate.compare.limits import METRICS, Measured, Metric, Outcome, Verdict
+from draftrec.evaluate.texts.quality import Estimate
 
 #: Worst first: what is said of a run is the worst that is said of any of its limits.
 _WORST: tuple[Outcome, ...] = ("broken", "undecided", "kept")

@@ -12,8 +12,15 @@ from markupsafe import Markup
 from draftrec.evaluate import plots
 from draftrec.evaluate.plots import Labels, Series
 from draftrec.evaluate.report import render_page
-from draftrec.evaluate.tune.choice import Limits, Row, fastest_strict, frontier, unrest
-from draftrec.evaluate.tune.space import knobs_label, label_of
+from draftrec.evaluate.tune.choice import (
+    Limits,
+    Row,
+    fastest_strict,
+    frontier,
+    knobs_label,
+    label_of,
+    unrest,
+)
 
 _TONES = {"strict": 0, "relaxed": 1, "typical": 3, "entropy": 2}
 

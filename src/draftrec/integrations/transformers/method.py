@@ -1,4 +1,8 @@
-"""The decoding method that transformers' `generate` calls."""
+"""The decoding method that transformers' `generate` calls.
+
+Its acceptance rule ends texts where the caller's criteria hold, and streams tokens as they are
+accepted.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,58 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from draftrec.config import AcceptConfig, Auto
-from draftrec.core import Counts, Drafter, Generation, Request
+from draftrec.core import Counts, Drafter, DraftTree, Generation, IntArray, Request, Verdict
 from draftrec.engine.target import Target
 from draftrec.engine.text import loop
-from draftrec.engine.text.accept import make_rule
+from draftrec.engine.text.accept import AcceptanceRule, make_rule
+from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.warping import Warping
-from draftrec.integrations.transformers.call import Call, Handed, read_call
+from draftrec.integrations.transformers.call import Call, Handed, Settings, read_call, read_settings
 from draftrec.integrations.transformers.controls import controls_of, warping_of
 from draftrec.integrations.transformers.model import ModelState, adapted, make_budget
-from draftrec.integrations.transformers.rule import CallersRule
-from draftrec.integrations.transformers.settings import Settings, read_settings
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
+
+
+class CallersRule:
+    """Another rule's verdicts, as `generate` would have cut them."""
+
+    def __init__(self, rule: AcceptanceRule, call: Call) -> None:
+        self.rule, self.call = rule, call
+
+    def accept(
+        self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
+    ) -> list[Verdict]:
+        """Verdicts that end where a criterion holds. Streams their tokens."""
+        verdicts = self.rule.accept(batch, trees, logits)
+        if self.call.criteria:
+            verdicts = [self._ended(s, v) for s, v in zip(batch, verdicts, strict=True)]
+        if self.call.streamer is not None:
+            for token in verdicts[0].token_ids.tolist():  # one by one, as plain decoding would
+                self.call.streamer.put(torch.tensor([token]))
+        return verdicts
+
+    def _ended(self, sequence: RunningSequence, verdict: Verdict) -> Verdict:
+        """The verdict up to the first token after which a criterion holds; all of it if none does.
+
+        Criteria are asked about one text at a time, its prompt's padding included, after every
+        token: what they say of a text may depend on how long it is.
+        """
+        text = self._text(sequence, verdict.token_ids)
+        first = text.shape[1] - len(verdict.token_ids) + 1
+        for count, length in enumerate(range(first, text.shape[1] + 1), start=1):
+            if bool(self.call.criteria(text[:, :length], None).any()):  # type: ignore[arg-type]
+                sequence.finish = "eos"  # the loop retires it once these tokens are taken over
+                return verdict.first(count)
+        return verdict
+
+    def _text(self, sequence: RunningSequence, more: IntArray) -> torch.Tensor:
+        """int64 `[1, length]`: padded prompt, text so far and `more`, on the caller's device."""
+        prompt = self.call.input_ids[sequence.order]
+        written = [*sequence.context[sequence.prompt_tokens :].tolist(), *more.tolist()]
+        return torch.cat([prompt, prompt.new_tensor(written)])[None]
 
 
 @dataclass

@@ -16,7 +16,7 @@ from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
 from draftrec.errors import PoolMismatchError, UnsupportedModelError
-from draftrec.integrations.transformers.settings import Settings
+from draftrec.integrations.transformers.call import Settings
 from draftrec.pool.costs import measure_cost
 from draftrec.pool.store import Pool
 

@@ -15,8 +15,8 @@ from draftrec.config import AcceptConfig
 from draftrec.data.files.places import here
 from draftrec.data.files.writers import replace_file
 from draftrec.errors import DraftrecError, PoolMismatchError
+from draftrec.integrations.transformers.call import read_settings
 from draftrec.integrations.transformers.method import Output, generate
-from draftrec.integrations.transformers.settings import read_settings
 from draftrec.models import loading
 from draftrec.pool.store import Pool
 

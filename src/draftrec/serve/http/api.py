@@ -1,8 +1,12 @@
-"""The routes: what is asked, what is checked, who answers."""
+"""The routes: what is asked, what is checked, who answers; deadlines, full queues, and clients that
+hang up.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -13,9 +17,7 @@ from draftrec.items.ids import Id, Ids, as_text, ids_array
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.models.prompting import PromptForm
-from draftrec.serve.engine import EngineThread
-from draftrec.serve.http.asking import ask, deadline_of
-from draftrec.serve.http.errors import ApiError, retry
+from draftrec.serve.http.errors import ApiError, ClientGoneError, retry
 from draftrec.serve.http.schemas import (
     ErrorAnswer,
     KnowledgeAnswer,
@@ -27,11 +29,85 @@ from draftrec.serve.http.schemas import (
     ReloadAnswer,
     Status,
 )
-from draftrec.serve.http.tickets import Ticket
-from draftrec.serve.knowledge_worker import KnowledgeWork, Wanted
-from draftrec.serve.recommend_worker import RecommendWork
+from draftrec.serve.logs import RequestNote
+from draftrec.serve.model_thread import (
+    Answer,
+    ModelThread,
+    Question,
+    QueueFullError,
+    Ticket,
+    WorkError,
+)
 from draftrec.serve.service import Service
 from draftrec.serve.settings import LimitSettings
+from draftrec.serve.work import KnowledgeWork, RecommendWork, Wanted
+
+
+def deadline_of(milliseconds: int | None) -> float | None:
+    """The moment, of `time.monotonic()`, that lies so far ahead."""
+    return None if milliseconds is None else time.monotonic() + milliseconds / 1e3
+
+
+async def ask(
+    request: Request,
+    thread: ModelThread[Question, Answer],
+    tickets: Seq[Ticket[Question, Answer]],
+    late: Callable[[Question], Answer] | None = None,
+) -> list[Answer]:
+    """The answers to the tickets' questions, in their order.
+
+    The thread looks at deadlines between two passes. Where `late` has an answer that needs no
+    model, it is given at the very moment instead.
+
+    Raises ApiError where the queue is full or the thread not there, ClientGoneError when the client
+    hangs up first, whose questions then leave the batch, and DraftrecError for a question that
+    cannot be answered.
+    """
+    note: RequestNote = request.state.note
+    if not thread.ready.is_set():
+        raise ApiError(503, "starting", "the models are not ready yet; try again soon", retry(1))
+    try:
+        thread.submit(tickets)
+        answers = await _answers(request, tickets, late)
+    except QueueFullError as error:
+        raise ApiError(429, "queue_full", str(error), retry(error.retry_after)) from error
+    except WorkError as error:
+        raise ApiError(503, "engine_failed", f"{error}; try again", retry(1)) from error
+    finally:
+        for ticket in tickets:
+            ticket.future.cancel()  # of no effect on one that is answered
+    note.queue_seconds = max(t.queue_seconds for t in tickets)
+    note.passes = max(t.passes for t in tickets)
+    return answers
+
+
+async def _answers(
+    request: Request,
+    tickets: Seq[Ticket[Question, Answer]],
+    late: Callable[[Question], Answer] | None,
+) -> list[Answer]:
+    """The thread's answers, or those of `late`, whichever come first."""
+    answers = asyncio.gather(*(asyncio.wrap_future(t.future) for t in tickets))
+    gone = asyncio.create_task(_hung_up(request))
+    deadline = tickets[0].deadline if late else None
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    try:
+        await asyncio.wait({answers, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if answers.done():
+            return list(answers.result())
+        if gone.done() or late is None:
+            raise ClientGoneError
+        return [late(t.question) for t in tickets]
+    finally:
+        for waiting in (answers, gone):
+            waiting.cancel()
+        await asyncio.gather(answers, gone, return_exceptions=True)
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
 
 _USUAL_K = 10
 _MEANINGS = {
@@ -55,7 +131,7 @@ _ASKING = _errors(400, 401, 408, 413, 422, 429, 503)
 
 
 def recommend_router(
-    service: Service, engine: EngineThread[Query, Any], work: RecommendWork
+    service: Service, thread: ModelThread[Query, Any], work: RecommendWork
 ) -> APIRouter:
     """`POST /v1/recommend`."""
     router, limits = APIRouter(tags=["recommend"]), service.settings.limits
@@ -71,7 +147,7 @@ def recommend_router(
         except DraftrecError as error:
             raise ApiError(422, "unknown_item", str(error)) from error
         ticket = Ticket[Query, Any](query, deadline_of(body.deadline_ms or limits.deadline_ms))
-        found = (await ask(request, engine, [ticket], work.late))[0]
+        found = (await ask(request, thread, [ticket], work.late))[0]
         answer = found.answer
         ids = _as_asked(answer.items, body, spelt=recommender.catalogue.sids.spelt)
         items = [
@@ -87,7 +163,7 @@ def recommend_router(
 
 
 def knowledge_router(
-    service: Service, engine: EngineThread[Wanted, Any], work: KnowledgeWork
+    service: Service, thread: ModelThread[Wanted, Any], work: KnowledgeWork
 ) -> APIRouter:
     """`POST /v1/knowledge`."""
     router, limits = APIRouter(tags=["knowledge"]), service.settings.limits
@@ -111,7 +187,7 @@ def knowledge_router(
             if reason := unknown_token(ids, work.generator.vocabulary):
                 raise _refused(f"{record.entity_id!r}: {reason}")
             tickets.append(Ticket(Wanted(record.entity_id, ids, record.group), deadline))
-        found = await ask(request, engine, tickets)
+        found = await ask(request, thread, tickets)
         texts = [
             KnowledgeText(entity_id=t.entity_id, text=t.text, finish_reason=t.finish_reason)
             for t in found

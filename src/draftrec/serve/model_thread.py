@@ -12,21 +12,97 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from draftrec.errors import DraftrecError
-from draftrec.serve.http.tickets import (
-    Answer,
-    EngineError,
-    Question,
-    QueueFullError,
-    Throughput,
-    Ticket,
-)
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+_WINDOW = 30.0
+
+
+class QueueFullError(Exception):
+    """Too many wait already; `retry_after` seconds from now there should be room."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many requests wait; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class WorkError(Exception):
+    """The work failed on a question, or its thread is not there to take it."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket(Generic[Question, Answer]):
+    """One question and the place for its answer.
+
+    `deadline`: of `time.monotonic()`, None for someone who waits as long as it takes. Whoever
+    asked says that nobody waits any more by cancelling `future`. `admitted`: when it left the
+    queue; `passes`: forward passes it took part in.
+    """
+
+    question: Question
+    deadline: float | None = None
+    future: Future[Answer] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+    admitted: float | None = None
+    passes: int = 0
+
+    @property
+    def gone(self) -> bool:
+        """Does nobody wait for the answer any more?"""
+        return self.future.cancelled()
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long it waited, or has waited so far."""
+        return (time.monotonic() if self.admitted is None else self.admitted) - self.arrived
+
+    def late(self, now: float) -> bool:
+        """Is its deadline over?"""
+        return self.deadline is not None and now >= self.deadline
+
+    def settle(self, answer: Answer) -> None:
+        """Hand the answer over, unless nobody waits for it any more."""
+        try:
+            self.future.set_result(answer)
+        except InvalidStateError:
+            return  # cancelled in this very moment
+
+    def fail(self, error: Exception) -> None:
+        """Hand an error over instead."""
+        try:
+            self.future.set_exception(error)
+        except InvalidStateError:
+            return
+
+
+class Throughput:
+    """How many questions were answered lately, for an honest Retry-After."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=1024)
+
+    def count(self, answers: int, now: float | None = None) -> None:
+        """So many more were answered."""
+        self._times.extend([time.monotonic() if now is None else now] * answers)
+
+    def seconds_for(self, questions: int, now: float | None = None) -> int:
+        """Whole seconds in which so many should be answered: 1 to 60, 1 where nothing is known."""
+        now = time.monotonic() if now is None else now
+        recent = [t for t in self._times if t > now - _WINDOW]
+        if len(recent) < 2 or now <= recent[0]:
+            return 1
+        rate = len(recent) / (now - recent[0])
+        return min(60, max(1, round(questions / rate + 0.5)))
+
 
 #: Engines measure what passes cost while they prepare; another one at work would be measured too.
 _PREPARING = threading.Lock()
@@ -80,11 +156,11 @@ class Work(Protocol[Q, A]):
         ...
 
 
-class EngineThread(Generic[Question, Answer]):
+class ModelThread(Generic[Question, Answer]):
     """Runs a `Work`, with at most `most` questions waiting.
 
     `on_queue` is told how many wait, `on_error` of errors that nobody expected. `threads`: torch's,
-    for this engine (None: as many as it likes).
+    for this thread (None: as many as it likes).
     """
 
     def __init__(
@@ -116,11 +192,11 @@ class EngineThread(Generic[Question, Answer]):
     def submit(self, tickets: Seq[Ticket[Question, Answer]]) -> None:
         """Let all of the tickets wait, or none.
 
-        Raises QueueFullError where there is no room, EngineError for an engine that has stopped.
+        Raises QueueFullError where there is no room, WorkError for a thread that has stopped.
         """
         with self._changed:
             if self._stopping or self.broken:
-                raise EngineError("the engine has stopped")
+                raise WorkError("the engine has stopped")
             if len(self._waiting) + len(tickets) > self.most:
                 raise QueueFullError(self._speed.seconds_for(len(self._waiting)))
             self._waiting.extend(tickets)
@@ -131,15 +207,15 @@ class EngineThread(Generic[Question, Answer]):
         done: Future[None] = Future()
         with self._changed:
             if self._stopping or self.broken:
-                raise EngineError("the engine has stopped")
+                raise WorkError("the engine has stopped")
             if self._next is not None:
-                raise EngineError("another change is under way")
+                raise WorkError("another change is under way")
             self._next = new, done
             self._changed.notify()
         return done
 
     def stop(self, seconds: float = 10.0) -> None:
-        """End the thread after the pass under way; whoever still waits gets an EngineError."""
+        """End the thread after the pass under way; whoever still waits gets a WorkError."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -219,7 +295,7 @@ class EngineThread(Generic[Question, Answer]):
             ticket.fail(error)
         except Exception as error:  # noqa: BLE001 - the thread must outlive any question
             self._on_error(error)
-            ticket.fail(EngineError("the engine failed on this question"))
+            ticket.fail(WorkError("the engine failed on this question"))
         else:
             if answer is not None:
                 ticket.settle(answer)
@@ -254,7 +330,7 @@ class EngineThread(Generic[Question, Answer]):
         except Exception as error:  # noqa: BLE001 - the thread must outlive any pass
             self._on_error(error)
             for ticket in self._running.values():
-                ticket.fail(EngineError("the engine failed; the others of this pass failed too"))
+                ticket.fail(WorkError("the engine failed; the others of this pass failed too"))
             self._running.clear()
             self.work.reset()
 
@@ -266,6 +342,6 @@ class EngineThread(Generic[Question, Answer]):
             self._waiting.clear()
             waiting_change, self._next = self._next, None
         for ticket in left:
-            ticket.fail(EngineError("the engine has stopped"))
+            ticket.fail(WorkError("the engine has stopped"))
         if waiting_change:
-            waiting_change[1].set_exception(EngineError("the engine has stopped"))
+            waiting_change[1].set_exception(WorkError("the engine has stopped"))

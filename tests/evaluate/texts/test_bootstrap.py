@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftrec.evaluate.bootstrap import Bootstrap, percentiles
-from draftrec.evaluate.texts.quality import Ratio, mean_of
+from draftrec.evaluate.texts.quality import Bootstrap, Ratio, mean_of, percentiles
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.serve.engine import EngineThread
-from draftrec.serve.http.tickets import EngineError, QueueFullError, Throughput, Ticket
+from draftrec.serve.model_thread import (
+    ModelThread,
+    QueueFullError,
+    Throughput,
+    Ticket,
+    WorkError,
+)
 
 WAIT = 10
 
@@ -85,8 +90,8 @@ def work() -> Counting:
 
 
 @pytest.fixture
-def engine(work: Counting) -> Iterator[EngineThread[int, str]]:
-    made = EngineThread(work, 4)
+def engine(work: Counting) -> Iterator[ModelThread[int, str]]:
+    made = ModelThread(work, 4)
     made.start()
     assert made.ready.wait(WAIT)
     yield made
@@ -94,7 +99,7 @@ def engine(work: Counting) -> Iterator[EngineThread[int, str]]:
     made.stop()
 
 
-def ask(engine: EngineThread[int, str], *questions: int) -> list[Ticket[int, str]]:
+def ask(engine: ModelThread[int, str], *questions: int) -> list[Ticket[int, str]]:
     tickets = [Ticket[int, str](q) for q in questions]
     engine.submit(tickets)
     return tickets
@@ -107,7 +112,7 @@ def until(condition: Any) -> None:
         time.sleep(0.001)
 
 
-def test_questions_enter_while_others_run(work: Counting, engine: EngineThread[int, str]) -> None:
+def test_questions_enter_while_others_run(work: Counting, engine: ModelThread[int, str]) -> None:
     (long,) = ask(engine, 3)
     until(lambda: work.left)
     (short,) = ask(engine, 1)
@@ -123,7 +128,7 @@ def test_questions_enter_while_others_run(work: Counting, engine: EngineThread[i
 
 
 def test_the_queue_is_bounded_and_takes_all_or_nothing(
-    work: Counting, engine: EngineThread[int, str]
+    work: Counting, engine: ModelThread[int, str]
 ) -> None:
     running = ask(engine, 1, 1)
     until(lambda: len(work.left) == 2)
@@ -137,20 +142,20 @@ def test_the_queue_is_bounded_and_takes_all_or_nothing(
 
 
 def test_what_is_wrong_with_one_question_is_its_own_matter(
-    work: Counting, engine: EngineThread[int, str]
+    work: Counting, engine: ModelThread[int, str]
 ) -> None:
     bad, bug, good = ask(engine, -1, 101, 1)
     work.gate.release(1)
     with pytest.raises(DraftrecError, match="less than nothing"):
         bad.future.result(WAIT)
-    with pytest.raises(EngineError):
+    with pytest.raises(WorkError):
         bug.future.result(WAIT)
     assert good.future.result(WAIT) == "old"
     assert work.resets == 0
 
 
 def test_a_failed_pass_costs_those_in_it_only(
-    work: Counting, engine: EngineThread[int, str]
+    work: Counting, engine: ModelThread[int, str]
 ) -> None:
     tickets = ask(engine, 5, 5)
     until(lambda: len(work.left) == 2)
@@ -158,14 +163,14 @@ def test_a_failed_pass_costs_those_in_it_only(
     (later,) = ask(engine, 1)
     work.gate.release(2)
     for ticket in tickets:
-        with pytest.raises(EngineError, match="failed"):
+        with pytest.raises(WorkError, match="failed"):
             ticket.future.result(WAIT)
     assert later.future.result(WAIT) == "old"
     assert work.resets == 1
 
 
 def test_deadlines_cut_what_runs_and_what_waits(
-    work: Counting, engine: EngineThread[int, str]
+    work: Counting, engine: ModelThread[int, str]
 ) -> None:
     ask(engine, 9)
     cut = Ticket[int, str](9, deadline=time.monotonic() + 0.05)
@@ -180,7 +185,7 @@ def test_deadlines_cut_what_runs_and_what_waits(
     assert late.future.result(WAIT) == "late"
 
 
-def test_those_who_hang_up_leave_the_batch(work: Counting, engine: EngineThread[int, str]) -> None:
+def test_those_who_hang_up_leave_the_batch(work: Counting, engine: ModelThread[int, str]) -> None:
     first, second = ask(engine, 50, 50)
     until(lambda: len(work.left) == 2)
     (waiting,) = ask(engine, 50)
@@ -196,14 +201,14 @@ def test_those_who_hang_up_leave_the_batch(work: Counting, engine: EngineThread[
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_change_keeps_every_question(
-    work: Counting, engine: EngineThread[int, str], *, live: bool
+    work: Counting, engine: ModelThread[int, str], *, live: bool
 ) -> None:
     work.live = live
     (old,) = ask(engine, 3)
     until(lambda: work.left)
     done = engine.change("new")
     (new,) = ask(engine, 1)
-    with pytest.raises(EngineError, match="another change"):
+    with pytest.raises(WorkError, match="another change"):
         engine.change("newer")
     work.gate.release(2)
     if live:
@@ -218,27 +223,27 @@ def test_a_change_keeps_every_question(
     assert engine.ready.is_set()
 
 
-def test_the_end_is_told_to_whoever_waits(work: Counting, engine: EngineThread[int, str]) -> None:
+def test_the_end_is_told_to_whoever_waits(work: Counting, engine: ModelThread[int, str]) -> None:
     running, waiting = ask(engine, 9, 9), ask(engine, 9)
     until(lambda: len(work.left) == 2)
     work.gate.release(1)
     engine.stop()
     for ticket in running + waiting:
-        with pytest.raises(EngineError, match="stopped"):
+        with pytest.raises(WorkError, match="stopped"):
             ticket.future.result(WAIT)
-    with pytest.raises(EngineError, match="stopped"):
+    with pytest.raises(WorkError, match="stopped"):
         ask(engine, 1)
-    with pytest.raises(EngineError, match="stopped"):
+    with pytest.raises(WorkError, match="stopped"):
         engine.change("new")
 
 
 def test_work_that_cannot_be_prepared_is_known(work: Counting) -> None:
     work.fail = DraftrecError("no memory")
-    engine = EngineThread(work, 4)
+    engine = ModelThread(work, 4)
     engine.start()
     until(lambda: engine.broken)
     assert not engine.ready.is_set()
-    with pytest.raises(EngineError, match="stopped"):
+    with pytest.raises(WorkError, match="stopped"):
         ask(engine, 1)
 
 
