@@ -19,7 +19,7 @@ from tests.evaluate.run_folders import changed, varied_texts, write_run
 
 pytest.importorskip("sacrebleu")
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "quality"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "quality"
 TEXTS = varied_texts(60)
 
 

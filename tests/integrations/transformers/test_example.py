@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_generate.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "transformers_generate.py"
 
 
 def test_texts_stay_the_same_and_need_fewer_and_fewer_calls(

@@ -23,7 +23,7 @@ from tests.models import folders
 
 BOOKS = [10, 11, 12, 13, 14, 15, 16, 17, EOS]
 FILMS = [10, 11, 12, 53, 54, 55, 56, 57, EOS]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "vllm_generate.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "vllm_generate.py"
 
 
 @pytest.fixture(scope="module")
