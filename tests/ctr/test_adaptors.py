@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftrec.ctr.adaptors import (
+from draftrec.ctr.model import (
     ADAPTOR_NAMES,
     ADAPTORS,
     ContrastiveAdaptor,

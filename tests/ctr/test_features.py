@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from draftrec.ctr.attributes import attributes, read_rows
-from draftrec.ctr.features import Prepared, Sources, prepare
+from draftrec.ctr.features import Prepared, Sources, attributes, prepare, read_rows
 from draftrec.data.events import (
     PARTS,
     CutSettings,

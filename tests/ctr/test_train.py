@@ -9,10 +9,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from draftrec.ctr.adaptors import ADAPTORS, ContrastiveAdaptor
 from draftrec.ctr.backbones import BACKBONES
 from draftrec.ctr.features import Inputs, Sources, prepare
-from draftrec.ctr.model import ClickModel
+from draftrec.ctr.model import ADAPTORS, ClickModel, ContrastiveAdaptor
 from draftrec.ctr.settings import FitSettings
 from draftrec.ctr.train import predict, score, train_and_test
 from draftrec.data.events import CutSettings, EventColumns, cut_samples, read_events

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from draftrec.data import records
 from draftrec.data.files.writers import replace_parquet
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout, Rejected
-from draftrec.data.tables import json_text
+from draftrec.data.tables import text
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError
@@ -124,7 +124,7 @@ def test_rows_are_read_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.M
         parsed += 1
         return loads(text)
 
-    monkeypatch.setattr(json_text.json, "loads", counting)
+    monkeypatch.setattr(text.json, "loads", counting)
     rows = iter(EntityReader(open_records(path)))
     parsed = 0
     assert len(list(islice(rows, 3))) == 3

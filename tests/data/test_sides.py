@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from draftrec.config import RecordsConfig
-from draftrec.data.sides import fitted_to
 from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.templates import fitted_to
 from draftrec.errors import DraftrecError
 
 USER = {"entity_id": 1, "history": ["Heat"]}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from draftrec.core import DraftTree, IntArray
 from draftrec.engine.tree import check_tree
 from draftrec.errors import DraftrecError
-from draftrec.pool import contexts, views
+from draftrec.pool import suffixes as contexts
+from draftrec.pool import views
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
 from draftrec.pool.ngrams import ORDER, START
 from draftrec.pool.suffix_states import (

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.models.recommender import check_draft, load_recommender
 from draftrec.train import objectives
-from draftrec.train.align import AlignSpec, align
-from draftrec.train.align_task import Alignment, alignment_loss
+from draftrec.train.align import Alignment, AlignSpec, align, alignment_loss
 from draftrec.train.fit import fit
 from draftrec.train.presets import ModelSource
 from draftrec.train.settings import OBJECTIVES, ObjectiveSettings, TeachSettings, TrainSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from draftrec.ctr.attributes import read_rows, values_of
+from draftrec.ctr.features import read_rows, values_of
 from draftrec.data.events import CutSettings, Events, histories
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file

@@ -186,7 +186,7 @@ def _identity(job: StudyJob) -> dict[str, Scalar]:
 
 def _check_adaptors(names: Seq[str], inputs: Inputs, size: int) -> None:
     """Before hours of training, raise for an adaptor that the vectors do not suit."""
-    from draftrec.ctr.adaptors import make_adaptor
+    from draftrec.ctr.model import make_adaptor
 
     sides = {"user": inputs.users.vectors, "item": inputs.items.vectors}
     widths = {name: vectors.shape[1] for name, vectors in sides.items() if vectors is not None}

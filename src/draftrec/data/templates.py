@@ -1,9 +1,13 @@
-"""Prompt templates: the four published knowledge frameworks, or a Jinja2 file of the user's own."""
+"""Prompt templates: the four published knowledge frameworks, or a Jinja2 file of the user's own.
+
+Which side's template is meant, records say by their columns.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +20,11 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from draftrec.config import RecordsConfig
 from draftrec.data.files.places import Place, RemotePath, place
 from draftrec.data.phrasing import FILTERS
+from draftrec.data.tables.columns import ENTITY, find_column
+from draftrec.data.tables.readers import RecordSource
 from draftrec.errors import DraftrecError
 
 Side = Literal["user", "item"]
@@ -199,3 +206,44 @@ def _to_json(value: Any) -> str:
 @lru_cache(maxsize=32)
 def _compile(source: str) -> jinja2.Template:
     return _environment().from_string(source)
+
+
+_LOG = logging.getLogger("draftrec")
+
+
+def fitted_to(source: RecordSource, records: RecordsConfig) -> RecordsConfig:
+    """The same with the side and the id column that the records have, as far as these were left to
+    what is usual and only one can be meant; what is taken is said in the log.
+
+    Raises DraftrecError for several columns that could hold ids, and for records of users where
+    items were asked for.
+    """
+    changes: dict[str, str] = {}
+    if records.id_column == ENTITY.usual:
+        name = find_column(source, ENTITY)
+        changes["id_column"] = name or records.id_column
+    if records.template in FRAMEWORKS:
+        changes["side"] = _side(source, records)
+    return records.model_copy(update=changes)
+
+
+def _side(source: RecordSource, records: RecordsConfig) -> str:
+    """The side whose template the records can fill in, the one asked for if they can."""
+    assert records.template is not None
+    names = set(source.columns())
+    fits = {
+        side: names.issuperset(load_template(records.template, side).required_fields)
+        for side in ("user", "item")
+    }
+    if fits[records.side] or not any(fits.values()):
+        return records.side
+    if records.side == "item":
+        raise DraftrecError(
+            f"{source.files[0]} has a history and no title, so its records are of users; leave "
+            "--side item out"
+        )
+    _LOG.info(
+        "%s has a title and no history: its records are of items, as with --side item",
+        source.files[0],
+    )
+    return "item"

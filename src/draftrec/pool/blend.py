@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from draftrec.pool import contexts, ngrams, views
-from draftrec.pool.contexts import WALK, WINDOW
+from draftrec.pool import ngrams, suffixes, views
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.suffix_states import FIRST, FOLLOWS, KINDS, LENGTH, MANY, PARENT, REACH
+from draftrec.pool.suffixes import WALK, WINDOW
 from draftrec.pool.views import inlined, kernel
 
 #: Most candidates per place.
@@ -34,7 +34,7 @@ PLACE = ORDER + 2
 #: Columns of `Room.source`, one row per source: the longest order it knows; how often anything
 #: followed at the present order, and how many tokens; the state (closed) or node (trie) that says
 #: so; the order from which states speak; neighbours counted (-1: a state speaks), different tokens
-#: among them. Then those of a walk to neighbours, see `contexts`.
+#: among them. Then those of a walk to neighbours, see `suffixes`.
 LONGEST, TOTAL, DIFFERENT, STATE, FLOOR, USED, TOKENS = range(WALK, WALK + 7)
 
 #: Candidates are found by a hash of their token: cells, bits by which a product is moved to one,
@@ -175,11 +175,11 @@ def _begin(handles, s, places, place, room):
         top = np.int64(places[place, s, SPAN])
         rank = np.int64(places[place, s, RANK])
         states = views.states_of(handles, s)
-        state = contexts.outwards(states, contexts.innermost(handles, s, rank), top)
+        state = suffixes.outwards(states, suffixes.innermost(handles, s, rank), top)
         floor = min(np.int64(states[state, LENGTH]), top) if state >= 0 else 0
         source[s, STATE], source[s, FLOOR], source[s, USED] = state, floor, -1
         if floor < top:
-            contexts.begin_walk(handles, s, rank, top, source)
+            suffixes.begin_walk(handles, s, rank, top, source)
             source[s, USED] = source[s, TOTAL] = source[s, TOKENS] = 0
     source[s, LONGEST] = top
     return top
@@ -244,9 +244,9 @@ def _look_near(handles, s, order, room):
     shared, follows = views.shared_of(handles, s), views.follows_of(handles, s)
     floor = np.int64(source[s, FLOOR])
     used, tokens, total = source[s, USED], source[s, TOKENS], source[s, TOTAL]
-    common = contexts.nearest(source, s)
+    common = suffixes.nearest(source, s)
     while used < WINDOW and common > floor and common >= order:
-        rank = contexts.walk(shared, source, s)
+        rank = suffixes.walk(shared, source, s)
         token, onward = follows[rank, 0], follows[rank, 1]
         if onward >= 0:
             i = 0
@@ -259,7 +259,7 @@ def _look_near(handles, s, order, room):
             counted[s, i, 1] += 1
             total += 1
         used += 1
-        common = contexts.nearest(source, s)
+        common = suffixes.nearest(source, s)
     source[s, USED], source[s, TOKENS], source[s, TOTAL] = used, tokens, total
     source[s, DIFFERENT] = tokens
     return common if used < WINDOW and common > floor else floor

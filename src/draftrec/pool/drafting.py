@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from draftrec.pool import contexts, ngrams, views
+from draftrec.pool import ngrams, suffixes, views
 from draftrec.pool.blend import PLACE, RANK, SPAN, TOP, blend, make_room
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.views import inlined, kernel
@@ -118,7 +118,7 @@ def _first(handles, s, tail, places, ids):
         return
     places[0, s, RANK] = places[0, s, SPAN] = 0
     if handles[s, 0] == views.CLOSED:
-        rank, length = contexts.search(views.sorted_of(handles[s]), tail, ids)
+        rank, length = suffixes.search(views.sorted_of(handles[s]), tail, ids)
         places[0, s, RANK], places[0, s, SPAN] = rank, length
 
 
@@ -138,7 +138,7 @@ def _next(handles, s, places, edge, token, leads, slot):  # noqa: PLR0913
         places[place, s, TOP] = top
     elif handles[s, 0] == views.CLOSED and leads[slot, s, SPAN] == 0:
         rank, span = np.int64(places[above, s, RANK]), np.int64(places[above, s, SPAN])
-        rank, span = contexts.step(handles, s, rank, span, token)
+        rank, span = suffixes.step(handles, s, rank, span, token)
         places[place, s, RANK], places[place, s, SPAN] = rank, span
     else:
         places[place, s, RANK], places[place, s, SPAN] = leads[slot, s, RANK], leads[slot, s, SPAN]

@@ -10,8 +10,8 @@ import pytest
 
 from draftrec.cli.knowledge.ctr import Adaptor, Model, SplitBy
 from draftrec.cli.main import run
-from draftrec.ctr.adaptors import ADAPTOR_NAMES
 from draftrec.ctr.backbones import BACKBONES
+from draftrec.ctr.model import ADAPTOR_NAMES
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template

@@ -22,10 +22,17 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.data.files.folders import natural, partitions_of, parts_of
-from draftrec.data.files.places import Place, RemotePath, arrow_path, place
-from draftrec.data.tables import delimited, json_text
+from draftrec.data.files.places import (
+    Place,
+    RemotePath,
+    arrow_path,
+    natural,
+    partitions_of,
+    parts_of,
+    place,
+)
 from draftrec.data.tables.rows import python_rows
+from draftrec.data.tables.text import column_names, delimited_rows, json_lines, json_values
 from draftrec.errors import DraftrecError
 
 Kind = Literal["parquet", "jsonl", "json", "csv", "tsv", "inter", "item", "user"]
@@ -150,7 +157,7 @@ class RecordSource:
         if self.kind == "parquet":
             return pq.read_schema(arrow_path(path)).names
         if self.kind in _DELIMITED:
-            return delimited.column_names(partial(_open_text, path), self.kind)
+            return column_names(partial(_open_text, path), self.kind)
         rows = islice(_READERS[self.kind](path, None), _JSON_PEEK)
         return dict.fromkeys(name for _, values in rows for name in values)
 
@@ -244,17 +251,17 @@ def _read_parquet(path: Place, columns: Collection[str] | None) -> Iterator[Foun
 
 def _read_jsonl(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
     with _open_text(path) as file:
-        yield from json_text.read_lines(file, str(path))
+        yield from json_lines(file, str(path))
 
 
 def _read_json(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
     with _open_text(path) as file:
-        yield from json_text.read_values(file, str(path))
+        yield from json_values(file, str(path))
 
 
 def _read_delimited(kind: Kind) -> Read:
     def read(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
-        return delimited.read_rows(partial(_open_text, path), kind, str(path))
+        return delimited_rows(partial(_open_text, path), kind, str(path))
 
     return read
 

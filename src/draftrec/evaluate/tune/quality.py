@@ -29,9 +29,8 @@ from draftrec.config import (
 from draftrec.core import Generation, Request
 from draftrec.data.files.places import Place
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
-from draftrec.data.sides import fitted_to
 from draftrec.data.tables.readers import open_records
-from draftrec.data.templates import load_template
+from draftrec.data.templates import fitted_to, load_template
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.texts.quality import by_tf_idf, likeness, run_distinct
 from draftrec.evaluate.texts.runs import RunTexts

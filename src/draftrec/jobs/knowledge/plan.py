@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from draftrec.config import JobConfig, RecordsConfig
 from draftrec.data.files.places import Place, shown
 from draftrec.data.records import EntityReader, GroupTable, Layout
-from draftrec.data.sides import fitted_to
 from draftrec.data.tables.readers import open_records
-from draftrec.data.templates import load_template
+from draftrec.data.templates import fitted_to, load_template
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.manifest import (
     InputEntry,
