@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from draftrec.core import IntArray
 from draftrec.integrations.vllm.rows import RunningText
-from draftrec.integrations.vllm.setup import EngineFacts, ProposerSettings, make_drafter
+from draftrec.integrations.vllm.settings import ProposerSettings
+from draftrec.integrations.vllm.setup import EngineFacts, make_drafter
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 
