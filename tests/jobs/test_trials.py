@@ -18,6 +18,7 @@ import pytest
 
 from draftrec.errors import DraftrecError
 from draftrec.jobs.trials import Settings, TrialStore, run_trials, trial_key
+from tests.locks import held_elsewhere
 
 #: Functions for worker processes, which import them from a file of their own.
 _MODULE = """
@@ -129,7 +130,10 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
 
 def test_a_store_in_use_is_left_alone(tmp_path: Path) -> None:
     store = TrialStore(tmp_path, {})
-    with store.opened(), pytest.raises(DraftrecError, match="another process"):
+    with (
+        held_elsewhere(tmp_path, inside=True),
+        pytest.raises(DraftrecError, match="another process"),
+    ):
         run_trials(partial(counted, []), xs(1), store)
 
 

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import islice
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
@@ -21,6 +21,7 @@ from typer.core import TyperCommand
 from draftrec.cli.messages import drop_held, hold, say, say_held, set_loudness
 from draftrec.cli.options.idle import Idle, idle_lines
 from draftrec.cli.options.places import READ, presented
+from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
 
@@ -107,14 +108,20 @@ def _repeated(args: list[str], names: set[str]) -> list[str]:
 
 
 def command(
-    options: type[Options], cls: type[TyperCommand] | None = None, idle: Seq[Idle] = ()
+    options: type[Options],
+    cls: type[TyperCommand] | None = None,
+    idle: Seq[Idle] = (),
+    writes: Seq[str] = (),
+    fills: Seq[str] = (),
 ) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
     """Make a command of a function whose options are the fields of a dataclass.
 
     Typer reads a signature, and one with thirty parameters helps nobody; so the fields
     (`Annotated[type, typer.Option(...)] = default`) are presented to it as one. `cls` parses the
     command line in another way than Typer's. `idle`: which options do nothing beside which others;
-    it is said when the work begins (`say_held`), at the latest when it is done.
+    it is said when the work begins (`say_held`), at the latest when it is done. `writes`: options
+    that name what the command writes as a whole, `fills`: folders that it writes files into; while
+    it runs, another process that would write there is refused. Jobs that resume see to it alone.
     """
     found = get_type_hints(options, include_extras=True)
     hints = {name: presented(name, hint) for name, hint in found.items()}
@@ -145,7 +152,11 @@ def command(
             given = options(**values)
             drop_held()
             hold(idle_lines(given, idle))
-            code = function(given)  # what it refuses it says in one sentence, alone
+            with ExitStack() as held:
+                for name in (*writes, *fills):
+                    if (output := getattr(given, name)) is not None:
+                        held.enter_context(sole_writer(output, inside=name in fills))
+                code = function(given)  # what it refuses it says in one sentence, alone
             say_held()
             raise typer.Exit(code)
 
@@ -153,6 +164,7 @@ def command(
         run.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": int}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.command_class = cls  # type: ignore[attr-defined]
+        run.outputs = (*writes, *fills)  # type: ignore[attr-defined]
         return run
 
     return wrap

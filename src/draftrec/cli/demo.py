@@ -34,16 +34,18 @@ def demo(options: DemoOptions) -> int:
     """
     from rich.console import Console
 
+    from draftrec.data.files.locks import sole_writer
     from draftrec.demo import output, story
     from draftrec.demo.terminal import show
 
     output.prepare(options.output)
-    with stage_bar() as watch:
-        told = story.tell(story.Plan(seed=options.seed), watch)
-    report, summary = output.write(told, options.output)
-    show(report, options.output / "report.html", Console(stderr=options.json))
-    if options.json:
-        print_json(summary)
+    with sole_writer(options.output, inside=True):
+        with stage_bar() as watch:
+            told = story.tell(story.Plan(seed=options.seed), watch)
+        report, summary = output.write(told, options.output)
+        show(report, options.output / "report.html", Console(stderr=options.json))
+        if options.json:
+            print_json(summary)
     return DONE
 
 

@@ -8,7 +8,6 @@ What a trial took stands in `times.jsonl`, so that the other files are the same 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.writers import append_file, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import changes, refuse_changes
@@ -73,15 +73,7 @@ class TrialStore:
 
         Raises DraftrecError for a store of another identity, and one that is in use.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DraftrecError(
-                    f"another process is writing to {self.folder}; wait for it, or choose another "
-                    "folder"
-                ) from None
+        with sole_writer(self.folder, inside=True):
             yield self._begin()
 
     def append(self, settings: Settings, figures: Mapping[str, Scalar], seconds: float) -> None:

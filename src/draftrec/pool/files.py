@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.writers import share
 from draftrec.errors import DraftrecError, PoolMismatchError
 
@@ -23,11 +24,16 @@ MANIFEST = "manifest.json"
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place if the block succeeds.
 
-    Raises DraftrecError if `folder` exists and is not a pool.
+    Raises DraftrecError if `folder` exists and is not a pool, and if another process writes there.
     """
+    with sole_writer(folder), _aside(folder) as new:
+        yield new
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder / MANIFEST).exists():
         raise DraftrecError(f"{folder} exists and is not a pool; name a new folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     new.mkdir()
     try:

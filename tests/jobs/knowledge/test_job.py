@@ -32,6 +32,7 @@ from draftrec.jobs.knowledge.job import JobResult, JobSpec, run_job
 from draftrec.jobs.knowledge.shards import RunFolder
 from draftrec.models.prompting import ChatTemplate
 from tests.fakes import EOS, FakeGenerator, FakePool, Killed
+from tests.locks import held_elsewhere
 
 DATA = ("part-*.parquet", "stats-*.parquet", "rejected.jsonl")
 
@@ -314,7 +315,6 @@ def test_a_finished_job_run_again_writes_nothing_and_loads_no_model(tmp_path: Pa
     spec = make_spec(tmp_path)
     first = do(spec)
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in spec.output.iterdir()}
-    before.pop(spec.output / ".lock")
     again = run_job(spec, local(forbidden))
     assert again.summary == first.summary
     assert first.fresh
@@ -472,7 +472,7 @@ def test_another_chat_template_is_another_run(tmp_path: Path) -> None:
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl")
     spec = make_spec(tmp_path)
-    with RunFolder(spec.output).locked():
+    with held_elsewhere(spec.output, inside=True):
         assert "another process" in refusal(lambda: do(spec))
     do(spec)
 

@@ -33,14 +33,16 @@ def demo(options: GenrecDemoOptions) -> int:
     from rich.console import Console
 
     from draftrec.cli.demo import stage_bar
+    from draftrec.data.files.locks import sole_writer
     from draftrec.demo import genrec_output, genrec_story, output
     from draftrec.demo.genrec_terminal import show
 
     output.prepare(options.output)
-    with stage_bar() as watch:
-        told = genrec_story.tell(genrec_story.GenrecPlan(users=options.users), watch)
-    report, summary = genrec_output.write(told, options.output)
-    show(report, options.output / "report.html", Console(stderr=options.json))
-    if options.json:
-        print_json(summary)
+    with sole_writer(options.output, inside=True):
+        with stage_bar() as watch:
+            told = genrec_story.tell(genrec_story.GenrecPlan(users=options.users), watch)
+        report, summary = genrec_output.write(told, options.output)
+        show(report, options.output / "report.html", Console(stderr=options.json))
+        if options.json:
+            print_json(summary)
     return DONE

@@ -103,7 +103,7 @@ class SequencesOptions:
     debug: DebugOption = False
 
 
-@command(SequencesOptions)
+@command(SequencesOptions, writes=["output"])
 def sequences(options: SequencesOptions) -> int:
     """Make sequences of INTERACTIONS: what `genrec` trains on, recommends from and is tested on.
 

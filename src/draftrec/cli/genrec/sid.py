@@ -64,7 +64,7 @@ class FitOptions:
 _IDLE = (Idle("epochs dim device", lambda o: o.method is Method.RQ_KMEANS, "without rq-vae"),)
 
 
-@command(FitOptions, idle=_IDLE)
+@command(FitOptions, idle=_IDLE, writes=["output"])
 def fit(options: FitOptions) -> int:
     """Fit semantic ids to ITEM_VECTORS: close items share their first codes."""
     from draftrec.data.sequences import check_semantic_ids_file, write_semantic_ids
@@ -121,7 +121,7 @@ class JoinOptions:
     debug: DebugOption = False
 
 
-@command(JoinOptions)
+@command(JoinOptions, writes=["output"])
 def join(options: JoinOptions) -> int:
     """Give new items ids made of the catalogue's own codes: models go on as they are.
 

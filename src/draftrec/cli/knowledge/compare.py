@@ -93,7 +93,7 @@ class CompareOptions:
     debug: DebugOption = False
 
 
-@command(CompareOptions)
+@command(CompareOptions, fills=["output"])
 def compare(options: CompareOptions) -> int:
     """Show what acceleration did to the texts, and to the click models fed with them.
 

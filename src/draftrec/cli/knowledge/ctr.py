@@ -228,7 +228,7 @@ def _adaptors(options: CtrOptions) -> set[Adaptor]:
     return set(options.adaptor or ())
 
 
-@command(CtrOptions, idle=_IDLE)
+@command(CtrOptions, idle=_IDLE, writes=["save_histories"], fills=["output"])
 def ctr(options: CtrOptions) -> int:
     """Train click models on INTERACTIONS, with and without knowledge vectors, over several seeds.
 

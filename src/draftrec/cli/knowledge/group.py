@@ -84,7 +84,7 @@ class AttributeOptions:
     debug: DebugOption = False
 
 
-@command(AttributeOptions)
+@command(AttributeOptions, writes=["output"])
 def attribute(options: AttributeOptions) -> int:
     """Group ENTITIES by an attribute: a genre, a region, an age band."""
     from draftrec.data.interactions import read_attribute, read_group_map
@@ -145,7 +145,7 @@ _IDLE = (
 )
 
 
-@command(CollaborativeOptions, idle=_IDLE)
+@command(CollaborativeOptions, idle=_IDLE, writes=["output"])
 def collaborative(options: CollaborativeOptions) -> int:
     """Group users (or items) with similar INTERACTIONS."""
     from draftrec.data.interactions import check_groups_file, read_attribute, read_histories, turned
@@ -209,7 +209,7 @@ class RandomOptions:
     debug: DebugOption = False
 
 
-@command(RandomOptions)
+@command(RandomOptions, writes=["output"])
 def random(options: RandomOptions) -> int:
     """Deal ENTITIES out at random: the control that shows what grouping is worth."""
     from draftrec.data.interactions import read_attribute

@@ -67,7 +67,7 @@ class BuildOptions(TextColumnOptions):
     debug: DebugOption = False
 
 
-@command(BuildOptions)
+@command(BuildOptions, writes=["output"])
 def build(options: BuildOptions) -> int:
     """Make a pool of TEXTS."""
     from draftrec.evaluate.replay.pool_job import build_pool
@@ -99,7 +99,7 @@ class AddOptions(TextColumnOptions):
     debug: DebugOption = False
 
 
-@command(AddOptions)
+@command(AddOptions, writes=["pool"])
 def add(options: AddOptions) -> int:
     """Add TEXTS to the pool in DIR."""
     from draftrec.evaluate.replay.pool_job import add_to_pool
@@ -126,7 +126,7 @@ class MergeOptions:
     debug: DebugOption = False
 
 
-@command(MergeOptions)
+@command(MergeOptions, writes=["output"])
 def merge(options: MergeOptions) -> int:
     """Make one pool of two; texts that both hold are kept once."""
     from draftrec.evaluate.replay.pool_job import merge_pools
@@ -144,7 +144,7 @@ class PruneOptions:
     debug: DebugOption = False
 
 
-@command(PruneOptions)
+@command(PruneOptions, writes=["pool"])
 def prune(options: PruneOptions) -> int:
     """Shrink the pool in DIR: texts accepted least and longest ago go first."""
     from draftrec.evaluate.replay.pool_job import prune_pool

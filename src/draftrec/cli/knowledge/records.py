@@ -89,7 +89,7 @@ class RecordsOptions:
     debug: DebugOption = False
 
 
-@command(RecordsOptions)
+@command(RecordsOptions, writes=["output"])
 def records(options: RecordsOptions) -> int:
     """Make records of users, or of items, for `draftrec generate --template ...`.
 

@@ -3,6 +3,7 @@ acceptance rule by speed and quality."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from draftrec.cli.messages import say_written, settings_bar
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.places import HERE, READ, WRITTEN
 from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
+from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
@@ -182,6 +184,11 @@ def tune(options: TuneOptions) -> int:
     output = options.output
     if isinstance(output, Path) and not output.parent.is_dir():
         raise DraftrecError(f"the folder of {output} does not exist; make it first")
+    with sole_writer(output) if output is not None else nullcontext():
+        return _tune(options)
+
+
+def _tune(options: TuneOptions) -> int:
     if options.model is not None:
         from draftrec.cli.knowledge.tune_quality import tune_quality
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.common import DONE, auto_or_number, print_json, say
 from draftrec.cli.messages import say_written, settings_bar
+from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
 
@@ -17,13 +18,18 @@ if TYPE_CHECKING:
 
 def tune_quality(options: TuneOptions, model: str) -> int:
     """Run the study, write page and settings, show the frontier."""
+    job = _job(options, model)
+    with sole_writer(job.folder, inside=True):
+        return _tuned(job, options)
+
+
+def _tuned(job: QualityJob, options: TuneOptions) -> int:
     from rich.console import Console
 
     from draftrec.data.files.writers import replace_file
     from draftrec.evaluate.tune.choice import chosen_yaml
     from draftrec.evaluate.tune.quality import run_quality_tune
 
-    job = _job(options, model)
     with settings_bar() as watch:
         summary = run_quality_tune(job, watch)
     page = job.folder / "frontier.html"

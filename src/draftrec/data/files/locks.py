@@ -26,7 +26,9 @@ from draftrec.errors import DraftrecError
 
 _RENEWED_SECONDS = 60.0
 _STALE_SECONDS = 300.0
+_NAME = ".lock"
 _held: dict[str, _Lock] = {}
+_entered: set[tuple[int, str]] = set()  # by which thread of this process
 
 
 @contextmanager
@@ -148,25 +150,44 @@ def _has_ended(other: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def sole_writer(output: Place) -> Iterator[None]:
+def sole_writer(output: Place, *, inside: bool = False) -> Iterator[None]:
     """Hold a file or folder, which need not exist, against other processes.
 
-    The lock is a file beside it, `.NAME.lock`, and ends with the process, however that ends. Makes
-    the folder it lies in. Raises DraftrecError if somebody else holds it. Systems without flock go
-    without; elsewhere than on this machine, see `draftrec.data.files.locks`.
+    The lock is a file beside it, `.NAME.lock`, or `.lock` `inside` a folder, whose own folder need
+    not be writable then. It ends with the process, however that ends. A thread that holds it may
+    enter again. Makes the folder that the lock lies in; one that stays empty goes again. Raises
+    DraftrecError if somebody else holds it. Systems without flock go without.
     """
     if isinstance(output, RemotePath):
-        with sole_remote_writer(output.with_name(f".{output.name}.lock"), output):
-            yield
+        if inside:
+            output.mkdir(parents=True, exist_ok=True)
+        path = output / _NAME if inside else output.with_name(f".{output.name}{_NAME}")
+        key, hold = path.url, sole_remote_writer(path, output)
+    else:
+        whole = output.absolute()
+        whole = whole if whole.name not in ("", "..") else whole.resolve()
+        local = whole / _NAME if inside else whole.with_name(f".{whole.name}{_NAME}")
+        key, hold = str(local), _local(local, output)
+    mine = (threading.get_ident(), key)
+    if mine in _entered:
+        yield
         return
+    with hold:
+        _entered.add(mine)
+        try:
+            yield
+        finally:
+            _entered.discard(mine)
+
+
+@contextmanager
+def _local(path: Path, output: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:
         yield
         return
-    whole = output.absolute()
-    whole = whole if whole.name not in ("", "..") else whole.resolve()
-    path = whole.with_name(f".{whole.name}.lock")
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -183,6 +204,10 @@ def sole_writer(output: Place) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+                for folder in made:
+                    if not folder.is_dir() or any(folder.iterdir()):
+                        break
+                    folder.rmdir()
             return
         finally:
             os.close(descriptor)

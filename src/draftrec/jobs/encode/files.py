@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from draftrec.data.files.locks import check_still_held
+from draftrec.data.files.locks import check_still_held, sole_writer
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import TEMPORARY, replace_file, replace_parquet, stream_parquet
 from draftrec.data.records import Rejected, rejected_lines
 from draftrec.data.vectors import vector_column, vectors_schema
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.manifest import read_state
-from draftrec.jobs.knowledge.shards import RunFolder
 from draftrec.jobs.ledger import changes, input_changes
 from draftrec.models.documents import Encoded
 
@@ -132,9 +131,13 @@ class EncodeFiles:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder of parts and keep other processes from writing to it."""
-        with RunFolder(self.parts).locked():
-            yield
+        """Keep other processes from writing to the output; there is a folder of parts meanwhile."""
+        with sole_writer(self.output):
+            self.parts.mkdir(parents=True, exist_ok=True)
+            try:
+                yield
+            finally:
+                self._tidy()
 
     def manifest(self) -> EncodeManifest | None:
         """Of the job under way, else of the finished one; None if there is neither."""
@@ -143,7 +146,7 @@ class EncodeFiles:
 
     def write_manifest(self, manifest: EncodeManifest) -> None:
         """Replace the manifest of the job under way: the moment at which a shard is finished."""
-        check_still_held(self.parts)
+        check_still_held(self.output)
         _write(self.parts / "manifest.json", manifest)
 
     def write_shard(self, index: int, shard: ShardRows) -> EncodedShard:
@@ -214,9 +217,9 @@ class EncodeFiles:
             if unfinished or path.name.endswith(TEMPORARY):
                 path.unlink()
 
-    def remove(self) -> None:
-        """Remove the folder of parts, unless others keep files in it."""
-        (self.parts / ".lock").unlink(missing_ok=True)
+    def _tidy(self) -> None:
+        """Remove the folder of parts if nothing is kept in it."""
+        (self.parts / ".lock").unlink(missing_ok=True)  # of an earlier version
         if self.parts.is_dir() and not any(True for _ in self.parts.iterdir()):
             self.parts.rmdir()
 

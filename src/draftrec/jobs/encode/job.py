@@ -56,11 +56,9 @@ def run_encode(spec: EncodeSpec, hire: Hire, watch: Watch | None = None) -> Enco
     if earlier and earlier.size is not None:
         return EncodeResult(earlier.summary(), fresh=False)
     total = inputs.reader.check_ids()
-    spec.output.parent.mkdir(parents=True, exist_ok=True)
-    with closing(hire(inputs)) as crew, files.locked():
+    with files.locked(), closing(hire(inputs)) as crew:
         earlier = _earlier(spec, inputs, files)  # another process may have gone on meanwhile
         if earlier and earlier.size is not None:
-            files.remove()
             return EncodeResult(earlier.summary(), fresh=False)
         fingerprints = {**inputs.fingerprints, "encoder": crew.facts.fingerprint}
         if earlier is None:
@@ -73,7 +71,6 @@ def run_encode(spec: EncodeSpec, hire: Hire, watch: Watch | None = None) -> Enco
             files.drop_unfinished(manifest)
         _Run(inputs, files, manifest, crew).shards(watch or _unwatched, total)
         files.finish(manifest)
-        files.remove()
     return EncodeResult(manifest.summary(), fresh=True)
 
 

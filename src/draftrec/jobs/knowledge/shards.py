@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import SOURCES, Generation, IntArray
-from draftrec.data.files.locks import check_still_held, sole_remote_writer
+from draftrec.data.files.locks import check_still_held, sole_writer
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.remote import UNMOVED, RemotePath
 from draftrec.data.files.writers import (
@@ -67,7 +67,6 @@ _PROMPT = pa.field("prompt", pa.string(), nullable=False)
 _SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
 _JOURNAL = re.compile(r"\.journal-(\d{5,})\.jsonl")
 _OTHER_FILES = ("manifest.json", "metrics.jsonl", "rejected.jsonl", "summary.json")
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +96,16 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folder and keep other processes from writing to it."""
-        if isinstance(self.path, RemotePath):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with sole_remote_writer(self.path / _LOCK, self.path):
+        with sole_writer(self.path, inside=True):
+            if isinstance(self.path, RemotePath):
                 for name in _OTHER_FILES:
                     (self.path / name).finish_move()
                 for path in self._files():
                     if UNMOVED.fullmatch(path.name):
                         path.unlink()
-                yield
-                self._gathered.write(self.path / "metrics.jsonl")
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as file:
-            if not _lock(file.fileno()):
-                raise DraftrecError(
-                    f"another process is writing to {self.path}; wait for it, or choose another "
-                    f"--output"
-                )
             yield
+            if isinstance(self.path, RemotePath):
+                self._gathered.write(self.path / "metrics.jsonl")
 
     def manifest(self) -> Manifest | None:
         """The run's manifest, None for a new folder; refuses data files of unknown origin."""
@@ -295,16 +285,3 @@ def prompt_hash(prompt_ids: IntArray) -> int:
 
 def _json_line(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock, which ends with the process. Systems without flock go without."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
