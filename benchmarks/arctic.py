@@ -1,4 +1,4 @@
-"""Arctic's suffix tree behind replay's engine protocol. The package is optional."""
+"""Arctic's suffix tree behind replay's drafter protocol. The package is optional."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ArcticSettings:
 TUNED, DEFAULT = ArcticSettings(), ArcticSettings(factor=1.0, min_prob=0.1)
 
 
-class ArcticEngine:
+class ArcticDrafter:
     """One cache: finished texts in its global tree, prompt and running text in a local one."""
 
     names_sources = False
@@ -52,10 +52,6 @@ class ArcticEngine:
         self.tokens = 0
         self._cache: Any = SuffixDecodingCache(max_tree_depth=settings.depth)
         self._texts = 0
-
-    @property
-    def drafter(self) -> ArcticEngine:
-        return self
 
     def add(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
         """Enter finished texts in the global tree."""

@@ -1,4 +1,4 @@
-"""One engine on one trace in a process of its own: memory, building, replay at every budget."""
+"""One drafter on one trace in a process of its own: memory, building, replay at every budget."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from arctic import DEFAULT, MISSING, ArcticEngine, installed
+from arctic import DEFAULT, MISSING, ArcticDrafter, installed
 from common import spread
 from pool_traces import Trace
+from rivals.ngram import NgramDrafter
+from rivals.published_trie import PublishedTrie, SpecialTokens
 
-from draftrec.evaluate.replay.engines import ENGINES, PerGroup, make_engine
-from draftrec.evaluate.replay.loop import Engine, Intake, ReplaySettings, replay
-from draftrec.evaluate.replay.published_trie import SpecialTokens
+from draftrec.evaluate.replay.drafters import NAMES as REPLAYED
+from draftrec.evaluate.replay.drafters import OWN, PerGroup
+from draftrec.evaluate.replay.loop import Intake, ReplayDrafter, ReplaySettings, replay
 from draftrec.evaluate.replay.recordings import Recording
 from draftrec.pool.index import warm_up
 
-_ARCTIC: dict[str, Callable[[], Engine]] = {
-    "arctic": ArcticEngine,
-    "arctic-group": lambda: PerGroup(ArcticEngine),
-    "arctic-default": lambda: ArcticEngine(DEFAULT),
+_ARCTIC: dict[str, Callable[[], ReplayDrafter]] = {
+    "arctic": ArcticDrafter,
+    "arctic-group": lambda: PerGroup(ArcticDrafter),
+    "arctic-default": lambda: ArcticDrafter(DEFAULT),
 }
 #: Ours, and what it is compared with.
-OURS = ("pool", "all", "group", "prompt")
+OURS = tuple(OWN)
 RIVALS = (*_ARCTIC, "ngram", "trie", "trie-group")
-NAMES = (*ENGINES, *_ARCTIC)
+NAMES = (*REPLAYED, *_ARCTIC)
 _TIMES = ("lookup_us_p50", "lookup_us_p99", "upkeep_us_per_token")
 
 
@@ -39,7 +41,7 @@ _TIMES = ("lookup_us_p50", "lookup_us_p99", "upkeep_us_per_token")
 class Run:
     """What one process does. `repeats` replays for the times; the counts are the first one's."""
 
-    engine: str
+    drafter: str
     warm: list[Recording]
     texts: list[Recording]
     special: SpecialTokens
@@ -50,14 +52,21 @@ class Run:
     grow_after: list[Recording] | None = None
 
 
-def missing(engine: str) -> str | None:
-    """Why an engine cannot run here."""
-    return MISSING if engine in _ARCTIC and not installed() else None
+def missing(drafter: str) -> str | None:
+    """Why a drafter cannot run here."""
+    return MISSING if drafter in _ARCTIC and not installed() else None
 
 
-def make(name: str, special: SpecialTokens) -> Engine:
-    """A new engine of draftrec's, or Arctic's."""
-    return _ARCTIC[name]() if name in _ARCTIC else make_engine(name, special)
+def make(name: str, special: SpecialTokens) -> ReplayDrafter:
+    """A new drafter of draftrec's, or a rival."""
+    if name in OWN:
+        return OWN[name](None)
+    rivals: dict[str, Callable[[], ReplayDrafter]] = {
+        "ngram": NgramDrafter,
+        "trie": lambda: PublishedTrie(special),
+        "trie-group": lambda: PerGroup(lambda: PublishedTrie(special)),
+    }
+    return (_ARCTIC | rivals)[name]()
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -65,28 +74,29 @@ def measure(run: Run) -> dict[str, Any]:
     warm_up()
     texts = [(r.token_ids, r.group) for r in run.warm]
     gc.collect()
-    engine, intake, before = make(run.engine, run.special), Intake(), _resident()
-    intake.add(engine, texts)
+    drafter, intake, before = make(run.drafter, run.special), Intake(), _resident()
+    intake.add(drafter, texts)
     gc.collect()
     grown = (_resident() - before) / max(intake.tokens, 1)
     found: dict[str, Any] = {}
     for budget in run.budgets:
         if run.grow_after is not None:  # what grew for one budget must not help the next
-            engine, intake = make(run.engine, run.special), Intake()
-            intake.add(engine, texts)
-        figures = _repeated(engine, intake, run, budget)
+            drafter, intake = make(run.drafter, run.special), Intake()
+            intake.add(drafter, texts)
+        figures = _repeated(drafter, intake, run, budget)
         found[str(budget)] = {**figures, "rss_bytes_per_token": round(grown, 1)}
     return found
 
 
-def _repeated(engine: Engine, intake: Intake, run: Run, budget: int) -> dict[str, Any]:
+def _repeated(drafter: ReplayDrafter, intake: Intake, run: Run, budget: int) -> dict[str, Any]:
     growing = run.grow_after is not None
     settings = ReplaySettings(budget, run.depth, grow=growing)
     if run.grow_after:
-        replay(engine, run.grow_after, settings, intake)
+        replay(drafter, run.grow_after, settings, intake)
     repeats = 1 if growing else run.repeats
     all_figures = [
-        replay(engine, run.texts, settings, intake).summary(engine, intake) for _ in range(repeats)
+        replay(drafter, run.texts, settings, intake).summary(drafter, intake)
+        for _ in range(repeats)
     ]
     times = {key: spread([f[key] for f in all_figures]) for key in _TIMES}
     # Ours repeats itself to the token; evicting a text may leave Arctic's ties in another order.
@@ -104,10 +114,10 @@ def processes(*, in_process: bool = False) -> Iterator[Callable[[Run], dict[str,
         yield lambda run: pool.submit(measure, run).result()
 
 
-def run_of(trace: Trace, engine: str, budgets: Seq[int], **more: Any) -> Run:
-    """A run of `engine` over all of a trace."""
+def run_of(trace: Trace, drafter: str, budgets: Seq[int], **more: Any) -> Run:
+    """A run of `drafter` over all of a trace."""
     values = {"warm": trace.warm, "texts": trace.texts, "special": trace.special, **more}
-    return Run(engine=engine, budgets=tuple(budgets), **values)
+    return Run(drafter=drafter, budgets=tuple(budgets), **values)
 
 
 def _resident() -> int:

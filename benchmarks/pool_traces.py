@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from rivals.published_trie import SpecialTokens, special_tokens
 from workload import Workload, make_texts, repeated_share
 
 from draftrec.core import IntArray
-from draftrec.evaluate.replay.engines import special_tokens
-from draftrec.evaluate.replay.published_trie import SpecialTokens
 from draftrec.evaluate.replay.recordings import Recording, link_steps, opening
 
 SYNTHETIC = "synthetic"

@@ -17,11 +17,12 @@ from typing import Any
 from common import SHARED, note, write_result
 from pool_traces import RECORDED, Sizes, Trace, recorded_trace
 
-from draftrec.evaluate.replay.engines import make_engine
+from draftrec.evaluate.replay.drafters import FromPool
 from draftrec.evaluate.replay.loop import PoolText, Replayed, ReplaySettings, replay
 from draftrec.evaluate.replay.recordings import Recording
 from draftrec.models.loading import load_tokenizer
 from draftrec.pool.index import warm_up
+from draftrec.pool.store import Pool
 
 Shards = Seq[Seq[Recording]]
 
@@ -31,23 +32,23 @@ def shards_of(texts: Seq[Recording], size: int) -> list[Seq[Recording]]:
     return [texts[i : i + size] for i in range(0, len(texts), size)]
 
 
-def exchanged(trace: Trace, shards: Shards, lag: int, budget: int) -> Replayed:
+def exchanged(shards: Shards, lag: int, budget: int) -> Replayed:
     """All workers learn all shards, each shard those that lie more than `lag` before it."""
-    engine, total = make_engine("pool", trace.special), Replayed()
+    drafter, total = FromPool(Pool("replay")), Replayed()
     learned = 0
     for number, shard in enumerate(shards):
         while learned < number - lag:
-            engine.add(_pool_texts(shards[learned]))
+            drafter.add(_pool_texts(shards[learned]))
             learned += 1
-        _add(total, replay(engine, shard, ReplaySettings(budget)))
+        _add(total, replay(drafter, shard, ReplaySettings(budget)))
     return total
 
 
-def kept_apart(trace: Trace, dealt: Seq[Shards], budget: int) -> Replayed:
+def kept_apart(dealt: Seq[Shards], budget: int) -> Replayed:
     """Every worker learns its own shards only, each before its next one."""
     total = Replayed()
     for shards in dealt:
-        _add(total, exchanged(trace, shards, 0, budget))
+        _add(total, exchanged(shards, 0, budget))
     return total
 
 
@@ -77,14 +78,14 @@ def measure(trace: Trace, args: argparse.Namespace) -> dict[str, Any]:
         note(f"{trace.name}, {name}: {found[name]}")
 
     for lag in (0, *args.lags):
-        keep(f"exchanged, lag {lag}", exchanged(trace, shards, lag, args.budget))
+        keep(f"exchanged, lag {lag}", exchanged(shards, lag, args.budget))
     for workers in args.workers:
         keep(
             f"apart, {workers} workers",
-            kept_apart(trace, dealt_in_turn(shards, workers), args.budget),
+            kept_apart(dealt_in_turn(shards, workers), args.budget),
         )
         by_group = dealt_by_group(trace.texts, workers, args.shard_size)
-        keep(f"apart by group, {workers} workers", kept_apart(trace, by_group, args.budget))
+        keep(f"apart by group, {workers} workers", kept_apart(by_group, args.budget))
     return {"shards": len(shards), "tokens_per_step": found, **trace.facts()}
 
 

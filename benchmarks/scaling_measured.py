@@ -38,7 +38,7 @@ from draftrec.engine.target import Scores
 from draftrec.engine.text import loop
 from draftrec.engine.text.budget import FixedBudget
 from draftrec.engine.text.drafters import NoDrafter
-from draftrec.evaluate.replay.engines import PoolEngine
+from draftrec.evaluate.replay.drafters import FromPool
 from draftrec.evaluate.replay.loop import ReplaySettings, replay
 from draftrec.jobs.knowledge.manifest import InputEntry, Manifest, ShardEntry
 from draftrec.jobs.knowledge.shards import RunFolder, Written
@@ -55,19 +55,19 @@ def acceptance(trace: Trace, sizes: list[int], budgets: list[int]) -> dict[str, 
     for size in sizes:
         if size > len(trace.warm):
             continue
-        engine = PoolEngine(Pool("benchmark"))
-        engine.add((r.token_ids, r.group) for r in trace.warm[:size])
+        drafter = FromPool(Pool("benchmark"))
+        drafter.add((r.token_ids, r.group) for r in trace.warm[:size])
         by_budget = {}
         for budget in budgets:
-            done = replay(engine, trace.texts, ReplaySettings(budget))
+            done = replay(drafter, trace.texts, ReplaySettings(budget))
             by_budget[str(budget)] = {
                 "tokens_per_step": round(done.tokens / done.steps, 4),
                 "drafted_per_step": round(done.drafted / done.steps, 3),
             }
-        found["pools"][str(size)] = {"tokens": engine.tokens, "budgets": by_budget}
+        found["pools"][str(size)] = {"tokens": drafter.tokens, "budgets": by_budget}
         note(f"{trace.name}: {size} texts: {by_budget}")
         if size == max(s for s in sizes if s <= len(trace.warm)):
-            steps = [replay(engine, [r], ReplaySettings(8)).steps for r in trace.texts]
+            steps = [replay(drafter, [r], ReplaySettings(8)).steps for r in trace.texts]
             found["steps_variation"] = _variation(steps)
     lengths = [len(r.token_ids) for r in trace.texts]
     return {

@@ -12,8 +12,8 @@ import ray_jobs
 from pool_traces import Trace
 from ray_tables import pool_workers as workers_table
 from ray_tables import ray as ray_table
+from rivals.published_trie import SpecialTokens
 
-from draftrec.evaluate.replay.published_trie import SpecialTokens
 from draftrec.evaluate.replay.recordings import Recording
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -47,12 +47,12 @@ def trace() -> Trace:
 def test_what_is_learned_later_saves_less() -> None:
     it = trace()
     shards = pool_workers.shards_of(it.texts, 2)
-    steps = [pool_workers.exchanged(it, shards, lag, 16).steps for lag in (0, 1, 4)]
+    steps = [pool_workers.exchanged(shards, lag, 16).steps for lag in (0, 1, 4)]
     assert steps[0] < steps[1] < steps[2] == 8 * 8
     by_group = pool_workers.dealt_by_group(it.texts, 2, 1)
     assert [len(shards) for shards in by_group] == [4, 4]
     assert [{t.group for s in shards for t in s} for shards in by_group] == [{"g0"}, {"g1"}]
-    apart = pool_workers.kept_apart(it, by_group, 16)
+    apart = pool_workers.kept_apart(by_group, 16)
     assert apart.texts == 8
     assert apart.steps == steps[0]  # each group's first text has nothing to draft from, as there
 

@@ -19,12 +19,12 @@ from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.text.loop import generate
 from draftrec.engine.tree import check_tree, depths
-from draftrec.evaluate.replay.engines import ENGINES, make_engine
-from draftrec.evaluate.replay.published_trie import SpecialTokens
+from draftrec.evaluate.replay.drafters import NAMES, maker_of
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 from draftrec.serve.work import SwitchingDrafter
 from tests.engine.text.toy import EOS, toy_engine, toy_requests
+from tests.evaluate.replay.tokenizer import ToyTokenizer
 
 VOCABULARY, GROUPS = 7, ("a", "b", None)
 
@@ -38,9 +38,9 @@ def texts(count: int, length: int = 30) -> list[tuple[np.ndarray, str | None]]:
 
 
 def replayed(name: str) -> Drafter:
-    engine = make_engine(name, SpecialTokens(1, EOS, frozenset()))
-    engine.add(texts(20))
-    return engine.drafter
+    drafter = maker_of(name)(ToyTokenizer(bos_token_id=1, eos_token_id=EOS))
+    drafter.add(texts(20))
+    return drafter
 
 
 def pooled() -> Drafter:
@@ -54,7 +54,7 @@ MAKERS: dict[str, Callable[[], Drafter]] = {
     "the text alone": PoolDrafter,
     "pool": pooled,
     "switching": lambda: SwitchingDrafter(pooled()),
-    **{f"replay {name}": lambda name=name: replayed(name) for name in ENGINES},
+    **{f"replay {name}": lambda name=name: replayed(name) for name in NAMES},
 }
 
 

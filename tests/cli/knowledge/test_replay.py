@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
-from draftrec.evaluate.replay.engines import ENGINES
+from draftrec.evaluate.replay import drafters
+from draftrec.evaluate.replay.drafters import NAMES
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 
@@ -23,6 +25,30 @@ CONTRACT = {
     "lookup_us_p50", "lookup_us_p99", "build_us_per_token", "bytes_per_token",
 }  # fmt: skip
 PROFILE = "This reader returns again and again to quiet mysteries by the sea."
+SILENT = """
+from draftrec.core import EMPTY_TREE
+
+class Silent:
+    names_sources, nbytes, tokens = False, None, 0
+
+    def __init__(self, tokenizer):
+        assert tokenizer.eos_token_id is not None
+
+    def add(self, texts):
+        self.tokens += sum(len(ids) for ids, _ in texts)
+
+    def start(self, sequence):
+        pass
+
+    def draft(self, batch, limit, depth):
+        return [EMPTY_TREE] * len(batch)
+
+    def observe(self, batch, verdicts):
+        pass
+
+    def stop(self, sequence):
+        pass
+"""
 TALE = "Children like a tale in which nobody is what they seem to be at first."
 
 
@@ -73,10 +99,10 @@ def tokenizer() -> Any:
 
 
 class TestFigures:
-    def test_every_engine_has_the_contract_s_keys(self, command: Command) -> None:
-        names = [option for name in ENGINES for option in ("--drafter", name)]
+    def test_every_drafter_has_the_contract_s_keys(self, command: Command) -> None:
+        names = [option for name in NAMES for option in ("--drafter", name)]
         found = command.engines("--warm", command.warm, "--depth", 4, *names)
-        assert list(found) == list(ENGINES)
+        assert list(found) == list(NAMES)
         for figures in found.values():
             assert figures.keys() >= CONTRACT
             assert figures["texts"] == 1
@@ -91,6 +117,19 @@ class TestFigures:
         assert figures["bytes_per_token"] == figures["build_us_per_token"] == 0
         command.write("texts.jsonl", {"entity_id": "a", "text": PROFILE, "prompt": PROFILE})
         assert command.engines()["pool"]["steps"] < tokens
+
+    def test_a_drafter_of_the_user_s_own(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It lies in the folder that the command is run in, and is told the tokenizer."""
+        (command.folder / "silent_drafter.py").write_text(SILENT)
+        monkeypatch.chdir(command.folder)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        names = ("--drafter", "silent_drafter:Silent", "--drafter", "all")
+        figures, ours = command.engines("--warm", command.warm, *names).values()
+        assert figures["steps"] == figures["tokens"] == ours["tokens"] > ours["steps"]
+        assert figures["pool_tokens"] == ours["pool_tokens"] > 0
+        assert figures["drafted_per_step"] == 0
 
     def test_a_pool_s_folder_is_worth_its_texts(self, command: Command, tokenizer: Any) -> None:
         pool = Pool(tokenizer_fingerprint(tokenizer))
@@ -201,8 +240,21 @@ class TestBadInput:
         null = command.write("x.jsonl", {"entity_id": 1, "text": None})
         command.refuses("line 1: text is null", texts=null)
 
-    def test_unknown_engine(self, command: Command) -> None:
+    def test_unknown_drafter(self, command: Command) -> None:
         command.refuses("no drafter 'suffix'; choose from pool, all", "--drafter", "suffix")
+
+    def test_drafters_that_cannot_be_imported(self, command: Command) -> None:
+        wrong = (("nowhere:Drafter", "No module"), ("json:Drafter", "'Drafter'"), (":D", "Empty"))
+        for name, why in wrong:
+            command.refuses(f"--drafter {name} cannot be imported", "--drafter", name)
+            assert why in command.err
+        command.refuses("functools:partial has no start", "--drafter", "functools:partial")
+
+    def test_rivals_outside_a_checkout(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(drafters, "_BENCHMARKS", command.folder)
+        command.refuses("it lies in benchmarks/rivals of its source", "--drafter", "trie")
 
     def test_pool_of_another_tokenizer(self, command: Command) -> None:
         Pool("another").save(command.folder / "pool")
@@ -211,7 +263,7 @@ class TestBadInput:
     def test_pool_and_warm_together(self, command: Command) -> None:
         command.refuses("exclude each other", "--pool", "p", "--warm", command.warm)
 
-    def test_engines_that_need_texts(self, command: Command) -> None:
+    def test_drafters_that_need_texts(self, command: Command) -> None:
         command.refuses("--drafter trie cannot draft", "--pool", "p", "--drafter", "trie")
 
     def test_refresh_without_steps(self, command: Command) -> None:

@@ -1,4 +1,4 @@
-"""Replay counts what a strict greedy target would accept, for every engine."""
+"""Replay counts what a strict greedy target would accept, for every drafter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.config import AcceptConfig
-from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
+from draftrec.core import DraftTree, IntArray, Request, SequenceView, Verdict
 from draftrec.engine.packing import Segment
 from draftrec.engine.target import Scores
 from draftrec.engine.text.accept import Strict
@@ -22,19 +22,18 @@ from draftrec.engine.text.loop import Engine as LoopEngine
 from draftrec.engine.text.loop import generate
 from draftrec.engine.tree import chain, check_tree, depths, make_tree
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.replay.engines import ENGINES, PoolEngine, make_engine
-from draftrec.evaluate.replay.loop import Intake, ReplaySettings, follow, replay
-from draftrec.evaluate.replay.published_trie import SpecialTokens
+from draftrec.evaluate.replay.drafters import NAMES, FromPool, maker_of
+from draftrec.evaluate.replay.loop import Intake, ReplayDrafter, ReplaySettings, follow, replay
 from draftrec.evaluate.replay.recordings import Recording
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
+from tests.evaluate.replay.tokenizer import ToyTokenizer
 from tests.strategies import token_lists, trees
 
 EOS = 0
 VOCABULARY = 50
-SPECIAL = SpecialTokens(eos=EOS)
 PROMPT = np.array([VOCABULARY + 1], np.int32)
-#: Engines that know how texts begin, and those that need a token before they can draft.
+#: Drafters that know how texts begin, and those that need a token before they can draft.
 FROM_THE_START, AFTER_ONE = ("pool", "all", "group"), ("ngram", "trie", "trie-group")
 
 
@@ -46,39 +45,39 @@ def recording(text: Seq[int], entity: str = "a", **more: Any) -> Recording:
     return Recording(entity, ids(text), PROMPT, **more)
 
 
+def make(name: str) -> ReplayDrafter:
+    return maker_of(name)(ToyTokenizer(eos_token_id=EOS))
+
+
 def replayed(name: str, warm: Seq[Seq[int]], texts: Seq[Recording], **more: Any) -> Any:
-    engine = make_engine(name, SPECIAL)
-    engine.add([(ids(text), None) for text in warm])
-    return replay(engine, texts, ReplaySettings(**more))
+    drafter = make(name)
+    drafter.add([(ids(text), None) for text in warm])
+    return replay(drafter, texts, ReplaySettings(**more))
 
 
 class Spy:
-    """Passes everything on, and checks what engines are shown and what they draw."""
+    """Passes everything on, and checks what drafters are shown and what they draw."""
 
     names_sources = False
     nbytes = None
 
     def __init__(self, name: str) -> None:
-        self.engine = make_engine(name, SPECIAL)
+        self.inner = make(name)
         self.written: dict[str, list[int]] = {}
 
     @property
-    def drafter(self) -> Drafter:
-        return self
-
-    @property
     def tokens(self) -> int:
-        return self.engine.tokens
+        return self.inner.tokens
 
     def add(self, texts: Any) -> None:
-        self.engine.add(texts)
+        self.inner.add(texts)
 
     def start(self, sequence: SequenceView) -> None:
         self.written[sequence.request.entity_id] = []
-        self.engine.drafter.start(sequence)
+        self.inner.start(sequence)
 
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
-        drawn = self.engine.drafter.draft(batch, limit, depth)
+        drawn = self.inner.draft(batch, limit, depth)
         for tree in drawn:
             check_tree(tree)
             assert len(tree) <= limit
@@ -90,10 +89,10 @@ class Spy:
             written = self.written[sequence.request.entity_id]
             written += verdict.token_ids.tolist()
             assert sequence.context[len(sequence.request.prompt_ids) :].tolist() == written
-        self.engine.drafter.observe(batch, verdicts)
+        self.inner.observe(batch, verdicts)
 
     def stop(self, sequence: SequenceView) -> None:
-        self.engine.drafter.stop(sequence)
+        self.inner.stop(sequence)
 
 
 class RecordedTarget:
@@ -142,7 +141,7 @@ def steps_of_the_loop(pool: Pool, text: list[int], budget: int, depth: int) -> i
 
 
 class TestKnownAnswers:
-    @pytest.mark.parametrize("name", ENGINES)
+    @pytest.mark.parametrize("name", NAMES)
     def test_an_empty_pool_and_nothing_repeated_takes_a_step_per_token(self, name: str) -> None:
         done = replayed(name, [], [recording(range(1, 24))])
         assert (done.texts, done.tokens, done.steps) == (1, 23, 23)
@@ -161,7 +160,7 @@ class TestKnownAnswers:
         text = list(range(1, 22))
         assert replayed(name, [text], [recording(text)], depth=4).steps == 1 + 20 // 5
 
-    @pytest.mark.parametrize("name", ENGINES)
+    @pytest.mark.parametrize("name", NAMES)
     def test_without_a_budget_a_step_writes_a_token(self, name: str) -> None:
         text = list(range(1, 9))
         done = replayed(name, [text], [recording(text)], budget=0)
@@ -205,8 +204,8 @@ class TestFollow:
         assert verdict.token_ids.tolist() == text[: len(path) + 1]
 
 
-@pytest.mark.parametrize("name", ENGINES)
-class TestEveryEngine:
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryDrafter:
     @settings(max_examples=25, deadline=None)
     @given(
         st.lists(token_lists(4, 0, 20), max_size=4),
@@ -232,20 +231,20 @@ class TestEveryEngine:
         assert (kept.steps == 90) == (name == "prompt")
 
     def test_leaves_no_trace_of_a_text(self, name: str) -> None:
-        engine = make_engine(name, SPECIAL)
-        engine.add([(ids([1, 2, 3, 4, 5] * 6), None)])
+        drafter = make(name)
+        drafter.add([(ids([1, 2, 3, 4, 5] * 6), None)])
         settings = ReplaySettings(8, 4)
         first = recording([1, 2, 9, 9, 8, 7] * 5)
-        steps = [replay(engine, [first], settings).steps for _ in range(2)]
+        steps = [replay(drafter, [first], settings).steps for _ in range(2)]
         assert steps[0] == steps[1]
 
     def test_growth_is_charged_to_the_intake(self, name: str) -> None:
         intake = Intake()
-        engine = make_engine(name, SPECIAL)
-        replay(engine, [recording(range(9))] * 2, ReplaySettings(grow=True), intake)
+        drafter = make(name)
+        replay(drafter, [recording(range(9))] * 2, ReplaySettings(grow=True), intake)
         assert intake.tokens == 18
         assert intake.us_per_token > 0
-        assert engine.tokens == (0 if name == "prompt" else 18)
+        assert drafter.tokens == (0 if name == "prompt" else 18)
 
 
 @settings(max_examples=60, deadline=None)
@@ -261,7 +260,7 @@ def test_pool_takes_the_steps_of_the_decoding_loop(
     text = [*words, EOS]
     pool = Pool("toy")
     pool.add((ids(t), None) for t in warm)
-    done = replay(PoolEngine(pool), [recording(text)], ReplaySettings(budget, depth))
+    done = replay(FromPool(pool), [recording(text)], ReplaySettings(budget, depth))
     assert done.steps == steps_of_the_loop(pool, text, budget, depth)
 
 
@@ -269,10 +268,10 @@ class TestGroups:
     TEXT = tuple(range(1, 21))
 
     def steps(self, name: str, group: str | None, **more: Any) -> int:
-        engine = make_engine(name, SPECIAL)
-        engine.add([(ids(self.TEXT), "x"), (ids(range(30, 50)), "y")])
+        drafter = make(name)
+        drafter.add([(ids(self.TEXT), "x"), (ids(range(30, 50)), "y")])
         text = recording(self.TEXT, group=group, **more)
-        return replay(engine, [text], ReplaySettings(depth=4)).steps
+        return replay(drafter, [text], ReplaySettings(depth=4)).steps
 
     @pytest.mark.parametrize("name", ["group", "trie-group"])
     def test_only_the_own_group_is_drafted_from(self, name: str) -> None:
@@ -286,10 +285,10 @@ class TestGroups:
         assert self.steps(name, "unseen") < 6
 
     def test_all_leaves_groups_out(self) -> None:
-        engine = make_engine("all", SPECIAL)
-        engine.add([(ids([1, 2]), "x"), (ids([3]), "y")])
-        assert isinstance(engine, PoolEngine)
-        assert not engine.pool.groups
+        drafter = make("all")
+        drafter.add([(ids([1, 2]), "x"), (ids([3]), "y")])
+        assert isinstance(drafter, FromPool)
+        assert not drafter.pool.groups
 
 
 class TestRefresh:
@@ -310,10 +309,10 @@ class TestRefresh:
 
 class TestSummary:
     def test_has_the_contract_s_figures(self) -> None:
-        engine, intake = make_engine("pool", SPECIAL), Intake()
-        intake.add(engine, [(ids([1, 2, 3, 4, EOS]), "x")])
-        found = replay(engine, [recording([1, 2, 3, 9, EOS])], ReplaySettings(8, 2))
-        summary = found.summary(engine, intake)
+        drafter, intake = make("pool"), Intake()
+        intake.add(drafter, [(ids([1, 2, 3, 4, EOS]), "x")])
+        found = replay(drafter, [recording([1, 2, 3, 9, EOS])], ReplaySettings(8, 2))
+        summary = found.summary(drafter, intake)
         assert summary["texts"] == 1
         assert summary["tokens"] == 5
         assert summary["steps"] == found.steps
@@ -327,29 +326,29 @@ class TestSummary:
         assert found.tokens - found.steps <= accepted <= found.tokens - found.steps + 1
 
     def test_nothing_replayed_is_no_error(self) -> None:
-        engine = make_engine("ngram", SPECIAL)
-        summary = replay(engine, [], ReplaySettings()).summary(engine, Intake())
+        drafter = make("ngram")
+        summary = replay(drafter, [], ReplaySettings()).summary(drafter, Intake())
         assert summary["tokens_per_step"] == 0
         assert summary["bytes_per_token"] == 0
         assert "accepted_by_source" not in summary
 
-    def test_an_engine_that_cannot_tell_its_size(self) -> None:
-        engine = make_engine("ngram", SPECIAL)
-        engine.add([(ids([1, 2]), None)])
+    def test_a_drafter_that_cannot_tell_its_size(self) -> None:
+        drafter = make("ngram")
+        drafter.add([(ids([1, 2]), None)])
         assert (
-            replay(engine, [], ReplaySettings()).summary(engine, Intake())["bytes_per_token"]
+            replay(drafter, [], ReplaySettings()).summary(drafter, Intake())["bytes_per_token"]
             is None
         )
 
 
-def test_an_engine_that_overdraws_is_refused() -> None:
-    engine = make_engine("pool", SPECIAL)
-    engine.drafter.draft = lambda batch, limit, depth: [chain([1, 2, 3])]  # type: ignore[method-assign]
+def test_a_drafter_that_overdraws_is_refused() -> None:
+    drafter = make("pool")
+    drafter.draft = lambda batch, limit, depth: [chain([1, 2, 3])]  # type: ignore[method-assign]
     for budget, depth in ((2, 9), (9, 2)):
         with pytest.raises(RuntimeError, match="3 nodes on 3 levels"):
-            replay(engine, [recording([1])], ReplaySettings(budget, depth))
+            replay(drafter, [recording([1])], ReplaySettings(budget, depth))
 
 
-def test_unknown_engine() -> None:
+def test_unknown_drafter() -> None:
     with pytest.raises(DraftrecError, match="no drafter 'suffix'"):
-        make_engine("suffix", SPECIAL)
+        make("suffix")

@@ -55,7 +55,8 @@ class ReplayOptions(TextColumnOptions):
         Option(
             metavar="NAME",
             help="What drafts; repeat the option to compare: pool, all, group, prompt (our "
-            "levels), ngram, trie, trie-group (simple rivals).",
+            "levels), module:Class (a drafter of your own), or, in a checkout, ngram, trie, "
+            "trie-group (simple rivals).",
             show_default="pool",
         ),
     ] = None
@@ -91,7 +92,7 @@ _IDLE = (
     ),
     Idle(
         "groups",
-        lambda o: not set(_drafters(o)) & _GROUPED,
+        lambda o: not any(d in _GROUPED or ":" in d for d in _drafters(o)),
         "without a drafter that knows groups (pool, group, trie-group)",
     ),
 )
@@ -119,7 +120,7 @@ def replay(options: ReplayOptions) -> int:
     job = ReplayJob(
         texts=options.files(options.texts),
         tokenizer=options.tokenizer,
-        engines=tuple(_drafters(options)),
+        drafters=tuple(_drafters(options)),
         pool=options.pool,
         warm=options.files(options.warm) if options.warm else None,
         groups=options.groups,

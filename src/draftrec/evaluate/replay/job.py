@@ -1,4 +1,4 @@
-"""What `draftrec replay` does: read, warm every engine, replay, one summary per engine."""
+"""What `draftrec replay` does: read, warm every drafter, replay, one summary per drafter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from draftrec.data.files.places import Place
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.replay.engines import ENGINES, FROM_POOL, make_engine, special_tokens
+from draftrec.evaluate.replay.drafters import FROM_FOLDER, FromPool, maker_of
 from draftrec.evaluate.replay.loop import Intake, PoolText, ReplaySettings, replay
 from draftrec.evaluate.replay.recordings import (
     Recording,
@@ -28,12 +28,12 @@ Watch = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ReplayJob:
-    """`texts` are replayed; engines draft from `pool` or from the texts in `warm`, or from what
+    """`texts` are replayed; `drafters` draft from `pool` or from the texts in `warm`, or from what
     they see on the way. `order`: in time order, finished texts join the pool."""
 
     texts: str | TextFiles
     tokenizer: str
-    engines: tuple[str, ...] = ("pool",)
+    drafters: tuple[str, ...] = ("pool",)
     pool: Path | None = None
     warm: str | TextFiles | None = None
     groups: Place | None = None
@@ -42,13 +42,11 @@ class ReplayJob:
 
     def check(self) -> None:
         """Raise DraftrecError for options that do not go together."""
-        if unknown := [name for name in self.engines if name not in ENGINES]:
-            raise DraftrecError(
-                f"there is no drafter {unknown[0]!r}; choose from {', '.join(ENGINES)}"
-            )
+        for name in self.drafters:
+            maker_of(name)
         if self.pool and self.warm:
             raise DraftrecError("--pool and --warm exclude each other; name one of them")
-        if self.pool and (needy := [name for name in self.engines if name not in FROM_POOL]):
+        if self.pool and (needy := [name for name in self.drafters if name not in FROM_FOLDER]):
             raise DraftrecError(
                 f"--drafter {needy[0]} cannot draft from a pool's folder; name the texts that the "
                 "pool was made of with --warm"
@@ -57,12 +55,12 @@ class ReplayJob:
 
 def run_replay(
     job: ReplayJob,
-    watch: Watch = lambda engine, done, total: None,
+    watch: Watch = lambda drafter, done, total: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """The summary: the settings, and the figures by engine.
+    """The summary: the settings, and the figures by drafter.
 
-    `watch` hears (engine, texts done, texts in all). Raises DraftrecError for bad input.
+    `watch` hears (drafter, texts done, texts in all). Raises DraftrecError for bad input.
     """
     job.check()
     from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
@@ -84,14 +82,15 @@ def run_replay(
     warm_up()
     settings = job.settings
     found: dict[str, Any] = {}
-    for name in job.engines:
-        engine = make_engine(name, special_tokens(tokenizer), pool)
-        spent = intake if name == "pool" and pool is not None else Intake()
-        spent.add(engine, _pool_texts(warm))
+    for name in job.drafters:
+        given = pool if name == "pool" else None
+        drafter = maker_of(name)(tokenizer) if given is None else FromPool(given)
+        spent = Intake() if given is None else intake
+        spent.add(drafter, _pool_texts(warm))
         done = replay(
-            engine, texts, settings, spent, lambda n, name=name: watch(name, n, len(texts))
+            drafter, texts, settings, spent, lambda n, name=name: watch(name, n, len(texts))
         )
-        found[name] = done.summary(engine, spent)
+        found[name] = done.summary(drafter, spent)
     return {
         "budget": settings.budget,
         "depth": settings.depth,
@@ -108,7 +107,7 @@ def _pool_texts(recordings: list[Recording]) -> list[PoolText]:
 def _warn_of_leaks(
     texts: list[Recording], warm: list[Recording], warn: Callable[[str], None]
 ) -> None:
-    """A pool that holds the replayed entities' texts flatters every engine."""
+    """A pool that holds the replayed entities' texts flatters every drafter."""
     known = {r.entity_id for r in warm}
     shared = sum(r.entity_id in known for r in texts)
     if shared:

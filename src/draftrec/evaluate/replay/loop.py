@@ -1,7 +1,7 @@
 """Replay: strict acceptance of recorded texts, without a model.
 
 A greedy target that writes a text accepts exactly the drafts that agree with it. So a recording is
-enough to count the forward passes that an engine's drafts would have saved, and to size pools from
+enough to count the forward passes that a drafter's trees would have saved, and to size pools from
 logs. It says nothing about wall time.
 """
 
@@ -25,11 +25,9 @@ from draftrec.evaluate.replay.recordings import Recording
 PoolText = tuple[IntArray, str | None]
 
 
-class Engine(Protocol):
-    """A drafter with what it drafts from, which grows by finished texts."""
+class ReplayDrafter(Drafter, Protocol):
+    """A drafter with the texts that it drafts from, which grows by finished ones."""
 
-    @property
-    def drafter(self) -> Drafter: ...
     @property
     def tokens(self) -> int:
         """Tokens of the texts taken in so far."""
@@ -37,7 +35,7 @@ class Engine(Protocol):
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of the index over them; None where the engine cannot tell."""
+        """Bytes of the index over them; None where the drafter cannot tell."""
         ...
 
     @property
@@ -61,15 +59,15 @@ class ReplaySettings:
 
 @dataclass(slots=True)
 class Intake:
-    """Processor seconds and tokens of the texts that an engine has taken in."""
+    """Processor seconds and tokens of the texts that a drafter has taken in."""
 
     seconds: float = 0.0
     tokens: int = 0
 
-    def add(self, engine: Engine, texts: Seq[PoolText]) -> None:
-        """Give `engine` the texts and time it."""
+    def add(self, drafter: ReplayDrafter, texts: Seq[PoolText]) -> None:
+        """Give `drafter` the texts and time it."""
         start = time.process_time_ns()
-        engine.add(texts)
+        drafter.add(texts)
         self.seconds += (time.process_time_ns() - start) / 1e9
         self.tokens += sum(len(ids) for ids, _ in texts)
 
@@ -80,7 +78,7 @@ class Intake:
 
 @dataclass(slots=True)
 class Replayed:
-    """What one engine's drafts were worth. Times are processor time, which other programs on the
+    """What one drafter's trees were worth. Times are processor time, which other programs on the
     machine disturb less than the clock's."""
 
     texts: int = 0
@@ -91,11 +89,11 @@ class Replayed:
     lookup_ns: list[int] = field(default_factory=list)
     upkeep_ns: int = 0
 
-    def summary(self, engine: Engine, intake: Intake) -> dict[str, Any]:
+    def summary(self, drafter: ReplayDrafter, intake: Intake) -> dict[str, Any]:
         """The contract's figures: counts, microseconds, bytes; `upkeep_us_per_token` is the time
         for indexing prompts and running texts."""
-        steps, tokens, held = max(self.steps, 1), max(self.tokens, 1), engine.tokens
-        nbytes = engine.nbytes if held else 0
+        steps, tokens, held = max(self.steps, 1), max(self.tokens, 1), drafter.tokens
+        nbytes = drafter.nbytes if held else 0
         p50, p99 = np.percentile(self.lookup_ns or [0], [50, 99]) / 1e3
         found: dict[str, Any] = {
             "texts": self.texts,
@@ -110,13 +108,13 @@ class Replayed:
             "bytes_per_token": None if nbytes is None else round(nbytes / max(held, 1), 1),
             "pool_tokens": held,
         }
-        if engine.names_sources:
+        if drafter.names_sources:
             found["accepted_by_source"] = dict(zip(SOURCES, self.accepted_by_source, strict=True))
         return found
 
 
 def replay(
-    engine: Engine,
+    drafter: ReplayDrafter,
     recordings: Seq[Recording],
     settings: ReplaySettings,
     intake: Intake | None = None,
@@ -125,17 +123,17 @@ def replay(
     """Replay the recordings one after another in the order given.
 
     `intake` is charged with finished texts that join the pool; `watch` hears how many texts are
-    done. Raises RuntimeError if an engine drafts beyond the budget or the depth: figures of
-    different engines would not be comparable.
+    done. Raises RuntimeError if a drafter goes beyond the budget or the depth: figures of
+    different drafters would not be comparable.
     """
     result, intake = Replayed(), intake or Intake()
     # Every text may use the room of the longest: a drafter must not learn when a text will end.
     room = max((len(r.token_ids) for r in recordings), default=0) + settings.depth + 1
     for i, recording in enumerate(recordings):
         if not settings.refresh or recording.previous_ids is not None:
-            _replay_text(engine.drafter, recording, settings, room, result)
+            _replay_text(drafter, recording, settings, room, result)
         if settings.grow:
-            intake.add(engine, [(recording.token_ids, recording.group)])
+            intake.add(drafter, [(recording.token_ids, recording.group)])
         watch(i + 1)
     return result
 
@@ -192,6 +190,6 @@ def _refuse_excess(tree: DraftTree, settings: ReplaySettings) -> None:
     levels = int(depths(tree).max()) + 1 if len(tree) else 0
     if len(tree) > settings.budget or levels > settings.depth:
         raise RuntimeError(
-            f"an engine drafted {len(tree)} nodes on {levels} levels, where {settings.budget} "
+            f"a drafter drew {len(tree)} nodes on {levels} levels, where {settings.budget} "
             f"nodes on {settings.depth} levels are allowed"
         )

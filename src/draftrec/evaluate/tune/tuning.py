@@ -21,7 +21,7 @@ from draftrec.data.files.places import Place, place
 from draftrec.data.records import GroupTable
 from draftrec.engine.costs import CostCurve
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.replay.engines import PoolEngine
+from draftrec.evaluate.replay.drafters import FromPool
 from draftrec.evaluate.replay.loop import ReplaySettings, replay
 from draftrec.evaluate.replay.recordings import Recording, read_recordings
 from draftrec.pool.index import warm_up
@@ -127,8 +127,7 @@ class _Sweep:
     def _try(self, pool: Pool, depth: int, budget: int) -> Trial:
         key = (pool.tokens, depth, budget)
         if key not in self.trials:
-            engine = PoolEngine(pool)
-            done = replay(engine, self.texts, ReplaySettings(budget, depth))
+            done = replay(FromPool(pool), self.texts, ReplaySettings(budget, depth))
             steps = max(done.steps, 1)
             lookup = float(np.median(done.lookup_ns or [0])) / 1e3
             per_step, drafted = done.tokens / steps, done.drafted / steps

@@ -91,20 +91,17 @@ class Occurrences:
         self._size = end
 
 
-class NgramEngine:
-    """Longest match among finished texts and the running one; a tie counts both."""
+class NgramDrafter:
+    """Longest match among finished texts and the running one; a tie counts both. What its tokens
+    mean, which `tokenizer` knows, makes no difference."""
 
     names_sources = False
     nbytes = None
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: object = None) -> None:
         self.texts = Occurrences()
         self.tokens = 0
         self._own: dict[int, Occurrences] = {}
-
-    @property
-    def drafter(self) -> NgramEngine:
-        return self
 
     def add(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
         """Add finished texts; groups make no difference."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import Any
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray, SequenceView, Verdict
 from draftrec.engine.tree import make_tree
@@ -18,6 +19,8 @@ from draftrec.engine.tree import make_tree
 # Levels below the matched tokens that are stored and drafted.
 _BRANCH = 12
 _INPUT_WEIGHT, _OUTPUT_WEIGHT = 0.9999, 0.0001
+# Tokens that say nothing about what follows.
+_STOP_WORDS = (",", ".", " ", "\n")
 # Sizes past which a tree is thinned out, and after how many trees were touched that is looked at.
 _MOST_NODES, _MOST_OUTPUT_NODES, _TOUCHED = 2048, 1024, 1024
 
@@ -50,6 +53,18 @@ class SpecialTokens:
     stops: frozenset[int] = frozenset()
 
 
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """BOS, EOS and the ids of lone stop words."""
+    encoded = tokenizer(list(_STOP_WORDS), add_special_tokens=False, verbose=False).input_ids
+    stops = frozenset(ids[0] for ids in encoded if len(ids) == 1)
+    return SpecialTokens(tokenizer.bos_token_id, tokenizer.eos_token_id, stops)
+
+
+def of_tokenizer(tokenizer: Any) -> PublishedTrie:
+    """An empty trie of a tokenizer's tokens."""
+    return PublishedTrie(special_tokens(tokenizer))
+
+
 @dataclass(slots=True)
 class _Live:
     """What a running sequence added: taken out again when it ends."""
@@ -75,10 +90,6 @@ class PublishedTrie:
         self.tokens = 0
         self._touched: set[int] = set()
         self._live: dict[int, _Live] = {}
-
-    @property
-    def drafter(self) -> PublishedTrie:
-        return self
 
     def add(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
         """Store finished texts; groups make no difference here."""

@@ -1,0 +1,1 @@
+"""Drafters that draftrec's are compared with: `draftrec replay --drafter ngram --drafter trie`."""
