@@ -68,6 +68,24 @@ def test_every_item_gets_its_own_id(command: Command) -> None:
     assert command.output.read_bytes() == first
 
 
+@pytest.mark.parametrize("method", ["rq-kmeans", "rq-vae"])
+@pytest.mark.parametrize(("scale", "offset"), [(2.0**100, 0.0), (2.0**-100, 0.0), (1.0, 1e4)])
+def test_neither_size_nor_a_common_offset_of_vectors_matters(
+    command: Command, method: str, scale: float, offset: float
+) -> None:
+    """Numbers of 1e30 looped for ever, and distances beside 1e4 lost all their digits."""
+    words = ("--levels", 3, "--codes", 8, "--method", method)
+    words += ("--epochs", 2) if method == "rq-vae" else ()
+    # Halves and quarters survive the offset in float32, so that these are the same vectors.
+    rows = np.round(np.array(command.rows) * 64) / 64
+    command.tell(command.write("v.parquet", range(60), rows), *words)
+    known = read_semantic_ids(command.output).codes
+    command.output.unlink()
+    moved = (rows * scale + offset).astype(np.float32)
+    command.tell(command.write("v.parquet", range(60), moved), *words)
+    assert (read_semantic_ids(command.output).codes == known).mean() > 0.95
+
+
 def test_what_cannot_be_told_apart_is_reported(command: Command) -> None:
     same = command.write("same.parquet", range(10), [[1.0, 2.0]] * 10)
     found = command.tell(same, "--levels", 2, "--codes", 2)

@@ -69,13 +69,14 @@ def fit(options: FitOptions) -> int:
     """Fit semantic ids to ITEM_VECTORS: close items share their first codes."""
     from draftrec.data.sequences import check_semantic_ids_file, write_semantic_ids
     from draftrec.data.vectors import read_item_vectors
-    from draftrec.items.quantise import relative_error, semantic_ids
+    from draftrec.items.quantise import centred, relative_error, semantic_ids
 
     start = time.perf_counter()
     check_semantic_ids_file(options.output)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     read = read_item_vectors(options.vectors, options.item_column, options.vector_column)
-    found, rebuilt = _quantise(read.vectors, options)
+    vectors = centred(read.vectors)
+    found, rebuilt = _quantise(vectors, options)
     write_semantic_ids(options.output, semantic_ids(read.items, found.codes))
     summary = {
         "items": len(read.items),
@@ -83,7 +84,7 @@ def fit(options: FitOptions) -> int:
         "codes": options.codes,
         "method": options.method.value,
         **_crowding(found),
-        "reconstruction_error": round(relative_error(read.vectors, rebuilt), 6),
+        "reconstruction_error": round(relative_error(vectors, rebuilt), 6),
         "seconds": round(time.perf_counter() - start, 3),
         "output": str(options.output),
     }
@@ -136,12 +137,13 @@ def join(options: JoinOptions) -> int:
         write_semantic_ids,
     )
     from draftrec.data.vectors import read_item_vectors
+    from draftrec.items.quantise import centred
     from draftrec.items.semantic_ids import joined
 
     check_semantic_ids_file(options.output)
     before = read_semantic_ids(options.sids)
     read = read_item_vectors(options.vectors, options.item_column, options.vector_column)
-    after, new = joined(before, read.items, read.vectors)
+    after, new = joined(before, read.items, centred(read.vectors))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_semantic_ids(options.output, after)
     tuples, counts = np.unique(after.codes, axis=0, return_counts=True)
