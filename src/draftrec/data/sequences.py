@@ -104,6 +104,13 @@ def read_sequences(
             yield UserSequence(user, cell_ids(row, names[1], typed=typed), found)
 
 
+def two_rows(location: str | Place, row: UserSequence) -> DraftrecError:
+    """What to raise for a second row of a user's part: which of them counts, nobody can know."""
+    return DraftrecError(
+        f"{location}: user {row.user} has two rows of part {row.part!r}; join them"
+    )
+
+
 def read_histories(
     location: str | Place, part: str, max_items: int | None, columns: SequenceColumns = USUAL
 ) -> list[History]:
@@ -125,9 +132,7 @@ def read_histories(
         user = users.setdefault(plain(row.user), _User())
         spelt = [spelt[0] or isinstance(row.user, str), spelt[1] or is_text(row.items)]
         if row.part in user.seen:
-            raise DraftrecError(
-                f"{location}: user {row.user} has two rows of part {row.part!r}; join them"
-            )
+            raise two_rows(location, row)
         user.seen.append(row.part)
         if row.part == part:
             user.targets = row.items

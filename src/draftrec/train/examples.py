@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from draftrec.core import BoolArray, IntArray, LongArray
-from draftrec.data.sequences import USUAL, SequenceColumns, read_sequences
+from draftrec.data.sequences import USUAL, SequenceColumns, read_sequences, two_rows
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, plain
 from draftrec.items.prompts import HistoryEncoder
@@ -54,14 +54,18 @@ def read_training_data(
     """The parts train and valid of a file, of the first `limit` users with train items.
 
     With `with_valid`, valid items are learnt from and nothing is validated on. Raises DraftrecError
-    for an item without a semantic id, naming the user, and for no part train.
+    for an item without a semantic id and for two rows of one part, naming the user, and for no part
+    train.
     """
     train: dict[Id, LongArray] = {}
     valid: dict[Id, LongArray] = {}
     for row in read_sequences(location, None, None, columns):
         part = {"train": train, "valid": valid}.get(row.part)
         if part is not None and len(row.items):
-            part[plain(row.user)] = _places(row.user, row.items, sids)
+            user = plain(row.user)
+            if user in part:
+                raise two_rows(location, row)
+            part[user] = _places(row.user, row.items, sids)
     if not train:
         raise DraftrecError(
             f"{location} holds no items of part 'train', so there is nothing to train on; give "

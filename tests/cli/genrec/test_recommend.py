@@ -128,7 +128,7 @@ def test_unusable_files_are_refused(
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "unknown.parquet")
     words = line(world, output, sequences=tmp_path / "unknown.parquet")
-    refused(words, capsys, "item 4711 has no semantic id", output)
+    refused(words, capsys, "user 1: item 4711 has no semantic id", output)
     missing = tmp_path / "missing.parquet"
     refused(line(world, output, sequences=missing), capsys, "missing.parquet", output)
 

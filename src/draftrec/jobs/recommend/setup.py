@@ -23,6 +23,7 @@ from draftrec.data.sequences import (
 )
 from draftrec.data.tables.readers import open_records
 from draftrec.data.tables.writing import check_table_name
+from draftrec.errors import DraftrecError
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Catalogue
@@ -119,7 +120,10 @@ def read_inputs(settings: TaskSettings) -> Inputs:
     histories = read_histories(settings.sequences, part, None, settings.columns)
     histories = histories[: settings.limit]
     for history in histories:
-        sids.places(history.items)
+        try:
+            sids.places(history.items)
+        except DraftrecError as error:
+            raise DraftrecError(f"user {history.user}: {error}") from error
     return Inputs(sids, histories)
 
 
