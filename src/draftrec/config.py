@@ -140,6 +140,14 @@ class ControlsConfig(_Frozen):
         default=None, description="texts that end a text, and are cut off it"
     )
 
+    @field_validator(
+        "bad_words", "logit_bias", "suppress_tokens", "begin_suppress_tokens", "stop", mode="before"
+    )
+    @classmethod
+    def _one_is_one(cls, value: Any) -> Any:
+        """A text alone, as OpenAI's API takes it, is one of its kind and no list of letters."""
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("stop")
     @classmethod
     def _not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:

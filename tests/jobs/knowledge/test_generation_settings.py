@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,43 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, name: str, value
     with pytest.raises(DraftrecError, match=f"{name}=.*--generation-config none"):
         load(path)
     assert written(load(path, generation_config="none")) == plain()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "warmth"),
+    [
+        ("repetition_penalty", -2.0, 0.0),
+        ("repetition_penalty", "1.1", 0.0),
+        ("no_repeat_ngram_size", 2.5, 0.0),
+        ("top_p", 1.5, 1.0),
+        ("top_k", -1, 1.0),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_as_transformers_does(
+    tmp_path: Path, name: str, value: Any, warmth: float
+) -> None:
+    path = folder(tmp_path)
+    settings = path / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {name: value}))
+    with pytest.raises(DraftrecError, match=f"{name}={json.dumps(value)}, which must be a "):
+        load(path, temperature=warmth)
+    assert written(load(path, generation_config="none")) == plain()
+    if name in SAMPLING:  # greedy texts leave it
+        assert written(load(path)) == plain()
+
+
+def test_counts_below_one_are_off_as_in_transformers(tmp_path: Path) -> None:
+    path = folder(tmp_path, no_repeat_ngram_size=-1)
+    made = load(path)
+    assert made.resolved.sentence() is None
+    assert written(made) == plain()
+
+
+def test_one_text_is_one_stop_string_and_no_list_of_letters(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    stop = word(plain()[0][3])
+    assert written(load(path, stop=stop)) == written(load(path, stop=(stop,)))
+    assert load(path, bad_words=stop).config.controls.bad_words == (stop,)
 
 
 def test_what_was_taken_is_part_of_what_a_run_depends_on(tmp_path: Path) -> None:

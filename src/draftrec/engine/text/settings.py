@@ -47,7 +47,33 @@ _SAMPLING = {
     "top_h": None, "top_k": "sample_top_k", "top_p": "top_p", "min_p": "min_p",
     "typical_p": "typical_p", "epsilon_cutoff": None, "eta_cutoff": None,
 }  # fmt: skip
+# Names in the file that are off below 1, too.
+_COUNTS = (
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens",
+)  # fmt: skip
 _OFF = {"top_k": 0, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+
+
+def _whole(value: float) -> bool:
+    return float(value).is_integer()
+
+
+# What transformers' processors take; anything else they refuse when texts are written.
+_WITHIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "repetition_penalty": ("a number above 0", lambda v: v > 0),
+    "encoder_repetition_penalty": ("a number above 0", lambda v: v > 0),
+    "no_repeat_ngram_size": ("a whole number", _whole),
+    "encoder_no_repeat_ngram_size": ("a whole number", _whole),
+    "min_length": ("a whole number", _whole),
+    "min_new_tokens": ("a whole number", _whole),
+    "top_k": ("a whole number from 0 on", lambda v: _whole(v) and v >= 0),
+    "top_p": ("a number from 0 to 1", lambda v: 0 <= v <= 1),
+    "min_p": ("a number from 0 to 1", lambda v: 0 <= v <= 1),
+    "top_h": ("a number from 0 to 1", lambda v: 0 <= v <= 1),
+    "typical_p": ("a number above 0, to 1", lambda v: 0 < v <= 1),
+    "epsilon_cutoff": ("a number from 0 to 1", lambda v: 0 <= v < 1),
+    "eta_cutoff": ("a number from 0 to 1", lambda v: 0 <= v < 1),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +137,8 @@ class Resolved:
 def resolve(controls: ControlsConfig, accept: AcceptConfig, model: Any, tokenizer: Any) -> Resolved:
     """Options, then the model's own settings, then nothing.
 
-    Raises DraftrecError for a setting of the model that cannot be kept, for a token that the
-    tokenizer does not have, and for ids beyond the vocabulary.
+    Raises DraftrecError for a setting of the model that cannot be kept or means nothing, for a
+    token that the tokenizer does not have, and for ids beyond the vocabulary.
     """
     file = _of_model(model) if controls.generation_config == "model" else {}
     given = _given(controls, tokenizer)
@@ -123,6 +149,8 @@ def resolve(controls: ControlsConfig, accept: AcceptConfig, model: Any, tokenize
     taken = {
         n: v for n, v in file.items() if n not in given and (n not in _SAMPLING or n in sampled)
     }
+    for name, value in taken.items():
+        _check_value(name, value)
     settings = replace(GenerationSettings(), **{n: _frozen(v) for n, v in (taken | given).items()})
     suppressed = [*given.get("suppress_tokens", ()), *given.get("begin_suppress_tokens", ())]
     _check_ids(settings, suppressed, int(model.config.get_text_config().vocab_size))
@@ -152,9 +180,22 @@ def _of_model(model: Any) -> dict[str, Any]:
     return found
 
 
+def _check_value(name: str, value: Any) -> None:
+    """Raise for a value of the model's that means nothing, such as a penalty below 0."""
+    what, allowed = _WITHIN.get(name, ("", lambda _: True))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if what and not (number and allowed(value)):
+        raise DraftrecError(
+            f"The model's generation_config has {name}={_short(value)}, which must be {what}; mend "
+            f"it in generation_config.json, or override it with an option."
+        )
+
+
 def _asks(name: str, value: Any, default: Any) -> bool:
     if name in _OFF:
         return value != _OFF[name]
+    if name in _COUNTS and isinstance(value, int | float):
+        return value > 0
     return value != default and value not in ([], {}, ())
 
 
