@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from draftrec.engine.costs import CostCurve, smoothed
 from draftrec.engine.target import Target
+from draftrec.engine.text.budget import AutoBudget
 from draftrec.pool import costs
 from draftrec.pool.costs import _stairs, _uneven, measure_cost
 from tests.models import zoo
@@ -54,6 +56,19 @@ def test_costs_are_measured_from_one_row_to_full_trees() -> None:
     assert len(curve.rows) == len(curve.seconds)
     assert all(s > 0 for s in curve.seconds)
     assert curve.draft_seconds > 0
+
+
+def test_what_the_budget_takes_of_a_step_is_part_of_drafting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choose = AutoBudget.choose
+
+    def slow(self: AutoBudget, *given: Any) -> Any:
+        time.sleep(0.1)
+        return choose(self, *given)
+
+    monkeypatch.setattr(AutoBudget, "choose", slow)
+    assert costs._draft_seconds() > 0.1 / 32  # shared by 32 trees
 
 
 @given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=12))

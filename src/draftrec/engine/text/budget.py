@@ -140,16 +140,20 @@ class Calibration:
         """Count what was verified. Old counts fade, since pools and texts change."""
         for counts in (self.kept, self.expected):
             counts *= 0.9995
-        for tree, verdict in zip(trees, verdicts, strict=True):
-            probs = tree.probs.astype(np.float64)
-            self._count(self.expected, probs, probs)
-            self._count(self.kept, probs[verdict.path], np.ones(len(verdict.path)))
+        pairs = [(t.probs, v.path) for t, v in zip(trees, verdicts, strict=True) if len(t)]
+        if pairs:
+            probs = np.concatenate([p for p, _ in pairs]).astype(np.float64)
+            kept = np.concatenate([p[path] for p, path in pairs]).astype(np.float64)
+            self.expected += self._shares(probs, probs)
+            self.kept += self._shares(kept, np.ones(len(kept)))
 
-    def _count(self, counts: DoubleArray, probs: DoubleArray, amount: DoubleArray) -> None:
+    def _shares(self, probs: DoubleArray, amount: DoubleArray) -> DoubleArray:
+        """float64 `[knots]`: what of `amount` `[n]` falls to each knot."""
         place = np.interp(_log_odds(probs), self.knots, np.arange(len(self.knots)))
         left = np.minimum(place.astype(np.int64), len(self.knots) - 2)
-        np.add.at(counts, left, amount * (1 - (place - left)))
-        np.add.at(counts, left + 1, amount * (place - left))
+        right = amount * (place - left)
+        found = np.bincount(left, amount - right, len(self.knots))
+        return found + np.bincount(left + 1, right, len(self.knots))
 
 
 def _sigmoid(x: DoubleArray) -> DoubleArray:
