@@ -152,8 +152,10 @@ class Calibration:
         place = np.interp(_log_odds(probs), self.knots, np.arange(len(self.knots)))
         left = np.minimum(place.astype(np.int64), len(self.knots) - 2)
         right = amount * (place - left)
-        found = np.bincount(left, amount - right, len(self.knots))
-        return found + np.bincount(left + 1, right, len(self.knots))
+        found = np.zeros(len(self.knots))
+        np.add.at(found, left, amount - right)
+        np.add.at(found, left + 1, right)
+        return found
 
 
 def _sigmoid(x: DoubleArray) -> DoubleArray:
