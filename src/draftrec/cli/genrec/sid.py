@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from draftrec.core import FloatArray
     from draftrec.items.quantise import Quantised
 
+_LOG = logging.getLogger(__name__)
 Argument, Option = typer.Argument, typer.Option
 
 
@@ -93,6 +95,13 @@ def fit(options: FitOptions) -> int:
         f"({summary['moved']:,} moved to a free code, {summary['collisions']:,} share theirs), "
         f"written to {options.output}"
     )
+    if 2 * found.moved > len(read.items):
+        _LOG.warning(
+            "codes changed %s times to keep %s items apart, so that they mean little: the "
+            "vectors are too alike, or it needs more --levels, --codes or --epochs",
+            f"{found.moved:,}",
+            f"{len(read.items):,}",
+        )
     if options.json:
         print_json(summary)
     return DONE
