@@ -96,9 +96,9 @@ class HostTarget:
         """Nothing was computed."""
 
     def score(self, segments: list[Segment]) -> Scores:
-        packed = pack(segments)
+        packed = pack(segments, torch.device("cpu"))
         scored = [i for i, s in enumerate(segments) if s.scored]
-        return Scores(torch.zeros(len(packed.scored), 2), scored)
+        return Scores(torch.zeros(packed.wanted, 2), scored)
 
     def commit(self, segments: list[Segment], paths: list[IntArray]) -> None:
         """Nothing to move."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from draftrec.core import DraftTree, IntArray
+from draftrec.core import BoolArray, DraftTree, IntArray
 from draftrec.engine.tree import make_tree
 
 
@@ -44,6 +44,16 @@ def _falling(draw: st.DrawFn, parents: list[int]) -> list[float]:
         share = draw(st.sampled_from([0.05, 0.3, 0.7, 1.0]))
         probs.append(share * (probs[parent] if parent >= 0 else 1.0))
     return probs
+
+
+def ancestor_mask(tree: DraftTree) -> BoolArray:
+    """bool `[n, n]`: row i is True at node i and at all its ancestors."""
+    mask = np.zeros((len(tree), len(tree)), np.bool_)
+    for i, parent in enumerate(tree.parents.tolist()):
+        if parent >= 0:
+            mask[i] = mask[parent]
+        mask[i, i] = True
+    return mask
 
 
 def children(tree: DraftTree, node: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -39,8 +38,7 @@ def test_all_sources_are_read_before_any_target_is_written(
     drawn: list[tuple[int, int, int]],
 ) -> None:
     slab, before = filled(), filled()
-    slots, source, target = np.array(drawn, np.int32).reshape(-1, 3).T
-    slab.move_rows(slots, source, target)
+    slab.move_rows(drawn)
     written = set()
     for slot, src, dst in drawn:
         written.add((slot, dst))

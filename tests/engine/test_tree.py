@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE, DraftTree
-from draftrec.engine.tree import ancestor_mask, chain, check_tree, depths, make_tree, trim
-from tests.strategies import trees
+from draftrec.engine.tree import (
+    certain,
+    chain,
+    check_tree,
+    depths,
+    make_tree,
+    trim,
+    trim_all,
+    within,
+)  # fmt: skip
+from tests.strategies import ancestor_mask, trees
 
 
 def ancestors(tree: DraftTree, node: int) -> list[int]:
@@ -47,6 +56,21 @@ def test_trim_keeps_exactly_the_nodes_whose_whole_path_is_kept(
         assert [wanted[i] for i in ancestors(cut, node)] == ancestors(tree, old)
 
 
+@given(st.lists(trees(9), max_size=5), st.data())
+def test_a_batch_is_cut_as_each_tree_alone(drawn: list[DraftTree], data: st.DataObject) -> None:
+    keep = [np.array([data.draw(st.booleans()) for _ in range(len(t))], np.bool_) for t in drawn]
+    found = trim_all(drawn, np.concatenate([np.empty(0, np.bool_), *keep]))
+    levels = [data.draw(st.integers(0, 4)) for _ in drawn]
+    shallow = within(drawn, levels)
+    assert len(found) == len(shallow) == len(drawn)
+    for tree, own, level, cut, low in zip(drawn, keep, levels, found, shallow, strict=True):
+        for one, alone in ((cut, trim(tree, own)), (low, trim(tree, depths(tree) < level))):
+            check_tree(one)
+            for name in ("token_ids", "parents", "probs", "sources"):
+                assert getattr(one, name).tolist() == getattr(alone, name).tolist()
+                assert getattr(one, name).dtype == getattr(tree, name).dtype
+
+
 def test_trim_returns_what_needs_no_cut() -> None:
     tree = chain([1, 2])
     assert trim(tree, np.ones(2, np.bool_)) is tree
@@ -65,6 +89,8 @@ def test_defaults_are_certain_nodes_of_the_first_source() -> None:
     tree = make_tree([4], [-1])
     assert tree.probs.tolist() == [1.0]
     assert tree.sources.tolist() == [0]
+    other = certain(tree.token_ids, tree.parents)
+    assert (other.probs.tolist(), other.sources.tolist()) == ([1.0], [0])
     dtypes = [a.dtype for a in (tree.token_ids, tree.parents, tree.probs, tree.sources)]
     assert dtypes == [np.int32, np.int32, np.float32, np.uint8]
 

@@ -2,33 +2,27 @@
 
 All new rows of all sequences run through the model as one row of length S, so linear layers see no
 padding. Here, in each layer, new keys and values go to the slab and every query attends to the
-committed rows of its own slot plus the new rows its visibility allows. Sequences are attended to
-one by one, or as one padded block, whichever touches less memory; the plan is made once per forward
-pass and serves every layer.
+columns of its own slot that it sees. Sequences are attended to one by one, or as one padded block,
+whichever touches less memory; the plan is made once per forward pass and serves every layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from draftrec.engine.kv_cache import KVSlab
-from draftrec.engine.masks import FULL, Reach
-from draftrec.engine.packing import Packed, key_positions, visibility
+from draftrec.engine.masks import Reach
+from draftrec.engine.packing import Block, Packed
 from draftrec.errors import UnsupportedModelError
 
 NAME = "draftrec_packed"
 
-# What decides about blocks, in scores (one query against one key of one sequence): a further call,
-# and bringing in one key with its value, which all queries of its sequence then share.
 _LAUNCH_COST = {"cpu": 6_000, "cuda": 2_000_000}
-_KEY_COST = 16
 # What attention functions may be passed and mean nothing here.
 _HARMLESS = {
     "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
@@ -42,68 +36,16 @@ class PlanLostError(UnsupportedModelError):
 
 
 @dataclass(slots=True)
-class Block:
-    """Queries attended to in one call: slots `first .. last-1`, `width` rows each, `length` keys.
-
-    Columns before `start` int64 `[slots]` are seen by all, of those from there on `seen` bool
-    `[slots, width, span]` tells; `own_positions` and `key_positions` int64 are of rows and of those
-    columns. `rows` int64 `[slots * width]` gathers queries into the block (None: they already lie
-    so); `back` picks the real rows out of the result, `place` says where they go.
-    """
-
-    first: int
-    last: int
-    width: int
-    length: int
-    start: torch.Tensor
-    seen: torch.Tensor
-    own_positions: torch.Tensor
-    key_positions: torch.Tensor
-    rows: torch.Tensor | None
-    back: torch.Tensor | None
-    place: slice | torch.Tensor
-    masks: dict[tuple[Reach, int, torch.dtype], torch.Tensor | None] = field(default_factory=dict)
-
-    def mask(self, reach: Reach, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """Additive `[slots, 1, repeat * width, length]`, or None where everything is visible."""
-        key = (reach, repeat, dtype)
-        if key not in self.masks:
-            self.masks[key] = self._build(reach, repeat, dtype)
-        return self.masks[key]
-
-    def _build(self, reach: Reach, repeat: int, dtype: torch.dtype) -> torch.Tensor | None:
-        columns = torch.arange(self.length, device=self.start.device)
-        own = columns[None, :] - self.start[:, None]  # column as a new row of its segment
-        slots, span = len(self.start), self.seen.shape[2]
-        if span == 1 and slots == 1 and reach.within(self.length):
-            return None
-        place = own.clamp(0, span - 1)[:, None, :].expand(slots, self.width, self.length)
-        fresh = torch.gather(self.seen, 2, place) & (own < span)[:, None, :]
-        visible = (own < 0)[:, None, :] | fresh
-        if reach != FULL:
-            theirs = torch.where(
-                own < 0, columns[None, :], torch.gather(self.key_positions, 1, place[:, 0])
-            )[:, None, :]
-            queries = self.own_positions[:, :, None]
-            if reach.window is not None:
-                visible &= theirs > queries - reach.window
-            if reach.chunk is not None:
-                visible &= theirs // reach.chunk == queries // reach.chunk
-        mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
-        mask.masked_fill_(~visible, float("-inf"))
-        return mask.repeat(1, repeat, 1)[:, None]
-
-
-@dataclass(slots=True)
 class Plan:
-    """Where new rows go in the slab and which blocks attend; made once, read by every layer."""
+    """Where new rows go in the slab and what they see; made once, read by every layer."""
 
+    packed: Packed
     slab: KVSlab
-    slots: torch.Tensor  # int64 [S]
-    columns: torch.Tensor  # int64 [S]
-    spans: list[tuple[int, int, int, int]]  # slot, first row, last row, first column
-    blocks: list[Block]
     reaches: Mapping[int, Reach]
+
+    @property
+    def blocks(self) -> list[Block]:
+        return self.packed.blocks
 
     def reach(self, layer: int, window: int | None, mask: Any) -> Reach:
         """What layer `layer` sees. What it asked for at load counts, not what it says now: to the
@@ -115,105 +57,21 @@ class Plan:
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values `[kv_heads, S, dim]` of one layer."""
         key_rows, value_rows = self.slab.keys[layer], self.slab.values[layer]
-        if len(self.spans) <= 4:
-            for slot, first, last, column in self.spans:
+        if len(self.packed.spans) <= 4:
+            for slot, first, last, column in self.packed.spans:
                 end = column + last - first
                 key_rows[slot, :, column:end] = keys[:, first:last]
                 value_rows[slot, :, column:end] = values[:, first:last]
             return
-        rows = len(self.slots)
-        dtype = key_rows.dtype
-        key_rows[self.slots, :, self.columns] = keys[:, :rows].transpose(0, 1).to(dtype)
-        value_rows[self.slots, :, self.columns] = values[:, :rows].transpose(0, 1).to(dtype)
+        rows, dtype = self.packed.rows, key_rows.dtype
+        at = self.packed.slots, slice(None), self.packed.columns
+        key_rows[at] = keys[:, :rows].transpose(0, 1).to(dtype)
+        value_rows[at] = values[:, :rows].transpose(0, 1).to(dtype)
 
 
-def make_plan(packed: Packed, slab: KVSlab, reaches: Mapping[int, Reach]) -> Plan:
-    """Choose blocks and move the index arrays to the slab's device. `reaches` by layer."""
-    device = slab.keys.device
-    spans = [
-        (s.slot, int(a), int(b), s.column)
-        for s, a, b in zip(packed.segments, packed.row_start, packed.row_start[1:], strict=False)
-    ]
-    slots = np.concatenate([np.full(b - a, slot) for slot, a, b, _ in spans])
-    columns = np.concatenate([np.arange(c, c + b - a) for _, a, b, c in spans])
-    groups = _group(spans, _LAUNCH_COST.get(device.type, _LAUNCH_COST["cuda"]))
-    return Plan(
-        slab,
-        torch.as_tensor(slots, device=device),
-        torch.as_tensor(columns, device=device),
-        spans,
-        [_block(packed, [spans[i] for i in g], g, device) for g in groups],
-        reaches,
-    )
-
-
-def _group(spans: list[tuple[int, int, int, int]], launch: int) -> list[list[int]]:
-    """Segments that share a block: all of at most some width together, each wider one alone.
-
-    The width is the one that costs least, padding included.
-    """
-    widths = [b - a for _, a, b, _ in spans]
-
-    def cost(members: Seq[int]) -> int:
-        slots = [spans[i][0] for i in members]
-        length = max(spans[i][3] + widths[i] for i in members)
-        width = max(widths[i] for i in members)
-        return (max(slots) - min(slots) + 1) * length * (_KEY_COST + width) + launch
-
-    every = range(len(spans))
-    alone = [cost([i]) for i in every]
-    best, groups = sum(alone), [[i] for i in every]
-    for limit in sorted(set(widths), reverse=True):
-        narrow = [i for i in every if widths[i] <= limit]
-        wide = [i for i in every if widths[i] > limit]
-        total = cost(narrow) + sum(alone[i] for i in wide)
-        if total < best:
-            best, groups = total, [narrow, *([i] for i in wide)]
-    return groups
-
-
-def _block(
-    packed: Packed,
-    spans: list[tuple[int, int, int, int]],
-    members: Seq[int],
-    device: torch.device,
-) -> Block:
-    """Arrays of one block. Slots in between that run no segment see their own first row only."""
-    slots, begins, ends, columns = np.array(spans).T
-    first, last = int(slots.min()), int(slots.max()) + 1
-    width = int((ends - begins).max())
-    length = int((columns + ends - begins).max())
-    found = visibility(packed, members, width)
-    start = np.zeros(last - first, np.int64)
-    seen = np.zeros((last - first, width, found.shape[2]), np.bool_)
-    rows = np.zeros((last - first, width), np.int64)
-    positions = np.zeros((last - first, width), np.int64)
-    keys = np.zeros((last - first, found.shape[2]), np.int64)
-    real = np.zeros((last - first, width), np.bool_)
-    places = slots - first
-    start[places] = [packed.segments[b].start for b in members]
-    seen[places] = found
-    if found.shape[2] == 1:
-        rows[places, 0], positions[places, 0] = begins, packed.positions[begins]
-        keys[places, 0], real[places, 0] = packed.positions[begins], True
-    for b, (slot, begin, end, _) in zip(members, spans, strict=True) if found.shape[2] > 1 else ():
-        rows[slot - first, : end - begin] = np.arange(begin, end)
-        positions[slot - first, : end - begin] = packed.positions[begin:end]
-        real[slot - first, : end - begin] = True
-        theirs = key_positions(packed, b)
-        keys[slot - first, : len(theirs)] = theirs
-    seen[..., 0] |= ~seen.any(-1)
-
-    def put(x: Any) -> torch.Tensor:
-        return torch.as_tensor(x, device=device)
-
-    alone = len(members) == 1
-    return Block(
-        first, last, width, length, put(start), put(seen), put(positions), put(keys),
-        None if alone else put(rows.reshape(-1)),
-        None if alone or real.all() else put(np.flatnonzero(real.reshape(-1))),
-        slice(int(begins[0]), int(ends[0])) if alone else put(rows[real]),
-    )  # fmt: skip
+def launch_cost(device: torch.device) -> int:
+    """What a further block costs, in scores (one query against one key of one sequence)."""
+    return _LAUNCH_COST.get(device.type, _LAUNCH_COST["cuda"])
 
 
 def packed_attention(
@@ -250,9 +108,8 @@ def packed_attention(
     scale = dim**-0.5 if scaling is None else scaling
     for block in plan.blocks:
         mask = block.mask(reach, heads // kv_heads, keys.dtype)
-        rows = wide[:, block.place] if block.rows is None else wide[:, block.rows]
         n, repeat = block.last - block.first, heads // kv_heads
-        q = rows.view(kv_heads, repeat, n, block.width, dim).permute(2, 0, 1, 3, 4)
+        q = wide[:, block.rows].view(kv_heads, repeat, n, block.width, dim).permute(2, 0, 1, 3, 4)
         q = q.reshape(n, kv_heads, repeat * block.width, dim)
         k = keys[block.first : block.last, :, : block.length]
         v = values[block.first : block.last, :, : block.length]

@@ -8,11 +8,10 @@ concatenated. The slab knows no tokens and no lengths: whoever holds the slot do
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
-
-from draftrec.core import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +39,14 @@ class KVSlab:
         self.keys = torch.zeros((*rows, shape.key_dim), device=device, dtype=dtype)
         self.values = torch.zeros((*rows, shape.value_dim), device=device, dtype=dtype)
 
-    def move_rows(self, slots: IntArray, source: IntArray, target: IntArray) -> None:
-        """Copy row `source[i]` of slot `slots[i]` to row `target[i]`, in every layer at once.
+    def move_rows(self, moves: Seq[tuple[int, int, int]]) -> None:
+        """Copy rows within their slots, in every layer at once: slot, from column, to column.
 
-        All three are int `[moves]`. Sources are read before any target is written.
+        Sources are read before any target is written.
         """
-        device = self.keys.device
-        slot, src, dst = (torch.as_tensor(x, device=device).long() for x in (slots, source, target))
+        if not moves:
+            return
+        slot, src, dst = torch.tensor(moves).T.contiguous().to(self.keys.device)
         for rows in (self.keys, self.values):
             rows[:, slot, :, dst] = rows[:, slot, :, src]
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from draftrec.engine.attention import Plan
 from draftrec.engine.kv_cache import KVShape, KVSlab
-from draftrec.engine.masks import ColumnMasks, Reach
-from draftrec.engine.packing import Packed, key_positions, row_lengths, visibility
+from draftrec.engine.masks import FULL, ColumnMasks, Reach
+from draftrec.engine.packing import Segment, pack
 from draftrec.engine.rotary import RowFactors
 from draftrec.errors import UnsupportedModelError
 
@@ -25,9 +26,9 @@ from draftrec.errors import UnsupportedModelError
 class _Layer(CacheLayerMixin):
     """One layer's view of the slab: writes new rows, returns everything up to the longest row."""
 
-    def __init__(self, view: _View, index: int) -> None:
+    def __init__(self, plan: Plan, index: int) -> None:
         super().__init__()
-        self.view, self.index = view, index
+        self.plan, self.index = plan, index
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -36,41 +37,20 @@ class _Layer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        view = self.view
-        keys = view.slab.keys[self.index, view.first : view.last]
-        values = view.slab.values[self.index, view.first : view.last]
-        keys[view.batch, :, view.columns] = key_states[view.batch, :, view.rows]
-        values[view.batch, :, view.columns] = value_states[view.batch, :, view.rows]
-        return keys[:, :, : view.length], values[:, :, : view.length]
+        (block,), slab, back = self.plan.blocks, self.plan.slab, self.plan.packed.back
+        rows = (x.transpose(0, 1).flatten(1, 2)[:, back] for x in (key_states, value_states))
+        self.plan.write(self.index, *rows)
+        here = self.index, slice(block.first, block.last), slice(None), slice(block.length)
+        return slab.keys[here], slab.values[here]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.view.length, 0
+        return self.plan.blocks[0].length, 0
 
     def get_seq_length(self) -> int:
-        return self.view.length - self.view.width
+        return self.plan.blocks[0].length - self.plan.blocks[0].width
 
     def get_max_length(self) -> int:
         return -1
-
-
-class _View:
-    """Which slots and columns this forward pass writes: `batch`, `rows`, `columns` int64 `[S]`."""
-
-    def __init__(self, packed: Packed, slab: KVSlab) -> None:
-        segments = packed.segments
-        self.slab = slab
-        self.first = min(s.slot for s in segments)
-        self.last = max(s.slot for s in segments) + 1
-        self.width = max(s.rows for s in segments)
-        self.length = max(s.column + s.rows for s in segments)
-        device = slab.keys.device
-
-        def flat(parts: list[np.ndarray]) -> torch.Tensor:
-            return torch.as_tensor(np.concatenate(parts), device=device)
-
-        self.batch = flat([np.full(s.rows, s.slot - self.first) for s in segments])
-        self.rows = flat([np.arange(s.rows) for s in segments])
-        self.columns = flat([np.arange(s.column, s.column + s.rows) for s in segments])
 
 
 class PaddedRunner:
@@ -106,23 +86,30 @@ class PaddedRunner:
             )
         return KVShape(len(rows), *shapes.pop())
 
-    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
-        """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
-        view = _View(packed, slab)
-        device, slots = slab.keys.device, view.last - view.first
-        ids = torch.zeros((slots, view.width), dtype=torch.long, device=device)
-        positions = torch.zeros_like(ids)
-        ids[view.batch, view.rows] = torch.as_tensor(packed.token_ids, device=device)
-        positions[view.batch, view.rows] = torch.as_tensor(packed.positions, device=device)
-        cache = Cache(layers=[_Layer(view, i) for i in range(len(slab.keys))])
-        masks = self._masks(packed, view)
+    def run(self, segments: Seq[Segment], slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
+        """Logits `[R, vocabulary]` of the rows that are asked for, segment by segment."""
+        reaches = set(self.reaches.values())
+        packed = pack(segments, slab.keys.device, reaches, lengths=factors is not None)
+        (block,) = packed.blocks
+
+        def padded(flat: torch.Tensor) -> torch.Tensor:
+            return flat[block.rows].view(-1, block.width)
+
+        def mask(reach: Reach) -> torch.Tensor:
+            hidden = torch.finfo(self.model.dtype).min
+            return block.additive(reach, self.model.dtype, hidden)[:, None]
+
+        masks = {reach: mask(reach) for reach in {FULL, *reaches}}
+        own = {i: masks[reach] for i, reach in self.reaches.items()} if len(self.columns) else {}
+        plan = Plan(packed, slab, self.reaches)
+        cache = Cache(layers=[_Layer(plan, i) for i in range(len(slab.keys))])
 
         def forward() -> torch.Tensor:
-            with self.columns.replaced(self._by_layer(packed, view), view.length):
+            with self.columns.replaced(own, block.length):
                 return self.model(
-                    input_ids=ids,
-                    position_ids=positions,
-                    attention_mask=masks,
+                    input_ids=padded(packed.token_ids),
+                    position_ids=padded(packed.positions),
+                    attention_mask=self._by_kind(masks),
                     use_cache=True,
                     **{self.cache_name: cache},
                 ).logits
@@ -130,50 +117,19 @@ class PaddedRunner:
         if factors is None:
             logits = forward()
         else:
-            lengths = np.zeros(ids.shape, np.int64)
-            lengths[view.batch.cpu(), view.rows.cpu()] = row_lengths(packed)
-            logits = factors.run(lengths, forward)
-        scored = torch.as_tensor(packed.scored, device=device)
-        return logits[view.batch[scored], view.rows[scored]]
+            logits = factors.run(packed.text_lengths, padded(packed.lengths), forward)
+        return logits.flatten(0, 1)[packed.back[packed.scored]]
 
-    def _masks(self, packed: Packed, view: _View) -> Any:
-        """Additive `[slots, 1, width, length]`, one per layer type where the model has several."""
+    def _by_kind(self, masks: Mapping[Reach, torch.Tensor]) -> Any:
+        """The mask that the model takes, one per layer type where it has several."""
         config = self.model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
-        window = getattr(config, "sliding_window", None)
+        window = Reach(getattr(config, "sliding_window", None))
         if not kinds or kinds == {"full_attention"}:
             # One kind of layer, with a window if the model has one at all.
-            return self._mask(packed, view, None if kinds else window)
-        full = self._mask(packed, view, None)
-        sliding = self._mask(packed, view, window) if "sliding_attention" in kinds else full
-        return {"full_attention": full, "sliding_attention": sliding}
-
-    def _by_layer(self, packed: Packed, view: _View) -> dict[int, torch.Tensor]:
-        """A mask for each layer that would make its own."""
-        if not len(self.columns):
-            return {}
-        kinds = {r.window: self._mask(packed, view, r.window) for r in set(self.reaches.values())}
-        return {layer: kinds[reach.window] for layer, reach in self.reaches.items()}
-
-    def _mask(self, packed: Packed, view: _View, window: int | None) -> torch.Tensor:
-        slots = view.last - view.first
-        visible = np.zeros((slots, view.width, view.length), np.bool_)
-        visible[:, :, 0] = True  # rows of padding must see something
-        seen = visibility(packed, range(len(packed.segments)), view.width)
-        for b, segment in enumerate(packed.segments):
-            rows, end = segment.rows, segment.column + segment.rows
-            here = visible[segment.slot - view.first]
-            here[:rows] = False
-            here[:rows, : segment.start] = True
-            here[:rows, segment.start : end] = seen[b, :rows, : end - segment.start]
-            if window is not None:
-                first = int(packed.row_start[b])
-                own = packed.positions[first : first + rows]
-                theirs = np.concatenate((np.arange(segment.start), key_positions(packed, b)))
-                here[:rows, :end] &= theirs[None, :] > own[:, None] - window
-        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.model.device)
-        hidden = torch.as_tensor(~visible, device=self.model.device)
-        return mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)[:, None]
+            return masks[FULL if kinds else window]
+        sliding = window if "sliding_attention" in kinds else FULL
+        return {"full_attention": masks[FULL], "sliding_attention": masks[sliding]}
 
 
 def _reaches(model: PreTrainedModel, columns: ColumnMasks) -> dict[int, Reach]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -34,10 +33,13 @@ class LengthRule:
     limit: int
     anew: bool
 
-    def key(self, lengths: LongArray) -> LongArray:
+    def key(self, lengths: torch.Tensor) -> torch.Tensor:
         """The length whose factors stand for each length: int64, of the same shape."""
-        longest = self.limit + 1 if self.anew else np.iinfo(np.int64).max
-        return np.clip(lengths, self.limit, longest)
+        return lengths.clamp(self.limit, self.limit + 1 if self.anew else None)
+
+    def values(self, lengths: LongArray) -> list[int]:
+        """Those that `key` gives, each once, ascending."""
+        return self.key(torch.as_tensor(lengths)).unique().tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +115,16 @@ class RowFactors:
 
     def __init__(self, model: PreTrainedModel, rule: LengthRule) -> None:
         self.rule = rule
-        self._keys: LongArray | None = None
+        self._keys: torch.Tensor | None = None
+        self._values: list[int] = []
         self._modules = [m for m in model.modules() if _follows_length(m)]
         for module in self._modules:
             self._stand_before(module)
 
-    def run(self, lengths: LongArray, forward: Callable[[], Any]) -> Any:
-        """`forward()`, with `lengths` int64 `[batch, rows]`: tokens of the text of every row."""
-        self._keys = self.rule.key(lengths)
+    def run(self, every: LongArray, lengths: torch.Tensor, forward: Callable[[], Any]) -> Any:
+        """`forward()`, with `lengths` int64 `[batch, rows]`: tokens of the text of every row, each
+        of them in `every` on the host."""
+        self._keys, self._values = self.rule.key(lengths), self.rule.values(every)
         try:
             return forward()
         finally:
@@ -134,14 +138,12 @@ class RowFactors:
         def forward(x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if self._keys is None:
                 return inner(x, position_ids, *args, **kwargs)
-            keys = self._keys
-            values = np.unique(keys).tolist()
-            if values == [self.rule.limit]:
+            if self._values == [self.rule.limit]:
                 _reset(module)
                 return inner(x, position_ids, *args, **kwargs)
             found: Any = None
-            for value in values:
-                mine = torch.as_tensor(keys == value, device=position_ids.device)
+            for value in self._values:
+                mine = self._keys == value
                 # The last position decides: the others of this set are no longer than that.
                 last = torch.full_like(position_ids[:, :1], value - 1)
                 asked = torch.cat([torch.where(mine, position_ids, 0), last], dim=1)

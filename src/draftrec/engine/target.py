@@ -14,16 +14,15 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from draftrec.core import IntArray, LongArray
+from draftrec.core import IntArray
 from draftrec.engine import attention, padded
 from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, PROBE, Reach
-from draftrec.engine.packing import AnySegment, BeamSegment, Packed, Segment, pack, row_lengths
+from draftrec.engine.packing import Block, Segment, pack
 from draftrec.engine.prepacked import is_prepacked
 from draftrec.engine.rotary import LengthRule, RowFactors, length_rule
 from draftrec.errors import UnsupportedModelError
@@ -54,7 +53,9 @@ class Runner(Protocol):
     reaches: Mapping[int, Reach]
 
     def shape(self) -> KVShape: ...
-    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor: ...
+    def run(
+        self, segments: Seq[Segment], slab: KVSlab, factors: RowFactors | None
+    ) -> torch.Tensor: ...
 
 
 class Target:
@@ -124,25 +125,12 @@ class Target:
             block.compile(dynamic=True)
 
     @torch.inference_mode()
-    def score(self, segments: Seq[AnySegment]) -> Scores:
+    def score(self, segments: Seq[Segment]) -> Scores:
         """One forward pass. Writes KV columns `column ..` of every segment's slot, one per row."""
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
-        packed = pack(segments)
-        if self.rule and any(isinstance(s, BeamSegment) for s in segments):
-            self._check_beams(packed)
-        logits = self.runner.run(packed, self.slab, self._factors)
+        logits = self.runner.run(segments, self.slab, self._factors)
         return Scores(logits, [i for i, s in enumerate(segments) if s.scored])
-
-    def _check_beams(self, packed: Packed) -> None:
-        """Raise UnsupportedModelError for beams past the length where rotary factors change: their
-        cached rows would have to be computed anew."""
-        if int(packed.positions.max()) >= self.shared_length:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} changes its rotary factors after "
-                f"{self.shared_length} tokens, and beams are not served beyond; use histories that "
-                "are shorter than that, or another model."
-            )
 
     @torch.inference_mode()
     def commit(self, segments: Seq[Segment], paths: Seq[IntArray]) -> None:
@@ -158,9 +146,8 @@ class Target:
                 for place, node in enumerate(path.tolist())
                 if node != place
             ]
-        if moves and self.slab:
-            slots, source, target = np.asarray(moves, np.int32).T
-            self.slab.move_rows(slots, source, target)
+        if self.slab:
+            self.slab.move_rows(moves)
 
 
 def _runner(model: PreTrainedModel) -> tuple[Runner, KVShape]:
@@ -230,24 +217,25 @@ class PackedRunner:
         self.reaches = probe.reaches
         return probe.shape()
 
-    def run(self, packed: Packed, slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
-        """Logits `[R, vocabulary]` of the rows in `packed.scored`."""
+    def run(self, segments: Seq[Segment], slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
+        """Logits `[R, vocabulary]` of the rows that are asked for, segment by segment."""
         device = self.model.device
-        ids, positions = (
-            _padded(x, self.padded_rows(len(x))) for x in (packed.token_ids, packed.positions)
+        packed = pack(
+            segments,
+            device,
+            set(self.reaches.values()),
+            launch=attention.launch_cost(device),
+            padded=self.padded_rows,
+            lengths=factors is not None,
         )
-        scored = packed.scored
-        plan = attention.make_plan(packed, slab, self.reaches)
-        options: dict[str, Any] = {"draftrec_plan": plan}
+        options: dict[str, Any] = {"draftrec_plan": attention.Plan(packed, slab, self.reaches)}
         if self.keeps:
-            options["logits_to_keep"] = torch.as_tensor(
-                _padded(scored, self.padded_rows(len(scored))), device=device
-            )
+            options["logits_to_keep"] = packed.scored
 
         def forward() -> torch.Tensor:
             return self.model(
-                input_ids=torch.as_tensor(ids, device=device)[None],
-                position_ids=torch.as_tensor(positions, device=device)[None],
+                input_ids=packed.token_ids[None],
+                position_ids=packed.positions[None],
                 use_cache=False,
                 **options,
             ).logits[0]
@@ -255,8 +243,8 @@ class PackedRunner:
         if factors is None:
             logits = forward()
         else:
-            logits = factors.run(_padded(row_lengths(packed), len(ids))[None], forward)
-        return logits[: len(scored)] if self.keeps else logits[torch.as_tensor(scored)]
+            logits = factors.run(packed.text_lengths, packed.lengths[None], forward)
+        return (logits if self.keeps else logits[packed.scored])[: packed.wanted]
 
 
 def bucket(rows: int) -> int:
@@ -270,15 +258,6 @@ def bucket(rows: int) -> int:
     return max(4, -(-rows // step) * step)
 
 
-def _padded(values: LongArray, rows: int) -> LongArray:
-    """`values`, followed by zeros up to `rows`."""
-    if len(values) == rows:
-        return values
-    out = np.zeros(rows, np.int64)
-    out[: len(values)] = values
-    return out
-
-
 class _Probe:
     """Stands in for a plan during the one-token forward pass that finds the KV shape."""
 
@@ -286,7 +265,7 @@ class _Probe:
         self.name = name
         self.reaches: dict[int, Reach] = {}
         self.seen: dict[int, tuple[int, int, int]] = {}
-        self.blocks: list[attention.Block] = []
+        self.blocks: list[Block] = []
         self.slab = self
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}

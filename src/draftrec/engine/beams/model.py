@@ -16,6 +16,7 @@ from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.engine import sampling
 from draftrec.engine.beams.state import Scored, log_sums
 from draftrec.engine.target import Target
+from draftrec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from draftrec.items.trie import Filter, ItemTrie
@@ -46,6 +47,7 @@ class BeamModel:
         work = [(s, nodes) for s, nodes in work if len(nodes) or not s.started]
         if not work:
             return
+        self._check_lengths(work)
         logits = self.target.score([s.segment(nodes) for s, nodes in work]).logits
         asked = [s.asked(nodes) for s, nodes in work]
         offsets, tokens, places, log_probs = self._candidates(work, asked, logits)
@@ -81,9 +83,23 @@ class BeamModel:
 
     def move(self, moves: Seq[tuple[int, int, int]]) -> None:
         """Copy cached rows: (slot, from column, to column)."""
-        if moves and self.target.slab is not None:
-            slots, source, goal = np.asarray(moves, np.int32).T
-            self.target.slab.move_rows(slots, source, goal)
+        if self.target.slab is not None:
+            self.target.slab.move_rows(moves)
+
+    def _check_lengths(self, work: Seq[tuple[Scored, IntArray]]) -> None:
+        """Raise UnsupportedModelError for beams past the length where rotary factors change: their
+        cached rows would have to be computed anew."""
+        if not self.target.rule:
+            return
+        most = self.target.shared_length
+        for scored, nodes in work:
+            levels = scored.tree.levels[nodes]
+            if len(scored.request.prompt_ids) + int(levels.max(initial=0)) > most:
+                raise UnsupportedModelError(
+                    f"{type(self.target.model).__name__} changes its rotary factors after {most} "
+                    "tokens, and beams are not served beyond; use histories that are shorter than "
+                    "that, or another model."
+                )
 
     def _candidates(
         self, work: Seq[tuple[Scored, IntArray]], asked: Seq[IntArray], logits: torch.Tensor

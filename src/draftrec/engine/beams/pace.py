@@ -14,7 +14,8 @@ import torch
 from draftrec.engine.beams.model import BeamModel
 from draftrec.engine.beams.state import UserSearch
 from draftrec.engine.costs import CostCurve
-from draftrec.engine.packing import BeamSegment
+from draftrec.engine.packing import Segment
+from draftrec.engine.tree import certain
 
 _ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
 _REPEATS = 3
@@ -41,10 +42,9 @@ def measure_passes(
 
 
 def _timed(model: BeamModel, users: int, prompt: int, rows: int) -> float:
-    positions = np.full(rows, prompt, np.int64)
-    seen, wanted = np.eye(rows, dtype=np.bool_), np.arange(rows)
-    ids = np.ones(rows, np.int32)
-    segments = [BeamSegment(i, prompt, ids, positions, seen, wanted) for i in range(users)]
+    siblings = certain(np.ones(rows, np.int32), np.full(rows, -1, np.int32))
+    pending = np.empty(0, np.int32)
+    segments = [Segment(i, prompt, pending, siblings) for i in range(users)]
     start = time.perf_counter()
     logits = model.target.score(segments).logits
     logits.float().logsumexp(-1).cpu()

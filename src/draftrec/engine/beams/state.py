@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from draftrec.core import BoolArray, DoubleArray, FloatArray, IntArray, LongArray
 from draftrec.engine.beams import select
-from draftrec.engine.packing import BeamSegment
+from draftrec.engine.packing import Segment
+from draftrec.engine.tree import certain
 
 if TYPE_CHECKING:
     from draftrec.items.trie import Filter
@@ -175,24 +176,16 @@ class Scored:
         wanted = self.tree.closure(unknown[unknown >= 0])
         return np.setdiff1d(wanted, self.order, assume_unique=True)
 
-    def segment(self, nodes: IntArray) -> BeamSegment:
-        """A pass over the rows of `nodes`, and the prompt's if this is the first one; logits are
-        asked for the prompt's last row, then for every node."""
+    def segment(self, nodes: IntArray) -> Segment:
+        """A pass over the rows of `nodes`, and the prompt's if this is the first one."""
         tree, prompt = self.tree, self.request.prompt_ids
         order = np.concatenate((self.order, nodes))
-        levels = tree.levels[order] - 1
-        positions = len(prompt) + levels.astype(np.int64)
-        seen = tree.paths[nodes][:, levels] == order
+        places = np.full(tree.size + 1, _ROOT, np.int32)  # the root's, behind all nodes', stays
+        places[order] = np.arange(len(order))
+        drawn = certain(tree.tokens[order], places[tree.parents[order]])
         if self.started:
-            wanted = np.arange(len(nodes))
-            start, ids = len(prompt), tree.tokens[nodes]
-            return BeamSegment(self.slot, start, ids, positions, seen, wanted)
-        p, n = len(prompt), len(nodes)
-        whole = np.zeros((p + n, p + n), np.bool_)
-        whole[:p, :p], whole[p:, :p], whole[p:, p:] = np.tri(p, dtype=np.bool_), True, seen
-        ids = np.concatenate((prompt, tree.tokens[nodes]))
-        positions = np.concatenate((np.arange(p), positions))
-        return BeamSegment(self.slot, 0, ids, positions, whole, np.arange(p - 1, p + n))
+            return Segment(self.slot, len(prompt), prompt[:0], drawn, past=len(self.order))
+        return Segment(self.slot, 0, prompt, drawn)
 
     def asked(self, nodes: IntArray) -> IntArray:
         """The nodes whose logits that pass returns, the root for the prompt's last row."""

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from draftrec.core import EMPTY_TREE, DoubleArray, DraftTree, FloatArray, Verdict
+from draftrec.core import DoubleArray, DraftTree, FloatArray, Verdict
 from draftrec.engine.costs import CostCurve, smoothed
-from draftrec.engine.tree import trim
+from draftrec.engine.tree import trim_all
 
 # Steps without drafts before the next try.
 _REST = 15
@@ -89,11 +89,9 @@ class AutoBudget:
         count = int(np.argmax(worth - self._rate(len(trees)) * seconds))
         keep = np.zeros(len(order), np.bool_)
         keep[order[:count]] = True
-        parts = np.split(keep, np.cumsum(sizes)[:-1])
-        self._largest = max(0.9 * self._largest, *(float(p.sum()) for p in parts))
-        if not count:
-            return [EMPTY_TREE] * len(trees)
-        return [trim(t, k) for t, k in zip(trees, parts, strict=True)]
+        owners = np.repeat(np.arange(len(trees)), sizes)[keep]
+        self._largest = max(0.9 * self._largest, float(np.bincount(owners, minlength=1).max()))
+        return trim_all(trees, keep)
 
     def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict], rows: int) -> None:
         """Learn how often nodes of each estimate are accepted, and how fast tokens flow."""

@@ -19,7 +19,7 @@ from draftrec.engine.text.budget import Budget
 from draftrec.engine.text.controls import Control, controlled
 from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.engine.text.stop_strings import StopStrings
-from draftrec.engine.tree import depths, trim
+from draftrec.engine.tree import within
 from draftrec.errors import Interrupted
 
 #: Sequences of the next pass, each with the pending rows that it computes.
@@ -159,7 +159,7 @@ def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
         return {s.slot: EMPTY_TREE for s in ready}
     # Not as deep as the longest of them has room for: a tree must not depend on its neighbours.
     trees = propose(ready, limit, engine.depth)
-    trees = [_within(t, _levels(engine, s)) for t, s in zip(trees, ready, strict=True)]
+    trees = within(trees, [_levels(engine, s) for s in ready])
     trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
     return {s.slot: t for s, t in zip(ready, trees, strict=True)}
 
@@ -252,10 +252,3 @@ def _levels(engine: Engine, sequence: RunningSequence) -> int:
     become those of another text."""
     keeps = engine.target.anew_length - sequence.length
     return sequence.room - 1 if keeps < 0 else min(sequence.room - 1, keeps)
-
-
-def _within(tree: DraftTree, depth: int) -> DraftTree:
-    """The tree without nodes deeper than `depth`."""
-    if len(tree) <= depth:
-        return tree
-    return trim(tree, depths(tree) < depth)
