@@ -1,4 +1,4 @@
-"""`draftrec demo`: the whole story, offline, in under two minutes."""
+"""`draftrec demo`: both jobs, offline, in under two minutes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json
 from draftrec.cli.messages import no_bar
+
+if TYPE_CHECKING:
+    from draftrec.report.blocks import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,24 +31,36 @@ class DemoOptions:
 
 @command(DemoOptions)
 def demo(options: DemoOptions) -> int:
-    """Write texts about invented readers three ways and compare: plain, strict, relaxed.
+    """Write texts about invented readers three ways, recommend them books six ways, and compare.
 
-    Needs no network, no GPU and no data. Leaves a report, a summary, the prompts and the pool.
+    Needs no network, no GPU and no data. Leaves a report, a summary, the prompts and the pool, and
+    the shop's sequences and semantic ids. `draftrec genrec demo` shows the second job at length.
     """
-    from rich.console import Console
-
     from draftrec.data.files.locks import sole_writer
-    from draftrec.demo import output, story
-    from draftrec.demo.terminal import show
+    from draftrec.demo import items, output, texts
 
     output.prepare(options.output)
     with sole_writer(options.output, inside=True):
         with stage_bar() as watch:
-            told = story.tell(story.Plan(seed=options.seed), watch)
-        report, summary = output.write(told, options.output)
-        show(report, options.output / "report.html", Console(stderr=options.json))
-        if options.json:
-            print_json(summary)
+            written = texts.tell(texts.Plan(seed=options.seed), watch)
+            found = items.tell(items.SHORT, watch)
+        report, summary = output.write(options.output, written, found)
+    return finish(options.output, report, summary, as_json=options.json)
+
+
+def finish(folder: Path, report: Report, summary: dict[str, Any], *, as_json: bool) -> int:
+    """Show a demo's report, say where its page is, and print its summary if that is asked for."""
+    from rich.console import Console
+
+    from draftrec.report.terminal import show
+
+    console = Console(stderr=as_json)
+    show(report, console)
+    console.print()
+    place = f"Report with plots: {folder / 'report.html'}"
+    console.print(place, style="bold", highlight=False, soft_wrap=True, markup=False)
+    if as_json:
+        print_json(summary)
     return DONE
 
 

@@ -1,1 +1,1 @@
-"""The whole story on embedded data and an embedded model: baseline, strict and relaxed."""
+"""Both jobs on embedded data and models: plain, strict and relaxed side by side."""

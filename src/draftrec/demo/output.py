@@ -1,16 +1,17 @@
-"""The demo's folder: report, summary, prompts and pool."""
+"""The demo's folder: one report and one summary of the stories told, and files to go on with."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from draftrec.demo.story import Story
-from draftrec.demo.summary import make_report, to_json
+from draftrec.demo import items, items_report, texts, texts_report
+from draftrec.demo.shop import sequences
 from draftrec.errors import DraftrecError
-from draftrec.evaluate import report as reports
-from draftrec.evaluate.report import Report
+from draftrec.report.blocks import Report, joined
+from draftrec.report.page import render
 
 
 def prepare(folder: Path) -> None:
@@ -24,24 +25,55 @@ def prepare(folder: Path) -> None:
         trial.write_bytes(b"")
         trial.unlink()
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise _unwritable(folder, error) from error
 
 
-def write(story: Story, folder: Path) -> tuple[Report, dict[str, Any]]:
-    """Write all files; returns the report and the content of `summary.json`."""
-    report = make_report(story, folder)
-    summary = to_json(story, report)
+def report_of(folder: Path, written: texts.Story | None, found: items.Story | None) -> Report:
+    """One story alone, or both as parts of one report, whose files lie in `folder`."""
+    parts: list[Report] = []
+    if written:
+        parts.append(texts_report.make_report(written, folder))
+    if found:
+        parts.append(items_report.make_report(found, folder))
+    if len(parts) == 1:
+        return parts[0]
+    return joined(
+        "Two jobs, drafted and verified",
+        "A language model writes what a recommender should know of a reader, and it names the "
+        "books that come next. Both are slow token by token; both are drafted cheaply and checked "
+        "in few passes of the model, which has the last word.",
+        parts,
+    )
+
+
+def write(
+    folder: Path, written: texts.Story | None = None, found: items.Story | None = None
+) -> tuple[Report, dict[str, Any]]:
+    """Write all files; returns the report and the content of `summary.json`: that of the texts,
+    with the items' under `recommendation`, or that of the items alone.
+
+    Raises DraftrecError if the folder cannot be written to.
+    """
+    report = report_of(folder, written, found)
+    summary = texts_report.to_json(written) if written else {}
+    if found:
+        mine = items_report.to_json(found)
+        summary = {**summary, "recommendation": mine} if written else mine
     try:
-        replace(folder / "report.html", reports.render(report))
-        replace(folder / "readers.jsonl", _readers(story))
-        story.pool.save(folder / "pool")
-        replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        _replace(folder / "report.html", render(report))
+        if written:
+            _replace(folder / "readers.jsonl", _readers(written))
+            written.pool.save(folder / "pool")
+        if found:
+            _replace(folder / "sequences.jsonl", sequences(found.shipped.readings))
+            shutil.copyfile(found.plan.shipped / "sids.parquet", folder / "sids.parquet")
+        _replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise _unwritable(folder, error) from error
     return report, summary
 
 
-def _readers(story: Story) -> str:
+def _readers(story: texts.Story) -> str:
     """The held-out prompts as records that `draftrec generate` reads."""
     rows = (
         {"entity_id": request.entity_id, "prompt": prompt, "group": request.group}
@@ -50,15 +82,14 @@ def _readers(story: Story) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str) -> None:
     """Write under a temporary name and rename, so that no half-written file is ever read."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
-def unwritable(folder: Path, error: OSError) -> DraftrecError:
-    """The error for a folder that cannot be written to."""
+def _unwritable(folder: Path, error: OSError) -> DraftrecError:
     reason = (error.strerror or str(error)).lower()
     return DraftrecError(
         f"The demo's folder {folder} cannot be written: {reason}; name another one with --output."

@@ -43,13 +43,13 @@ def comparison(change: float) -> Comparison:
 
 
 def test_an_equal_run_has_no_plot_of_zeros() -> None:
-    assert [heading for heading, _, _ in draw(comparison(0.0))] == ["Similarity kept", "Self-BLEU"]
+    assert [plot.title for plot in draw(comparison(0.0))] == ["Similarity kept", "Self-BLEU"]
 
 
 def test_bars_say_which_way_a_figure_went_where_both_are_limited() -> None:
-    heading, caption, svg = draw(comparison(0.06))[0]
-    assert heading == "run: use of the limits"
-    assert "Dashed: the limit" in caption
-    assert "length down 0 %" in svg
-    assert "length up 40 %" in svg
-    assert "self-BLEU 60 %" in svg
+    plot = draw(comparison(0.06))[0]
+    assert plot.title == "run: use of the limits"
+    assert "Dashed: the limit" in plot.caption
+    assert "length down 0 %" in plot.svg
+    assert "length up 40 %" in plot.svg
+    assert "self-BLEU 60 %" in plot.svg

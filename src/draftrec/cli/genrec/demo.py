@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json
+from draftrec.cli.common import DebugOption, JsonOption, command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +30,13 @@ def demo(options: GenrecDemoOptions) -> int:
     Needs no network, no GPU and no data. Leaves a report, a summary, and the shop's sequences and
     semantic ids.
     """
-    from rich.console import Console
-
-    from draftrec.cli.demo import stage_bar
+    from draftrec.cli.demo import finish, stage_bar
     from draftrec.data.files.locks import sole_writer
-    from draftrec.demo import genrec_output, genrec_story, output
-    from draftrec.demo.genrec_terminal import show
+    from draftrec.demo import items, output
 
     output.prepare(options.output)
     with sole_writer(options.output, inside=True):
         with stage_bar() as watch:
-            told = genrec_story.tell(genrec_story.GenrecPlan(users=options.users), watch)
-        report, summary = genrec_output.write(told, options.output)
-        show(report, options.output / "report.html", Console(stderr=options.json))
-        if options.json:
-            print_json(summary)
-    return DONE
+            found = items.tell(items.Plan(users=options.users), watch)
+        report, summary = output.write(options.output, found=found)
+    return finish(options.output, report, summary, as_json=options.json)

@@ -114,14 +114,12 @@ def _warn(summary: dict[str, Any], longest: int) -> None:
 
 
 def _show(summary: dict[str, Any], ks: list[int], console: Any) -> None:
-    from rich import box
-    from rich.table import Table
+    from draftrec.report.blocks import Table, row
+    from draftrec.report.terminal import show_block
 
     targets = {"multi": "all items", "single": "the first item"}[summary["definition"]]
     console.print(f"{summary['users']:,} users; targets: {targets} of part {summary['part']}")
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("k", "recall@k", "ndcg@k"):
-        table.add_column(name, justify="right")
-    for k in ks:
-        table.add_row(str(k), f"{summary[f'recall@{k}']:.4f}", f"{summary[f'ndcg@{k}']:.4f}")
-    console.print(table)
+    scores = (
+        row(str(k), f"{summary[f'recall@{k}']:.4f}", f"{summary[f'ndcg@{k}']:.4f}") for k in ks
+    )
+    show_block(Table(("k", "recall@k", "ndcg@k"), tuple(scores)), console)

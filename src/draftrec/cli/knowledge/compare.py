@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,13 +15,9 @@ from draftrec.cli.options.places import READ, WRITTEN
 from draftrec.data.files.places import Place, place
 from draftrec.errors import DraftrecError
 
-if TYPE_CHECKING:
-    from draftrec.evaluate.compare.comparison import Comparison
-
 Option = typer.Option
 #: Exit code when a limit is broken, or cannot be decided.
 GATE_CLOSED = 1
-_COLOURS = {"broken": "bold red", "undecided": "yellow", "kept": "green"}
 
 
 class Framework(StrEnum):
@@ -103,7 +99,8 @@ def compare(options: CompareOptions) -> int:
 
     from draftrec.evaluate.compare.comparison import NOT_CHECKED, CompareJob, run_compare
     from draftrec.evaluate.compare.limits import default_limits, read_limits
-    from draftrec.evaluate.compare.report import to_json, write_report
+    from draftrec.evaluate.compare.report import report_of, to_json, write_report
+    from draftrec.report.terminal import show
 
     job = CompareJob(
         named_paths("BASELINE RUN...", options.runs, name_by_folder=True),
@@ -120,7 +117,9 @@ def compare(options: CompareOptions) -> int:
     comparison = run_compare(job)
     if options.side is not None and comparison.facts["form"] == NOT_CHECKED:
         warn("--side has no effect without a form to check, which --template names")
-    _show(comparison, Console(stderr=options.json))
+    console = Console(stderr=options.json)
+    show(report_of(comparison), console)
+    console.print("gate: passed" if comparison.passed else "gate: closed")
     if options.output is not None:
         write_report(comparison, options.output)
         say(f"report written to {options.output / 'report.html'}")
@@ -147,26 +146,3 @@ def named_paths(
             )
         found[name] = place(path)
     return found
-
-
-def _show(comparison: Comparison, console: Any) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from draftrec.evaluate.compare.words import figure_rows, findings
-
-    title = f"{comparison.entities:,} entities"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for run in (comparison.baseline, *comparison.runs):
-        table.add_column(Text(run.name), justify="right")
-    for row in figure_rows(comparison):
-        cells = [Text(c.value, style=_COLOURS.get(c.outcome, "")) for c in row.cells]
-        table.add_row(row.metric.label, *cells)
-    console.print(table)
-    for measure in ("entities compared", "form", "titles", "similarity", "self-BLEU"):
-        console.print(Text(f"{measure}: {comparison.facts[measure]}", style="dim"))
-    for finding in findings(comparison):
-        console.print(Text(finding))
-    console.print("gate: passed" if comparison.passed else "gate: closed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.places import HERE, READ
 from draftrec.config import DraftConfig
 from draftrec.data.files.places import Place
+
+if TYPE_CHECKING:
+    from draftrec.report.blocks import Table
 
 Option = typer.Option
 
@@ -114,6 +117,7 @@ def replay(options: ReplayOptions) -> int:
 
     from draftrec.evaluate.replay.job import ReplayJob, run_replay
     from draftrec.evaluate.replay.loop import ReplaySettings
+    from draftrec.report.terminal import show_block
 
     if options.engine:
         say("--engine is called --drafter now; it is still read")
@@ -138,7 +142,7 @@ def replay(options: ReplayOptions) -> int:
             bar.update(tasks[drafter], completed=done)
 
         summary = run_replay(job, beginning(watch), say)
-    _show(summary, Console(stderr=options.json))
+    show_block(_table(summary), Console(stderr=options.json))
     if options.json:
         print_json(summary)
     return DONE
@@ -155,31 +159,22 @@ _COLUMNS = {
 }
 
 
-def _show(summary: dict[str, Any], console: Any) -> None:
-    """The figures as a table that fits 80 columns, a drafter per line."""
-    from rich import box
-    from rich.table import Table
+def _table(summary: dict[str, Any]) -> Table:
+    """The figures in a form that fits 80 columns, a drafter per line."""
+    from draftrec.report.blocks import Table, row
 
     first = next(iter(summary["engines"].values()))
-    title = (
-        f"{first['texts']:,} texts of {first['tokens']:,} tokens; budget {summary['budget']}, "
-        f"depth {summary['depth']}"
+    return Table(
+        ("drafter", *(heading for heading, _ in _COLUMNS.values())),
+        tuple(
+            row(name, *(_cell(figures[key], form) for key, (_, form) in _COLUMNS.items()))
+            for name, figures in summary["engines"].items()
+        ),
+        title=f"{first['texts']:,} texts of {first['tokens']:,} tokens; budget "
+        f"{summary['budget']}, depth {summary['depth']}",
+        note="tokens written and drafted per step; microseconds per lookup and to take a token in; "
+        "bytes per token held",
     )
-    caption = (
-        "tokens written and drafted per step; microseconds per lookup and to take a token in; "
-        "bytes per token held"
-    )
-    table = Table(
-        box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left",
-        caption_justify="left",
-    )  # fmt: skip
-    table.add_column("drafter")
-    for heading, _ in _COLUMNS.values():
-        table.add_column(heading, justify="right")
-    for name, figures in summary["engines"].items():
-        cells = (_cell(figures[key], form) for key, (_, form) in _COLUMNS.items())
-        table.add_row(name, *cells)
-    console.print(table)
 
 
 def _cell(value: float | None, form: str) -> str:

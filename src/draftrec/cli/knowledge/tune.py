@@ -233,21 +233,19 @@ _COLUMNS = {
 
 
 def _show(summary: dict[str, Any], console: Any) -> None:
-    from rich import box
-    from rich.table import Table
+    from draftrec.report.blocks import Cell, Table, row
+    from draftrec.report.terminal import show_block
 
-    title = f"{summary['texts']:,} texts, compared by {summary['compared_by'].replace('_', ' ')}"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for name in _COLUMNS:
-        table.add_column(name.replace("_", " "), justify="right")
-    for trial in summary["trials"]:
-        cells = [
-            "-" if trial[name] is None else form.format(trial[name])
-            for name, form in _COLUMNS.items()
-        ]
-        table.add_row(*cells, style="bold green" if trial == summary["chosen"] else None)
-    console.print(table)
+    def cells(trial: dict[str, Any]) -> tuple[Cell, ...]:
+        values = (
+            "-" if trial[n] is None else form.format(trial[n]) for n, form in _COLUMNS.items()
+        )
+        return row(*(Cell(value, strong=trial == chosen) for value in values))
+
     chosen = summary["chosen"]
+    title = f"{summary['texts']:,} texts, compared by {summary['compared_by'].replace('_', ' ')}"
+    columns = tuple(name.replace("_", " ") for name in _COLUMNS)
+    show_block(Table(columns, tuple(map(cells, summary["trials"])), title), console)
     if not chosen["budget"]:
         console.print("chosen: plain decoding, as no draft is expected to be faster")
         return

@@ -13,6 +13,7 @@ from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from draftrec.cli.knowledge.tune import TuneOptions
+    from draftrec.evaluate.tune.frontier import Study
     from draftrec.evaluate.tune.quality import QualityJob
 
 
@@ -28,13 +29,16 @@ def _tuned(job: QualityJob, options: TuneOptions) -> int:
 
     from draftrec.data.files.writers import replace_file
     from draftrec.evaluate.tune.choice import chosen_yaml
+    from draftrec.evaluate.tune.frontier import report_of
     from draftrec.evaluate.tune.quality import run_quality_tune
+    from draftrec.report.page import render
+    from draftrec.report.terminal import show
 
     with settings_bar() as watch:
         summary = run_quality_tune(job, watch)
-    page = job.folder / "frontier.html"
-    replace_file(page, _page(job, summary, options.output).encode())
-    _show(summary, Console(stderr=options.json))
+    study, page = _study(job, summary, options.output), job.folder / "frontier.html"
+    replace_file(page, render(report_of(study)).encode())
+    show(report_of(study, short=True), Console(stderr=options.json))
     say(f"page: {page}; all trials: {job.folder / 'trials.parquet'}")
     if options.output is not None:
         text = chosen_yaml(summary["chosen"], job.limits, job.depth)
@@ -102,51 +106,16 @@ def _numbers(option: str, value: str) -> tuple[int, ...]:
         ) from None
 
 
-def _page(job: QualityJob, summary: dict[str, Any], output: Place | None) -> str:
-    from draftrec.evaluate.report import machine_facts
-    from draftrec.evaluate.tune.frontier import Study, facts_of, render_frontier
+def _study(job: QualityJob, summary: dict[str, Any], output: Place | None) -> Study:
+    from draftrec.evaluate.tune.frontier import Study, facts_of
+    from draftrec.report.blocks import machine_facts
 
     how = {"rounds": job.rounds, "longest text": job.batch.max_new_tokens, "seed": job.seed}
     facts = facts_of(summary, {**how, "device": summary["device"], "dtype": summary["dtype"]})
-    study = Study(
+    return Study(
         tuple(summary["trials"]),
         summary["chosen"],
         job.limits,
         facts | {"Machine": machine_facts()},
         str(output) if output else None,
     )
-    return render_frontier(study)
-
-
-#: Figure -> its column's heading, and how it is written.
-_COLUMNS = {
-    "speedup": ("times plain", "{:.2f}"),
-    "tokens_per_call": ("tokens per call", "{:.2f}"),
-    "loss_per_token": ("nats per token", "{:.4f}"),
-    "similarity_kept": ("like own text", "{:.2f}"),
-    "exact_match": ("equal texts", "{:.0%}"),
-}
-
-
-def _show(summary: dict[str, Any], console: Any) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from draftrec.evaluate.tune.choice import label_of, unrest
-
-    title = f"{summary['texts']} texts, {len(summary['trials'])} settings; the frontier:"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for heading, _ in _COLUMNS.values():
-        table.add_column(heading, justify="right", max_width=6)
-    table.add_column("setting")
-    chosen, rows = summary["chosen"], list(summary["frontier"])
-    for row in rows if chosen in rows else [*rows, chosen]:
-        cells = [form.format(row[name]) for name, (_, form) in _COLUMNS.items()]
-        table.add_row(*cells, label_of(row), style="bold green" if row == chosen else None)
-    console.print(table)
-    if busy := unrest(summary["trials"]):
-        say(busy)
-    if chosen["speedup"] <= 1.0:
-        console.print("chosen: plain decoding, as no draft was faster")
-        return
-    console.print(f"chosen: {label_of(chosen)}")

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 
-from markupsafe import Markup
-
-from draftrec.evaluate import plots
 from draftrec.evaluate.compare.comparison import Comparison, RunResult
 from draftrec.evaluate.compare.limits import METRICS, Verdict
-from draftrec.evaluate.plots import Bar, Labels
-
-Plot = tuple[str, str, Markup]
+from draftrec.report import plots
+from draftrec.report.blocks import Figure, figure
+from draftrec.report.plots import Bar, Labels
 
 #: Green, red and orange of the style sheet.
 TONES = {"kept": 3, "broken": 5, "undecided": 2, "not measured": 0}
@@ -22,8 +19,8 @@ _LONGEST = 3.0
 _SHOWN = ("similarity_kept", "copied_texts", "self_bleu", "distinct_2", "titles_leaked")
 
 
-def draw(comparison: Comparison) -> list[Plot]:
-    """Heading, caption and SVG of each plot that the figures allow."""
+def draw(comparison: Comparison) -> list[Figure]:
+    """Each plot that the figures allow."""
     by_run = [plot for run in comparison.runs if (plot := _used_plot(run))]
     results = (comparison.baseline, *comparison.runs)
     return by_run + [plot for name in _SHOWN if (plot := _figure_plot(name, results))]
@@ -41,7 +38,7 @@ def used(verdict: Verdict, value: float) -> float | None:
     return max(0.0, (1 - value) / (1 - verdict.bound)) if best else None
 
 
-def _used_plot(run: RunResult) -> Plot | None:
+def _used_plot(run: RunResult) -> Figure | None:
     counts = Counter(verdict.metric for verdict in run.verdicts)
     twice = {metric for metric, n in counts.items() if n > 1}
     data = [bar for verdict in run.verdicts if (bar := _used_bar(verdict, twice))]
@@ -56,7 +53,7 @@ def _used_plot(run: RunResult) -> Plot | None:
         "interval, of which the end counts. "
         "Green: kept, red: broken, orange: undecided."
     )
-    return f"{run.name}: use of the limits", caption, plots.bars(data, labels, reference=1.0)
+    return figure(labels, caption, plots.bars(data, labels, reference=1.0))
 
 
 def _used_bar(verdict: Verdict, twice: Set[str]) -> Bar | None:
@@ -80,7 +77,7 @@ def _used_bar(verdict: Verdict, twice: Set[str]) -> Bar | None:
     )
 
 
-def _figure_plot(name: str, results: tuple[RunResult, ...]) -> Plot | None:
+def _figure_plot(name: str, results: tuple[RunResult, ...]) -> Figure | None:
     metric = METRICS[name]
     data: list[Bar] = []
     for tone, run in enumerate(results):
@@ -100,4 +97,4 @@ def _figure_plot(name: str, results: tuple[RunResult, ...]) -> Plot | None:
     caption = f"{metric.meaning[0].upper()}{metric.meaning[1:]}."
     if any(b.low is not None for b in data):
         caption += " Whiskers: 95 % interval over entities."
-    return heading, caption, plots.bars(data, labels)
+    return figure(labels, caption, plots.bars(data, labels))

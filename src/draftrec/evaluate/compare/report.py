@@ -1,76 +1,32 @@
-"""The files of a comparison: `compare.json`, `report.md`, `report.html`."""
+"""A comparison as a report, and its files: `compare.json`, `report.md`, `report.html`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.comparison import Comparison, RunResult
-from draftrec.evaluate.compare.limits import METRICS, Measured, Verdict
+from draftrec.evaluate.compare.limits import METRICS, Measured, Metric, Verdict
 from draftrec.evaluate.compare.plots import TONES, draw
 from draftrec.evaluate.compare.words import (
-    FigureRow,
     bound_words,
     cell_words,
-    figure_rows,
     findings,
     found_words,
     outcome_of,
+    range_words,
 )
-from draftrec.evaluate.report import render_page
 from draftrec.evaluate.texts.quality import Estimate
+from draftrec.report import blocks
+from draftrec.report.blocks import Card, Cards, Cell, Report, Section, Table, row
+from draftrec.report.page import render
 
 _DIGITS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A run in one look: limits kept of those that could be judged, and which were not."""
-
-    name: str
-    kept: int
-    judged: int
-    note: str
-    tone: int
-
-
-@dataclass(frozen=True, slots=True)
-class LimitCell:
-    """What one run made of a limit; empty where the limit is not its."""
-
-    found: str = ""
-    verdict: str = ""
-    tone: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRow:
-    """One limit and every run's cell."""
-
-    limit: str
-    cells: tuple[LimitCell, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ComparePage:
-    """All that the page shows, in the terms of `evaluate.report.Report`. `runs`: their names, the
-    baseline first; `clicks`: rows of words."""
-
-    title: str
-    lead: str
-    findings: tuple[str, ...]
-    tiles: tuple[Tile, ...]
-    runs: tuple[str, ...]
-    rows: tuple[FigureRow, ...]
-    limits: tuple[LimitRow, ...]
-    clicks: tuple[tuple[str, ...], ...]
-    facts: Mapping[str, Mapping[str, str]]
-    next_steps: tuple[tuple[str, str], ...] = ()
+_CLICKS = ("run", "model", "adaptor", "metric", "seeds", "value", "change", "95 % interval")
 
 
 def write_report(comparison: Comparison, folder: Place) -> None:
@@ -83,7 +39,7 @@ def write_report(comparison: Comparison, folder: Place) -> None:
     content = json.dumps(to_json(comparison), indent=1, ensure_ascii=False) + "\n"
     replace_file(folder / "compare.json", content.encode())
     replace_file(folder / "report.md", to_markdown(comparison).encode())
-    replace_file(folder / "report.html", to_html(comparison).encode())
+    replace_file(folder / "report.html", render(report_of(comparison)).encode())
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -99,53 +55,58 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def to_html(comparison: Comparison) -> str:
-    """The page as one string."""
-    page = _page(comparison)
-    return render_page(
-        "draftrec.evaluate.compare", "compare_report.html.j2", page, draw(comparison)
+def report_of(comparison: Comparison) -> Report:
+    """What page and terminal show."""
+    tiles = Cards(tuple(_tile(run) for run in comparison.runs))
+    clicks = _click_models(comparison)
+    meanings = {metric.label: metric.meaning for metric in _metrics(comparison)}
+    return Report(
+        *_opening(comparison),
+        (
+            Section("", (tiles,), kept=0),
+            blocks.findings(findings(comparison)),
+            Section("Side by side", (_figures(comparison),)),
+            Section("Limits", (_limits(comparison),), kept=0),
+            Section("Click models", (clicks,) if clicks.rows else (), kept=0),
+            blocks.gallery(draw(comparison)),
+            blocks.facts({"Method": comparison.facts, "What the figures mean": meanings}, kept=1),
+        ),
     )
 
 
 def to_markdown(comparison: Comparison) -> str:
     """The same as a Markdown file: findings, figures, limits, click models, method."""
-    page = _page(comparison)
-    lines = [f"# {page.title}", "", page.lead, ""]
-    lines += [f"- {finding}" for finding in page.findings]
-    rows = [
-        (row.metric.label, *(f"{c.value}<br>{c.range}" if c.range else c.value for c in row.cells))
-        for row in page.rows
-    ]
-    lines += ["", "## Figures", "", *_table(("", *page.runs), rows)]
-    limits = [(row.limit, *(_limit_words(c) for c in row.cells)) for row in page.limits]
-    lines += ["", "## Limits", "", *_table(("limit", *page.runs[1:]), limits)]
-    if page.clicks:
-        head = ("run", "model", "adaptor", "metric", "seeds", "value", "change", "95 % interval")
-        lines += ["", "## Click models", "", *_table(head, page.clicks)]
+    title, lead = _opening(comparison)
+    lines = [f"# {title}", "", lead, "", *(f"- {finding}" for finding in findings(comparison))]
+    lines += ["", "## Figures", "", *_markdown(_figures(comparison))]
+    lines += ["", "## Limits", "", *_markdown(_limits(comparison), "limit")]
+    if (clicks := _click_models(comparison)).rows:
+        lines += ["", "## Click models", "", *_markdown(clicks)]
     lines += ["", "## How it was measured", ""]
     lines += [f"- {name}: {value}" for name, value in comparison.facts.items()]
-    meanings = (row.metric for row in page.rows)
-    lines += ["", *(f"- *{m.label}*: {m.meaning}" for m in meanings)]
+    lines += ["", *(f"- *{m.label}*: {m.meaning}" for m in _metrics(comparison))]
     return "\n".join(lines) + "\n"
 
 
-def _page(comparison: Comparison) -> ComparePage:
-    names = tuple(r.name for r in comparison.runs)
+def _opening(comparison: Comparison) -> tuple[str, str]:
+    """Title and introduction."""
+    names = ", ".join(run.name for run in comparison.runs)
     gate = "All runs pass." if comparison.passed else "The gate is closed."
-    return ComparePage(
-        title=f"{', '.join(names)} against {comparison.baseline.name}",
-        lead=f"{gate} {comparison.entities:,} entities, the same of every run, text by text.",
-        findings=tuple(findings(comparison)),
-        tiles=tuple(_tile(run) for run in comparison.runs),
-        runs=(comparison.baseline.name, *names),
-        rows=tuple(figure_rows(comparison)),
-        limits=tuple(_limit_rows(comparison)),
-        clicks=tuple(row for run in comparison.runs for row in _click_rows(run)),
-        facts={"Method": comparison.facts, "What the figures mean": _meanings(comparison)},
+    return (
+        f"{names} against {comparison.baseline.name}",
+        f"{gate} {comparison.entities:,} entities, the same of every run, text by text.",
     )
 
 
-def _tile(run: RunResult) -> Tile:
+def _metrics(comparison: Comparison) -> list[Metric]:
+    """Those to show, in the catalogue's order, or those that the limits file names."""
+    results = (comparison.baseline, *comparison.runs)
+    names = comparison.limits.columns or tuple(METRICS)
+    return [METRICS[n] for n in names if any(n in r.measured for r in results)]
+
+
+def _tile(run: RunResult) -> Card:
+    """A run in one look: limits kept of those that could be judged, and which were not."""
     judged = [v for v in run.verdicts if v.outcome != "not measured"]
     stopped = [
         f"{outcome}: {', '.join(dict.fromkeys(labels))}"
@@ -154,47 +115,84 @@ def _tile(run: RunResult) -> Tile:
     ]
     kept = sum(v.outcome == "kept" for v in judged)
     note = "; ".join(["limits kept", *stopped])
-    return Tile(run.name, kept, len(judged), note, TONES[outcome_of(run.verdicts)])
+    return Card(run.name, TONES[outcome_of(run.verdicts)], note, str(kept), f" of {len(judged)}")
 
 
-def _limit_rows(comparison: Comparison) -> list[LimitRow]:
+def _figures(comparison: Comparison) -> Table:
+    """The figures of all runs, the baseline first, with intervals in small."""
+    results = (comparison.baseline, *comparison.runs)
+    return Table(
+        ("", *(run.name for run in results)),
+        tuple(
+            row(metric.label, *(_figure(metric, run) for run in results))
+            for metric in _metrics(comparison)
+        ),
+        note=(
+            "Small: the 95 % interval, with a sign of the difference from "
+            f"{comparison.baseline.name} (pp: percentage points), without one of the value itself. "
+            "Bold: a limit is broken; dots as in the table of limits."
+        ),
+    )
+
+
+def _figure(metric: Metric, run: RunResult) -> Cell:
+    measured = run.measured.get(metric.name)
+    if measured is None or measured.value is None:
+        return Cell("-")
+    outcome = outcome_of([v for v in run.verdicts if v.metric == metric.name])
+    return Cell(
+        metric.show(measured.value.value),
+        range_words(metric, measured),
+        strong=outcome == "broken",
+        tone=None if outcome == "not measured" else TONES[outcome],
+    )
+
+
+def _limits(comparison: Comparison) -> Table:
     """A row for every limit that some run was judged by, in the order of the limits file."""
     by_run = [{bound_words(v): v for v in run.verdicts} for run in comparison.runs]
     limits = dict.fromkeys(limit for verdicts in by_run for limit in verdicts)
-    return [
-        LimitRow(limit, tuple(_limit_cell(verdicts.get(limit)) for verdicts in by_run))
-        for limit in limits
-    ]
+    return Table(
+        ("", *(run.name for run in comparison.runs)),
+        tuple(row(limit, *(_limit(found.get(limit)) for found in by_run)) for limit in limits),
+        note=(
+            "Kept: the whole interval keeps the limit. Broken: the value itself breaks it. "
+            "Undecided: in between, or too little data; that does not pass unless the limits file "
+            "lets it."
+        ),
+        roomy=True,
+    )
 
 
-def _limit_cell(verdict: Verdict | None) -> LimitCell:
+def _limit(verdict: Verdict | None) -> Cell:
     if verdict is None:
-        return LimitCell()
+        return Cell("-")
     words = f"{verdict.outcome}: {verdict.reason}" if verdict.reason else verdict.outcome
-    return LimitCell(found_words(verdict), words, TONES[verdict.outcome])
+    return Cell(found_words(verdict), words, tone=TONES[verdict.outcome])
 
 
-def _limit_words(cell: LimitCell) -> str:
-    return f"{cell.found}<br>{cell.verdict}" if cell.verdict else "-"
+def _click_models(comparison: Comparison) -> Table:
+    return Table(
+        _CLICKS,
+        tuple(
+            row(run.name, c.model, c.adaptor, METRICS[c.metric].label, str(c.seeds), *cell_words(c))
+            for run in comparison.runs
+            for c in run.cells
+        ),
+        note=(
+            "Paired over seeds: a run's model and the baseline's start from the same seed. "
+            "Student's t."
+        ),
+    )
 
 
-def _click_rows(run: RunResult) -> list[tuple[str, ...]]:
-    return [
-        (run.name, c.model, c.adaptor, METRICS[c.metric].label, str(c.seeds), *cell_words(c))
-        for c in run.cells
-    ]
-
-
-def _meanings(comparison: Comparison) -> dict[str, str]:
-    return {row.metric.label: row.metric.meaning for row in figure_rows(comparison)}
-
-
-def _table(head: tuple[str, ...], rows: Any) -> list[str]:
+def _markdown(table: Table, corner: str = "") -> list[str]:
     """A Markdown table; bars within cells would end them."""
-    cells = [[str(c).replace("|", "\\|") for c in row] for row in (head, *rows)]
-    written = [f"| {' | '.join(row)} |" for row in cells]
-    rule = f"|{'---|' * len(head)}"
-    return [written[0], rule, *written[1:]]
+    rows = [[f"{c.value}<br>{c.small}" if c.small else c.value for c in r] for r in table.rows]
+    head = [table.columns[0] or corner, *table.columns[1:]]
+    cells = [[cell.replace("|", "\\|") for cell in one] for one in (head, *rows)]
+    written = [f"| {' | '.join(one)} |" for one in cells]
+    return [written[0], f"|{'---|' * len(head)}", *written[1:]]
 
 
 def _run_json(run: RunResult) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 from draftrec.evaluate.compare.comparison import Comparison, RunResult
 from draftrec.evaluate.compare.ctr import CellChange
@@ -15,23 +14,6 @@ from draftrec.evaluate.texts.quality import Estimate
 _WORST: tuple[Outcome, ...] = ("broken", "undecided", "kept")
 
 
-@dataclass(frozen=True, slots=True)
-class FigureCell:
-    """A run's figure: its value, and the interval of its value or of its change, in brackets."""
-
-    value: str
-    range: str = ""
-    outcome: Outcome = "not measured"
-
-
-@dataclass(frozen=True, slots=True)
-class FigureRow:
-    """One figure of all runs, the baseline first."""
-
-    metric: Metric
-    cells: tuple[FigureCell, ...]
-
-
 def outcome_of(verdicts: Seq[Verdict]) -> Outcome:
     """The worst outcome; "not measured" where there is no other."""
     outcomes = {v.outcome for v in verdicts}
@@ -39,14 +21,6 @@ def outcome_of(verdicts: Seq[Verdict]) -> Outcome:
         if outcome in outcomes:
             return outcome
     return "not measured"
-
-
-def figure_rows(comparison: Comparison) -> list[FigureRow]:
-    """The figures to show, in the catalogue's order, or those that the limits file names."""
-    results = (comparison.baseline, *comparison.runs)
-    names = comparison.limits.columns or tuple(METRICS)
-    measured = [n for n in names if any(n in r.measured for r in results)]
-    return [FigureRow(METRICS[n], tuple(_cell(n, r) for r in results)) for n in measured]
 
 
 def bound_words(verdict: Verdict) -> str:
@@ -85,6 +59,13 @@ def cell_words(cell: CellChange) -> tuple[str, str, str]:
     low, high = change.low, change.high
     span = "-" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
     return f"{cell.value.mean:.4f}", f"{change.mean:+.4f}", span
+
+
+def range_words(metric: Metric, measured: Measured) -> str:
+    """The interval of the change where there is one, else of the value."""
+    if measured.change is not None:
+        return _span(measured.change, metric.show_change)
+    return _span(measured.value, metric.show) if measured.value is not None else ""
 
 
 def _run_sentences(run: RunResult, comparison: Comparison) -> list[str]:
@@ -130,21 +111,6 @@ def _shown(verdict: Verdict, value: float) -> str:
     if verdict.key.endswith("change"):
         return metric.show_change(value)
     return metric.show(value)
-
-
-def _cell(name: str, run: RunResult) -> FigureCell:
-    metric, measured = METRICS[name], run.measured.get(name)
-    if measured is None or measured.value is None:
-        return FigureCell("-")
-    outcome = outcome_of([v for v in run.verdicts if v.metric == name])
-    return FigureCell(metric.show(measured.value.value), _range(metric, measured), outcome)
-
-
-def _range(metric: Metric, measured: Measured) -> str:
-    """The interval of the change where there is one, else of the value."""
-    if measured.change is not None:
-        return _span(measured.change, metric.show_change)
-    return _span(measured.value, metric.show) if measured.value is not None else ""
 
 
 def _span(found: Estimate, show: Callable[[float | None], str]) -> str:

@@ -1,17 +1,14 @@
-"""The page of a study: every setting's speed against what its texts lose, and the frontier."""
+"""A study as a report: every setting's speed against what its texts lose, and the frontier."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from draftrec.evaluate import plots
-from draftrec.evaluate.plots import Labels, Series
-from draftrec.evaluate.report import render_page
 from draftrec.evaluate.tune.choice import (
     Limits,
     Row,
@@ -21,32 +18,25 @@ from draftrec.evaluate.tune.choice import (
     label_of,
     unrest,
 )
+from draftrec.report import blocks, plots
+from draftrec.report.blocks import Card, Cards, Cell, Figure, Report, Section, Table, figure, row
+from draftrec.report.plots import Labels, Series
 
 _TONES = {"strict": 0, "relaxed": 1, "typical": 3, "entropy": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One trial as a line of the table: `best` on the frontier, `within` the limits."""
-
-    knobs: str
-    row: Row
-    tone: int
-    best: bool
-    within: bool
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FrontierReport:
-    """What the page shows; `entries` from the fastest on."""
-
-    title: str
-    lead: str
-    findings: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    next_steps: tuple[tuple[str, str], ...] = ()
-    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+#: Heading -> how a trial's figure is written.
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "by processor time": lambda r: f"{r['cpu_speedup']:.2f}x",
+    "tokens per call": lambda r: f"{r['tokens_per_call']:.2f}",
+    "relaxed tokens": lambda r: _percent(r["relaxed_share"]),
+    "loss per token, nats": lambda r: f"{r['loss_per_token']:.4f}",
+    "similarity kept": lambda r: f"{r['similarity_kept']:.3f}",
+    "exact match": lambda r: _percent(r["exact_match"]),
+    "length": lambda r: _percent(r["length_drift"], "+"),
+    "distinct bigrams": lambda r: _percent(r["distinct_2_drift"], "+"),
+}
+_SPEED = "times plain decoding"
+#: Columns that a terminal has room for.
+_KEPT = (_SPEED, "tokens per call", "loss per token, nats", "similarity kept", "exact match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,38 +50,57 @@ class Study:
     settings_file: str | None = None
 
 
-def render_frontier(study: Study) -> str:
-    """The page as one HTML string that needs no other file."""
-    drawn = [_loss_plot(study), _distance_plot(study)]
-    return render_page("draftrec.evaluate.tune", "frontier.html.j2", _report(study), drawn)
-
-
-def _report(study: Study) -> FrontierReport:
+def report_of(study: Study, *, short: bool = False) -> Report:
+    """What page and terminal show; `short` tables the frontier and the chosen setting alone."""
     best = frontier(study.rows, _loss)
-    entries = [
-        Entry(
-            knobs_label(row),
-            row,
-            _TONES[row["rule"]],
-            best=row in best,
-            within=study.limits.keeps(row),
-            chosen=row == study.chosen,
-        )
-        for row in sorted(study.rows, key=lambda r: -r["speedup"])
-    ]
+    listed = [r for r in study.rows if not short or r in best or r == study.chosen]
     steps: tuple[tuple[str, str], ...] = ()
     if study.settings_file:
         command = f"draftrec generate INPUT --model MODEL --config {study.settings_file}"
         steps = ((command, "Write texts with the chosen settings"),)
-    return FrontierReport(
+    return Report(
         "Speed against quality",
         "Every setting wrote the same texts next to plain decoding, in turns. Up is faster, left "
         "is nearer to the model's own text.",
-        _findings(study, len(best)),
-        tuple(entries),
-        steps,
-        study.facts,
+        (
+            Section("", (_tile(study.chosen),), kept=0),
+            blocks.findings(_findings(study, len(best))),
+            blocks.gallery((_loss_plot(study), _distance_plot(study))),
+            Section(
+                "The frontier" if short else "All settings",
+                (_table(study, listed, best),),
+                "From the fastest on. In bold: no other setting is both faster and loses less. "
+                "Changes of length and of distinct bigrams are relative to the model's own texts.",
+            ),
+            blocks.next_steps(steps),
+            blocks.facts(study.facts),
+        ),
     )
+
+
+def _tile(chosen: Row) -> Cards:
+    texts = f"{_percent(chosen['exact_match'])} of the texts as the model's own"
+    note = f"{knobs_label(chosen)}\nas fast as plain decoding, {texts}"
+    name = f"{chosen['rule']}, budget {chosen['budget']}"
+    return Cards((Card(name, _TONES[chosen["rule"]], note, f"{chosen['speedup']:.2f}", "x"),))
+
+
+def _table(study: Study, rows: Seq[Row], best: Seq[Row]) -> Table:
+    def line(one: Row) -> tuple[Cell, ...]:
+        name = f"{one['rule']}, budget {one['budget']}{' (chosen)' * (one == study.chosen)}"
+        outside = "" if study.limits.keeps(one) else "outside the limits"
+        knobs = "; ".join(filter(None, (knobs_label(one), outside)))
+        spread = f"{one['speedup_low']:.2f} to {one['speedup_high']:.2f}"
+        speed = Cell(f"{one['speedup']:.2f}x", spread, strong=one in best)
+        rest = (show(one) for show in _COLUMNS.values())
+        return row(Cell(name, knobs, tone=_TONES[one["rule"]]), speed, *rest)
+
+    by_speed = sorted(rows, key=lambda r: -r["speedup"])
+    return Table(("", _SPEED, *_COLUMNS), tuple(map(line, by_speed)), kept=_KEPT)
+
+
+def _percent(share: float | None, sign: str = "") -> str:
+    return "-" if share is None else f"{100 * share:{sign}.1f} %"
 
 
 def _findings(study: Study, on_frontier: int) -> tuple[str, ...]:
@@ -124,7 +133,7 @@ def _distance(row: Row) -> float:
     return 1.0 - row["similarity_kept"]
 
 
-def _loss_plot(study: Study) -> tuple[str, str, Markup]:
+def _loss_plot(study: Study) -> Figure:
     labels = Labels(
         "Speed against loss",
         _words(study, _loss, "nats lost per token"),
@@ -136,10 +145,10 @@ def _loss_plot(study: Study) -> tuple[str, str, Markup]:
         "what the model itself thinks of a deviation: 0.7 halves the probability of a token."
     )
     svg = _cloud(study.rows, _loss, labels, study.limits.max_loss_per_token)
-    return "Speed against loss", caption, svg
+    return figure(labels, caption, svg)
 
 
-def _distance_plot(study: Study) -> tuple[str, str, Markup]:
+def _distance_plot(study: Study) -> Figure:
     labels = Labels(
         "Speed against distance",
         _words(study, _distance, "distance"),
@@ -151,7 +160,7 @@ def _distance_plot(study: Study) -> tuple[str, str, Markup]:
         "1 another entity's. A paraphrase counts as a change. Dashed: the limit."
     )
     svg = _cloud(study.rows, _distance, labels, 1.0 - study.limits.min_similarity)
-    return "Speed against distance", caption, svg
+    return figure(labels, caption, svg)
 
 
 def _cloud(rows: Seq[Row], cost: Callable[[Row], float], labels: Labels, limit: float) -> Markup:

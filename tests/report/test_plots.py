@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from draftrec.evaluate import plots
-from draftrec.evaluate.plots import Bar, Labels, Series, Stack
+from draftrec.report import plots
+from draftrec.report.plots import Bar, Labels, Series, Stack
 
 LABELS = Labels("Title & more", "What <is> shown.", "across, ms", "up, %")
 positive = st.floats(0, 1e7, allow_nan=False)

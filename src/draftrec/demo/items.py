@@ -1,4 +1,4 @@
-"""What the demo of recommendation does: the same users, recommended for in several ways.
+"""Books for readers, six ways: the same users, recommended for in several ways.
 
 All users once, many at a time, for what does not depend on the clock: lists, target calls, quality.
 Then some of them one at a time, in rounds that the ways take in turn, for the time; and at growing
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy as np
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History
+from draftrec.demo.race import Watch, one_thread, turns
 from draftrec.demo.shop import READERS, Shipped, histories, load_shipped, shipped_path
-from draftrec.demo.story import Watch, one_thread
 from draftrec.engine.costs import CostCurve
 from draftrec.evaluate.beam_speed import EngineRun, Spread, UserBeams, paired_speedup
 from draftrec.evaluate.ranking import RankingScores, multi_target
@@ -41,11 +42,11 @@ WAYS: dict[str, dict[str, Any]] = {
 #: Only to see that a drafted sample is the one that the target alone draws.
 UNDRAFTED = "undrafted sample"
 _CROWD = (PLAIN, "draft", "items", "auto")
-_LEAST_ROUNDS = 3
+_CROWD_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class GenrecPlan:
+class Plan:
     """The demo's size. `users` are recommended for, the first `timed` of them also against the
     clock, in at most `rounds` rounds (at least three) of about `seconds` in all; then in three
     rounds for every size of `crowds`."""
@@ -74,6 +75,10 @@ class GenrecPlan:
         )
 
 
+#: Beside another story: less of everything but the ways.
+SHORT = Plan(users=60, timed=12, rounds=3, crowds=(16,))
+
+
 @dataclass(frozen=True, slots=True)
 class Crowd:
     """Speedups over plain search with `users` at once, by way."""
@@ -83,11 +88,11 @@ class Crowd:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class GenrecStory:
+class Story:
     """All that happened. `answers` of every user by way, `timed` runs of the timed ones, `costs` of
     passes of target and draft, `quality` of the target and of the baselines."""
 
-    plan: GenrecPlan
+    plan: Plan
     shipped: Shipped
     asked: list[History]
     answers: dict[str, list[Recommendation]]
@@ -98,7 +103,7 @@ class GenrecStory:
     seconds: float
 
 
-def tell(plan: GenrecPlan, watch: Watch = lambda stage, done, total: None) -> GenrecStory:
+def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
     """Run the whole demo. Raises DraftrecError when the embedded models are not there."""
     start = time.perf_counter()
     with one_thread():
@@ -113,10 +118,10 @@ def tell(plan: GenrecPlan, watch: Watch = lambda stage, done, total: None) -> Ge
         costs = _costs(shipped, plan)
         quality = _quality(shipped, asked, answers[PLAIN], plan.k)
     seconds = time.perf_counter() - start
-    return GenrecStory(plan, shipped, asked, answers, timed, crowds, costs, quality, seconds)
+    return Story(plan, shipped, asked, answers, timed, crowds, costs, quality, seconds)
 
 
-def ways(shipped: Shipped, plan: GenrecPlan, batch: int) -> dict[str, ItemRecommender]:
+def ways(shipped: Shipped, plan: Plan, batch: int) -> dict[str, ItemRecommender]:
     """A recommender for every way, all around the same models."""
     parts, found = shipped.parts, {}
     base = ItemRecommender(parts, shipped.catalogue, plan.config({}, batch))
@@ -134,25 +139,19 @@ def race(
     seconds: float = float("inf"),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, EngineRun]:
-    """Time all on the same users, taking turns in going first; a first round is not counted.
-
-    On a slow machine fewer rounds are run, but at least three, so as to take about `seconds`.
-    """
-    names, start = list(recommenders), time.perf_counter()
+    """Time all on the same users, in `turns`; a round before them is not counted."""
+    names = list(recommenders)
     taken: dict[str, list[float]] = {name: [] for name in names}
     last: dict[str, list[Recommendation]] = {}
-    total = len(names) * (rounds + 1)
-    for turn in range(rounds + 1):
-        expected = (time.perf_counter() - start) * (turn + 1) / max(turn, 1)
-        if turn > _LEAST_ROUNDS and expected > seconds:
-            break
-        first = turn % len(names)
-        for place, name in enumerate(names[first:] + names[:first]):
+    total, done = len(names) * (rounds + 1), 0
+    for turn, order in enumerate(chain([names], turns(names, rounds, seconds))):
+        for name in order:
             began = time.perf_counter()
             last[name] = recommenders[name].recommend(queries)
             if turn:
                 taken[name].append(time.perf_counter() - began)
-            progress(turn * len(names) + place + 1, total)
+            done += 1
+            progress(done, total)
     progress(total, total)
     return {name: EngineRun(as_beams(last[name]), taken[name]) for name in names}
 
@@ -168,7 +167,7 @@ def as_beams(answers: Seq[Recommendation]) -> list[UserBeams]:
 
 
 def _everyone(
-    shipped: Shipped, plan: GenrecPlan, queries: Seq[Query], watch: Watch
+    shipped: Shipped, plan: Plan, queries: Seq[Query], watch: Watch
 ) -> dict[str, list[Recommendation]]:
     """Every way once, with many users at a time."""
     found = ways(shipped, plan, 32)
@@ -183,7 +182,7 @@ def _everyone(
 
 def _crowds(
     shipped: Shipped,
-    plan: GenrecPlan,
+    plan: Plan,
     queries: Seq[Query],
     alone: Mapping[str, EngineRun],
     watch: Watch,
@@ -196,7 +195,7 @@ def _crowds(
             watch(CROWDING, before * total + done, len(plan.crowds) * total)
 
         chosen = {n: r for n, r in ways(shipped, plan, size).items() if n in _CROWD}
-        runs = race(chosen, queries, _LEAST_ROUNDS, progress=progress)
+        runs = race(chosen, queries, _CROWD_ROUNDS, progress=progress)
         found.append(Crowd(size, {name: _speedup(runs, name) for name in _CROWD[1:]}))
     return found
 
@@ -205,7 +204,7 @@ def _speedup(runs: Mapping[str, EngineRun], name: str) -> Spread:
     return paired_speedup(runs[PLAIN].seconds, runs[name].seconds)
 
 
-def _costs(shipped: Shipped, plan: GenrecPlan) -> dict[str, CostCurve]:
+def _costs(shipped: Shipped, plan: Plan) -> dict[str, CostCurve]:
     """What a pass of either model takes, by its rows, for one user."""
     from draftrec.engine.beams.model import BeamModel, Constraint
     from draftrec.engine.beams.pace import measure_passes
@@ -237,7 +236,7 @@ def _quality(
     return {name: multi_target(found, targets, ks) for name, found in lists.items()}
 
 
-def shown(story: GenrecStory, count: int) -> Iterator[int]:
+def shown(story: Story, count: int) -> Iterator[int]:
     """Places of users to show, spread evenly: nobody is picked for looking good."""
     step = max(1, len(story.asked) // count)
     yield from range(0, len(story.asked), step)

@@ -1,7 +1,7 @@
 """Small plots as inline SVG: bars with spread, lines, histograms, shares, clouds of points.
 
 Nothing is drawn but shapes with class names; colours, light or dark, come from the page's style
-sheet (`report.css`). Every plot carries a title and a description for those who cannot see it.
+sheet (`page.css`). Every plot carries a title and a description for those who cannot see it.
 """
 
 from __future__ import annotations

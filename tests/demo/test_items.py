@@ -14,36 +14,37 @@ from rich.console import Console
 
 from draftrec.cli.main import run
 from draftrec.data.sequences import read_histories, read_semantic_ids
-from draftrec.demo import genrec_output, genrec_story, genrec_terminal
-from draftrec.demo.genrec_report import GenrecReport
-from draftrec.demo.genrec_story import PLAIN, UNDRAFTED, WAYS, GenrecPlan, GenrecStory
-from draftrec.demo.genrec_summary import make_report
+from draftrec.demo import items, output
+from draftrec.demo.items import PLAIN, UNDRAFTED, WAYS, Plan, Story
+from draftrec.demo.items_report import findings, make_arms, make_report, next_steps
 from draftrec.demo.shop import histories, shipped_path
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import load_recommender
+from draftrec.report.blocks import Cards, Report
+from draftrec.report.terminal import show
 
-PLAN = GenrecPlan(users=24, timed=6, rounds=3, crowds=(3,), readers=300)
+PLAN = Plan(users=24, timed=6, rounds=3, crowds=(3,), readers=300)
 STRICT = ("draft", "items", "auto")
-ASSETS = Path(genrec_story.__file__).parents[1]
+ASSETS = Path(items.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def told() -> GenrecStory:
+def told() -> Story:
     seen: list[tuple[str, int, int]] = []
-    result = genrec_story.tell(PLAN, lambda *event: seen.append(event))
+    result = items.tell(PLAN, lambda *event: seen.append(event))
     assert list(dict.fromkeys(s for s, _, _ in seen)) == [
-        genrec_story.RECOMMENDING, genrec_story.TIMING, genrec_story.CROWDING,
+        items.RECOMMENDING, items.TIMING, items.CROWDING,
     ]  # fmt: skip
     assert all(0 <= done <= total for _, done, total in seen)
     return result
 
 
 @pytest.fixture(scope="module")
-def report(told: GenrecStory) -> GenrecReport:
+def report(told: Story) -> Report:
     return make_report(told, Path("out"))
 
 
-def test_strict_equals_plain(told: GenrecStory) -> None:
+def test_strict_equals_plain(told: Story) -> None:
     for name in STRICT:
         for found, plain in zip(told.answers[name], told.answers[PLAIN], strict=True):
             assert found.items.tolist() == plain.items.tolist()
@@ -53,7 +54,7 @@ def test_strict_equals_plain(told: GenrecStory) -> None:
             assert found.items.tolist() == plain.items.tolist()
 
 
-def test_drafts_save_target_calls(told: GenrecStory) -> None:
+def test_drafts_save_target_calls(told: Story) -> None:
     calls = {name: sum(a.target_calls for a in found) for name, found in told.answers.items()}
     assert calls[PLAIN] == 24 * told.shipped.catalogue.trie.levels
     assert calls["draft"] < 0.6 * calls[PLAIN]
@@ -61,43 +62,48 @@ def test_drafts_save_target_calls(told: GenrecStory) -> None:
     assert calls["sample"] < calls[PLAIN]
 
 
-def test_drafted_samples_are_the_target_s_own(told: GenrecStory) -> None:
+def test_drafted_samples_are_the_target_s_own(told: Story) -> None:
     pairs = zip(told.answers["sample"], told.answers[UNDRAFTED], strict=True)
     assert all(a.items.tolist() == b.items.tolist() for a, b in pairs)
     assert told.answers["sample"][0].items.tolist() != told.answers[PLAIN][0].items.tolist()
 
 
-def test_nothing_read_before_is_recommended(told: GenrecStory) -> None:
+def test_nothing_read_before_is_recommended(told: Story) -> None:
     for name in WAYS:
         for asked, found in zip(told.asked, told.answers[name], strict=True):
             assert len(found.items) == 10
             assert not np.isin(found.items, asked.items).any()
 
 
-def test_target_beats_popularity(told: GenrecStory) -> None:
+def test_target_beats_popularity(told: Story) -> None:
     assert told.quality["target"].recall[10] > 2 * told.quality["popularity"].recall[10]
     assert told.quality["target"].recall[10] > 0.4
 
 
-def test_report_says_what_happened(report: GenrecReport, told: GenrecStory) -> None:
-    assert [arm.name for arm in report.arms] == list(WAYS)
-    assert "returned plain search's own list" in report.findings[0]
-    assert [arm.identical for arm in report.tiles] == [24, 24, 24]
-    assert all(sum(arm.calls) == 24 for arm in report.arms)
-    assert len(report.readers) == 4
-    (first, *_) = report.readers[0].lists
+def test_report_says_what_happened(report: Report, told: Story) -> None:
+    arms = make_arms(told)
+    assert list(arms) == list(WAYS)
+    assert "returned plain search's own list" in findings(told, arms)[0]
+    assert [arms[name].identical for name in STRICT] == [24, 24, 24]
+    assert all(sum(arm.calls) == 24 for arm in arms.values())
+    (tiles,) = report.sections[0].blocks
+    assert isinstance(tiles, Cards)
+    assert ["every list identical" in card.note for card in tiles.cards] == [True] * 3
+    (readers,) = (one.blocks for one in report.sections if one.title == "Readers")
+    assert len(readers) == 4
+    assert isinstance(readers[0], Cards)
     titles = told.shipped.titles
-    assert [b.title for b in first[1]] == [
+    assert [piece.text for piece in readers[0].cards[1].items] == [
         titles[i] for i in told.answers[PLAIN][0].items[:6].tolist()
     ]
 
 
-def test_terminal_shows_the_numbers(report: GenrecReport) -> None:
+def test_terminal_shows_the_numbers(report: Report, told: Story) -> None:
     out = io.StringIO()
-    genrec_terminal.show(report, Path("out/report.html"), Console(file=out, width=80))
+    show(report, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert max(len(line) for line in lines if "draftrec genrec" not in line) <= 80
-    for arm in report.arms:
+    for arm in make_arms(told).values():
         assert any(arm.label in line and f"{arm.recall:.3f}" in line for line in lines)
     assert "24/24" in out.getvalue()
 
@@ -118,8 +124,8 @@ class _Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_files(told: GenrecStory, tmp_path: Path) -> None:
-    report, numbers = genrec_output.write(told, tmp_path)
+def test_files(told: Story, tmp_path: Path) -> None:
+    _, numbers = output.write(tmp_path, found=told)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "report.html", "sequences.jsonl", "sids.parquet", "summary.json",
     ]  # fmt: skip
@@ -131,7 +137,7 @@ def test_files(told: GenrecStory, tmp_path: Path) -> None:
     assert draft["accepted_steps"] == pytest.approx(4 - draft["target_calls"])
     assert [crowd["users"] for crowd in written["users_at_once"]] == [1, 3]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(finding in html.unescape(page) for finding in report.findings)
+    assert all(finding in html.unescape(page) for finding in numbers["findings"])
     tags = _Tags()
     tags.feed(page)
     assert not tags.open
@@ -143,46 +149,19 @@ def test_files(told: GenrecStory, tmp_path: Path) -> None:
         assert row.targets.tolist() == asked.targets.tolist()
 
 
-def test_commands_of_the_report_run(told: GenrecStory, tmp_path: Path) -> None:
+def test_commands_of_the_report_run(told: Story, tmp_path: Path) -> None:
     import shlex
 
-    report, _ = genrec_output.write(told, tmp_path)
-    for command, _ in report.next_steps[:2]:
+    output.write(tmp_path, found=told)
+    for command, _ in next_steps(told, tmp_path)[:2]:
         assert (
             run([*shlex.split(command)[1:], *(["--limit", "20"] * ("recommend" in command))]) == 0
         )
 
 
-def test_command_prints_json_last(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    told: GenrecStory,
-) -> None:
-    monkeypatch.setattr(genrec_story, "tell", lambda plan, watch: told)
-    assert run(["genrec", "demo", "--output", str(tmp_path / "new" / "folder"), "--json"]) == 0
-    captured = capsys.readouterr()
-    (line,) = captured.out.splitlines()
-    assert json.loads(line)["arms"].keys() == WAYS.keys()
-    assert "Recall" in captured.err
-
-
-def test_unwritable_folder_is_refused_before_the_work(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    def never(plan: GenrecPlan, watch: object) -> GenrecStory:
-        raise AssertionError("the work began")
-
-    monkeypatch.setattr(genrec_story, "tell", never)
-    (tmp_path / "file").write_text("in the way")
-    assert run(["genrec", "demo", "--output", str(tmp_path / "file" / "sub")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be written: not a directory" in line
-
-
 def test_missing_models_are_said(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="install draftrec again"):
-        genrec_story.tell(GenrecPlan(shipped=tmp_path / "absent"))
+        items.tell(Plan(shipped=tmp_path / "absent"))
 
 
 def test_shipped_weights_are_small() -> None:
@@ -208,7 +187,7 @@ def test_shipped_models_fit_each_other() -> None:
     assert card["semantic_ids"] == sids.fingerprint()
 
 
-def test_histories_part_the_last_books(told: GenrecStory) -> None:
+def test_histories_part_the_last_books(told: Story) -> None:
     reading = told.shipped.readings[3]
     (test,) = histories([reading], "test")
     (valid,) = histories([reading], "valid")
@@ -230,9 +209,9 @@ class _Counting:
 
 def test_each_goes_first_in_turn_after_an_uncounted_round() -> None:
     log: list[str] = []
-    runs = genrec_story.race({n: _Counting(n, log) for n in "abc"}, [], 3)  # type: ignore[arg-type]
-    assert "".join(log) == "abcbcacababc"
+    runs = items.race({n: _Counting(n, log) for n in "abc"}, [], 3)  # type: ignore[arg-type]
+    assert "".join(log) == "abcabcbcacab"
     assert [len(run.seconds) for run in runs.values()] == [3, 3, 3]
     log.clear()
-    runs = genrec_story.race({n: _Counting(n, log) for n in "abc"}, [], 9, 0.0)  # type: ignore[arg-type]
+    runs = items.race({n: _Counting(n, log) for n in "abc"}, [], 9, 0.0)  # type: ignore[arg-type]
     assert [len(run.seconds) for run in runs.values()] == [3, 3, 3]

@@ -1,4 +1,4 @@
-"""The demo, small: strict keeps every token, files are there, page and summary agree."""
+"""The texts' demo, small: strict keeps every token, files are there, page and summary agree."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from draftrec.cli.main import run
-from draftrec.demo import output, story, summary, terminal
-from draftrec.demo.story import Plan, Story
+from draftrec.demo import output, texts
+from draftrec.demo.texts import Plan, Story
+from draftrec.demo.texts_report import findings, make_arms, make_report
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.report import Report
 from draftrec.pool.store import Pool
+from draftrec.report.blocks import Cards, Report
+from draftrec.report.terminal import show
 
 PLAN = Plan(warm=12, held_out=3, repeats=2, max_new_tokens=40)
 
@@ -23,15 +24,15 @@ PLAN = Plan(warm=12, held_out=3, repeats=2, max_new_tokens=40)
 @pytest.fixture(scope="module")
 def told() -> Story:
     seen: list[tuple[str, int, int]] = []
-    result = story.tell(PLAN, lambda *event: seen.append(event))
-    assert seen[0] == (story.WARMING, 0, 12)
-    assert seen[-1] == (story.RACING, 18, 18)
+    result = texts.tell(PLAN, lambda *event: seen.append(event))
+    assert seen[0] == (texts.WARMING, 0, 12)
+    assert seen[-1] == (texts.RACING, 18, 18)
     return result
 
 
 @pytest.fixture(scope="module")
 def report(told: Story) -> Report:
-    return summary.make_report(told, Path("out"))
+    return make_report(told, Path("out"))
 
 
 def test_strict_equals_the_baseline(told: Story) -> None:
@@ -46,38 +47,41 @@ def test_strict_equals_the_baseline(told: Story) -> None:
 def test_warm_and_held_out_readers_differ(told: Story) -> None:
     assert len(told.pool) == 12
     assert len({r.entity_id for r in told.requests}) == 3
-    warm, held_out = story._split(PLAN)
+    warm, held_out = texts._split(PLAN)
     assert not {r["entity_id"] for r in warm} & {r["entity_id"] for r in held_out}
     assert [g.texts for g in told.growth] == [0, 1, 2, 4, 8, 12]
 
 
 def test_another_seed_tells_of_other_readers() -> None:
-    other = story._split(Plan(seed=1, warm=2, held_out=2))
-    assert other != story._split(Plan(warm=2, held_out=2))
+    other = texts._split(Plan(seed=1, warm=2, held_out=2))
+    assert other != texts._split(Plan(warm=2, held_out=2))
 
 
-def test_report_says_what_happened(report: Report) -> None:
-    assert [arm.name for arm in report.arms] == ["baseline", "strict", "relaxed"]
-    assert "exactly as the baseline did" in report.findings[0]
-    assert report.cost
-    assert len(report.examples) == 3
-    for example in report.examples:
-        assert not any(piece.changed for piece in example.versions[1].pieces)
+def test_report_says_what_happened(report: Report, told: Story) -> None:
+    arms = make_arms(told)
+    assert [arm.name for arm in arms] == ["baseline", "strict", "relaxed"]
+    assert "exactly as the baseline did" in findings(told, arms)[0]
+    plots = next(one for one in report.sections if one.title == "Plots")
+    assert "Cost of a forward pass" in [figure.title for figure in plots.blocks]
+    (examples,) = (one.blocks for one in report.sections if one.title == "Texts")
+    assert len(examples) == 3
+    for example in examples:
+        assert isinstance(example, Cards)
+        assert not any(piece.marked for piece in example.cards[1].text)
 
 
-def test_terminal_shows_the_numbers(report: Report) -> None:
+def test_terminal_shows_the_numbers(report: Report, told: Story) -> None:
     out = io.StringIO()
-    terminal.show(report, Path("out/report.html"), Console(file=out, width=80))
+    show(report, Console(file=out, width=80))
     text = out.getvalue()
     assert max(len(line) for line in text.splitlines() if "draftrec generate" not in line) <= 80
-    for arm in report.arms:
+    for arm in make_arms(told):
         assert f"{arm.tokens_per_call:.2f}" in text
     assert "3 of 3" in text
-    assert "out/report.html" in text
 
 
 def test_files(told: Story, tmp_path: Path) -> None:
-    report, numbers = output.write(told, tmp_path)
+    _, numbers = output.write(tmp_path, told)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "pool", "readers.jsonl", "report.html", "summary.json",
     ]  # fmt: skip
@@ -89,37 +93,12 @@ def test_files(told: Story, tmp_path: Path) -> None:
     assert strict["walltime_speedup"]["low"] <= strict["walltime_speedup"]["median"]
     assert sum(strict["accepted_by_source"].values()) == strict["accepted_tokens"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(finding in html.unescape(page) for finding in report.findings)
+    assert all(finding in html.unescape(page) for finding in numbers["findings"])
     rows = (tmp_path / "readers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["prompt"] for row in rows] == told.prompts
     assert len(Pool.load(tmp_path / "pool")) == 12
 
 
-def test_command_prints_json_last(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, told: Story
-) -> None:
-    monkeypatch.setattr(story, "tell", lambda plan, watch: told)
-    assert run(["demo", "--output", str(tmp_path / "new" / "folder"), "--json"]) == 0
-    captured = capsys.readouterr()
-    (line,) = captured.out.splitlines()
-    assert json.loads(line)["arms"].keys() == {"baseline", "strict", "relaxed"}
-    assert "walltime speedup" in captured.err
-
-
-def test_unwritable_folder_is_refused_before_the_work(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    def never(plan: Plan, watch: object) -> Story:
-        raise AssertionError("the work began")
-
-    monkeypatch.setattr(story, "tell", never)
-    (tmp_path / "file").write_text("in the way")
-    assert run(["demo", "--output", str(tmp_path / "file" / "sub")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be written: not a directory" in line
-    assert run(["demo", "--output", str(tmp_path / "file")]) == 2
-
-
 def test_missing_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="install draftrec again"):
-        story.tell(Plan(model=tmp_path / "absent"))
+        texts.tell(Plan(model=tmp_path / "absent"))

@@ -1,27 +1,27 @@
-"""What the demo does: fill a pool with warm readers' texts, then race over held-out readers."""
+"""Texts about readers, three ways: fill a pool with warm readers' texts, then race over held-out
+ones."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftrec.core import Request
+from draftrec.core import SOURCES, Generation, Request
 from draftrec.data.templates import load_template
-from draftrec.demo.race import Contender, race
+from draftrec.demo.race import Watch, one_thread, turns
 from draftrec.demo.shop import demo_model_path, split_readers
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.beam_speed import Spread, paired_speedup
 
 if TYPE_CHECKING:
+    from draftrec.engine.text.stats import StepStats
     from draftrec.jobs.knowledge.generator import Generator
     from draftrec.pool.store import Pool
-
-#: Stage, texts done, texts in all.
-Watch = Callable[[str, int, int], None]
 
 WARMING = "filling the pool"
 RACING = "writing the held-out texts"
@@ -34,10 +34,10 @@ class Plan:
     """The demo's size: small enough for two minutes on two cores."""
 
     seed: int = 0
-    warm: int = 240
-    held_out: int = 16
+    warm: int = 160
+    held_out: int = 12
     repeats: int = 5
-    race_seconds: float = 60.0
+    race_seconds: float = 30.0
     max_new_tokens: int = 192
     template: str = "kar"
     model: Path = field(default_factory=demo_model_path)
@@ -49,6 +49,50 @@ class Growth:
 
     texts: int
     tokens_per_call: dict[str, float]
+
+
+@dataclass(slots=True)
+class Contender:
+    """One way of writing, and what it did: seconds and texts of each repeat.
+
+    `accepted_per_call` counts, over all repeats, how many draft tokens a verification kept; it
+    needs one text at a time, because a step reports the sum over its batch.
+    """
+
+    name: str
+    generator: Generator
+    seconds: list[float] = field(default_factory=list)
+    repeats: list[list[Generation]] = field(default_factory=list)
+    accepted_per_call: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def texts(self) -> list[Generation]:
+        """The first repeat's."""
+        return self.repeats[0]
+
+    def total(self, count: str) -> int:
+        """A count of `core.Counts` summed over all texts and repeats."""
+        return sum(getattr(g.counts, count) for run in self.repeats for g in run)
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(len(g.token_ids) for run in self.repeats for g in run)
+
+    @property
+    def accepted_by_source(self) -> tuple[int, ...]:
+        rows = [g.counts.accepted_by_source for run in self.repeats for g in run]
+        return tuple(sum(row[i] for row in rows) for i in range(len(SOURCES)))
+
+    def identical_to(self, other: Contender) -> int:
+        """Texts that equal the other's first ones, token for token, in every repeat."""
+        return sum(
+            all((run[i].token_ids.tolist() == text.token_ids.tolist()) for run in self.repeats)
+            for i, text in enumerate(other.texts)
+        )
+
+    def speedup_over(self, other: Contender) -> Spread:
+        """The other's seconds over ours, repeat by repeat."""
+        return paired_speedup(other.seconds, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +141,6 @@ def _settings(plan: Plan, **others: Any) -> dict[str, Any]:
     return {**same, "batch_size": 1, **others}
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A model this small gains nothing from a second thread, and waiting for one that shares its
-    core with other work can cost everything.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _contenders(strict: Generator, plan: Plan, requests: list[Request]) -> list[Contender]:
     from draftrec.jobs.knowledge.generator import make_config
 
@@ -136,6 +165,39 @@ def _race(contenders: list[Contender], requests: list[Request], plan: Plan, watc
         watch(RACING, done, total)
 
     race(contenders, requests, plan.repeats, plan.race_seconds, progress)
+
+
+def race(
+    contenders: Seq[Contender],
+    requests: Seq[Request],
+    repeats: int,
+    seconds: float = float("inf"),
+    progress: Callable[[int], None] = lambda texts: None,
+) -> None:
+    """Let every contender write all texts `repeats` times, taking turns in going first.
+
+    On a slow machine fewer repeats are made, but at least three, so as to take about `seconds`.
+    """
+    for one in contenders:
+        one.generator.run(requests[:1])  # measures costs, compiles, warms caches: not counted
+        timing = one.generator.timing
+        timing.draft_seconds = timing.verify_seconds = timing.prefill_seconds = 0.0
+    for order in turns(contenders, repeats, seconds):
+        for one in order:
+            _run(one, requests, progress)
+
+
+def _run(one: Contender, requests: Seq[Request], progress: Callable[[int], None]) -> None:
+    def on_step(step: StepStats) -> None:
+        if step.drafted_tokens:
+            one.accepted_per_call[step.accepted_tokens] += 1
+        if step.finished:
+            progress(step.finished)
+
+    start = time.perf_counter()
+    texts = one.generator.run(requests, on_step=on_step)
+    one.seconds.append(time.perf_counter() - start)
+    one.repeats.append(texts)
 
 
 def _split(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -1,0 +1,1 @@
+"""Reports made of blocks (text, table, figure, cards), shown on a terminal and as a page."""
