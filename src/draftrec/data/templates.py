@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 from jinja2 import meta, nodes
@@ -23,9 +23,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from draftrec.config import RecordsConfig
 from draftrec.data.files.places import Place, RemotePath, place
 from draftrec.data.phrasing import FILTERS
-from draftrec.data.tables.columns import ENTITY, find_column
-from draftrec.data.tables.readers import RecordSource
 from draftrec.errors import DraftrecError
+
+if TYPE_CHECKING:
+    from draftrec.data.tables.readers import RecordSource
 
 Side = Literal["user", "item"]
 FRAMEWORKS = ("kar", "trawl", "once", "rlmrec")
@@ -218,6 +219,9 @@ def fitted_to(source: RecordSource, records: RecordsConfig) -> RecordsConfig:
     Raises DraftrecError for several columns that could hold ids, and for records of users where
     items were asked for.
     """
+    # Here, as the command line reads names of templates for its help, which loads no pyarrow.
+    from draftrec.data.tables.columns import ENTITY, find_column
+
     changes: dict[str, str] = {}
     if records.id_column == ENTITY.usual:
         name = find_column(source, ENTITY)
