@@ -1,10 +1,20 @@
-"""Every knob, with its one default. Unknown keys are refused."""
+"""Every knob: its default, bounds, choices and what it does, each said once. Unknown keys are
+refused.
+
+The command line is made of these classes (`draftrec.cli.options.knobs`) and of the settings of
+single packages (`train.settings`, `ctr.settings`, `data.settings` and the like), which are written
+in the same way. What a knob does is said as `--help` prints it.
+"""
 
 from __future__ import annotations
 
 import json
+import operator
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import date
-from typing import Annotated, Any, Literal
+from functools import cache
+from math import ceil
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -14,12 +24,88 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from draftrec.errors import DraftrecError
 
 Auto = Literal["auto"]
 
 # Records of a shard whose size is automatic: of the first one where the pool grows by shards, so
 # that texts are drafted after a few batches, and of the largest.
 _FIRST_RECORDS, MOST_RECORDS = 32, 1024
+
+
+def knob(does: str, *, unset: str | None = None, **bounds: float) -> Any:
+    """What a setting's type is annotated with: what it `does`, what None stands for (`unset`), and
+    its bounds: ge, gt, le, lt."""
+    more = {"unset": unset} if unset else None
+    return Field(description=does, json_schema_extra=more, **bounds)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """A field of a settings class. `default`: dataclasses.MISSING where a value has to be given.
+    `bounds`: whichever of ge, gt, le and lt it has."""
+
+    kind: Any
+    default: Any
+    does: str
+    unset: str | None
+    bounds: dict[str, float]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What it may be, where that is one of some texts."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+
+@cache
+def knobs(settings: type[Any]) -> dict[str, Knob]:
+    """The fields of a settings class by name, be it a pydantic model or a dataclass."""
+    if issubclass(settings, BaseModel):
+        return {name: _knob(info, info.default) for name, info in settings.model_fields.items()}
+    hints = get_type_hints(settings, include_extras=True)
+    return {
+        it.name: _knob(FieldInfo.from_annotation(hints[it.name]), it.default)
+        for it in fields(settings)
+    }
+
+
+def _knob(info: FieldInfo, default: Any) -> Knob:
+    parts: tuple[Any, ...] = get_args(info.annotation)
+    # Of a number that may also be "auto", bounds are part of the type.
+    inner = [note for part in parts for note in getattr(part, "__metadata__", ())]
+    inner = [it for note in inner if isinstance(note, FieldInfo) for it in note.metadata]
+    bounds: dict[str, float] = {}
+    for limit in [*info.metadata, *inner]:
+        bounds |= {name: getattr(limit, name) for name in _BOUNDS if hasattr(limit, name)}
+    extra: Any = info.json_schema_extra or {}
+    needed = default is PydanticUndefined
+    does = info.description or ""
+    return Knob(info.annotation, MISSING if needed else default, does, extra.get("unset"), bounds)
+
+
+_BOUNDS = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+
+
+def check_knobs(settings: Any) -> None:
+    """Raise DraftrecError for the first field of a dataclass whose value its knob does not allow;
+    pydantic does so by itself."""
+    for name, known in knobs(settings.__class__).items():
+        value, option = getattr(settings, name), f"--{name.replace('_', '-')}"
+        if known.choices and value not in known.choices:
+            choices = ", ".join(known.choices)
+            raise DraftrecError(f"{option} must be one of {choices}, not {value!r}")
+        if value is None or all(_BOUNDS[it][1](value, known.bounds[it]) for it in known.bounds):
+            continue
+        words = " and ".join(f"{_BOUNDS[it][0]} {at:g}" for it, at in known.bounds.items())
+        raise DraftrecError(f"{option} must be {words}, not {value}")
 
 
 def not_allowed(error: ValidationError) -> str:
@@ -31,6 +117,18 @@ def not_allowed(error: ValidationError) -> str:
     return f"{first['loc'][0]}={first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
+Device = Annotated[str, knob("auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    knob("Precision of the weights; auto: as stored, float32 on CPU."),
+]
+Depth = Annotated[int, knob("Longest drafted continuation.", ge=1, le=256)]
+IdColumn = Annotated[str, knob("Column of the entity ids.")]
+Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Side = Literal["user", "item"]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,62 +136,72 @@ class _Frozen(BaseModel):
 class ModelConfig(_Frozen):
     """How the target model is loaded."""
 
-    model: str
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = Field(
-        default=False, description="torch.compile the model's feed-forward blocks"
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="run Python code that comes with the model"
-    )
-    threads: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="of the processor's for PyTorch; None: as PyTorch decides"
-    )
+    model: Annotated[
+        str, knob("Target model: a folder, a .gguf file or a Hugging Face Hub id. Required.")
+    ]
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    compile: Annotated[bool, knob("Compile the model's layers.")] = False
+    trust_remote_code: Annotated[bool, knob("Run Python code that comes with the model.")] = False
+    threads: Annotated[
+        Size | None, knob("Threads of the processor's for PyTorch.", unset="as PyTorch decides")
+    ] = None
 
 
 class AcceptConfig(_Frozen):
     """Which draft tokens are kept, and how the target's own token is chosen."""
 
-    accept: Literal["strict", "relaxed", "typical", "entropy"] = "strict"
-    top_k: Annotated[int, Field(ge=1)] = Field(default=2, description="relaxed")
-    min_prob: Annotated[float, Field(ge=0.0, le=1.0)] = Field(default=0.1, description="relaxed")
-    epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=0.09, description="typical: a token more probable than this passes anywhere"
-    )
-    delta: Annotated[float, Field(ge=0.0)] = Field(
-        default=0.3, description="typical: or more probable than delta times exp(-entropy)"
-    )
-    entropy_gate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=0.3, description="entropy: least share of the highest entropy, log V"
-    )
-    window: Annotated[int, Field(ge=0)] = Field(
-        default=6, description="entropy: own choices that must follow a deviation in the draft"
-    )
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    sample_top_k: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="0 = off; this and the next: None = the model's own"
-    )
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    typical_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    seed: int = 0
-    n: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="texts per record; several need a temperature above 0"
-    )
-    eos_guard: bool = Field(
-        default=True, description="all but strict: never pass an EOS that is the argmax"
-    )
-    tie_break: Literal["probable", "first"] = Field(
-        default="probable",
-        description="all but strict: which of two equally long paths wins; first = the paper's",
-    )
-    max_deviations: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="all but strict: most non-argmax tokens per text"
-    )
-    max_loss: Annotated[float, Field(ge=0.0)] | None = Field(
-        default=None, description="all but strict: most nats of log-probability given up per text"
-    )
+    accept: Annotated[
+        Literal["strict", "relaxed", "typical", "entropy"],
+        knob(
+            "strict keeps the model's own text; relaxed, typical and entropy keep further drafts, "
+            "each in its way (below)."
+        ),
+    ] = "strict"
+    top_k: Annotated[
+        int, knob("Relaxed: accept among the model's K most probable tokens.", ge=1)
+    ] = 2
+    min_prob: Annotated[float, knob("Relaxed: accept from this probability on.", ge=0, le=1)] = 0.1
+    epsilon: Annotated[float, knob("Typical: accept above this probability.", ge=0, le=1)] = 0.09
+    delta: Annotated[float, knob("Typical: or above DELTA times exp(-entropy).", ge=0)] = 0.3
+    entropy_gate: Annotated[
+        float, knob("Entropy: take drafts from this share of the highest entropy on.", ge=0, le=1)
+    ] = 0.3
+    window: Annotated[
+        int, knob("Entropy: own tokens of the model that must follow a deviation.", ge=0)
+    ] = 6
+    temperature: Annotated[float, knob("0 is greedy; above it, sample.", ge=0)] = 0.0
+    sample_top_k: Annotated[
+        Count | None,
+        knob("Sample among the K most probable tokens.", unset="the model's own"),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        knob("Sample within this share of probability.", unset="the model's own", gt=0, le=1),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        knob("Sample from this share of the first token's probability on.", ge=0, le=1),
+    ] = None
+    typical_p: Annotated[
+        float | None,
+        knob("Sample among the tokens nearest to the expected surprise.", gt=0, le=1),
+    ] = None
+    seed: Annotated[int, knob("Seed of the sampling.")] = 0
+    n: Annotated[
+        int, knob("Texts of each record, numbered in a column `sample` if several.", ge=1)
+    ] = 1
+    eos_guard: Annotated[bool, knob("Not strict: end where the model would end.")] = True
+    tie_break: Annotated[  # first: as published
+        Literal["probable", "first"], knob("Not strict: which of two equally long paths wins.")
+    ] = "probable"
+    max_deviations: Annotated[
+        Count | None, knob("Not strict: most tokens per text that are not the model's first.")
+    ] = None
+    max_loss: Annotated[
+        float | None,
+        knob("Not strict: most log-probability (nats) given up per text.", ge=0),
+    ] = None
 
     @model_validator(mode="after")
     def _several_texts_are_drawn(self) -> AcceptConfig:
@@ -112,32 +220,33 @@ class ControlsConfig(_Frozen):
     token is its id, as digits, or its text: one entry of the vocabulary.
     """
 
-    generation_config: Literal["model", "none"] = Field(
-        default="model", description="none: of the model's own settings only the end of text"
-    )
-    repetition_penalty: Annotated[float, Field(gt=0.0)] | None = Field(
-        default=None, description="for every token of prompt and text; 1 = off"
-    )
-    presence_penalty: float = Field(default=0.0, description="for every token of the text, once")
-    frequency_penalty: float = Field(
-        default=0.0, description="for every token of the text, as often as it is there"
-    )
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
-    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
-    bad_words: tuple[str, ...] | None = Field(default=None, description="texts; () = none")
-    logit_bias: tuple[str, ...] | None = Field(default=None, description="TOKEN=BIAS each")
-    suppress_tokens: tuple[str, ...] | None = None
-    begin_suppress_tokens: tuple[str, ...] | None = Field(
-        default=None, description="as the first token of a text"
-    )
-    forced_bos_token: str | None = Field(
-        default=None, description="first token after a prompt of one token"
-    )
-    forced_eos_token: str | None = Field(
-        default=None, description="last token of a text that reaches max_new_tokens"
-    )
-    stop: tuple[str, ...] | None = Field(
-        default=None, description="texts that end a text, and are cut off it"
+    generation_config: Annotated[  # none: of the model's own settings only the end of text
+        Literal["model", "none"],
+        knob("Whether the model's own generation_config.json is honoured."),
+    ] = "model"
+    repetition_penalty: Annotated[
+        float | None, knob("Of tokens of prompt and text; 1 is off.", gt=0)
+    ] = None
+    presence_penalty: Annotated[float, knob("Taken off tokens that the text has.")] = 0.0
+    frequency_penalty: Annotated[float, knob("The same, as often as it has them.")] = 0.0
+    no_repeat_ngram_size: Annotated[
+        Count | None, knob("No N tokens in a row twice in prompt and text; 0 is off.")
+    ] = None
+    min_new_tokens: Annotated[Count | None, knob("No end of text before.")] = None
+    bad_words: Annotated[
+        tuple[str, ...] | None, knob("Texts that must not be written; () is none.")
+    ] = None
+    logit_bias: Annotated[
+        tuple[str, ...] | None, knob("Added to a token's score; repeatable, -inf forbids.")
+    ] = None
+    suppress_tokens: Annotated[tuple[str, ...] | None, knob("Never written; repeatable.")] = None
+    begin_suppress_tokens: Annotated[
+        tuple[str, ...] | None, knob("Never written first; repeatable.")
+    ] = None
+    forced_bos_token: Annotated[str | None, knob("First after a prompt of one token.")] = None
+    forced_eos_token: Annotated[str | None, knob("Last of a text that reaches its limit.")] = None
+    stop: Annotated[tuple[str, ...] | None, knob("Ends a text, and is cut off it; repeatable.")] = (
+        None
     )
 
     @field_validator(
@@ -159,32 +268,33 @@ class ControlsConfig(_Frozen):
 class DraftConfig(_Frozen):
     """What is drafted and how much of it is verified per forward pass."""
 
-    draft: Literal["pool", "prompt", "none"] = "pool"
-    budget: Annotated[int, Field(ge=0, le=4096)] | Auto = Field(
-        default="auto",
-        description="draft nodes per sequence and forward pass; auto = while they pay",
-    )
-    depth: Annotated[int, Field(ge=1, le=256)] = Field(
-        default=24, description="longest drafted path"
-    )
+    draft: Annotated[
+        Literal["pool", "prompt", "none"],
+        knob("Draft from a pool of texts, the prompt alone, or nothing (the baseline)."),
+    ] = "pool"
+    budget: Annotated[
+        Annotated[int, Field(ge=0, le=4096)] | Auto,
+        knob("Draft tokens per text and pass; auto: while they pay."),
+    ] = "auto"
+    depth: Depth = 24
 
 
 class BatchConfig(_Frozen):
     """How many sequences run together."""
 
-    batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
-    max_new_tokens: Annotated[int, Field(ge=1)] = 512
-    prefill_chunk: Annotated[int, Field(ge=1)] = Field(
-        default=512, description="most prompt tokens of one sequence computed in one forward pass"
+    batch_size: Annotated[Size | Auto, knob("Texts written together; auto: what memory holds.")] = (
+        "auto"
     )
+    max_new_tokens: Annotated[int, knob("Longest text.", ge=1)] = 512
+    prefill_chunk: Annotated[int, knob("Most prompt tokens computed in one pass.", ge=1)] = 512
 
 
 class StructureConfig(_Frozen):
     """The form that every text has, if any, as text: at most one of the three."""
 
-    json_schema: str | None = Field(default=None, description="a JSON schema; a dict is taken too")
-    regex: str | None = Field(default=None, description="an expression that whole texts match")
-    grammar: str | None = Field(default=None, description="a grammar in Lark's or llama.cpp's form")
+    json_schema: Annotated[str | None, knob("A JSON schema; a dict is taken too.")] = None
+    regex: Annotated[str | None, knob("Write texts that match this as a whole.")] = None
+    grammar: Annotated[str | None, knob("A grammar in Lark's or llama.cpp's form.")] = None
 
     @field_validator("json_schema", mode="before")
     @classmethod
@@ -219,26 +329,38 @@ class GenerateConfig(_Frozen):
 class RecordsConfig(_Frozen):
     """Which records are read, and how they become prompts."""
 
-    template: str | None = Field(default=None, description="a framework's name or a Jinja2 file")
-    side: Literal["user", "item"] = "user"
-    chat: bool | None = Field(
-        default=None, description="None: where the tokenizer has a chat template"
-    )
-    system: str | None = Field(default=None, description="what chats begin with")
-    chat_template_kwargs: dict[str, Any] = Field(
-        default={}, description="values that the chat template reads, by name"
-    )
-    chat_date: date | None = Field(
-        default=None, description="what the chat template takes for today; None: the job's start"
-    )
-    special_tokens: Literal["split", "obey"] = Field(
-        default="split", description="what their texts in a record are: text, or those tokens"
-    )
-    id_column: str = "entity_id"
-    prompt_column: str = "prompt"
-    group_column: str = "group"
-    limit: Annotated[int, Field(ge=1)] | None = None
-    keep_prompts: bool = Field(default=False, description="write prompts beside the texts")
+    template: Annotated[
+        str | None,
+        knob("kar, trawl, once, rlmrec, or a Jinja2 file; without it a `prompt` column."),
+    ] = None
+    side: Annotated[Side, knob("Which side a framework's template describes.")] = "user"
+    chat: Annotated[
+        bool | None,
+        knob("Wrap prompts in the tokenizer's chat template.", unset="where it has one"),
+    ] = None
+    system: Annotated[str | None, knob("What chats begin with: a system message.")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any],
+        knob('Values that the chat template reads: {"enable_thinking": false}.'),
+    ] = {}
+    chat_date: Annotated[
+        date | None,
+        knob(
+            "The date for a chat template that writes one.", unset="the day when the run was begun"
+        ),
+    ] = None
+    special_tokens: Annotated[
+        Literal["split", "obey"],
+        knob(
+            "What texts of special tokens in records (<|im_end|> in a title) are: split, text like "
+            "any other; obey, those tokens."
+        ),
+    ] = "split"
+    id_column: IdColumn = "entity_id"
+    prompt_column: Annotated[str, knob("Column of the prompts.")] = "prompt"
+    group_column: Annotated[str, knob("Column of the groups, if there is one.")] = "group"
+    limit: Annotated[Size | None, knob("Only the first N records.")] = None
+    keep_prompts: Annotated[bool, knob("Write the prompts beside the texts.")] = False
 
 
 class JobConfig(_Frozen):
@@ -246,16 +368,21 @@ class JobConfig(_Frozen):
 
     generate: GenerateConfig
     records: RecordsConfig = RecordsConfig()
-    shard_size: Annotated[int, Field(ge=1)] | Auto = Field(
-        default="auto",
-        description="records whose texts are written together; auto = 1024, or, where texts join "
-        "the pool with their shard, 32 at first, doubling up to that",
-    )
-    pool_lag: Annotated[int, Field(ge=0)] | Auto = Field(
-        default=0,
-        description="shards right before a shard whose texts it does not draft from; auto = those "
-        "that are not finished when it begins",
-    )
+    shard_size: Annotated[
+        Size | Auto,
+        knob(
+            "Records whose texts are written together; auto: 1024, or growing up to that where "
+            "texts join the pool with their shard (other than strict)."
+        ),
+    ] = "auto"
+    pool_lag: Annotated[
+        Count | Auto,
+        knob(
+            "Shards right before a shard whose texts it does not draft from, so that they may be "
+            "under way together; auto: strict, those not finished yet; others 0, or twice the "
+            "workers with Ray."
+        ),
+    ] = 0
 
     @property
     def joins_at_once(self) -> bool:
@@ -275,71 +402,180 @@ class JobConfig(_Frozen):
         return min(MOST_RECORDS, _FIRST_RECORDS << min(doublings, 16))
 
 
-class RecommendConfig(_Frozen):
-    """Everything that decides what is recommended, models and files apart."""
+class ListenConfig(_Frozen):
+    """Where a server listens."""
 
-    k: Annotated[int, Field(ge=1)] = Field(default=20, description="items, and beams kept")
-    draft_beams: Annotated[int, Field(ge=1)] = Field(default=40, description="N, drafted per level")
-    draft_steps: Annotated[int, Field(ge=0)] | Auto = Field(
-        default="auto", description="levels drafted per verification; auto = what pays"
+    host: Annotated[str, knob("Address to listen on; the default is this machine only.")] = (
+        "127.0.0.1"
     )
-    draft_items: Annotated[int, Field(ge=0)] = Field(
-        default=16, description="proposed items' rows per level, beside those of a draft model"
-    )
-    verify: Literal["strict", "relaxed", "sample"] = Field(
-        default="strict",
-        description="strict: the target's best; sample: an exact sample; relaxed: as published",
-    )
-    constraint: Literal["trie", "none"] = "trie"
-    renormalise: bool = Field(
-        default=False, description="log-probabilities of legal tokens only, not the model's own"
-    )
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    seed: int = 0
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="users at once")
-    exclude_seen: bool = False
+    port: Annotated[int, knob("Port; 0 for any that is free.", ge=0, le=65535)] = 8080
 
 
 class EncoderConfig(_Frozen):
     """How texts become vectors."""
 
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:<i>")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    pooling: Literal["auto", "mean", "last", "cls"] = Field(
-        default="auto", description="auto: the encoder's own; last token for decoder-only models"
-    )
-    normalise: bool | None = Field(
-        default=None, description="to length 1; None: as the encoder was published"
-    )
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="tokens per pass, special ones included; None: the model's limit"
-    )
-    on_overflow: Literal["window", "truncate", "refuse"] = Field(
-        default="window", description="what becomes of a text with more tokens than that"
-    )
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    prompt_name: str | None = Field(
-        default=None, description="of the encoder's own prompts, the one for such texts"
-    )
-    prompt: str | None = Field(default=None, description="words that go before every text")
-    trust_remote_code: bool = Field(
-        default=False, description="run Python code that comes with the encoder"
-    )
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    pooling: Annotated[
+        Literal["auto", "mean", "last", "cls"],
+        knob("auto: mean; last token for decoder-only models."),
+    ] = "auto"
+    normalise: Annotated[
+        bool | None, knob("Vectors of length 1.", unset="as the encoder was published")
+    ] = None
+    max_tokens: Annotated[
+        Size | None,
+        knob("Tokens per pass.", unset="the encoder's limit"),
+    ] = None
+    on_overflow: Annotated[
+        Literal["window", "truncate", "refuse"],
+        knob(
+            "Longer texts: the mean over windows of the whole text; its beginning, what is lost "
+            "counted; or rejected."
+        ),
+    ] = "window"
+    batch_size: Annotated[int, knob("Most texts encoded together.", ge=1)] = 32
+    prompt_name: Annotated[
+        str | None,
+        knob(
+            "The encoder's own prompt for such texts, for encoders that have several.",
+            unset="the encoder's default",
+        ),
+    ] = None
+    prompt: Annotated[str | None, knob("Words before every text, such as 'query: '.")] = None
+    trust_remote_code: Annotated[bool, knob("Run Python code that comes with the encoder.")] = False
 
 
 class EncodeConfig(_Frozen):
     """Everything that decides what an encoding job writes, input files apart."""
 
-    encoder: str
+    encoder: Annotated[
+        str,
+        knob(
+            "A model's folder or Hub id; minilm (extra encoders); or hashed:256, which needs no "
+            "model."
+        ),
+    ]
     settings: EncoderConfig = EncoderConfig()
-    id_column: str = "entity_id"
-    text_column: str = "text"
-    history_column: str = "prompt"
-    shard_size: Annotated[int, Field(ge=1)] = Field(
-        default=4096, description="texts that are written, and resumed from, together"
-    )
+    id_column: IdColumn = "entity_id"
+    text_column: Annotated[str, knob("Column of the texts.")] = "text"
+    history_column: Annotated[str, knob("Column of --history.")] = "prompt"
+    shard_size: Annotated[
+        int, knob("Texts that are written, and resumed from, together.", ge=1)
+    ] = 4096
 
     @property
     def is_fitted(self) -> bool:
         """Whether the encoder is made from texts, and not loaded."""
         return self.encoder.partition(":")[0] == "hashed"
+
+
+class RecommendConfig(_Frozen):
+    """Everything that decides what is recommended, models and files apart."""
+
+    k: Annotated[int, knob("Items per user, and beams kept.", ge=1)] = 20
+    draft_beams: Annotated[int, knob("Beams drafted per level (N).", ge=1)] = 40
+    draft_steps: Annotated[Count | Auto, knob("Levels drafted per pass; auto: as many as pay.")] = (
+        "auto"
+    )
+    draft_items: Annotated[
+        int, knob("Proposed items' rows per level beside those of a draft model.", ge=0)
+    ] = 16
+    verify: Annotated[
+        Literal["strict", "relaxed", "sample"],
+        knob(
+            "strict: plain beam search's own answer; sample: an exact sample without replacement; "
+            "relaxed: AtSpeed's published sampling."
+        ),
+    ] = "strict"
+    constraint: Annotated[
+        Literal["trie", "none"], knob("trie: items of the catalogue only; none: any tokens.")
+    ] = "trie"
+    renormalise: Annotated[
+        bool,
+        knob("Score among legal tokens only; a level with one legal token then costs nothing."),
+    ] = False
+    temperature: Annotated[float, knob("Of samples.", gt=0)] = 1.0
+    seed: Annotated[int, knob("Seed of the samples.")] = 0
+    batch_size: Annotated[int, knob("Users at once.", ge=1)] = 32
+    exclude_seen: Annotated[bool, knob("Leave out the items of the user's history.")] = False
+
+
+Wanted = Literal["train", "valid", "test", "all"]
+FirstUsers = Annotated[Size | None, knob("First users only.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendRun:
+    """What else is said of a job of recommending: for whom, where, and how it is looked after.
+
+    `part`: what to predict; None leaves it to the file.
+    """
+
+    part: Annotated[
+        Wanted | None,
+        knob(
+            "What to predict, from what comes before it; all: recommend for now, after everything "
+            "that is known.",
+            unset="test; all where the file has no test items",
+        ),
+    ] = None
+    limit: FirstUsers = None
+    shadow: Annotated[
+        float,
+        knob("Share of users answered again by plain search, to compare.", ge=0, le=1),
+    ] = 0.0
+    device: Device = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], knob("What the models compute in.")
+    ] = "auto"
+    shard_size: Annotated[
+        int, knob("Users that are finished, and resumed from, together.", ge=1)
+    ] = 2048
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Texts around and between the items of a history, of which the last `max_items` are kept."""
+
+    prefix: Annotated[str, knob("Text before the items of a prompt.")] = ""
+    separator: Annotated[str, knob("Text between items.")] = ""
+    suffix: Annotated[str, knob("Text after them.")] = ""
+    max_items: Annotated[int, knob("Items of a history in a prompt.", ge=1)] = 20
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for a JSON file; `PromptFormat(**found)` is the way back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantiseSettings:
+    """`levels` codes per item out of `codes` each.
+
+    No code of a level holds more than `max_load` times the items of an even split. `rounds`: how
+    often centroids follow their capped clusters.
+    """
+
+    levels: Annotated[int, knob("Codes per item.", ge=1, le=26)] = 4
+    codes: Annotated[int, knob("Codes to choose from per level.", ge=2, le=65536)] = 256
+    max_load: Annotated[
+        float, knob("No code of a level gets more than this times its even share.", ge=1)
+    ] = 1.5
+    rounds: int = 3
+    seed: Annotated[int, knob("Seed of the fit.", ge=0)] = 0
+
+    def cap(self, items: int) -> int:
+        """The most items that one code of a level may hold."""
+        return max(1, ceil(self.max_load * items / self.codes))
+
+
+@dataclass(frozen=True, slots=True)
+class RqVaeSettings:
+    """`dim` numbers per latent; `hidden` sizes of the encoder's layers, the decoder has them the
+    other way round; `commitment` weighs how far latents stay from their codes."""
+
+    dim: Annotated[int, knob("Numbers per latent vector.", ge=1)] = 32
+    hidden: tuple[int, ...] = (512, 256, 128)
+    epochs: Annotated[int, knob("Passes over all vectors.", ge=1)] = 100
+    learning_rate: float = 1e-3
+    commitment: float = 0.25

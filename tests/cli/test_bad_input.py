@@ -137,7 +137,7 @@ class TestInputsRefusedBeforeAModelIsLoaded:
         ("words", "more"),
         [
             ("'int3' is not one of", ["--dtype", "int3"]),
-            ("--top-k should be greater", ["--top-k", "0"]),
+            ("'--top-k': Input should be greater than or equal to 1", ["--top-k", "0"]),
             ("--batch-size must be auto or a whole number", ["--batch-size", "many"]),
             ("--shard-size should be greater", ["--shard-size", "0"]),
             ("--budget", ["--budget", "-1"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from draftrec.cli import progress
-from draftrec.cli.common import StopSignal
+from draftrec.cli.messages import StopSignal
 from draftrec.cli.progress import ProgressBar, duration, rate
 from draftrec.engine.text.stats import Spent, StepStats
 from draftrec.jobs.knowledge.manifest import InputEntry, Manifest

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from draftrec.data.settings import GroupSettings
 from draftrec.errors import DraftrecError
 from draftrec.pool.groups import (
     METHODS,
-    FitSettings,
     Method,
     TasteGroups,
     attribute_groups,
@@ -44,7 +44,7 @@ def planted(users: int, seed: int, first: int = 0) -> tuple[dict[str, list[str]]
 @pytest.mark.parametrize("method", EVERY)
 def test_planted_tastes_are_found_and_strangers_join_them(method: Method) -> None:
     histories, tastes = planted(200, 0)
-    model = TasteGroups.fit(histories, FitSettings(TASTES, 8, method=method, seed=1))
+    model = TasteGroups.fit(histories, GroupSettings(TASTES, 8, method=method, seed=1))
     groups = model.assign(histories)
     assert adjusted_rand_score(tastes, list(groups.values())) > 0.95
     # What a taste's group is called is seen from the known users; strangers must agree.
@@ -61,7 +61,7 @@ def test_planted_tastes_are_found_and_strangers_join_them(method: Method) -> Non
 @pytest.mark.parametrize("method", EVERY)
 def test_the_same_seed_gives_the_same_groups(method: Method) -> None:
     histories, _ = planted(60, 0)
-    settings = FitSettings(TASTES, 8, method=method, seed=3)
+    settings = GroupSettings(TASTES, 8, method=method, seed=3)
     a, b = (TasteGroups.fit(histories, settings) for _ in range(2))
     assert a.item_factors.tobytes() == b.item_factors.tobytes()
     assert a.centroids.tobytes() == b.centroids.tobytes()
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_groups(method: Method) -> None:
 
 def test_too_few_interactions_give_no_taste() -> None:
     histories, _ = planted(40, 0)
-    model = TasteGroups.fit(histories, FitSettings(2, 4, least=5))
+    model = TasteGroups.fit(histories, GroupSettings(2, 4, least=5))
     few = {"a": ["i1"] * 4, "b": [f"i{i}" for i in range(5)], "c": ["unknown"] * 9}
     found = model.assign(few)
     assert (found["a"], found["c"]) == (None, None)
@@ -81,7 +81,7 @@ def test_too_few_interactions_give_no_taste() -> None:
 
 def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
     histories, _ = planted(40, 0)
-    model = TasteGroups.fit(histories, FitSettings(3, 4))
+    model = TasteGroups.fit(histories, GroupSettings(3, 4))
     model.save(tmp_path / "m.npz")
     assert TasteGroups.load(tmp_path / "m.npz").assign(histories) == model.assign(histories)
     for content in (b"", b"no model", (tmp_path / "m.npz").read_bytes()[:-40]):
@@ -95,15 +95,15 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_what_cannot_be_grouped_is_named() -> None:
     histories, _ = planted(10, 0)
     with pytest.raises(DraftrecError, match="only 10 entities"):
-        TasteGroups.fit(histories, FitSettings(11))
+        TasteGroups.fit(histories, GroupSettings(11))
     with pytest.raises(DraftrecError, match="one item"):
-        TasteGroups.fit({"a": ["i"] * 9, "b": ["i"] * 9}, FitSettings(1))
+        TasteGroups.fit({"a": ["i"] * 9, "b": ["i"] * 9}, GroupSettings(1))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "implicit.als", None)
     with pytest.raises(DraftrecError, match=r"draftrec\[cf\]"):
-        TasteGroups.fit(planted(40, 0)[0], FitSettings(2, 4, method="als"))
+        TasteGroups.fit(planted(40, 0)[0], GroupSettings(2, 4, method="als"))
 
 
 def test_random_groups_depend_on_the_id_alone() -> None:

@@ -9,37 +9,29 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from draftrec.cli.common import DONE, DebugOption, JsonOption, StopSignal, command, print_json, say
+from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.options.knobs import argument, option, option_of
+from draftrec.cli.options.shared import JsonOptions
+from draftrec.config import ListenConfig
 from draftrec.errors import DraftrecError
 
-Option = typer.Option
+_PORT = 8081  # so that a service can run beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DashboardOptions:
+class DashboardOptions(JsonOptions):
     """The command line of `draftrec dashboard`."""
 
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN_DIR...",
-            help="Folders of generate, compare, ctr or genrec, or folders that hold such.",
-        ),
-    ]
-    host: Annotated[str, Option(help="Address to listen on; the default is this machine only.")] = (
-        "127.0.0.1"
+    folders: list[Path] = argument(
+        "RUN_DIR...", "Folders of generate, compare, ctr or genrec, or folders that hold such."
     )
-    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8081
-    price_per_hour: Annotated[
-        float | None,
-        Option(min=0.0, help="What an hour of the machine costs; the page asks too."),
-    ] = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    host: str = option_of(ListenConfig, "host")
+    port: int = option_of(ListenConfig, "port", default=_PORT)
+    price_per_hour: float | None = option(
+        "What an hour of the machine costs; the page asks too.", min=0.0
+    )
 
 
 @command(DashboardOptions)

@@ -6,27 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json
+from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.messages import no_bar
+from draftrec.cli.options.knobs import option
+from draftrec.cli.options.shared import JsonOptions, ReportFolder
 
 if TYPE_CHECKING:
     from draftrec.report.blocks import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(JsonOptions):
     """The command line of `draftrec demo`."""
 
-    output: Annotated[
-        Path, typer.Option(help="Folder for report.html and summary.json; made if missing.")
-    ] = Path("draftrec-demo")
-    seed: Annotated[int, typer.Option(help="Seed of the choice of invented readers.")] = 0
-    json: JsonOption = False
-    debug: DebugOption = False
+    output: Path = ReportFolder(default=Path("draftrec-demo"))
+    seed: int = option("Seed of the choice of invented readers.", default=0)
 
 
 @command(DemoOptions)

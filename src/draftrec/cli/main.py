@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from draftrec import __version__
-from draftrec.cli.common import INTERRUPTED
+from draftrec.cli.command import INTERRUPTED
 from draftrec.cli.messages import fail, messages, say
 from draftrec.errors import DraftrecError
 

@@ -1,5 +1,6 @@
-"""What the command line tells people, on standard error: the log of the package named `draftrec`.
+"""What the command line tells people, on standard error, and what they tell it by a signal.
 
+Messages are the log of the package named `draftrec`.
 The library logs and configures nothing, as a library should; here the log gets its handler, for as
 long as a command runs.
 """
@@ -7,17 +8,18 @@ long as a command runs.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, ParamSpec
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from draftrec.data.files.places import Place
 
 _LOG = logging.getLogger("draftrec")
 _Asked = ParamSpec("_Asked")
@@ -126,23 +128,62 @@ def _coloured(line: str, style: str) -> None:
     Console(stderr=True).print(Text(line, style=style), soft_wrap=True)
 
 
-def say_written(path: Place) -> None:
-    """What the settings file is for."""
-    say(f"settings written to {path}; use them with generate --config {path}")
-
-
 @contextmanager
-def settings_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar of the settings that were tried, on a terminal."""
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar, on a terminal, for everything that is told of: its name, how much is done, of how
+    much."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
     errors = Console(stderr=True)
-    columns = (TextColumn("settings"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
-        task = bar.add_task("settings", total=None)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as progress:
+        tasks: dict[str, TaskID] = {}
 
-        def watch(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def watch(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done, total=total)
 
-        yield beginning(watch)
+        yield watch
+
+
+class StopSignal(AbstractContextManager["StopSignal"]):
+    """Ctrl-C and SIGTERM as a question that the job asks between steps.
+
+    Until it is armed, and the second time, the signal interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def arm(self) -> None:
+        """The work begins: from now on a signal is a question."""
+        self.armed = True
+        say_held()
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.armed or self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        say("stopping after this step; once more stops at once")

@@ -17,8 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from draftrec.cli.common import StopSignal, say
-from draftrec.cli.messages import no_bar, warn
+from draftrec.cli.messages import StopSignal, no_bar, say, warn
 from draftrec.jobs.knowledge.job import Watcher
 from draftrec.jobs.knowledge.manifest import Manifest
 from draftrec.train import loop as train

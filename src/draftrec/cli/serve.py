@@ -4,35 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from draftrec.cli.common import DONE, DebugOption, command, say
+from draftrec.cli.command import DONE, command
+from draftrec.cli.messages import say
+from draftrec.cli.options.knobs import option, option_of
 from draftrec.cli.options.places import READ
+from draftrec.cli.options.shared import Options
+from draftrec.config import ListenConfig
 from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
 
+_USUAL = ListenConfig()
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """The command line of `draftrec serve`."""
+class ServeOptions(Options):
+    """The command line of `draftrec serve`. None: as the settings file says."""
 
-    config: Annotated[
-        Place | None,
-        READ,
-        typer.Option(metavar="FILE", help="YAML file: models, limits, keys. See deploy/."),
-    ] = None
-    demo: Annotated[bool, typer.Option("--demo", help="Serve the embedded models.")] = False
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 127.0.0.1 if nobody says.")
-    ] = None
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="8080 if nobody says; 0: any free one.")
-    ] = None
-    debug: DebugOption = False
+    config: Place | None = option(
+        "YAML file: models, limits, keys. See deploy/.", metavar="FILE", place=READ
+    )
+    demo: bool = option("Serve the embedded models.", default=False)
+    host: str | None = option_of(ListenConfig, "host", default=None, show_default=_USUAL.host)
+    port: int | None = option_of(ListenConfig, "port", default=None, show_default=str(_USUAL.port))
 
 
 @command(ServeOptions)

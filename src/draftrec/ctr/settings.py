@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from draftrec.config import Auto, Size, knob
+
+Backbone = Literal[
+    "din", "dien", "dcn", "dcnv2", "deepfm", "xdeepfm", "autoint", "fibinet", "fignn"
+]
+Adaptor = Literal["none", "moe", "hea", "mlp", "contrastive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +24,38 @@ class FitSettings:
     MovieLens-100K, random vectors for users: 0.700 without, 0.704 with; counts of genres for users:
     0.704 and 0.715)."""
 
-    learning_rates: tuple[float, ...] = (5e-4,)
-    batch_sizes: tuple[int, ...] = (512,)
-    size: int = 32
-    epochs: int = 20
-    patience: int = 3
-    weight_decay: float = 1e-2
-    contrast: float = 0.1
-    dropout: float = 0.5
+    learning_rates: Annotated[
+        tuple[float, ...], knob("Learning rate; repeat it to choose on validation.")
+    ] = (5e-4,)
+    batch_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=2)], ...],
+        knob("Batch size; repeat it to choose on validation."),
+    ] = (512,)
+    size: Annotated[int, knob("Numbers per embedding, even.", ge=2)] = 32
+    epochs: Annotated[int, knob("Most passes over the training samples.", ge=1)] = 20
+    patience: Annotated[
+        int, knob("Epochs without a better validation AUC before the end.", ge=1)
+    ] = 3
+    weight_decay: Annotated[float, knob("Weight decay of AdamW.", ge=0)] = 1e-2
+    contrast: Annotated[float, knob("Weight of the loss of --adaptor contrastive.", ge=0)] = 0.1
+    dropout: Annotated[
+        float, knob("Share of a vector that is zeroed in training.", ge=0, le=0.95)
+    ] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """What is trained, each with `seeds` seeds."""
+
+    models: Annotated[
+        tuple[Backbone, ...], knob("Click model; may be repeated [default: din].")
+    ] = ("din",)
+    adaptors: Annotated[
+        tuple[Adaptor, ...],
+        knob(
+            "How vectors enter: moe (KAR and TRAWL as in DARE), hea (KAR), mlp (ONCE), contrastive "
+            "(RLMRec), none; may be repeated [default: none]."
+        ),
+    ] = ("none",)
+    seeds: Annotated[int, knob("Runs of each model and adaptor.", ge=1)] = 5
+    workers: Annotated[Size | Auto, knob("Processes side by side; auto: one per core.")] = "auto"

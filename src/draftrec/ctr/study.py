@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from draftrec.ctr.features import Inputs, Prepared, Sources, prepare
-from draftrec.ctr.settings import FitSettings
+from draftrec.ctr.settings import FitSettings, StudyRun
 from draftrec.data.events import (
     PARTS,
     CutSettings,
@@ -47,15 +47,12 @@ REJECTED = "rejected.jsonl"
 _FIGURES = ("auc", "logloss")
 
 
-@dataclass(frozen=True, slots=True)
-class StudyJob:
+@dataclass(frozen=True)
+class StudyJob(StudyRun):
     """Inputs and settings of `draftrec ctr`; results go into the folder `output`."""
 
     interactions: str
     output: Path
-    models: tuple[str, ...] = ("din",)
-    adaptors: tuple[str, ...] = ("none",)
-    seeds: int = 5
     columns: EventColumns = field(default_factory=EventColumns)
     sources: Sources = field(default_factory=Sources)
     cut: CutSettings = field(default_factory=CutSettings)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from draftrec.core import BoolArray, DoubleArray, FloatArray, LongArray
 from draftrec.data.interactions import converted, label
 from draftrec.data.records import Rejects, RowError
+from draftrec.data.settings import CutSettings
 from draftrec.data.tables.columns import (
     INTERACTIONS,
     ITEM,
@@ -273,30 +274,11 @@ def _sorted(read: Events) -> Events:
     )
 
 
-Split = Literal["user", "time"]
-
 #: Parts in the order of their numbers in `Samples.part`, and the share of each.
 PARTS = ("train", "valid", "test")
 _SHARES = (0.8, 0.9)
 #: Splits by user whose test parts share nobody.
 FOLDS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class CutSettings:
-    """`history` H: most events in front of the cut. `positive`: ratings from here on are clicks;
-    None: as `positive_of` has it.
-    `sequence` L: length of the behaviour sequence. `negatives`: unseen items drawn per click.
-    `split`: test on other users, or on later events. `fold` 0 to 9: which tenth of the users is the
-    test part of a split by user; over all folds each user is tested once."""
-
-    history: int = 30
-    positive: float | None = None
-    sequence: int = 5
-    negatives: int = 0
-    seed: int = 0
-    split: Split = "user"
-    fold: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)

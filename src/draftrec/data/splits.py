@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,37 +11,11 @@ import pyarrow as pa
 from draftrec.core import BoolArray, LongArray
 from draftrec.data.events import Events
 from draftrec.data.sequences import PARTS
+from draftrec.data.settings import Repeats, SplitSettings
 from draftrec.data.tables.columns import arrow_ids
 from draftrec.errors import DraftrecError
 
-Way = Literal["leave-one-out", "time"]
-Repeats = Literal["keep", "first", "last"]
 _TRAIN, _VALID, _TEST = range(3)
-
-
-@dataclass(frozen=True, slots=True)
-class SplitSettings:
-    """How interactions become sequences, in this order:
-
-    those rated below `min_rating` go (None: none does); of a user's `repeats` with an item all are
-    kept, or the first or the last in time; users and items with fewer interactions than
-    `min_interactions` and `min_item_interactions` go, until all that are left have as many; then
-    they are parted `way` says.
-
-    leave-one-out: a user's last item tests, the one before it validates, the others train; users
-    with fewer than 3 only train. time: what happened from `test_from` on tests, from `valid_from`
-    on validates (as in the file, or seconds since 1970); None: quantiles of all times, so that
-    `shares` of the interactions validate and test.
-    """
-
-    way: Way = "leave-one-out"
-    min_interactions: int = 3
-    min_item_interactions: int = 1
-    repeats: Repeats = "keep"
-    min_rating: float | None = None
-    valid_from: float | None = None
-    test_from: float | None = None
-    shares: tuple[float, float] = (0.1, 0.1)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -71,7 +45,7 @@ def split_events(events: Events, settings: SplitSettings) -> Split:
     after = _distinct(events, kept)
     if not kept.any():
         raise DraftrecError(
-            f"no user is left: none of {len(events.users):,} has {settings.min_interactions} "
+            f"no user is left: none of {len(events.users):,} has {settings.fewest} "
             "interactions that count; lower --min-interactions, --min-item-interactions or "
             "--min-rating"
         )
@@ -118,7 +92,8 @@ def _check(events: Events, settings: SplitSettings) -> None:
     valid, test = settings.valid_from, settings.test_from
     if valid is not None and test is not None and valid >= test:
         raise DraftrecError(f"--valid-from ({valid:g}) must lie before --test-from ({test:g})")
-    if min(settings.shares) < 0 or sum(settings.shares) >= 1:
+    shares = settings.valid_share, settings.test_share
+    if min(shares) < 0 or sum(shares) >= 1:
         raise DraftrecError("--valid-share and --test-share must be from 0 on and below 1 together")
 
 
@@ -142,7 +117,7 @@ def _with_enough(events: Events, kept: BoolArray, settings: SplitSettings) -> Bo
     while True:
         users = np.bincount(events.user[kept], minlength=len(events.users))
         items = np.bincount(events.item[kept], minlength=len(events.items))
-        enough = users[events.user] >= settings.min_interactions
+        enough = users[events.user] >= settings.fewest
         enough &= items[events.item] >= settings.min_item_interactions
         if (enough | ~kept).all():
             return kept
@@ -178,7 +153,7 @@ def _cuts(events: Events, rows: LongArray, settings: SplitSettings) -> tuple[flo
     if settings.test_from is not None:
         test = settings.test_from
         return (test if settings.valid_from is None else settings.valid_from), test
-    valid_share, test_share = settings.shares
+    valid_share, test_share = settings.valid_share, settings.test_share
     ends = [1 - valid_share - test_share, 1 - test_share]
     # Events of one moment stay together, on the later side of the cut.
     valid, test = np.quantile(times, ends, method="higher").tolist()

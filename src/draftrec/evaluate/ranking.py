@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -31,12 +31,12 @@ from draftrec.data.tables.columns import (
 )
 from draftrec.data.tables.readers import Row, open_records
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.settings import Definition, RankingRun
 from draftrec.items.ids import Id, Ids, joined_ids, plain
 
-Definition = Literal["multi", "single"]
 DEFINITIONS: tuple[Definition, ...] = get_args(Definition)
 #: The list lengths that papers report.
-KS = (1, 3, 5, 10, 20)
+KS = RankingRun.ks
 
 Lists = Seq[Ids]
 #: Stands where a list has null, a sequence of tokens that is no item: a miss.

@@ -8,11 +8,12 @@ becomes never depends on its neighbours.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
+from draftrec.config import PromptFormat
 from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
 
@@ -22,20 +23,6 @@ class Tokenizer(Protocol):
     transformers have without declaring it."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """Texts around and between the items of a history, of which the last `max_items` are kept."""
-
-    prefix: str = ""
-    separator: str = ""
-    suffix: str = ""
-    max_items: int = 20
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, for a JSON file; `PromptFormat(**found)` is the way back."""
-        return asdict(self)
 
 
 #: For checkpoints that know text. Suffix and separator are equal on purpose: then the place of

@@ -11,12 +11,12 @@ import string
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from draftrec.config import QuantiseSettings
 from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Ids
@@ -29,25 +29,6 @@ _CHUNK = 8192
 _PER_CODE = 256
 #: One letter marks a level.
 MAX_LEVELS = len(string.ascii_lowercase)
-
-
-@dataclass(frozen=True, slots=True)
-class QuantiseSettings:
-    """`levels` codes per item out of `codes` each.
-
-    No code of a level holds more than `max_load` times the items of an even split. `rounds`: how
-    often centroids follow their capped clusters.
-    """
-
-    levels: int = 4
-    codes: int = 256
-    max_load: float = 1.5
-    rounds: int = 3
-    seed: int = 0
-
-    def cap(self, items: int) -> int:
-        """The most items that one code of a level may hold."""
-        return max(1, ceil(self.max_load * items / self.codes))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

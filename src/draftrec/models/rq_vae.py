@@ -7,30 +7,18 @@ end, without crowding and without collisions, is up to `items.quantise`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from draftrec.config import QuantiseSettings, RqVaeSettings
 from draftrec.core import FloatArray
 from draftrec.errors import DraftrecError
-from draftrec.items.quantise import Quantised, QuantiseSettings, assign
+from draftrec.items.quantise import Quantised, assign
 
 _BATCH = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class RqVaeSettings:
-    """`dim` numbers per latent; `hidden` sizes of the encoder's layers, the decoder has them the
-    other way round; `commitment` weighs how far latents stay from their codes."""
-
-    dim: int = 32
-    hidden: tuple[int, ...] = (512, 256, 128)
-    epochs: int = 100
-    learning_rate: float = 1e-3
-    commitment: float = 0.25
 
 
 class RqVae(nn.Module):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from datetime import datetime, time
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,10 +23,10 @@ import numpy.typing as npt
 from draftrec.core import FloatArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replacing
+from draftrec.data.settings import GroupSettings, Method
 from draftrec.data.tables.rows import as_list
 from draftrec.errors import DraftrecError
 
-Method = Literal["svd", "als", "bpr"]
 METHODS: tuple[Method, ...] = get_args(Method)
 #: How missing values look once a program has made texts of them.
 _MISSING = ("nan", "NaN", "NaT", "<NA>")
@@ -103,17 +103,6 @@ def random_groups(entities: Iterable[str], clusters: int, seed: int) -> dict[str
     return {entity_id: f"random-{place(entity_id)}" for entity_id in entities}
 
 
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """`clusters` groups of entities with at least `least` interactions; `factors` numbers each."""
-
-    clusters: int
-    factors: int = 32
-    least: int = 5
-    method: Method = "svd"
-    seed: int = 0
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class TasteGroups:
     """Item factors float32 `[items, factors]` and centroids float32 `[clusters, factors]`."""
@@ -124,7 +113,7 @@ class TasteGroups:
     least: int
 
     @classmethod
-    def fit(cls, histories: Mapping[str, Seq[str]], settings: FitSettings) -> TasteGroups:
+    def fit(cls, histories: Mapping[str, Seq[str]], settings: GroupSettings) -> TasteGroups:
         """Fit item factors and centroids to entity -> items.
 
         Raises DraftrecError for too few entities or items, or when a method's package is missing.
@@ -212,7 +201,7 @@ def _matrix(histories: Iterable[Seq[str]], items: Seq[str]) -> Any:
     return csr_matrix((ones, columns, ends), shape=(len(ends) - 1, len(items)))
 
 
-def _item_factors(matrix: Any, factors: int, settings: FitSettings) -> FloatArray:
+def _item_factors(matrix: Any, factors: int, settings: GroupSettings) -> FloatArray:
     if settings.method == "svd":
         from sklearn.decomposition import TruncatedSVD
 
@@ -226,7 +215,7 @@ def _item_factors(matrix: Any, factors: int, settings: FitSettings) -> FloatArra
     return _implicit_factors(matrix, factors, settings)
 
 
-def _implicit_factors(matrix: Any, factors: int, settings: FitSettings) -> FloatArray:
+def _implicit_factors(matrix: Any, factors: int, settings: GroupSettings) -> FloatArray:
     try:
         from implicit.als import AlternatingLeastSquares
         from implicit.bpr import BayesianPersonalizedRanking
@@ -252,7 +241,7 @@ def _implicit_factors(matrix: Any, factors: int, settings: FitSettings) -> Float
     return np.ascontiguousarray(np.asarray(model.item_factors)[:, :factors], np.float32)
 
 
-def _centroids(vectors: npt.NDArray[Any], settings: FitSettings) -> FloatArray:
+def _centroids(vectors: npt.NDArray[Any], settings: GroupSettings) -> FloatArray:
     from sklearn.cluster import MiniBatchKMeans
 
     options: dict[str, Any] = {"n_init": 3, "batch_size": 4096, "random_state": settings.seed}

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from draftrec.config import GenerateConfig, RecommendConfig
+from draftrec.config import GenerateConfig, ListenConfig, RecommendConfig
 from draftrec.data.files.places import Place, here, place
 from draftrec.data.files.yaml_file import read_yaml
 from draftrec.data.sequences import USUAL, SequenceColumns
@@ -115,11 +115,9 @@ class KeySettings(_Frozen):
         return value.lower()
 
 
-class ServeSettings(_Frozen):
+class ServeSettings(ListenConfig):
     """Everything in the file that `--config` names."""
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
     threads: Count | None = Field(default=None, description="of torch; None: as many as it likes")
     recommend: RecommendSettings | None = None
     knowledge: KnowledgeSettings | None = None

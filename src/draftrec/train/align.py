@@ -40,7 +40,13 @@ from draftrec.train.fit import longest
 from draftrec.train.loop import TrainWatcher, Validation
 from draftrec.train.presets import ModelSource
 from draftrec.train.session import Prepared, Session
-from draftrec.train.settings import ObjectiveSettings, TrainSettings
+from draftrec.train.settings import (
+    ALIGN_DROPOUT,
+    DRAFT_PRESET,
+    AlignRun,
+    ObjectiveSettings,
+    TrainSettings,
+)
 from draftrec.train.teacher_files import (
     Context,
     TeacherFolder,
@@ -250,18 +256,16 @@ def next_item_loss(logits: Tensor, rows: Tensor, batch: Batch, soft: float) -> T
     return loss
 
 
-@dataclass(frozen=True, slots=True)
-class AlignSpec:
-    """A draft to train on the folder `teacher` of `target`. The last `held_out` contexts, or a
-    tenth if that is less, validate; the best weights are those with the fewest target calls."""
+@dataclass(frozen=True)
+class AlignSpec(AlignRun):
+    """A draft to train on the folder `teacher` of `target`."""
 
     teacher: Path
     target: str
     output: Path
-    source: ModelSource = field(default_factory=lambda: ModelSource("preset", "tiny"))
+    source: ModelSource = field(default_factory=lambda: ModelSource("preset", DRAFT_PRESET))
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    settings: TrainSettings = field(default_factory=lambda: TrainSettings(dropout=0.0))
-    held_out: int = 256
+    settings: TrainSettings = field(default_factory=lambda: TrainSettings(dropout=ALIGN_DROPOUT))
     overwrite: bool = False
 
 

@@ -24,15 +24,12 @@ from draftrec.train.loop import TrainWatcher, Validation, Validator, answer_loss
 from draftrec.train.lora import LoraSettings, adapted
 from draftrec.train.presets import ModelSource
 from draftrec.train.session import Prepared, Session
-from draftrec.train.settings import TrainSettings
+from draftrec.train.settings import FitRun, TrainSettings
 
 
-@dataclass(frozen=True, slots=True)
-class FitSpec:
-    """A target to train. `form` None: texts for checkpoints, none for new models.
-
-    `with_valid` learns from the valid items too, for as many epochs as were found to be good.
-    """
+@dataclass(frozen=True)
+class FitSpec(FitRun):
+    """A target to train. `form` None: texts for checkpoints, none for new models."""
 
     sequences: str
     sids: str
@@ -41,9 +38,6 @@ class FitSpec:
     settings: TrainSettings = field(default_factory=TrainSettings)
     form: PromptFormat | None = None
     lora: LoraSettings | None = None
-    limit: int | None = None
-    recall_users: int = 1000
-    with_valid: bool = False
     overwrite: bool = False
     columns: SequenceColumns = USUAL
 

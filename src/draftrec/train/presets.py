@@ -18,6 +18,7 @@ from transformers import (
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import load_model, load_tokenizer
+from draftrec.train.settings import TARGET_PRESET
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class ModelSource:
     """Where a model comes from: a preset's name, a configuration file, or a checkpoint."""
 
     kind: Literal["preset", "config", "checkpoint"] = "preset"
-    name: str = "small"
+    name: str = TARGET_PRESET
 
 
 @dataclass(frozen=True, slots=True)

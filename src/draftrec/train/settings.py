@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from draftrec.config import Device, FirstUsers, check_knobs, knob
 from draftrec.errors import DraftrecError
 
+Preset = Literal["tiny", "small", "base"]
 Precision = Literal["no", "bf16", "fp16"]
 Objective = Literal["sft", "wordkd", "tvdkd", "seqkd", "beamkd", "atspeed-s", "atspeed-r"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+#: Sizes of new models, where none is asked for.
+TARGET_PRESET: Preset = "small"
+DRAFT_PRESET: Preset = "tiny"
+#: `TrainSettings.dropout` of drafts, which learn from more than users did.
+ALIGN_DROPOUT = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,38 +30,29 @@ class TrainSettings:
     early after `patience` epochs without a better validation.
     """
 
-    epochs: int = 20
-    batch_tokens: int = 2048
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.05
-    clip: float = 1.0
-    dropout: float = 0.2
-    drop_items: float = 0.1
-    jitter: float = 0.0
-    patience: int = 5
-    seed: int = 0
-    device: str = "auto"
-    precision: Precision = "no"
-    save_steps: int = 500
+    epochs: Annotated[int, knob("Passes over the training data, at most.", ge=1)] = 20
+    batch_tokens: Annotated[int, knob("Tokens per step, padding included.", ge=1)] = 2048
+    lr: Annotated[float, knob("Highest learning rate.", gt=0)] = 1e-3
+    weight_decay: Annotated[float, knob("AdamW's, of matrices.")] = 0.1
+    warmup: Annotated[float, knob("Share of steps until the highest rate.", ge=0, lt=1)] = 0.05
+    clip: Annotated[float, knob("Longest gradient.", gt=0)] = 1.0
+    dropout: Annotated[float, knob("Share of the stream that is dropped.", ge=0, lt=1)] = 0.2
+    drop_items: Annotated[
+        float,
+        knob("Share of items left out of training sequences, anew every epoch.", ge=0, lt=1),
+    ] = 0.1
+    jitter: Annotated[
+        float, knob("Items trade places with others about so far away, anew every epoch.", ge=0)
+    ] = 0.0
+    patience: Annotated[int, knob("End after so many epochs without a better one.", ge=1)] = 5
+    seed: Annotated[int, knob("Of weights, batches and dropout.", ge=0)] = 0
+    device: Annotated[str, knob("auto, cpu or cuda.")] = "auto"
+    precision: Annotated[Precision, knob("Mixed precision; no: float32 throughout.")] = "no"
+    save_steps: Annotated[int, knob("Steps between checkpoints.", ge=1)] = 500
 
     def __post_init__(self) -> None:
         """Raises DraftrecError for values that cannot work."""
-        for name in ("epochs", "batch_tokens", "patience", "save_steps"):
-            if getattr(self, name) < 1:
-                raise DraftrecError(
-                    f"{_option(name)} must be at least 1, not {getattr(self, name)}"
-                )
-        for name in ("warmup", "dropout", "drop_items"):
-            if not 0 <= getattr(self, name) < 1:
-                raise DraftrecError(
-                    f"{_option(name)} must lie between 0 and 1, not be {getattr(self, name)}"
-                )
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise DraftrecError(f"{_option(name)} must be above 0, not {getattr(self, name)}")
-        if self.jitter < 0:
-            raise DraftrecError(f"--jitter must be at least 0, not {self.jitter}")
+        check_knobs(self)
         if self.device not in ("auto", "cpu", "cuda"):
             raise DraftrecError(
                 f"--device must be auto, cpu or cuda, not {self.device!r}; choose among several "
@@ -79,28 +77,23 @@ class ObjectiveSettings:
     (the published script sets 0.001, where gradients all but vanish).
     """
 
-    objective: Objective = "atspeed-s"
-    alpha: float = 0.7
-    soft: float = 0.0
-    tau: float = 1.0
-    beta: float = 1.0
-    top_k: int = 20
-    sharpen: float | None = None
+    objective: Annotated[Objective, knob("What the draft learns.")] = "atspeed-s"
+    alpha: Annotated[float, knob("Weight of alignment, 1 - alpha of next items.", ge=0, le=1)] = 0.7
+    soft: Annotated[
+        float,
+        knob("Share of the next-item loss that is the target's opinion; AtSpeed: 0.", ge=0, le=1),
+    ] = 0.0
+    tau: Annotated[float, knob("atspeed-r, tvdkd: divides the logits.", gt=0)] = 1.0
+    beta: Annotated[float, knob("atspeed-s: weight of the density term.", ge=0)] = 1.0
+    top_k: Annotated[int, knob("atspeed-s: the draft's codes that count.", ge=1)] = 20
+    sharpen: Annotated[
+        float | None,
+        knob("atspeed-s: softmax(probability / X) for plain renormalisation.", gt=0),
+    ] = None
 
     def __post_init__(self) -> None:
         """Raises DraftrecError for values that cannot work."""
-        if self.objective not in OBJECTIVES:
-            raise DraftrecError(
-                f"--objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}"
-            )
-        if not 0 <= self.alpha <= 1:
-            raise DraftrecError(f"--alpha must lie between 0 and 1, not be {self.alpha}")
-        if not 0 <= self.soft <= 1:
-            raise DraftrecError(f"--soft must lie between 0 and 1, not be {self.soft}")
-        if not self.tau > 0 or self.beta < 0 or self.top_k < 1:
-            raise DraftrecError("--tau must be above 0, --beta at least 0 and --top-k at least 1")
-        if self.sharpen is not None and not self.sharpen > 0:
-            raise DraftrecError(f"--sharpen must be above 0, not {self.sharpen}")
+        check_knobs(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +102,52 @@ class TeachSettings:
     `per_user` contexts: before the last item, then before earlier ones drawn at random; with `ends`
     one more after the last item, where nobody knows what is true."""
 
-    beams: int = 20
-    per_user: int = 1
-    ends: bool = False
-    seed: int = 0
-    shard_size: int = 512
+    beams: Annotated[int, knob("Beams recorded per context (K).", ge=1)] = 20
+    per_user: Annotated[
+        int,
+        knob("Contexts per user: before the last train item, and earlier ones.", ge=0),
+    ] = 1
+    ends: Annotated[bool, knob("Also after the last train item, where no answer is known.")] = False
+    seed: Annotated[int, knob("Of the choice of contexts.", ge=0)] = 0
+    shard_size: Annotated[int, knob("Contexts written, and resumed from, together.", ge=1)] = 512
 
     def __post_init__(self) -> None:
         """Raises DraftrecError for values that cannot work."""
-        for name in ("beams", "shard_size"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise DraftrecError(f"--{option} must be at least 1, not {getattr(self, name)}")
-        if self.per_user < 0 or not (self.per_user or self.ends):
+        check_knobs(self)
+        if not (self.per_user or self.ends):
             raise DraftrecError("no contexts: --per-user must be above 0, or --ends be given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRun:
+    """Whom a target learns from, and how it is watched. `with_valid`: learn from the valid items
+    too, for as many epochs as were found to be good."""
+
+    limit: FirstUsers = None
+    recall_users: Annotated[
+        int, knob("Valid users whose Recall@10 is shown; the loss decides.", ge=0)
+    ] = 1000
+    with_valid: Annotated[bool, knob("Learn from valid items too, all --epochs, unvalidated.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachRun:
+    """For whom a target is asked, and where it computes."""
+
+    limit: FirstUsers = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignRun:
+    """How a draft is watched: the last `held_out` contexts, or a tenth if that is less, validate;
+    the best weights are those with the fewest target calls."""
+
+    held_out: Annotated[int, knob("Contexts to validate on, at most a tenth.", ge=0)] = 256
 
 
 def setting_names(kind: type[Any]) -> tuple[str, ...]:
     """The names of a settings class's fields."""
     return tuple(field.name for field in fields(kind))
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

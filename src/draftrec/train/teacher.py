@@ -37,7 +37,7 @@ from draftrec.jobs.ledger import input_changes, refuse_changes
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.train.examples import read_training_data
-from draftrec.train.settings import TeachSettings
+from draftrec.train.settings import TeachRun, TeachSettings
 from draftrec.train.teacher_files import (
     Catalogue,
     Context,
@@ -173,8 +173,8 @@ class Recorder:
         return answers
 
 
-@dataclass(frozen=True, slots=True)
-class TeachSpec:
+@dataclass(frozen=True)
+class TeachSpec(TeachRun):
     """A recording: `target` is the folder of a recommender, `limit` counts users."""
 
     target: str
@@ -182,8 +182,6 @@ class TeachSpec:
     sids: str
     output: Path
     settings: TeachSettings = field(default_factory=TeachSettings)
-    limit: int | None = None
-    device: str = "auto"
     overwrite: bool = False
     columns: SequenceColumns = USUAL
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.cli import main
-from draftrec.cli.common import _repeated
+from draftrec.cli.command import _repeated
 
 Evaluate = Callable[..., tuple[int, str, str]]
 

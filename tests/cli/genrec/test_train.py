@@ -102,7 +102,7 @@ def test_bad_input_is_one_sentence(command: Command, tmp_path: Path):
     fit = ("fit", *command.data, *output)
     command.refuses("--preset", *fit, "--preset", "enormous")
     command.refuses("not several", *fit, "--preset", "tiny", "--config", "config.json")
-    command.refuses("--epochs must be at least 1, not 0", *fit, "--epochs", 0)
+    command.refuses("'--epochs': Input should be greater than or equal to 1", *fit, "--epochs", 0)
     command.refuses("--device must be auto, cpu or cuda", *fit, "--device", "tpu")
     command.refuses("give one with --from", *fit, "--lora", 4)
     command.refuses("does not exist", *fit, "--from", tmp_path / "nothing")

@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 
-from draftrec.cli.genrec.recommend import Verify
-from draftrec.cli.genrec.train import Objective
-from draftrec.cli.knowledge.ctr import Adaptor, SplitBy
-from draftrec.cli.knowledge.generate_options import GenerateOptions
+from draftrec.cli.knowledge.generate import GenerateOptions
 from draftrec.cli.main import run
 from draftrec.cli.options.idle import Idle, idle_lines
 from draftrec.jobs.knowledge import worker
@@ -92,10 +89,10 @@ def test_what_generate_cannot_use_is_said(
 
 OTHERS: dict[tuple[str, str], tuple[dict[str, Any], str]] = {
     ("knowledge.ctr", "contrast"): (
-        {"contrast": 0.3, "adaptor": [Adaptor.MLP]},
+        {"contrast": 0.3, "adaptor": ["mlp"]},
         "without --adaptor",
     ),
-    ("knowledge.ctr", "fold"): ({"fold": 3, "split": SplitBy.TIME}, "with --split time"),
+    ("knowledge.ctr", "fold"): ({"fold": 3, "split": "time"}, "with --split time"),
     ("knowledge.ctr", "sample_seed"): ({"sample_seed": 3}, "without --negatives"),
     ("knowledge.ctr", "item_vectors"): ({"item_vectors": "v"}, "without an --adaptor"),
     ("knowledge.ctr", "user_columns"): ({"user_columns": "a"}, "without --users"),
@@ -110,19 +107,19 @@ OTHERS: dict[tuple[str, str], tuple[dict[str, Any], str]] = {
     ),
     ("genrec.recommend", "draft_items"): ({"draft_items": 3}, "without a draft model"),
     ("genrec.recommend", "temperature"): (
-        {"temperature": 0.5, "verify": Verify.RELAXED},
+        {"temperature": 0.5, "verify": "relaxed"},
         "with --verify relaxed",
     ),
     ("genrec.train fit", "patience"): ({"patience": 2, "with_valid": True}, "with --with-valid"),
     ("genrec.train teach", "seed"): ({"seed": 2}, "without --per-user above 1"),
     ("genrec.train align", "alpha"): (
-        {"alpha": 0.5, "objective": Objective.SFT},
+        {"alpha": 0.5, "objective": "sft"},
         "with --objective sft",
     ),
     ("genrec.train align", "soft"): ({"soft": 0.5, "alpha": 1.0}, "with --alpha 1"),
     ("genrec.train align", "tau"): ({"tau": 0.5}, "without --objective atspeed-r"),
     ("genrec.train align", "sharpen"): (
-        {"sharpen": 0.5, "objective": Objective.WORDKD},
+        {"sharpen": 0.5, "objective": "wordkd"},
         "without --objective atspeed-s",
     ),
     ("genrec.train align", "patience"): ({"patience": 2, "held_out": 0}, "with --held-out 0"),
@@ -162,22 +159,22 @@ USED: list[tuple[str, dict[str, Any]]] = [
     ("knowledge.generate", {}),
     (
         "knowledge.generate",
-        {"accept": "relaxed", "top_k": 3, "max_loss": 1.0, "pool": Path("p"), "budget": "8"},
+        {"accept": "relaxed", "top_k": 3, "max_loss": 1.0, "pool": Path("p"), "budget": 8},
     ),
     ("knowledge.generate", {"temperature": 0.5, "seed": 3, "top_p": 0.9, "forced_bos_token": "5"}),
     ("knowledge.generate", {"template": "kar", "side": "item", "limit": 3}),
     ("knowledge.generate", {"accept": "strict", "top_k": GenerateOptions(input="x").top_k}),
     (
         "knowledge.ctr",
-        {"adaptor": [Adaptor.CONTRASTIVE], "contrast": 0.3, "user_vectors": "v", "fold": 2},
+        {"adaptor": ["contrastive"], "contrast": 0.3, "user_vectors": "v", "fold": 2},
     ),
     (
         "knowledge.ctr",
         {"save_histories": Path("h"), "items": "i", "title_column": "t", "history": 3},
     ),
     ("genrec.recommend", {"draft": "folder", "draft_items": 3}),
-    ("genrec.recommend", {"verify": Verify.SAMPLE, "temperature": 0.5, "seed": 3}),
-    ("genrec.train align", {"objective": Objective.TVDKD, "tau": 0.5, "alpha": 0.2, "soft": 0.1}),
+    ("genrec.recommend", {"verify": "sample", "temperature": 0.5, "seed": 3}),
+    ("genrec.train align", {"objective": "tvdkd", "tau": 0.5, "alpha": 0.2, "soft": 0.1}),
     ("genrec.train teach", {"per_user": 3, "seed": 2}),
     (
         "knowledge.replay",

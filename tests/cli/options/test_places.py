@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 
 import draftrec.cli
 from draftrec.cli.main import run
+from draftrec.cli.options.knobs import hints_of
 from draftrec.cli.options.places import HERE, READ, WRITTEN, marked
 
 #: Options whose help speaks of files, but which are none, or NAME=DIR (`named_paths` reads those).
@@ -30,7 +31,7 @@ def _options() -> Iterator[tuple[str, str, Any, str]]:
         for kind in vars(import_module(module.name)).values():
             if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
                 continue
-            for name, hint in get_type_hints(kind, include_extras=True).items():
+            for name, hint in hints_of(kind).items():
                 infos = [note for note in get_args(hint)[1:] if hasattr(note, "help")]
                 if infos:
                     words = f"{infos[0].help} {infos[0].metavar or ''}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from draftrec.cli.knowledge.encode import EncodeOptions
-from draftrec.cli.knowledge.generate_options import GenerateOptions
+from draftrec.cli.knowledge.generate import GenerateOptions
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "ray"
 COMMANDS = {"generate": GenerateOptions, "encode": EncodeOptions}

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from draftrec.cli.common import DebugOption, JsonOption, command
+from draftrec.cli.command import command
+from draftrec.cli.options.knobs import option
+from draftrec.cli.options.shared import JsonOptions, ReportFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenrecDemoOptions:
+class GenrecDemoOptions(JsonOptions):
     """The command line of `draftrec genrec demo`."""
 
-    output: Annotated[
-        Path, typer.Option(help="Folder for report.html and summary.json; made if missing.")
-    ] = Path("draftrec-genrec-demo")
-    users: Annotated[int, typer.Option(min=8, max=12000, help="Readers to recommend for.")] = 200
-    json: JsonOption = False
-    debug: DebugOption = False
+    output: Path = ReportFolder(default=Path("draftrec-genrec-demo"))
+    users: int = option("Readers to recommend for.", min=8, max=12000, default=200)
 
 
 @command(GenrecDemoOptions)

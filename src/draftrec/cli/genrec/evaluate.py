@@ -3,75 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Any
+from functools import partial
+from typing import Any
 
-import typer
-
-from draftrec.cli.common import (
-    DONE,
-    DebugOption,
-    JsonOption,
-    ManyNumbers,
-    command,
-    print_json,
-    say,
-)
-from draftrec.cli.options.columns import SequenceColumnOptions
+from draftrec.cli.command import DONE, ManyNumbers, command, print_json
+from draftrec.cli.messages import say
+from draftrec.cli.options.knobs import argument, option_of
 from draftrec.cli.options.places import READ
+from draftrec.cli.options.shared import JsonOptions, SequenceColumnOptions, Sequences
+from draftrec.evaluate.settings import Definition, Part, RankingRun
 
-Option = typer.Option
-
-
-class Part(StrEnum):
-    """Which items are the targets."""
-
-    TRAIN = "train"
-    VALID = "valid"
-    TEST = "test"
-
-
-class Definition(StrEnum):
-    """Which of a user's items count."""
-
-    MULTI = "multi"
-    SINGLE = "single"
+Ranking = partial(option_of, RankingRun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateOptions(SequenceColumnOptions):
+class EvaluateOptions(JsonOptions, SequenceColumnOptions):
     """The command line of `draftrec genrec evaluate`."""
 
-    recommendations: Annotated[
-        str,
+    recommendations: str = argument(
+        "RECOMMENDATIONS",
+        "What `genrec recommend` wrote, or Parquet, JSONL or CSV with user and items, best first.",
         READ,
-        typer.Argument(
-            metavar="RECOMMENDATIONS",
-            help="What `genrec recommend` wrote, or Parquet, JSONL or CSV with user and items, "
-            "best first.",
-        ),
-    ]
-    sequences: Annotated[
-        str,
-        READ,
-        typer.Argument(
-            metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part."
-        ),
-    ]
-    k: Annotated[
-        list[int] | None,
-        Option(
-            "-k", min=1, metavar="K...", show_default="1 3 5 10 20",
-            help="Lengths of list to score, as in -k 1 3 5.",
-        ),
-    ] = None  # fmt: skip
-    part: Annotated[Part, Option(help="Part whose items are the targets.")] = Part.TEST
-    definition: Annotated[
-        Definition,
-        Option(help="multi: all items of the part are targets; single: the first one alone."),
-    ] = Definition.MULTI
-    json: JsonOption = False
-    debug: DebugOption = False
+    )
+    sequences: str = Sequences()
+    k: list[int] | None = Ranking("ks", "-k", default=None, metavar="K...")
+    part: Part = Ranking("part")
+    definition: Definition = Ranking("definition")
 
 
 @command(EvaluateOptions, cls=ManyNumbers)
@@ -88,8 +45,8 @@ def evaluate(options: EvaluateOptions) -> int:
         options.recommendations,
         options.sequences,
         ks=options.k or KS,
-        part=options.part.value,
-        definition=options.definition.value,
+        part=options.part,
+        definition=options.definition,
         columns=options.columns(),
     )
     summary = found.summary()

@@ -3,104 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from draftrec.cli.common import (
-    DONE,
-    SOME_REJECTED,
-    ConfigOption,
-    DebugOption,
-    JsonOption,
-    command,
-    print_json,
-    say,
+from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.messages import say
+from draftrec.cli.options.knobs import REQUIRED, option, option_of
+from draftrec.cli.options.places import WRITTEN
+from draftrec.cli.options.shared import (
+    EventColumnOptions,
+    Interactions,
+    JsonOptions,
+    ReplaceOutput,
+    SettingsFile,
 )
-from draftrec.cli.options.columns import ItemColumn, RatingColumn, TimeColumn, UserColumn
-from draftrec.cli.options.places import READ, WRITTEN
 from draftrec.data.files.places import Place
+from draftrec.data.settings import Repeats, SplitSettings, Way
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from draftrec.data.records import Rejects
 
-Argument, Option = typer.Argument, typer.Option
-
-
-class Way(StrEnum):
-    """How interactions are parted."""
-
-    LEAVE_ONE_OUT = "leave-one-out"
-    TIME = "time"
-
-
-class Repeats(StrEnum):
-    """Which of a user's interactions with one item count."""
-
-    KEEP = "keep"
-    FIRST = "first"
-    LAST = "last"
+Split = partial(option_of, SplitSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SequencesOptions:
+class SequencesOptions(JsonOptions, EventColumnOptions):
     """The command line of `draftrec sequences`."""
 
-    interactions: Annotated[
-        str,
-        READ,
-        Argument(
-            metavar="INTERACTIONS",
-            help="A row per interaction: user_id, item_id, and rating and timestamp if known.",
-        ),
-    ]
-    output: Annotated[
-        Place, WRITTEN, Option(metavar="FILE", help="Sequences to write: .parquet, .jsonl or .csv.")
-    ]
-    split: Annotated[
-        Way,
-        Option(
-            help="leave-one-out: a user's last item tests, the one before it validates; time: what "
-            "came last of all tests."
-        ),
-    ] = Way.LEAVE_ONE_OUT
-    valid_from: Annotated[
-        str | None, Option(metavar="TIME", help="time: validate from this time, or date, on.")
-    ] = None
-    test_from: Annotated[
-        str | None, Option(metavar="TIME", help="time: test from this time, or date, on.")
-    ] = None
-    valid_share: Annotated[
-        float, Option(min=0.0, max=1.0, help="time: share that validates, without --test-from.")
-    ] = 0.1
-    test_share: Annotated[
-        float, Option(min=0.0, max=1.0, help="time: share that tests, without --test-from.")
-    ] = 0.1
-    min_interactions: Annotated[
-        int | None,
-        Option(
-            min=1, help="Leave out users with fewer.", show_default="3 for leave-one-out, else 1"
-        ),
-    ] = None
-    min_item_interactions: Annotated[
-        int, Option(min=1, help="Leave out items with fewer; 5 and 5 make a 5-core.")
-    ] = 1
-    min_rating: Annotated[
-        float | None, Option(help="Leave out interactions that are rated lower.")
-    ] = None
-    repeats: Annotated[
-        Repeats, Option(help="Of a user's interactions with one item: all, the first, the last.")
-    ] = Repeats.KEEP
-    user_column: UserColumn = None
-    item_column: ItemColumn = None
-    rating_column: RatingColumn = None
-    time_column: TimeColumn = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace --output.")] = False
-    config: ConfigOption = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    interactions: str = Interactions()
+    output: Place = option(
+        "Sequences to write: .parquet, .jsonl or .csv.",
+        metavar="FILE",
+        default=REQUIRED,
+        place=WRITTEN,
+    )
+    split: Way = Split("way")
+    valid_from: str | None = Split("valid_from", kind=str, metavar="TIME")
+    test_from: str | None = Split("test_from", kind=str, metavar="TIME")
+    valid_share: float = Split("valid_share")
+    test_share: float = Split("test_share")
+    min_interactions: int | None = Split("min_interactions")
+    min_item_interactions: int = Split("min_item_interactions")
+    min_rating: float | None = Split("min_rating")
+    repeats: Repeats = Split("repeats")
+    overwrite: bool = ReplaceOutput()
+    config: Place | None = SettingsFile()
 
 
 @command(SequencesOptions, writes=["output"])
@@ -110,22 +58,25 @@ def sequences(options: SequencesOptions) -> int:
     A user's items are in the order of time; equal times, and files without times, stay in file
     order.
     """
-    from draftrec.data.events import EventColumns, read_events
+    from draftrec.data.events import read_events
     from draftrec.data.records import Rejects
-    from draftrec.data.splits import SplitSettings, split_events
+    from draftrec.data.splits import split_events
     from draftrec.data.tables.writing import check_new_table, write_tables
 
     check_new_table(options.output, overwrite=options.overwrite)
-    fewest = options.min_interactions or (3 if options.split is Way.LEAVE_ONE_OUT else 1)
     settings = SplitSettings(
-        options.split.value, fewest, options.min_item_interactions, options.repeats.value,
-        options.min_rating, moment("--valid-from", options.valid_from),
-        moment("--test-from", options.test_from), (options.valid_share, options.test_share),
-    )  # fmt: skip
-    _check_unused(options)
-    columns = EventColumns.named(
-        options.user_column, options.item_column, options.rating_column, options.time_column
+        way=options.split,
+        min_interactions=options.min_interactions,
+        min_item_interactions=options.min_item_interactions,
+        repeats=options.repeats,
+        min_rating=options.min_rating,
+        valid_from=moment("--valid-from", options.valid_from),
+        test_from=moment("--test-from", options.test_from),
+        valid_share=options.valid_share,
+        test_share=options.test_share,
     )
+    _check_unused(options)
+    columns = options.columns()
     rejects = Rejects(columns.user)
     events = read_events(options.interactions, columns, rejects)
     found = split_events(events, settings)
@@ -133,7 +84,7 @@ def sequences(options: SequencesOptions) -> int:
     summary = {**found.figures, "rejected": len(rejects), "output": str(options.output)}
     if events.time is None:
         say("the interactions have no times: a user's items are in file order")
-    _report(summary, fewest)
+    _report(summary, settings.fewest)
     code = told_rejects(rejects, options.output)
     if options.json:
         print_json(summary)
@@ -165,9 +116,9 @@ def moment(option: str, text: str | None) -> float | None:
 
 def _check_unused(options: SequencesOptions) -> None:
     given = {"--valid-from": options.valid_from, "--test-from": options.test_from}
-    for option, value in given.items():
-        if value is not None and options.split is not Way.TIME:
-            raise DraftrecError(f"{option} belongs to --split time; add that, or leave it out")
+    for name, value in given.items():
+        if value is not None and options.split != "time":
+            raise DraftrecError(f"{name} belongs to --split time; add that, or leave it out")
 
 
 def _report(summary: dict[str, Any], fewest: int) -> None:

@@ -6,15 +6,16 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
-from draftrec.cli.options.columns import ItemVectorColumn, VectorColumn
+from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.messages import say
 from draftrec.cli.options.idle import Idle
-from draftrec.cli.options.places import READ, WRITTEN
+from draftrec.cli.options.knobs import argument, option, option_of
+from draftrec.cli.options.places import READ
+from draftrec.cli.options.shared import JsonOptions, SidsToWrite, VectorColumnOptions
+from draftrec.config import EncoderConfig, QuantiseSettings, RqVaeSettings
 from draftrec.data.files.places import Place
 
 if TYPE_CHECKING:
@@ -22,48 +23,31 @@ if TYPE_CHECKING:
     from draftrec.items.quantise import Quantised
 
 _LOG = logging.getLogger(__name__)
-Argument, Option = typer.Argument, typer.Option
-
-
-class Method(StrEnum):
-    """How codes are found."""
-
-    RQ_KMEANS = "rq-kmeans"
-    RQ_VAE = "rq-vae"
+Codes = partial(option_of, QuantiseSettings)
+RqVae = partial(option_of, RqVaeSettings, note="rq-vae")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions:
+class FitOptions(JsonOptions, VectorColumnOptions):
     """The command line of `draftrec sid fit`."""
 
-    vectors: Annotated[
-        str,
-        READ,
-        Argument(metavar="ITEM_VECTORS", help="Parquet with a row per item: its id, its vector."),
-    ]
-    output: Annotated[
-        Place, WRITTEN, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
-    ]
-    levels: Annotated[int, Option(min=1, max=26, help="Codes per item.")] = 4
-    codes: Annotated[int, Option(min=2, max=65536, help="Codes to choose from per level.")] = 256
-    method: Annotated[Method, Option(help="Residual k-means, or an autoencoder (extra [sid]).")] = (
-        Method.RQ_KMEANS
+    vectors: str = argument(
+        "ITEM_VECTORS", "Parquet with a row per item: its id, its vector.", READ
     )
-    max_load: Annotated[
-        float,
-        Option(min=1.0, help="No code of a level gets more than this times its even share."),
-    ] = 1.5
-    epochs: Annotated[int, Option(min=1, help="rq-vae: passes over all vectors.")] = 100
-    dim: Annotated[int, Option(min=1, help="rq-vae: numbers per latent vector.")] = 32
-    device: Annotated[str, Option(help="rq-vae: auto, cpu, cuda or cuda:<i>.")] = "auto"
-    item_column: ItemVectorColumn = None
-    vector_column: VectorColumn = None
-    seed: Annotated[int, Option(min=0, help="Seed of the fit.")] = 0
-    json: JsonOption = False
-    debug: DebugOption = False
+    output: Place = SidsToWrite()
+    levels: int = Codes("levels")
+    codes: int = Codes("codes")
+    method: Literal["rq-kmeans", "rq-vae"] = option(
+        "Residual k-means, or an autoencoder (extra [sid]).", default="rq-kmeans"
+    )
+    max_load: float = Codes("max_load")
+    epochs: int = RqVae("epochs")
+    dim: int = RqVae("dim")
+    device: str = option_of(EncoderConfig, "device", note="rq-vae")
+    seed: int = Codes("seed")
 
 
-_IDLE = (Idle("epochs dim device", lambda o: o.method is Method.RQ_KMEANS, "without rq-vae"),)
+_IDLE = (Idle("epochs dim device", lambda o: o.method == "rq-kmeans", "without rq-vae"),)
 
 
 @command(FitOptions, idle=_IDLE, writes=["output"])
@@ -84,7 +68,7 @@ def fit(options: FitOptions) -> int:
         "items": len(read.items),
         "levels": options.levels,
         "codes": options.codes,
-        "method": options.method.value,
+        "method": options.method,
         **_crowding(found),
         "reconstruction_error": round(relative_error(vectors, rebuilt), 6),
         "seconds": round(time.perf_counter() - start, 3),
@@ -108,27 +92,16 @@ def fit(options: FitOptions) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JoinOptions:
+class JoinOptions(JsonOptions, VectorColumnOptions):
     """The command line of `draftrec sid join`."""
 
-    sids: Annotated[
-        Place, READ, Argument(metavar="SIDS", help="Semantic ids of the catalogue as it is.")
-    ]
-    vectors: Annotated[
-        str,
+    sids: Place = argument("SIDS", "Semantic ids of the catalogue as it is.", READ)
+    vectors: str = argument(
+        "ITEM_VECTORS",
+        "Parquet with the vectors of new items and of the catalogue's own.",
         READ,
-        Argument(
-            metavar="ITEM_VECTORS",
-            help="Parquet with the vectors of new items and of the catalogue's own.",
-        ),
-    ]
-    output: Annotated[
-        Place, WRITTEN, Option(metavar="FILE", help="Semantic ids to write: .parquet or .jsonl.")
-    ]
-    item_column: ItemVectorColumn = None
-    vector_column: VectorColumn = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    )
+    output: Place = SidsToWrite()
 
 
 @command(JoinOptions, writes=["output"])
@@ -179,14 +152,14 @@ SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit, "join": join}
 
 def _quantise(vectors: FloatArray, options: FitOptions) -> tuple[Quantised, FloatArray]:
     """The codes, and the vectors that they stand for."""
-    from draftrec.items.quantise import QuantiseSettings, residual_kmeans
+    from draftrec.items.quantise import residual_kmeans
 
     settings = QuantiseSettings(options.levels, options.codes, options.max_load, seed=options.seed)
-    if options.method is Method.RQ_KMEANS:
+    if options.method == "rq-kmeans":
         found = residual_kmeans(vectors, settings)
         return found, found.vectors()
     from draftrec.models.loading import pick_device
-    from draftrec.models.rq_vae import RqVaeSettings, fit_rq_vae
+    from draftrec.models.rq_vae import fit_rq_vae
 
     vae = RqVaeSettings(dim=options.dim, epochs=options.epochs)
     return fit_rq_vae(vectors, settings, vae, pick_device(options.device))

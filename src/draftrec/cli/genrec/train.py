@@ -2,208 +2,143 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from enum import StrEnum
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from draftrec.cli.common import (
-    DONE,
-    INTERRUPTED,
+from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.knobs import (
     MODEL_PANEL,
     OBJECTIVE_PANEL,
     OUTPUT_PANEL,
     PROMPTS_PANEL,
+    REQUIRED,
     TRAINING_PANEL,
-    DebugOption,
-    JsonOption,
-    StopSignal,
-    command,
-    print_json,
-    say,
+    argument,
+    option,
+    option_of,
 )
-from draftrec.cli.options.columns import GenrecColumnOptions
-from draftrec.cli.options.idle import Idle
-from draftrec.cli.options.places import HERE, READ
+from draftrec.cli.options.places import HERE
+from draftrec.cli.options.shared import (
+    GenrecColumnOptions,
+    JsonOptions,
+    Sequences,
+    Sids,
+    Target,
+    TargetArgument,
+)
+from draftrec.config import PromptFormat
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.train.settings import ObjectiveSettings, TeachSettings, TrainSettings
+from draftrec.train.settings import (
+    ALIGN_DROPOUT,
+    DRAFT_PRESET,
+    TARGET_PRESET,
+    AlignRun,
+    FitRun,
+    ObjectiveSettings,
+    Preset,
+    TeachRun,
+    TeachSettings,
+    TrainSettings,
+)
 
 if TYPE_CHECKING:
-    from draftrec.items.prompts import PromptFormat
     from draftrec.train.presets import ModelSource
 
-
-Argument, Option = typer.Argument, typer.Option
-Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
-Aim = partial(Option, rich_help_panel=OBJECTIVE_PANEL)
-Training = partial(Option, rich_help_panel=TRAINING_PANEL)
-Machine = partial(Option, rich_help_panel=MODEL_PANEL)
-Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
-_TRAIN, _OBJECTIVE, _TEACH = TrainSettings(), ObjectiveSettings(), TeachSettings()
-
-
-class Preset(StrEnum):
-    """Sizes of new models."""
-
-    TINY = "tiny"
-    SMALL = "small"
-    BASE = "base"
-
-
-class Precision(StrEnum):
-    """What training computes in."""
-
-    NO = "no"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class Objective(StrEnum):
-    """What a draft learns."""
-
-    SFT = "sft"
-    WORDKD = "wordkd"
-    TVDKD = "tvdkd"
-    SEQKD = "seqkd"
-    BEAMKD = "beamkd"
-    ATSPEED_S = "atspeed-s"
-    ATSPEED_R = "atspeed-r"
-
-
-SequencesArgument = Annotated[
-    str,
-    READ,
-    Argument(metavar="SEQUENCES", help="Parquet, JSONL or CSV with user, items and part."),
-]
-SidsOption = Annotated[str, READ, Option(metavar="FILE", help="Semantic ids: item, sid.")]
-OverwriteOption = Annotated[bool, Output("--overwrite", help="Give up what is in --output.")]
-LimitOption = Annotated[int | None, Option(min=1, metavar="USERS", help="First users only.")]
+Settings = partial(option_of, TrainSettings)
+Training = partial(option_of, TrainSettings, panel=TRAINING_PANEL)
+Prompts = partial(option_of, PromptFormat, panel=PROMPTS_PANEL)
+Aim = partial(option_of, ObjectiveSettings, panel=OBJECTIVE_PANEL)
+Teach = partial(option_of, TeachSettings)
+Overwrite = partial(option, "Give up what is in --output.", default=False, panel=OUTPUT_PANEL)
+Folder = partial(option, metavar="DIR", default=REQUIRED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(JsonOptions):
     """What `fit` and `align` have in common."""
 
-    output: Annotated[Path, Option(metavar="DIR", help="Folder of the trained model.")]
-    preset: Annotated[
-        Preset | None, Option(help="Size of a new model.", show_default="small; tiny for drafts")
-    ] = None
-    config: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="config.json of a decoder-only transformers model, new."),
-    ] = None
-    source: Annotated[
-        str | None, HERE, Option("--from", metavar="CHECKPOINT", help="Train this model further.")
-    ] = None
-    epochs: Annotated[int, Option(help="Passes over the training data, at most.")] = _TRAIN.epochs
-    batch_tokens: Annotated[int, Training(help="Tokens per step, padding included.")] = (
-        _TRAIN.batch_tokens
+    output: Path = Folder("Folder of the trained model.")
+    preset: Preset | None = option(
+        "Size of a new model.", show_default=f"{TARGET_PRESET}; {DRAFT_PRESET} for drafts"
     )
-    lr: Annotated[float, Training(help="Highest learning rate.")] = _TRAIN.lr
-    weight_decay: Annotated[float, Training(help="AdamW's, of matrices.")] = _TRAIN.weight_decay
-    warmup: Annotated[float, Training(help="Share of steps until the highest rate.")] = (
-        _TRAIN.warmup
+    config: Path | None = option(
+        "config.json of a decoder-only transformers model, new.", metavar="FILE"
     )
-    clip: Annotated[float, Training(help="Longest gradient.")] = _TRAIN.clip
-    dropout: Annotated[float, Training(help="Share of the stream that is dropped.")] = (
-        _TRAIN.dropout
+    source: str | None = option(
+        "Train this model further.", "--from", metavar="CHECKPOINT", place=HERE
     )
-    patience: Annotated[int, Training(help="End after so many epochs without a better one.")] = (
-        _TRAIN.patience
-    )
-    save_steps: Annotated[int, Output(help="Steps between checkpoints.")] = _TRAIN.save_steps
-    seed: Annotated[int, Training(min=0, help="Of weights, batches and dropout.")] = _TRAIN.seed
-    device: Annotated[str, Machine(help="auto, cpu or cuda.")] = _TRAIN.device
-    precision: Annotated[Precision, Machine(help="Mixed precision; no: float32 throughout.")] = (
-        Precision.NO
-    )
-    overwrite: OverwriteOption = False
-    json: JsonOption = False
-    debug: DebugOption = False
+    epochs: int = Settings("epochs")
+    batch_tokens: int = Training("batch_tokens")
+    lr: float = Training("lr")
+    weight_decay: float = Training("weight_decay")
+    warmup: float = Training("warmup")
+    clip: float = Training("clip")
+    dropout: float = Training("dropout")
+    patience: int = Training("patience")
+    save_steps: int = Settings("save_steps", panel=OUTPUT_PANEL)
+    seed: int = Training("seed")
+    device: str = Settings("device", panel=MODEL_PANEL)
+    precision: str = Settings("precision", panel=MODEL_PANEL)
+    overwrite: bool = Overwrite()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions(GenrecColumnOptions, TrainOptions):
     """The command line of `draftrec genrec fit`."""
 
-    sequences: SequencesArgument
-    sids: SidsOption
-    drop_items: Annotated[
-        float, Training(help="Share of items left out of training sequences, anew every epoch.")
-    ] = _TRAIN.drop_items
-    jitter: Annotated[
-        float, Training(help="Items trade places with others about so far away, anew every epoch.")
-    ] = _TRAIN.jitter
-    lora: Annotated[
-        int | None,
-        Option(min=1, metavar="RANK", help="With --from: train adapters and new tokens alone."),
-    ] = None
-    max_items: Annotated[int, Prompts(min=1, help="Items of a history in a prompt.")] = 20
-    prefix: Annotated[str | None, Prompts(help="Text before the items of a prompt.")] = None
-    separator: Annotated[str | None, Prompts(help="Text between items.")] = None
-    suffix: Annotated[str | None, Prompts(help="Text after them.")] = None
-    limit: LimitOption = None
-    recall_users: Annotated[
-        int, Training(min=0, help="Valid users whose Recall@10 is shown; the loss decides.")
-    ] = 1000
-    with_valid: Annotated[
-        bool,
-        Training("--with-valid", help="Learn from valid items too, all --epochs, unvalidated."),
-    ] = False
+    sequences: str = Sequences()
+    sids: str = Sids()
+    drop_items: float = Training("drop_items")
+    jitter: float = Training("jitter")
+    lora: int | None = option(
+        "With --from: train adapters and new tokens alone.", min=1, metavar="RANK"
+    )
+    max_items: int = Prompts("max_items")
+    prefix: str | None = Prompts("prefix", default=None)
+    separator: str | None = Prompts("separator", default=None)
+    suffix: str | None = Prompts("suffix", default=None)
+    limit: int | None = option_of(FitRun, "limit", metavar="USERS")
+    recall_users: int = option_of(FitRun, "recall_users", panel=TRAINING_PANEL)
+    with_valid: bool = option_of(FitRun, "with_valid", panel=TRAINING_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeachOptions(GenrecColumnOptions):
+class TeachOptions(JsonOptions, GenrecColumnOptions):
     """The command line of `draftrec genrec teach`."""
 
-    target: Annotated[str, HERE, Argument(metavar="TARGET", help="Folder of the target model.")]
-    sequences: SequencesArgument
-    sids: SidsOption
-    output: Annotated[Path, Option(metavar="DIR", help="Folder of the teacher data.")]
-    beams: Annotated[int, Option(help="Beams recorded per context (K).")] = _TEACH.beams
-    per_user: Annotated[
-        int, Option(help="Contexts per user: before the last train item, and earlier ones.")
-    ] = _TEACH.per_user
-    ends: Annotated[
-        bool, Option("--ends", help="Also after the last train item, where no answer is known.")
-    ] = _TEACH.ends
-    limit: LimitOption = None
-    shard_size: Annotated[int, Output(help="Contexts written, and resumed from, together.")] = (
-        _TEACH.shard_size
-    )
-    seed: Annotated[int, Option(min=0, help="Of the choice of contexts.")] = _TEACH.seed
-    device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = "auto"
-    overwrite: OverwriteOption = False
-    json: JsonOption = False
-    debug: DebugOption = False
+    target: str = TargetArgument()
+    sequences: str = Sequences()
+    sids: str = Sids()
+    output: Path = Folder("Folder of the teacher data.")
+    beams: int = Teach("beams")
+    per_user: int = Teach("per_user")
+    ends: bool = Teach("ends")
+    limit: int | None = option_of(TeachRun, "limit", metavar="USERS")
+    shard_size: int = Teach("shard_size", panel=OUTPUT_PANEL)
+    seed: int = Teach("seed")
+    device: str = option_of(TeachRun, "device", panel=MODEL_PANEL)
+    overwrite: bool = Overwrite()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignOptions(TrainOptions):
     """The command line of `draftrec genrec align`."""
 
-    teacher: Annotated[Path, Argument(metavar="TEACHER", help="What `genrec teach` wrote.")]
-    target: Annotated[str, HERE, Option(metavar="DIR", help="Folder of the target model.")]
-    objective: Annotated[Objective, Option(help="What the draft learns.")] = Objective.ATSPEED_S
-    alpha: Annotated[float, Aim(help="Weight of alignment, 1 - alpha of next items.")] = (
-        _OBJECTIVE.alpha
-    )
-    soft: Annotated[
-        float, Aim(help="Share of the next-item loss that is the target's opinion; AtSpeed: 0.")
-    ] = _OBJECTIVE.soft
-    tau: Annotated[float, Aim(help="atspeed-r, tvdkd: divides the logits.")] = _OBJECTIVE.tau
-    beta: Annotated[float, Aim(help="atspeed-s: weight of the density term.")] = _OBJECTIVE.beta
-    top_k: Annotated[int, Aim(help="atspeed-s: the draft's codes that count.")] = _OBJECTIVE.top_k
-    sharpen: Annotated[
-        float | None, Aim(help="atspeed-s: softmax(probability / X) for plain renormalisation.")
-    ] = _OBJECTIVE.sharpen
-    dropout: Annotated[float, Training(help="Share of the stream that is dropped.")] = 0.0
-    held_out: Annotated[int, Training(min=0, help="Contexts to validate on, at most a tenth.")] = (
-        256
-    )
+    teacher: Path = argument("TEACHER", "What `genrec teach` wrote.")
+    target: str = Target(place=HERE)
+    objective: str = option_of(ObjectiveSettings, "objective")
+    alpha: float = Aim("alpha")
+    soft: float = Aim("soft")
+    tau: float = Aim("tau")
+    beta: float = Aim("beta")
+    top_k: int = Aim("top_k")
+    sharpen: float | None = Aim("sharpen")
+    dropout: float = Training("dropout", default=ALIGN_DROPOUT)
+    held_out: int = option_of(AlignRun, "held_out", panel=TRAINING_PANEL)
 
 
 _FIT_IDLE = (
@@ -219,18 +154,18 @@ _TEACH_IDLE = (
 _ALIGN_IDLE = (
     Idle(
         "alpha soft",
-        lambda o: o.objective is Objective.SFT,
+        lambda o: o.objective == "sft",
         "with --objective sft, which does not look at the target",
     ),
     Idle("soft", lambda o: o.alpha == 1, "with --alpha 1, which leaves next items out"),
     Idle(
         "tau",
-        lambda o: o.objective not in (Objective.ATSPEED_R, Objective.TVDKD),
+        lambda o: o.objective not in ("atspeed-r", "tvdkd"),
         "without --objective atspeed-r or tvdkd",
     ),
     Idle(
         "beta top_k sharpen",
-        lambda o: o.objective is not Objective.ATSPEED_S,
+        lambda o: o.objective != "atspeed-s",
         "without --objective atspeed-s",
     ),
     Idle("patience", lambda o: o.held_out == 0, "with --held-out 0, as nothing is validated on"),
@@ -252,8 +187,8 @@ def fit(options: FitOptions) -> int:
         sequences=options.sequences,
         sids=options.sids,
         output=options.output,
-        source=_source(options, Preset.SMALL),
-        settings=_train_settings(options),
+        source=_source(options, TARGET_PRESET),
+        settings=_settings(TrainSettings, options),
         form=_form(options),
         lora=LoraSettings(rank, 2 * rank) if rank else None,
         limit=options.limit,
@@ -272,17 +207,20 @@ def teach(options: TeachOptions) -> int:
     The same command again goes on where it was interrupted.
     """
     from draftrec.cli.progress import TeachBar
-    from draftrec.train.settings import TeachSettings
     from draftrec.train.teacher import TeachSpec
     from draftrec.train.teacher import teach as run
 
-    settings = TeachSettings(
-        options.beams, options.per_user, options.ends, options.seed, options.shard_size
-    )
     spec = TeachSpec(
-        options.target, options.sequences, options.sids, options.output, settings,
-        options.limit, options.device, options.overwrite, options.columns(),
-    )  # fmt: skip
+        target=options.target,
+        sequences=options.sequences,
+        sids=options.sids,
+        output=options.output,
+        settings=_settings(TeachSettings, options),
+        limit=options.limit,
+        device=options.device,
+        overwrite=options.overwrite,
+        columns=options.columns(),
+    )
     with StopSignal() as stop:
         bar = TeachBar(stop)
         try:
@@ -310,17 +248,13 @@ def align(options: AlignOptions) -> int:
     from draftrec.train.align import AlignSpec
     from draftrec.train.align import align as run
 
-    objective = ObjectiveSettings(
-        options.objective.value, options.alpha, options.soft, options.tau, options.beta,
-        options.top_k, options.sharpen,
-    )  # fmt: skip
     spec = AlignSpec(
         teacher=options.teacher,
         target=options.target,
         output=options.output,
-        source=_source(options, Preset.TINY),
-        objective=objective,
-        settings=_train_settings(options),
+        source=_source(options, DRAFT_PRESET),
+        objective=_settings(ObjectiveSettings, options),
+        settings=_settings(TrainSettings, options),
         held_out=options.held_out,
         overwrite=options.overwrite,
     )
@@ -358,22 +292,20 @@ def _source(options: TrainOptions, usual: Preset) -> ModelSource:
     from draftrec.train.presets import ModelSource
 
     given = {
-        "preset": options.preset.value if options.preset else None,
+        "preset": options.preset,
         "config": str(options.config) if options.config else None,
         "checkpoint": options.source,
     }
     chosen = [(kind, name) for kind, name in given.items() if name is not None]
     if len(chosen) > 1:
         raise DraftrecError("give one of --preset, --config and --from, not several")
-    kind, name = chosen[0] if chosen else ("preset", usual.value)
+    kind, name = chosen[0] if chosen else ("preset", usual)
     return ModelSource(kind, name)  # type: ignore[arg-type]
 
 
 def _form(options: FitOptions) -> PromptFormat | None:
     """The prompt that was asked for, None to leave it to the model."""
-    from dataclasses import replace
-
-    from draftrec.items.prompts import TEXT_FORMAT, PromptFormat
+    from draftrec.items.prompts import TEXT_FORMAT
 
     texts = {name: getattr(options, name) for name in ("prefix", "separator", "suffix")}
     given = {name: text for name, text in texts.items() if text is not None}
@@ -383,9 +315,8 @@ def _form(options: FitOptions) -> PromptFormat | None:
     return replace(usual, max_items=options.max_items, **given)
 
 
-def _train_settings(options: TrainOptions) -> TrainSettings:
-    """Raises DraftrecError for values that cannot work."""
-    names = [field.name for field in fields(TrainSettings) if hasattr(options, field.name)]
-    values: dict[str, Any] = {name: getattr(options, name) for name in names}
-    values["precision"] = options.precision.value
-    return TrainSettings(**values)
+def _settings(kind: type[Any], options: Any) -> Any:
+    """Settings of a kind, of the options with their names. Raises DraftrecError for values that
+    cannot work."""
+    names = [it.name for it in fields(kind) if hasattr(options, it.name)]
+    return kind(**{name: getattr(options, name) for name in names})

@@ -4,89 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated
+from functools import partial
 
-import typer
-
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
-from draftrec.cli.messages import warn
+from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.messages import say, warn
+from draftrec.cli.options.knobs import argument, option, option_of
 from draftrec.cli.options.places import READ, WRITTEN
+from draftrec.cli.options.shared import JsonOptions
+from draftrec.config import Side
 from draftrec.data.files.places import Place, place
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.settings import CompareRun, Framework
 
-Option = typer.Option
 #: Exit code when a limit is broken, or cannot be decided.
 GATE_CLOSED = 1
-
-
-class Framework(StrEnum):
-    """Whose form texts must have."""
-
-    KAR = "kar"
-    TRAWL = "trawl"
-    ONCE = "once"
-    RLMREC = "rlmrec"
-
-
-class Side(StrEnum):
-    """Whom the texts are about."""
-
-    USER = "user"
-    ITEM = "item"
+Compare = partial(option_of, CompareRun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(JsonOptions):
     """The command line of `draftrec compare`."""
 
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="BASELINE RUN...",
-            help="Folders that `draftrec generate` wrote, the baseline first; NAME=DIR names one.",
-        ),
-    ]
-    ctr: Annotated[
-        list[str] | None,
-        Option(metavar="NAME=DIR", help="Click models of a run: a folder of `draftrec ctr`."),
-    ] = None
-    vectors: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME=FILE",
-            help="Vectors of a run's texts, by `draftrec encode`, for similarity; else TF-IDF.",
-        ),
-    ] = None
-    titles: Annotated[
-        str | None,
-        READ,
-        Option(metavar="FILE", help="Titles (title, item_id) to look for in texts and prompts."),
-    ] = None
-    prompts: Annotated[
-        str | None,
-        READ,
-        Option(
-            metavar="FILE",
-            help="What the model was told: records with entity_id and prompt, history or title.",
-        ),
-    ] = None
-    template: Annotated[
-        Framework | None, Option(help="Form to check; by default that of the runs' template.")
-    ] = None
-    side: Annotated[Side | None, Option(help="Side of the form; by default the runs'.")] = None
-    limits: Annotated[
-        Place | None, READ, Option(metavar="FILE.yaml", help="Limits, laid over the default ones.")
-    ] = None
-    output: Annotated[
-        Place | None,
-        WRITTEN,
-        Option(metavar="DIR", help="Folder for report.html, report.md and compare.json."),
-    ] = None
-    resamples: Annotated[int, Option(min=100, help="Bootstrap resamples of the entities.")] = 1000
-    seed: Annotated[int, Option(help="Seed of resamples and samples.")] = 0
-    json: JsonOption = False
-    debug: DebugOption = False
+    runs: list[str] = argument(
+        "BASELINE RUN...",
+        "Folders that `draftrec generate` wrote, the baseline first; NAME=DIR names one.",
+    )
+    ctr: list[str] | None = option(
+        "Click models of a run: a folder of `draftrec ctr`.", metavar="NAME=DIR"
+    )
+    vectors: list[str] | None = option(
+        "Vectors of a run's texts, by `draftrec encode`, for similarity; else TF-IDF.",
+        metavar="NAME=FILE",
+    )
+    titles: str | None = option(
+        "Titles (title, item_id) to look for in texts and prompts.", metavar="FILE", place=READ
+    )
+    prompts: str | None = option(
+        "What the model was told: records with entity_id and prompt, history or title.",
+        metavar="FILE",
+        place=READ,
+    )
+    template: Framework | None = Compare("framework")
+    side: Side | None = Compare("side")
+    limits: Place | None = option(
+        "Limits, laid over the default ones.", metavar="FILE.yaml", place=READ
+    )
+    output: Place | None = option(
+        "Folder for report.html, report.md and compare.json.", metavar="DIR", place=WRITTEN
+    )
+    resamples: int = Compare("resamples")
+    seed: int = Compare("seed")
 
 
 @command(CompareOptions, fills=["output"])
@@ -103,16 +70,16 @@ def compare(options: CompareOptions) -> int:
     from draftrec.report.terminal import show
 
     job = CompareJob(
-        named_paths("BASELINE RUN...", options.runs, name_by_folder=True),
-        read_limits(options.limits) if options.limits else default_limits(),
-        named_paths("--ctr", options.ctr or ()),
-        named_paths("--vectors", options.vectors or ()),
-        options.titles,
-        options.prompts,
-        options.template.value if options.template else None,
-        options.side.value if options.side else None,
-        options.seed,
-        options.resamples,
+        runs=named_paths("BASELINE RUN...", options.runs, name_by_folder=True),
+        limits=read_limits(options.limits) if options.limits else default_limits(),
+        ctr=named_paths("--ctr", options.ctr or ()),
+        vectors=named_paths("--vectors", options.vectors or ()),
+        titles=options.titles,
+        prompts=options.prompts,
+        framework=options.template,
+        side=options.side,
+        seed=options.seed,
+        resamples=options.resamples,
     )
     comparison = run_compare(job)
     if options.side is not None and comparison.facts["form"] == NOT_CHECKED:

@@ -3,195 +3,89 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import typer
-
-from draftrec.cli.common import (
-    DONE,
+from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.messages import StopSignal, bars, beginning, say, warn
+from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.knobs import (
     HISTORIES_PANEL,
     OUTPUT_PANEL,
     SAMPLES_PANEL,
-    SOME_REJECTED,
     TRAINING_PANEL,
-    ConfigOption,
-    DebugOption,
-    JsonOption,
-    StopSignal,
-    auto_or_number,
-    command,
-    print_json,
-    say,
+    argument,
+    option,
+    option_of,
 )
-from draftrec.cli.messages import beginning, no_bar, warn
-from draftrec.cli.options.columns import ItemColumn, RatingColumn, TimeColumn, UserColumn
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.places import READ, WRITTEN
-from draftrec.ctr.settings import FitSettings
+from draftrec.cli.options.shared import EventColumnOptions, JsonOptions, SettingsFile
+from draftrec.config import Auto
+from draftrec.ctr.settings import FitSettings, StudyRun
 from draftrec.data.files.places import Place
+from draftrec.data.settings import CutSettings, Split
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from draftrec.ctr.study import StudyJob
-    from draftrec.data.events import CutSettings, EventColumns
 
-_FIT = FitSettings()
-
-Option = typer.Option
-Samples = partial(Option, rich_help_panel=SAMPLES_PANEL)
-Histories = partial(Option, rich_help_panel=HISTORIES_PANEL)
-Training = partial(Option, rich_help_panel=TRAINING_PANEL)
-
-
-class Model(StrEnum):
-    """Click models."""
-
-    DIN = "din"
-    DIEN = "dien"
-    DCN = "dcn"
-    DCNV2 = "dcnv2"
-    DEEPFM = "deepfm"
-    XDEEPFM = "xdeepfm"
-    AUTOINT = "autoint"
-    FIBINET = "fibinet"
-    FIGNN = "fignn"
-
-
-class Adaptor(StrEnum):
-    """How vectors enter a click model."""
-
-    NONE = "none"
-    MOE = "moe"
-    HEA = "hea"
-    MLP = "mlp"
-    CONTRASTIVE = "contrastive"
-
-
-class SplitBy(StrEnum):
-    """What the test is on."""
-
-    USER = "user"
-    TIME = "time"
+Study = partial(option_of, StudyRun)
+Samples = partial(option_of, CutSettings, panel=SAMPLES_PANEL)
+Training = partial(option_of, FitSettings, panel=TRAINING_PANEL)
+File = partial(option, metavar="FILE", place=READ)
+Histories = partial(option, panel=HISTORIES_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CtrOptions:
+class CtrOptions(JsonOptions, EventColumnOptions):
     """The command line of `draftrec ctr`."""
 
-    interactions: Annotated[
-        str,
-        READ,
-        typer.Argument(
-            metavar="INTERACTIONS", help="Parquet, JSONL or CSV: a row per rating, view or click."
-        ),
-    ]
-    items: Annotated[
-        str | None,
-        READ,
-        Option(
-            metavar="FILE",
-            help="A row per item; columns of few values are features, the summary says which.",
-        ),
-    ] = None
-    users: Annotated[
-        str | None, READ, Option(metavar="FILE", help="A row per user, as --items for items.")
-    ] = None
-    user_vectors: Annotated[
-        str | None,
-        READ,
-        Option(metavar="FILE", help="Vectors of users, as `draftrec encode` writes."),
-    ] = None
-    item_vectors: Annotated[
-        str | None,
-        READ,
-        Option(metavar="FILE", help="Vectors of items, as `draftrec encode` writes."),
-    ] = None
-    model: Annotated[
-        list[Model] | None, Option(help="Click model; may be repeated [default: din].")
-    ] = None
-    adaptor: Annotated[
-        list[Adaptor] | None,
-        Option(
-            help="How vectors enter: moe (KAR and TRAWL as in DARE), hea (KAR), mlp (ONCE), "
-            "contrastive (RLMRec), none; may be repeated [default: none]."
-        ),
-    ] = None
-    seeds: Annotated[int, Option(min=1, help="Runs of each model and adaptor.")] = 5
-    output: Annotated[Path | None, Option(metavar="DIR", help="Folder of the results.")] = None
-    save_histories: Annotated[
-        Place | None,
-        WRITTEN,
-        Histories(
-            metavar="FILE.jsonl",
-            help="Write what lies before the cut, as `generate --template kar --side user` reads "
-            "it, and stop.",
-        ),
-    ] = None
-    history: Annotated[int, Samples(min=1, help="Most events of a user before the cut.")] = 30
-    positive: Annotated[
-        float | None,
-        Samples(help="Ratings from here on count as clicks [default: 4; 1 for booleans and 0/1]."),
-    ] = None
-    negatives: Annotated[
-        int, Samples(min=0, help="Items the user never took, drawn for each click.")
-    ] = 0
-    sequence: Annotated[int, Samples(min=1, help="Clicked items a model sees of a user.")] = 5
-    split: Annotated[
-        SplitBy,
-        Samples(help="Validate and test on other users (8:1:1), or on the last 20 % of time."),
-    ] = SplitBy.USER
-    fold: Annotated[
-        int, Samples(min=0, max=9, help="Split by user: which tenth of the users is tested on.")
-    ] = 0
-    sample_seed: Annotated[int, Samples(help="Seed of the drawn items.")] = 0
-    lr: Annotated[
-        list[float] | None, Training(help="Learning rate; repeat it to choose on validation.")
-    ] = None
-    batch_size: Annotated[
-        list[int] | None, Training(min=2, help="Batch size; repeat it to choose on validation.")
-    ] = None
-    embedding: Annotated[int, Training(min=2, help="Numbers per embedding, even.")] = _FIT.size
-    epochs: Annotated[int, Training(min=1, help="Most passes over the training samples.")] = (
-        _FIT.epochs
+    interactions: str = argument(
+        "INTERACTIONS", "Parquet, JSONL or CSV: a row per rating, view or click.", READ
     )
-    patience: Annotated[
-        int, Training(min=1, help="Epochs without a better validation AUC before the end.")
-    ] = _FIT.patience
-    weight_decay: Annotated[float, Training(min=0, help="Weight decay of AdamW.")] = (
-        _FIT.weight_decay
+    items: str | None = File(
+        "A row per item; columns of few values are features, the summary says which."
     )
-    contrast: Annotated[
-        float, Training(min=0, help="Weight of the loss of --adaptor contrastive.")
-    ] = _FIT.contrast
-    dropout: Annotated[
-        float, Training(min=0, max=0.95, help="Share of a vector that is zeroed in training.")
-    ] = _FIT.dropout
-    workers: Annotated[str, Training(help="Processes side by side; auto: one per core.")] = "auto"
-    item_columns: Annotated[
-        str | None, Samples(metavar="A,B", help="Features of --items, instead of what fits.")
-    ] = None
-    user_columns: Annotated[
-        str | None, Samples(metavar="A,B", help="Features of --users, instead of what fits.")
-    ] = None
-    title_column: Annotated[str, Histories(help="Titles of --items, for --save-histories.")] = (
-        "title"
+    users: str | None = File("A row per user, as --items for items.")
+    user_vectors: str | None = File("Vectors of users, as `draftrec encode` writes.")
+    item_vectors: str | None = File("Vectors of items, as `draftrec encode` writes.")
+    model: list[str] | None = Study("models", default=None)
+    adaptor: list[str] | None = Study("adaptors", default=None)
+    seeds: int = Study("seeds")
+    output: Path | None = option("Folder of the results.", metavar="DIR")
+    save_histories: Place | None = Histories(
+        "Write what lies before the cut, as `generate --template kar --side user` reads it, and "
+        "stop.",
+        metavar="FILE.jsonl",
+        place=WRITTEN,
     )
-    category_column: Annotated[
-        str | None, Histories(help="Categories of --items, for --save-histories.")
-    ] = None
-    user_column: UserColumn = None
-    item_column: ItemColumn = None
-    rating_column: RatingColumn = None
-    time_column: TimeColumn = None
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Begin anew in --output.", rich_help_panel=OUTPUT_PANEL)
-    ] = False
-    config: ConfigOption = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    history: int = Samples("history")
+    positive: float | None = Samples("positive")
+    negatives: int = Samples("negatives")
+    sequence: int = Samples("sequence")
+    split: Split = Samples("split")
+    fold: int = Samples("fold")
+    sample_seed: int = Samples("seed")
+    lr: list[float] | None = Training("learning_rates", default=None)
+    batch_size: list[int] | None = Training("batch_sizes", default=None)
+    embedding: int = Training("size")
+    epochs: int = Training("epochs")
+    patience: int = Training("patience")
+    weight_decay: float = Training("weight_decay")
+    contrast: float = Training("contrast")
+    dropout: float = Training("dropout")
+    workers: int | Auto = Study("workers", panel=TRAINING_PANEL)
+    item_columns: str | None = option(
+        "Features of --items, instead of what fits.", metavar="A,B", panel=SAMPLES_PANEL
+    )
+    user_columns: str | None = option(
+        "Features of --users, instead of what fits.", metavar="A,B", panel=SAMPLES_PANEL
+    )
+    title_column: str = Histories("Titles of --items, for --save-histories.", default="title")
+    category_column: str | None = Histories("Categories of --items, for --save-histories.")
+    overwrite: bool = option("Begin anew in --output.", default=False, panel=OUTPUT_PANEL)
+    config: Place | None = SettingsFile()
 
 
 _IDLE = (
@@ -211,20 +105,20 @@ _IDLE = (
     Idle("user_columns", lambda o: o.users is None, "without --users"),
     Idle(
         "user_vectors item_vectors dropout",
-        lambda o: not _adaptors(o) - {Adaptor.NONE},
+        lambda o: not _adaptors(o) - {"none"},
         "without an --adaptor, which lets vectors in",
     ),
     Idle(
         "contrast",
-        lambda o: Adaptor.CONTRASTIVE not in _adaptors(o),
+        lambda o: "contrastive" not in _adaptors(o),
         "without --adaptor contrastive",
     ),
-    Idle("fold", lambda o: o.split is SplitBy.TIME, "with --split time"),
+    Idle("fold", lambda o: o.split == "time", "with --split time"),
     Idle("sample_seed", lambda o: not o.negatives, "without --negatives, as nothing is drawn"),
 )
 
 
-def _adaptors(options: CtrOptions) -> set[Adaptor]:
+def _adaptors(options: CtrOptions) -> set[str]:
     return set(options.adaptor or ())
 
 
@@ -243,27 +137,16 @@ def ctr(options: CtrOptions) -> int:
     if options.embedding % 2:
         raise DraftrecError("--embedding must be even, as autoint and fignn part it into two heads")
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from draftrec.ctr.study import REJECTED, run_study
 
     job = _job(options, options.output)
-    workers = auto_or_number("workers", options.workers)
-    if workers != "auto" and workers < 1:
+    if options.workers != "auto" and options.workers < 1:
         raise DraftrecError("--workers must be auto or at least 1")
-    errors = Console(stderr=True)
-    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn())
+    workers = None if options.workers == "auto" else options.workers
     # Never armed: SIGTERM interrupts as Ctrl-C does, so that no worker is left behind.
-    with (
-        StopSignal(),
-        Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar,
-    ):
-        task = bar.add_task("trials", total=None)
-
-        def watch(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        summary = run_study(job, None if workers == "auto" else workers, beginning(watch))
+    with StopSignal(), bars() as watch:
+        summary = run_study(job, workers, beginning(partial(watch, "trials")))
     _show(summary, Console(stderr=options.json))
     say(f"trials and summary are in {options.output}")
     if summary["rejected"]:
@@ -277,21 +160,22 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
     from draftrec.ctr.features import Sources
     from draftrec.ctr.study import StudyJob
 
+    usual = FitSettings()
     return StudyJob(
         interactions=options.interactions,
         output=output,
-        models=tuple(m.value for m in options.model or [Model.DIN]),
-        adaptors=tuple(a.value for a in options.adaptor or [Adaptor.NONE]),
+        models=cast(Any, tuple(map(str, options.model or StudyRun.models))),
+        adaptors=cast(Any, tuple(map(str, options.adaptor or StudyRun.adaptors))),
         seeds=options.seeds,
-        columns=_columns(options),
+        columns=options.columns(),
         sources=Sources(
             options.items, _names(options.item_columns), options.users,
             _names(options.user_columns), options.user_vectors, options.item_vectors,
         ),
         cut=_cut(options),
         fit=FitSettings(
-            tuple(options.lr or _FIT.learning_rates),
-            tuple(options.batch_size or _FIT.batch_sizes),
+            tuple(options.lr or usual.learning_rates),
+            tuple(options.batch_size or usual.batch_sizes),
             options.embedding, options.epochs, options.patience, options.weight_decay,
             options.contrast, options.dropout,
         ),
@@ -299,21 +183,16 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
     )  # fmt: skip
 
 
-def _columns(options: CtrOptions) -> EventColumns:
-    from draftrec.data.events import EventColumns
-
-    return EventColumns.named(
-        options.user_column, options.item_column, options.rating_column, options.time_column
-    )
-
-
 def _cut(options: CtrOptions) -> CutSettings:
-    from draftrec.data.events import CutSettings
-
     return CutSettings(
-        options.history, options.positive, options.sequence, options.negatives,
-        options.sample_seed, options.split.value, options.fold,
-    )  # fmt: skip
+        history=options.history,
+        positive=options.positive,
+        sequence=options.sequence,
+        negatives=options.negatives,
+        seed=options.sample_seed,
+        split=options.split,
+        fold=options.fold,
+    )
 
 
 def _names(columns: str | None) -> tuple[str, ...] | None:
@@ -329,8 +208,8 @@ def _save_histories(options: CtrOptions, path: Place) -> int:
     from draftrec.data.records import Rejects
 
     rejects = Rejects(options.user_column)
-    events = read_events(options.interactions, _columns(options), rejects)
-    items = None if options.items is None else (options.items, _columns(options).item)
+    events = read_events(options.interactions, options.columns(), rejects)
+    items = None if options.items is None else (options.items, options.columns().item)
     shown = (options.title_column, options.category_column)
     users = save_histories(path, events, _cut(options), items, shown, rejects)
     say(f"histories of {users:,} users are in {path}")

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
-import typer
 from pydantic import ValidationError
 
-from draftrec.cli.common import (
-    DONE,
-    SOME_REJECTED,
-    DebugOption,
-    JsonOption,
-    StopSignal,
-    command,
-    option_error,
-    print_json,
-    say,
-)
-from draftrec.cli.messages import beginning, no_bar
+from draftrec.cli.command import DONE, SOME_REJECTED, command, option_error, print_json
+from draftrec.cli.messages import StopSignal, bars, beginning, say
 from draftrec.cli.options.cluster import (
     AddressOption,
     CpusOption,
@@ -29,119 +19,64 @@ from draftrec.cli.options.cluster import (
     cluster_of,
 )
 from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
 from draftrec.cli.options.places import HERE, READ, WRITTEN
+from draftrec.cli.options.shared import JsonOptions
 from draftrec.config import EncodeConfig, EncoderConfig
 from draftrec.data.files.places import Place
 
-Option = typer.Option
-_JOB, _ENCODER = EncodeConfig(encoder=""), EncoderConfig()
+Job, Encoder = partial(option_of, EncodeConfig), partial(option_of, EncoderConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeOptions:
+class EncodeOptions(JsonOptions):
     """The command line of `draftrec encode`."""
 
-    texts: Annotated[
-        str,
+    texts: str = argument(
+        "TEXTS",
+        "A run's folder, or texts: Parquet, JSONL or CSV with entity_id and text.",
         READ,
-        typer.Argument(
-            metavar="TEXTS",
-            help="A run's folder, or texts: Parquet, JSONL or CSV with entity_id and text.",
-        ),
-    ]
-    encoder: Annotated[
-        str,
-        HERE,
-        Option(
-            metavar="PATH_OR_HUB_ID",
-            help="A model's folder or Hub id; minilm (extra encoders); or hashed:256, which "
-            "needs no model.",
-        ),
-    ]
-    output: Annotated[
-        Place,
-        WRITTEN,
-        Option(metavar="FILE.parquet", help="Vectors to write, in the order of TEXTS."),
-    ]
-    history: Annotated[
-        str | None,
-        READ,
-        Option(
-            metavar="RECORDS",
-            help="Records of the same entities whose prompt, or list of titles, is encoded too, "
-            "behind the text.",
-        ),
-    ] = None
-    fit_on: Annotated[
-        list[str] | None,
-        READ,
-        Option(
-            metavar="TEXTS",
-            help="hashed: fit on these instead (may be repeated), so that two runs compare.",
-        ),
-    ] = None
-    pooling: Annotated[
-        Literal["auto", "mean", "last", "cls"],
-        Option(help="auto: mean; last token for decoder-only models."),
-    ] = _ENCODER.pooling
-    normalise: Annotated[
-        bool | None,
-        Option(
-            "--normalise/--no-normalise",
-            help="Vectors of length 1.",
-            show_default="as the encoder was published",
-        ),
-    ] = _ENCODER.normalise
-    max_tokens: Annotated[
-        int | None, Option(help="Tokens per pass.", show_default="the encoder's limit")
-    ] = _ENCODER.max_tokens
-    on_overflow: Annotated[
-        Literal["window", "truncate", "refuse"],
-        Option(
-            help="Longer texts: the mean over windows of the whole text; its beginning, what is "
-            "lost counted; or rejected."
-        ),
-    ] = _ENCODER.on_overflow
-    prompt_name: Annotated[
-        str | None,
-        Option(
-            metavar="query|passage",
-            help="The encoder's own prompt for such texts, for encoders that have several.",
-            show_default="the encoder's default",
-        ),
-    ] = _ENCODER.prompt_name
-    prompt: Annotated[
-        str | None, Option(metavar="TEXT", help="Words before every text, such as 'query: '.")
-    ] = _ENCODER.prompt
-    batch_size: Annotated[int, Option(help="Most texts encoded together.")] = _ENCODER.batch_size
-    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = _ENCODER.device
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        Option(help="Precision of the weights; auto: as stored, float32 on CPU."),
-    ] = _ENCODER.dtype
-    trust_remote_code: Annotated[
-        bool,
-        Option(
-            "--trust-remote-code/--no-trust-remote-code",
-            help="Run Python code that comes with the encoder.",
-        ),
-    ] = _ENCODER.trust_remote_code
-    id_column: Annotated[str, Option(help="Column of the entity ids.")] = _JOB.id_column
-    text_column: Annotated[str, Option(help="Column of the texts.")] = _JOB.text_column
-    history_column: Annotated[str, Option(help="Column of --history.")] = _JOB.history_column
+    )
+    encoder: str = Job("encoder", metavar="PATH_OR_HUB_ID", place=HERE)
+    output: Place = option(
+        "Vectors to write, in the order of TEXTS.",
+        metavar="FILE.parquet",
+        default=REQUIRED,
+        place=WRITTEN,
+    )
+    history: str | None = option(
+        "Records of the same entities whose prompt, or list of titles, is encoded too, behind the "
+        "text.",
+        metavar="RECORDS",
+        place=READ,
+    )
+    fit_on: list[str] | None = option(
+        "hashed: fit on these instead (may be repeated), so that two runs compare.",
+        metavar="TEXTS",
+        place=READ,
+    )
+    pooling: str = Encoder("pooling")
+    normalise: bool | None = Encoder("normalise")
+    max_tokens: int | None = Encoder("max_tokens")
+    on_overflow: str = Encoder("on_overflow")
+    prompt_name: str | None = Encoder("prompt_name", metavar="query|passage")
+    prompt: str | None = Encoder("prompt", metavar="TEXT")
+    batch_size: int = Encoder("batch_size")
+    device: str = Encoder("device")
+    dtype: str = Encoder("dtype")
+    trust_remote_code: bool = Encoder(
+        "trust_remote_code", "--trust-remote-code/--no-trust-remote-code"
+    )
+    id_column: str = Job("id_column")
+    text_column: str = Job("text_column")
+    history_column: str = Job("history_column")
     engine: EngineOption = "local"
     workers: WorkersOption = 1
     gpus_per_worker: GpusOption = None
     cpus_per_worker: CpusOption = None
     address: AddressOption = None
-    shard_size: Annotated[
-        int, Option(help="Texts that are written, and resumed from, together.")
-    ] = _JOB.shard_size
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Give up the vectors that are in --output.")
-    ] = False
-    json: JsonOption = False
-    debug: DebugOption = False
+    shard_size: int = Job("shard_size")
+    overwrite: bool = option("Give up the vectors that are in --output.", default=False)
 
 
 _HASHED = "hashed:"
@@ -162,9 +97,6 @@ def encode(options: EncodeOptions) -> int:
 
     The same command again goes on where it was interrupted.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
     from draftrec.jobs.encode.inputs import EncodeSpec
     from draftrec.jobs.encode.job import run_encode
 
@@ -173,16 +105,8 @@ def encode(options: EncodeOptions) -> int:
     spec = EncodeSpec(
         _config(options), options.texts, options.output, options.history, fit_on, options.overwrite
     )
-    errors = Console(stderr=True)
-    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, console=errors, transient=True, disable=no_bar(errors))
-    with StopSignal(), bar:
-        task = bar.add_task("texts", total=None)
-
-        def watch(done: int, of: int) -> None:
-            bar.update(task, completed=done, total=of)
-
-        result = run_encode(spec, _hire(cluster), beginning(watch))
+    with StopSignal(), bars() as watch:
+        result = run_encode(spec, _hire(cluster), beginning(partial(watch, "texts")))
     if not result.fresh:
         say(f"{options.output} is already finished; nothing was changed")
     summary = {**result.summary, "output": str(options.output)}
@@ -205,7 +129,7 @@ def _hire(cluster: Any) -> Any:
 
 def _config(options: EncodeOptions) -> EncodeConfig:
     """The options as settings. Raises DraftrecError for a value out of range."""
-    values = {name: getattr(options, name) for name in options.__slots__}
+    values = {it.name: getattr(options, it.name) for it in fields(options)}
     try:
         settings = EncoderConfig(**{name: values[name] for name in EncoderConfig.model_fields})
         own = [name for name in EncodeConfig.model_fields if name != "settings"]

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import typer
 from pydantic import ValidationError
 
-from draftrec.cli.common import (
+from draftrec.cli.command import (
     DONE,
     INTERRUPTED,
     SOME_REJECTED,
-    StopSignal,
-    auto_or_number,
     command,
     option_error,
     print_json,
-    say,
 )
-from draftrec.cli.knowledge.generate_options import PROMPTS_IDLE, GenerateOptions
-from draftrec.cli.messages import hold, warn
-from draftrec.cli.options.cluster import cluster_of
+from draftrec.cli.messages import StopSignal, hold, say, warn
+from draftrec.cli.options.cluster import (
+    AddressOption,
+    CpusOption,
+    EngineOption,
+    GpusOption,
+    WorkersOption,
+    cluster_of,
+)
 from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.knobs import (
+    ACCEPTANCE_PANEL,
+    CONTROLS_PANEL,
+    DRAFTING_PANEL,
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    PROMPTS_PANEL,
+    SAMPLING_PANEL,
+    argument,
+    option,
+    option_of,
+)
+from draftrec.cli.options.places import HERE, READ, WRITTEN
+from draftrec.cli.options.shared import Groups, JsonOptions, SettingsFile
 from draftrec.config import (
     AcceptConfig,
+    Auto,
     BatchConfig,
     ControlsConfig,
     DraftConfig,
@@ -32,9 +54,163 @@ from draftrec.config import (
     JobConfig,
     ModelConfig,
     RecordsConfig,
+    StructureConfig,
 )
+from draftrec.data.files.places import Place
+from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError, Interrupted
 
+Records = partial(option_of, RecordsConfig)
+Prompts = partial(option_of, RecordsConfig, panel=PROMPTS_PANEL)
+Drafting = partial(option_of, DraftConfig, panel=DRAFTING_PANEL)
+Acceptance = partial(option_of, AcceptConfig, panel=ACCEPTANCE_PANEL)
+Sampling = partial(option_of, AcceptConfig, panel=SAMPLING_PANEL)
+Controls = partial(option_of, ControlsConfig, panel=CONTROLS_PANEL)
+Batch = partial(option_of, BatchConfig, panel=MODEL_PANEL)
+Machine = partial(option_of, ModelConfig, panel=MODEL_PANEL)
+
+
+def json_object(value: Any) -> dict[str, Any]:
+    """An option's JSON object; a settings file may hold it as it is."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"a JSON object is needed ('{{\"name\": true}}'), not {value!r}")
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions(JsonOptions):
+    """The command line of `draftrec generate`: first what everybody needs."""
+
+    input: str = argument(
+        "INPUT",
+        "Records: Parquet, JSONL or CSV (.gz, .zst); a file, a folder of parts or a glob.",
+        READ,
+    )
+    model: str | None = option_of(ModelConfig, "model", default=None, place=HERE)
+    output: Place | None = option("Folder of the run; made if missing. Required.", place=WRITTEN)
+    template: str | None = Records("template", place=READ)
+    side: str = Records("side")
+    limit: int | None = Records("limit")
+    draft: str = option_of(DraftConfig, "draft")
+    pool: Path | None = option("Pool to start from; without it an empty one grows.")
+    accept: str = option_of(AcceptConfig, "accept", metavar="RULE")
+    max_new_tokens: int = option_of(BatchConfig, "max_new_tokens")
+    config: Place | None = SettingsFile()
+
+    id_column: str = Prompts("id_column")
+    prompt_column: str = Prompts("prompt_column")
+    group_column: str = Prompts("group_column")
+    groups: Place | None = Groups(panel=PROMPTS_PANEL)
+    chat: bool | None = Prompts("chat")
+    system: str | None = Prompts("system")
+    chat_template_kwargs: dict[str, Any] | None = Prompts(
+        "chat_template_kwargs", default=None, parser=json_object, metavar="JSON", show_default=False
+    )
+    chat_date: str | None = Prompts("chat_date", metavar="YYYY-MM-DD")
+    special_tokens: str = Prompts("special_tokens")
+
+    save_pool: Path | None = option("Keep the grown pool in this folder.", panel=DRAFTING_PANEL)
+    previous: Place | None = option(
+        "Refresh an earlier run: unchanged prompts keep their text, others draft from it.",
+        metavar="RUN_DIR",
+        place=READ,
+        panel=DRAFTING_PANEL,
+    )
+    budget: int | Auto = Drafting("budget")
+    depth: int = Drafting("depth")
+    pool_lag: int | Auto = option_of(JobConfig, "pool_lag", default="auto", panel=DRAFTING_PANEL)
+
+    top_k: int = Acceptance("top_k")
+    min_prob: float = Acceptance("min_prob")
+    epsilon: float = Acceptance("epsilon")
+    delta: float = Acceptance("delta")
+    entropy_gate: float = Acceptance("entropy_gate")
+    window: int = Acceptance("window")
+    eos_guard: bool = Acceptance("eos_guard")
+    tie_break: str = Acceptance("tie_break")
+    max_deviations: int | None = Acceptance("max_deviations")
+    max_loss: float | None = Acceptance("max_loss")
+
+    temperature: float = Sampling("temperature")
+    sample_top_k: int | None = Sampling("sample_top_k")
+    top_p: float | None = Sampling("top_p")
+    min_p: float | None = Sampling("min_p")
+    typical_p: float | None = Sampling("typical_p")
+    seed: int = Sampling("seed")
+    n: int = Sampling("n", metavar="N")
+
+    generation_config: str = Controls("generation_config")
+    repetition_penalty: float | None = Controls("repetition_penalty")
+    presence_penalty: float = Controls("presence_penalty")
+    frequency_penalty: float = Controls("frequency_penalty")
+    no_repeat_ngram_size: int | None = Controls("no_repeat_ngram_size")
+    min_new_tokens: int | None = Controls("min_new_tokens")
+    bad_words: Path | None = option(
+        "File of words or phrases that must not be written, a line each.", panel=CONTROLS_PANEL
+    )
+    logit_bias: list[str] | None = Controls("logit_bias", metavar="TOKEN=BIAS")
+    suppress_tokens: list[str] | None = Controls("suppress_tokens", metavar="TOKEN")
+    begin_suppress_tokens: list[str] | None = Controls("begin_suppress_tokens", metavar="TOKEN")
+    forced_bos_token: str | None = Controls("forced_bos_token", metavar="TOKEN")
+    forced_eos_token: str | None = Controls("forced_eos_token", metavar="TOKEN")
+    json_schema: str | None = option(
+        "Write JSON that keeps to this JSON schema; template: the one that the template comes with "
+        "(rlmrec has one).",
+        metavar="FILE|template",
+        place=READ,
+        panel=CONTROLS_PANEL,
+    )
+    regex: str | None = option_of(StructureConfig, "regex", metavar="TEXT", panel=CONTROLS_PANEL)
+    grammar: Place | None = option(
+        "Write texts of this grammar, in Lark's or llama.cpp's form.",
+        metavar="FILE",
+        place=READ,
+        panel=CONTROLS_PANEL,
+    )
+    stop: list[str] | None = Controls("stop", metavar="TEXT")
+
+    device: str = Machine("device")
+    dtype: str = Machine("dtype")
+    batch_size: int | Auto = Batch("batch_size")
+    prefill_chunk: int = Batch("prefill_chunk")
+    compile: bool = Machine("compile", "--compile/--no-compile")
+    trust_remote_code: bool = Machine(
+        "trust_remote_code", "--trust-remote-code/--no-trust-remote-code"
+    )
+    threads: int | None = Machine("threads")
+
+    shard_size: int | Auto = option_of(JobConfig, "shard_size", panel=OUTPUT_PANEL)
+    keep_prompts: bool = Records("keep_prompts", panel=OUTPUT_PANEL)
+    overwrite: bool = option(
+        "Give up the run that is in --output.", default=False, panel=OUTPUT_PANEL
+    )
+    metrics_port: int | None = option(
+        "Serve Prometheus metrics on this port of the loopback.",
+        min=0,
+        max=65535,
+        panel=OUTPUT_PANEL,
+    )
+
+    engine: EngineOption = "local"
+    workers: WorkersOption = 1
+    gpus_per_worker: GpusOption = None
+    cpus_per_worker: CpusOption = None
+    address: AddressOption = None
+
+
+#: Of the options that say how records become prompts.
+PROMPTS_IDLE = (
+    Idle("prompt_column", lambda o: o.template is not None, "with --template"),
+    Idle(
+        "side",
+        lambda o: o.template not in FRAMEWORKS,
+        "without one of the built-in templates, which have two sides",
+    ),
+)
 _RULES = (
     "accept top_k min_prob epsilon delta entropy_gate window eos_guard tie_break max_deviations "
     "max_loss"
@@ -48,7 +224,7 @@ _IDLE = (
     Idle("pool pool_lag", lambda o: o.draft == "prompt", "with --draft prompt"),
     Idle(
         f"pool depth pool_lag {_RULES}",
-        lambda o: o.budget == "0",
+        lambda o: o.budget == 0,
         "with --budget 0, which drafts nothing",
     ),
     Idle("top_k min_prob", lambda o: o.accept != "relaxed", "without --accept relaxed"),
@@ -108,12 +284,10 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
     """The options as settings. Raises DraftrecError for a value out of range."""
     from draftrec.cli.options.structure import structure_of
 
-    values: dict[str, Any] = {name: getattr(options, name) for name in options.__slots__}
+    values: dict[str, Any] = {it.name: getattr(options, it.name) for it in fields(options)}
     values["model"] = model
     values["bad_words"] = _lines(options.bad_words) if options.bad_words else None
     values["chat_template_kwargs"] = options.chat_template_kwargs or {}
-    for name in ("budget", "batch_size", "shard_size"):
-        values[name] = auto_or_number(name.replace("_", "-"), values[name])
     try:
         records = _pick(RecordsConfig, values)
         generate = GenerateConfig(
@@ -152,9 +326,8 @@ def _lines(path: Path) -> tuple[str, ...]:
 def _pool_lag(options: GenerateOptions) -> Any:
     """As asked. By itself: texts that do not depend on drafts use whatever is finished; others a
     fixed lag, so that they can be written again."""
-    asked = auto_or_number("pool-lag", options.pool_lag)
-    if asked != "auto" or options.accept == "strict" or options.draft != "pool":
-        return asked
+    if options.pool_lag != "auto" or options.accept == "strict" or options.draft != "pool":
+        return options.pool_lag
     from draftrec.jobs.knowledge.plan import lag_to_use
 
     usual = 0

@@ -5,83 +5,52 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from draftrec.cli.common import (
-    DONE,
-    SOME_REJECTED,
-    DebugOption,
-    JsonOption,
-    command,
-    print_json,
-    say,
-)
-from draftrec.cli.options.columns import ItemColumn, UserColumn
+from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.messages import say
 from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
 from draftrec.cli.options.places import READ, WRITTEN
+from draftrec.cli.options.shared import JsonOptions, UserItemColumnOptions
+from draftrec.config import RecordsConfig, Side
 from draftrec.data.files.places import Place
+from draftrec.data.settings import GroupSettings, Method
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from draftrec.data.records import Rejects
 
-Argument, Option = typer.Argument, typer.Option
-
-EntitiesArgument = Annotated[
-    str, READ, Argument(metavar="ENTITIES", help="Parquet, JSONL or CSV with a row per entity.")
-]
-OutputOption = Annotated[
-    Place, WRITTEN, Option(metavar="FILE", help="Groups file to write: .parquet, .csv or .jsonl.")
-]
-IdOption = Annotated[str, Option(help="Column of the entity ids.")]
-ClustersOption = Annotated[int, Option(min=1, help="How many groups.")]
-SeedOption = Annotated[int, Option(help="Seed of the grouping.")]
-
-
-class Method(StrEnum):
-    """Where item factors come from."""
-
-    SVD = "svd"
-    ALS = "als"
-    BPR = "bpr"
-
-
-class Side(StrEnum):
-    """Whom to group."""
-
-    USER = "user"
-    ITEM = "item"
+Entities = partial(argument, "ENTITIES", "Parquet, JSONL or CSV with a row per entity.", READ)
+Output = partial(
+    option,
+    "Groups file to write: .parquet, .csv or .jsonl.",
+    metavar="FILE",
+    default=REQUIRED,
+    place=WRITTEN,
+)
+IdColumn = partial(option_of, RecordsConfig, "id_column")
+Fit = partial(option_of, GroupSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttributeOptions:
+class AttributeOptions(JsonOptions):
     """The command line of `draftrec group attribute`."""
 
-    entities: EntitiesArgument
-    column: Annotated[str, Option(metavar="NAME", help="Column whose value is the group.")]
-    output: OutputOption
-    map: Annotated[
-        Place | None,
-        READ,
-        Option(
-            metavar="FILE.yaml",
-            help='Few groups from many values: `value: group` or `group: [values]`; "*" is the '
-            "rest.",
-        ),
-    ] = None
-    first_of_list: Annotated[
-        bool,
-        Option(
-            "--first-of-list",
-            help="Where the column holds lists: their first member, the first that --map names.",
-        ),
-    ] = False
-    id_column: IdOption = "entity_id"
-    json: JsonOption = False
-    debug: DebugOption = False
+    entities: str = Entities()
+    column: str = option("Column whose value is the group.", metavar="NAME", default=REQUIRED)
+    output: Place = Output()
+    map: Place | None = option(
+        'Few groups from many values: `value: group` or `group: [values]`; "*" is the rest.',
+        metavar="FILE.yaml",
+        place=READ,
+    )
+    first_of_list: bool = option(
+        "Where the column holds lists: their first member, the first that --map names.",
+        default=False,
+    )
+    id_column: str = IdColumn()
 
 
 @command(AttributeOptions, writes=["output"])
@@ -99,41 +68,28 @@ def attribute(options: AttributeOptions) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CollaborativeOptions:
+class CollaborativeOptions(JsonOptions, UserItemColumnOptions):
     """The command line of `draftrec group collaborative`."""
 
-    interactions: Annotated[
-        str,
-        READ,
-        Argument(metavar="INTERACTIONS", help="Parquet, JSONL or CSV: a row per interaction."),
-    ]
-    output: OutputOption
-    clusters: Annotated[int | None, Option(min=1, help="How many groups.")] = None
-    model: Annotated[
-        Place | None,
-        READ,
-        Option(
-            metavar="FILE.npz",
-            help="Assign to the groups of an earlier call instead of fitting; it leaves this file "
-            "beside its groups.",
-        ),
-    ] = None
-    factors: Annotated[int, Option(min=1, help="Numbers per item.")] = 32
-    min_interactions: Annotated[
-        int, Option(min=1, help="Entities with fewer get their group from --fallback, or none.")
-    ] = 5
-    fallback: Annotated[
-        Place | None, READ, Option(metavar="FILE", help="Groups file for entities with too few.")
-    ] = None
-    method: Annotated[
-        Method, Option(help="Item factors: svd, or als and bpr of implicit (extra [cf]).")
-    ] = Method.SVD
-    side: Annotated[Side, Option(help="Group users or items.")] = Side.USER
-    user_column: UserColumn = None
-    item_column: ItemColumn = None
-    seed: SeedOption = 0
-    json: JsonOption = False
-    debug: DebugOption = False
+    interactions: str = argument(
+        "INTERACTIONS", "Parquet, JSONL or CSV: a row per interaction.", READ
+    )
+    output: Place = Output()
+    clusters: int | None = Fit("clusters", default=None)
+    model: Place | None = option(
+        "Assign to the groups of an earlier call instead of fitting; it leaves this file beside "
+        "its groups.",
+        metavar="FILE.npz",
+        place=READ,
+    )
+    factors: int = Fit("factors")
+    min_interactions: int = Fit("least")
+    fallback: Place | None = option(
+        "Groups file for entities with too few.", metavar="FILE", place=READ
+    )
+    method: Method = Fit("method")
+    side: Side = Fit("side")
+    seed: int = Fit("seed")
 
 
 _IDLE = (
@@ -150,24 +106,27 @@ def collaborative(options: CollaborativeOptions) -> int:
     """Group users (or items) with similar INTERACTIONS."""
     from draftrec.data.interactions import check_groups_file, read_attribute, read_histories, turned
     from draftrec.data.records import Rejects
-    from draftrec.pool.groups import FitSettings, TasteGroups, routed
+    from draftrec.pool.groups import TasteGroups, routed
 
     if (options.clusters is None) == (options.model is None):
         raise DraftrecError("give either --clusters to fit groups, or --model to assign to them")
     check_groups_file(options.output)
-    rejects = Rejects(options.user_column if options.side is Side.USER else options.item_column)
+    rejects = Rejects(options.user_column if options.side == "user" else options.item_column)
     histories = read_histories(
         options.interactions, options.user_column, options.item_column, rejects
     )
-    if options.side is Side.ITEM:
+    if options.side == "item":
         histories = turned(histories)
     if options.model is not None:
         model = TasteGroups.load(options.model)
     else:
-        settings = FitSettings(
-            options.clusters or 1, options.factors, options.min_interactions,
-            options.method.value, options.seed,
-        )  # fmt: skip
+        settings = GroupSettings(
+            clusters=options.clusters or 1,
+            factors=options.factors,
+            least=options.min_interactions,
+            method=options.method,
+            seed=options.seed,
+        )
         model = TasteGroups.fit(histories, settings)
         kept = options.output.with_name(f"{options.output.name}.model.npz")
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -197,16 +156,14 @@ def _check_fallback(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomOptions:
+class RandomOptions(JsonOptions):
     """The command line of `draftrec group random`."""
 
-    entities: EntitiesArgument
-    clusters: ClustersOption
-    output: OutputOption
-    id_column: IdOption = "entity_id"
-    seed: SeedOption = 0
-    json: JsonOption = False
-    debug: DebugOption = False
+    entities: str = Entities()
+    clusters: int = Fit("clusters")
+    output: Place = Output()
+    id_column: str = IdColumn()
+    seed: int = Fit("seed")
 
 
 @command(RandomOptions, writes=["output"])

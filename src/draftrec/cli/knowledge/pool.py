@@ -4,67 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
-import typer
-
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json
-from draftrec.cli.options.columns import TextColumnOptions
-from draftrec.cli.options.places import HERE, READ
+from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.options.knobs import REQUIRED, argument, option
+from draftrec.cli.options.places import READ
+from draftrec.cli.options.shared import Groups, JsonOptions, TextColumnOptions, Tokenizer
 from draftrec.data.files.places import Place
 
-Argument, Option = typer.Argument, typer.Option
-
-_TEXTS_HELP = (
+Folder = partial(argument, "DIR", "Folder of the pool.")
+Texts = partial(
+    argument,
+    "TEXTS",
     "Texts: a run folder, or Parquet, JSONL or CSV with entity_id and text (optional: group); a "
-    "file, a folder of parts or a glob."
-)
-PoolArgument = Annotated[Path, Argument(metavar="DIR", help="Folder of the pool.")]
-TextsArgument = Annotated[str, READ, Argument(metavar="TEXTS", help=_TEXTS_HELP)]
-TokenizerOption = Annotated[
-    str, HERE, Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts.")
-]
-OutputOption = Annotated[Path, Option(metavar="DIR", help="Folder of the new pool.")]
-GroupsOption = Annotated[
-    Place | None,
+    "file, a folder of parts or a glob.",
     READ,
-    Option(help="Groups file (entity_id, group); takes the place of the group column."),
-]
-MaxBytesOption = Annotated[
-    int | None,
-    Option(
-        min=1,
-        metavar="N",
-        help="Most bytes of the pool's files, about; texts accepted least and longest ago go.",
-    ),
-]
-
-
-class Levels(StrEnum):
-    """Which indexes a pool keeps."""
-
-    BOTH = "both"
-    ALL = "all"
-    GROUP = "group"
+)
+Output = partial(option, "Folder of the new pool.", metavar="DIR", default=REQUIRED)
+MaxBytes = partial(
+    option,
+    "Most bytes of the pool's files, about; texts accepted least and longest ago go.",
+    min=1,
+    metavar="N",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions(TextColumnOptions):
+class BuildOptions(JsonOptions, TextColumnOptions):
     """The command line of `draftrec pool build`."""
 
-    texts: TextsArgument
-    tokenizer: TokenizerOption
-    output: OutputOption
-    groups: GroupsOption = None
-    levels: Annotated[
-        Levels,
-        Option(help="One index over all texts, one per group, or both (twice the bytes)."),
-    ] = Levels.BOTH
-    max_bytes: MaxBytesOption = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    texts: str = Texts()
+    tokenizer: str = Tokenizer(default=REQUIRED)
+    output: Path = Output()
+    groups: Place | None = Groups()
+    levels: Literal["both", "all", "group"] = option(
+        "One index over all texts, one per group, or both (twice the bytes).", default="both"
+    )
+    max_bytes: int | None = MaxBytes()
 
 
 @command(BuildOptions, writes=["output"])
@@ -73,7 +51,7 @@ def build(options: BuildOptions) -> int:
     from draftrec.evaluate.replay.pool_job import build_pool
     from draftrec.pool.store import LEVELS
 
-    levels = tuple(n for n in LEVELS if options.levels in (Levels.BOTH, n))
+    levels = tuple(n for n in LEVELS if options.levels in ("both", n))
     return _told(
         options.json,
         build_pool,
@@ -87,16 +65,14 @@ def build(options: BuildOptions) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddOptions(TextColumnOptions):
+class AddOptions(JsonOptions, TextColumnOptions):
     """The command line of `draftrec pool add`."""
 
-    pool: PoolArgument
-    texts: TextsArgument
-    tokenizer: TokenizerOption
-    groups: GroupsOption = None
-    max_bytes: MaxBytesOption = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    pool: Path = Folder()
+    texts: str = Texts()
+    tokenizer: str = Tokenizer(default=REQUIRED)
+    groups: Place | None = Groups()
+    max_bytes: int | None = MaxBytes()
 
 
 @command(AddOptions, writes=["pool"])
@@ -116,14 +92,12 @@ def add(options: AddOptions) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MergeOptions:
+class MergeOptions(JsonOptions):
     """The command line of `draftrec pool merge`."""
 
-    one: Annotated[Path, Argument(metavar="A", help="A pool.")]
-    other: Annotated[Path, Argument(metavar="B", help="Another, made with the same tokenizer.")]
-    output: OutputOption
-    json: JsonOption = False
-    debug: DebugOption = False
+    one: Path = argument("A", "A pool.")
+    other: Path = argument("B", "Another, made with the same tokenizer.")
+    output: Path = Output()
 
 
 @command(MergeOptions, writes=["output"])
@@ -135,13 +109,11 @@ def merge(options: MergeOptions) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PruneOptions:
+class PruneOptions(JsonOptions):
     """The command line of `draftrec pool prune`."""
 
-    pool: PoolArgument
-    max_bytes: Annotated[int, Option(min=1, metavar="N", help="Most bytes of files, about.")]
-    json: JsonOption = False
-    debug: DebugOption = False
+    pool: Path = Folder()
+    max_bytes: int = option("Most bytes of files, about.", min=1, metavar="N", default=REQUIRED)
 
 
 @command(PruneOptions, writes=["pool"])
@@ -153,12 +125,10 @@ def prune(options: PruneOptions) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LookOptions:
+class LookOptions(JsonOptions):
     """The command line of `draftrec pool info` and `draftrec pool check`."""
 
-    pool: PoolArgument
-    json: JsonOption = False
-    debug: DebugOption = False
+    pool: Path = Folder()
 
 
 @command(LookOptions)

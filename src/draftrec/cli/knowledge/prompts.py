@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import field, fields, make_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
 from pydantic import ValidationError
-from typer import Option
 
-from draftrec.cli.common import DONE, SOME_REJECTED, command, option_error, print_json
-from draftrec.cli.knowledge.generate_options import PROMPTS_IDLE, GenerateOptions
+from draftrec.cli.command import DONE, SOME_REJECTED, command, option_error, print_json
+from draftrec.cli.knowledge.generate import PROMPTS_IDLE, GenerateOptions
 from draftrec.cli.messages import say, warn
+from draftrec.cli.options.knobs import option
 from draftrec.cli.options.places import HERE
+from draftrec.cli.options.shared import JsonOptions
 from draftrec.config import ModelConfig, RecordsConfig
 
-_ALSO = {"input", "model", "trust_remote_code", "config", "json", "debug"}
-_HINTS = {
-    **get_type_hints(GenerateOptions, include_extras=True),
-    "model": Annotated[
-        str | None,
-        HERE,
-        Option(help="Folder or Hub id: applies its chat template and counts tokens; no weights."),
-    ],
-}
+_ALSO = {"input", "model", "trust_remote_code", "config"}
+_MODEL = option(
+    "Folder or Hub id: applies its chat template and counts tokens; no weights.", place=HERE
+)
 #: Those of `generate` that say how records become prompts.
 PromptsOptions = make_dataclass(
     "PromptsOptions",
     [
-        (it.name, _HINTS[it.name], field(default=it.default))
+        (
+            it.name,
+            it.type,
+            _MODEL if it.name == "model" else field(default=it.default, metadata=it.metadata),
+        )
         for it in fields(GenerateOptions)
         if it.name in _ALSO | set(RecordsConfig.model_fields)
     ],
+    bases=(JsonOptions,),
+    namespace={"__module__": GenerateOptions.__module__},
     frozen=True,
     kw_only=True,
 )

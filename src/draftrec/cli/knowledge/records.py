@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from draftrec.cli.common import (
-    ConfigOption,
-    DebugOption,
-    JsonOption,
-    command,
-    print_json,
-    say,
-)
+from draftrec.cli.command import command, print_json
 from draftrec.cli.genrec.sequences import moment, told_rejects
-from draftrec.cli.options.columns import (
-    CategoryColumn,
-    IdColumn,
-    ItemColumn,
-    RatingColumn,
-    TimeColumn,
-    TitleColumn,
-    UserColumn,
-)
+from draftrec.cli.messages import say
+from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
 from draftrec.cli.options.places import READ, WRITTEN
+from draftrec.cli.options.shared import (
+    EventColumnOptions,
+    Interactions,
+    JsonOptions,
+    ReplaceOutput,
+    SettingsFile,
+    column,
+)
 from draftrec.data.files.places import Place
+from draftrec.data.settings import ProfileSettings, SplitSettings
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -36,57 +29,32 @@ if TYPE_CHECKING:
 
     from draftrec.data.events import Events
 
-Argument, Option = typer.Argument, typer.Option
-
-
-class Side(StrEnum):
-    """Whom the records are about."""
-
-    USER = "user"
-    ITEM = "item"
+Profile = partial(option_of, ProfileSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordsOptions:
+class RecordsOptions(JsonOptions, EventColumnOptions):
     """The command line of `draftrec records`."""
 
-    interactions: Annotated[
-        str,
-        READ,
-        Argument(
-            metavar="INTERACTIONS",
-            help="A row per interaction: user_id, item_id, and rating and timestamp if known.",
-        ),
-    ]
-    items: Annotated[
-        str, READ, Argument(metavar="ITEMS", help="A row per item: item_id, title and what else.")
-    ]
-    output: Annotated[
-        Place, WRITTEN, Option(metavar="FILE", help="Records to write: .parquet or .jsonl.")
-    ]
-    side: Annotated[Side, Option(help="Records of users, with histories, or of items.")] = Side.USER
-    history: Annotated[
-        int, Option(min=1, metavar="N", help="user: the latest items in a history.")
-    ] = 30
-    until: Annotated[
-        str | None,
-        Option(metavar="TIME", help="Only interactions before this time, or date: what is tested "
-               "on later should not be told."),
-    ] = None  # fmt: skip
-    min_rating: Annotated[
-        float | None, Option(help="Leave out interactions that are rated lower.")
-    ] = None
-    user_column: UserColumn = None
-    item_column: ItemColumn = None
-    rating_column: RatingColumn = None
-    time_column: TimeColumn = None
-    id_column: IdColumn = None
-    title_column: TitleColumn = None
-    category_column: CategoryColumn = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace --output.")] = False
-    config: ConfigOption = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    interactions: str = Interactions()
+    items: str = argument("ITEMS", "A row per item: item_id, title and what else.", READ)
+    output: Place = option(
+        "Records to write: .parquet or .jsonl.", metavar="FILE", default=REQUIRED, place=WRITTEN
+    )
+    side: str = Profile("side")
+    history: int = Profile("history", metavar="N")
+    until: str | None = option(
+        "Only interactions before this time, or date: what is tested on later should not be told.",
+        metavar="TIME",
+    )
+    min_rating: float | None = option_of(SplitSettings, "min_rating")
+    id_column: str | None = column("ITEMS: the items.", "item_id or entity_id")
+    title_column: str | None = column("ITEMS: the titles.", "title")
+    category_column: str | None = column(
+        "ITEMS: the categories.", "category or genres, if there is one"
+    )
+    overwrite: bool = ReplaceOutput()
+    config: Place | None = SettingsFile()
 
 
 @command(RecordsOptions, writes=["output"])
@@ -96,7 +64,7 @@ def records(options: RecordsOptions) -> int:
     A user's history holds titles with ratings, oldest first; equal times, and files without times,
     stay in file order.
     """
-    from draftrec.data.events import EventColumns, read_events
+    from draftrec.data.events import read_events
     from draftrec.data.profiles import ItemColumns, item_records, read_items, user_records
     from draftrec.data.profiles import record_table as table_of
     from draftrec.data.records import Rejects
@@ -109,9 +77,7 @@ def records(options: RecordsOptions) -> int:
             "or .jsonl"
         )
     until = moment("--until", options.until)
-    columns = EventColumns.named(
-        options.user_column, options.item_column, options.rating_column, options.time_column
-    )
+    columns = options.columns()
     rejects = Rejects(columns.user)
     events = read_events(options.interactions, columns, rejects)
     names = ItemColumns(
@@ -120,7 +86,7 @@ def records(options: RecordsOptions) -> int:
     items = read_items(options.items, names)
     kept = _kept(events, options.min_rating, until)
     left_out: dict[str, Any] = {"items_without_title": items.untitled}
-    if options.side is Side.USER:
+    if options.side == "user":
         found, more = user_records(events, items, options.history, kept)
         left_out |= more
     else:
@@ -133,7 +99,7 @@ def records(options: RecordsOptions) -> int:
         )
     table = table_of(found)
     write_tables(options.output, table.schema, [table])
-    summary = {"records": len(found), "side": options.side.value, **left_out}
+    summary = {"records": len(found), "side": options.side, **left_out}
     summary |= {"rejected": len(rejects), "output": str(options.output)}
     _report(summary)
     code = told_rejects(rejects, options.output)

@@ -3,82 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from draftrec.cli.common import DONE, DebugOption, JsonOption, command, print_json, say
-from draftrec.cli.messages import beginning, no_bar
-from draftrec.cli.options.columns import TextColumnOptions
+from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.messages import bars, beginning, say
 from draftrec.cli.options.idle import Idle
-from draftrec.cli.options.places import HERE, READ
-from draftrec.config import DraftConfig
+from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
+from draftrec.cli.options.places import READ
+from draftrec.cli.options.shared import Groups, JsonOptions, TextColumnOptions, Tokenizer
 from draftrec.data.files.places import Place
+from draftrec.evaluate.settings import ReplaySettings
 
 if TYPE_CHECKING:
     from draftrec.report.blocks import Table
 
-Option = typer.Option
+Replay = partial(option_of, ReplaySettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayOptions(TextColumnOptions):
+class ReplayOptions(JsonOptions, TextColumnOptions):
     """The command line of `draftrec replay`."""
 
-    texts: Annotated[
-        str,
+    texts: str = argument(
+        "TEXTS",
+        "Texts to replay: a run folder, or Parquet, JSONL or CSV with entity_id and text "
+        "(optional: prompt, group, step, timestamp); a file, a folder of parts or a glob.",
         READ,
-        typer.Argument(
-            metavar="TEXTS",
-            help="Texts to replay: a run folder, or Parquet, JSONL or CSV with entity_id and text "
-            "(optional: prompt, group, step, timestamp); a file, a folder of parts or a glob.",
-        ),
-    ]
-    tokenizer: Annotated[
-        str,
-        HERE,
-        Option(help="Folder or Hub id of the model whose tokenizer counts.", metavar="PATH"),
-    ]
-    pool: Annotated[Path | None, Option(help="Pool to draft from.")] = None
-    warm: Annotated[
-        str | None, READ, Option(metavar="TEXTS", help="Texts to draft from instead of a pool.")
-    ] = None
-    groups: Annotated[
-        Place | None,
-        READ,
-        Option(help="Groups file (entity_id, group); takes the place of the group column."),
-    ] = None
-    budget: Annotated[int, Option(min=0, max=4096, help="Draft tokens per pass.")] = 64
-    depth: Annotated[int, Option(min=1, max=256, help="Longest drafted continuation.")] = (
-        DraftConfig().depth
     )
-    drafter: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME",
-            help="What drafts; repeat the option to compare: pool, all, group, prompt (our "
-            "levels), module:Class (a drafter of your own), or, in a checkout, ngram, trie, "
-            "trie-group (simple rivals).",
-            show_default="pool",
-        ),
-    ] = None
-    engine: Annotated[
-        list[str] | None, Option(metavar="NAME", hidden=True, help="The former name of --drafter.")
-    ] = None
-    order: Annotated[
-        bool,
-        Option(
-            "--order", help="Replay in order of timestamp, step or file; pools grow on the way."
-        ),
-    ] = False
-    refresh: Annotated[
-        bool,
-        Option("--refresh", help="Replay updates: each text drafts from its entity's step before."),
-    ] = False
-    limit: Annotated[int | None, Option(min=1, help="Only the first N texts.")] = None
-    json: JsonOption = False
-    debug: DebugOption = False
+    tokenizer: str = Tokenizer(default=REQUIRED)
+    pool: Path | None = option("Pool to draft from.")
+    warm: str | None = option("Texts to draft from instead of a pool.", metavar="TEXTS", place=READ)
+    groups: Place | None = Groups()
+    budget: int = Replay("budget")
+    depth: int = Replay("depth")
+    drafter: list[str] | None = option(
+        "What drafts; repeat the option to compare: pool, all, group, prompt (our levels), "
+        "module:Class (a drafter of your own), or, in a checkout, ngram, trie, trie-group (simple "
+        "rivals).",
+        metavar="NAME",
+        show_default="pool",
+    )
+    engine: list[str] | None = option("The former name of --drafter.", metavar="NAME", hidden=True)
+    order: bool = Replay("grow")
+    refresh: bool = Replay("refresh")
+    limit: int | None = option("Only the first N texts.", min=1)
 
 
 _POOLLESS, _GROUPED = {"prompt"}, {"pool", "group", "trie-group"}
@@ -113,10 +83,8 @@ def replay(options: ReplayOptions) -> int:
     speedup: what a pass over many draft tokens costs is up to model and device.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from draftrec.evaluate.replay.job import ReplayJob, run_replay
-    from draftrec.evaluate.replay.loop import ReplaySettings
     from draftrec.report.terminal import show_block
 
     if options.engine:
@@ -131,16 +99,7 @@ def replay(options: ReplayOptions) -> int:
         settings=ReplaySettings(options.budget, options.depth, options.order, options.refresh),
         limit=options.limit,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def watch(drafter: str, done: int, total: int) -> None:
-            if drafter not in tasks:
-                tasks[drafter] = bar.add_task(drafter, total=total)
-            bar.update(tasks[drafter], completed=done)
-
+    with bars() as watch:
         summary = run_replay(job, beginning(watch), say)
     show_block(_table(summary), Console(stderr=options.json))
     if options.json:

@@ -7,148 +7,108 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
+from pydantic import ValidationError
 
-from draftrec.cli.common import (
-    DONE,
+from draftrec.cli.command import DONE, command, option_error, print_json
+from draftrec.cli.messages import bars, beginning, say
+from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.knobs import (
     LIMITS_PANEL,
     MODEL_PANEL,
     OUTPUT_PANEL,
     PROMPTS_PANEL,
     TRIALS_PANEL,
-    DebugOption,
-    JsonOption,
-    command,
-    print_json,
+    argument,
+    option,
+    option_of,
 )
-from draftrec.cli.messages import say_written, settings_bar
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
+from draftrec.cli.options.shared import Groups, JsonOptions, Tokenizer
+from draftrec.config import Auto, BatchConfig, Dtype, ModelConfig, RecordsConfig, Side
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.tune.choice import RULES, Limits
+from draftrec.evaluate.settings import QualityRun, TuneRun
+from draftrec.evaluate.tune.choice import RULES, Limits, Space
 
-Option = typer.Option
-Prompts = partial(Option, rich_help_panel=PROMPTS_PANEL)
-Trials = partial(Option, rich_help_panel=TRIALS_PANEL)
-Limit = partial(Option, rich_help_panel=LIMITS_PANEL)
-Machine = partial(Option, rich_help_panel=MODEL_PANEL)
-Output = partial(Option, rich_help_panel=OUTPUT_PANEL)
-_LIMITS, _BATCH, _TARGET = Limits(), BatchConfig(), ModelConfig(model="")
+if TYPE_CHECKING:
+    from draftrec.evaluate.tune.frontier import Study
+    from draftrec.evaluate.tune.quality import QualityJob
+
+WITH_MODEL = "With --model"
+Trials = partial(option_of, QualityRun, panel=TRIALS_PANEL, note=WITH_MODEL)
+Limit = partial(option_of, Limits, panel=LIMITS_PANEL, note=WITH_MODEL)
+Prompts = partial(option_of, RecordsConfig, panel=PROMPTS_PANEL)
+Batch = partial(option_of, BatchConfig, note=WITH_MODEL)
+Machine = partial(option_of, ModelConfig, panel=MODEL_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuneOptions:
+class TuneOptions(JsonOptions):
     """The command line of `draftrec tune`."""
 
-    texts: Annotated[
-        str,
+    texts: str = argument(
+        "TEXTS|RUN|RECORDS",
+        "A run's folder (its measured costs are used) or texts (Parquet, JSONL or CSV with "
+        "entity_id and text); with --model, records as `generate` reads them.",
         READ,
-        typer.Argument(
-            metavar="TEXTS|RUN|RECORDS",
-            help="A run's folder (its measured costs are used) or texts (Parquet, JSONL or CSV "
-            "with entity_id and text); with --model, records as `generate` reads them.",
-        ),
-    ]
-    tokenizer: Annotated[
-        str | None,
-        HERE,
-        Option(metavar="PATH", help="Folder or Hub id of the model whose tokenizer counts."),
-    ] = None
-    model: Annotated[
-        str | None, HERE, Option(help="Try acceptance rules with this model: a folder or a Hub id.")
-    ] = None
-    pool: Annotated[
-        Path | None,
-        Option(
-            help="Pool to tune, or to draft from; without one, part of the texts, or the texts of "
-            "other records."
-        ),
-    ] = None
-    groups: Annotated[
-        Place | None,
-        READ,
-        Option(help="Groups file (entity_id, group); takes the place of the group column."),
-    ] = None
-    output: Annotated[
-        Place | None, WRITTEN, Option(metavar="FILE.yaml", help="Settings for `generate --config`.")
-    ] = None
-    limit: Annotated[int, Option(min=1, help="Most texts that are replayed.")] = 60
-    seed: Annotated[int, Option(help="Seed of the choice of texts and of the search.")] = 0
-
-    rules: Annotated[
-        str, Trials(help="With --model: rules to try, by commas; strict always is.")
-    ] = ",".join(RULES)
-    budgets: Annotated[str, Trials(help="With --model: budgets to try, by commas.")] = "16,48"
-    sample: Annotated[int, Trials(min=1, help="With --model: records that are written.")] = 64
-    rounds: Annotated[int, Trials(min=1, help="With --model: times that each is timed.")] = 3
-    trials: Annotated[
-        int | None,
-        Trials(min=1, help="With --model: search so many settings where the grid has more."),
-    ] = None
-    max_loss_per_token: Annotated[
-        float, Limit(min=0, help="With --model: most nats given up per token of the text.")
-    ] = _LIMITS.max_loss_per_token
-    min_similarity: Annotated[
-        float,
-        Limit(
-            max=1,
-            help="With --model: least likeness by TF-IDF; 1: the model's own text, 0: another's.",
-        ),
-    ] = _LIMITS.min_similarity
-    max_length_drift: Annotated[
-        float, Limit(min=0, help="With --model: most relative change of the mean length.")
-    ] = _LIMITS.max_length_drift
-    template: Annotated[
-        str | None, READ, Prompts(help="With --model: a framework's template, or a Jinja2 file.")
-    ] = None
-    side: Annotated[
-        Literal["user", "item"], Prompts(help="Which side a framework's template describes.")
-    ] = RecordsConfig().side
-    chat: Annotated[
-        bool | None,
-        Prompts(
-            "--chat/--no-chat",
-            help="Wrap prompts in the tokenizer's chat template.",
-            show_default="where it has one",
-        ),
-    ] = None
-    max_new_tokens: Annotated[int, Prompts(min=1, help="With --model: longest text.")] = (
-        _BATCH.max_new_tokens
     )
-    batch_size: Annotated[
-        str, Machine(metavar="auto|N", help="With --model: texts written together.")
-    ] = str(_BATCH.batch_size)
-    device: Annotated[str, Machine(help="auto, cpu, cuda or cuda:N.")] = _TARGET.device
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        Machine(help="Precision of the weights; auto: as stored, float32 on CPU."),
-    ] = _TARGET.dtype
-    trust_remote_code: Annotated[
-        bool,
-        Machine(
-            "--trust-remote-code/--no-trust-remote-code",
-            help="Run Python code that comes with the model.",
-        ),
-    ] = False
-    report: Annotated[
-        Path | None,
-        Output(
-            metavar="DIR",
-            help="With --model: folder of frontier.html and trials.parquet.",
-            show_default="FILE.trials beside --output",
-        ),
-    ] = None
-    overwrite: Annotated[
-        bool, Output("--overwrite", help="Give up the trials that are in --report.")
-    ] = False
-    json: JsonOption = False
-    debug: DebugOption = False
+    tokenizer: str | None = Tokenizer()
+    model: str | None = option(
+        "Try acceptance rules with this model: a folder or a Hub id.", place=HERE
+    )
+    pool: Path | None = option(
+        "Pool to tune, or to draft from; without one, part of the texts, or the texts of other "
+        "records."
+    )
+    groups: Place | None = Groups()
+    output: Place | None = option(
+        "Settings for `generate --config`.", metavar="FILE.yaml", place=WRITTEN
+    )
+    limit: int = option_of(TuneRun, "limit")
+    seed: int = option_of(TuneRun, "seed")
+
+    rules: str = option_of(
+        Space, "rules", kind=str, default=",".join(RULES), panel=TRIALS_PANEL, note=WITH_MODEL
+    )
+    budgets: str = option_of(
+        Space,
+        "budgets",
+        kind=str,
+        default=",".join(map(str, Space().budgets)),
+        panel=TRIALS_PANEL,
+        note=WITH_MODEL,
+    )
+    sample: int = Trials("sample")
+    rounds: int = Trials("rounds")
+    trials: int | None = Trials("trials")
+    max_loss_per_token: float = Limit("max_loss_per_token")
+    min_similarity: float = Limit("min_similarity")
+    max_length_drift: float = Limit("max_length_drift")
+    template: str | None = option(
+        "With --model: a framework's template, or a Jinja2 file.", place=READ, panel=PROMPTS_PANEL
+    )
+    side: Side = Prompts("side")
+    chat: bool | None = Prompts("chat")
+    max_new_tokens: int = Batch("max_new_tokens", panel=PROMPTS_PANEL)
+    batch_size: int | Auto = Batch("batch_size", panel=MODEL_PANEL)
+    device: str = Machine("device")
+    dtype: Dtype = Machine("dtype")
+    trust_remote_code: bool = Machine(
+        "trust_remote_code", "--trust-remote-code/--no-trust-remote-code"
+    )
+    report: Path | None = option(
+        "With --model: folder of frontier.html and trials.parquet.",
+        metavar="DIR",
+        show_default="FILE.trials beside --output",
+        panel=OUTPUT_PANEL,
+    )
+    overwrite: bool = option(
+        "Give up the trials that are in --report.", default=False, panel=OUTPUT_PANEL
+    )
 
 
 _IDLE = (
@@ -190,9 +150,7 @@ def tune(options: TuneOptions) -> int:
 
 def _tune(options: TuneOptions) -> int:
     if options.model is not None:
-        from draftrec.cli.knowledge.tune_quality import tune_quality
-
-        return tune_quality(options, options.model)
+        return _with_model(options, options.model)
     if options.tokenizer is None:
         raise DraftrecError(
             "give --tokenizer to replay recorded texts, or --model to try acceptance rules"
@@ -207,18 +165,27 @@ def _replay(options: TuneOptions, tokenizer: str) -> int:
     from draftrec.evaluate.tune.tuning import TuneJob, run_tune, settings_yaml
 
     job = TuneJob(
-        options.texts, tokenizer, options.pool, options.groups,
-        limit=options.limit, seed=options.seed,
-    )  # fmt: skip
-    with settings_bar() as watch:
-        summary = run_tune(job, watch)
+        texts=options.texts,
+        tokenizer=tokenizer,
+        pool=options.pool,
+        groups=options.groups,
+        limit=options.limit,
+        seed=options.seed,
+    )
+    with bars() as watch:
+        summary = run_tune(job, beginning(partial(watch, "settings")))
     _show(summary, Console(stderr=options.json))
     if options.output is not None:
         replace_file(options.output, settings_yaml(summary["chosen"], options.pool).encode())
-        say_written(options.output)
+        _say_written(options.output)
     if options.json:
         print_json(summary)
     return DONE
+
+
+def _say_written(path: Place) -> None:
+    """What the settings file is for."""
+    say(f"settings written to {path}; use them with generate --config {path}")
 
 
 _COLUMNS = {
@@ -252,4 +219,107 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     console.print(
         f"chosen: pool of {chosen['pool_bytes']:,} bytes, depth {chosen['depth']}, "
         f"budget {chosen['budget']}"
+    )
+
+
+def _with_model(options: TuneOptions, model: str) -> int:
+    """Run the study, write page and settings, show the frontier."""
+    job = _job(options, model)
+    with sole_writer(job.folder, inside=True):
+        return _tuned(job, options)
+
+
+def _tuned(job: QualityJob, options: TuneOptions) -> int:
+    from rich.console import Console
+
+    from draftrec.data.files.writers import replace_file
+    from draftrec.evaluate.tune.choice import chosen_yaml
+    from draftrec.evaluate.tune.frontier import report_of
+    from draftrec.evaluate.tune.quality import run_quality_tune
+    from draftrec.report.page import render
+    from draftrec.report.terminal import show
+
+    with bars() as watch:
+        summary = run_quality_tune(job, beginning(partial(watch, "settings")))
+    study, page = _study(job, summary, options.output), job.folder / "frontier.html"
+    replace_file(page, render(report_of(study)).encode())
+    show(report_of(study, short=True), Console(stderr=options.json))
+    say(f"page: {page}; all trials: {job.folder / 'trials.parquet'}")
+    if options.output is not None:
+        text = chosen_yaml(summary["chosen"], job.limits, job.depth)
+        replace_file(options.output, text.encode())
+        _say_written(options.output)
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+def _job(options: TuneOptions, model: str) -> QualityJob:
+    from draftrec.evaluate.tune.quality import QualityJob
+
+    try:
+        batch = BatchConfig(batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
+    except ValidationError as error:
+        raise option_error(error) from error
+    return QualityJob(
+        records=options.texts,
+        target=ModelConfig(
+            model=model,
+            device=options.device,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        ),
+        folder=_folder(options),
+        batch=batch,
+        layout=RecordsConfig(template=options.template, side=options.side, chat=options.chat),
+        groups=options.groups,
+        pool=options.pool,
+        space=Space(_words(options.rules), _numbers("budgets", options.budgets)),
+        limits=Limits(options.max_loss_per_token, options.min_similarity, options.max_length_drift),
+        sample=options.sample,
+        rounds=options.rounds,
+        trials=options.trials,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+
+
+def _folder(options: TuneOptions) -> Path:
+    if options.report is not None:
+        return options.report
+    if options.output is None:
+        raise DraftrecError("tune --model writes settings and trials; give --output or --report")
+    if not isinstance(options.output, Path):
+        raise DraftrecError(
+            f"trials are kept on this machine and --output is {options.output}; name a folder for "
+            f"them with --report"
+        )
+    return options.output.with_suffix(".trials")
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _numbers(option: str, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(value))
+    except ValueError:
+        raise DraftrecError(
+            f"--{option} must be whole numbers separated by commas, not {value!r}"
+        ) from None
+
+
+def _study(job: QualityJob, summary: dict[str, Any], output: Place | None) -> Study:
+    from draftrec.evaluate.tune.frontier import Study, facts_of
+    from draftrec.report.blocks import machine_facts
+
+    how = {"rounds": job.rounds, "longest text": job.batch.max_new_tokens, "seed": job.seed}
+    facts = facts_of(summary, {**how, "device": summary["device"], "dtype": summary["dtype"]})
+    return Study(
+        tuple(summary["trials"]),
+        summary["chosen"],
+        job.limits,
+        facts | {"Machine": machine_facts()},
+        str(output) if output else None,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from draftrec.cli.common import CLUSTER_PANEL
+from draftrec.cli.options.knobs import CLUSTER_PANEL
 from draftrec.errors import DraftrecError
 
 Option = partial(typer.Option, rich_help_panel=CLUSTER_PANEL)

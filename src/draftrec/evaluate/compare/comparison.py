@@ -28,6 +28,7 @@ from draftrec.evaluate.compare.ctr import (
     read_trials,
 )
 from draftrec.evaluate.compare.limits import Limits, Measured, Verdict, judge, passed
+from draftrec.evaluate.settings import CompareRun
 from draftrec.evaluate.texts.grounding import Grounding, ground, read_catalogue, read_prompts
 from draftrec.evaluate.texts.quality import (
     Bootstrap,
@@ -56,10 +57,10 @@ from draftrec.evaluate.texts.runs import (
 from draftrec.evaluate.texts.templates import Framework, TextForm
 
 
-@dataclass(frozen=True, slots=True)
-class CompareJob:
+@dataclass(frozen=True)
+class CompareJob(CompareRun):
     """What to compare. `runs`: name -> folder, the baseline first; `ctr` and `vectors` by the same
-    names. `form`: what texts must look like, None = what the runs' manifests say."""
+    names."""
 
     runs: Mapping[str, Place]
     limits: Limits
@@ -67,10 +68,6 @@ class CompareJob:
     vectors: Mapping[str, Place] = field(default_factory=dict)
     titles: str | None = None
     prompts: str | None = None
-    framework: Framework | None = None
-    side: Side | None = None
-    seed: int = 0
-    resamples: int = 1000
 
 
 @dataclass(frozen=True, slots=True)

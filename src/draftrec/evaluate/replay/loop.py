@@ -20,6 +20,7 @@ from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.stats import record
 from draftrec.engine.tree import depths
 from draftrec.evaluate.replay.recordings import Recording
+from draftrec.evaluate.settings import ReplaySettings
 
 #: A finished text and its group, as pools take them.
 PoolText = tuple[IntArray, str | None]
@@ -44,17 +45,6 @@ class ReplayDrafter(Drafter, Protocol):
         ...
 
     def add(self, texts: Iterable[PoolText]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ReplaySettings:
-    """`budget` nodes per tree, `depth` levels. `grow`: finished texts join the pool. `refresh`:
-    only texts with a previous one are replayed; the others still join the pool."""
-
-    budget: int = 64
-    depth: int = 24
-    grow: bool = False
-    refresh: bool = False
 
 
 @dataclass(slots=True)

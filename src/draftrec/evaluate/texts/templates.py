@@ -10,12 +10,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from draftrec.data.templates import Side
 from draftrec.data.words import count_words, unspaced
-
-Framework = Literal["kar", "trawl", "once", "rlmrec"]
+from draftrec.evaluate.settings import Framework
 
 #: What the built-in prompts ask about; own lists of factors go into `TextForm`.
 _FACTORS: Mapping[tuple[Framework, Side], tuple[str, ...]] = {

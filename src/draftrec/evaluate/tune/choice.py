@@ -9,9 +9,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
 from itertools import product
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from draftrec.config import AcceptConfig
+from draftrec.config import AcceptConfig, knob
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Space:
     Raises DraftrecError for a rule that is not there, and for an empty list.
     """
 
-    rules: tuple[str, ...] = RULES
-    budgets: tuple[int, ...] = (16, 48)
+    rules: Annotated[tuple[str, ...], knob("Rules to try, by commas; strict always is.")] = RULES
+    budgets: Annotated[tuple[int, ...], knob("Budgets to try, by commas.")] = (16, 48)
 
     def __post_init__(self) -> None:
         unknown = [r for r in self.rules if r not in RULES]
@@ -107,9 +107,14 @@ class Limits:
     text that the model samples at temperature 0.5 has about 0.2; `max_length_drift` the relative
     change of the mean length, as shorter texts are faster for the wrong reason."""
 
-    max_loss_per_token: float = 0.05
-    min_similarity: float = 0.2
-    max_length_drift: float = 0.1
+    max_loss_per_token: Annotated[
+        float, knob("Most nats given up per token of the text.", ge=0)
+    ] = 0.05
+    min_similarity: Annotated[
+        float,
+        knob("Least likeness by TF-IDF; 1: the model's own text, 0: another's.", le=1),
+    ] = 0.2
+    max_length_drift: Annotated[float, knob("Most relative change of the mean length.", ge=0)] = 0.1
 
     def keeps(self, row: Row) -> bool:
         """Does the trial stay within all of them?"""

@@ -32,6 +32,7 @@ from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import fitted_to, load_template
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.settings import QualityRun
 from draftrec.evaluate.texts.quality import by_tf_idf, likeness, run_distinct
 from draftrec.evaluate.texts.runs import RunTexts
 from draftrec.evaluate.tune.choice import Limits, Row, Space, accept_of, choose, frontier
@@ -217,10 +218,9 @@ def _speeds(plain: Seq[tuple[float, float]], rival: Seq[tuple[float, float]]) ->
 _ASKS_PER_TRIAL = 10
 
 
-@dataclass(frozen=True, slots=True)
-class QualityJob:
-    """What to tune. `folder` holds the trials; `sample` records are timed; `trials` searches the
-    space with optuna where its grid is larger; `pool` None: texts of other records are the pool."""
+@dataclass(frozen=True)
+class QualityJob(QualityRun):
+    """What to tune. `folder` holds the trials; `pool` None: texts of other records are the pool."""
 
     records: str
     target: ModelConfig
@@ -231,11 +231,7 @@ class QualityJob:
     pool: Path | None = None
     space: Space = field(default_factory=Space)
     limits: Limits = field(default_factory=Limits)
-    sample: int = 64
-    rounds: int = 3
-    trials: int | None = None
     depth: int = DraftConfig.model_fields["depth"].default
-    seed: int = 0
     overwrite: bool = False
 
 

@@ -22,8 +22,9 @@ from draftrec.data.records import GroupTable
 from draftrec.engine.costs import CostCurve
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.replay.drafters import FromPool
-from draftrec.evaluate.replay.loop import ReplaySettings, replay
+from draftrec.evaluate.replay.loop import replay
 from draftrec.evaluate.replay.recordings import Recording, read_recordings
+from draftrec.evaluate.settings import ReplaySettings, TuneRun
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 
@@ -32,8 +33,8 @@ _SLACK = 0.01
 _HELD_OUT = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class TuneJob:
+@dataclass(frozen=True)
+class TuneJob(TuneRun):
     """`texts`: recorded texts or a run's folder. `pool` is tried in smaller sizes; without one,
     four fifths of the entities' texts are the pool and the others are replayed, `limit` at most.
     """
@@ -45,8 +46,6 @@ class TuneJob:
     budgets: tuple[int, ...] = (4, 8, 16, 32, 64)
     depths: tuple[int, ...] = (6, 12, 24)
     shares: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    limit: int = 60
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

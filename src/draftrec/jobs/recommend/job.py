@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.config import RecommendRun
 from draftrec.data.files.locks import check_still_held, sole_writer
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import remove_folder, replace_file, replace_parquet
@@ -183,7 +184,6 @@ class LocalRecommender:
         pass
 
 
-SHARD = 2048
 _SETTINGS = "settings.json"
 
 
@@ -198,9 +198,9 @@ class RecommendJob:
 
     output: Place
     settings: dict[str, Any]
-    shadow: float = 0.0
+    shadow: float = RecommendRun.shadow
     overwrite: bool = False
-    shard_size: int = SHARD
+    shard_size: int = RecommendRun.shard_size
     ids: IdTypes = NUMBERS
 
     @property

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from draftrec.config import RecommendConfig
+from draftrec.config import RecommendConfig, RecommendRun, Wanted
 from draftrec.data.files.locks import refuse_second_writer
 from draftrec.data.files.places import Place
 from draftrec.data.sequences import (
@@ -28,7 +28,6 @@ from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Catalogue
 from draftrec.jobs.recommend.job import (
-    SHARD,
     Crew,
     IdTypes,
     LocalRecommender,
@@ -42,8 +41,8 @@ from draftrec.models.recommender import load_recommender
 _LOG = logging.getLogger("draftrec")
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSettings:
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(RecommendRun):
     """Where everything lies. `draft` is a folder, `items` or `none`; `part` None: `usual_part`."""
 
     sequences: str
@@ -51,13 +50,8 @@ class TaskSettings:
     target: Path
     draft: str
     output: Place
-    part: str | None = "test"
-    limit: int | None = None
-    shadow: float = 0.0
+    part: Wanted | None = "test"
     overwrite: bool = False
-    shard_size: int = SHARD
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     config: RecommendConfig = field(default_factory=RecommendConfig)
     columns: SequenceColumns = USUAL
 
