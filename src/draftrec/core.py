@@ -6,8 +6,8 @@ Shapes: `n` draft nodes of one sequence, `m` accepted nodes, `R` scored rows of 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,8 @@ class Request:
 
 @dataclass(slots=True)
 class Counts:
-    """What one sequence cost and what its drafts were worth. All are plain counts."""
+    """What one sequence cost and what its drafts were worth, or several together (`+`). All are
+    plain counts; those of `accepted_by_source` follow `SOURCES`."""
 
     target_calls: int = 0
     draft_calls: int = 0
@@ -79,6 +80,38 @@ class Counts:
     accepted_tokens: int = 0
     relaxed_tokens: int = 0
     accepted_by_source: list[int] = field(default_factory=lambda: [0] * len(SOURCES))
+
+    def __post_init__(self) -> None:
+        # What was written before a source existed has counted nothing for it.
+        missing = len(SOURCES) - len(self.accepted_by_source)
+        self.accepted_by_source = [*self.accepted_by_source, *[0] * missing]
+
+    def __add__(self, other: Counts) -> Counts:
+        own, more = self.accepted_by_source, other.accepted_by_source
+        return Counts(
+            **{name: getattr(self, name) + getattr(other, name) for name in COUNTED},
+            accepted_by_source=[a + b for a, b in zip(own, more, strict=True)],
+        )
+
+    @classmethod
+    def of(cls, work: Any) -> Counts:
+        """Those that `work` has under the same names."""
+        numbers = {name: getattr(work, name) for name in COUNTED}
+        return cls(**numbers, accepted_by_source=list(work.accepted_by_source))
+
+    def rates(self, new_tokens: int) -> dict[str, float]:
+        """What the counts mean for texts of so many tokens; 0 where nothing was counted."""
+        parts = {
+            "tokens_per_call": (new_tokens, self.target_calls),
+            "mean_accepted_tokens": (self.accepted_tokens, self.draft_calls),
+            "acceptance_rate": (self.accepted_tokens, self.drafted_tokens),
+            "relaxed_share": (self.relaxed_tokens, new_tokens),
+        }
+        return {name: part / whole if whole else 0.0 for name, (part, whole) in parts.items()}
+
+
+#: Names of the counts that are one number.
+COUNTED = tuple(f.name for f in fields(Counts) if f.name != "accepted_by_source")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from draftrec.core import SOURCES
+from draftrec.core import COUNTED, SOURCES
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.crew import Loader
 from draftrec.jobs.knowledge.job import Watcher
@@ -163,11 +163,7 @@ class ServiceMetrics:
             "pass_rows": step.rows,
             "texts": step.finished,
             "new_tokens": step.new_tokens,
-            "target_calls": step.target_calls,
-            "draft_calls": step.draft_calls,
-            "drafted_tokens": step.drafted_tokens,
-            "accepted_tokens": step.accepted_tokens,
-            "relaxed_tokens": step.relaxed_tokens,
+            **{name: getattr(step, name) for name in COUNTED},
         }
         for name, count in counts.items():
             self._add(name, count)

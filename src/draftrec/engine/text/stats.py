@@ -12,23 +12,10 @@ from itertools import zip_longest
 
 import numpy as np
 
-from draftrec.core import SOURCES, DraftTree, Verdict
+from draftrec.core import COUNTED, SOURCES, Counts, DraftTree, Verdict
 from draftrec.engine.text.batch import RunningSequence
 
-_SUMS = (
-    "finished",
-    "scored",
-    "rows",
-    "new_tokens",
-    "target_calls",
-    "drafted_tokens",
-    "accepted_tokens",
-    "draft_calls",
-    "relaxed_tokens",
-    "cut",
-    "empty",
-    "looping",
-)
+_SUMS = ("finished", "scored", "rows", "new_tokens", *COUNTED, "cut", "empty", "looping")
 
 
 @dataclass(slots=True)
@@ -123,6 +110,11 @@ class StepStats:
     cut: int = 0
     empty: int = 0
     looping: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """What the step cost, and what its drafts were worth."""
+        return Counts.of(self)
 
 
 def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from draftrec.core import SOURCES, Drafter, DraftTree, IntArray, Request, Verdict
+from draftrec.core import SOURCES, Counts, Drafter, DraftTree, IntArray, Request, Verdict
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.stats import record
 from draftrec.engine.tree import depths
@@ -74,10 +74,14 @@ class Replayed:
     texts: int = 0
     tokens: int = 0
     steps: int = 0
-    drafted: int = 0
-    accepted_by_source: list[int] = field(default_factory=lambda: [0] * len(SOURCES))
+    counts: Counts = field(default_factory=Counts)
     lookup_ns: list[int] = field(default_factory=list)
     upkeep_ns: int = 0
+
+    @property
+    def drafted(self) -> int:
+        """Tokens of all drafts."""
+        return self.counts.drafted_tokens
 
     def summary(self, drafter: ReplayDrafter, intake: Intake) -> dict[str, Any]:
         """The contract's figures: counts, microseconds, bytes; `upkeep_us_per_token` is the time
@@ -99,7 +103,8 @@ class Replayed:
             "pool_tokens": held,
         }
         if drafter.names_sources:
-            found["accepted_by_source"] = dict(zip(SOURCES, self.accepted_by_source, strict=True))
+            by_source = self.counts.accepted_by_source
+            found["accepted_by_source"] = dict(zip(SOURCES, by_source, strict=True))
         return found
 
 
@@ -171,9 +176,7 @@ def _replay_text(
     drafter.stop(sequence)
     result.texts += 1
     result.tokens += len(text)
-    result.drafted += sequence.counts.drafted_tokens
-    for i, n in enumerate(sequence.counts.accepted_by_source):
-        result.accepted_by_source[i] += n
+    result.counts += sequence.counts
 
 
 def _refuse_excess(tree: DraftTree, settings: ReplaySettings) -> None:

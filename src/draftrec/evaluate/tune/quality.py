@@ -26,7 +26,7 @@ from draftrec.config import (
     ModelConfig,
     RecordsConfig,
 )
-from draftrec.core import Generation, Request
+from draftrec.core import Counts, Generation, Request
 from draftrec.data.files.places import Place
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
 from draftrec.data.tables.readers import open_records
@@ -160,17 +160,12 @@ class Race:
         """
         plain, written = self._run_texts("plain", self.plain_texts), self._run_texts("run", texts)
         tokens = int(written.lengths.sum())
-        total = {
-            name: sum(getattr(g.counts, name) for g in texts)
-            for name in ("target_calls", "drafted_tokens", "accepted_tokens", "relaxed_tokens")
-        }
+        rates = sum((g.counts for g in texts), Counts()).rates(tokens)
         near = by_tf_idf(plain.texts, written.texts)
         cosine, kept = float(near.cosines.mean()), near.kept.value
         own, base = run_distinct(written)["distinct_2"], run_distinct(plain)["distinct_2"]
         figures = {
-            "tokens_per_call": tokens / total["target_calls"],
-            "acceptance_rate": total["accepted_tokens"] / max(total["drafted_tokens"], 1),
-            "relaxed_share": total["relaxed_tokens"] / tokens,
+            **{n: rates[n] for n in ("tokens_per_call", "acceptance_rate", "relaxed_share")},
             "loss_per_token": sum(g.loss for g in texts) / tokens,
             "exact_match": likeness(plain, written)["exact_match"].value,
             "similarity": cosine,

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from draftrec.config import MOST_RECORDS, GenerateConfig, JobConfig, ModelConfig, StructureConfig
-from draftrec.core import SOURCES, Generation
+from draftrec.core import COUNTED, SOURCES, Counts, Generation
 from draftrec.data.files.places import Place
 from draftrec.engine.text.stats import Spent
 from draftrec.errors import DraftrecError
@@ -96,16 +96,20 @@ class Totals(_Part):
         self.texts += len(generations) + kept * samples
         self.rejected += rejected
         self.kept += kept
-        for generation in generations:
-            counts = generation.counts
-            self.new_tokens += len(generation.token_ids)
-            self.target_calls += counts.target_calls
-            self.draft_calls += counts.draft_calls
-            self.drafted_tokens += counts.drafted_tokens
-            self.accepted_tokens += counts.accepted_tokens
-            self.relaxed_tokens += counts.relaxed_tokens
-            for i, n in enumerate(counts.accepted_by_source):
-                self.accepted_by_source[i] += n
+        new_tokens = sum(len(g.token_ids) for g in generations)
+        self.count(sum((g.counts for g in generations), Counts()), new_tokens)
+
+    def count(self, counts: Counts, new_tokens: int) -> None:
+        """Add what texts of so many new tokens cost."""
+        total = self.counts + counts
+        for name in (*COUNTED, "accepted_by_source"):
+            setattr(self, name, getattr(total, name))
+        self.new_tokens += new_tokens
+
+    @property
+    def counts(self) -> Counts:
+        """What the texts cost, and what their drafts were worth."""
+        return Counts.of(self)
 
     def end(self, endings: Endings) -> None:
         """Count how the texts of one shard ended, those kept included."""
@@ -132,10 +136,7 @@ class Totals(_Part):
     def rates(self) -> dict[str, float]:
         """What the counts mean; 0 where nothing was counted."""
         return {
-            "tokens_per_call": _ratio(self.new_tokens, self.target_calls),
-            "mean_accepted_tokens": _ratio(self.accepted_tokens, self.draft_calls),
-            "acceptance_rate": _ratio(self.accepted_tokens, self.drafted_tokens),
-            "relaxed_share": _ratio(self.relaxed_tokens, self.new_tokens),
+            **self.counts.rates(self.new_tokens),
             "tokens_per_second": _ratio(self.new_tokens, self.wall_seconds),
         }
 

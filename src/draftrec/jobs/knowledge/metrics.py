@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from draftrec.core import SOURCES
+from draftrec.core import COUNTED, SOURCES
 from draftrec.engine.text.stats import Spent
 from draftrec.jobs.knowledge.manifest import Manifest, Totals
 from draftrec.jobs.knowledge.shards import RunFolder
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from draftrec.engine.text.stats import StepStats
 
 _STEP_SECONDS = 5.0
-_STEP_COUNTS = (
-    "rows",
-    "new_tokens",
-    "target_calls",
-    "draft_calls",
-    "drafted_tokens",
-    "accepted_tokens",
-    "relaxed_tokens",
-    "finished",
-)
+_STEP_COUNTS = ("rows", "new_tokens", *COUNTED, "finished")
 
 
 @dataclass(frozen=True, slots=True)

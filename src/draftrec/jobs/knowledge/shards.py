@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.core import SOURCES, Generation, IntArray
+from draftrec.core import COUNTED, SOURCES, Generation, IntArray
 from draftrec.data.files.locks import check_still_held, sole_writer
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.remote import UNMOVED, RemotePath
@@ -47,14 +47,7 @@ PART_SCHEMA = pa.schema(
         pa.field("new_tokens", pa.int32(), nullable=False),
     ]
 )
-_COUNTS = (
-    "target_calls",
-    "draft_calls",
-    "drafted_tokens",
-    "accepted_tokens",
-    "relaxed_tokens",
-    *(f"accepted_{source}" for source in SOURCES),
-)
+_COUNTS = (*COUNTED, *(f"accepted_{source}" for source in SOURCES))
 STATS_SCHEMA = pa.schema(
     [
         pa.field("entity_id", pa.string(), nullable=False),
@@ -267,9 +260,7 @@ def _stats_table(texts: Seq[Written]) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for text in texts:
         counts = text.generation.counts
-        row: dict[str, Any] = {
-            name: getattr(counts, name) for name in _COUNTS if hasattr(counts, name)
-        }
+        row: dict[str, Any] = {name: getattr(counts, name) for name in COUNTED}
         for source, accepted in zip(SOURCES, counts.accepted_by_source, strict=True):
             row[f"accepted_{source}"] = accepted
         row["prompt_hash"] = text.prompt_hash

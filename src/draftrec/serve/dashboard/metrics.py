@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from draftrec.core import SOURCES
+from draftrec.core import COUNTED, SOURCES, Counts
 
 Record = dict[str, Any]
 
@@ -18,10 +18,6 @@ Record = dict[str, Any]
 MOST_POINTS = 120
 #: Seconds between two records that still count as one stretch of work.
 _SEAM = 2.0
-_COUNTS = (
-    "new_tokens", "target_calls", "draft_calls", "drafted_tokens", "accepted_tokens",
-    "relaxed_tokens",
-)  # fmt: skip
 
 
 class MetricsTail:
@@ -58,29 +54,24 @@ class MetricsTail:
 
 @dataclass(slots=True)
 class Sums:
-    """Counts of a stretch of work. `accepted_by_source` follows `core.SOURCES`."""
+    """What a stretch of work came to, and what its texts cost."""
 
     seconds: float = 0.0
     new_tokens: int = 0
-    target_calls: int = 0
-    draft_calls: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    relaxed_tokens: int = 0
     finished: int = 0
     active: int = 0
-    accepted_by_source: list[int] = field(default_factory=lambda: [0] * len(SOURCES))
+    counts: Counts = field(default_factory=Counts)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add a record of steps, or one of a shard."""
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + int(record.get(name, 0)))
+        by_source = [int(n) for n in record.get("accepted_by_source", ())[: len(SOURCES)]]
+        numbers = {name: int(record.get(name, 0)) for name in COUNTED}
+        self.counts += Counts(**numbers, accepted_by_source=by_source)
+        self.new_tokens += int(record.get("new_tokens", 0))
         self.seconds += _seconds(record)
         counted = next((n for n in ("finished", "texts", "entities") if n in record), None)
         self.finished += int(record[counted]) if counted else 0
         self.active = int(record.get("active", 0))
-        for i, count in enumerate(record.get("accepted_by_source", ())[: len(SOURCES)]):
-            self.accepted_by_source[i] += int(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +99,11 @@ def curves(records: Seq[Record], most: int = MOST_POINTS) -> Curves:
             sums.add(record)
         clock += sums.seconds
         found.seconds.append(round(clock, 3))
-        found.tokens_per_second.append(_rate(sums.new_tokens, sums.seconds))
-        found.tokens_per_call.append(_rate(sums.new_tokens, sums.target_calls))
-        found.acceptance_rate.append(_rate(sums.accepted_tokens, sums.drafted_tokens))
-        found.relaxed_share.append(_rate(sums.relaxed_tokens, sums.new_tokens))
+        per_second = sums.new_tokens / sums.seconds if sums.seconds else 0.0
+        found.tokens_per_second.append(round(per_second, 5))
+        rates = sums.counts.rates(sums.new_tokens)
+        for name in ("tokens_per_call", "acceptance_rate", "relaxed_share"):
+            getattr(found, name).append(round(rates[name], 5))
         found.batch.append(sums.active)
     return found
 
@@ -164,7 +156,3 @@ def _end(record: Mapping[str, Any]) -> float:
         return datetime.fromisoformat(str(record.get("at"))).timestamp()
     except ValueError:
         return 0.0
-
-
-def _rate(numerator: float, denominator: float) -> float:
-    return round(numerator / denominator, 5) if denominator else 0.0

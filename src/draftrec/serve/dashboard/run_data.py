@@ -324,16 +324,10 @@ def _own_baseline(manifest: Manifest, totals: Totals) -> Baseline:
 def _with_pending(manifest: Manifest, pending: Sums) -> Totals:
     """Totals of finished shards and of what the shard under way has done so far."""
     found = manifest.totals.model_copy(deep=True)
-    for name in (
-        "new_tokens", "target_calls", "draft_calls", "drafted_tokens", "accepted_tokens",
-        "relaxed_tokens",
-    ):  # fmt: skip
-        setattr(found, name, getattr(found, name) + getattr(pending, name))
+    found.count(pending.counts, pending.new_tokens)
     found.entities += pending.finished // manifest.samples
     found.texts += pending.finished
     found.wall_seconds += pending.seconds
-    for i, count in enumerate(pending.accepted_by_source):
-        found.accepted_by_source[i] += count
     return found
 
 
