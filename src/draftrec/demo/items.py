@@ -76,7 +76,7 @@ class Plan:
 
 
 #: Beside another story: less of everything but the ways.
-SHORT = Plan(users=60, timed=12, rounds=3, crowds=(16,))
+SHORT = Plan(users=60, timed=8, rounds=3, crowds=(16,))
 
 
 @dataclass(frozen=True, slots=True)

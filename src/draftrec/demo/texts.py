@@ -34,7 +34,7 @@ class Plan:
     """The demo's size: small enough for two minutes on two cores."""
 
     seed: int = 0
-    warm: int = 160
+    warm: int = 96
     held_out: int = 12
     repeats: int = 5
     race_seconds: float = 30.0
