@@ -19,7 +19,7 @@ from draftrec.config import EncodeConfig, EncoderConfig
 from draftrec.data.files.writers import TEMPORARY
 from draftrec.data.vectors import read_vectors, vectors_schema
 from draftrec.errors import DraftrecError
-from draftrec.jobs.encode.inputs import EncodeSpec, local
+from draftrec.jobs.encode.inputs import EncodeSpec
 from draftrec.jobs.encode.job import EncodeResult, run_encode
 from draftrec.models.documents import Document, Encoded, cut
 from tests.fakes import Killed
@@ -95,7 +95,7 @@ def do(spec: EncodeSpec, encoder: FakeEncoder | None = None, watch: Any = None) 
             made.fitted = list(fit_on)
         return made
 
-    return run_encode(spec, local(load), watch)
+    return run_encode(spec, watch, load=load)
 
 
 def refuses(words: str, spec: EncodeSpec, encoder: FakeEncoder | None = None) -> None:
@@ -343,7 +343,7 @@ class TestSecondRun:
             do(make_spec(folder))
             return FakeEncoder()
 
-        assert run_encode(make_spec(folder), local(load)).fresh is False
+        assert run_encode(make_spec(folder), load=load).fresh is False
         assert not (folder / "v.parquet.parts").exists()
 
     def test_another_is_refused_by_name(self, folder: Path) -> None:

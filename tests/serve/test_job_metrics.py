@@ -14,7 +14,6 @@ from draftrec.cli.main import run
 from draftrec.config import AcceptConfig, DraftConfig, GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES
 from draftrec.demo.shop import demo_model_path
-from draftrec.jobs.knowledge.crew import local
 from draftrec.jobs.knowledge.job import JobResult, JobSpec, Watcher, run_job
 from draftrec.jobs.knowledge.manifest import Manifest
 from draftrec.jobs.knowledge.worker import load_generator
@@ -46,7 +45,7 @@ def test_a_relaxed_job_counts_what_its_summary_says(tmp_path: Path) -> None:
     source = write_records(tmp_path / "in.jsonl", 12)
     spec = JobSpec(JobConfig(generate=model, shard_size=5), str(source), tmp_path / "run")
     watcher = MeasuredJob(ServiceMetrics(), Watcher())
-    result: JobResult = run_job(spec, local(watcher.loader(load_generator)), watcher)
+    result: JobResult = run_job(spec, watcher, load=watcher.loader(load_generator))
     found, summary = scraped(watcher.metrics), result.summary
     totals = {"texts": summary["entities"]}
     for name in ("new", "drafted", "accepted", "relaxed"):

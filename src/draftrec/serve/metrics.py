@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from draftrec.core import COUNTED, SOURCES
 from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge.crew import Loader
 from draftrec.jobs.knowledge.job import Watcher
-from draftrec.jobs.knowledge.worker import TextGenerator
+from draftrec.jobs.knowledge.worker import Loader, TextGenerator
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -16,7 +16,6 @@ from draftrec.engine.costs import CostCurve
 from draftrec.engine.text.stats import Spent, StepStats, summed
 from draftrec.errors import Interrupted
 from draftrec.jobs.knowledge.account import Endings, curve_seconds, exactness, lines, loops
-from draftrec.jobs.knowledge.crew import local
 from draftrec.jobs.knowledge.job import Watcher, run_job
 from tests.fakes import FakeGenerator
 from tests.jobs.knowledge.test_job import do, make_spec, write_rows
@@ -124,7 +123,7 @@ def test_the_summary_says_why_drafts_do_not_pay(tmp_path: Path) -> None:
             return text
 
     spec = make_spec(tmp_path, budget="auto")
-    note = run_job(spec, local(lambda *_: Resting(cost_state=state))).summary["pool_note"]
+    note = run_job(spec, load=lambda *_: Resting(cost_state=state)).summary["pool_note"]
     assert "4 rows takes 2 ms and one over 8 rows 4 ms" in note
 
 

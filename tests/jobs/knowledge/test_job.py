@@ -27,7 +27,6 @@ from draftrec.core import SOURCES
 from draftrec.data.files import writers
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import job
-from draftrec.jobs.knowledge.crew import local
 from draftrec.jobs.knowledge.job import JobResult, JobSpec, run_job
 from draftrec.jobs.knowledge.shards import RunFolder
 from draftrec.models.prompting import ChatTemplate
@@ -75,7 +74,7 @@ def do(spec: JobSpec, generator: FakeGenerator | None = None, **options: Any) ->
         made.cost_state = cost_state or {"measured": 1}
         return made
 
-    return run_job(spec, local(load), **options)
+    return run_job(spec, load=load, **options)
 
 
 def data_of(folder: Path) -> dict[str, bytes]:
@@ -315,7 +314,7 @@ def test_a_finished_job_run_again_writes_nothing_and_loads_no_model(tmp_path: Pa
     spec = make_spec(tmp_path)
     first = do(spec)
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in spec.output.iterdir()}
-    again = run_job(spec, local(forbidden))
+    again = run_job(spec, load=forbidden)
     assert again.summary == first.summary
     assert first.fresh
     assert not again.fresh
@@ -342,7 +341,7 @@ def test_other_settings_are_refused_by_name_and_leave_the_run_alone(tmp_path: Pa
     }
     for words, options in changes.items():
         spec = make_spec(tmp_path, **options)
-        message = refusal(lambda spec=spec: run_job(spec, local(forbidden)))
+        message = refusal(lambda spec=spec: run_job(spec, load=forbidden))
         assert words in message
         assert "--overwrite" in message
     assert data_of(tmp_path / "run") == before
@@ -369,7 +368,7 @@ def test_overwrite_removes_our_files_only_and_only_once_the_model_is_there(tmp_p
     def broken(asked: JobSpec, cost_state: Any) -> FakeGenerator:
         raise DraftrecError("no weights")
 
-    refusal(lambda: run_job(spec, local(broken)))
+    refusal(lambda: run_job(spec, load=broken))
     assert data_of(tmp_path / "run") == before
     assert do(spec).summary["entities"] == 4
     names = {p.name for p in (tmp_path / "run").iterdir()}
@@ -409,7 +408,7 @@ def test_the_cost_curve_is_measured_once_per_run(tmp_path: Path) -> None:
         seen.append(cost_state)
         return FakeGenerator(cost_state=cost_state)
 
-    run_job(spec, local(load))
+    run_job(spec, load=load)
     assert seen == [{"measured": 1}]
 
 
@@ -505,18 +504,18 @@ def test_pools_that_cannot_be_kept_are_refused_before_the_work(tmp_path: Path) -
     write_rows(tmp_path / "in.jsonl")
     (tmp_path / "busy").mkdir()
     spec = make_spec(tmp_path, save_pool=tmp_path / "busy")
-    assert "is not a pool" in refusal(lambda: run_job(spec, local(forbidden)))
+    assert "is not a pool" in refusal(lambda: run_job(spec, load=forbidden))
     spec = make_spec(tmp_path, save_pool=tmp_path / "new", draft="none")
-    assert "--draft pool" in refusal(lambda: run_job(spec, local(forbidden)))
+    assert "--draft pool" in refusal(lambda: run_job(spec, load=forbidden))
     spec = make_spec(tmp_path, pool=tmp_path / "nowhere")
-    assert "is not a pool" in refusal(lambda: run_job(spec, local(forbidden)))
+    assert "is not a pool" in refusal(lambda: run_job(spec, load=forbidden))
 
 
 def test_save_pool_for_a_finished_run_points_to_the_texts(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl")
     do(make_spec(tmp_path))
     spec = make_spec(tmp_path, save_pool=tmp_path / "late")
-    assert "pool build" in refusal(lambda: run_job(spec, local(forbidden)))
+    assert "pool build" in refusal(lambda: run_job(spec, load=forbidden))
 
 
 def test_no_finished_text_is_written_twice(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from draftrec.jobs.ray.encode import on_ray
 
 from draftrec.config import EncodeConfig
-from draftrec.jobs.encode.inputs import EncodeSpec, load_for_job, local
+from draftrec.jobs.encode.inputs import EncodeSpec, load_for_job
 from draftrec.jobs.encode.job import run_encode
 from draftrec.jobs.ray.cluster import ClusterSpec
-from draftrec.jobs.ray.encode import on_ray
 
 
 def write_texts(path: Path) -> None:
@@ -46,11 +46,11 @@ def test_the_file_is_that_of_a_local_job(tmp_path: Path) -> None:
         config = EncodeConfig(encoder="hashed:16", shard_size=4)
         return EncodeSpec(config, str(tmp_path / "in.jsonl"), tmp_path / name)
 
-    expected = run_encode(spec("here.parquet"), local(load_for_job)).summary
+    expected = run_encode(spec("here.parquet")).summary
     notes: list[str] = []
     # Fitted once, where the job runs: workers need not see its texts.
-    hire = on_ray(ClusterSpec(workers=2), notes.append, LoadHere(os.getpid()))
-    found = run_encode(spec("there.parquet"), hire).summary
+    start = on_ray(ClusterSpec(workers=2), notes.append)
+    found = run_encode(spec("there.parquet"), start=start, load=LoadHere(os.getpid())).summary
     timeless = {k for k in expected if "seconds" not in k and "per_second" not in k}
     assert {k: found[k] for k in timeless} == {k: expected[k] for k in timeless}
     assert 0 < expected["encoded"] < expected["texts"] < 40

@@ -17,12 +17,11 @@ from draftrec.config import (
 )
 from draftrec.data.records import Entity
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.jobs.knowledge.crew import local
 from draftrec.jobs.knowledge.job import JobResult, Watcher, run_job
 from draftrec.jobs.knowledge.plan import JobSpec, lag_to_use
-from draftrec.jobs.knowledge.worker import ShardTask
+from draftrec.jobs.knowledge.worker import ShardTask, ShardWork
 from draftrec.jobs.ray.cluster import ClusterSpec, Share
-from draftrec.jobs.ray.generate import ShardWork, on_ray
+from draftrec.jobs.ray.executor import on_ray
 from draftrec.models.prompting import PromptForm
 from draftrec.pool.store import Pool
 from tests.jobs.ray.works import LoadFake, fake_pool
@@ -52,12 +51,13 @@ def data_of(folder: Path) -> dict[str, bytes]:
 
 
 def in_one_process(spec: JobSpec, *, relaxed: bool = False) -> JobResult:
-    return run_job(spec, local(LoadFake(relaxed)))
+    return run_job(spec, load=LoadFake(relaxed))
 
 
 def on_cluster(spec: JobSpec, load: LoadFake, **options: Any) -> tuple[JobResult, list[str]]:
     notes: list[str] = []
-    return run_job(spec, on_ray(WORKERS, notes.append, load, fake_pool), **options), notes
+    start = on_ray(WORKERS, notes.append)
+    return run_job(spec, start=start, load=load, given=fake_pool, **options), notes
 
 
 @pytest.mark.usefixtures("share")
@@ -122,7 +122,7 @@ def test_a_lost_workers_shard_drafts_from_no_more_than_it_would_have(tmp_path: P
     def written(work: Any, task: ShardTask) -> list[list[int]]:
         for journal in (tmp_path / "here").glob(".journal-*"):
             journal.unlink()  # or the texts of another worker would be taken over
-        return [text.generation.token_ids.tolist() for text in work(task)[0].texts]
+        return [text.generation.token_ids.tolist() for text in work(task).texts]
 
     made = ShardWork(spec, LoadFake(relaxed=True), fake_pool)
     expected = written(made(), early)
@@ -180,7 +180,7 @@ def test_few_shards_under_way_are_said(tmp_path: Path) -> None:
 
 def test_a_worker_elsewhere_must_see_the_output(share: Share, tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="storage that all nodes"):
-        ShardWork(make_spec(tmp_path, "nowhere", 0), LoadFake())()
+        ShardWork(make_spec(tmp_path, "nowhere", 0), LoadFake(), fake_pool, alone=False)()
 
 
 def test_a_run_goes_on_with_the_lag_that_its_texts_depend_on(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from draftrec.config import RecommendConfig
 from draftrec.errors import Interrupted
+from draftrec.jobs.executor import LocalExecutor, Start
 from draftrec.jobs.ray.cluster import ClusterSpec
-from draftrec.jobs.ray.recommend import on_ray
+from draftrec.jobs.ray.executor import on_ray
 from draftrec.jobs.recommend.job import run_job
-from draftrec.jobs.recommend.setup import Hire, TaskSettings, prepare
+from draftrec.jobs.recommend.setup import TaskSettings, prepare
 from tests.jobs.recommend.worlds import World, make_world
 
 
@@ -22,27 +23,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.mark.usefixtures("share")
 def test_the_file_is_that_of_a_local_job(world: World, tmp_path: Path) -> None:
-    def do(name: str, hire: Hire | None, stop_after: int | None = None) -> dict[str, float]:
+    def do(name: str, start: Start, stop_after: int | None = None) -> dict[str, float]:
         config = RecommendConfig(k=5, draft_beams=8, batch_size=3, draft_steps=2)
         task = prepare(
             TaskSettings(
                 str(world.sequences), world.sids, world.target, str(world.draft),
                 tmp_path / name, config=config, shadow=0.5, shard_size=2,
             ),
-            hire,
+            start,
         )  # fmt: skip
         told: list[int] = []
         try:
             stop = None if stop_after is None else lambda: sum(told) >= stop_after
-            summary = run_job(task.job, task.crew, task.histories, told.append, stop)
+            summary = run_job(task.job, task.executor, task.histories, told.append, stop)
         finally:
-            task.crew.close()
+            task.executor.close()
         assert sum(told) == 12
         return {k: v for k, v in summary.items() if "walltime" not in k and "ms_" not in k}
 
     notes: list[str] = []
     cluster = on_ray(ClusterSpec(workers=2), notes.append)
-    expected = do("here.parquet", None)
+    expected = do("here.parquet", LocalExecutor)
     with pytest.raises(Interrupted):
         do("there.parquet", cluster, 5)
     assert len(list((tmp_path / ".there.parquet.parts").glob("facts-*"))) >= 2

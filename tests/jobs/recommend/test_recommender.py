@@ -223,7 +223,7 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
         return found, dataclasses.replace(found.job, shard_size=4)
 
     whole, job = ready("whole.parquet")
-    summary = run_job(job, whole.crew, whole.histories)
+    summary = run_job(job, whole.executor, whole.histories)
     table = pq.read_table(tmp_path / "whole.parquet")
     assert table["user"].to_pylist() == list(range(12))
     assert summary["users"] == 12
@@ -235,13 +235,13 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
     for after in (0, 3, 8):
         halted, job = ready("halted.parquet")
         with pytest.raises(Interrupted):
-            run_job(job, halted.crew, halted.histories, None, stopper(after))
+            run_job(job, halted.executor, halted.histories, None, stopper(after))
         assert not (tmp_path / "halted.parquet").exists()
     with pytest.raises(DraftrecError, match="limit was unset, now 3"):
         ready("halted.parquet", limit=3)
     halted, job = ready("halted.parquet")
     told: list[int] = []
-    again = run_job(job, halted.crew, halted.histories, told.append)
+    again = run_job(job, halted.executor, halted.histories, told.append)
     assert sum(told) == 12  # those of finished shards and users without a history among them
     timeless = {k for k in summary if "walltime" not in k and "ms_" not in k}
     assert {k: again[k] for k in timeless} == {k: summary[k] for k in timeless}
@@ -249,9 +249,9 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
     assert a.read_bytes() == b.read_bytes()
     assert not list(tmp_path.glob(".*.parts"))
     with pytest.raises(DraftrecError, match=re.escape("halted.parquet exists")):
-        run_job(job, halted.crew, halted.histories)
+        run_job(job, halted.executor, halted.histories)
     fewer, job = ready("halted.parquet", limit=3, overwrite=True)
-    assert run_job(job, fewer.crew, fewer.histories)["users"] == 3
+    assert run_job(job, fewer.executor, fewer.histories)["users"] == 3
 
 
 @pytest.mark.parametrize("draft", ["none", "both"])

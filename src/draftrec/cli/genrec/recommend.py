@@ -17,6 +17,7 @@ from draftrec.cli.options.cluster import (
     GpusOption,
     WorkersOption,
     cluster_of,
+    executor_of,
 )
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
@@ -122,30 +123,21 @@ def recommend(options: RecommendOptions) -> int:
     from draftrec.jobs.recommend.job import run_job
     from draftrec.jobs.recommend.setup import prepare
 
-    settings, cluster = recommend_settings(options), cluster_of(options)
+    settings, start = recommend_settings(options), executor_of(cluster_of(options), say)
     with StopSignal() as stop:
-        task = prepare(settings, _hire(cluster))
+        task = prepare(settings, start)
         stop.arm()
         try:
             with (
-                closing(task.crew) as crew,
+                closing(task.executor) as executor,
                 users_bar(len(task.histories), options.output.name) as bar,
             ):
-                summary = run_job(task.job, crew, task.histories, bar, stop)
+                summary = run_job(task.job, executor, task.histories, bar, stop)
         except Interrupted:
             say("interrupted; finished users are kept, run the same command again to continue")
             return INTERRUPTED
     _report(options, summary)
     return DONE
-
-
-def _hire(cluster: Any) -> Any:
-    """Workers of a cluster; None for this process."""
-    if cluster is None:
-        return None
-    from draftrec.jobs.ray.recommend import on_ray
-
-    return on_ray(cluster, say)
 
 
 def recommend_settings(options: RecommendOptions) -> Any:

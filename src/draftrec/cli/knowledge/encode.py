@@ -17,6 +17,7 @@ from draftrec.cli.options.cluster import (
     GpusOption,
     WorkersOption,
     cluster_of,
+    executor_of,
 )
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
@@ -100,13 +101,13 @@ def encode(options: EncodeOptions) -> int:
     from draftrec.jobs.encode.inputs import EncodeSpec
     from draftrec.jobs.encode.job import run_encode
 
-    cluster = cluster_of(options)
+    start = executor_of(cluster_of(options), say)
     fit_on = tuple(options.fit_on or ())
     spec = EncodeSpec(
         _config(options), options.texts, options.output, options.history, fit_on, options.overwrite
     )
     with StopSignal(), bars() as watch:
-        result = run_encode(spec, _hire(cluster), beginning(partial(watch, "texts")))
+        result = run_encode(spec, beginning(partial(watch, "texts")), start=start)
     if not result.fresh:
         say(f"{options.output} is already finished; nothing was changed")
     summary = {**result.summary, "output": str(options.output)}
@@ -114,17 +115,6 @@ def encode(options: EncodeOptions) -> int:
     if options.json:
         print_json(summary)
     return SOME_REJECTED if summary["rejected"] else DONE
-
-
-def _hire(cluster: Any) -> Any:
-    """The crew: workers of a cluster, or an encoder in this process."""
-    if cluster is not None:
-        from draftrec.jobs.ray.encode import on_ray
-
-        return on_ray(cluster, say)
-    from draftrec.jobs.encode import inputs as encode_crew
-
-    return encode_crew.local(encode_crew.load_for_job)
 
 
 def _config(options: EncodeOptions) -> EncodeConfig:

@@ -28,6 +28,7 @@ from draftrec.cli.options.cluster import (
     GpusOption,
     WorkersOption,
     cluster_of,
+    executor_of,
 )
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
@@ -332,9 +333,9 @@ def _pool_lag(options: GenerateOptions) -> Any:
 
     usual = 0
     if options.engine == "ray":
-        from draftrec.jobs.ray.workers import usual_lag
+        from draftrec.jobs.executor import usual_window
 
-        usual = usual_lag(options.workers)
+        usual = usual_window(options.workers)
     assert options.output is not None
     return lag_to_use(options.output, usual, overwrite=options.overwrite)
 
@@ -373,27 +374,18 @@ def _job(spec: Any, cluster: Any, bar: Any, metrics_port: int | None) -> Any:
     """Run it, with its metrics served while it runs if a port is given."""
     from draftrec.jobs.knowledge.job import run_job
 
+    start = executor_of(cluster, bar.note)
     if metrics_port is None:
-        return run_job(spec, _hire(cluster, bar.note), bar, bar.should_stop)
+        return run_job(spec, bar, bar.should_stop, start=start)
+    from draftrec.jobs.knowledge.worker import load_generator
     from draftrec.serve.metrics import MeasuredJob, ServiceMetrics, served
 
     watcher = MeasuredJob(ServiceMetrics(), bar)
+    # A generator elsewhere cannot be looked at.
+    load = watcher.loader(load_generator) if cluster is None else load_generator
     with served(watcher.metrics, metrics_port) as port:
         say(f"metrics are at http://127.0.0.1:{port}/metrics while the job runs")
-        hire = _hire(cluster, bar.note, watcher.loader)
-        return run_job(spec, hire, watcher, bar.should_stop)
-
-
-def _hire(cluster: Any, note: Any, seen: Any = None) -> Any:
-    """The crew: workers of a cluster, or this process, whose generator's loader `seen` may wrap."""
-    if cluster is not None:
-        from draftrec.jobs.ray.generate import on_ray
-
-        return on_ray(cluster, note)
-    from draftrec.jobs.knowledge.crew import local
-    from draftrec.jobs.knowledge.worker import load_generator
-
-    return local(seen(load_generator) if seen else load_generator)
+        return run_job(spec, watcher, bar.should_stop, start=start, load=load)
 
 
 def _report(summary: dict[str, Any], spec: Any) -> None:

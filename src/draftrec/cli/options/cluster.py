@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -55,3 +56,15 @@ def cluster_of(options: Any) -> Any:
     if options.device == "cpu" and options.gpus_per_worker is None:
         values["gpus_per_worker"] = 0.0
     return ClusterSpec(**values)
+
+
+def executor_of(cluster: Any, note: Callable[[str], None]) -> Any:
+    """Starts who does the shards of a job: workers of a cluster, of which `note` is told what a
+    user should know, or this process."""
+    if cluster is not None:
+        from draftrec.jobs.ray.executor import on_ray
+
+        return on_ray(cluster, note)
+    from draftrec.jobs.executor import LocalExecutor
+
+    return LocalExecutor

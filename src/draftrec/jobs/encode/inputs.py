@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from draftrec.config import EncodeConfig
 from draftrec.data.files.places import Place, place
@@ -18,6 +18,7 @@ from draftrec.data.tables.columns import ENTITY, TEXT, find_column
 from draftrec.data.tables.readers import RecordSource, open_records
 from draftrec.data.tables.rows import as_list
 from draftrec.errors import DraftrecError
+from draftrec.jobs.executor import Note, OnProgress, Share, ShouldStop, usual_window
 from draftrec.models.documents import Document, Encoded
 
 if TYPE_CHECKING:
@@ -187,8 +188,6 @@ Watch = Callable[[int, int], None]
 Documents = Seq[Document]
 #: Makes the encoder; the texts are those that a `hashed` one is fitted on.
 Loader = Callable[[EncodeConfig, Iterable[str]], "Encoder"]
-#: Finds a crew for a job's inputs.
-Hire = Callable[[EncodeInputs], "EncodeCrew"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,39 +200,66 @@ class EncoderFacts:
     max_tokens: int | None
 
 
-class EncodeCrew(Protocol):
-    """Encodes shards in any order, and gives them back in theirs."""
-
-    @property
-    def facts(self) -> EncoderFacts: ...
-
-    def results(self, shards: Iterator[Documents], watch: Watch) -> Iterator[Encoded]:
-        """A row per document of each shard. `watch` is told how much of the next one is done."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class LocalEncoder:
-    """One encoder, in this process."""
+class EncodeWorker:
+    """Encodes the texts of a shard."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
     @property
     def facts(self) -> EncoderFacts:
-        return facts_of(self._encoder)
+        it = self._encoder
+        return EncoderFacts(it.fingerprint, it.dim, it.pooling, it.max_tokens)
 
-    def results(self, shards: Iterator[Documents], watch: Watch) -> Iterator[Encoded]:
-        return (self._encoder.encode_documents(shard, watch) for shard in shards)
+    def __call__(
+        self,
+        documents: Documents,
+        on_progress: OnProgress | None = None,
+        should_stop: ShouldStop | None = None,
+        /,
+    ) -> Encoded:
+        """A row per document. Told is (done, of how many)."""
 
-    def close(self) -> None:
-        pass
+        def watch(done: int, of: int) -> None:
+            if on_progress:
+                on_progress((done, of))
+
+        return self._encoder.encode_documents(documents, watch)
+
+    def merged(self, progress: list[Any], /) -> list[Any]:
+        """Nothing: whole shards are counted anyway."""
+        return []
 
 
-def facts_of(encoder: Encoder) -> EncoderFacts:
-    """What is to be recorded of an encoder."""
-    return EncoderFacts(encoder.fingerprint, encoder.dim, encoder.pooling, encoder.max_tokens)
+@dataclass(frozen=True, slots=True)
+class EncodeWork:
+    """Makes an encoder where it runs, unless it was `fitted` before: nodes with other processors
+    would come to other last bits, and only the driver must see the texts."""
+
+    config: EncodeConfig
+    load: Loader
+    inputs: EncodeInputs | None = None
+    fitted: Encoder | None = None
+
+    def __call__(self) -> EncodeWorker:
+        texts = self.inputs.fit_texts() if self.inputs else ()
+        return EncodeWorker(self.fitted or self.load(self.config, texts))
+
+    def window(self, workers: int, note: Note, /) -> int:
+        return usual_window(workers)
+
+    def placed(self, share: Share, /) -> EncodeWork:
+        """The same model, from wherever a worker runs, and its own device."""
+        config, model = self.config, Path(self.config.encoder)
+        own = {
+            "encoder": str(model.absolute()) if model.exists() else config.encoder,
+            "settings": config.settings.model_copy(
+                update={"device": share.device(config.settings.device)}
+            ),
+        }
+        texts = self.inputs.fit_texts() if self.inputs else ()
+        fitted = self.load(config, texts) if config.is_fitted else None
+        return EncodeWork(config.model_copy(update=own), self.load, fitted=fitted)
 
 
 def load_for_job(config: EncodeConfig, fit_on: Iterable[str]) -> Encoder:
@@ -241,8 +267,3 @@ def load_for_job(config: EncodeConfig, fit_on: Iterable[str]) -> Encoder:
     from draftrec.models.encoders import load_encoder
 
     return load_encoder(config.encoder, config.settings, fit_on)
-
-
-def local(load: Loader) -> Hire:
-    """The crew that is the encoder which `load` makes."""
-    return lambda inputs: LocalEncoder(load(inputs.spec.config, inputs.fit_texts()))

@@ -24,14 +24,16 @@ from draftrec.errors import DraftrecError
 from draftrec.jobs.encode.files import EncodeFiles, EncodeManifest, ShardRows
 from draftrec.jobs.encode.inputs import (
     Documents,
-    EncodeCrew,
     EncodeInputs,
     EncoderFacts,
     EncodeSpec,
-    Hire,
+    EncodeWork,
+    Loader,
     Watch,
+    load_for_job,
     settings_of,
 )
+from draftrec.jobs.executor import Executor, LocalExecutor, Start
 from draftrec.jobs.knowledge.manifest import package_versions
 from draftrec.jobs.ledger import refuse_changes
 from draftrec.models.documents import Document, Encoded, joined
@@ -45,8 +47,14 @@ class EncodeResult:
     fresh: bool
 
 
-def run_encode(spec: EncodeSpec, hire: Hire, watch: Watch | None = None) -> EncodeResult:
-    """Encode every text of `spec.input`, or what is left of them.
+def run_encode(
+    spec: EncodeSpec,
+    watch: Watch | None = None,
+    *,
+    start: Start = LocalExecutor,
+    load: Loader = load_for_job,
+) -> EncodeResult:
+    """Encode every text of `spec.input`, or what is left of them. `start` finds who does it.
 
     Raises DraftrecError for unusable inputs and for an output that was made otherwise.
     """
@@ -56,20 +64,21 @@ def run_encode(spec: EncodeSpec, hire: Hire, watch: Watch | None = None) -> Enco
     if earlier and earlier.size is not None:
         return EncodeResult(earlier.summary(), fresh=False)
     total = inputs.reader.check_ids()
-    with files.locked(), closing(hire(inputs)) as crew:
+    work = EncodeWork(inputs.spec.config, load, inputs)
+    with files.locked(), closing(start(work)) as executor:
         earlier = _earlier(spec, inputs, files)  # another process may have gone on meanwhile
         if earlier and earlier.size is not None:
             return EncodeResult(earlier.summary(), fresh=False)
-        fingerprints = {**inputs.fingerprints, "encoder": crew.facts.fingerprint}
+        fingerprints = {**inputs.fingerprints, "encoder": executor.facts.fingerprint}
         if earlier is None:
-            manifest = _new_manifest(spec, crew.facts, fingerprints)
+            manifest = _new_manifest(spec, executor.facts, fingerprints)
             files.clear()
             files.write_manifest(manifest)
         else:
             manifest = earlier
             refuse_changes(spec.output, "vectors", manifest.differences({}, fingerprints))
             files.drop_unfinished(manifest)
-        _Run(inputs, files, manifest, crew).shards(watch or _unwatched, total)
+        _Run(inputs, files, manifest, executor).shards(watch or _unwatched, total)
         files.finish(manifest)
     return EncodeResult(manifest.summary(), fresh=True)
 
@@ -92,9 +101,10 @@ class _Run:
     """
 
     def __init__(
-        self, inputs: EncodeInputs, files: EncodeFiles, manifest: EncodeManifest, crew: EncodeCrew
+        self, inputs: EncodeInputs, files: EncodeFiles, manifest: EncodeManifest, executor: Executor
     ) -> None:
-        self.inputs, self.files, self.manifest, self.crew = inputs, files, manifest, crew
+        self.inputs, self.files, self.manifest = inputs, files, manifest
+        self.executor = executor
         self._known: dict[bytes, tuple[int, int]] = {}  # text -> shard and row
         self._unfit: dict[bytes, Encoded] = {}
         self._given: set[bytes] = set()
@@ -106,12 +116,13 @@ class _Run:
     def shards(self, watch: Watch, total: int) -> None:
         """Do all that are left."""
 
-        def progress(done: int, of: int) -> None:
+        def progress(told: tuple[int, int]) -> None:
+            done, of = told
             watch(self.manifest.records_done + len(self._open[0].records) * done // of, total)
 
         watch(self.manifest.records_done, total)
         start = time.perf_counter()
-        for encoded in self.crew.results(self._documents(), progress):
+        for encoded in self.executor.results(self._documents(), progress):
             self._finish(self._open.popleft(), encoded)
             now = time.perf_counter()
             self.manifest.totals.seconds += now - start
@@ -196,7 +207,7 @@ class _Run:
             return None
         tokens = rows.knowledge_lost[i] + rows.history_lost[i]
         if tokens:
-            most = self.crew.facts.max_tokens
+            most = self.executor.facts.max_tokens
             return f"the text has {tokens} tokens, the encoder takes {most} with its special ones"
         return "the text holds no token that the encoder knows"
 

@@ -9,19 +9,30 @@ keeps the texts that are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count, islice, takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.errors import Interrupted
+from draftrec.jobs.executor import Executor, LocalExecutor, Start
 from draftrec.jobs.knowledge.account import Endings
-from draftrec.jobs.knowledge.crew import Crew, Hire
 from draftrec.jobs.knowledge.manifest import Manifest, differences
 from draftrec.jobs.knowledge.metrics import Metrics
 from draftrec.jobs.knowledge.plan import JobSpec, Plan, continued
 from draftrec.jobs.knowledge.shards import RunFolder
-from draftrec.jobs.knowledge.worker import Facts, ShardResult, ShardTask
+from draftrec.jobs.knowledge.worker import (
+    Facts,
+    Given,
+    Loader,
+    ShardResult,
+    ShardTask,
+    ShardWork,
+    given_pool,
+    load_generator,
+)
 from draftrec.jobs.ledger import refuse_changes
 from draftrec.models.prompting import PromptForm, form_of
 
@@ -63,11 +74,14 @@ class JobResult:
 
 def run_job(
     spec: JobSpec,
-    hire: Hire,
     watcher: Watcher | None = None,
     should_stop: Callable[[], bool] | None = None,
+    *,
+    start: Start = LocalExecutor,
+    load: Loader = load_generator,
+    given: Given = given_pool,
 ) -> JobResult:
-    """Run a job, or what is left of it. `hire` finds a crew for it, if one is needed at all."""
+    """Run a job, or what is left of it. `start` finds who does its shards, if any are left."""
     plan = Plan(spec)
     folder = spec.run_folder()
     if folder.manifest() is None:
@@ -81,17 +95,20 @@ def run_job(
         if manifest and manifest.shards_complete and not spec.save_pool:
             folder.drop_unfinished(manifest)
             return _finish(manifest, folder)
-        crew = hire(plan, manifest.cost_state if manifest else None)
-        try:
-            form = _form(spec, crew.facts, manifest)
+        state = manifest.cost_state if manifest else None
+        work = ShardWork(plan.spec, load, given, state, plan.previous)
+        with closing(start(work)) as executor:
+            facts = executor.facts
+            form = _form(spec, facts, manifest)
             if manifest is None:
-                manifest = _started(plan, folder, crew.facts, form)
+                manifest = _started(plan, folder, facts, form)
             else:
-                _continue(folder, manifest, crew.facts, form)
-            _Run(plan, folder, manifest, crew, watcher or Watcher(), form).shards(should_stop)
-            _save_pool(plan, folder, manifest, crew)
-        finally:
-            crew.close()
+                _continue(folder, manifest, facts, form)
+            run = _Run(plan, folder, manifest, executor, watcher or Watcher(), form)
+            run.shards(should_stop)
+            already_saved = manifest.fingerprints["pool"] != plan.fingerprints["pool"]
+            if spec.save_pool and not already_saved:
+                _save_pool(spec.save_pool, work, executor, folder, len(manifest.shards))
         return _finish(manifest, folder)
 
 
@@ -127,10 +144,18 @@ def _form(spec: JobSpec, facts: Facts, begun: Manifest | None) -> PromptForm:
     )
 
 
-def _save_pool(plan: Plan, folder: RunFolder, manifest: Manifest, crew: Crew) -> None:
-    already_saved = manifest.fingerprints["pool"] != plan.fingerprints["pool"]
-    if plan.spec.save_pool and not already_saved:
-        crew.save_pool(plan.spec.save_pool, len(manifest.shards), folder.texts)
+def _save_pool(
+    path: Path, work: ShardWork, executor: Executor, folder: RunFolder, shards: int
+) -> None:
+    """Keep the pool as it is after the last shard."""
+    if executor.worker is not None:
+        executor.worker.learn(shards, folder.texts)
+        pool = executor.worker.generator.pool
+    else:  # as a local job would: the same texts in the same order
+        pool = work.given(work.spec, executor.facts.fingerprint["tokenizer"])
+        for index in range(shards):
+            pool.add(folder.texts(index))
+    pool.save(path)
 
 
 def _finish(manifest: Manifest, folder: RunFolder) -> JobResult:
@@ -148,7 +173,7 @@ class _Run:
     plan: Plan
     folder: RunFolder
     manifest: Manifest
-    crew: Crew
+    executor: Executor
     watcher: Watcher
     form: PromptForm
     _seen: Endings = field(default_factory=Endings)
@@ -160,7 +185,7 @@ class _Run:
         self.watcher.begin(self.manifest, self._kept())
         self.metrics = Metrics(self.folder, self.manifest)
         try:
-            for result in self.crew.results(tasks, self.folder.texts, self._step, should_stop):
+            for result in self.executor.results(tasks, self._step, should_stop):
                 self._commit(result)
             self._tell_kept()
         except Interrupted:
@@ -193,7 +218,7 @@ class _Run:
         previous = self.plan.previous
         if previous is None:
             return False
-        reason = previous.why_not_kept(self.plan.settings, self.crew.facts.fingerprint)
+        reason = previous.why_not_kept(self.plan.settings, self.executor.facts.fingerprint)
         if reason:
             self.watcher.note(
                 f"{previous.path} was written with {reason}: no text is kept, all are drafted from"

@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from draftrec.core import Generation, IntArray, Request
 from draftrec.data.records import Entity, Rejected
 from draftrec.engine.text.stats import Spent
+from draftrec.errors import DraftrecError
+from draftrec.jobs.executor import Note, OnProgress, Share, ShouldStop, usual_window
 from draftrec.jobs.knowledge.account import Endings, curve_seconds
 from draftrec.jobs.knowledge.journal import Clock, Entry, Journal
 from draftrec.jobs.knowledge.keys import key_of, samples_of
@@ -36,7 +40,10 @@ Texts = Seq[tuple[IntArray, str | None]]
 TextsOf = Callable[[int], Texts]
 OnStep = Callable[["StepStats"], None]
 OnText = Callable[[Request, Generation], None]
-ShouldStop = Callable[[], bool]
+#: Makes the generator; the state is what a run before this one knew of costs.
+Loader = Callable[[JobSpec, dict[str, Any] | None], "TextGenerator"]
+#: What the first shard drafts from; the text is the tokenizer's fingerprint.
+Given = Callable[[JobSpec, str], Any]
 
 
 class TextGenerator(Protocol):
@@ -128,7 +135,9 @@ class ShardWorker:
     """Writes texts with one generator, from its own pool.
 
     `joins_at_once`: its finished texts join the pool at once, and not when their shard is learned.
-    `folder`: where journals of shards are kept; None: nowhere.
+    `folder`: the run's, which finished shards are learned from and journals are kept in; None: none
+    are. `given`: the pool before any shard, for a task that was begun when less was known; None:
+    whatever is known may be drafted from. `alone`: no other worker does shards of the job.
     """
 
     def __init__(
@@ -138,9 +147,11 @@ class ShardWorker:
         *,
         joins_at_once: bool = False,
         folder: RunFolder | None = None,
+        given: Callable[[], Any] | None = None,
+        alone: bool = True,
     ) -> None:
         self.generator, self.previous, self.folder = generator, previous, folder
-        self.joins_at_once = joins_at_once
+        self.joins_at_once, self._given, self._alone = joins_at_once, given, alone
         self.learned = 0
         self._joined: set[int] = set()
 
@@ -154,9 +165,34 @@ class ShardWorker:
             it.dtype,
             it.has_chat_template,
             it.chat_template,
-            it.cost_state,
+            it.cost_state if self._alone else None,  # devices may differ
             it.threads,
         )
+
+    def __call__(
+        self,
+        task: ShardTask,
+        on_step: OnProgress | None = None,
+        should_stop: ShouldStop | None = None,
+        /,
+    ) -> ShardResult:
+        """Learn what the shard may draft from, and do it; as `work`."""
+        if task.known < self.learned and self._given is not None:
+            # The shard of a lost worker, which was begun when less was known.
+            self.unlearn(self._given())
+        if self.folder is not None:
+            self.learn(task.known, self.folder.texts)
+        result = self.work(task, on_step, should_stop)
+        if self._alone:
+            return result
+        # Shards of several workers go on side by side, so earlier lives' times would count twice.
+        return replace(result, cost=replace(result.cost, earlier_seconds=0.0), cost_state=None)
+
+    def merged(self, steps: list[StepStats], /) -> list[StepStats]:
+        """All steps of a shard as one."""
+        from draftrec.engine.text.stats import summed
+
+        return [summed(steps)] if steps else []
 
     def learn(self, shards: int, texts_of: TextsOf) -> None:
         """Draft from the texts of the first `shards` shards from now on, if from any pool."""
@@ -264,10 +300,65 @@ class ShardWorker:
             yield Written(generation, request.group, decoded, hashed, sample=request.sample)
 
 
-def worker_of(spec: JobSpec, generator: TextGenerator, previous: PreviousRun | None) -> ShardWorker:
-    """The worker that a job asks for, which keeps journals in the job's folder."""
-    at_once = spec.config.joins_at_once
-    return ShardWorker(generator, previous, joins_at_once=at_once, folder=spec.run_folder())
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """Makes the worker that a job asks for. It reads finished shards from the run's folder: what a
+    new worker has to catch up with, and what others wrote since its last shard."""
+
+    spec: JobSpec
+    load: Loader
+    given: Given
+    cost_state: dict[str, Any] | None = None
+    previous: PreviousRun | None = None
+    alone: bool = True
+
+    def __call__(self) -> ShardWorker:
+        spec, previous = self.spec, self.previous
+        if not self.alone and not spec.output.is_dir():
+            raise DraftrecError(
+                f"a worker does not see {spec.output}; let --output be on storage that all nodes "
+                f"of the cluster share"
+            )
+        if previous is None and spec.previous:
+            previous = PreviousRun(spec.previous)
+        generator = self.load(spec, self.cost_state)
+        exact = spec.config.pool_lag != "auto"
+        return ShardWorker(
+            generator,
+            previous,
+            joins_at_once=spec.config.joins_at_once,
+            folder=spec.run_folder(),
+            given=partial(self.given, spec, generator.fingerprint["tokenizer"]) if exact else None,
+            alone=self.alone,
+        )
+
+    def window(self, workers: int, note: Note, /) -> int:
+        """As many shards as may be begun before an earlier one is finished, and that one."""
+        lag = self.spec.config.pool_lag
+        window = 1 + (usual_window(workers) if lag == "auto" else lag)
+        if window < workers:
+            note(f"with a pool lag of {lag} shards only {window} workers have work at a time")
+        return window
+
+    def placed(self, share: Share, /) -> ShardWork:
+        """The same files, from wherever a worker runs, and its own device, whose passes it measures
+        by itself."""
+        spec = self.spec
+        found = {
+            name: path.resolve()
+            for name in ("output", "pool", "previous")
+            if (path := getattr(spec, name)) is not None
+        }
+        target = spec.config.generate.target
+        model = Path(target.model)
+        own = {
+            "model": str(model.resolve()) if model.exists() else target.model,
+            "device": share.device(target.device),
+        }
+        generate = spec.config.generate.model_copy(update={"target": target.model_copy(update=own)})
+        config = spec.config.model_copy(update={"generate": generate})
+        spec = replace(spec, config=config, **found)
+        return ShardWork(spec, self.load, self.given, alone=False)
 
 
 class _Writing:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from draftrec.errors import DraftrecError
+from draftrec.jobs.executor import Share
 
 # A shard's records and texts are a few megabytes; Ray would take 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 << 20
@@ -28,19 +29,6 @@ class ClusterSpec:
     gpus_per_worker: float | None = None
     cpus_per_worker: float | None = None
     address: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one worker gets. `threads` of the processor's for PyTorch; None: as Ray decides."""
-
-    cpus: float
-    gpus: float
-    threads: int | None
-
-    def device(self, asked: str) -> str:
-        """A worker's device: as asked; by itself none that was not given to it."""
-        return "cpu" if asked == "auto" and not self.gpus else asked
 
 
 def import_ray() -> Any:

@@ -1,8 +1,7 @@
 """Sequences in, a file of recommendations out: in shards, so that an interruption costs one.
 
 Finished shards lie in a folder beside the output until the last one is done; then they become the
-one file. The same command continues where it stopped; other settings are refused. Who answers the
-shards is a crew: here one recommender in this process.
+one file. The same command continues where it stopped; other settings are refused.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from draftrec.data.tables.writing import check_table_name, write_tables
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import as_text, is_text
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.jobs.executor import Executor, ShouldStop
 from draftrec.jobs.ledger import changes, refuse_changes
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
 from draftrec.jobs.recommend.recommender import ItemRecommender
@@ -82,7 +82,6 @@ def to_table(answers: Seq[Recommendation], ids: IdTypes) -> pa.Table:
 
 #: Told how many more users are done.
 OnDone = Callable[[int], None]
-ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +122,8 @@ class ShardAnswers:
         }
 
 
-class Crew(Protocol):
-    """Answers shards in any order, and gives them back in theirs."""
-
-    @property
-    def facts(self) -> ModelFacts: ...
-
-    def results(
-        self,
-        shards: Iterator[Seq[History]],
-        on_done: OnDone | None,
-        should_stop: ShouldStop | None,
-    ) -> Iterator[ShardAnswers]:
-        """Raises Interrupted once `should_stop()` is true."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class LocalRecommender:
-    """One recommender, in this process. `shadow`: the share of users answered twice."""
+class RecommendWorker:
+    """Answers for the users of a shard. `shadow`: the share of users answered twice."""
 
     def __init__(self, recommender: ItemRecommender, facts: ModelFacts, shadow: float) -> None:
         self.recommender, self._facts, self._shadow = recommender, facts, shadow
@@ -151,20 +132,12 @@ class LocalRecommender:
     def facts(self) -> ModelFacts:
         return self._facts
 
-    def results(
-        self,
-        shards: Iterator[Seq[History]],
-        on_done: OnDone | None,
-        should_stop: ShouldStop | None,
-    ) -> Iterator[ShardAnswers]:
-        for shard in shards:
-            yield self.answer(shard, on_done, should_stop)
-
-    def answer(
+    def __call__(
         self,
         shard: Seq[History],
         on_done: OnDone | None = None,
         should_stop: ShouldStop | None = None,
+        /,
     ) -> ShardAnswers:
         """Recommend for the users of one shard, and again for some of them."""
         queries = [Query(h.user, h.items) for h in shard]
@@ -180,8 +153,9 @@ class LocalRecommender:
         gaps = [float(np.abs(a - b).max(initial=0.0)) for a, b in equal]
         return ShardAnswers(answers, walltime, same, max(gaps, default=0.0))
 
-    def close(self) -> None:
-        pass
+    def merged(self, progress: list[int], /) -> list[int]:
+        """How many users, at once."""
+        return [sum(progress)]
 
 
 _SETTINGS = "settings.json"
@@ -215,7 +189,7 @@ class RecommendJob:
 
 def run_job(
     job: RecommendJob,
-    crew: Crew,
+    executor: Executor,
     histories: Seq[History],
     on_done: OnDone | None = None,
     should_stop: ShouldStop | None = None,
@@ -226,12 +200,12 @@ def run_job(
     DraftrecError for an output that other settings have begun, or another process writes to.
     """
     with sole_writer(job.output):
-        return _run(job, crew, histories, on_done, should_stop)
+        return _run(job, executor, histories, on_done, should_stop)
 
 
 def _run(
     job: RecommendJob,
-    crew: Crew,
+    executor: Executor,
     histories: Seq[History],
     on_done: OnDone | None,
     should_stop: ShouldStop | None,
@@ -242,8 +216,13 @@ def _run(
     finished = len(histories) - sum(len(parts[i]) for i in left)
     if on_done and finished:
         on_done(finished)
-    answers = crew.results((parts[i] for i in left), on_done, should_stop)
+    before = time.perf_counter()
+    answers = executor.results((parts[i] for i in left), on_done, should_stop)
     for number, found in zip(left, answers, strict=True):
+        now = time.perf_counter()
+        if executor.worker is None:  # shards overlap
+            found = replace(found, walltime=now - before)
+        before = now
         replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers, job.ids))
         check_still_held(job.output)
         replace_file(job.facts_file(number), json.dumps(found.facts()).encode())

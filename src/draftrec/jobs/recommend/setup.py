@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from draftrec.config import RecommendConfig, RecommendRun, Wanted
 from draftrec.data.files.locks import refuse_second_writer
-from draftrec.data.files.places import Place
+from draftrec.data.files.places import Place, is_address
 from draftrec.data.sequences import (
     ALL,
     USUAL,
@@ -26,13 +25,13 @@ from draftrec.data.tables.writing import check_table_name
 from draftrec.errors import DraftrecError
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, usual_window
 from draftrec.jobs.recommend.catalogue import Catalogue
 from draftrec.jobs.recommend.job import (
-    Crew,
     IdTypes,
-    LocalRecommender,
     ModelFacts,
     RecommendJob,
+    RecommendWorker,
     check_output,
 )
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
@@ -69,18 +68,14 @@ class Task:
     """A job with what it needs."""
 
     job: RecommendJob
-    crew: Crew
+    executor: Executor
     histories: list[History]
 
 
-#: Finds a crew for a task; raises DraftrecError for what it cannot work with.
-Hire = Callable[[TaskSettings, Inputs], Crew]
-
-
-def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
+def prepare(settings: TaskSettings, start: Start = LocalExecutor) -> Task:
     """Read files and load models; whatever is wrong with them is said before any work is done.
 
-    `hire` finds somebody else than this process. Raises DraftrecError for unusable files, folders
+    `start` finds who recommends. Raises DraftrecError for unusable files, folders
     or settings, and items without semantic ids.
     """
     check_table_name(settings.output)
@@ -93,18 +88,18 @@ def prepare(settings: TaskSettings, hire: Hire | None = None) -> Task:
                 settings.sequences,
             )
     inputs = read_inputs(settings)
-    crew = (hire or local)(settings, inputs)
+    executor = start(RecommendWork(settings, inputs))
     try:
-        facts = _facts(settings, crew.facts, inputs.sids)
+        facts = _facts(settings, executor.facts, inputs.sids)
         job = RecommendJob(
             settings.output, facts, settings.shadow, settings.overwrite, settings.shard_size,
             IdTypes.of(inputs.histories, inputs.sids),
         )  # fmt: skip
         check_output(job)
     except BaseException:
-        crew.close()
+        executor.close()
         raise
-    return Task(job, crew, inputs.histories)
+    return Task(job, executor, inputs.histories)
 
 
 def read_inputs(settings: TaskSettings) -> Inputs:
@@ -121,12 +116,47 @@ def read_inputs(settings: TaskSettings) -> Inputs:
     return Inputs(sids, histories)
 
 
-def local(settings: TaskSettings, inputs: Inputs) -> LocalRecommender:
-    """The models of a task, loaded into this process."""
-    return load(settings, inputs.sids)
+@dataclass(frozen=True, eq=False, slots=True)
+class RecommendWork:
+    """Loads a recommender where it runs, from the job's own files; `inputs`: what is read of them
+    already."""
+
+    settings: TaskSettings
+    inputs: Inputs | None = None
+
+    def __call__(self) -> RecommendWorker:
+        it = self.settings
+        return load(it, self.inputs.sids if self.inputs else read_semantic_ids(it.sids, it.columns))
+
+    def window(self, workers: int, note: Note, /) -> int:
+        """Two shards for each."""
+        users = len(self.inputs.histories) if self.inputs else 0
+        shards = -(-users // self.settings.shard_size)
+        if 0 < shards < workers:
+            note(
+                f"{users:,} users are {shards} shards: no more than {shards} of the workers have "
+                f"work; lower --shard-size"
+            )
+        return usual_window(workers)
+
+    def placed(self, share: Share, /) -> RecommendWork:
+        """The same files, from wherever a worker runs, and its own device."""
+        it, draft = self.settings, self.settings.draft
+        sequences = it.sequences
+        return RecommendWork(
+            replace(
+                it,
+                sequences=sequences if is_address(sequences) else str(Path(sequences).absolute()),
+                sids=it.sids.absolute(),
+                target=it.target.absolute(),
+                draft=draft if draft in ("items", "none") else str(Path(draft).absolute()),
+                output=it.output.absolute(),
+                device=share.device(it.device),
+            )
+        )
 
 
-def load(settings: TaskSettings, sids: SemanticIds) -> LocalRecommender:
+def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     """Target, draft and retriever over a catalogue."""
     target = load_recommender(settings.target, settings.device, settings.dtype)
     draft = None
@@ -137,7 +167,7 @@ def load(settings: TaskSettings, sids: SemanticIds) -> LocalRecommender:
     parts = parts_of(target, catalogue, draft, items if _proposes(settings) else None)
     recommender = ItemRecommender(parts, catalogue, settings.config, items)
     facts = ModelFacts(target.fingerprint, draft.fingerprint if draft else settings.draft)
-    return LocalRecommender(recommender, facts, settings.shadow)
+    return RecommendWorker(recommender, facts, settings.shadow)
 
 
 def _proposes(settings: TaskSettings) -> bool:

@@ -1,4 +1,4 @@
-"""Workers as Ray actors: tasks in, results back in the order of the tasks.
+"""The workers of a job as Ray actors: tasks in, results back in the order of the tasks.
 
 Ray places the actors, carries what they are given and give back, and notices when one dies. What
 it cannot know is decided here: that a task of a dead worker goes to whoever is free, that its
@@ -11,57 +11,55 @@ import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.jobs.ray.cluster import Share, import_ray
+from draftrec.jobs.executor import (
+    Executor,
+    Note,
+    OnProgress,
+    Share,
+    ShouldStop,
+    Start,
+    Work,
+    Worker,
+)
+from draftrec.jobs.ray.cluster import ClusterSpec, connected, import_ray
 
 _TRIES = 4
 _POLL_SECONDS = 0.2
 _PATIENCE_SECONDS = 60.0
 
 
-class Work(Protocol):
-    """What an actor does; made where it runs."""
+class _Actor:
+    """The actor. It makes its worker at the first call, so that what goes wrong there is said."""
 
-    @property
-    def facts(self) -> Any:
-        """What must be the same for all workers."""
-        ...
-
-    def __call__(self, task: Any, /) -> Any: ...
-
-
-class _Seat:
-    """The actor. It makes its work at the first call, so that what goes wrong there is said."""
-
-    def __init__(self, make: Callable[[], Work], threads: int | None) -> None:
+    def __init__(self, make: Callable[[], Any], threads: int | None) -> None:
         self._make, self._threads = make, threads
-        self._work: Work | None = None
+        self._worker: Any = None
 
     def start(self) -> Any:
-        """Make the work; its facts."""
+        """Make the worker; its facts."""
         if self._threads is not None:
             import torch
 
             torch.set_num_threads(self._threads)
-        self._work = self._make()
-        return self._work.facts
+        self._worker = self._make()
+        return self._worker.facts
 
     def facts(self) -> Any:
         """Again what `start` gave: a sign of life."""
-        assert self._work is not None
-        return self._work.facts
+        return self._worker.facts
 
     def do(self, task: Any) -> Any:
         """One task."""
-        assert self._work is not None
-        return self._work(task)
+        return self._worker(task)
 
 
 @dataclass(slots=True)
-class _Book:
+class _Queue:
     """Tasks by number: which are next, which results are there. `first` is the next to give back;
     at most `window` tasks from there on are begun."""
 
@@ -97,13 +95,11 @@ class _Call:
     task: Any = None
 
 
-class Fleet:
+class ActorPool:
     """`workers` actors, each with what `make` makes where it runs. `note` is told what a user
     should know."""
 
-    def __init__(
-        self, make: Callable[[], Work], workers: int, share: Share, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, make: Callable[[], Any], workers: int, share: Share, note: Note) -> None:
         self._share, self._note = share, note
         self._ray = import_ray()
         # Once for all: it may hold a model.
@@ -115,13 +111,13 @@ class Fleet:
         self._facts: Any = None
         self._told = time.monotonic()
         for worker in range(workers):
-            self._hire(worker)
+            self._start(worker)
 
     def facts(self) -> Any:
         """Of the first worker that is ready. Raises DraftrecError with what kept it from it."""
-        book = _Book(iter(()), 0)
+        queue = _Queue(iter(()), 0)
         while self._facts is None:
-            self._collect(book, None)
+            self._collect(queue, None)
         return self._facts
 
     def results(
@@ -133,16 +129,16 @@ class Fleet:
         Raises Interrupted once `should_stop()` is true, what a worker raised, and DraftrecError for
         a task that no worker survives.
         """
-        book = _Book(tasks, window)
+        queue = _Queue(tasks, window)
         while True:
             # Given back before new tasks are taken, so that those know of as much as can be.
-            while book.first in book.done:
-                yield book.done.pop(book.first)
-                book.first += 1
-            self._dispatch(book)
-            if book.exhausted and book.first == book.taken:
+            while queue.first in queue.done:
+                yield queue.done.pop(queue.first)
+                queue.first += 1
+            self._dispatch(queue)
+            if queue.exhausted and queue.first == queue.taken:
                 return
-            self._collect(book, should_stop)
+            self._collect(queue, should_stop)
 
     def close(self) -> None:
         """End all workers at once."""
@@ -151,21 +147,21 @@ class Fleet:
         self._actors.clear()
         self._calls.clear()
 
-    def _hire(self, worker: int) -> None:
-        """A new actor in a worker's place; its work is made when Ray has found room for it."""
-        seat = self._ray.remote(_Seat).options(
+    def _start(self, worker: int) -> None:
+        """A new actor in a worker's place; its worker is made when Ray has found room for it."""
+        made = self._ray.remote(_Actor).options(
             num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_restarts=0
         )
-        self._actors[worker] = actor = seat.remote(self._make, self._share.threads)
+        self._actors[worker] = actor = made.remote(self._make, self._share.threads)
         self._calls[actor.start.remote()] = _Call(worker)
 
-    def _dispatch(self, book: _Book) -> None:
-        while self._idle and (job := book.next()):
+    def _dispatch(self, queue: _Queue) -> None:
+        while self._idle and (job := queue.next()):
             worker = self._idle.pop(0)
             ref = self._actors[worker].do.remote(job[1])
             self._calls[ref] = _Call(worker, *job)
 
-    def _collect(self, book: _Book, should_stop: Callable[[], bool] | None) -> None:
+    def _collect(self, queue: _Queue, should_stop: Callable[[], bool] | None) -> None:
         """Wait a moment for answers, and take those that came."""
         if should_stop and should_stop():
             raise Interrupted
@@ -179,16 +175,16 @@ class Fleet:
             except self._ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, DraftrecError):
                     raise error.cause from None
-                self._lost(call, error, book)
+                self._lost(call, error, queue)
             except self._ray.exceptions.RayError as error:
-                self._lost(call, error, book)
+                self._lost(call, error, queue)
             else:
-                self._take(call, answer, book)
+                self._take(call, answer, queue)
         self._complain()
 
-    def _take(self, call: _Call, answer: Any, book: _Book) -> None:
+    def _take(self, call: _Call, answer: Any, queue: _Queue) -> None:
         if call.number is not None:
-            book.done[call.number] = answer
+            queue.done[call.number] = answer
         elif self._facts is None:
             self._facts = answer
         elif answer != self._facts:
@@ -199,7 +195,7 @@ class Fleet:
         self._starts[call.worker] = 0
         self._idle.append(call.worker)
 
-    def _lost(self, call: _Call, error: Exception, book: _Book) -> None:
+    def _lost(self, call: _Call, error: Exception, queue: _Queue) -> None:
         """Let somebody else do what a worker was lost with, and put another one in its place."""
         reason = _reason(error)
         self._ray.kill(self._actors.pop(call.worker))
@@ -210,16 +206,16 @@ class Fleet:
         if call.number is None:
             self._starts[call.worker] += 1
         else:
-            book.tries[call.number] += 1
-            if book.tries[call.number] >= _TRIES:
+            queue.tries[call.number] += 1
+            if queue.tries[call.number] >= _TRIES:
                 raise DraftrecError(
                     f"the same shard ended {_TRIES} workers, the last with: {reason}; lower "
                     f"--batch-size if memory ran out, then run the command again to go on"
                 ) from error
-            heapq.heappush(book.again, (call.number, call.task))
+            heapq.heappush(queue.again, (call.number, call.task))
         if self._starts[call.worker] < _TRIES:
             self._note(f"worker {call.worker} was lost ({reason}); another one takes its place")
-            self._hire(call.worker)
+            self._start(call.worker)
         else:
             self._note(f"worker {call.worker} cannot start ({reason}); going on without it")
 
@@ -243,3 +239,67 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+class RayExecutor:
+    """The workers of a job on a cluster, which lets go of them when it ends. `note` is told what a
+    user should know. Raises DraftrecError as `connected` and `ActorPool.facts` do."""
+
+    worker = None
+
+    def __init__(self, work: Work, cluster: ClusterSpec, note: Note) -> None:
+        self._window = work.window(cluster.workers, note)
+        with ExitStack() as stack:
+            share = stack.enter_context(connected(cluster))
+            self._pool = ActorPool(_Elsewhere(work.placed(share)), cluster.workers, share, note)
+            stack.callback(self._pool.close)
+            self.facts: Any = self._pool.facts()
+            self._open = stack.pop_all()
+
+    def results(
+        self,
+        tasks: Iterator[Any],
+        on_progress: OnProgress | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> Iterator[Any]:
+        for result, progress in self._pool.results(tasks, self._window, should_stop):
+            if on_progress:
+                for told in progress:
+                    on_progress(told)
+            yield result
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def on_ray(cluster: ClusterSpec, note: Note) -> Start:
+    """Starts executors whose workers are Ray actors."""
+
+    def start(work: Work) -> Executor:
+        return RayExecutor(work, cluster, note)
+
+    return start
+
+
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    """Makes a worker that gives back with each result what it would have told meanwhile."""
+
+    work: Work
+
+    def __call__(self) -> _Telling:
+        return _Telling(self.work())
+
+
+class _Telling:
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    @property
+    def facts(self) -> Any:
+        return self._worker.facts
+
+    def __call__(self, task: Any) -> tuple[Any, list[Any]]:
+        progress: list[Any] = []
+        result = self._worker(task, progress.append)
+        return result, self._worker.merged(progress)
