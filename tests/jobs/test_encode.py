@@ -277,7 +277,7 @@ class TestInterruption:
             del one["totals"]["seconds"]
         assert manifest == again
 
-    @pytest.mark.parametrize("step", ["stream_parquet", "_write", "clear"])
+    @pytest.mark.parametrize("step", ["stream_parquet", "_json", "clear"])
     def test_a_job_killed_at_its_end_ends_again(
         self, folder: Path, step: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -286,7 +286,7 @@ class TestInterruption:
         def kill(*_: Any) -> None:
             raise Killed
 
-        place: Any = module.EncodeFiles if step == "clear" else module
+        place: Any = module.Ledger if step == "clear" else module
         real, calls = getattr(place, step), []
 
         def maybe(*args: Any) -> Any:

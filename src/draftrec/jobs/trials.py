@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +27,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.writers import append_file, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
-from draftrec.jobs.ledger import changes, refuse_changes
+from draftrec.jobs.ledger import Ledger, changes
 
 Scalar = str | int | float | bool | None
 Settings = dict[str, Scalar]
@@ -39,6 +39,7 @@ TrialFunction = Callable[[Settings], Mapping[str, Scalar]]
 #: Is told how many trials are finished, and of how many: once at the start, then after each.
 Watch = Callable[[int, int], None]
 
+_OWNED = re.compile(r"trials\.parquet|times\.jsonl")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -53,9 +54,13 @@ class TrialStore:
     overwrite: bool = False
 
     @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder, self.folder, "a study", "trials.jsonl", _OWNED, inside=True)
+
+    @property
     def journal(self) -> Path:
         """Line one: the identity. Then a line per finished trial, in the order of finishing."""
-        return self.folder / "trials.jsonl"
+        return self.folder / self.ledger.record
 
     @property
     def table(self) -> Path:
@@ -73,7 +78,7 @@ class TrialStore:
 
         Raises DraftrecError for a store of another identity, and one that is in use.
         """
-        with sole_writer(self.folder, inside=True):
+        with self.ledger.held():
             yield self._begin()
 
     def append(self, settings: Settings, figures: Mapping[str, Scalar], seconds: float) -> None:
@@ -85,12 +90,10 @@ class TrialStore:
     def _begin(self) -> dict[str, dict[str, Scalar]]:
         lines = [] if self.overwrite else self._whole_lines()
         if not lines:
-            self.table.unlink(missing_ok=True)
-            self.times.unlink(missing_ok=True)
-            replace_file(self.journal, _line({"identity": dict(self.identity)}))
+            self.ledger.clear()
+            self.ledger.write(_line({"identity": dict(self.identity)}).decode())
             return {}
-        found = changes(lines[0].get("identity", {}), self.identity)
-        refuse_changes(self.folder, "a study", found)
+        self.ledger.refuse(changes(lines[0].get("identity", {}), self.identity))
         return {trial_key(line["settings"]): line["figures"] for line in lines[1:]}
 
     def _whole_lines(self) -> list[dict[str, Any]]:

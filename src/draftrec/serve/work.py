@@ -17,7 +17,7 @@ from draftrec.engine.text import loop as text_loop
 from draftrec.engine.text.drafters import GrammarDrafter
 from draftrec.errors import PoolMismatchError
 from draftrec.jobs.knowledge.generator import Generator
-from draftrec.jobs.knowledge.keys import key_of
+from draftrec.jobs.knowledge.prompts import key_of
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
 from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.pool.drafter import PoolDrafter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ import torch
 
 from draftrec.data.files.writers import TEMPORARY, naming, replace_file
 from draftrec.errors import DraftrecError
-from draftrec.jobs.ledger import changes, refuse_changes
+from draftrec.jobs.ledger import Ledger, changes
 from draftrec.models.recommender import INFO_FILE
 
+_OWNED = re.compile(r"state\.pt|best\.safetensors|metrics\.jsonl")
 Board = Callable[[int, dict[str, float]], None]
 
 
@@ -29,28 +31,28 @@ class TrainingFolder:
     path: Path
 
     @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.path.parent, self.path, "a training", "settings.json", _OWNED)
+
+    @property
     def best(self) -> Path:
         """The weights with the best validation so far."""
         return self.path / "best.safetensors"
 
     def check(self, settings: dict[str, Any]) -> None:
         """Raise DraftrecError where a training with other settings or inputs has begun."""
-        path = self.path / "settings.json"
-        if not path.is_file():
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
-        refuse_changes(self.path.parent, "a training", changes(before, _plain(settings)))
+        if self.ledger.path.is_file():
+            before = json.loads(self.ledger.path.read_text(encoding="utf-8"))
+            self.ledger.refuse(changes(before, _plain(settings)))
 
     def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder, or go on in it; with `overwrite` what it and its model were goes."""
         if overwrite:
             (self.path.parent / INFO_FILE).unlink(missing_ok=True)
-            for name in ("state.pt", "best.safetensors", "metrics.jsonl", "settings.json"):
-                (self.path / name).unlink(missing_ok=True)
+            self.ledger.clear(record_last=True)
             shutil.rmtree(self.path / "logs", ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(_plain(settings), indent=1) + "\n"
-        replace_file(self.path / "settings.json", content.encode())
+        self.ledger.write(json.dumps(_plain(settings), indent=1) + "\n")
 
     def save(self, state: dict[str, Any], epochs: list[dict[str, float]]) -> None:
         """Replace the checkpoint."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from draftrec.data.files.locks import sole_writer
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, read_info, save_recommender
 from draftrec.train.files import TrainingFolder
 from draftrec.train.loop import Task, Trainer, TrainWatcher
@@ -47,11 +46,11 @@ class Session:
         the folder holds another training, or another process trains in it, and Interrupted
         once `should_stop()` is true.
         """
-        with sole_writer(self.output):
-            return self._run(prepare)
-
-    def _run(self, prepare: Callable[[], Prepared]) -> dict[str, Any]:
         folder = TrainingFolder(self.output / "training")
+        with folder.ledger.held():
+            return self._run(folder, prepare)
+
+    def _run(self, folder: TrainingFolder, prepare: Callable[[], Prepared]) -> dict[str, Any]:
         if not self.overwrite:
             folder.check(self.identity)
             if (self.output / INFO_FILE).is_file():

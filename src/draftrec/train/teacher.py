@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from draftrec.core import IntArray, LongArray
-from draftrec.data.files.locks import sole_writer
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.engine.beams.drafters import NoBeamDrafter
 from draftrec.engine.beams.loop import BeamEngine, search
@@ -33,7 +32,7 @@ from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
 from draftrec.items.ids import is_text
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.trie import ItemTrie
-from draftrec.jobs.ledger import input_changes, refuse_changes
+from draftrec.jobs.ledger import input_changes
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.train.examples import read_training_data
@@ -206,12 +205,16 @@ def teach(
     Raises DraftrecError for unusable input, a model that cannot be recorded and a folder that
     another process writes to, and Interrupted, after a shard, once `should_stop()` is true.
     """
-    with sole_writer(spec.output):
-        return _teach(spec, watcher or TeachWatcher(), should_stop)
+    folder = TeacherFolder(spec.output)
+    with folder.ledger.held():
+        return _teach(spec, folder, watcher or TeachWatcher(), should_stop)
 
 
 def _teach(
-    spec: TeachSpec, watcher: TeachWatcher, should_stop: Callable[[], bool] | None
+    spec: TeachSpec,
+    folder: TeacherFolder,
+    watcher: TeachWatcher,
+    should_stop: Callable[[], bool] | None,
 ) -> dict[str, Any]:
     recommender = load_recommender(spec.target, spec.device)
     sids = read_semantic_ids(spec.sids, spec.columns)
@@ -221,7 +224,6 @@ def _teach(
         spec.sequences, sids, spec.limit, with_valid=False, columns=spec.columns
     )
     asks = contexts_of(data.train, spec.settings)
-    folder = TeacherFolder(spec.output)
     manifest = _begun(spec, folder, recommender, asks, sids.fingerprint())
     if not manifest.shards:
         # Items are told apart by number; texts have none but their places.
@@ -300,12 +302,12 @@ def _begun(
         settings=asdict(spec.settings),
     )
     if spec.overwrite:
-        folder.clear()
+        folder.ledger.clear()
     found = folder.manifest()
     if found is None:
         folder.path.mkdir(parents=True, exist_ok=True)
         return wanted
     names = ("target", "sids", "contexts")
     before, now = ({name: getattr(it, name) for name in names} for it in (found, wanted))
-    refuse_changes(folder.path, "teacher data", input_changes(before, now))
+    folder.ledger.refuse(input_changes(before, now))
     return found

@@ -10,6 +10,7 @@ the prompt is computed once instead of twenty times.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from safetensors.numpy import load_file, save
 from draftrec.core import BoolArray, FloatArray, HalfArray, IntArray, LongArray
 from draftrec.data.files.writers import replace_file
 from draftrec.errors import DraftrecError
+from draftrec.jobs.ledger import Ledger
 from draftrec.models.recommender import Recommender
 
 
@@ -149,6 +151,7 @@ def at_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 FORMAT_VERSION = 2
+_OWNED = re.compile(r"catalogue\.safetensors|teacher-\d{5,}\.safetensors")
 _RAGGED = ("prompt", "answers", "beams", "log_probs", "prompt_log_probs")
 
 
@@ -224,9 +227,13 @@ class TeacherFolder:
 
     path: Path
 
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.path, self.path, "teacher data", "manifest.json", _OWNED)
+
     def manifest(self) -> TeacherManifest | None:
         """What the folder holds, None for a new one. Raises DraftrecError for a damaged one."""
-        path = self.path / "manifest.json"
+        path = self.ledger.path
         if not path.is_file():
             return None
         try:
@@ -244,8 +251,7 @@ class TeacherFolder:
 
     def write_manifest(self, manifest: TeacherManifest) -> None:
         """Replace the manifest. This is the moment at which a shard counts as finished."""
-        content = manifest.model_dump_json(indent=1) + "\n"
-        replace_file(self.path / "manifest.json", content.encode())
+        self.ledger.write(manifest.model_dump_json(indent=1) + "\n")
 
     def write_catalogue(self, catalogue: Catalogue) -> None:
         arrays = {f.name: getattr(catalogue, f.name) for f in fields(catalogue)}
@@ -278,13 +284,6 @@ class TeacherFolder:
             Context(truth=truth, **{name: ragged[name][i] for name in _RAGGED})
             for i, truth in enumerate(truths)
         ]
-
-    def clear(self) -> None:
-        """Remove everything that a recording wrote here, the manifest first, and nothing else."""
-        (self.path / "manifest.json").unlink(missing_ok=True)
-        (self.path / "catalogue.safetensors").unlink(missing_ok=True)
-        for path in self.path.glob("teacher-*.safetensors"):
-            path.unlink()
 
     def shard(self, number: int) -> Path:
         return self.path / f"teacher-{number:05d}.safetensors"

@@ -9,8 +9,8 @@ import pytest
 
 from draftrec.core import Counts, Generation, Request
 from draftrec.engine.text.stats import Spent
-from draftrec.jobs.knowledge import journal as module
-from draftrec.jobs.knowledge.journal import Clock, Entry, Journal, texts_in
+from draftrec.jobs.knowledge import shards as module
+from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, texts_in
 
 
 def entry(i: int) -> Entry:

@@ -21,7 +21,7 @@ from draftrec.evaluate.replay.recordings import read_recordings
 from draftrec.evaluate.texts.runs import read_run
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.job import Watcher
-from draftrec.jobs.knowledge.keys import key_of, samples_of
+from draftrec.jobs.knowledge.prompts import key_of, samples_of
 from draftrec.jobs.knowledge.refresh import PreviousRun
 from draftrec.serve.dashboard.run_data import RunReader
 from tests.fakes import FakeGenerator, FakePool

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from draftrec.jobs.ray.encode import on_ray
 
 from draftrec.config import EncodeConfig
 from draftrec.jobs.encode.inputs import EncodeSpec, load_for_job
 from draftrec.jobs.encode.job import run_encode
 from draftrec.jobs.ray.cluster import ClusterSpec
+from draftrec.jobs.ray.executor import on_ray
 
 
 def write_texts(path: Path) -> None:

@@ -18,10 +18,10 @@ from draftrec.jobs.recommend.job import ModelFacts, RecommendJob, ShardAnswers, 
 from tests.fakes import Killed
 
 
-class FakeCrew:
+class FakeExecutor:
     """Recommends a user's own number, and is killed after so many shards."""
 
-    facts = ModelFacts("target", "none")
+    facts, worker = ModelFacts("target", "none"), "here"
 
     def __init__(self, most: int = 100) -> None:
         self.most, self.done = most, 0
@@ -50,15 +50,15 @@ def test_a_killed_job_goes_on_there_and_ends_with_the_file_of_one_here(
     tmp_path: Path, ending: str
 ) -> None:
     here = RecommendJob(tmp_path / f"r.{ending}", {"k": 1}, shard_size=2)
-    run_job(here, FakeCrew(), histories())
+    run_job(here, FakeExecutor(), histories())
     folder = RemotePath(f"memory://{uuid.uuid4().hex}")
     there = RecommendJob(folder / f"r.{ending}", {"k": 1}, shard_size=2)
     with pytest.raises(Killed):
-        run_job(there, FakeCrew(most=2), histories())
+        run_job(there, FakeExecutor(most=2), histories())
     assert not there.output.exists()
     with pytest.raises(DraftrecError, match=r"memory://.* begun otherwise \(k was"):
-        run_job(RecommendJob(there.output, {"k": 2}, shard_size=2), FakeCrew(), histories())
-    rest = FakeCrew()
+        run_job(RecommendJob(there.output, {"k": 2}, shard_size=2), FakeExecutor(), histories())
+    rest = FakeExecutor()
     summary = run_job(there, rest, histories())
     assert (rest.done, summary["users"]) == (2, 7)
     assert there.output.read_bytes() == here.output.read_bytes()

@@ -13,18 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from draftrec.data.files.locks import check_still_held, sole_writer
 from draftrec.data.files.places import Place, arrow_path
-from draftrec.data.files.writers import TEMPORARY, replace_file, replace_parquet, stream_parquet
+from draftrec.data.files.writers import replace_file, replace_parquet, stream_parquet
 from draftrec.data.records import Rejected, rejected_lines
 from draftrec.data.vectors import vector_column, vectors_schema
-from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge.manifest import read_state
-from draftrec.jobs.ledger import changes, input_changes
+from draftrec.jobs.ledger import Ledger, changes, input_changes, read_state
 from draftrec.models.documents import Encoded
 
 _COUNTS = ("tokens", "knowledge_lost", "history_lost", "windows")
-_PART_FILE = re.compile(r"part-\d{5,}\.(?:parquet|jsonl)|manifest\.json")
+_PART_FILE = re.compile(r"part-(\d{5,})\.(?:parquet|jsonl)")
 
 
 class _Part(BaseModel):
@@ -126,13 +123,14 @@ class EncodeFiles:
     def __init__(self, output: Place) -> None:
         self.output = output
         self.parts = output.with_name(f"{output.name}.parts")
+        self.ledger = Ledger(output, self.parts, "vectors", "manifest.json", _PART_FILE)
         self._done = output.with_name(f"{output.name}.manifest.json")
         self._rejected = output.with_name(f"{output.name}.rejected.jsonl")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing to the output; there is a folder of parts meanwhile."""
-        with sole_writer(self.output):
+        with self.ledger.held():
             self.parts.mkdir(parents=True, exist_ok=True)
             try:
                 yield
@@ -141,13 +139,12 @@ class EncodeFiles:
 
     def manifest(self) -> EncodeManifest | None:
         """Of the job under way, else of the finished one; None if there is neither."""
-        under_way = _read(self.parts / "manifest.json")
+        under_way = _read(self.ledger.path)
         return under_way or (_read(self._done) if self.output.exists() else None)
 
     def write_manifest(self, manifest: EncodeManifest) -> None:
         """Replace the manifest of the job under way: the moment at which a shard is finished."""
-        check_still_held(self.output)
-        _write(self.parts / "manifest.json", manifest)
+        self.ledger.write(_json(manifest))
 
     def write_shard(self, index: int, shard: ShardRows) -> EncodedShard:
         """Keep what one shard came to."""
@@ -182,12 +179,7 @@ class EncodeFiles:
         sizes = {self._part(i): shard.size for i, shard in enumerate(manifest.shards)}
         if manifest.size is not None:
             sizes = {self.output: manifest.size}
-        for path, size in sizes.items():
-            if not path.is_file() or path.stat().st_size != size:
-                raise DraftrecError(
-                    f"{path} is missing or was changed since it was written; put it back, or start "
-                    "again with --overwrite"
-                )
+        self.ledger.check(sizes)
 
     def finish(self, manifest: EncodeManifest) -> None:
         """Join the parts into the output, then remove them."""
@@ -201,35 +193,19 @@ class EncodeFiles:
             replace_file(self._rejected, lines)
         else:
             self._rejected.unlink(missing_ok=True)
-        _write(self._done, manifest)
-        self.clear()
-
-    def clear(self) -> None:
-        """Remove all that the job keeps in its folder, the manifest before what it speaks of."""
-        for path in self._files():
-            path.unlink()
+        replace_file(self._done, _json(manifest).encode())
+        self.ledger.clear()
 
     def drop_unfinished(self, manifest: EncodeManifest) -> None:
         """Remove what a crash left behind of a shard that was not finished."""
-        for path in self._files():
-            index = path.stem.removeprefix("part-")
-            unfinished = index.isdecimal() and int(index) >= len(manifest.shards)
-            if unfinished or path.name.endswith(TEMPORARY):
-                path.unlink()
+        done = len(manifest.shards)
+        self.ledger.drop(lambda n: bool((m := _PART_FILE.fullmatch(n)) and int(m[1]) >= done))
 
     def _tidy(self) -> None:
         """Remove the folder of parts if nothing is kept in it."""
         (self.parts / ".lock").unlink(missing_ok=True)  # of an earlier version
         if self.parts.is_dir() and not any(True for _ in self.parts.iterdir()):
             self.parts.rmdir()
-
-    def _files(self) -> list[Place]:
-        found = [
-            path
-            for path in self.parts.iterdir()
-            if _PART_FILE.fullmatch(path.name.removesuffix(TEMPORARY))
-        ]
-        return sorted(found)
 
     def _part(self, index: int) -> Place:
         return self.parts / f"part-{index:05d}.parquet"
@@ -240,5 +216,5 @@ def _read(path: Place) -> EncodeManifest | None:
     return read_state(path, EncodeManifest, mend)
 
 
-def _write(path: Place, manifest: EncodeManifest) -> None:
-    replace_file(path, (manifest.model_dump_json(indent=1) + "\n").encode())
+def _json(manifest: EncodeManifest) -> str:
+    return manifest.model_dump_json(indent=1) + "\n"

@@ -34,8 +34,7 @@ from draftrec.jobs.encode.inputs import (
     settings_of,
 )
 from draftrec.jobs.executor import Executor, LocalExecutor, Start
-from draftrec.jobs.knowledge.manifest import package_versions
-from draftrec.jobs.ledger import refuse_changes
+from draftrec.jobs.ledger import package_versions
 from draftrec.models.documents import Document, Encoded, joined
 
 
@@ -72,11 +71,11 @@ def run_encode(
         fingerprints = {**inputs.fingerprints, "encoder": executor.facts.fingerprint}
         if earlier is None:
             manifest = _new_manifest(spec, executor.facts, fingerprints)
-            files.clear()
+            files.ledger.clear()
             files.write_manifest(manifest)
         else:
             manifest = earlier
-            refuse_changes(spec.output, "vectors", manifest.differences({}, fingerprints))
+            files.ledger.refuse(manifest.differences({}, fingerprints))
             files.drop_unfinished(manifest)
         _Run(inputs, files, manifest, executor).shards(watch or _unwatched, total)
         files.finish(manifest)
@@ -224,8 +223,7 @@ def _earlier(spec: EncodeSpec, inputs: EncodeInputs, files: EncodeFiles) -> Enco
                 "replace it with --overwrite"
             )
         return None
-    found = manifest.differences(settings_of(spec), inputs.fingerprints)
-    refuse_changes(spec.output, "vectors", found)
+    files.ledger.refuse(manifest.differences(settings_of(spec), inputs.fingerprints))
     files.check(manifest)
     return manifest
 

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from draftrec.errors import Interrupted
 from draftrec.jobs.executor import Executor, LocalExecutor, Start
 from draftrec.jobs.knowledge.account import Endings
-from draftrec.jobs.knowledge.manifest import Manifest, differences
+from draftrec.jobs.knowledge.manifest import Facts, Manifest, differences
 from draftrec.jobs.knowledge.metrics import Metrics
 from draftrec.jobs.knowledge.plan import JobSpec, Plan, continued
 from draftrec.jobs.knowledge.shards import RunFolder
 from draftrec.jobs.knowledge.worker import (
-    Facts,
     Given,
     Loader,
     ShardResult,
@@ -33,7 +32,6 @@ from draftrec.jobs.knowledge.worker import (
     given_pool,
     load_generator,
 )
-from draftrec.jobs.ledger import refuse_changes
 from draftrec.models.prompting import PromptForm, form_of
 
 if TYPE_CHECKING:
@@ -127,7 +125,7 @@ def _started(plan: Plan, folder: RunFolder, facts: Facts, form: PromptForm) -> M
 def _continue(folder: RunFolder, manifest: Manifest, facts: Facts, form: PromptForm) -> None:
     """Bring the folder to where it was after the last finished shard."""
     now = {**facts.fingerprint, **_chat_fingerprint(facts, form)}
-    refuse_changes(folder.path, "a run", differences(manifest, manifest.settings, now))
+    folder.ledger.refuse(differences(manifest, manifest.settings, now))
     folder.drop_unfinished(manifest)
 
 

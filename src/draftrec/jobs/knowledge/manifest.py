@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from draftrec.config import MOST_RECORDS, GenerateConfig, JobConfig, ModelConfig, StructureConfig
 from draftrec.core import COUNTED, SOURCES, Counts, Generation
 from draftrec.data.files.places import Place
 from draftrec.engine.text.stats import Spent
-from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.account import Endings, exactness, pool_note
-from draftrec.jobs.ledger import changes, input_changes
-
-State = TypeVar("State", bound=BaseModel)
-
-_PACKAGES = ("draftrec", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "numba")
+from draftrec.jobs.ledger import changes, input_changes, read_state
+from draftrec.models.prompting import ChatTemplate
 
 
 class _Part(BaseModel):
@@ -149,6 +144,19 @@ class InputEntry(_Part):
     records: int
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a job records, and decides by, of the model that its workers have."""
+
+    fingerprint: dict[str, str]
+    device: str
+    dtype: str
+    has_chat_template: bool
+    chat_template: ChatTemplate | None = None
+    cost_state: dict[str, Any] | None = None
+    threads: int | None = field(default=None, compare=False)  # workers' machines may differ
+
+
 class Manifest(_Part):
     """The content of `manifest.json`.
 
@@ -231,21 +239,6 @@ def read_manifest(path: Place) -> Manifest | None:
     return read_state(path, Manifest, "generate; choose another --output")
 
 
-def read_state(path: Place, kind: type[State], rest: str) -> State | None:
-    """What a command wrote of its job at `path`, or None where there is nothing.
-
-    Raises DraftrecError for anything else; `rest`: the command, and how to mend it.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    try:
-        return kind.model_validate_json(text)
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise DraftrecError(f"{path} was not written by this version of draftrec {rest}") from error
-
-
 def settings_of(config: JobConfig) -> dict[str, Any]:
     """Every setting under the name of its command-line option."""
     flat: dict[str, Any] = {}
@@ -296,17 +289,6 @@ def differences(
         if name in then.fingerprints or (name == "generation_config" and new)
     }
     return changes(before, now) + input_changes(then.fingerprints, told)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the output."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _ratio(numerator: float, denominator: float) -> float:

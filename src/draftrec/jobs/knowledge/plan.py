@@ -7,7 +7,6 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from draftrec.config import JobConfig, RecordsConfig
 from draftrec.data.files.places import Place, shown
@@ -16,20 +15,16 @@ from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import fitted_to, load_template
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.manifest import (
+    Facts,
     InputEntry,
     Manifest,
     differences,
-    package_versions,
     recorded_settings,
     settings_of,
 )
 from draftrec.jobs.knowledge.refresh import PreviousRun
 from draftrec.jobs.knowledge.shards import RunFolder
-from draftrec.jobs.ledger import refuse_changes
-
-if TYPE_CHECKING:
-    from draftrec.jobs.knowledge.worker import Facts
-
+from draftrec.jobs.ledger import package_versions
 
 _LOG = logging.getLogger(__name__)
 # Reading through so much takes a moment that should have a name.
@@ -143,7 +138,7 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
     now = dict(plan.fingerprints)
     if manifest.shards_complete and spec.save_pool and spec.save_pool == spec.pool:
         del now["pool"]  # the run may have been cut off after it had saved its pool over this one
-    refuse_changes(folder.path, "a run", differences(manifest, plan.settings, now))
+    folder.ledger.refuse(differences(manifest, plan.settings, now))
     if manifest.finished and spec.save_pool and str(spec.save_pool) != manifest.paths["save_pool"]:
         raise DraftrecError(
             f"the run in {folder.path} is finished and kept no pool at {spec.save_pool}; build one "

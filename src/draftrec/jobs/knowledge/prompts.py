@@ -1,12 +1,15 @@
-"""What a job would send, without sending it: the same reader, the same form, the same refusals."""
+"""What a model is asked about a record, and what seeds the answer; and what a job would send,
+without sending it: the same reader, the same form, the same refusals.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -14,10 +17,33 @@ from typing import Any
 import numpy as np
 
 from draftrec.config import RecordsConfig
-from draftrec.core import IntArray
+from draftrec.core import IntArray, Request
 from draftrec.data.records import Entity, EntityReader, Rejected
 from draftrec.errors import DraftrecError
 from draftrec.models.prompting import PromptEncoder, form_of
+
+
+def key_of(entity_id: str) -> int:
+    """Seeds one entity's sampling, wherever it stands in the input and whoever asks."""
+    return _digest(entity_id.encode())
+
+
+def samples_of(first: Request, count: int) -> list[Request]:
+    """Requests for `count` texts of a record, of which `first` is the first. The key of each is a
+    matter of that of the first and of its own number, not of how many there are."""
+    return [replace(first, key=_key_of_sample(first.key, i), sample=i) for i in range(count)]
+
+
+def _key_of_sample(key: int, sample: int) -> int:
+    if sample == 0:
+        return key
+    return _digest(key.to_bytes(8, "little") + sample.to_bytes(8, "little"))
+
+
+def _digest(content: bytes) -> int:
+    """63 bits."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
 
 _TOGETHER = 256
 #: Settings that mean nothing until a tokenizer is known.

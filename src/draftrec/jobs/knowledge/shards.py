@@ -1,14 +1,21 @@
-"""The files of a run folder. A shard is finished when the manifest says so, never before."""
+"""The files of a run folder. A shard is finished when the manifest says so, never before.
+
+Of a shard that is not, a journal keeps the finished texts, a line of JSON each, written when the
+text ends. Whoever does the shard next, after Ctrl-C, a crash or the loss of a worker, takes them
+over instead of writing them again; the part then has the same bytes, and the journal goes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.core import COUNTED, SOURCES, Generation, IntArray
-from draftrec.data.files.locks import check_still_held, sole_writer
+from draftrec.core import COUNTED, SOURCES, Counts, Generation, IntArray, Request
 from draftrec.data.files.places import Place, arrow_path
-from draftrec.data.files.remote import UNMOVED, RemotePath
+from draftrec.data.files.remote import RemotePath
 from draftrec.data.files.writers import (
-    TEMPORARY,
     GatheredLines,
     append_file,
     cut_file,
@@ -29,12 +34,162 @@ from draftrec.data.files.writers import (
     naming,
     replace_file,
     replace_parquet,
-    sync_folder,
 )
 from draftrec.data.records import Rejected, rejected_lines
+from draftrec.engine.text.stats import Spent
 from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge.journal import texts_in
 from draftrec.jobs.knowledge.manifest import Manifest, ShardEntry, read_manifest
+from draftrec.jobs.ledger import Ledger
+
+# Lines reach the operating system at once, which survives a kill; the disk, which survives a
+# crash of the machine, at least this often.
+_SYNC_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a shard has taken up to some text, in all its lives: `wall` seconds, and what of them
+    the parts of a pass took."""
+
+    wall: float = 0.0
+    spent: Spent = field(default_factory=Spent)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished text: the request's `key` and `prompt_hash`, the text, and the clock by then."""
+
+    key: int
+    prompt_hash: int
+    generation: Generation
+    clock: Clock
+
+    def line(self) -> bytes:
+        """As the journal has it."""
+        it, clock = self.generation, self.clock
+        values = {
+            "entity_id": it.entity_id,
+            "key": self.key,
+            "prompt_hash": self.prompt_hash,
+            "token_ids": it.token_ids.tolist(),
+            "finish_reason": it.finish_reason,
+            "prompt_tokens": it.prompt_tokens,
+            "loss": it.loss,
+            "counts": asdict(it.counts),
+            "wall": clock.wall,
+            "spent": asdict(clock.spent),
+        }
+        return (json.dumps(values) + "\n").encode()
+
+    @classmethod
+    def of(cls, line: bytes) -> Entry:
+        """Raises ValueError, KeyError or TypeError for anything but a whole line of a journal."""
+        if not line.endswith(b"\n"):
+            raise ValueError("the line is torn")
+        values: dict[str, Any] = json.loads(line)
+        generation = Generation(
+            values["entity_id"],
+            np.array(values["token_ids"], np.int32),
+            values["finish_reason"],
+            values["prompt_tokens"],
+            Counts(**values["counts"]),
+            values["loss"],
+        )
+        clock = Clock(values["wall"], Spent(**values["spent"]))
+        return cls(values["key"], values["prompt_hash"], generation, clock)
+
+
+class Journal:
+    """The journal of one shard, open for more. What a crash has torn is cut off on opening.
+
+    At an address, where nothing can be appended, it is written anew whenever it is forced to disk
+    elsewhere.
+    """
+
+    def __init__(self, path: Place) -> None:
+        self.path = path
+        self.entries, size = _read_journal(path)
+        self._content = bytearray()
+        self._file = None
+        if isinstance(path, Path):
+            with naming(path):
+                # Unbuffered: a line is with the operating system, or it is not.
+                self._file = path.open("ab", buffering=0)
+                self._file.truncate(size)
+        else:
+            self._content += b"".join(entry.line() for entry in self.entries)
+        self._synced, self._dirty = time.monotonic(), False
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Force all to disk; nothing to do where the process is killed."""
+        try:
+            self._sync()
+        finally:
+            if self._file:
+                self._file.close()
+
+    @property
+    def clock(self) -> Clock:
+        """What earlier lives of the shard took."""
+        return self.entries[-1].clock if self.entries else Clock()
+
+    def found(self, requests: Seq[Request], hashes: Seq[int]) -> dict[int, Generation]:
+        """Texts of those requests that are there, by position; `hashes`: of their prompts."""
+        known = {(e.generation.entity_id, e.key, e.prompt_hash): e for e in self.entries}
+        wanted = [(r.entity_id, r.key, h) for r, h in zip(requests, hashes, strict=True)]
+        return {i: known[w].generation for i, w in enumerate(wanted) if w in known}
+
+    def add(self, entry: Entry) -> None:
+        """Keep one more text."""
+        line = memoryview(entry.line())
+        if self._file is None:
+            self._content += line
+        elif isinstance(self.path, Path):
+            with naming(self.path):
+                while line:  # a disk that is nearly full takes a part, then refuses
+                    line = line[self._file.write(line) :]
+        self._dirty = True
+
+    def tick(self) -> None:
+        """Force to disk what has waited long enough."""
+        if self._dirty and time.monotonic() - self._synced >= _SYNC_SECONDS:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._dirty and self._file is None:
+            replace_file(self.path, bytes(self._content))
+        elif self._dirty and self._file and isinstance(self.path, Path):
+            with naming(self.path):
+                os.fsync(self._file.fileno())
+        self._synced, self._dirty = time.monotonic(), False
+
+
+def texts_in(path: Place) -> int:
+    """How many whole texts a journal keeps; 0 where there is none."""
+    return len(_read_journal(path)[0])
+
+
+def _read_journal(path: Place) -> tuple[list[Entry], int]:
+    """The texts up to the first place that was torn, and how many bytes they take."""
+    entries: list[Entry] = []
+    size = 0
+    for line in _journal_lines(path):
+        try:
+            entries.append(Entry.of(line))
+        except (ValueError, KeyError, TypeError):
+            break
+        size += len(line)
+    return entries, size
+
+
+def _journal_lines(path: Place) -> Iterator[bytes]:
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from file
+
 
 PART_SCHEMA = pa.schema(
     [
@@ -60,6 +215,9 @@ _PROMPT = pa.field("prompt", pa.string(), nullable=False)
 _SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
 _JOURNAL = re.compile(r"\.journal-(\d{5,})\.jsonl")
 _OTHER_FILES = ("manifest.json", "metrics.jsonl", "rejected.jsonl", "summary.json")
+_OWNED = re.compile(
+    "|".join([_SHARD_FILE.pattern, _JOURNAL.pattern, *(re.escape(n) for n in _OTHER_FILES)])
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +244,14 @@ class RunFolder:
     samples: int = 1
     _gathered: GatheredLines = field(default_factory=GatheredLines, compare=False, repr=False)
 
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.path, self.path, "a run", _OTHER_FILES[0], _OWNED, inside=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folder and keep other processes from writing to it."""
-        with sole_writer(self.path, inside=True):
-            if isinstance(self.path, RemotePath):
-                for name in _OTHER_FILES:
-                    (self.path / name).finish_move()
-                for path in self._files():
-                    if UNMOVED.fullmatch(path.name):
-                        path.unlink()
+        with self.ledger.held():
             yield
             if isinstance(self.path, RemotePath):
                 self._gathered.write(self.path / "metrics.jsonl")
@@ -113,41 +269,28 @@ class RunFolder:
 
     def check_parts(self, manifest: Manifest) -> None:
         """Raise when a finished shard's files are not as the run left them."""
-        held = {path.name: path.stat().st_size for path in self._files()}
-        for index, shard in enumerate(manifest.shards):
-            sizes = {self.part(index): shard.part_size, self.stats(index): shard.stats_size}
-            for path, size in sizes.items():
-                if held.get(path.name) != size:
-                    raise DraftrecError(
-                        f"{path} is missing or was changed since the run wrote it; put it back, "
-                        f"or start again with --overwrite"
-                    )
+        shards = list(enumerate(manifest.shards))
+        self.ledger.check({self.part(i): shard.part_size for i, shard in shards})
+        self.ledger.check({self.stats(i): shard.stats_size for i, shard in shards})
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest. This is the moment at which a shard counts as finished."""
-        check_still_held(self.path)
-        text = manifest.model_dump_json(indent=1) + "\n"
-        replace_file(self.path / "manifest.json", text.encode())
+        self.ledger.write(manifest.model_dump_json(indent=1) + "\n")
 
     def clear(self) -> None:
         """Remove everything that a run wrote here, the manifest last, and nothing else."""
-        for path in self._files():
-            ours = _SHARD_FILE.fullmatch(path.name) or _JOURNAL.fullmatch(path.name)
-            if ours or path.name in _OTHER_FILES[1:]:
-                path.unlink()
-        self._remove_temporaries()
-        (self.path / "manifest.json").unlink(missing_ok=True)
-        sync_folder(self.path)
+        self.ledger.clear(record_last=True)
 
     def drop_unfinished(self, manifest: Manifest) -> None:
         """Remove what a crash left behind of a shard that was not finished, but its journal; and
         those of finished ones."""
-        self._remove_temporaries()
         done = len(manifest.shards)
-        for path in self._files():
-            match, journal = _SHARD_FILE.fullmatch(path.name), _JOURNAL.fullmatch(path.name)
-            if (match and int(match[1]) >= done) or (journal and int(journal[1]) < done):
-                path.unlink()
+
+        def unfinished(name: str) -> bool:
+            match, journal = _SHARD_FILE.fullmatch(name), _JOURNAL.fullmatch(name)
+            return bool((match and int(match[1]) >= done) or (journal and int(journal[1]) < done))
+
+        self.ledger.drop(unfinished)
         cut_file(self.path / "rejected.jsonl", manifest.rejected_size)
         metrics = self.path / "metrics.jsonl"
         if isinstance(metrics, Path):  # elsewhere it is written whole
@@ -227,12 +370,6 @@ class RunFolder:
 
     def _files(self) -> list[Place]:
         return [p for p in self.path.iterdir() if p.is_file()] if self.path.is_dir() else []
-
-    def _remove_temporaries(self) -> None:
-        for path in self._files():
-            name = path.name.removesuffix(TEMPORARY)
-            if name != path.name and (_SHARD_FILE.fullmatch(name) or name in _OTHER_FILES):
-                path.unlink()
 
 
 def _part_table(texts: Seq[Written], *, keep_prompts: bool) -> pa.Table:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,13 +20,12 @@ from draftrec.engine.text.stats import Spent
 from draftrec.errors import DraftrecError
 from draftrec.jobs.executor import Note, OnProgress, Share, ShouldStop, usual_window
 from draftrec.jobs.knowledge.account import Endings, curve_seconds
-from draftrec.jobs.knowledge.journal import Clock, Entry, Journal
-from draftrec.jobs.knowledge.keys import key_of, samples_of
+from draftrec.jobs.knowledge.manifest import Facts
 from draftrec.jobs.knowledge.metrics import ShardCost, peak_memory
 from draftrec.jobs.knowledge.plan import JobSpec
-from draftrec.jobs.knowledge.prompts import unfit, unknown_token
+from draftrec.jobs.knowledge.prompts import key_of, samples_of, unfit, unknown_token
 from draftrec.jobs.knowledge.refresh import Earlier, PreviousRun, unchanged
-from draftrec.jobs.knowledge.shards import RunFolder, Written, prompt_hash
+from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, RunFolder, Written, prompt_hash
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
 if TYPE_CHECKING:
@@ -84,19 +83,6 @@ class TextGenerator(Protocol):
     ) -> list[Generation]: ...
     def cost_curve(self, longest: int) -> CostCurve | None: ...
     def commit(self, texts: Texts) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a job records, and decides by, of the model that its workers have."""
-
-    fingerprint: dict[str, str]
-    device: str
-    dtype: str
-    has_chat_template: bool
-    chat_template: ChatTemplate | None = None
-    cost_state: dict[str, Any] | None = None
-    threads: int | None = field(default=None, compare=False)  # workers' machines may differ
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from draftrec.data.tables.given import OneRow, records_of
 from draftrec.data.tables.readers import RecordSource
 from draftrec.data.templates import TEMPLATE_SCHEMA, load_template, schema_of
 from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge.keys import key_of, samples_of
 from draftrec.jobs.knowledge.manifest import Totals
+from draftrec.jobs.knowledge.prompts import key_of, samples_of
 from draftrec.models.prompting import form_of
 
 if TYPE_CHECKING:

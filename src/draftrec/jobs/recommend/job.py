@@ -7,6 +7,7 @@ one file. The same command continues where it stopped; other settings are refuse
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.config import RecommendRun
-from draftrec.data.files.locks import check_still_held, sole_writer
+from draftrec.data.files.locks import check_still_held
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import remove_folder, replace_file, replace_parquet
 from draftrec.data.sequences import History
@@ -28,7 +29,7 @@ from draftrec.errors import DraftrecError
 from draftrec.items.ids import as_text, is_text
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import Executor, ShouldStop
-from draftrec.jobs.ledger import changes, refuse_changes
+from draftrec.jobs.ledger import Ledger, changes
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
 from draftrec.jobs.recommend.recommender import ItemRecommender
 
@@ -158,7 +159,7 @@ class RecommendWorker:
         return [sum(progress)]
 
 
-_SETTINGS = "settings.json"
+_OWNED = re.compile(r"part-\d{5,}\.parquet|facts-\d{5,}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,15 @@ class RecommendJob:
         """The folder of finished shards."""
         return self.output.with_name(f".{self.output.name}.parts")
 
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.output, self.parts, "an interrupted run", "settings.json", _OWNED)
+
+    def begun(self) -> dict[str, Any] | None:
+        """The settings of an interrupted run, if there is one."""
+        path = self.ledger.path
+        return json.loads(path.read_bytes()) if path.is_file() else None
+
     def facts_file(self, number: int) -> Place:
         """What the summary needs of a shard; written last, so its being there means done."""
         return self.parts / f"facts-{number:05d}.json"
@@ -199,7 +209,7 @@ def run_job(
     Raises Interrupted when asked to stop, with finished shards kept, and
     DraftrecError for an output that other settings have begun, or another process writes to.
     """
-    with sole_writer(job.output):
+    with job.ledger.held():
         return _run(job, executor, histories, on_done, should_stop)
 
 
@@ -276,19 +286,17 @@ def check_output(job: RecommendJob) -> None:
         raise DraftrecError(
             f"{job.output} exists; name another output, or replace it with --overwrite"
         )
-    path = job.parts / _SETTINGS
-    before = json.loads(path.read_bytes()) if path.is_file() else job.settings
-    refuse_changes(job.parts, "an interrupted run", changes(before, job.settings))
+    if (before := job.begun()) is not None:
+        job.ledger.refuse(changes(before, job.settings))
 
 
 def _prepare(job: RecommendJob) -> None:
     """Begin, or go on with what the same settings have begun."""
     check_output(job)
-    path = job.parts / _SETTINGS
-    if path.is_file() and json.loads(path.read_bytes()) != job.settings:
-        remove_folder(job.parts)
+    if job.begun() != job.settings:
+        job.ledger.clear()
     job.parts.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(job.settings, indent=1).encode())
+    job.ledger.write(json.dumps(job.settings, indent=1))
 
 
 def _finish(job: RecommendJob) -> None:
