@@ -98,8 +98,9 @@ class Inputs:
 
     def recommend(self, output: Path, tick: Tick, *, other: bool, overwrite: bool) -> None:
         settings = TaskSettings(
-            str(self.world.sequences), self.world.sids, self.world.target, "none", output,
-            shard_size=4, config=RecommendConfig(k=3 if other else 2), overwrite=overwrite,
+            sequences=str(self.world.sequences), sids=self.world.sids, target=self.world.target,
+            draft="none", output=output, shard_size=4,
+            config=RecommendConfig(k=3 if other else 2), overwrite=overwrite,
         )  # fmt: skip
         task = prepare(settings)
         run_recommend(task.job, task.executor, task.histories, lambda users: tick())

@@ -180,8 +180,8 @@ def test_half_precision_logits_are_computed_in_float32():
     ("changes", "words"),
     [
         ({"objective": "kd"}, "--objective must be one of sft"),
-        ({"alpha": 1.5}, "--alpha must lie"),
-        ({"soft": -0.1}, "--soft must lie"),
+        ({"alpha": 1.5}, "--alpha must be"),
+        ({"soft": -0.1}, "--soft must be"),
         ({"tau": 0.0}, "--tau must be"),
         ({"sharpen": 0.0}, "--sharpen must be"),
     ],

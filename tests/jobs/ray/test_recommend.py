@@ -27,8 +27,9 @@ def test_the_file_is_that_of_a_local_job(world: World, tmp_path: Path) -> None:
         config = RecommendConfig(k=5, draft_beams=8, batch_size=3, draft_steps=2)
         task = prepare(
             TaskSettings(
-                str(world.sequences), world.sids, world.target, str(world.draft),
-                tmp_path / name, config=config, shadow=0.5, shard_size=2,
+                sequences=str(world.sequences), sids=world.sids, target=world.target,
+                draft=str(world.draft), output=tmp_path / name,
+                config=config, shadow=0.5, shard_size=2,
             ),
             start,
         )  # fmt: skip

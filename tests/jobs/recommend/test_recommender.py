@@ -205,7 +205,8 @@ def test_unknown_items_and_other_vocabularies_are_named(world: World, tmp_path: 
 def task(world: World, output: Path, **changes: Any) -> TaskSettings:
     config = RecommendConfig(k=5, draft_beams=8, batch_size=3, draft_steps=2)
     return TaskSettings(
-        str(world.sequences), world.sids, world.target, str(world.draft), output,
+        sequences=str(world.sequences), sids=world.sids, target=world.target,
+        draft=str(world.draft), output=output,
         **{"config": config, "shadow": 0.5, **changes},
     )  # fmt: skip
 

@@ -88,7 +88,8 @@ def test_filters_take_texts(worlds: tuple[World, World]) -> None:
     answers = []
     for world, name in ((numbers, int), (texts, named)):
         settings = TaskSettings(
-            str(world.sequences), world.sids, world.target, "none", Path("unused"),
+            sequences=str(world.sequences), sids=world.sids, target=world.target, draft="none",
+            output=Path("unused"),
             device="cpu", config=RecommendConfig(k=5, exclude_seen=True),
         )  # fmt: skip
         recommender = load(settings, read_semantic_ids(world.sids)).recommender

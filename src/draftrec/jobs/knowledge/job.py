@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.errors import Interrupted
 from draftrec.jobs.executor import Executor, LocalExecutor, Start
+from draftrec.jobs.knowledge import worker
 from draftrec.jobs.knowledge.account import Endings
 from draftrec.jobs.knowledge.manifest import Facts, Manifest, differences
 from draftrec.jobs.knowledge.metrics import Metrics
@@ -30,7 +31,6 @@ from draftrec.jobs.knowledge.worker import (
     ShardTask,
     ShardWork,
     given_pool,
-    load_generator,
 )
 from draftrec.models.prompting import PromptForm, form_of
 
@@ -76,7 +76,7 @@ def run_job(
     should_stop: Callable[[], bool] | None = None,
     *,
     start: Start = LocalExecutor,
-    load: Loader = load_generator,
+    load: Loader | None = None,
     given: Given = given_pool,
 ) -> JobResult:
     """Run a job, or what is left of it. `start` finds who does its shards, if any are left."""
@@ -94,6 +94,7 @@ def run_job(
             folder.drop_unfinished(manifest)
             return _finish(manifest, folder)
         state = manifest.cost_state if manifest else None
+        load = load or worker.load_generator
         work = ShardWork(plan.spec, load, given, state, plan.previous)
         with closing(start(work)) as executor:
             facts = executor.facts
