@@ -15,10 +15,10 @@ from draftrec.data.events import (
     EventColumns,
     Events,
     Samples,
-    Split,
     cut_samples,
     read_events,
 )
+from draftrec.data.settings import Split
 from draftrec.errors import DraftrecError
 from tests.ctr.world import ITEMS, World
 

@@ -17,13 +17,13 @@ from draftrec.data.events import (
     CutSettings,
     EventColumns,
     Events,
-    Split,
     cut_points,
     cut_samples,
     histories,
     read_events,
 )
 from draftrec.data.records import Rejects
+from draftrec.data.settings import Split
 from draftrec.errors import DraftrecError
 
 
