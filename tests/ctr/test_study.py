@@ -23,7 +23,13 @@ QUICK = FitSettings(batch_sizes=(256,), size=4, epochs=1)
 def job(world: World, output: Path) -> StudyJob:
     sources = Sources(str(world.items), item_vectors=str(world.item_vectors))
     return StudyJob(
-        str(world.interactions), output, ("dcn",), ("none", "mlp"), 2, sources=sources, fit=QUICK
+        interactions=str(world.interactions),
+        output=output,
+        models=("dcn",),
+        adaptors=("none", "mlp"),
+        seeds=2,
+        sources=sources,
+        fit=QUICK,
     )
 
 
