@@ -94,8 +94,10 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, name: str, value
         ("repetition_penalty", -2.0, 0.0),
         ("repetition_penalty", "1.1", 0.0),
         ("no_repeat_ngram_size", 2.5, 0.0),
+        ("no_repeat_ngram_size", 3.0, 0.0),
         ("top_p", 1.5, 1.0),
         ("top_k", -1, 1.0),
+        ("top_k", 50.0, 1.0),
     ],
 )
 def test_values_that_mean_nothing_are_refused_as_transformers_does(

@@ -55,24 +55,21 @@ _OFF = {"top_k": 0, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_
 
 
 def _whole(value: float) -> bool:
-    return float(value).is_integer()
+    return isinstance(value, int)  # a 3.0 is none to them
 
 
 # What transformers' processors take; anything else they refuse when texts are written.
 _WITHIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "repetition_penalty": ("a number above 0", lambda v: v > 0),
     "encoder_repetition_penalty": ("a number above 0", lambda v: v > 0),
-    "no_repeat_ngram_size": ("a whole number", _whole),
-    "encoder_no_repeat_ngram_size": ("a whole number", _whole),
-    "min_length": ("a whole number", _whole),
-    "min_new_tokens": ("a whole number", _whole),
+    **dict.fromkeys(_COUNTS, ("a whole number", _whole)),
     "top_k": ("a whole number from 0 on", lambda v: _whole(v) and v >= 0),
     "top_p": ("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "min_p": ("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "top_h": ("a number from 0 to 1", lambda v: 0 <= v <= 1),
     "typical_p": ("a number above 0, to 1", lambda v: 0 < v <= 1),
-    "epsilon_cutoff": ("a number from 0 to 1", lambda v: 0 <= v < 1),
-    "eta_cutoff": ("a number from 0 to 1", lambda v: 0 <= v < 1),
+    "epsilon_cutoff": ("a number from 0 on, below 1", lambda v: 0 <= v < 1),
+    "eta_cutoff": ("a number from 0 on, below 1", lambda v: 0 <= v < 1),
 }
 
 
@@ -182,9 +179,11 @@ def _of_model(model: Any) -> dict[str, Any]:
 
 def _check_value(name: str, value: Any) -> None:
     """Raise for a value of the model's that means nothing, such as a penalty below 0."""
-    what, allowed = _WITHIN.get(name, ("", lambda _: True))
+    if name not in _WITHIN:
+        return
+    what, allowed = _WITHIN[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if what and not (number and allowed(value)):
+    if not (number and allowed(value)):
         raise DraftrecError(
             f"The model's generation_config has {name}={_short(value)}, which must be {what}; mend "
             f"it in generation_config.json, or override it with an option."
