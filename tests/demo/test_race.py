@@ -64,7 +64,7 @@ def test_counts() -> None:
     race(runners, REQUESTS, 2)
     plain, same, other = runners
     assert (same.identical_to(plain), other.identical_to(plain)) == (3, 0)
-    assert same.total("target_calls") == 12
+    assert same.counts.target_calls == 12
     assert same.new_tokens == 18
     assert not plain.accepted_per_call  # nothing drafted, nothing to keep
     assert same.accepted_per_call == {2: 6}

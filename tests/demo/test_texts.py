@@ -38,10 +38,10 @@ def report(told: Story) -> Report:
 def test_strict_equals_the_baseline(told: Story) -> None:
     baseline, strict, relaxed = told.contenders
     assert strict.identical_to(baseline) == 3
-    assert strict.total("relaxed_tokens") == 0
-    assert strict.total("target_calls") < baseline.total("target_calls")
-    assert relaxed.total("target_calls") < baseline.total("target_calls")
-    assert baseline.total("drafted_tokens") == 0
+    assert strict.counts.relaxed_tokens == 0
+    assert strict.counts.target_calls < baseline.counts.target_calls
+    assert relaxed.counts.target_calls < baseline.counts.target_calls
+    assert baseline.counts.drafted_tokens == 0
 
 
 def test_warm_and_held_out_readers_differ(told: Story) -> None:

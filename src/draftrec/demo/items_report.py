@@ -150,8 +150,8 @@ def _identical(story: Story, name: str, other: str) -> int:
 
 def _tiles(arms: dict[str, Arm]) -> Cards:
     """How much faster each strict way is than plain search."""
-    pairs = [(arm, arm.speedup) for name in STRICT if (arm := arms[name]).speedup]
-    return Cards(tuple(_tile(arm, speedup) for arm, speedup in pairs if speedup))
+    ways = (arms[name] for name in STRICT)
+    return Cards(tuple(_tile(arm, arm.speedup) for arm in ways if arm.speedup))
 
 
 def _tile(arm: Arm, speedup: Spread) -> Card:
@@ -216,14 +216,18 @@ def _reader(story: Story, place: int) -> Cards:
         return tuple(Piece(titles[item], item in hit) for item in items)
 
     before = tuple(Piece(titles[item]) for item in asked.items[-_BEFORE:].tolist())
-    following = ", ".join(titles[item] for item in asked.targets.tolist())
     plain = f"Recommended, first {_LISTED} (plain and strict)"
     cards = (
-        Card("Read last", 0, f"Next: {following}", items=before),
+        Card("Read last", 0, f"Next: {_following(story, place)}", items=before),
         Card(plain, _TONES["draft"], items=listed(PLAIN)),
         Card(f"Sampled, first {_LISTED}", _TONES["sample"], items=listed("sample")),
     )
     return Cards(cards, f"Reader {asked.user}", kept=2)
+
+
+def _following(story: Story, place: int) -> str:
+    """The books that the reader took next."""
+    return ", ".join(story.shipped.titles[item] for item in story.asked[place].targets.tolist())
 
 
 def _speedups(arms: Seq[Arm]) -> Figure:
@@ -435,18 +439,19 @@ def to_json(story: Story) -> dict[str, Any]:
         "users_at_once": [asdict(crowd) for crowd in story.crowds],
         "cost_curves": {name: curve.to_json() for name, curve in story.costs.items()},
         "quality": {name: scores.summary() for name, scores in story.quality.items()},
-        "readers": [_reader_json(_reader(story, place)) for place in shown(story, _READERS)],
+        "readers": [_reader_json(story, place) for place in shown(story, _READERS)],
         "findings": findings(story, arms),
         "machine": machine_facts(),
     }
 
 
-def _reader_json(reader: Cards) -> dict[str, Any]:
+def _reader_json(story: Story, place: int) -> dict[str, Any]:
+    reader = _reader(story, place)
     before, *lists = reader.cards
     return {
         "title": reader.title,
         "before": [piece.text for piece in before.items],
-        "following": before.note.removeprefix("Next: "),
+        "following": _following(story, place),
         "lists": [
             [c.title, [{"title": p.text, "hit": p.marked} for p in c.items], c.tone] for c in lists
         ],

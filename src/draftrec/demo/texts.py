@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftrec.core import SOURCES, Generation, Request
+from draftrec.core import Counts, Generation, Request
 from draftrec.data.templates import load_template
 from draftrec.demo.race import Watch, one_thread, turns
 from draftrec.demo.shop import demo_model_path, split_readers
@@ -31,7 +31,7 @@ PROBE_BUDGET = 16
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The demo's size: small enough for two minutes on two cores."""
+    """The demo's size; with `items.SHORT`, meant for two minutes on two cores."""
 
     seed: int = 0
     warm: int = 96
@@ -70,18 +70,14 @@ class Contender:
         """The first repeat's."""
         return self.repeats[0]
 
-    def total(self, count: str) -> int:
-        """A count of `core.Counts` summed over all texts and repeats."""
-        return sum(getattr(g.counts, count) for run in self.repeats for g in run)
+    @property
+    def counts(self) -> Counts:
+        """Of all texts and repeats together."""
+        return sum((g.counts for run in self.repeats for g in run), Counts())
 
     @property
     def new_tokens(self) -> int:
         return sum(len(g.token_ids) for run in self.repeats for g in run)
-
-    @property
-    def accepted_by_source(self) -> tuple[int, ...]:
-        rows = [g.counts.accepted_by_source for run in self.repeats for g in run]
-        return tuple(sum(row[i] for row in rows) for i in range(len(SOURCES)))
 
     def identical_to(self, other: Contender) -> int:
         """Texts that equal the other's first ones, token for token, in every repeat."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from draftrec.core import SOURCES, Generation
+from draftrec.core import SOURCES
 from draftrec.demo.texts import PROBE_BUDGET, Contender, Growth, Story
 from draftrec.evaluate.beam_speed import Spread
 from draftrec.report import blocks, plots
@@ -168,7 +168,7 @@ def findings(story: Story, arms: Seq[Arm]) -> list[str]:
     first, last = story.growth[0], story.growth[-1]
     return [
         _strict_finding(strict),
-        f"Relaxed was {_times(relaxed)} as fast. {100 * relaxed.relaxed_share:.1f} % of its tokens "
+        f"Relaxed was {_times(relaxed)} as fast. {_percent(relaxed.relaxed_share)} of its tokens "
         "were not the model's own first choice but close to it, and the words after them follow "
         f"suit: {relaxed.identical} of {relaxed.texts} texts came out like the baseline's.",
         f"Each forward pass wrote {strict.tokens_per_call:.1f} tokens in strict and "
@@ -399,24 +399,21 @@ def to_json(story: Story) -> dict[str, Any]:
 
 
 def _arm(one: Contender, base: Contender, tone: int) -> Arm:
-    relaxed, new = one.total("relaxed_tokens"), one.new_tokens
-    timing = one.generator.timing
+    counts, new = one.counts, one.new_tokens
+    rates, timing = counts.rates(new), one.generator.timing
     return Arm(
         name=one.name,
         label=LABELS[one.name],
         texts=len(base.texts),
         identical=one.identical_to(base),
         new_tokens=new,
-        tokens_per_call=_ratio(new, one.total("target_calls")),
-        mean_accepted_tokens=_ratio(one.total("accepted_tokens"), one.total("draft_calls")),
-        acceptance_rate=_ratio(one.total("accepted_tokens"), one.total("drafted_tokens")),
-        relaxed_share=_ratio(relaxed, new),
+        **rates,
         seconds=Spread.of(one.seconds),
         tokens_per_second=_ratio(new, sum(one.seconds)),
         draft_share=_ratio(timing.draft_seconds, sum(one.seconds)) if one is not base else 0.0,
         speedup=one.speedup_over(base) if one is not base else None,
         accepted_per_call=_histogram(one),
-        accepted_by_source=one.accepted_by_source,
+        accepted_by_source=tuple(counts.accepted_by_source),
         tone=tone,
     )
 
@@ -427,10 +424,10 @@ def _arm_json(arm: Arm, one: Contender) -> dict[str, Any]:
     for name in ("label", "tone", "seconds", "speedup", "accepted_by_source"):
         del values[name]
     return values | {
-        "target_calls": one.total("target_calls"),
-        "drafted_tokens": one.total("drafted_tokens"),
-        "accepted_tokens": one.total("accepted_tokens"),
-        "relaxed_tokens": one.total("relaxed_tokens"),
+        **{
+            name: getattr(one.counts, name)
+            for name in ("target_calls", "drafted_tokens", "accepted_tokens", "relaxed_tokens")
+        },
         "accepted_by_source": dict(zip(SOURCES, arm.accepted_by_source, strict=True)),
         "wall_seconds": one.seconds,
         "walltime_speedup": asdict(arm.speedup) if arm.speedup else None,
@@ -442,19 +439,15 @@ def _arm_json(arm: Arm, one: Contender) -> dict[str, Any]:
 
 def _version(one: Contender, base: Contender, i: int, tone: int) -> Card:
     text, model = one.texts[i], base.texts[i]
-    calls, tokens = text.counts.target_calls, len(text.token_ids)
+    own, theirs = text.token_ids.tolist(), model.token_ids.tolist()
+    calls, tokens = text.counts.target_calls, len(own)
     note = f"{tokens} tokens in {calls} calls"
     if one is not base:
-        same = text.token_ids.tolist() == model.token_ids.tolist()
-        note += ", identical" if same else f", {text.counts.relaxed_tokens} relaxed"
-    pieces = differing(_ids(model), _ids(text), _decoder(one))
+        note += ", identical" if own == theirs else f", {text.counts.relaxed_tokens} relaxed"
+    pieces = differing(theirs, own, _decoder(one))
     if pieces:  # many texts begin with a space, which would only look like a slip
         pieces = (replace(pieces[0], text=pieces[0].text.lstrip()), *pieces[1:])
     return Card(LABELS[one.name], tone, note, text=pieces)
-
-
-def _ids(text: Generation) -> list[int]:
-    return [int(i) for i in text.token_ids]
 
 
 def _decoder(one: Contender) -> Callable[[Seq[int]], str]:
