@@ -9,113 +9,26 @@ in the same way. What a knob does is said as `--help` prints it.
 from __future__ import annotations
 
 import json
-import operator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import date
-from functools import cache
 from math import ceil
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from draftrec.errors import DraftrecError
+from draftrec.knobs import knob
 
 Auto = Literal["auto"]
 
 # Records of a shard whose size is automatic: of the first one where the pool grows by shards, so
 # that texts are drafted after a few batches, and of the largest.
 _FIRST_RECORDS, MOST_RECORDS = 32, 1024
-
-
-def knob(does: str, *, unset: str | None = None, **bounds: float) -> Any:
-    """What a setting's type is annotated with: what it `does`, what None stands for (`unset`), and
-    its bounds: ge, gt, le, lt."""
-    more = {"unset": unset} if unset else None
-    return Field(description=does, json_schema_extra=more, **bounds)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """A field of a settings class. `default`: dataclasses.MISSING where a value has to be given.
-    `bounds`: whichever of ge, gt, le and lt it has."""
-
-    kind: Any
-    default: Any
-    does: str
-    unset: str | None
-    bounds: dict[str, float]
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """What it may be, where that is one of some texts."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
-
-
-@cache
-def knobs(settings: type[Any]) -> dict[str, Knob]:
-    """The fields of a settings class by name, be it a pydantic model or a dataclass."""
-    if issubclass(settings, BaseModel):
-        return {name: _knob(info, info.default) for name, info in settings.model_fields.items()}
-    hints = get_type_hints(settings, include_extras=True)
-    return {
-        it.name: _knob(FieldInfo.from_annotation(hints[it.name]), it.default)
-        for it in fields(settings)
-    }
-
-
-def _knob(info: FieldInfo, default: Any) -> Knob:
-    parts: tuple[Any, ...] = get_args(info.annotation)
-    # Of a number that may also be "auto", bounds are part of the type.
-    inner = [note for part in parts for note in getattr(part, "__metadata__", ())]
-    inner = [it for note in inner if isinstance(note, FieldInfo) for it in note.metadata]
-    bounds: dict[str, float] = {}
-    for limit in [*info.metadata, *inner]:
-        bounds |= {name: getattr(limit, name) for name in _BOUNDS if hasattr(limit, name)}
-    extra: Any = info.json_schema_extra or {}
-    needed = default is PydanticUndefined
-    does = info.description or ""
-    return Knob(info.annotation, MISSING if needed else default, does, extra.get("unset"), bounds)
-
-
-_BOUNDS = {
-    "ge": ("at least", operator.ge),
-    "gt": ("above", operator.gt),
-    "le": ("at most", operator.le),
-    "lt": ("below", operator.lt),
-}
-
-
-def check_knobs(settings: Any) -> None:
-    """Raise DraftrecError for the first field of a dataclass whose value its knob does not allow;
-    pydantic does so by itself."""
-    for name, known in knobs(settings.__class__).items():
-        value, option = getattr(settings, name), f"--{name.replace('_', '-')}"
-        if known.choices and value not in known.choices:
-            choices = ", ".join(known.choices)
-            raise DraftrecError(f"{option} must be one of {choices}, not {value!r}")
-        if value is None or all(_BOUNDS[it][1](value, known.bounds[it]) for it in known.bounds):
-            continue
-        words = " and ".join(f"{_BOUNDS[it][0]} {at:g}" for it, at in known.bounds.items())
-        raise DraftrecError(f"{option} must be {words}, not {value}")
-
-
-def not_allowed(error: ValidationError) -> str:
-    """What is wrong with the first value that a model refused, for users of Python."""
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    return f"{first['loc'][0]}={first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
-
 
 Device = Annotated[str, knob("auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[

@@ -21,12 +21,13 @@ import draftrec
 from draftrec import config
 from draftrec.cli.options.knobs import hints_of
 from draftrec.cli.options.shared import Options
-from draftrec.config import Auto, check_knobs, knob, knobs
+from draftrec.config import Auto
 from draftrec.ctr import settings as ctr
 from draftrec.data import settings as data
 from draftrec.errors import DraftrecError
 from draftrec.evaluate import settings as evaluate
 from draftrec.evaluate.tune.choice import Limits, Space
+from draftrec.knobs import Knob, check_knobs, knob, knobs
 from draftrec.serve import settings as serve
 from draftrec.train import settings as train
 
@@ -179,7 +180,7 @@ def test_no_choices_are_listed_twice() -> None:
         for kind in vars(module).values()
         if isinstance(kind, type)
         and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel))
-        and kind not in (BaseModel, config.Knob)
+        and kind not in (BaseModel, Knob)
         for it in knobs(kind).values()
         if get_origin(it.kind) is Literal
     }

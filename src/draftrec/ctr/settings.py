@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from draftrec.config import Auto, Size, knob
+from draftrec.config import Auto, Size
+from draftrec.knobs import knob
 
 Backbone = Literal[
     "din", "dien", "dcn", "dcnv2", "deepfm", "xdeepfm", "autoint", "fibinet", "fignn"

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from draftrec.config import Side, Size, knob
+from draftrec.config import Side, Size
+from draftrec.knobs import knob
 
 Way = Literal["leave-one-out", "time"]
 Repeats = Literal["keep", "first", "last"]

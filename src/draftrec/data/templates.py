@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from draftrec.config import RecordsConfig
+from draftrec.config import RecordsConfig, Side
 from draftrec.data.files.places import Place, RemotePath, place
 from draftrec.data.phrasing import FILTERS
 from draftrec.errors import DraftrecError
@@ -28,7 +28,6 @@ from draftrec.errors import DraftrecError
 if TYPE_CHECKING:
     from draftrec.data.tables.readers import RecordSource
 
-Side = Literal["user", "item"]
 FRAMEWORKS = ("kar", "trawl", "once", "rlmrec")
 
 _SCHEMA = ".schema.json"

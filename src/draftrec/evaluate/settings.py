@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from draftrec.config import Depth, DraftConfig, Side, Size, knob, knobs
+from draftrec.config import Depth, DraftConfig, Side, Size
+from draftrec.knobs import knob, knobs
 
 Part = Literal["train", "valid", "test"]
 Definition = Literal["multi", "single"]

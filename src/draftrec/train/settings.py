@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from draftrec.config import Device, FirstUsers, check_knobs, knob
+from draftrec.config import Device, FirstUsers
 from draftrec.errors import DraftrecError
+from draftrec.knobs import check_knobs, knob
 
 Preset = Literal["tiny", "small", "base"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -146,8 +147,3 @@ class AlignRun:
     the best weights are those with the fewest target calls."""
 
     held_out: Annotated[int, knob("Contexts to validate on, at most a tenth.", ge=0)] = 256
-
-
-def setting_names(kind: type[Any]) -> tuple[str, ...]:
-    """The names of a settings class's fields."""
-    return tuple(field.name for field in fields(kind))

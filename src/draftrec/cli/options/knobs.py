@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from draftrec.cli.options.places import Where
-from draftrec.config import knobs
 from draftrec.errors import DraftrecError
+from draftrec.knobs import knobs
 
 #: Headings of `--help`, in the order in which commands show them; options without one come first.
 PANELS = (

@@ -11,8 +11,9 @@ from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
-from draftrec.config import AcceptConfig, knob
+from draftrec.config import AcceptConfig
 from draftrec.errors import DraftrecError
+from draftrec.knobs import knob
 
 if TYPE_CHECKING:
     from draftrec.jobs.trials import Scalar, Settings
@@ -192,6 +193,4 @@ def chosen_yaml(row: Row, limits: Limits, depth: int) -> str:
 
 def knobs_of(row: Row) -> Row:
     """The knobs of the row's own rule that are set."""
-    from draftrec.evaluate.tune.choice import KNOBS
-
     return {name: row[name] for name in KNOBS[row["rule"]] if row.get(name) is not None}

@@ -24,11 +24,12 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
-from draftrec.config import AcceptConfig, Auto, BatchConfig, DraftConfig, not_allowed
+from draftrec.config import AcceptConfig, Auto, BatchConfig, DraftConfig
 from draftrec.core import IntArray
 from draftrec.engine.rotary import context_length
 from draftrec.engine.target import check_served
 from draftrec.errors import DraftrecError
+from draftrec.knobs import not_allowed
 from draftrec.pool.store import Pool
 
 

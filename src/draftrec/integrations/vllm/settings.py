@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from draftrec.config import not_allowed
 from draftrec.data.files.places import here
 from draftrec.errors import DraftrecError
+from draftrec.knobs import not_allowed
 from draftrec.pool.files import existing, read_manifest
 
 #: The key of vLLM's `additional_config` that holds the settings.

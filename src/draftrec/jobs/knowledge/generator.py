@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, not_allowed
+from draftrec.config import BatchConfig, GenerateConfig, ModelConfig
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.engine.costs import CostCurve
 from draftrec.engine.prepacked import prepack
@@ -36,6 +36,7 @@ from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.jobs.knowledge import writing
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
+from draftrec.knobs import not_allowed
 from draftrec.models import loading
 from draftrec.models.prompting import (
     ChatTemplate,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import pyarrow as pa
 from pydantic import ValidationError
 
-from draftrec.config import RecordsConfig, not_allowed
+from draftrec.config import RecordsConfig
 from draftrec.core import FinishReason, Generation, IntArray, Request
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.given import OneRow, records_of
@@ -25,6 +25,7 @@ from draftrec.data.templates import TEMPLATE_SCHEMA, load_template, schema_of
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.manifest import Totals
 from draftrec.jobs.knowledge.prompts import key_of, samples_of
+from draftrec.knobs import not_allowed
 from draftrec.models.prompting import form_of
 
 if TYPE_CHECKING:
