@@ -43,7 +43,7 @@ def test_a_log_gets_a_line_every_half_minute_whether_or_not_steps_come(
     stop.requested = True
     assert bar.should_stop()
     assert len(said) == 3
-    bar.end()
+    bar.close()
 
 
 def test_durations_are_written_as_people_do() -> None:

@@ -176,6 +176,15 @@ def test_help_explains_every_option_of_the_contract(
     assert not missing
 
 
+def test_to_show_a_job_no_model_library_is_loaded() -> None:
+    code = (
+        "import sys; import draftrec.cli.progress, draftrec.jobs.knowledge.job; "
+        "sys.exit(','.join({'torch', 'transformers'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+
+
 def test_help_and_version_load_no_heavy_module() -> None:
     code = (
         "import sys; from draftrec.cli.main import run; "

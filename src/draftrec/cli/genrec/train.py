@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -206,7 +207,7 @@ def teach(options: TeachOptions) -> int:
 
     The same command again goes on where it was interrupted.
     """
-    from draftrec.cli.progress import TeachBar
+    from draftrec.cli.genrec.train_bar import TeachBar
     from draftrec.train.teacher import TeachSpec
     from draftrec.train.teacher import teach as run
 
@@ -221,17 +222,13 @@ def teach(options: TeachOptions) -> int:
         overwrite=options.overwrite,
         columns=options.columns(),
     )
-    with StopSignal() as stop:
-        bar = TeachBar(stop)
-        try:
+    try:
+        with StopSignal() as stop, closing(TeachBar(stop)) as bar:
             summary = run(spec, bar, stop)
-        except Interrupted as event:
-            bar.end()
-            done, total = sum(event.progress.shards), event.progress.total
-            say(f"interrupted after {done:,} of {total:,} contexts; the same command continues")
-            return INTERRUPTED
-        finally:
-            bar.end()
+    except Interrupted as event:
+        done, total = sum(event.progress.shards), event.progress.total
+        say(f"interrupted after {done:,} of {total:,} contexts; the same command continues")
+        return INTERRUPTED
     megabytes = summary["bytes"] / 1e6
     say(f"{summary['contexts']:,} contexts, {megabytes:,.0f} MB, in {summary['output']}")
     if options.json:
@@ -262,22 +259,18 @@ def align(options: AlignOptions) -> int:
 
 
 def _trained(run: Any, spec: Any, *, as_json: bool) -> int:
-    from draftrec.cli.progress import TrainBar
+    from draftrec.cli.genrec.train_bar import TrainBar
 
-    with StopSignal() as stop:
-        bar = TrainBar(stop)
-        try:
+    try:
+        with StopSignal() as stop, closing(TrainBar(stop)) as bar:
             summary = run(spec, bar, stop)
-        except Interrupted as event:
-            bar.end()
-            done = event.progress
-            say(
-                f"interrupted in epoch {done.epoch + 1} after {done.step} steps; the same command "
-                "continues"
-            )
-            return INTERRUPTED
-        finally:
-            bar.end()
+    except Interrupted as event:
+        done = event.progress
+        say(
+            f"interrupted in epoch {done.epoch + 1} after {done.step} steps; the same command "
+            "continues"
+        )
+        return INTERRUPTED
     say(
         f"{summary['kind']} with {summary['weights']:,} weights in {summary['output']}, best of "
         f"{summary['epochs']} epochs: {summary['best_epoch'] + 1}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -347,21 +348,17 @@ def _pick(group: Any, values: dict[str, Any]) -> Any:
 def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) -> int:
     from draftrec.cli.progress import ProgressBar, progress_of
 
-    with StopSignal() as stop:
-        bar = ProgressBar(stop)
-        try:
+    try:
+        with StopSignal() as stop, closing(ProgressBar(stop)) as bar:
             result = _job(spec, cluster, bar, metrics_port)
-        except Interrupted as event:
-            bar.end()
-            done, total, what = progress_of(event.progress, event.kept)
-            kept = ", which are kept" if done else ""
-            say(
-                f"interrupted after {done:,} of {total:,} {what}{kept}; run the same command again "
-                f"to continue"
-            )
-            return INTERRUPTED
-        finally:
-            bar.end()
+    except Interrupted as event:
+        done, total, what = progress_of(event.progress, event.kept)
+        kept = ", which are kept" if done else ""
+        say(
+            f"interrupted after {done:,} of {total:,} {what}{kept}; run the same command again "
+            f"to continue"
+        )
+        return INTERRUPTED
     if not result.fresh:
         say(f"the run in {spec.output} is already finished; nothing was changed")
     _report(result.summary, spec)
