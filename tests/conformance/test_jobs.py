@@ -239,12 +239,12 @@ def test_what_is_finished_is_not_done_again(runs: Runs) -> None:
 
 
 def test_other_settings_are_refused_by_name_and_overwrite_begins_anew(runs: Runs) -> None:
-    runs("other", other=True)
+    whole = runs("other", other=True)
     with pytest.raises(Killed):
         runs(kill_at=runs.job.kill_at)
     with pytest.raises(DraftrecError, match=rf"\b{runs.job.change} (was|changed).*--overwrite"):
         runs(other=True)
-    runs(other=True, overwrite=True)
+    assert runs(other=True, overwrite=True) == whole  # nothing of the other job is kept
     assert runs.data() == runs.data("other")
 
 

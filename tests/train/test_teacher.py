@@ -21,8 +21,8 @@ from draftrec.train.teacher_files import (
     at_rows,
     context_tree,
     legal_codes,
-    row_logits,
     tree_inputs,
+    tree_logits,
 )
 from tests.train.small import SETTINGS as FIT
 from tests.train.small import fit_spec
@@ -78,7 +78,8 @@ def test_rows_of_a_batch_of_trees_are_what_plain_passes_say(folder: Path):
         for _ in prompts
     ]
     with torch.inference_mode():
-        found = row_logits(model, tree_inputs(prompts, trees))
+        batch = tree_inputs(prompts, trees)
+        found = at_rows(tree_logits(model, batch), batch["rows"])
         row = 0
         for prompt, tree in zip(prompts, trees, strict=True):
             for node in range(-1, len(tree.tokens)):

@@ -8,6 +8,7 @@ says is finished.
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -63,6 +64,10 @@ class Ledger:
                     (self.folder / path.name.removeprefix(".").partition(".new")[0]).finish_move()
                     path.unlink(missing_ok=True)
             yield
+
+    def begun(self) -> dict[str, Any] | None:
+        """The settings that a record of JSON holds; None where nothing has begun."""
+        return json.loads(self.path.read_bytes()) if self.path.is_file() else None
 
     def refuse(self, found: Seq[str]) -> None:
         """Raise DraftrecError if anything is otherwise than when the job was begun."""

@@ -64,10 +64,10 @@ class Alignment:
     """The task of a draft. Epochs go through the shards in random order, one in memory at a time;
     the last `held` contexts are left out and validated on.
 
-    A batch is that of `trees.tree_inputs`, with `labels` int64 `[B, T]` of the prompts' own items;
-    of rows: `codes` int64 `[R, A]` (legal tokens, -1: none), `log_probs` float16 `[R, A]` of the
-    target, `beams` float32 `[R]` and `truth` int64 `[R]`; `prompt_codes` and `prompt_log_probs`,
-    the same of the labels in their order; and the edges, see `ContextTree`.
+    A batch is that of `teacher_files.tree_inputs`, with `labels` int64 `[B, T]` of the prompts'
+    own items; of rows: `codes` int64 `[R, A]` (legal tokens, -1: none), `log_probs` float16 `[R,
+    A]` of the target, `beams` float32 `[R]` and `truth` int64 `[R]`; `prompt_codes` and
+    `prompt_log_probs`, the same of the labels in their order; and the edges, see `ContextTree`.
     """
 
     def __init__(

@@ -41,8 +41,7 @@ class TrainingFolder:
 
     def check(self, settings: dict[str, Any]) -> None:
         """Raise DraftrecError where a training with other settings or inputs has begun."""
-        if self.ledger.path.is_file():
-            before = json.loads(self.ledger.path.read_text(encoding="utf-8"))
+        if (before := self.ledger.begun()) is not None:
             self.ledger.refuse(changes(before, _plain(settings)))
 
     def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:

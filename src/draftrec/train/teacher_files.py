@@ -139,11 +139,6 @@ def tree_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     ).logits
 
 
-def row_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits `[R, V]` of the rows."""
-    return at_rows(tree_logits(model, batch), batch["rows"])
-
-
 def at_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """`[R, V]` out of `[B, T, V]`, at (batch, column) pairs `[R, 2]`."""
     rows = rows.to(logits.device)

@@ -16,6 +16,7 @@ from draftrec.errors import DraftrecError
 from draftrec.jobs.recommend.catalogue import Recommendation
 from draftrec.jobs.recommend.job import ModelFacts, RecommendJob, ShardAnswers, run_job
 from tests.fakes import Killed
+from tests.locks import held_elsewhere
 
 
 class FakeExecutor:
@@ -65,3 +66,9 @@ def test_a_killed_job_goes_on_there_and_ends_with_the_file_of_one_here(
     assert [p.name for p in folder.iterdir()] == [f"r.{ending}"]
     with pytest.raises(DraftrecError, match="exists"):
         run_job(there, rest, histories())
+
+
+def test_the_job_itself_refuses_a_second_writer(tmp_path: Path) -> None:
+    job = RecommendJob(tmp_path / "r.parquet", {"k": 1}, shard_size=2)
+    with held_elsewhere(job.output), pytest.raises(DraftrecError, match="another process"):
+        run_job(job, FakeExecutor(), histories())

@@ -182,14 +182,15 @@ def sole_writer(output: Place, *, inside: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _local(path: Path, output: Path) -> Iterator[None]:
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:
         yield
         return
-    made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # who held the lock may have made it
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:

@@ -238,12 +238,11 @@ class EncodeWork:
 
     config: EncodeConfig
     load: Loader
-    inputs: EncodeInputs | None = None
+    texts: Callable[[], Iterable[str]] = tuple  # to fit on
     fitted: Encoder | None = None
 
     def __call__(self) -> EncodeWorker:
-        texts = self.inputs.fit_texts() if self.inputs else ()
-        return EncodeWorker(self.fitted or self.load(self.config, texts))
+        return EncodeWorker(self.fitted or self.load(self.config, self.texts()))
 
     def window(self, workers: int, note: Note, /) -> int:
         return usual_window(workers)
@@ -257,8 +256,7 @@ class EncodeWork:
                 update={"device": share.device(config.settings.device)}
             ),
         }
-        texts = self.inputs.fit_texts() if self.inputs else ()
-        fitted = self.load(config, texts) if config.is_fitted else None
+        fitted = self.load(config, self.texts()) if config.is_fitted else None
         return EncodeWork(config.model_copy(update=own), self.load, fitted=fitted)
 
 

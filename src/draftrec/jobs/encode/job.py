@@ -63,7 +63,7 @@ def run_encode(
     if earlier and earlier.size is not None:
         return EncodeResult(earlier.summary(), fresh=False)
     total = inputs.reader.check_ids()
-    work = EncodeWork(inputs.spec.config, load, inputs)
+    work = EncodeWork(inputs.spec.config, load, inputs.fit_texts)
     with files.locked(), closing(start(work)) as executor:
         earlier = _earlier(spec, inputs, files)  # another process may have gone on meanwhile
         if earlier and earlier.size is not None:

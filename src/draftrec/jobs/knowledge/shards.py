@@ -214,7 +214,7 @@ _SAMPLE = pa.field("sample", pa.int32(), nullable=False)
 _PROMPT = pa.field("prompt", pa.string(), nullable=False)
 _SHARD_FILE = re.compile(r"(?:part|stats)-(\d{5,})\.parquet")
 _JOURNAL = re.compile(r"\.journal-(\d{5,})\.jsonl")
-_OTHER_FILES = ("manifest.json", "metrics.jsonl", "rejected.jsonl", "summary.json")
+_OTHER_FILES = ("metrics.jsonl", "rejected.jsonl", "summary.json")
 _OWNED = re.compile(
     "|".join([_SHARD_FILE.pattern, _JOURNAL.pattern, *(re.escape(n) for n in _OTHER_FILES)])
 )
@@ -246,7 +246,7 @@ class RunFolder:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self.path, self.path, "a run", _OTHER_FILES[0], _OWNED, inside=True)
+        return Ledger(self.path, self.path, "a run", "manifest.json", _OWNED, inside=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -258,7 +258,7 @@ class RunFolder:
 
     def manifest(self) -> Manifest | None:
         """The run's manifest, None for a new folder; refuses data files of unknown origin."""
-        path = self.path / "manifest.json"
+        path = self.ledger.path
         manifest = read_manifest(path.latest() if isinstance(path, RemotePath) else path)
         if manifest is None and any(_SHARD_FILE.fullmatch(p.name) for p in self._files()):
             raise DraftrecError(
@@ -270,8 +270,8 @@ class RunFolder:
     def check_parts(self, manifest: Manifest) -> None:
         """Raise when a finished shard's files are not as the run left them."""
         shards = list(enumerate(manifest.shards))
-        self.ledger.check({self.part(i): shard.part_size for i, shard in shards})
-        self.ledger.check({self.stats(i): shard.stats_size for i, shard in shards})
+        parts = {self.part(i): shard.part_size for i, shard in shards}
+        self.ledger.check(parts | {self.stats(i): shard.stats_size for i, shard in shards})
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest. This is the moment at which a shard counts as finished."""
@@ -354,7 +354,7 @@ class RunFolder:
         return self.path / f"stats-{index:05d}.parquet"
 
     def journal(self, index: int) -> Place:
-        """Finished texts of a shard that is not; see `journal`. Hidden, as it is no table."""
+        """Finished texts of a shard that is not; see `Journal`. Hidden, as it is no table."""
         return self.path / f".journal-{index:05d}.jsonl"
 
     def journaled(self, done: int) -> int:

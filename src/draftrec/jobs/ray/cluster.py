@@ -12,6 +12,7 @@ from typing import Any
 
 from draftrec.errors import DraftrecError
 from draftrec.jobs.executor import Share
+from draftrec.jobs.trials import usable_cores
 
 # A shard's records and texts are a few megabytes; Ray would take 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 << 20
@@ -136,5 +137,4 @@ def _cpus(spec: ClusterSpec) -> float:
     """Of this machine, per worker."""
     if spec.cpus_per_worker is not None:
         return spec.cpus_per_worker
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // spec.workers)
+    return max(1, usable_cores() // spec.workers)

@@ -187,11 +187,6 @@ class RecommendJob:
     def ledger(self) -> Ledger:
         return Ledger(self.output, self.parts, "an interrupted run", "settings.json", _OWNED)
 
-    def begun(self) -> dict[str, Any] | None:
-        """The settings of an interrupted run, if there is one."""
-        path = self.ledger.path
-        return json.loads(path.read_bytes()) if path.is_file() else None
-
     def facts_file(self, number: int) -> Place:
         """What the summary needs of a shard; written last, so its being there means done."""
         return self.parts / f"facts-{number:05d}.json"
@@ -286,14 +281,14 @@ def check_output(job: RecommendJob) -> None:
         raise DraftrecError(
             f"{job.output} exists; name another output, or replace it with --overwrite"
         )
-    if (before := job.begun()) is not None:
+    if (before := job.ledger.begun()) is not None:
         job.ledger.refuse(changes(before, job.settings))
 
 
 def _prepare(job: RecommendJob) -> None:
     """Begin, or go on with what the same settings have begun."""
     check_output(job)
-    if job.begun() != job.settings:
+    if job.ledger.begun() != job.settings:
         job.ledger.clear()
     job.parts.mkdir(parents=True, exist_ok=True)
     job.ledger.write(json.dumps(job.settings, indent=1))
@@ -303,4 +298,6 @@ def _finish(job: RecommendJob) -> None:
     """Make one file of all shards."""
     parts = sorted(job.parts.glob("part-*.parquet"))
     write_tables(job.output, job.ids.schema, (pq.read_table(arrow_path(path)) for path in parts))
-    remove_folder(job.parts)
+    job.ledger.clear()  # the record first: what a crash leaves then is nothing to go on with
+    if job.parts.is_dir():
+        remove_folder(job.parts)
