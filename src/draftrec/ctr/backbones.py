@@ -1,4 +1,13 @@
-"""FiGNN's graph layer."""
+"""Backbones: nine click models behind one interface.
+
+Each is built for `fields` fields of `size` numbers and called with `fields` float32 `[B, F, E]`,
+the behaviour `sequence` `[B, L, E]` with its `mask` bool `[B, L]` (true where there is an item)
+and the `target` item `[B, E]`; it answers logits `[B]`. DIN and DIEN attend to the sequence; the
+others take its mean as one more field. Layers are those of torch-rechub wherever it has them, but
+for three: its DIN attention does not mask, its CrossNetV2 adds the bias outside of the product, and
+the batch normalisation of its MLP costs validation AUC (MovieLens-100K, DeepFM: 0.698 with, 0.704
+without).
+"""
 
 from __future__ import annotations
 

@@ -106,9 +106,10 @@ def packed_attention(
     wide = query[0].to(keys.dtype)
     out = query.new_zeros((query.shape[2], heads, value.shape[-1]))
     scale = dim**-0.5 if scaling is None else scaling
+    repeat = heads // kv_heads
     for block in plan.blocks:
-        mask = block.mask(reach, heads // kv_heads, keys.dtype)
-        n, repeat = block.last - block.first, heads // kv_heads
+        mask = block.mask(reach, repeat, keys.dtype)
+        n = block.last - block.first
         q = wide[:, block.rows].view(kv_heads, repeat, n, block.width, dim).permute(2, 0, 1, 3, 4)
         q = q.reshape(n, kv_heads, repeat * block.width, dim)
         k = keys[block.first : block.last, :, : block.length]

@@ -99,7 +99,8 @@ class PaddedRunner:
             hidden = torch.finfo(self.model.dtype).min
             return block.additive(reach, self.model.dtype, hidden)[:, None]
 
-        masks = {reach: mask(reach) for reach in {FULL, *reaches}}
+        full = mask(FULL)
+        masks = {r: full if r.within(block.length) else mask(r) for r in {FULL, *reaches}}
         own = {i: masks[reach] for i, reach in self.reaches.items()} if len(self.columns) else {}
         plan = Plan(packed, slab, self.reaches)
         cache = Cache(layers=[_Layer(plan, i) for i in range(len(slab.keys))])

@@ -110,7 +110,7 @@ def uniform_length(model: PreTrainedModel, most: int) -> int:
 
 
 class RowFactors:
-    """Stands before a model's rotary modules. While `use` is entered, rows get the factors of their
+    """Stands before a model's rotary modules. Within `run`, rows get the factors of their
     own lengths; otherwise the modules do as they always do."""
 
     def __init__(self, model: PreTrainedModel, rule: LengthRule) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,6 @@ from draftrec.errors import DraftrecError
 from draftrec.evaluate.settings import Definition, RankingRun
 from draftrec.items.ids import Id, Ids, joined_ids, plain
 
-DEFINITIONS: tuple[Definition, ...] = get_args(Definition)
 #: The list lengths that papers report.
 KS = RankingRun.ks
 

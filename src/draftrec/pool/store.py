@@ -54,6 +54,11 @@ class Usage:
     by_length: LongArray = field(default_factory=lambda: np.zeros(REACH + 1, np.int64))
     by_group: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
 
+    @property
+    def hit_rate(self) -> float:
+        """Drafts of which a pool token was accepted, 0 to 1."""
+        return self.hits / self.drafts if self.drafts else 0.0
+
     def count(self, group: str | None, drafts: int, accepted: Seq[int]) -> None:
         """Add a text's drafts and what was accepted of each hit."""
         total = sum(accepted)

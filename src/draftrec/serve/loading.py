@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from draftrec.config import GenerateConfig, ModelConfig, RecommendConfig
@@ -141,20 +140,16 @@ class FileGenerator:
         """Load the model and open the pool. Raises DraftrecError for unusable ones."""
         pool = None
         if self.settings.pool is not None:
-            pool = _open(self.settings.pool, self._fingerprint())
+            pool = Pool.load(self.settings.pool, self._fingerprint())
         return Generator.from_pretrained(config=self.settings.generate, pool=pool)
 
     def reload(self, old: Generator) -> Pool | None:
         """Open the pool's folder again."""
         if self.settings.pool is None:
             return None
-        return _open(self.settings.pool, old.fingerprint["tokenizer"])
+        return Pool.load(self.settings.pool, old.fingerprint["tokenizer"])
 
     def _fingerprint(self) -> str:
         from draftrec.models.loading import load_tokenizer_of
 
         return tokenizer_fingerprint(load_tokenizer_of(self.settings.generate.target))
-
-
-def _open(folder: Path, tokenizer: str) -> Pool:
-    return Pool.load(folder, tokenizer)

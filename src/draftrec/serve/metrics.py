@@ -323,9 +323,7 @@ class MeasuredJob(Watcher):
         """Between shards, when the pool has grown and learnt what it was worth."""
         pool = self._generator.pool if self._generator is not None else None
         if pool is not None:
-            usage = pool.usage
-            hit_rate = usage.hits / usage.drafts if usage.drafts else 0.0
-            self.metrics.set_pool(pool.nbytes, hit_rate, len(pool))
+            self.metrics.set_pool(pool.nbytes, pool.usage.hit_rate, len(pool))
 
 
 @contextmanager

@@ -308,6 +308,4 @@ class KnowledgeWork:
     def _look(self) -> None:
         pool = self.generator.pool
         if pool is not None:
-            usage = pool.usage
-            rate = usage.hits / usage.drafts if usage.drafts else 0.0
-            self.metrics.set_pool(pool.nbytes, rate, len(pool))
+            self.metrics.set_pool(pool.nbytes, pool.usage.hit_rate, len(pool))

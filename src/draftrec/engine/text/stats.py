@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from draftrec.core import COUNTED, SOURCES, Counts, DraftTree, Verdict
+from draftrec.core import COUNTED, SOURCES, DraftTree, Verdict
 from draftrec.engine.text.batch import RunningSequence
 
 _SUMS = ("finished", "scored", "rows", "new_tokens", *COUNTED, "cut", "empty", "looping")
@@ -110,11 +110,6 @@ class StepStats:
     cut: int = 0
     empty: int = 0
     looping: int = 0
-
-    @property
-    def counts(self) -> Counts:
-        """What the step cost, and what its drafts were worth."""
-        return Counts.of(self)
 
 
 def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None:

@@ -31,8 +31,11 @@ OWN: dict[str, Maker] = {
 }
 _TRIE = "rivals.published_trie:of_tokenizer"
 #: Rivals' names -> where they are, seen from `benchmarks/`, and whether every group has its own.
-RIVALS = {"ngram": ("rivals.ngram:NgramDrafter", False), "trie": (_TRIE, False)}
-RIVALS["trie-group"] = (_TRIE, True)
+RIVALS = {
+    "ngram": ("rivals.ngram:NgramDrafter", False),
+    "trie": (_TRIE, False),
+    "trie-group": (_TRIE, True),
+}
 NAMES = (*OWN, *RIVALS)
 #: Those that can draft from a pool's folder; the others need the texts.
 FROM_FOLDER = ("pool", "prompt")

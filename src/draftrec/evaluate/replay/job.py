@@ -29,7 +29,7 @@ Watch = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class ReplayJob:
     """`texts` are replayed; `drafters` draft from `pool` or from the texts in `warm`, or from what
-    they see on the way. `order`: in time order, finished texts join the pool."""
+    they see on the way."""
 
     texts: str | TextFiles
     tokenizer: str

@@ -240,9 +240,7 @@ def run_quality_tune(job: QualityJob, watch: Watch = lambda done, total: None) -
     groups = GroupTable.load(job.groups) if job.groups else None
     sample = draw_sample(job.records, job.layout, groups, job.sample, job.seed)
     pool = _given_pool(job)
-    config = GenerateConfig(
-        target=job.target, draft=DraftConfig(draft="none"), batch=job.batch
-    )  # fmt: skip
+    config = GenerateConfig(target=job.target, draft=DraftConfig(draft="none"), batch=job.batch)
     generator = Generator.from_pretrained(config=config)
     timed = requests_of(generator, sample.timed, chat=job.layout.chat)
     store = TrialStore(job.folder, _identity(job, sample, generator, groups), job.overwrite)
@@ -273,8 +271,6 @@ class _Bench:
 
     @cached_property
     def _race(self) -> TrialFunction:
-        from draftrec.evaluate.tune.quality import Race
-
         pool = self.pool
         if pool is None:
             pool = _own_pool(self.generator, self.sample, self.job)

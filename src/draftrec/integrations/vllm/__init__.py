@@ -92,7 +92,7 @@ class PoolProposer:
     """
 
     def __init__(self, vllm_config: Any) -> None:
-        """Open the pool that the settings name (see `vllm_settings`).
+        """Open the pool that the settings name (see `vllm.settings`).
 
         Raises DraftrecError for bad settings and for a missing or damaged pool, PoolMismatchError
         for a pool of another tokenizer.
