@@ -59,7 +59,7 @@ def test_a_relaxed_job_counts_what_its_summary_says(tmp_path: Path) -> None:
         assert found.get(name, 0) == summary["accepted_by_source"][source_name]
     for phase in ("draft", "verify", "prefill"):
         seconds = found[f"draftrec_phase_seconds_total{{phase={phase}}}"]
-        assert seconds == pytest.approx(summary[f"{phase}_seconds"], rel=0.2)
+        assert seconds == pytest.approx(summary[f"{phase}_seconds"])
     assert 0 < found["draftrec_kv_tokens"] < found["draftrec_kv_capacity_tokens"]
     assert found["draftrec_kv_capacity_bytes"] > found["draftrec_kv_capacity_tokens"]
     assert found["draftrec_depth_accepted_tokens_total{depth=1}"] > 0

@@ -21,7 +21,7 @@ from draftrec.jobs.knowledge.worker import Loader, TextGenerator
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from draftrec.engine.text.stats import StepStats, Timing
+    from draftrec.engine.text.stats import Spent, StepStats, Timing
     from draftrec.jobs.knowledge.manifest import Manifest
     from draftrec.jobs.knowledge.plan import JobSpec
 
@@ -193,6 +193,11 @@ class ServiceMetrics:
             self._add("phase_seconds", now - before if now >= before else now, phase=phase)
             self._seconds[phase] = now
 
+    def observe_spent(self, spent: Spent) -> None:
+        """What a step of a job took, as the job counts it."""
+        for phase in _PHASES:
+            self._add("phase_seconds", getattr(spent, phase), phase=phase)
+
     def set_kv_capacity(self, tokens: int, nbytes: int) -> None:
         """Room of the KV slab."""
         self._set("kv_capacity_tokens", tokens)
@@ -271,7 +276,7 @@ _HOST = "127.0.0.1"
 class MeasuredJob(Watcher):
     """Counts what a job does, and passes everything on to another watcher.
 
-    The job loads its generator through `loader`, so that clocks and pool can be read as well.
+    The job loads its generator through `loader`, so that slab and pool can be read as well.
     """
 
     def __init__(self, metrics: ServiceMetrics, watcher: Watcher) -> None:
@@ -300,8 +305,8 @@ class MeasuredJob(Watcher):
 
     def step(self, step: StepStats) -> None:
         self.metrics.observe_step(step)
+        self.metrics.observe_spent(step.spent)
         if self._generator is not None:
-            self.metrics.observe_timing(self._generator.timing)
             self._read_slab(self._generator)
         self._watcher.step(step)
 

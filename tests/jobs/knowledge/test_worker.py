@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from draftrec.jobs.knowledge.worker import ShardWorker, Texts
+from draftrec.data.records import Entity
+from draftrec.jobs.knowledge.worker import ShardTask, ShardWorker, Texts
+from draftrec.models.prompting import PromptForm
 from draftrec.pool.store import Pool
 from tests.fakes import FakeGenerator, FakePool
 
@@ -47,3 +49,21 @@ def test_a_full_pool_costs_no_reading() -> None:
 
 def test_without_a_pool_nothing_is_read() -> None:
     ShardWorker(FakeGenerator(pool=None)).learn(3, lambda index: 1 / 0)  # type: ignore[arg-type, return-value]
+
+
+def test_learning_from_a_shard_is_drafting_of_the_next_one() -> None:
+    generator = FakeGenerator()
+    generator.timing.draft_seconds = 100.0  # before the job: loading, measuring, a check
+    worker = ShardWorker(generator)
+
+    def learning(texts: object) -> None:
+        generator.timing.draft_seconds += 2.0
+
+    generator.commit = learning  # type: ignore[method-assign]
+    task = ShardTask(
+        0, [Entity("a", "one prompt", None, "in.jsonl", 1)], 0, PromptForm(), keep=False
+    )
+    spent = [worker.work(task).cost.spent.draft]
+    worker.learn(1, texts_of)
+    spent += [worker.work(task).cost.spent.draft for _ in range(2)]
+    assert spent == [0.0, 2.0, 0.0]

@@ -151,7 +151,7 @@ def _save_pool(
         executor.worker.learn(shards, folder.texts)
         pool = executor.worker.generator.pool
     else:  # as a local job would: the same texts in the same order
-        pool = work.given(work.spec, executor.facts.fingerprint["tokenizer"])
+        pool = given_pool(work.spec, executor.facts.fingerprint["tokenizer"])
         for index in range(shards):
             pool.add(folder.texts(index))
     pool.save(path)

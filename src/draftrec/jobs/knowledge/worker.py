@@ -140,6 +140,7 @@ class ShardWorker:
         self.joins_at_once, self._given, self._alone = joins_at_once, given, alone
         self.learned = 0
         self._joined: set[int] = set()
+        self._counted = generator.timing.spent
 
     @property
     def facts(self) -> Facts:
@@ -207,8 +208,11 @@ class ShardWorker:
             stays = [text for texts in kept.values() for text in texts]
             self.generator.commit([(t.generation.token_ids, t.group) for t in stays])
         with self._journal(task.index) as journal:
-            writing = _Writing(self.generator, asked, self.joins_at_once, journal)
+            # From the last shard on, so that what learning from it took is drafting as well.
+            since = self._counted
+            writing = _Writing(self.generator, asked, since, self.joins_at_once, journal)
             new = writing.run(on_step, should_stop)
+        self._counted = self.generator.timing.spent
         texts = list(self._texts(requests, new, kept))
         if self.folder and self.folder.keep_prompts:
             texts = [replace(t, prompt=p) for t, p in zip(texts, prompts, strict=True)]
@@ -357,6 +361,7 @@ class _Writing:
         self,
         generator: TextGenerator,
         requests: Seq[Request],
+        since: Spent,
         at_once: bool,  # noqa: FBT001 - private
         journal: Journal | None,
     ) -> None:
@@ -367,7 +372,7 @@ class _Writing:
         self._found = journal.found(requests, self._hashes) if journal else {}
         self._earlier = journal.clock if journal else Clock()
         self._start = time.perf_counter()
-        self._before = generator.timing.spent
+        self._before = since
         self._curve_seconds = Spent()
         self._told = Spent()
         self._curve: CostCurve | None = None
