@@ -26,6 +26,7 @@ from gpu_steps import (
     build,
     busy_seconds,
     copy_bandwidth,
+    first_sight_seconds,
     hf_step_seconds,
     pass_seconds,
     reserve,
@@ -40,6 +41,8 @@ from draftrec.engine.target import Target
 from draftrec.pool.costs import measure_cost
 
 BATCHES = (1, 8, 32)
+# Passes that see one key more each.
+_GROWTH = 12
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -86,13 +89,19 @@ def measure_steps(model: Any, target: Target, plan: Plan, bandwidth: float) -> d
     report: dict[str, Any] = {"weight_bytes": weights, "weights_once_ms": 1e3 * weights / bandwidth}
     for batch in BATCHES:
         segments = segments_for(batch, batch, plan.context, model.config.vocab_size)
-        reserve(target, batch, plan.context + 8)
+        reserve(target, batch, plan.context + _GROWTH + 8)
         wall = spread([1e3 * s for s in pass_seconds(target, segments, 3 * plan.repeats)])
+        drafted = segments_for(batch, 4 * batch, plan.context, model.config.vocab_size)
+        first = {
+            "plain": first_sight_seconds(target, segments, _GROWTH),
+            "drafted": first_sight_seconds(target, drafted, _GROWTH),
+        }
         busy = busy_seconds(target, segments)
         kv = batch * plan.context * target.bytes_per_token
         floor = 1e3 * (weights + kv) / bandwidth
         report[f"batch_{batch}"] = {
             "step_ms": wall,
+            "first_sight_ms": {k: spread([1e3 * s for s in v]) for k, v in first.items()},
             "busy_ms": None if busy is None else round(1e3 * busy, 4),
             "weights_and_kv_once_ms": round(floor, 4),
             "step_over_weights_once": round(wall["median"] / report["weights_once_ms"], 3),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from common import note, spread
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from draftrec.engine.attention import steady_kernels
 from draftrec.engine.packing import Segment
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain
@@ -120,6 +121,19 @@ def pass_seconds(target: Target, segments: list[Segment], repeats: int) -> list[
     return seconds
 
 
+def first_sight_seconds(target: Target, segments: list[Segment], passes: int) -> list[float]:
+    """Seconds of passes that see one key more each, as decoding does: of shapes that are new."""
+    sync, seconds = sync_for(target.device), []
+    pass_seconds(target, segments, 1)
+    for grown in range(1, passes + 1):
+        longer = [replace(s, start=s.start + grown) for s in segments]
+        sync()
+        start = time.perf_counter()
+        target.score(longer).logits.argmax(-1).cpu()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
 def busy_seconds(target: Target, segments: list[Segment], passes: int = 3) -> float | None:
     """Seconds per pass in which a kernel ran; the rest of the wall time the device waited."""
     if target.device.type != "cuda":
@@ -139,7 +153,11 @@ def busy_seconds(target: Target, segments: list[Segment], passes: int = 3) -> fl
 
 @torch.inference_mode()
 def hf_step_seconds(model: Any, batch: int, context: int, steps: int = 32) -> list[float]:
-    """Seconds per token of `model.generate`, prompt not counted: two lengths, their difference."""
+    """Seconds per token of `model.generate`, prompt not counted: two lengths, their difference.
+
+    Of the attention kernels that draftrec uses as well: those that it leaves out prepare themselves
+    for every new length, so that with them the baseline would be slow for no fault of its own.
+    """
     device = model.device
     ids = torch.randint(3, model.config.vocab_size, (batch, context), device=device)
     sync = sync_for(device)
@@ -147,10 +165,11 @@ def hf_step_seconds(model: Any, batch: int, context: int, steps: int = 32) -> li
     def run(tokens: int) -> float:
         sync()
         start = time.perf_counter()
-        model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False,
-            min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
-        )  # fmt: skip
+        with steady_kernels(device):
+            model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
+            )  # fmt: skip
         sync()
         return time.perf_counter() - start
 

@@ -24,7 +24,9 @@ def test_dry_run_writes_every_part(
     result = json.loads((tmp_path / "gpu-cpu-dry.json").read_text())
     assert result == json.loads(capsys.readouterr().out.splitlines()[-1])
     model = result["models"]["tiny-untied"]
-    assert model["plain_step"]["batch_2"]["step_ms"]["median"] > 0
+    plain = model["plain_step"]["batch_2"]
+    assert plain["step_ms"]["median"] > 0
+    assert {k: s["n"] for k, s in plain["first_sight_ms"].items()} == {"plain": 12, "drafted": 12}
     assert len(model["pass_against_rows"]["batch_1_ms"]) == 3
     cell = model["replay"]["fictional_kar_user"]["batch_2"]
     assert cell["plain"]["tokens"] == cell["drafted"]["tokens"]

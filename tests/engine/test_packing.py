@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE, BoolArray
 from draftrec.engine.masks import FULL, Reach
-from draftrec.engine.packing import Packed, Segment, pack
+from draftrec.engine.packing import KEYS, Packed, Segment, pack
 from draftrec.engine.tree import certain, depths, make_tree
 from tests.strategies import ancestor_mask, token_lists, trees
 
@@ -103,12 +103,15 @@ def rows_by_block(packed: Packed, reach: Reach) -> dict[int, BoolArray]:
 
 
 @pytest.mark.parametrize("launch", [None, 0, 500, 1 << 40])
-@given(batch=segments(), reach=st.sampled_from(_REACHES))
+@given(batch=segments(), reach=st.sampled_from(_REACHES), keys=st.sampled_from([1, 16]))
 def test_rows_see_what_walking_the_tree_says(
-    launch: int | None, batch: list[Segment], reach: Reach
+    launch: int | None, batch: list[Segment], reach: Reach, keys: int
 ) -> None:
     """However rows are put into blocks."""
-    packed = pack(batch, CPU, [reach], launch=launch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KEYS, "cpu", keys)
+        packed = pack(batch, CPU, [reach], launch=launch)
+    assert all(b.open or b.length % keys == 0 for b in packed.blocks)
     views = rows_by_block(packed, reach)
     assert sorted(views) == list(range(packed.rows)), "every row is in one block"
     scored: list[int] = []

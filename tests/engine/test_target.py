@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine import attention
+from draftrec.engine import attention, packing
 from draftrec.engine.packing import Segment
 from draftrec.engine.padded import PaddedRunner
 from draftrec.engine.target import PackedRunner, Target, bucket
@@ -90,6 +90,8 @@ def test_tree_scores_equal_plain_passes(name: str, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Separate blocks, as measured, or one padded block: all must say the same.
         patch.setitem(attention._LAUNCH_COST, "cpu", launch)
+        # Nor may keys that no row sees matter.
+        patch.setitem(packing.KEYS, "cpu", data.draw(st.sampled_from([1, 64])))
         for _ in range(3):
             taking_part = [t for t in texts if data.draw(st.booleans())] or texts[:1]
             one_round(target, name, taking_part, data)
@@ -195,3 +197,17 @@ def test_bfloat16_on_the_cpu_scores_what_float32_does() -> None:
         found.append(target.score(segments).logits.float())
     assert found[1].shape == found[0].shape == (4, found[0].shape[1])
     assert (found[0] - found[1]).abs().max() < 0.15 * found[0].std()
+
+
+def test_kernels_that_build_a_plan_per_length_are_left_out() -> None:
+    """What the rest of the process allows is as before."""
+    cudnn, order = torch.backends.cuda.cudnn_sdp_enabled, torch.device("cuda")
+    assert cudnn()
+    with attention.steady_kernels(order):
+        assert not cudnn()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert cudnn()
+    with attention.steady_kernels(torch.device("cpu")):
+        assert cudnn()

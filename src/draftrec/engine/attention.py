@@ -9,11 +9,13 @@ whichever touches less memory; the plan is made once per forward pass and serves
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from draftrec.engine.kv_cache import KVSlab
 from draftrec.engine.masks import Reach
@@ -23,6 +25,7 @@ from draftrec.errors import UnsupportedModelError
 NAME = "draftrec_packed"
 
 _LAUNCH_COST = {"cpu": 6_000, "cuda": 2_000_000}
+_STEADY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # What attention functions may be passed and mean nothing here.
 _HARMLESS = {
     "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
@@ -72,6 +75,12 @@ class Plan:
 def launch_cost(device: torch.device) -> int:
     """What a further block costs, in scores (one query against one key of one sequence)."""
     return _LAUNCH_COST.get(device.type, _LAUNCH_COST["cuda"])
+
+
+def steady_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Without cuDNN among the kernels of scaled dot-product attention, where torch (from 2.11 on)
+    asks it first on recent GPUs: it builds a plan of tens of milliseconds for every new shape."""
+    return sdpa_kernel(_STEADY) if device.type == "cuda" else nullcontext()
 
 
 def packed_attention(

@@ -26,6 +26,10 @@ from draftrec.engine.masks import FULL, Reach
 # Bringing in one key with its value, which all queries of its sequence then share, in scores (one
 # query against one key).
 _KEY_COST = 16
+#: Keys of a call with a mask, in multiples of, by device type: kernels copy masks of lengths that
+#: are no multiple of eight, and some prepare themselves anew for every length, which grows at every
+#: step. The slab has room for as many.
+KEYS = {"cuda": 64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,11 +153,13 @@ def pack(
     """Lay the rows of all segments one after another and say what each of them sees.
 
     `reaches`: those of the model's layers. `launch`: what a further block costs, in scores; None:
-    all rows share one. Row arrays are made `padded(rows)` long, with zeros.
+    all rows share one. Row arrays are made `padded(rows)` long, with zeros. Blocks that need a mask
+    get a multiple of `KEYS` keys, of which those behind the last are seen by no row.
     """
+    keys = KEYS.get(device.type, 1)
     about = np.array([_about(s) for s in segments], np.int64)
     shape = _Shape(*_survey(about, -1 if launch is None else launch))
-    kinds = [FULL, *{r for r in reaches if not r.within(shape.length)}]
+    kinds = [FULL, *{r for r in reaches if not r.within(_multiple(shape.length, keys))}]
     many, record = padded(shape.rows), 2 + (shape.nodes + 63) // 64
     sight_shape = len(kinds), shape.rows + 1, record
     sizes = [
@@ -183,19 +189,23 @@ def pack(
     if shape.shared:
         whole = shape.shared == len(gather)
         to = (None, gather) if whole else (back, place)
-        size = shape.first, shape.last, shape.width, shape.end
+        size = shape.first, shape.last, shape.width, _multiple(shape.end, keys)
         blocks.append(Block(*size, gather, *to, seen, shape.nodes))
     for segment, (slot, begin, end, column) in zip(segments, bounds, strict=True):
         if end - begin > shape.width:
             rows, here = end - begin, slice(begin, end)
-            size = slot, slot + 1, rows, column + rows
             lone = rows == 1 and not segment.past
+            size = slot, slot + 1, rows, column + rows if lone else _multiple(column + rows, keys)
             blocks.append(Block(*size, here, None, here, seen, shape.nodes, lone))
     text_lengths = host.numpy()[2 * many : 2 * many + len(known)]
     return Packed(
         shape.rows, shape.wanted, ids, positions, known, text_lengths, scored, slots, columns,
         back, bounds, blocks,
     )  # fmt: skip
+
+
+def _multiple(length: int, step: int) -> int:
+    return -(-length // step) * step
 
 
 def _about(segment: Segment) -> tuple[int, ...]:

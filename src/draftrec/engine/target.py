@@ -129,7 +129,8 @@ class Target:
         """One forward pass. Writes KV columns `column ..` of every segment's slot, one per row."""
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
-        logits = self.runner.run(segments, self.slab, self._factors)
+        with attention.steady_kernels(self.device):
+            logits = self.runner.run(segments, self.slab, self._factors)
         return Scores(logits, [i for i, s in enumerate(segments) if s.scored])
 
     @torch.inference_mode()
