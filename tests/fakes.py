@@ -70,6 +70,7 @@ class FakeGenerator:
     cost_state: dict[str, Any] | None = None
     timing: Timing = field(default_factory=Timing)
     threads: int = 1
+    exact: bool = False
     decoded: int = 0
     largest_run: int = 0
 

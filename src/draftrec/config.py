@@ -54,11 +54,24 @@ class ModelConfig(_Frozen):
     ]
     device: Device = "auto"
     dtype: Dtype = "auto"
+    exact: Annotated[
+        bool,
+        knob("Let strict texts be plain decoding's bit for bit, at whatever precision."),
+    ] = False
     compile: Annotated[bool, knob("Compile the model's layers.")] = False
     trust_remote_code: Annotated[bool, knob("Run Python code that comes with the model.")] = False
     threads: Annotated[
         Size | None, knob("Threads of the processor's for PyTorch.", unset="as PyTorch decides")
     ] = None
+
+    @model_validator(mode="after")
+    def _exact_layers(self) -> ModelConfig:
+        if self.exact and self.compile:
+            raise ValueError(
+                "exact and compile exclude each other, since what compiled layers give depends on "
+                "the number of rows; leave one of them off"
+            )
+        return self
 
 
 class AcceptConfig(_Frozen):

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from draftrec.engine.kv_cache import KVSlab
 from draftrec.engine.masks import Reach
 from draftrec.engine.packing import Block, Packed
+from draftrec.engine.row_attention import attend
 from draftrec.errors import UnsupportedModelError
 
 NAME = "draftrec_packed"
@@ -40,11 +41,15 @@ class PlanLostError(UnsupportedModelError):
 
 @dataclass(slots=True)
 class Plan:
-    """Where new rows go in the slab and what they see; made once, read by every layer."""
+    """Where new rows go in the slab and what they see; made once, read by every layer.
+
+    `by_row`: a row's result shall not depend on the other rows of the pass.
+    """
 
     packed: Packed
     slab: KVSlab
     reaches: Mapping[int, Reach]
+    by_row: bool = False
 
     @property
     def blocks(self) -> list[Block]:
@@ -115,6 +120,12 @@ def packed_attention(
     wide = query[0].to(keys.dtype)
     out = query.new_zeros((query.shape[2], heads, value.shape[-1]))
     scale = dim**-0.5 if scaling is None else scaling
+    if plan.by_row:
+        rows, seen = plan.packed.rows, plan.packed.seen(reach)
+        asked = wide[:, :rows].transpose(0, 1)
+        found = attend(asked, keys, values, seen, scale=scale, softcap=softcap, sinks=sinks)
+        out[:rows] = found.to(out.dtype)
+        return out[None], None
     repeat = heads // kv_heads
     for block in plan.blocks:
         mask = block.mask(reach, repeat, keys.dtype)

@@ -139,6 +139,11 @@ class Packed:
     back: torch.Tensor
     spans: list[list[int]]
     blocks: list[Block]
+    sight: dict[Reach, torch.Tensor]
+
+    def seen(self, reach: Reach) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row its slot, int64 `[S]`, and what it sees of that as in `Block.sight`."""
+        return self.slots, self.sight.get(reach, self.sight[FULL])
 
 
 def pack(
@@ -200,7 +205,7 @@ def pack(
     text_lengths = host.numpy()[2 * many : 2 * many + len(known)]
     return Packed(
         shape.rows, shape.wanted, ids, positions, known, text_lengths, scored, slots, columns,
-        back, bounds, blocks,
+        back, bounds, blocks, seen,
     )  # fmt: skip
 
 

@@ -16,26 +16,30 @@ from transformers import PreTrainedModel
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.engine.packing import Segment
 from draftrec.engine.rotary import context_length, short_limit
-from draftrec.engine.target import Target, check_served
+from draftrec.engine.target import PackedRunner, Target, check_served, sixteens
 from draftrec.engine.tree import make_tree
 from draftrec.errors import UnsupportedModelError
 
 _LOG = logging.getLogger("draftrec")
 _SHORT, _USUAL = 6, 13
+# Nodes beside a text whose rows must not heed them.
+_COMPANY = (0, 2, 9, 33, 120)
 # Weights times tokens, and layers times width times tokens squared, of all passes together.
 _MOST_WORK = {"cpu": 1.5e10, "cuda": 1e12}
 
 
-def checked_target(model: PreTrainedModel) -> Target:
+def checked_target(model: PreTrainedModel, *, exact: bool = False) -> Target:
     """A `Target`, after comparing tree scores with plain forward passes.
 
-    Raises UnsupportedModelError if they differ by more than rounding: some architectures hide
-    state, positions or masks of their own, and would give wrong texts silently.
+    `exact`: let a row give the same bits whatever else is in its pass, and look whether it does:
+    `target.exact` says so, and a warning where it does not. Raises UnsupportedModelError if scores
+    differ by more than rounding: some architectures hide state, positions or masks of their own,
+    and would give wrong texts silently.
     """
     check_served(model)
     own = model.config._attn_implementation
     try:
-        target = Target(model)
+        target = Target(model, by_row=exact)
         error = _difference(target, _length(target), own)
     except torch.OutOfMemoryError:
         raise
@@ -61,7 +65,69 @@ def checked_target(model: PreTrainedModel) -> Target:
             f"than its own forward pass (difference {error:.2g} standard deviations); it probably "
             "uses positions, masks or state that draftrec does not know."
         )
+    if exact:
+        target.exact = _is_exact(target)
+        target.slab = None
     return target
+
+
+def _is_exact(target: Target) -> bool:
+    """Take the least padding with which rows are what they are by themselves; False: there is none,
+    which is said."""
+    runner = target.runner
+    if not isinstance(runner, PackedRunner) or not runner.by_row:
+        why = "its attention cannot be replaced" if target.device.type == "cpu" else "not on a GPU"
+        _LOG.warning("--exact is not built for %s (%s)", type(target.model).__name__, why)
+        return False
+    for padded in (runner.padded_rows, sixteens):
+        runner.padded_rows = padded
+        if _alike(target):
+            return True
+    _LOG.warning(
+        "--exact cannot be kept: in %s on this processor what a row of %s gives depends on the "
+        "other rows of its pass; strict texts are those of plain decoding up to rounding",
+        str(target.dtype).removeprefix("torch."),
+        type(target.model).__name__,
+    )
+    return False
+
+
+def _alike(target: Target) -> bool:
+    """Do tokens give the same bits one by one and as drafts, beside other texts and prompts?"""
+    vocabulary = target.model.config.get_text_config().vocab_size
+    random = np.random.default_rng(1)
+    length = min(2 * _USUAL, context_length(target.model) - 2)
+    text = random.integers(0, vocabulary, length).astype(np.int32)
+    half = length // 2
+    most = min(max(_COMPANY), vocabulary)
+    target.reserve(3, length + most + 1)
+    target.score([Segment(0, 0, text[:half], EMPTY_TREE, scored=False, length=length)])
+    alone = torch.cat(
+        [
+            target.score([Segment(0, i, text[i : i + 1], EMPTY_TREE, length=length)]).logits
+            for i in range(half, length)
+        ]
+    )
+    strangers = random.choice(vocabulary, most, replace=False).astype(np.int32)
+    start = np.array([7 % vocabulary], np.int32)
+    for cut, company in zip((1, 2, 3, half - 1, half), _COMPANY, strict=True):
+        # The prompt in two pieces; then what follows as a chain behind siblings, which lie between.
+        others = strangers[:company].tolist()
+        beside = Segment(2, 0, start, make_tree(others, [-1] * len(others)))
+        for first, last in ((0, cut), (cut, half)):
+            piece = Segment(1, first, text[first:last], EMPTY_TREE, scored=False, length=length)
+            if last > first:
+                target.score([beside, piece])
+        wrong = [t for t in range(3) if t != text[half + 1]][: 0 if target.rule else 2]
+        chained = [*wrong, *text[half + 1 :].tolist()]
+        parents = [*[-1] * len(wrong), -1, *range(len(wrong), len(chained) - 1)]
+        drafted = Segment(
+            1, half, text[half : half + 1], make_tree(chained, parents), length=length
+        )
+        found = target.score([drafted, beside] if company else [drafted]).logits[: drafted.rows]
+        if not torch.equal(found[[0, *range(1 + len(wrong), drafted.rows)]], alone):
+            return False
+    return True
 
 
 def _length(target: Target) -> int:

@@ -61,19 +61,23 @@ class Runner(Protocol):
 class Target:
     """A causal LM, a KV slab, and nothing else.
 
-    Raises UnsupportedModelError when the architecture cannot be served exactly.
+    `by_row`: attend so that a row's result does not depend on the other rows of its pass, as far as
+    that is built (`attends_by_row`). Raises UnsupportedModelError when the architecture cannot be
+    served exactly.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, by_row: bool = False) -> None:
         check_served(model)
         self.model = model.eval()
         self.device = model.device
         self.dtype = model.dtype
         self.rule: LengthRule | None = length_rule(model)
         self._factors = RowFactors(model, self.rule) if self.rule else None
-        self.runner, self.kv_shape = _runner(model)
+        self.runner, self.kv_shape = _runner(model, by_row)
         _check_cache(model, self.runner.reaches)
         self.slab: KVSlab | None = None
+        #: A row gives the same bits whatever else is in its pass, as far as the check at load saw.
+        self.exact = False
 
     @property
     def shared_length(self) -> int:
@@ -96,6 +100,10 @@ class Target:
     def bytes_per_token(self) -> int:
         """KV bytes that one token of one sequence takes."""
         return self.kv_shape.bytes_per_token(self.runner.kv_dtype)
+
+    @property
+    def attends_by_row(self) -> bool:
+        return isinstance(self.runner, PackedRunner) and self.runner.by_row
 
     def padded_rows(self, rows: int) -> int:
         """Rows that the linear layers compute in a pass over `rows` rows."""
@@ -151,7 +159,7 @@ class Target:
             self.slab.move_rows(moves)
 
 
-def _runner(model: PreTrainedModel) -> tuple[Runner, KVShape]:
+def _runner(model: PreTrainedModel, by_row: bool) -> tuple[Runner, KVShape]:  # noqa: FBT001
     """The way to run the model, and what it caches: packed where its attention can be replaced.
 
     A model that says so and does not hand its attention function what it is given runs padded.
@@ -161,7 +169,7 @@ def _runner(model: PreTrainedModel) -> tuple[Runner, KVShape]:
         return runner, runner.shape()
     before = model.config._attn_implementation or "eager"
     try:
-        packed = PackedRunner(model)
+        packed = PackedRunner(model, by_row=by_row and model.device.type == "cpu")
         return packed, packed.shape()
     except attention.PlanLostError:
         model.set_attn_implementation(before)
@@ -185,8 +193,8 @@ def _check_cache(model: PreTrainedModel, reaches: Mapping[int, Reach]) -> None:
 class PackedRunner:
     """All rows of all sequences as one row, attention through `engine.attention`."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, *, by_row: bool = False) -> None:
+        self.model, self.by_row = model, by_row
         self.reaches: Mapping[int, Reach] = {}
         model.set_attn_implementation(attention.NAME)
         cpu = model.device.type == "cpu"
@@ -196,6 +204,8 @@ class PackedRunner:
         # See `bucket`; plain float32 layers have no kernel per number of rows.
         one_dnn = model.dtype != torch.float32 or is_prepacked(model)
         self.padded_rows: Callable[[int], int] = bucket if cpu and one_dnn else int
+        if by_row and not one_dnn:
+            self.padded_rows = sixteens
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
@@ -229,7 +239,8 @@ class PackedRunner:
             padded=self.padded_rows,
             lengths=factors is not None,
         )
-        options: dict[str, Any] = {"draftrec_plan": attention.Plan(packed, slab, self.reaches)}
+        plan = attention.Plan(packed, slab, self.reaches, self.by_row)
+        options: dict[str, Any] = {"draftrec_plan": plan}
         if self.keeps:
             options["logits_to_keep"] = packed.scored
 
@@ -259,11 +270,18 @@ def bucket(rows: int) -> int:
     return max(4, -(-rows // step) * step)
 
 
+def sixteens(rows: int) -> int:
+    """Rows that a pass over `rows` rows is padded to where products sum otherwise for a few rows
+    than for many, and threads shall get as many rows each."""
+    return max(bucket(rows), -(-rows // 16) * 16)
+
+
 class _Probe:
     """Stands in for a plan during the one-token forward pass that finds the KV shape."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.by_row = False
         self.reaches: dict[int, Reach] = {}
         self.seen: dict[int, tuple[int, int, int]] = {}
         self.blocks: list[Block] = []

@@ -145,6 +145,8 @@ def test_what_strict_means_follows_the_precision() -> None:
     assert exactness("strict", "float32") == "token for token"
     assert exactness("strict", "bfloat16") == "up to rounding"
     assert exactness("relaxed", "float32") == "no"
+    assert exactness("relaxed", "float32", exact=True) == "no"
+    assert exactness("strict", "bfloat16", exact=True) == "bit for bit"
 
 
 @pytest.mark.parametrize("form", ["json_schema", "regex", "grammar"])

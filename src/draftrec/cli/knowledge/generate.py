@@ -179,6 +179,7 @@ class GenerateOptions(JsonOptions):
     dtype: str = Machine("dtype")
     batch_size: int | Auto = Batch("batch_size")
     prefill_chunk: int = Batch("prefill_chunk")
+    exact: bool = Machine("exact", "--exact/--no-exact")
     compile: bool = Machine("compile", "--compile/--no-compile")
     trust_remote_code: bool = Machine(
         "trust_remote_code", "--trust-remote-code/--no-trust-remote-code"

@@ -177,9 +177,12 @@ def _exactness(s: Mapping[str, Any]) -> str:
     return f"strict: texts are those of plain decoding, {s['exact']}"
 
 
-def exactness(accept: str, dtype: str) -> str:
-    """What strict means here: equal to plain decoding `token for token`, or `up to rounding` where
-    passes of different shapes round differently; `no` for rules that change texts."""
+def exactness(accept: str, dtype: str, *, exact: bool = False) -> str:
+    """What strict means here: equal to plain decoding `bit for bit` where rows are computed so
+    (`exact`), `token for token`, or `up to rounding` where passes of different shapes round
+    differently and near-ties are common; `no` for rules that change texts."""
     if accept != "strict":
         return "no"
+    if exact:
+        return "bit for bit"
     return "token for token" if dtype in ("float32", "float64") else "up to rounding"

@@ -138,7 +138,7 @@ class Generator:
         if not config.target.compile:  # the compiler cannot look into packed weights
             prepack(loaded)
         _LOG.info("checking that the model is run as it runs by itself")
-        target = checked_target(loaded)
+        target = checked_target(loaded, exact=config.target.exact)
         if config.target.compile:
             target.compile()
         made = cls(
@@ -176,6 +176,11 @@ class Generator:
     def chat_template(self) -> ChatTemplate | None:
         """What a job records of the tokenizer's chat template."""
         return chat_template(self.tokenizer)
+
+    @property
+    def exact(self) -> bool:
+        """Are strict texts plain decoding's bit for bit, by the check at load?"""
+        return self.target.exact
 
     @property
     def threads(self) -> int:

@@ -155,6 +155,7 @@ class Facts:
     chat_template: ChatTemplate | None = None
     cost_state: dict[str, Any] | None = None
     threads: int | None = field(default=None, compare=False)  # workers' machines may differ
+    exact: bool = field(default=False, compare=False)
 
 
 class Manifest(_Part):
@@ -177,6 +178,7 @@ class Manifest(_Part):
     chat_date: datetime | None = None
     chat: bool | None = None
     threads: int | None = None
+    exact: bool = False
     shards: list[ShardEntry] = Field(default_factory=list)
     rejected_size: int = 0
     totals: Totals = Field(default_factory=Totals)
@@ -219,7 +221,7 @@ class Manifest(_Part):
             "share_by_source": shares,
             "pool_share": shares["group"] + shares["all"],
             "chat": self.chat,
-            "exact": exactness(names["accept"], self.dtype),
+            "exact": exactness(names["accept"], self.dtype, exact=self.exact),
             "structure": form,
         }
         known = {**settings, "known": self.fingerprints.get("pool") is not None}

@@ -110,6 +110,7 @@ class Plan:
             device=facts.device,
             dtype=facts.dtype,
             threads=facts.threads,
+            exact=facts.exact,
             cost_state=facts.cost_state,
         )
 

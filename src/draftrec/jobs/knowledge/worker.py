@@ -69,6 +69,8 @@ class TextGenerator(Protocol):
     @property
     def chat_template(self) -> ChatTemplate | None: ...
     @property
+    def exact(self) -> bool: ...
+    @property
     def threads(self) -> int: ...
     def render(self, prompts: list[str], form: PromptForm) -> list[str]: ...
     def encode(self, prompts: list[str], *, form: PromptForm) -> list[IntArray]: ...
@@ -154,6 +156,7 @@ class ShardWorker:
             it.chat_template,
             it.cost_state if self._alone else None,  # devices may differ
             it.threads,
+            it.exact,
         )
 
     def __call__(

@@ -1,0 +1,111 @@
+"""Rows attended to one by one: the attention of softmax, and bit for bit their own whatever is
+beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from draftrec.engine.row_attention import attend
+
+SLOTS, CAPACITY = 3, 300
+
+
+def tensors(rows: int, heads: int, kv_heads: int, dim: int, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (rows, heads, dim), (SLOTS, kv_heads, CAPACITY, dim), (SLOTS, kv_heads, CAPACITY, 24)
+    return [3 * torch.randn(s, generator=generator) for s in shapes]
+
+
+def sight_of(views: list[tuple[int, int, list[int]]]) -> torch.Tensor:
+    """What rows see: columns `low .. high - 1` and the nodes behind `high`."""
+    sight = torch.zeros((len(views) + 1, 4), dtype=torch.int64)
+    for row, (low, high, nodes) in enumerate(views):
+        sight[row, 0], sight[row, 1] = low, high
+        for node in nodes:
+            bit = 1 << (node % 64)
+            sight[row, 2 + node // 64] |= bit - (1 << 64) if node % 64 == 63 else bit
+    return sight
+
+
+@st.composite
+def view(draw: st.DrawFn) -> tuple[int, int, list[int]]:
+    high = draw(st.integers(1, CAPACITY - 128))
+    low = draw(st.integers(0, high - 1))
+    return low, high, sorted(draw(st.sets(st.integers(0, 127), max_size=9)))
+
+
+def expected(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """One row in float64: `q` `[heads, dim]`, `k`, `v` `[kv_heads, n, dim]`."""
+    shared = len(q) // len(k)
+    k, v = (x.double().repeat_interleave(shared, 0) for x in (k, v))
+    scores = (k @ q.double()[..., None])[..., 0] * 0.3
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if sinks is not None:
+        shares = torch.cat([scores, sinks.double()[:, None]], -1).softmax(-1)[:, :-1]
+    else:
+        shares = scores.softmax(-1)
+    return (shares[:, None] @ v)[:, 0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@given(
+    views=st.lists(view(), min_size=1, max_size=60),
+    group=st.sampled_from([(4, 4, 16), (6, 2, 33), (9, 3, 64)]),
+    softcap=st.sampled_from([None, 5.0]),
+    sunk=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_rows_get_what_softmax_gives_and_the_same_bits_alone(
+    threads: int,
+    views: list[tuple[int, int, list[int]]],
+    group: tuple[int, int, int],
+    softcap: float | None,
+    sunk: bool,  # noqa: FBT001
+    seed: int,
+) -> None:
+    q, k, v = tensors(len(views), *group, seed)
+    slots, sight = torch.tensor([i % SLOTS for i in range(len(views))]), sight_of(views)
+    sinks = torch.linspace(-2, 2, group[0]) if sunk else None
+
+    def run(rows: list[int]) -> torch.Tensor:
+        seen = slots[rows], sight[rows]
+        return attend(q[rows], k, v, seen, scale=0.3, softcap=softcap, sinks=sinks)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = run(list(range(len(views))))
+        alone = torch.cat([run([i]) for i in range(len(views))])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, alone)
+    for row, (low, high, nodes) in enumerate(views):
+        columns = [*range(low, high), *(high + n for n in nodes)]
+        slot = slots[row]
+        right = expected(q[row], k[slot][:, columns], v[slot][:, columns], softcap, sinks)
+        torch.testing.assert_close(found[row].double(), right, rtol=1e-4, atol=2e-5)
+
+
+def test_where_columns_lie_does_not_matter() -> None:
+    """A token that was a draft gives the same bits when it is part of the text."""
+    q, k, v = tensors(1, 4, 2, 32, 0)
+    order = np.arange(100)
+    moved = order.copy()
+    moved[97:] = [97, 150, 163]
+    k2, v2 = k.clone(), v.clone()
+    k2[:, :, moved], v2[:, :, moved] = k[:, :, order], v[:, :, order]
+    slots = torch.zeros(1, dtype=torch.int64)
+    text = attend(q, k, v, (slots, sight_of([(0, 100, [])])), scale=0.3)
+    drafts = attend(q, k2, v2, (slots, sight_of([(0, 98, [52, 65])])), scale=0.3)
+    assert torch.equal(text, drafts)
