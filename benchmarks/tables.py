@@ -169,6 +169,27 @@ def _memory(result: Result) -> str:
     return out
 
 
+def _host_time(result: Result) -> str:
+    out = (
+        "## Laying out a pass: `benchmarks/host_time.py`\n\n"
+        "Processor milliseconds of the host's part of a pass (trees cut, rows placed, what each "
+        "sees, what the device is sent), beside the code before one kernel did it all: median and "
+        "extremes.\n"
+    )
+    out += _header("texts x nodes", "rows", "before", "now", "times less", "its four walks alone")
+    for r in result["passes"]:
+        times, less = r["milliseconds"], r["times_less"]
+        out += _row(
+            f"{r['sequences']} x {r['nodes']}",
+            f"{r['rows']:,}",
+            _spread(times["before"]),
+            _spread(times["now"]),
+            f"{less['before']['median']:.1f}",
+            f"{less['walks_before']['median']:.1f}",
+        )
+    return out
+
+
 def _pool_rivals(result: Result) -> str:
     out = (
         "## Draft pools against other draft structures: `benchmarks/pool.py`\n\n"
@@ -293,6 +314,7 @@ _SECTIONS = {
     "pool-groups": _pool_groups,
     "pool-workers": pool_workers,
     "packed-weights": _packed,
+    "host-time": _host_time,
     "exactness": _exactness,
     "controls-exactness": controls_exactness,
     "controls-costs": controls_costs,
