@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow.parquet as pq
 import pytest
 
 from draftrec.cli.main import run
@@ -48,6 +49,7 @@ def test_a_text_drafts_from_one_that_was_finished_in_the_same_call(model: Path) 
     assert sum(second.counts.accepted_by_source[2:]) > 0
 
 
+@pytest.mark.slow
 def test_running_texts_stay_what_they_are_while_the_pool_grows_and_is_sorted_anew(
     model: Path,
 ) -> None:
@@ -79,6 +81,7 @@ class Asked(PoolDrafter):
         return super().draft(batch, limit, depth)
 
 
+@pytest.mark.slow
 def test_a_relaxed_text_does_not_depend_on_its_neighbours(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +101,7 @@ def test_a_relaxed_text_does_not_depend_on_its_neighbours(
     assert Asked.depths == {DraftConfig().depth}
 
 
+@pytest.mark.slow
 def test_a_shard_of_rejected_records_is_written_and_the_job_ends(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +122,7 @@ def test_a_shard_of_rejected_records_is_written_and_the_job_ends(
             assert summary["times_plain"] is not None
 
 
+@pytest.mark.slow
 def test_a_fixed_budget_has_an_estimate_too_and_plain_decoding_is_one(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,3 +146,39 @@ def test_a_fixed_budget_has_an_estimate_too_and_plain_decoding_is_one(
             assert summary["pool_share"] > 0.0
             for phase in ("loading the model", "measuring what a pass"):
                 assert phase in err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_exact_texts_are_plain_ones_in_any_batch(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    source = tmp_path / "in.jsonl"
+    rows = [{"entity_id": i, "prompt": f"A reader of {'sea ' * (i % 3)}tales"} for i in range(9)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts: dict[str, list[str]] = {}
+    for name, more in (
+        ("plain", ["--draft", "none", "--batch-size", "1"]),
+        ("alone", ["--budget", "16", "--batch-size", "1"]),
+        ("batch", ["--budget", "6", "--batch-size", "4"]),
+    ):
+        output = tmp_path / name
+        line = ["generate", str(source), "--model", str(model), "--output", str(output), "--exact"]
+        assert run([*line, *more, "--dtype", dtype, "--max-new-tokens", "64", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out.splitlines()[-1])["exact"] == "bit for bit"
+        said = "strict texts are those of plain decoding, bit for bit" in err
+        assert said == (name != "plain")
+        table = pq.read_table(sorted(output.glob("part-*.parquet")))
+        texts[name] = table["text"].to_pylist()
+    assert texts["plain"] == texts["alone"] == texts["batch"]
+
+
+def test_exact_and_compile_exclude_each_other(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"entity_id": 1, "prompt": "A reader"}\n')
+    line = ["generate", str(source), "--model", str(model), "--output", str(tmp_path / "run")]
+    assert run([*line, "--exact", "--compile"]) == 2
+    assert "exact and compile exclude each other" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -185,4 +185,4 @@ def exactness(accept: str, dtype: str, *, exact: bool = False) -> str:
         return "no"
     if exact:
         return "bit for bit"
-    return "token for token" if dtype in ("float32", "float64") else "up to rounding"
+    return "token for token" if dtype.endswith(("float32", "float64")) else "up to rounding"

@@ -34,6 +34,7 @@ from draftrec.engine.text.stop_strings import stop_strings_of
 from draftrec.engine.warping import Warping
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.jobs.knowledge import writing
+from draftrec.jobs.knowledge.account import exactness
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.knobs import not_allowed
@@ -52,6 +53,14 @@ from draftrec.pool.store import Pool
 
 _LOG = logging.getLogger(__name__)
 _MOST_SLOTS = {"cpu": 16, "cuda": 128}
+
+
+#: What follows from what strict means.
+_HINTS = {
+    "bit for bit": "",
+    "token for token": "",
+    "up to rounding": ": near-ties may fall otherwise (--exact rules that out on CPU)",
+}
 
 
 class Generator:
@@ -141,6 +150,9 @@ class Generator:
         target = checked_target(loaded, exact=config.target.exact)
         if config.target.compile:
             target.compile()
+        if config.accept.accept == "strict" and config.draft.draft != "none":
+            meaning = exactness("strict", str(target.dtype), exact=target.exact)
+            _LOG.info("strict texts are those of plain decoding, %s%s", meaning, _HINTS[meaning])
         made = cls(
             target, tokenizer, config, pool=pool, cost_state=cost_state, fingerprint=fingerprint
         )
