@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_rows_shown_are_those_that_are_written(folder: Path) -> None:
     users, films, sequences = ([json.loads(row) for row in b.splitlines()] for b in blocks("json"))
     for name, shown in (("users", users), ("films", films), ("sequences", sequences)):

@@ -70,6 +70,7 @@ def test_knowledge_texts_survive_the_tokenizer(tokenizer: TokenizersBackend) -> 
         assert 40 <= len(ids) <= 160
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_greedy_texts_end_and_differ(
     model: PreTrainedModel, tokenizer: TokenizersBackend, side: str

@@ -33,6 +33,7 @@ def test_import_is_light() -> None:
     assert loaded_by("import draftrec") == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

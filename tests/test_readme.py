@@ -58,6 +58,7 @@ def commands_of(text: str) -> list[list[str]]:
     return [words[1:] for words in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_named_commands_and_options_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands_of(path.read_text(encoding="utf-8")):
@@ -79,6 +80,7 @@ def test_options_of_generate_are_its_own(capsys: pytest.CaptureFixture[str]) -> 
     assert not [option for option in options if not re.search(rf"{option}\b", known)]
 
 
+@pytest.mark.slow
 def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = blocks("python")
     example = example.replace("path/or/hub-id", str(demo_model_path()))

@@ -6,8 +6,10 @@ import dataclasses
 
 import beam_exactness
 import numpy as np
+import pytest
 
 
+@pytest.mark.slow
 def test_cases_of_every_kind_are_identical() -> None:
     kinds = set()
     for number in range(40):

@@ -20,6 +20,7 @@ def test_inclusion_is_that_of_drawing_one_after_another() -> None:
     assert mass == pytest.approx(float((found * p).sum()))
 
 
+@pytest.mark.slow
 def test_noise_is_exact_and_the_published_rule_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

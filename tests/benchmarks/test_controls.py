@@ -9,10 +9,12 @@ import controls
 import job_tables
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from draftrec.demo.shop import demo_model_path
 
 
+@pytest.mark.slow
 def test_exactness_counts_differences(tmp_path: Path) -> None:
     argv = ["--part", "exactness", "--architectures", "llama", "--tiny-tokens", "24"]
     assert controls.main([*argv, "--results", str(tmp_path)]) == 0
@@ -23,6 +25,7 @@ def test_exactness_counts_differences(tmp_path: Path) -> None:
     assert "| repetition penalty | 16 | 0 |" in job_tables.controls_exactness(result)
 
 
+@pytest.mark.slow
 def test_costs_of_every_setting(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([
         {"task": "t", "split": "heldout", "entity_id": str(i), "prompt": f"Reader {i} likes"}

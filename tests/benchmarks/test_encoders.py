@@ -25,6 +25,7 @@ def test_distance_is_relative_to_the_vector() -> None:
     assert encoders.distance(one, one + np.array([[0.0, 1.0], [0.0, 0.1]])) == 0.2
 
 
+@pytest.mark.slow
 def test_a_small_encoder_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = encoder_folders.bert(tmp_path / "bert")
     line = ["--encoder", str(folder), "--texts", "10", "--words", "12", "--rounds", "2"]

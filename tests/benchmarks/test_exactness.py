@@ -39,6 +39,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_dry_run(model: Path, prompts: Path, tmp_path: Path) -> None:
     arguments = ["--model", str(model), "--prompts", str(prompts), "--results", str(tmp_path)]
     few = ["--limit", "5", "--warm", "2", "--batch", "1", "3", "--max-new-tokens", "12"]

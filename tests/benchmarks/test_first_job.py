@@ -30,6 +30,7 @@ def _here(arguments: Seq[str]) -> dict[str, Any]:
     return json.loads(said.getvalue().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_command_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_job, "_command", lambda a: _here([*a, "--max-new-tokens", "16"]))
     result = first_job.bookshop(argparse.Namespace(records=8, rounds=1), tmp_path, 1.1)
@@ -48,6 +49,7 @@ def _readers(generator: Generator, users: int) -> list[Request]:
     return [Request(str(i), x, None, key=i) for i, x in enumerate(ids)]
 
 
+@pytest.mark.slow
 def test_a_real_model_with_plain_chunks_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_job, "_requests", _readers)
     usual = first_job.movielens.__globals__

@@ -12,6 +12,7 @@ import pytest
 from tests.jobs.recommend.worlds import make_world
 
 
+@pytest.mark.slow
 def test_every_engine_finds_the_plain_items(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

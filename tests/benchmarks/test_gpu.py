@@ -14,6 +14,7 @@ from recorded import make_trace, pick_tokenizer, read_rows
 from stand_in import train_tokenizer, world_texts
 
 
+@pytest.mark.slow
 def test_dry_run_writes_every_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

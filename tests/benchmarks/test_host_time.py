@@ -58,6 +58,7 @@ def batches(draw: st.DrawFn) -> list[Segment]:
     return found
 
 
+@pytest.mark.slow
 @given(batch=batches(), launch=st.sampled_from([0, 400, 6_000, 1 << 40]),
        reach=st.sampled_from(_REACHES))  # fmt: skip
 def test_one_kernel_gives_the_arrays_of_before(
@@ -66,6 +67,7 @@ def test_one_kernel_gives_the_arrays_of_before(
     check_same(batch, launch, reach)
 
 
+@pytest.mark.slow
 @given(st.lists(trees(9), min_size=1, max_size=5), st.data())
 def test_trees_are_cut_as_before(drawn: list[DraftTree], data: st.DataObject) -> None:
     keep = np.array([data.draw(st.booleans()) for t in drawn for _ in range(len(t))], np.bool_)

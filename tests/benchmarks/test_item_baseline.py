@@ -48,6 +48,7 @@ def files(tmp_path: Path) -> list[str]:
     return [f"--{n}={tmp_path / n}.jsonl" for n in ("sequences", "sids")]
 
 
+@pytest.mark.slow
 def test_planted_habits_are_found(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ def test_codes_of_different_levels_are_different_tokens() -> None:
     assert [(c.min(), c.max()) for c in rows.T] == [(1000, 1003), (1004, 1011), (1012, 1027)]
 
 
+@pytest.mark.slow
 def test_a_small_trie_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     item_trie.main(["--tiny", "--vocabulary", "5000", "--results", str(tmp_path)])
     last = json.loads(capsys.readouterr().out.splitlines()[-1])

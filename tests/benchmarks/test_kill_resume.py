@@ -52,6 +52,7 @@ def records(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["careful", "careless"])
 def test_torment_tells_careful_from_careless(tmp_path: Path, kind: str) -> None:
     alone, killed = fake_job(tmp_path / "alone", kind), fake_job(tmp_path / "killed", kind)

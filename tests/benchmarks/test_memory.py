@@ -13,6 +13,7 @@ from jobs import environment, write_records
 from stand_in import save_tiny_model
 
 
+@pytest.mark.slow
 def test_peak_is_the_childs(tmp_path: Path) -> None:
     # From a small process, as the benchmark is one: a forked child begins with its parent's peak.
     folder = Path(memory.__file__).parent

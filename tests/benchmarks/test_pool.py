@@ -12,6 +12,7 @@ import pytest
 from workload import FIRST, Workload, make_texts, repeated_share
 
 
+@pytest.mark.slow
 def test_the_workload_has_the_sizes_and_the_repetition_it_claims() -> None:
     workload = Workload()
     made = make_texts(workload, 0)
@@ -47,6 +48,7 @@ def test_the_lead_is_over_the_best_rival_at_each_budget() -> None:
     assert pool.lead({"pool": engines["pool"]})["over_best_rival"] == {}
 
 
+@pytest.mark.slow
 def test_a_small_comparison_runs_to_its_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +72,7 @@ def test_traces_that_are_not_there_are_skipped_with_a_reason(tmp_path: Path) -> 
     assert "no recorded texts" in kept["skipped"]["gear_ml1m_user"]
 
 
+@pytest.mark.slow
 def test_a_small_pool_is_measured_at_scale(tmp_path: Path) -> None:
     if not Path("/proc/self/smaps").exists():
         pytest.skip("needs /proc")

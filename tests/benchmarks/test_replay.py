@@ -56,6 +56,7 @@ def logits_that_say(tree: DraftTree, rest: list[int]) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(trees(), st.lists(st.integers(1, 3), max_size=8), st.integers(0, 3), st.integers(1, 6))
 def test_it_decides_as_strict_does(tree: DraftTree, text: list[int], done: int, room: int) -> None:

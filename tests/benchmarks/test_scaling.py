@@ -226,6 +226,7 @@ def test_a_job_takes_what_its_gpus_take(world: World) -> None:
     assert found["model"] == "Llama 3.1 8B"
 
 
+@pytest.mark.slow
 def test_the_whole_plan_is_made(world: World) -> None:
     found = scaling.measure(world, 0)
     assert len(found["jobs"]) == 18
@@ -233,6 +234,7 @@ def test_the_whole_plan_is_made(world: World) -> None:
     assert json.dumps(found)
 
 
+@pytest.mark.slow
 def test_what_a_plan_needs_is_measured(tmp_path: Path) -> None:
     few = ["--texts", "6", "--sizes", "10", "20", "--budgets", "1", "8", "--slots", "4"]
     more = ["--rounds", "1", "--shard", "32", "--entries", "10", "--data", str(tmp_path)]

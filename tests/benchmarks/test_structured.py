@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import structured
 from jsonschema import Draft202012Validator
 
 from draftrec.demo.shop import demo_model_path
 
 
+@pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     few = ["--users", "3", "--items", "2", "--batch", "2", "--max-new-tokens", "200"]
     short = ["--sample", "1", "--steps", "3", "--rounds", "1", "--results", str(tmp_path)]

@@ -29,6 +29,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_dry_run(prompts: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
     where = ["--model", str(model), "--texts", str(prompts), "--results", str(tmp_path)]
@@ -43,6 +44,7 @@ def test_dry_run(prompts: Path, tmp_path: Path) -> None:
     assert result["real"]["pool_texts"] == 4
 
 
+@pytest.mark.slow
 def test_a_text_that_differs_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def spoilt(model: Any, input_ids: torch.Tensor, **settings: Any) -> Any:
         output = generate(model, input_ids, **settings)

@@ -274,6 +274,7 @@ def test_model_folder_that_is_not_there(command: Command) -> None:
     command.refuses("does not exist", model=str(command.folder / "nope"))
 
 
+@pytest.mark.slow
 def test_a_chat_template_that_refuses(command: Command, demo_model: Path) -> None:
     copy = shutil.copytree(demo_model, command.folder / "model")
     (copy / "chat_template.jinja").write_text("{{ raise_exception('Only pairs, please!') }}")
@@ -281,6 +282,7 @@ def test_a_chat_template_that_refuses(command: Command, demo_model: Path) -> Non
     assert command("--no-chat", "--max-new-tokens", "2", model=str(copy)) == 0
 
 
+@pytest.mark.slow
 def test_values_that_no_chat_template_reads(command: Command, demo_model: Path) -> None:
     values = ("--chat-template-kwargs", '{"enable_thinking": false}')
     command.refuses("--chat-template-kwargs needs a chat template", *values, model=str(demo_model))

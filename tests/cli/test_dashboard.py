@@ -44,6 +44,7 @@ def test_a_missing_extra_is_named(
     assert 'pip install "draftrec[serve]"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_a_signal_even_with_an_open_stream(tmp_path: Path, number: int) -> None:
     RunWriter(tmp_path / "run").finish()

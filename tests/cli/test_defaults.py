@@ -111,6 +111,7 @@ def test_options_are_made_of_settings(where: str) -> None:
     assert {of[0] for of in made.values() if of} == used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", SETTINGS)
 def test_an_option_is_as_its_setting_is(where: str) -> None:
     """Default, bounds, choices and words; where a command has another default, that differs."""
@@ -161,6 +162,7 @@ def _words() -> Iterator[str]:
                         yield part.value
 
 
+@pytest.mark.slow
 def test_a_help_text_stands_once() -> None:
     written = Counter(_words())
     helps = {info.help for kind in option_classes().values() for info in infos(kind).values()}

@@ -91,6 +91,7 @@ def started(*words: str, cwd: Path) -> Iterator[Served]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_it_starts_answers_reloads_drains_and_ends_with_0(config: Path, tmp_path: Path) -> None:
     with started("--config", str(config), cwd=tmp_path) as served:
         served.until_ready()
@@ -125,6 +126,7 @@ def test_it_starts_answers_reloads_drains_and_ends_with_0(config: Path, tmp_path
     assert sum(line["status"] == 200 for line in asked) == answers.count(200) + 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_one_sentence(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,6 +219,7 @@ def runs(request: pytest.FixtureRequest, inputs: Inputs, tmp_path: Path) -> Runs
     return Runs(JOBS[request.param], inputs, tmp_path)
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_kill_and_ends_in_the_same_bytes(runs: Runs) -> None:
     whole = runs("whole")
     with pytest.raises(Killed):
@@ -227,6 +228,7 @@ def test_it_goes_on_after_a_kill_and_ends_in_the_same_bytes(runs: Runs) -> None:
     assert runs.data() == runs.data("whole")
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(runs: Runs) -> None:
     runs()
     before = runs.data()
@@ -238,6 +240,7 @@ def test_what_is_finished_is_not_done_again(runs: Runs) -> None:
     assert runs.data() == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name_and_overwrite_begins_anew(runs: Runs) -> None:
     whole = runs("other", other=True)
     with pytest.raises(Killed):
@@ -248,6 +251,7 @@ def test_other_settings_are_refused_by_name_and_overwrite_begins_anew(runs: Runs
     assert runs.data() == runs.data("other")
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused(runs: Runs) -> None:
     with held_elsewhere(runs.output(), inside=runs.job.inside):
         with pytest.raises(DraftrecError, match="another process is writing to"):

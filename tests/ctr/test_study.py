@@ -51,6 +51,7 @@ def test_a_summary_by_hand() -> None:
     assert "over_none" not in alone
 
 
+@pytest.mark.slow
 def test_the_same_job_writes_the_same_bytes(world: World, tmp_path: Path) -> None:
     first = run_study(job(world, tmp_path / "a"), 1)
     # Begun with fewer seeds, then gone on with.
@@ -69,6 +70,7 @@ def test_the_same_job_writes_the_same_bytes(world: World, tmp_path: Path) -> Non
     assert sum(part["users"] for part in first["samples"].values()) == first["users"]
 
 
+@pytest.mark.slow
 def test_other_inputs_do_not_continue_a_study(world: World, tmp_path: Path) -> None:
     begun = replace(job(world, tmp_path), seeds=1)
     run_study(begun, 1)

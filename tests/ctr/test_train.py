@@ -32,12 +32,14 @@ def inputs(world: World) -> Inputs:
     return prepare(events, samples, sources, ("user_id", "item_id"), user_ids=False).inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_every_backbone_finds_what_the_vectors_say(inputs: Inputs, backbone: str) -> None:
     fit = replace(FIT, epochs=12)
     assert train_and_test(inputs, backbone, "moe", 0, fit)["auc"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptor", list(ADAPTORS))
 def test_every_adaptor_is_worth_more_than_none(inputs: Inputs, adaptor: str) -> None:
     plain = train_and_test(inputs, "deepfm", "none", 0, FIT)
@@ -47,6 +49,7 @@ def test_every_adaptor_is_worth_more_than_none(inputs: Inputs, adaptor: str) -> 
     assert found["weights"] > plain["weights"]
 
 
+@pytest.mark.slow
 def test_equal_seeds_are_equal_runs(inputs: Inputs) -> None:
     fit = replace(FIT, epochs=2)
     first, again, other = (train_and_test(inputs, "din", "hea", s, fit) for s in (1, 1, 2))
@@ -62,6 +65,7 @@ def test_the_random_state_of_others_is_left_alone(inputs: Inputs) -> None:
     assert after == torch.rand(1)
 
 
+@pytest.mark.slow
 def test_labels_of_the_test_decide_nothing(inputs: Inputs) -> None:
     fit = replace(FIT, learning_rates=(1e-3, 1e-2), epochs=4)
     found = train_and_test(inputs, "deepfm", "mlp", 0, fit)
@@ -72,6 +76,7 @@ def test_labels_of_the_test_decide_nothing(inputs: Inputs) -> None:
     assert [other[name] for name in same] == [found[name] for name in same]
 
 
+@pytest.mark.slow
 def test_the_grid_is_chosen_on_validation(inputs: Inputs) -> None:
     grid = replace(FIT, learning_rates=(1e-7, 3e-3), batch_sizes=(64, 128), epochs=3)
     found = train_and_test(inputs, "deepfm", "moe", 0, grid)
@@ -86,6 +91,7 @@ def test_the_grid_is_chosen_on_validation(inputs: Inputs) -> None:
     assert found["lr"] == 3e-3
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_best_epoch(inputs: Inputs) -> None:
     """A training that ends at its best epoch ends with the same weights, but for the schedule."""
     fit = replace(FIT, learning_rates=(0.05,), epochs=12, patience=12)

@@ -131,6 +131,7 @@ def test_rows_are_read_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.M
     assert parsed <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.csv"])
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path, name: str) -> None:
     def peak(count: int) -> int:

@@ -20,6 +20,7 @@ KOREAN = "한국 영화를 좋아합니다"
 HINDI = "मुझे हिन्दी फ़िल्में अच्छी लगती हैं"
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="latin-1")))
 def test_texts_of_latin_letters_are_words_as_ever(text: str) -> None:
     assert units(text) == re.findall(r"\w+", text)

@@ -27,6 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, told: tuple[texts.Story, items.Story]
     monkeypatch.setattr(items, "tell", lambda plan, watch: found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_both_jobs_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"

@@ -44,6 +44,7 @@ def report(told: Story) -> Report:
     return make_report(told, Path("out"))
 
 
+@pytest.mark.slow
 def test_strict_equals_plain(told: Story) -> None:
     for name in STRICT:
         for found, plain in zip(told.answers[name], told.answers[PLAIN], strict=True):
@@ -149,6 +150,7 @@ def test_files(told: Story, tmp_path: Path) -> None:
         assert row.targets.tolist() == asked.targets.tolist()
 
 
+@pytest.mark.slow
 def test_commands_of_the_report_run(told: Story, tmp_path: Path) -> None:
     import shlex
 

@@ -35,6 +35,7 @@ def report(told: Story) -> Report:
     return make_report(told, Path("out"))
 
 
+@pytest.mark.slow
 def test_strict_equals_the_baseline(told: Story) -> None:
     baseline, strict, relaxed = told.contenders
     assert strict.identical_to(baseline) == 3

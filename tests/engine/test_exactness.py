@@ -181,6 +181,7 @@ def ours(
     return [g.token_ids.tolist() for g in generate(engine, requests)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _MODELS)
 def test_texts_are_transformers_own(name: str) -> None:
     prompts = prompts_of(5, 30, 17)
@@ -234,6 +235,7 @@ class TestRotaryFactorsThatFollowTheLength:
     LENGTHS = (20, 61, 64, 65, 90, 120, 40)
     NEW = 30
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("slots", [1, 3, 7])
     @pytest.mark.parametrize("kind", ["Phi3", "Phimoe"])
     def test_longrope_computes_a_text_anew_where_it_grows_past_it(
@@ -253,6 +255,7 @@ class TestRotaryFactorsThatFollowTheLength:
         assert context_length(target.model) == CONTEXT
         assert ours(target, prompts, expected, self.NEW, slots) == expected
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("slots", [1, 3, 7])
     def test_dynamic_scaling_keeps_the_factors_of_each_rows_time(self, slots: int) -> None:
         config = _sized(
@@ -266,6 +269,7 @@ class TestRotaryFactorsThatFollowTheLength:
         assert context_length(target.model) == 4 * SWITCH
         assert ours(target, prompts, expected, self.NEW, slots) == expected
 
+    @pytest.mark.slow
     def test_rows_are_not_shared_between_lengths(self) -> None:
         """The same beginning, one text below the switch and one above it."""
         config = _sized(

@@ -102,6 +102,7 @@ def rows_by_block(packed: Packed, reach: Reach) -> dict[int, BoolArray]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", [None, 0, 500, 1 << 40])
 @given(batch=segments(), reach=st.sampled_from(_REACHES), keys=st.sampled_from([1, 16]))
 def test_rows_see_what_walking_the_tree_says(

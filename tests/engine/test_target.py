@@ -78,6 +78,7 @@ def _segment(text: Text, data: st.DataObject) -> Segment:
     return Segment(text.slot, text.computed, pending, data.draw(trees(zoo.VOCABULARY, 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.NAMES)
 @settings(max_examples=8)
 @given(data=st.data())

@@ -56,6 +56,7 @@ def test_trim_keeps_exactly_the_nodes_whose_whole_path_is_kept(
         assert [wanted[i] for i in ancestors(cut, node)] == ancestors(tree, old)
 
 
+@pytest.mark.slow
 @given(st.lists(trees(9), max_size=5), st.data())
 def test_a_batch_is_cut_as_each_tree_alone(drawn: list[DraftTree], data: st.DataObject) -> None:
     keep = [np.array([data.draw(st.booleans()) for _ in range(len(t))], np.bool_) for t in drawn]

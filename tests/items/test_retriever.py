@@ -102,6 +102,7 @@ SETTINGS = st.builds(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(PLACES, max_size=8), SETTINGS, st.lists(PLACES, min_size=1, max_size=4))
 def test_scores_equal_a_slow_reference(
     sequences: list[list[int]], settings: RetrieverSettings, histories: list[list[int]]
@@ -112,6 +113,7 @@ def test_scores_equal_a_slow_reference(
         assert np.array_equal(got, retriever.scores(*arrays(history)))
 
 
+@pytest.mark.slow
 @given(
     st.lists(PLACES, max_size=8), SETTINGS, st.lists(PLACES, min_size=1, max_size=4),
     st.integers(1, 14), st.sampled_from([{}, {"exclude_seen": True}]),

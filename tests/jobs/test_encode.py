@@ -258,6 +258,7 @@ class TestInterruption:
         do(make_spec(folder, "whole.parquet"))
         return bytes_of(folder, "whole.parquet")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("at", range(0, 14, 3))
     def test_a_killed_job_goes_on_to_the_same_bytes(self, folder: Path, at: int) -> None:
         def kill(seen: int) -> None:
@@ -277,6 +278,7 @@ class TestInterruption:
             del one["totals"]["seconds"]
         assert manifest == again
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("step", ["stream_parquet", "_json", "clear"])
     def test_a_job_killed_at_its_end_ends_again(
         self, folder: Path, step: str, monkeypatch: pytest.MonkeyPatch

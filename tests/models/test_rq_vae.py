@@ -27,6 +27,7 @@ def settings(epochs: int) -> RqVaeSettings:
     return RqVaeSettings(dim=4, hidden=(32,), epochs=epochs, learning_rate=5e-3)
 
 
+@pytest.mark.slow
 def test_training_rebuilds_vectors_better() -> None:
     pytest.importorskip("vector_quantize_pytorch")
     rows = vectors(300)

@@ -159,6 +159,7 @@ def test_quantised_weights_name_the_package_that_reads_them(
 
 
 class TestGguf:
+    @pytest.mark.slow
     def test_texts_are_those_of_transformers_own_load(self, tiny: Path) -> None:
         place = {"pretrained_model_name_or_path": tiny.parent, "gguf_file": tiny.name}
         tokenizer = tf.AutoTokenizer.from_pretrained(**place)

@@ -58,6 +58,7 @@ def test_costs_are_measured_from_one_row_to_full_trees() -> None:
     assert curve.draft_seconds > 0
 
 
+@pytest.mark.slow
 def test_what_the_budget_takes_of_a_step_is_part_of_drafting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

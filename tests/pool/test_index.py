@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ def followers(index: NgramIndex, context: int) -> dict[int, int]:
     return found
 
 
+@pytest.mark.slow
 @given(texts_drawn)
 def test_counts_are_those_of_a_dictionary(texts: list[list[int]]) -> None:
     index = index_of(*texts)
@@ -125,6 +127,7 @@ def test_text_grown_piece_by_piece_counts_like_text_at_once(
         assert followers(pieces, walk(pieces, context)) == expected
 
 
+@pytest.mark.slow
 def test_growing_across_reallocations_loses_nothing() -> None:
     random = np.random.default_rng(0)
     texts = [random.integers(0, 300, 60).tolist() for _ in range(40)]

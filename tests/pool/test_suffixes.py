@@ -125,6 +125,7 @@ def test_states_count_what_follows_frequent_contexts(texts: list[list[int]]) -> 
             assert parent > s
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(many_texts)
 def test_the_innermost_state_is_found_from_every_rank(texts: list[list[int]]) -> None:
@@ -140,6 +141,7 @@ def test_the_innermost_state_is_found_from_every_rank(texts: list[list[int]]) ->
         assert index.blocks[rank // BLOCK] in (-1, *range(len(index.states)))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(texts_drawn, token_lists(4, 0, 30))
 def test_search_finds_the_longest_context(texts: list[list[int]], context: list[int]) -> None:
@@ -303,6 +305,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     assert path.name in str(error.value)
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_file_share_its_memory(tmp_path: Path) -> None:
     """A page that two processes have mapped counts as shared; copies would be private."""
     smaps = Path("/proc/self/smaps")

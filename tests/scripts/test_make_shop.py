@@ -19,6 +19,7 @@ from draftrec.errors import DraftrecError
 PACKAGE = Path(shop.__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_shipped_files_are_what_the_generator_makes(tmp_path: Path) -> None:
     assert differing(SHIPPED) == []
     shutil.copytree(SHIPPED, tmp_path / "shop")

@@ -57,6 +57,7 @@ def held(service: Any) -> Any:
     return event
 
 
+@pytest.mark.slow
 def test_health_and_documents(served: Running) -> None:
     client = served.client
     assert client.get("/healthz").json() == {"status": "ok"}

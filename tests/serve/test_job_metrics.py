@@ -36,6 +36,7 @@ def write_records(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_relaxed_job_counts_what_its_summary_says(tmp_path: Path) -> None:
     model = GenerateConfig(
         target=ModelConfig(model=str(demo_model_path())),
@@ -70,6 +71,7 @@ def test_a_relaxed_job_counts_what_its_summary_says(tmp_path: Path) -> None:
     assert 0 < found["draftrec_pool_hit_ratio"] <= 1
 
 
+@pytest.mark.slow
 def test_generate_serves_metrics_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

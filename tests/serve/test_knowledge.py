@@ -46,6 +46,7 @@ def served(pool: Path) -> Iterator[Running]:
         yield found
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_each_prompt_alone(served: Running, writer: Generator) -> None:
     prompts = [f"{p} {'Indeed. ' * (i % 3)}" for i, p in enumerate(PROMPTS * 4)]
     expected = [writer.generate([p], chat=False)[0] for p in prompts]
@@ -82,6 +83,7 @@ def test_half_a_character_is_refused(served: Running) -> None:
         error_of(answer, 422, "invalid_request")
 
 
+@pytest.mark.slow
 def test_a_deadline_gives_the_text_so_far(served: Running) -> None:
     work = served.service.writing
     assert work
@@ -113,6 +115,7 @@ def test_a_deadline_gives_the_text_so_far(served: Running) -> None:
     assert served.log[-1]["partial"] is (answer.json()["texts"][0]["finish_reason"] == "deadline")
 
 
+@pytest.mark.slow
 def test_another_pool_is_used_and_changes_no_strict_text(
     served: Running, pool: Path, writer: Generator
 ) -> None:
@@ -139,6 +142,7 @@ def test_another_pool_is_used_and_changes_no_strict_text(
     assert [t["text"] for t in served.knowledge(*PROMPTS).json()["texts"]] == before
 
 
+@pytest.mark.slow
 def test_a_models_own_settings_hold_in_a_service_too(tmp_path: Path) -> None:
     """A repetition penalty of generation_config.json, as `model.generate` honours it; an option in
     the service's settings overrides it."""

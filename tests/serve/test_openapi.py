@@ -42,6 +42,7 @@ def schema(served: Running) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_dict(served.client.get("/openapi.json").json())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 def test_no_request_breaks_the_service(
     served: Running, schema: schemathesis.BaseSchema, mode: schemathesis.GenerationMode
@@ -72,6 +73,7 @@ def test_no_request_breaks_the_service(
     assert {"/v1/recommend", "/v1/knowledge"} <= seen.keys()
 
 
+@pytest.mark.slow
 @QUIET
 @given(
     history=st.lists(st.integers(10, 69), max_size=30),

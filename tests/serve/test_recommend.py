@@ -68,6 +68,7 @@ def agree(answer: Any, row: dict[str, Any]) -> None:
     np.testing.assert_allclose([i["score"] for i in body["items"]], row["scores"], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["none", "items", "model"])
 def test_concurrent_clients_get_what_the_command_line_gives(
     world: World, tmp_path: Path, draft: str
@@ -83,6 +84,7 @@ def test_concurrent_clients_get_what_the_command_line_gives(
         assert max(r["passes"] for r in served.log) <= 3
 
 
+@pytest.mark.slow
 def test_readers_of_the_demo_get_what_the_command_line_gives(tmp_path: Path) -> None:
     read = readings(50)
     (tmp_path / "rows.jsonl").write_text(sequences(read))
@@ -163,6 +165,7 @@ def test_unknown_items_are_named(shop: Running) -> None:
     assert "item 4711" in message
 
 
+@pytest.mark.slow
 def test_a_deadline_of_a_millisecond_is_kept_with_a_quick_answer(world: World) -> None:
     with running(settings(recommend_settings(world, "none"))) as shop:
         work = shop.service.recommending
@@ -185,6 +188,7 @@ def test_a_deadline_of_a_millisecond_is_kept_with_a_quick_answer(world: World) -
         assert "draftrec_beam_partial_users_total 1.0" in shop.client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_another_catalogue_comes_in_under_load(world: World, tmp_path: Path) -> None:
     """Nothing is lost, every answer is of one catalogue or the other, and the new one stays."""
     sids = read_semantic_ids(world.sids)

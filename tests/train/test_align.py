@@ -53,6 +53,7 @@ def task(folder: Path) -> Alignment:
     return task_in(folder)
 
 
+@pytest.mark.slow
 def test_epochs_visit_every_context_once_in_an_order_of_their_own(task: Alignment):
     def seen(epoch: int) -> list[tuple[int, ...]]:
         batches = list(task.batches(epoch))
@@ -154,6 +155,7 @@ def test_soft_labels_are_the_target_s_own_opinion_of_every_prompt(folder: Path):
     assert found == pytest.approx(np.mean(expected), rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_aligns(folder: Path, tmp_path: Path, objective: str):
     settings = replace(TRAIN, lr=1e-12, epochs=1)
@@ -170,6 +172,7 @@ def test_every_objective_aligns(folder: Path, tmp_path: Path, objective: str):
     assert draft.format == target.format
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Path):
     whole, broken = (spec_in(folder, tmp_path / name) for name in ("whole", "broken"))
     align(whole)
@@ -181,6 +184,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Pa
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_draft_can_start_from_another(folder: Path, tmp_path: Path):
     align(spec_in(folder, tmp_path / "first"))
     source = ModelSource("checkpoint", str(tmp_path / "first"))
@@ -188,6 +192,7 @@ def test_a_draft_can_start_from_another(folder: Path, tmp_path: Path):
     assert found["kind"] == "draft"
 
 
+@pytest.mark.slow
 def test_what_does_not_belong_is_refused(folder: Path, tmp_path: Path):
     other = fit_spec(folder, "other", settings=replace(SETTINGS, seed=5, epochs=1), recall_users=0)
     fit(other)

@@ -40,6 +40,7 @@ def same(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.slow
 def test_a_target_learns_and_is_saved_whole(tmp_path: Path):
     spec = fit_spec(tmp_path, settings=replace(SETTINGS, epochs=12))
     found = fit(spec)
@@ -58,6 +59,7 @@ def test_a_target_learns_and_is_saved_whole(tmp_path: Path):
     assert json.loads(lines[0])["epoch"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int):
     whole = fit_spec(tmp_path, "whole")
@@ -72,6 +74,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int
     assert same(whole.output, broken.output)
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_left_alone_unless_it_differs(tmp_path: Path):
     spec = fit_spec(tmp_path)
     first = fit(spec)
@@ -84,12 +87,14 @@ def test_a_finished_training_is_left_alone_unless_it_differs(tmp_path: Path):
     assert fit(replace(other, overwrite=True))["valid_loss"] != first["valid_loss"]
 
 
+@pytest.mark.slow
 def test_valid_items_can_be_learnt_from_as_well(tmp_path: Path):
     found = fit(fit_spec(tmp_path, with_valid=True))
     assert found["epochs"] == SETTINGS.epochs
     assert "valid_loss" not in found
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_too(tmp_path: Path):
     from accelerate.state import AcceleratorState
 
@@ -101,6 +106,7 @@ def test_mixed_precision_trains_too(tmp_path: Path):
     assert np.isfinite(found["valid_loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_checkpoint_learns_new_tokens_through_adapters(tmp_path: Path, *, tied: bool):
     source = save_language_model(tmp_path / "language", tied=tied)
@@ -127,6 +133,7 @@ def test_a_checkpoint_learns_new_tokens_through_adapters(tmp_path: Path, *, tied
     assert not torch.allclose(still, after["model.embed_tokens.weight"][rows:], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_recommender_is_trained_further(tmp_path: Path):
     first = fit_spec(tmp_path, "first")
     fit(first)
@@ -189,6 +196,7 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path):
             replace(SETTINGS, **{name: value})
 
 
+@pytest.mark.slow
 def test_a_configuration_file_gives_the_architecture(tmp_path: Path):
     config = tmp_path / "config.json"
     config.write_text(

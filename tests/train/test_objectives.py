@@ -102,6 +102,7 @@ def test_gradients_are_right_and_nothing_flows_into_the_target(name: str):
     assert not z_q.grad[2].any(), "a row without weight does not count"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wordkd", "tvd", "tvd-tau", "s-without-density"])
 def test_they_are_zero_where_draft_and_target_agree_and_descend_there(name: str):
     z_q, z_p, legal, weights = drawn()

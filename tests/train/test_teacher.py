@@ -69,6 +69,7 @@ def test_a_tree_holds_every_prefix_once_and_counts_beams():
     assert len(context_tree(beams, np.empty(0, np.int32)).tokens) == 5
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_of_trees_are_what_plain_passes_say(folder: Path):
     model = load_recommender(folder / "target", "cpu").model
     rng = np.random.default_rng(0)
@@ -92,6 +93,7 @@ def test_rows_of_a_batch_of_trees_are_what_plain_passes_say(folder: Path):
     assert row == len(found)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_the_target_says(folder: Path, tmp_path: Path):
     found = teach(spec_in(folder, tmp_path))
     files = TeacherFolder(tmp_path)
@@ -129,6 +131,7 @@ def plain_score(model: object, prompt: np.ndarray, item: tuple[int, ...]) -> flo
     return sum(float(log_probs[len(prompt) - 1 + level, token]) for level, token in enumerate(item))
 
 
+@pytest.mark.slow
 def test_an_interrupted_recording_goes_on_and_ends_with_the_same_bytes(
     folder: Path, tmp_path: Path
 ):

@@ -109,6 +109,7 @@ def test_the_rate_rises_then_falls_to_zero():
     assert learning_rate(55, 100, settings) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_dropout_acts_in_training_alone_and_goes_away(architecture: str):
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig

@@ -69,6 +69,7 @@ def test_figures_are_shown_without_json_too(evaluate: Evaluate) -> None:
     assert "1 users without items of part 'valid' are left out" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [

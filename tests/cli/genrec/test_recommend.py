@@ -28,6 +28,7 @@ def line(world: World, output: Path, *more: str, sequences: Path | None = None) 
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_and_summary_are_the_contracts(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_rows_and_summary_are_the_contracts(
     assert run(["genrec", "evaluate", str(output), str(world.sequences), "-k", "1", "5"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draft", "more"),
     [
@@ -101,6 +103,7 @@ def refused(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_impossible_settings_are_refused(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +121,7 @@ def test_impossible_settings_are_refused(
         refused(line(world, output, *more), capsys, message, output)
 
 
+@pytest.mark.slow
 def test_unusable_files_are_refused(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +152,7 @@ def test_unusable_files_are_refused(
     refused(with_sids("unknown", other), capsys, "no token '<c_99>'", output)
 
 
+@pytest.mark.slow
 def test_models_that_do_not_fit_are_refused(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +168,7 @@ def test_models_that_do_not_fit_are_refused(
     refused(words, capsys, "no genrec.json", output)
 
 
+@pytest.mark.slow
 def test_an_output_is_replaced_only_on_request(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

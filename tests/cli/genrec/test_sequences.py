@@ -80,6 +80,7 @@ def left_out(frame: Any, fewest: int) -> dict[Any, dict[str, list[Any]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [False, True])
 @pytest.mark.parametrize("name", ["x.parquet", "x.csv"])
 def test_the_last_items_are_left_out(command: Command, name: str, *, texts: bool) -> None:
@@ -144,6 +145,7 @@ def test_a_split_by_time_is_that_of_quantiles(command: Command) -> None:
     assert told["test_users_without_history"] == len(fresh)
 
 
+@pytest.mark.slow
 def test_a_split_by_time_takes_dates(command: Command) -> None:
     frame = interactions(4)
     frame["timestamp"] = (frame["timestamp"] - 1000) * 86400
@@ -185,6 +187,7 @@ def test_other_kinds_of_files_say_the_same(command: Command, ending: str) -> Non
     assert {h.user: h.targets.tolist() for h in found} == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -52,6 +52,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     return Command(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_every_item_gets_its_own_id(command: Command) -> None:
     found = command.tell(command.vectors, "--levels", 3, "--codes", 8)
     assert (found["items"], found["levels"], found["codes"]) == (60, 3, 8)
@@ -68,6 +69,7 @@ def test_every_item_gets_its_own_id(command: Command) -> None:
     assert command.output.read_bytes() == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rq-kmeans", "rq-vae"])
 @pytest.mark.parametrize(("scale", "offset"), [(2.0**100, 0.0), (2.0**-100, 0.0), (1.0, 1e4)])
 def test_neither_size_nor_a_common_offset_of_vectors_matters(

@@ -48,6 +48,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     return Command(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_a_target_its_teacher_data_and_a_draft(command: Command, tmp_path: Path):
     target, teacher, draft = (tmp_path / name for name in ("target", "teacher", "draft"))
     found = command.tell(
@@ -79,6 +80,7 @@ def test_a_target_its_teacher_data_and_a_draft(command: Command, tmp_path: Path)
     assert "already trained" in command.err
 
 
+@pytest.mark.slow
 def test_a_signal_ends_with_130_and_the_same_command_continues(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -119,6 +121,7 @@ def test_bad_input_is_one_sentence(command: Command, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_target_does_not_take_ids_with_unknown_tokens(command: Command, tmp_path: Path):
     target = tmp_path / "target"
     command.tell("fit", *command.data, "--preset", "tiny", "--output", target, *FEW)
@@ -130,6 +133,7 @@ def test_a_target_does_not_take_ids_with_unknown_tokens(command: Command, tmp_pa
     command.refuses("no token '<b_77>'", *words)
 
 
+@pytest.mark.slow
 def test_items_and_users_may_be_texts(command: Command, tmp_path: Path):
     """The same training as with numbers, and one after the other from text to recommendation."""
     words = ("--preset", "tiny", *FEW)
@@ -159,6 +163,7 @@ def test_items_and_users_may_be_texts(command: Command, tmp_path: Path):
     assert all(row["user"][0] == "u" and row["items"][0][0] == "B" for row in lists)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["fit", "teach", "align", "recommend"])
 def test_a_second_process_on_one_output_is_refused(command: Command, tmp_path: Path, what: str):
     target, teacher = tmp_path / "target", tmp_path / "teacher"

@@ -43,6 +43,7 @@ def outcomes(summary: dict[str, Any], run_name: str, outcome: str) -> set[str]:
     return {v["metric"] for v in summary["runs"][run_name]["limits"] if v["outcome"] == outcome}
 
 
+@pytest.mark.slow
 def test_an_equal_strict_run_passes(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_an_equal_strict_run_passes(
     assert "token for token, in all 60 texts" in " ".join(summary["findings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "tokenizer"),
     [
@@ -90,6 +92,7 @@ def test_the_tokenizer_follows_the_texts_and_is_said_everywhere(
     assert value == pytest.approx(sum(by_hand) / 5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_other_token_breaks_a_strict_run(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +102,7 @@ def test_one_other_token_breaks_a_strict_run(
     assert outcomes(summary, "strict", "broken") == {"exact_match"}
 
 
+@pytest.mark.slow
 def test_a_mild_relaxed_run_passes_and_a_wild_one_does_not(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +116,7 @@ def test_a_mild_relaxed_run_passes_and_a_wild_one_does_not(
     assert "exact_match" not in outcomes(summary, "wild", "broken")  # equality is not promised
 
 
+@pytest.mark.slow
 def test_texts_that_run_on_or_repeat_themselves_are_caught(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +126,7 @@ def test_texts_that_run_on_or_repeat_themselves_are_caught(
     assert outcomes(summary, "looped", "broken") >= {"new_tokens", "eos_rate", "repetition"}
 
 
+@pytest.mark.slow
 def test_texts_that_grow_alike_are_caught(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +135,7 @@ def test_texts_that_grow_alike_are_caught(
     assert outcomes(summary, "alike", "broken") >= {"self_bleu", "distinct_2", "similarity_kept"}
 
 
+@pytest.mark.slow
 def test_titles_of_others_count_beyond_the_baselines_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +160,7 @@ def test_titles_of_others_count_beyond_the_baselines_own(
     assert "titles_leaked" in outcomes(summary, "leak", "broken")
 
 
+@pytest.mark.slow
 def test_a_missing_entity_breaks_its_limit(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +191,7 @@ def test_the_form_is_the_runs_templates(tmp_path: Path, capsys: pytest.CaptureFi
     assert "template_valid" in outcomes(summary, "run", "broken")
 
 
+@pytest.mark.slow
 def test_click_models_are_paired_and_limited(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +217,7 @@ def vectors(path: Path, shift: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_vectors_take_the_place_of_tf_idf(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +233,7 @@ def test_vectors_take_the_place_of_tf_idf(
     assert metrics["similarity"]["value"]["value"] < 1.0
 
 
+@pytest.mark.slow
 def test_the_report_is_written_and_always_the_same(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ def ctr(world: World, capsys: pytest.CaptureFixture[str], *more: Any) -> tuple[i
     return code, out, err
 
 
+@pytest.mark.slow
 def test_from_files_to_a_summary(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +54,7 @@ def test_from_files_to_a_summary(
     assert (tmp_path / "study" / "times.jsonl").read_bytes() == times  # nothing was run again
 
 
+@pytest.mark.slow
 def test_bad_rows_are_rejected_and_columns_named(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +115,7 @@ def test_the_names_on_the_command_line_are_those_of_the_library() -> None:
     assert get_args(Adaptor) == ADAPTOR_NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -82,6 +82,7 @@ def test_semantic_ids_are_fitted_to_its_file(command: Command) -> None:
     assert read_semantic_ids(sids).items.tolist() == list(range(12))
 
 
+@pytest.mark.slow
 def test_what_is_cut_is_said(command: Command) -> None:
     records = command.write("records.jsonl", {"entity_id": 3, "prompt": words(*range(5, 40))})
     long = command.write("long.jsonl", *command.rows, {"entity_id": 99, "text": words(*range(60))})
@@ -106,6 +107,7 @@ def test_options_reach_the_encoder(command: Command) -> None:
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_hashed_vectors_of_two_runs_compare(command: Command) -> None:
     line = (command.texts, "--fit-on", command.texts)
     found = command.tell(*line, encoder="hashed:8")

@@ -63,6 +63,7 @@ def test_json_is_the_last_line_of_standard_output(
     assert "already finished" in err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake")
 def test_rejected_records_give_exit_code_3_each_time(
     records: Path, capsys: pytest.CaptureFixture[str]
@@ -74,6 +75,7 @@ def test_rejected_records_give_exit_code_3_each_time(
     assert "1 records were rejected" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_finish_the_step_and_the_same_command_goes_on(
     records: Path, fake: dict[str, Any], capsys: pytest.CaptureFixture[str], number: int
@@ -166,6 +168,7 @@ CONTRACT = """--model --output --template --side --chat --no-chat --draft --pool
 --max-loss --threads --keep-prompts"""
 
 
+@pytest.mark.slow
 def test_help_explains_every_option_of_the_contract(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +179,7 @@ def test_help_explains_every_option_of_the_contract(
     assert not missing
 
 
+@pytest.mark.slow
 def test_to_show_a_job_no_model_library_is_loaded() -> None:
     code = (
         "import sys; import draftrec.cli.progress, draftrec.jobs.knowledge.job; "
@@ -185,6 +189,7 @@ def test_to_show_a_job_no_model_library_is_loaded() -> None:
     assert not done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_help_and_version_load_no_heavy_module() -> None:
     code = (
         "import sys; from draftrec.cli.main import run; "
@@ -206,6 +211,7 @@ def demo_model() -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_shipped_model_writes_the_same_texts_with_and_without_drafts(
     records: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +228,7 @@ def test_the_shipped_model_writes_the_same_texts_with_and_without_drafts(
     assert texts["none"] == texts["prompt"] == texts["pool"]
 
 
+@pytest.mark.slow
 def test_the_shipped_model_grows_saves_and_reopens_a_pool(records: Path, demo_model: Path) -> None:
     pool = records.parent / "pool"
     line = ["generate", str(records), "--model", str(demo_model), "--max-new-tokens", "24"]

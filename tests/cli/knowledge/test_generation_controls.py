@@ -58,6 +58,7 @@ def refusal(
     return sentence
 
 
+@pytest.mark.slow
 def test_bad_words_are_not_written(write: Write, tmp_path: Path) -> None:
     before = write()
     words = [row["text"].split()[3].strip(".") for row in before]
@@ -101,6 +102,7 @@ def test_a_folder_of_bad_words(refusal: Callable[..., str], tmp_path: Path) -> N
     assert "cannot be read" in refusal("--bad-words", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_bias_by_id_and_by_text(write: Write, vocabulary: Tokenizer) -> None:
     """By its id, by its text, by its entry; whatever comes after the last `=` is the number."""
     the = vocabulary.encode("x the").ids[-1]
@@ -118,17 +120,20 @@ def test_a_bias_by_id_and_by_text(write: Write, vocabulary: Tokenizer) -> None:
         assert row["token_ids"] == equals * NEW
 
 
+@pytest.mark.slow
 def test_biases_repeat(write: Write, vocabulary: Tokenizer) -> None:
     the, a = (vocabulary.encode(f"x {word}").ids[-1] for word in ("the", "a"))
     found = write("--logit-bias", " the=-inf", "--logit-bias", f"{a}=-inf")
     assert not any({the, a} & set(row["token_ids"]) for row in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["x", "=3", "a=", "a=b", "a=nan"])
 def test_a_bias_that_is_none(value: str, refusal: Callable[..., str]) -> None:
     assert f"{value!r} is not TOKEN=BIAS" in refusal("--logit-bias", value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "words"),
     [
@@ -149,6 +154,7 @@ def test_a_token_that_is_none(
     assert words in refusal(f"--{option}", token)
 
 
+@pytest.mark.slow
 def test_suppressed_tokens_are_never_written_or_never_first(write: Write) -> None:
     plain = write()
     first = [row["token_ids"][0] for row in plain]
@@ -159,6 +165,7 @@ def test_suppressed_tokens_are_never_written_or_never_first(write: Write) -> Non
     assert not any(often in row["token_ids"] for row in never)
 
 
+@pytest.mark.slow
 def test_texts_do_not_end_before_their_least_length(write: Write) -> None:
     ends = ("--logit-bias", "2=1e4")  # the end of text, as soon as it may be
     assert [row["token_ids"] for row in write(*ends)] == [[2], [2]]
@@ -167,6 +174,7 @@ def test_texts_do_not_end_before_their_least_length(write: Write) -> None:
         assert row["finish_reason"] == "eos"
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_texts_and_is_cut_off(write: Write) -> None:
     plain = {row["entity_id"]: row for row in write()}
     found = write("--stop", "above", "--stop", ". ", "--stop", "never written")

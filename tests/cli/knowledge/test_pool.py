@@ -96,6 +96,7 @@ def test_groups_come_from_a_file_and_levels_are_chosen(command: Command) -> None
     assert command.build("--levels", "all", output=command.folder / "b")["levels"] == ["all"]
 
 
+@pytest.mark.slow
 def test_texts_are_added_and_pools_merged(command: Command) -> None:
     command.build()
     more = command.write("more.jsonl", {"entity_id": "d", "text": "Late trains.", "group": "x"})

@@ -45,6 +45,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, Any], str]:
     return "\n".join(lines), json.loads(last), err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--no-chat"], ["--system", "Be brief."]], ids=str)
 def test_generate_sends_what_was_shown(
     more: list[str],

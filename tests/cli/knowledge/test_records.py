@@ -122,6 +122,7 @@ def test_records_of_items_have_their_fields_and_popularity(command: Command, end
         assert row["mean_rating"] == (None if mean is None else pytest.approx(mean, abs=1e-4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["user", "item"])
 @pytest.mark.parametrize("framework", ["kar", "trawl", "once", "rlmrec"])
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])

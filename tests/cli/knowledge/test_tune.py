@@ -88,6 +88,7 @@ def test_what_is_slower_than_plain_is_never_written(
     assert yaml.safe_load(settings.read_text()) == {"draft": "none"}
 
 
+@pytest.mark.slow
 def test_a_pool_is_tried_in_smaller_sizes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

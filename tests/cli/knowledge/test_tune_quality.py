@@ -30,6 +30,7 @@ def tune(records: Any, *more: Any) -> int:
     return run([str(x) for x in line])
 
 
+@pytest.mark.slow
 def test_a_study_leaves_settings_that_generate_takes_a_page_and_a_table(
     records: Path,
     tmp_path: Path,

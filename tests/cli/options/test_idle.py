@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", CASES, ids=" ".join)
 def test_what_generate_cannot_use_is_said(
     line: tuple[str, ...],

@@ -58,6 +58,7 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_a_template_brings_its_schema(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     form = ("--template", "rlmrec", "--json-schema", "template")
     assert run(line(records, *form)) == 0
@@ -76,6 +77,7 @@ def test_a_template_brings_its_schema(records: Path, capsys: pytest.CaptureFixtu
     assert texts(records, "plain") == texts(records)
 
 
+@pytest.mark.slow
 def test_a_schema_that_is_not_used_is_mentioned(
     records: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_schema_that_is_not_used_is_mentioned(
     assert "--json-schema" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_schema_files_and_what_a_run_remembers_of_them(
     records: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +106,7 @@ def test_schema_files_and_what_a_run_remembers_of_them(
     assert "begun otherwise (json_schema was {" in refusal(line(records, *form), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "text", "pattern"),
     [

@@ -14,6 +14,7 @@ from draftrec.data.tables.rows import as_list
 _TEXTS = st.lists(st.text(st.characters(blacklist_categories=["Cs"]), max_size=8), max_size=5)
 
 
+@pytest.mark.slow
 @given(_TEXTS)
 def test_what_python_prints_is_read_back(texts: list[str]) -> None:
     assert as_list(str(texts)) == texts

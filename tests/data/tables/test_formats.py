@@ -177,6 +177,7 @@ def test_quotes_of_tab_files_may_mean_nothing(tmp_path: Path) -> None:
 _CELL = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\0"), min_size=1)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -94,6 +94,7 @@ def test_a_store_holds_what_a_folder_does(here: Path, there: RemotePath, name: s
     assert [row.values for row in open_records(f"file://{here / name}").rows()] == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.csv.zst", "x.parquet"])
 @pytest.mark.parametrize("query", ["", "?X-Signature=a.b*c[d]"])
 def test_the_web_is_read_file_by_file(web: str, here: Path, name: str, query: str) -> None:
@@ -129,6 +130,7 @@ def test_a_damaged_file_elsewhere_is_named(there: RemotePath) -> None:
         open_records(there / "bad.parquet")
 
 
+@pytest.mark.slow
 def test_templates_and_settings_lie_elsewhere_too(there: RemotePath, web: str, here: Path) -> None:
     for name, content in (("t.j2", "Name: {{ title }}"), ("s.yaml", "a: x")):
         replace_file(there / name, content.encode())

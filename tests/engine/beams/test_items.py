@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,7 @@ def searched(trie: ItemTrie, asked: list[BeamRequest], drafter: BeamDrafter, wid
     return search(BeamEngine(BeamModel(TARGET, constraint), drafter, width, 3), asked)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(data=st.data())
 def test_proposals_change_nothing_but_the_number_of_calls(data: st.DataObject) -> None:

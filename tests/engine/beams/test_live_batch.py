@@ -30,6 +30,7 @@ def alone(width: int) -> list[Beams]:
     return toys.run(Target(toys.model(1)), TRIE, ASKED, Setting(width=width))
 
 
+@pytest.mark.slow
 def test_requests_enter_a_running_batch_and_keep_their_own_widths() -> None:
     live = engine()
     reserve(live, 12)

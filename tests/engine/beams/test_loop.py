@@ -37,6 +37,7 @@ def filters(trie: ItemTrie, seed: int) -> list[Filter | None]:
     return [None, Filter.deny(trie, some[: len(some) // 3]), Filter.allow(trie, some[:5])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renormalise", [False, True])
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
@@ -91,6 +92,7 @@ DRAFTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", DRAFTS)
 @settings(max_examples=25)
 @given(data=st.data())
@@ -117,6 +119,7 @@ def test_drafted_beams_are_the_plain_ones(draft: str, data: st.DataObject) -> No
         assert 1 <= a.target_calls <= b.target_calls
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 6), more=st.integers(0, 5))
 def test_a_perfect_draft_is_always_accepted(seed: int, width: int, more: int) -> None:

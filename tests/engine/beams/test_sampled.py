@@ -54,6 +54,7 @@ def shares(trie: ItemTrie) -> dict[tuple[int, ...], float]:
     return {path: float(np.exp(score)) for path, score in found}
 
 
+@pytest.mark.slow
 def test_sampled_beams_are_a_sample_without_replacement() -> None:
     """First and second of K follow p, and p of what is left: chi-square over 4,000 users."""
     trie, _ = toys.catalogue(2, 7, 2, 3)
@@ -79,6 +80,7 @@ def test_sampled_beams_are_a_sample_without_replacement() -> None:
     assert chisquare(counts, wanted).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 5), steps=st.integers(0, 4))
 def test_whoever_drafts_the_sample_is_the_same(seed: int, width: int, steps: int) -> None:
@@ -140,6 +142,7 @@ def test_one_draw_with_equal_models_is_always_accepted() -> None:
         assert sorted(step.chosen) == np.flatnonzero(drafted).tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 4), steps=st.integers(0, 4))
 def test_relaxed_searches_end_in_distinct_items(seed: int, width: int, steps: int) -> None:

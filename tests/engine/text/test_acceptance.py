@@ -94,6 +94,7 @@ def papers_rule(tree: DraftTree, logits: torch.Tensor, top_k: int, min_prob: flo
     return best
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     scored=scored_trees(),
@@ -132,6 +133,7 @@ def slow_best(
     return best[1]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(scored=scored_trees(), top_k=st.integers(1, 4), guard=st.booleans())
 def test_longest_then_most_probable_path_wins(
@@ -153,6 +155,7 @@ def test_longest_then_most_probable_path_wins(
     assert verdict.loss == pytest.approx(lost, abs=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(scored=scored_trees(), eos=st.sampled_from([NO_EOS, frozenset([1, 4])]))
 def test_one_token_and_no_threshold_is_strict(
@@ -180,6 +183,7 @@ def test_exact_ties_go_to_the_greedy_token(vocabulary: int) -> None:
         assert relaxed.token_ids.tolist() == strict.token_ids.tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(scored=scored_trees())
 def test_strict_path_is_the_argmax_chain(scored: tuple[DraftTree, torch.Tensor]) -> None:

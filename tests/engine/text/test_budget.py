@@ -151,6 +151,7 @@ def test_calibration_learns_a_planted_bias() -> None:
     np.testing.assert_allclose(found, [0.2, 0.3, 0.4], atol=0.06)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.floats(1e-4, 1), st.floats(0, 1)), min_size=1, max_size=6),
     st.integers(1, 300),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 
@@ -32,6 +33,7 @@ def paths(tree: DraftTree) -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 @given(any_tree(9), any_tree(50))
 def test_rows_know_their_paths(one: DraftTree, other: DraftTree) -> None:
     batch = [running([1, 2], [3]), running([4], []), running([5], [6, 7])]

@@ -65,12 +65,14 @@ def ours(name: str, case: str, slots: int, hit: float) -> list[list[int]]:
     return [g.token_ids.tolist() for g in generate(engine, requests(PROMPTS[:4]))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slots", "hit"), [(1, 0.9), (4, 0.9), (4, 0.0)])
 @pytest.mark.parametrize("case", CONTROLS)
 def test_each_control_gives_the_text_of_transformers(case: str, slots: int, hit: float) -> None:
     assert ours("llama", case, slots, hit) == plain("llama", case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_all_controls_together_on_every_architecture(name: str) -> None:
     expected = plain(name, "together")

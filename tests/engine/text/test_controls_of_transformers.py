@@ -90,6 +90,7 @@ def rows_of_scores(seed: int, count: int) -> torch.Tensor:
     return 3 * torch.randn(count, VOCABULARY, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=20, deadline=None)
 @given(

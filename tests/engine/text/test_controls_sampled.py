@@ -72,10 +72,12 @@ def p_value(settings: GenerationSettings, *, drafted: bool) -> float:
     return float(scipy_stats.chisquare(observed, wanted, sum_check=False).pvalue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafted", [False, True])
 def test_texts_follow_the_controlled_distribution(*, drafted: bool) -> None:
     assert p_value(CONTROLS, drafted=drafted) > THRESHOLD
 
 
+@pytest.mark.slow
 def test_the_check_notices_a_control_that_is_missing() -> None:
     assert p_value(GenerationSettings(no_repeat_ngram_size=2), drafted=True) < THRESHOLD

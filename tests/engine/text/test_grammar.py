@@ -83,6 +83,7 @@ def truth(name: str, form: str) -> dict[str, Seq[int]]:
     return {str(i): text for i, text in enumerate(expected(name, form))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form"),
     [*((name, "json") for name in zoo.NAMES), ("llama", "regex"), ("gemma2", "grammar")],
@@ -107,6 +108,7 @@ def test_texts_that_end_have_the_form() -> None:
         assert value["mood"] in ("calm", "cheerful", "cool")
 
 
+@pytest.mark.slow
 def test_forced_tokens_are_drafted_with_certainty_and_counted() -> None:
     done = loop.generate(engine_for("llama", "json", PoolDrafter())[0], requests())
     assert all(g.counts.accepted_by_source[GRAMMAR] >= 8 for g in done)
@@ -122,6 +124,7 @@ class Resting(FixedBudget):
         return 0
 
 
+@pytest.mark.slow
 def test_forced_tokens_are_drafted_while_drafting_rests() -> None:
     for budget, accepted in ((Resting(8), True), (FixedBudget(0), False)):
         engine, _ = engine_for("llama", "json", PoolDrafter(), budget=budget)
@@ -164,6 +167,7 @@ class Kept:
             assert matcher.is_accepting() if last in forms.EOS else matcher.consume_token(last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "depth"), [(1, 8), (3, 8), (8, 2), (12, 24)])
 def test_drafts_are_legal_and_no_larger_than_asked(limit: int, depth: int) -> None:
     engine, states = engine_for("llama", "json", budget=FixedBudget(limit), depth=depth)
@@ -174,6 +178,7 @@ def test_drafts_are_legal_and_no_larger_than_asked(limit: int, depth: int) -> No
     assert any(len(tree) for tree in kept.trees)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["relaxed", "typical", "entropy"])
 def test_relaxed_texts_have_the_form_too(rule: str) -> None:
     accept = AcceptConfig(accept=rule, top_k=40, min_prob=0.0, epsilon=0.0, window=0)  # type: ignore[arg-type]
@@ -186,6 +191,7 @@ def test_relaxed_texts_have_the_form_too(rule: str) -> None:
         assert matcher.is_accepting() if last in forms.EOS else matcher.consume_token(last)
 
 
+@pytest.mark.slow
 def test_sampled_texts_depend_on_no_draft() -> None:
     accept = AcceptConfig(temperature=1.0, seed=5)
     plain = loop.generate(engine_for("llama", "json", accept=accept)[0], requests())
@@ -196,6 +202,7 @@ def test_sampled_texts_depend_on_no_draft() -> None:
     assert texts_of(plain) != expected("llama", "json")
 
 
+@pytest.mark.slow
 def test_states_go_with_their_texts() -> None:
     engine, states = engine_for("llama", "json", PoolDrafter(), slots=2)
     seen: list[int] = []
@@ -221,6 +228,7 @@ def masks_by_brute_force(control: GrammarControl, tree: DraftTree) -> list[set[i
     return found
 
 
+@pytest.mark.slow
 @given(any_tree(forms.VOCABULARY))
 def test_every_reachable_row_is_masked_after_its_own_path(tree: DraftTree) -> None:
     # `<`, a letter and `>` are frequent, so that paths go deep into the grammar.

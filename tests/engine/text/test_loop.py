@@ -55,6 +55,7 @@ def check(done: list[Generation], name: str, eos: frozenset[int]) -> None:
         assert text.finish_reason == ("eos" if expected[-1] in eos else "length")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.NAMES)
 @settings(max_examples=4)
 @given(
@@ -81,6 +82,7 @@ def test_greedy_text_is_transformers_own(
     assert nodes or not accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_drafts_from_pools_change_nothing_but_the_number_of_calls(name: str) -> None:
     eos = observed_eos(name)
@@ -95,6 +97,7 @@ def test_drafts_from_pools_change_nothing_but_the_number_of_calls(name: str) -> 
     assert calls[1] < 0.8 * calls[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.PACKED)
 def test_packed_weights_write_transformers_own_text(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +165,7 @@ def test_plain_decoding_is_one_call_per_token() -> None:
     assert [s.rows for s in steps[1:NEW_TOKENS]] == [1] * (NEW_TOKENS - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gptj"])
 def test_a_shared_prefix_is_computed_once(name: str) -> None:
     shared = np.random.default_rng(4).integers(3, zoo.VOCABULARY, 40).tolist()
@@ -207,6 +211,7 @@ def test_counts_add_up() -> None:
     assert min(timing.draft_seconds, timing.verify_seconds, timing.prefill_seconds) > 0
 
 
+@pytest.mark.slow
 def test_stopping_finishes_the_step_and_leaves_the_engine_usable() -> None:
     steps: list[StepStats] = []
     engine = make_engine("llama")

@@ -34,11 +34,13 @@ def relaxed_texts(seed: int = 0, **changes: Any) -> list[Generation]:
     return generate(toy_engine(TABLE, config, drafter, most=30), toy_requests(40))
 
 
+@pytest.mark.slow
 def test_relaxed_tokens_are_counted_as_they_are_written() -> None:
     for text in relaxed_texts():
         assert text.counts.relaxed_tokens == recount(text)[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["bd", "deb", "d"])
 def test_what_a_stop_string_cuts_off_is_not_counted(stop: str) -> None:
     """A drafted path may go on past the stop string with deviations that no text shows."""
@@ -61,12 +63,14 @@ def letters(token_ids: Any) -> str:
     return "".join("abcdefg"[token] for token in token_ids.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0, 1, 4])
 def test_a_text_never_deviates_more_often_than_allowed(most: int) -> None:
     texts = relaxed_texts(max_deviations=most)
     assert max(recount(t)[0] for t in texts) == most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0.0, 0.5, 2.0])
 def test_a_text_never_gives_up_more_than_allowed(most: float) -> None:
     losses = [recount(t)[1] for t in relaxed_texts(max_loss=most)]
@@ -74,6 +78,7 @@ def test_a_text_never_gives_up_more_than_allowed(most: float) -> None:
     assert max(losses) > 0.4 * most or most == 0
 
 
+@pytest.mark.slow
 def test_both_caps_hold_together() -> None:
     for text in relaxed_texts(max_loss=1.0, max_deviations=2):
         deviations, loss = recount(text)
@@ -90,6 +95,7 @@ def passes_eos(text: Generation) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_whole_texts_end_where_the_model_would_end_them() -> None:
     assert any(int(row.argmax()) == EOS for row in TABLE[1:])
     assert not any(passes_eos(t) for t in relaxed_texts())

@@ -104,6 +104,7 @@ def written(stop: StopStrings, tokens: Seq[int], cuts: Seq[int]) -> tuple[list[i
 texts = st.lists(st.sampled_from(range(22 * 13)), min_size=1, max_size=14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=200, deadline=None)
 @given(
@@ -127,6 +128,7 @@ def test_a_text_ends_with_the_token_that_completes_a_stop_string(
     assert not any(s in text[: stop.first(text)] for s in stops)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(drawn=texts, stops=st.lists(st.sampled_from(STOPS[:-3]), min_size=1, max_size=3))
 def test_transformers_own_criterion_ends_texts_at_the_same_token(
@@ -212,6 +214,7 @@ def load(folder: Path, **settings: Any) -> Generator:
     return Generator.from_pretrained(folder, **(fixed | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0, 8])
 def test_texts_end_where_generate_ends_them(tmp_path: Path, budget: int) -> None:
     """At a character whose bytes two tokens share, and across the border of two whole ones."""
@@ -230,6 +233,7 @@ def test_texts_end_where_generate_ends_them(tmp_path: Path, budget: int) -> None
         assert not any(stop in made.decode(generation.token_ids) for stop in stops)
 
 
+@pytest.mark.slow
 def test_a_stop_string_that_begins_in_the_prompt_ends_no_text(tmp_path: Path) -> None:
     """Unlike transformers' criterion, which does not tell prompt and text apart."""
     for letter in range(3, 29):

@@ -72,6 +72,7 @@ def p_value(config: AcceptConfig, rule: AcceptanceRule | None = None, *, drafted
     return float(scipy_stats.chisquare(observed, wanted).pvalue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafted", [False, True])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
 def test_texts_follow_the_targets_distribution(
@@ -102,6 +103,7 @@ class DrawsAgain(Strict):
         return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", ["relaxed", "draws again"])
 def test_the_check_notices_biased_rules(biased: str) -> None:
     config = AcceptConfig(temperature=1.0, seed=11)
@@ -111,6 +113,7 @@ def test_the_check_notices_biased_rules(biased: str) -> None:
     assert p_value(config, rule, drafted=True) < THRESHOLD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_a_sampled_text_is_the_same_whatever_is_drafted(top_p: float) -> None:
     config = AcceptConfig(temperature=0.9, top_p=top_p, seed=5)
@@ -122,6 +125,7 @@ def test_a_sampled_text_is_the_same_whatever_is_drafted(top_p: float) -> None:
     assert len({tuple(g.token_ids.tolist()) for g in plain}) > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "falcon"])
 def test_sampled_text_of_a_model_depends_on_seed_and_key_only(name: str) -> None:
     """Not on drafts, slots, prompt chunks or the other requests."""

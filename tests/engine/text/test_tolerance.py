@@ -76,6 +76,7 @@ def check(tree: DraftTree, logits: torch.Tensor, config: AcceptConfig, allows: A
     assert found.loss == pytest.approx(lost, abs=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     scored=scored_trees(),
@@ -95,6 +96,7 @@ def test_typical_acceptance_is_as_published(
     check(tree, logits, AcceptConfig(accept="typical", epsilon=epsilon, delta=delta), allows)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     scored=scored_trees(), gate=st.sampled_from([0.0, 0.41, 0.83, 0.97]), window=st.integers(0, 3)
@@ -129,6 +131,7 @@ EVERYTHING: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", NOTHING)
 @given(scored=scored_trees())
 def test_rules_that_tolerate_nothing_are_strict(
@@ -140,6 +143,7 @@ def test_rules_that_tolerate_nothing_are_strict(
     assert (found.relaxed, found.loss) == (0, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", EVERYTHING)
 @given(scored=scored_trees())
 def test_rules_that_tolerate_everything_take_the_longest_branch(
@@ -203,6 +207,7 @@ def test_strict_has_no_tolerance() -> None:
         make_tolerance(AcceptConfig())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [EVERYTHING[0], EVERYTHING[2]])
 def test_counts_caps_and_the_guard_hold_for_whole_texts(rule: dict[str, Any]) -> None:
     def texts(**changes: Any) -> Any:

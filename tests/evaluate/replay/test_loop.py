@@ -206,6 +206,7 @@ class TestFollow:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryDrafter:
+    @pytest.mark.slow
     @settings(max_examples=25, deadline=None)
     @given(
         st.lists(token_lists(4, 0, 20), max_size=4),
@@ -247,6 +248,7 @@ class TestEveryDrafter:
         assert drafter.tokens == (0 if name == "prompt" else 18)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(token_lists(5, 0, 30), max_size=4),

@@ -11,6 +11,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[3] / "examples" / "transformers_generate.py"
 
 
+@pytest.mark.slow
 def test_texts_stay_the_same_and_need_fewer_and_fewer_calls(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -84,6 +84,7 @@ def ends(model: Any) -> list[int]:
     return [int(texts[1, 9]), int(texts[5, 4])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_texts_are_generate_s_own_on_every_architecture(models: dict[str, Any], name: str) -> None:
     model = models[name]
@@ -100,6 +101,7 @@ def test_texts_are_generate_s_own_on_every_architecture(models: dict[str, Any], 
     assert sum(map(accepted, alone)) > len(ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -163,6 +165,7 @@ def test_texts_written_join_the_pool_under_their_groups(llama: Any) -> None:
     assert torch.equal(again.sequences, first.sequences)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"top_k": 0}, {"top_k": 5, "temperature": 0.7}, {"top_p": 0.8}, {"min_p": 0.05}]
 )
@@ -179,6 +182,7 @@ def test_sampling_follows_torch_s_seed_and_the_processed_scores(
     assert not torch.equal(first, sample(2))
 
 
+@pytest.mark.slow
 def test_sampled_tokens_have_generate_s_distribution(llama: Any) -> None:
     """One token, 2,000 draws: shares within five standard errors of the probabilities."""
     rows, count = [ROWS[3]], 2000
@@ -195,6 +199,7 @@ def test_sampled_tokens_have_generate_s_distribution(llama: Any) -> None:
     assert ((shares - probs).abs() <= 5 * (probs * (1 - probs) / count).sqrt() + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_relaxed_sampling_knows_temperature_and_top_p(llama: Any) -> None:
     def sample(**settings: Any) -> torch.Tensor:
         torch.manual_seed(3)
@@ -286,6 +291,7 @@ def test_costs_are_measured_once_for_batches_of_about_a_size(
     assert asked == [8, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "falcon"])
 def test_the_model_is_given_back_as_it_was(models: dict[str, Any], name: str) -> None:
     model = copy.deepcopy(models[name])
@@ -327,6 +333,7 @@ def test_the_model_is_given_back_after_a_failure_too(llama: Any) -> None:
     assert torch.equal(drafted(llama).sequences, plain(llama))
 
 
+@pytest.mark.slow
 def test_calls_from_two_threads_wait_for_each_other(llama: Any) -> None:
     expected = plain(llama)
     with ThreadPoolExecutor(1) as threads:
@@ -337,6 +344,7 @@ def test_calls_from_two_threads_wait_for_each_other(llama: Any) -> None:
         assert torch.equal(call.result(timeout=60).sequences, expected)
 
 
+@pytest.mark.slow
 def test_nothing_keeps_a_model_alive() -> None:
     model: Any = zoo.build("llama")
     drafted(model)
@@ -346,6 +354,7 @@ def test_nothing_keeps_a_model_alive() -> None:
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_weights_that_change_between_calls_are_used() -> None:
     model: Any = zoo.build("llama")
     first = drafted(model).sequences

@@ -80,6 +80,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore")
 def test_refused_with_one_sentence(case: str) -> None:

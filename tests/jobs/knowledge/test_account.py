@@ -149,6 +149,7 @@ def test_what_strict_means_follows_the_precision() -> None:
     assert exactness("strict", "bfloat16", exact=True) == "bit for bit"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json_schema", "regex", "grammar"])
 def test_cut_texts_are_said_to_lack_the_form_that_was_asked_for(tmp_path: Path, form: str) -> None:
     write_rows(tmp_path / "in.jsonl")

@@ -49,6 +49,7 @@ def plain(**wanted: Any) -> list[list[int]]:
     return texts
 
 
+@pytest.mark.slow
 def test_greedy_keeps_the_models_penalties_and_leaves_its_sampling(tmp_path: Path) -> None:
     made = load(folder(tmp_path, **FILE, **SAMPLING))
     assert written(made) == plain(**FILE) != plain()
@@ -59,6 +60,7 @@ def test_greedy_keeps_the_models_penalties_and_leaves_its_sampling(tmp_path: Pat
     assert "top_k" not in said
 
 
+@pytest.mark.slow
 def test_options_override_the_file(tmp_path: Path) -> None:
     path = folder(tmp_path, **FILE)
     assert written(load(path, repetition_penalty=1.0, no_repeat_ngram_size=0)) == plain()
@@ -78,6 +80,7 @@ def test_sampling_takes_the_files_cuts_unless_told(tmp_path: Path) -> None:
     assert not told.cuts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"), [("num_beams", 4), ("guidance_scale", 1.5), ("penalty_alpha", 0.6)]
 )
@@ -88,6 +91,7 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path, name: str, value
     assert written(load(path, generation_config="none")) == plain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "warmth"),
     [
@@ -113,6 +117,7 @@ def test_values_that_mean_nothing_are_refused_as_transformers_does(
         assert written(load(path)) == plain()
 
 
+@pytest.mark.slow
 def test_counts_below_one_are_off_as_in_transformers(tmp_path: Path) -> None:
     path = folder(tmp_path, no_repeat_ngram_size=-1)
     made = load(path)
@@ -120,6 +125,7 @@ def test_counts_below_one_are_off_as_in_transformers(tmp_path: Path) -> None:
     assert written(made) == plain()
 
 
+@pytest.mark.slow
 def test_one_text_is_one_stop_string_and_no_list_of_letters(tmp_path: Path) -> None:
     path = folder(tmp_path)
     stop = word(plain()[0][3])
@@ -133,6 +139,7 @@ def test_what_was_taken_is_part_of_what_a_run_depends_on(tmp_path: Path) -> None
     assert one != other == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0, 8])
 def test_a_stop_string_ends_a_text_where_plain_decoding_completes_it(
     tmp_path: Path, budget: int
@@ -157,6 +164,7 @@ class Never:
         return scores
 
 
+@pytest.mark.slow
 def test_a_processor_of_ones_own(tmp_path: Path) -> None:
     token = plain()[0][0]
     path, expected = folder(tmp_path), plain(suppress_tokens=[token])

@@ -57,6 +57,7 @@ def ids(done: list[Generation]) -> list[list[int]]:
     return [g.token_ids.tolist() for g in done]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -150,6 +151,7 @@ def test_unknown_settings_are_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_other_settings_share_weights_and_measured_costs(
     folder: Path, fixed_costs: list[int]
 ) -> None:
@@ -169,6 +171,7 @@ def test_other_settings_share_weights_and_measured_costs(
     assert resumed.cost_state == state
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fixed_costs")
 def test_automatic_batch_fits_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {}
@@ -185,6 +188,7 @@ def test_automatic_batch_fits_memory(folder: Path, monkeypatch: pytest.MonkeyPat
     assert texts[1] == texts[4] == expected()
 
 
+@pytest.mark.slow
 def test_sampled_texts_belong_to_their_key(folder: Path) -> None:
     generator = load(folder, temperature=0.9, seed=3)
     all_of_them = ids(generator.run(requests()))
@@ -194,6 +198,7 @@ def test_sampled_texts_belong_to_their_key(folder: Path) -> None:
     assert ids(load(folder, temperature=0.9, seed=4).run(requests())) != all_of_them
 
 
+@pytest.mark.slow
 def test_relaxed_texts_repeat_with_a_fixed_budget_and_the_same_pool(folder: Path) -> None:
     runs = []
     for _ in range(2):
@@ -239,6 +244,7 @@ def test_bfloat16_texts_differ_by_rounding_only(folder: Path) -> None:
     assert sum(a == b for a, b in zip(texts, expected(), strict=True)) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fixed_costs")
 @pytest.mark.parametrize("accept", ["strict", "relaxed"])
 def test_a_resumed_run_decides_as_the_uninterrupted_one(folder: Path, accept: str) -> None:

@@ -184,6 +184,7 @@ def test_metrics_have_one_object_per_shard(tmp_path: Path) -> None:
     assert sum(m["drafted_tokens"] for m in steps) == summary["drafted_tokens"]
 
 
+@pytest.mark.slow
 def test_never_more_than_a_shard_is_held(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         write_rows(tmp_path / "in.jsonl", count)
@@ -234,6 +235,7 @@ def run_killed(spec: JobSpec, moments: list[int], lost: int = 0) -> JobResult:
     return do(spec)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -124,6 +124,7 @@ def test_a_run_elsewhere_holds_the_files_of_one_here(tmp_path: Path, there: Remo
     assert read_run("a", str(there)).texts == read_run("b", tmp_path / "run").texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accept", ["strict", "relaxed"])
 def test_an_interrupted_run_goes_on_from_another_machine(
     tmp_path: Path, there: RemotePath, accept: str
@@ -148,6 +149,7 @@ def test_an_interrupted_run_goes_on_from_another_machine(
     assert not do(elsewhere(spec, there)).fresh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "whole"),
     [(Killed, True), (ConnectionError, True), (Killed, False)],

@@ -47,6 +47,7 @@ def test_texts_come_back_as_they_were(tmp_path: Path) -> None:
     assert texts_in(tmp_path / "none") == 0
 
 
+@pytest.mark.slow
 def test_a_torn_end_is_cut_wherever_it_was_torn(tmp_path: Path) -> None:
     whole = b"".join(entry(i).line() for i in range(3))
     ends = np.cumsum([len(entry(i).line()) for i in range(3)])

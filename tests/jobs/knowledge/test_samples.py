@@ -111,6 +111,7 @@ def test_a_shard_without_texts_has_the_columns_of_the_others(tmp_path: Path) -> 
     assert "sample" in pq.read_schema(tmp_path / "run" / "part-00000.parquet").names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accept", ["strict", "relaxed"])
 @pytest.mark.parametrize("moments", [[7], [40, 2, 19], [0, 55, 55]])
 def test_killed_jobs_end_with_the_bytes_of_an_unbroken_one(
@@ -245,6 +246,7 @@ def generator(folder: Path) -> Generator:
 ROWS = [{"entity_id": f"u{i}", "prompt": f"{word(5 + i)} {word(9)}", "age": i} for i in range(4)]
 
 
+@pytest.mark.slow
 def test_a_text_depends_on_neither_its_siblings_nor_its_neighbours(generator: Generator) -> None:
     five = generator.generate(ROWS, n=5)
     assert [len(texts) for texts in five] == [5] * 4
@@ -256,6 +258,7 @@ def test_a_text_depends_on_neither_its_siblings_nor_its_neighbours(generator: Ge
     assert generator.generate(ROWS, n=5, draft="none", batch_size=1) == five
 
 
+@pytest.mark.slow
 def test_a_place_is_one_in_the_whole_input(generator: Generator) -> None:
     """Of texts without an id, also where they are read in blocks."""
     prompts = [ROWS[0]["prompt"]] * 140
@@ -280,6 +283,7 @@ def test_full_results_have_a_row_per_text(generator: Generator) -> None:
     assert "sample" in none.column_names
 
 
+@pytest.mark.slow
 def test_frames_get_lists_that_explode(generator: Generator) -> None:
     each = generator.generate(ROWS, n=3)
     added = ["text", "finish_reason", "prompt_tokens", "new_tokens"]
@@ -309,6 +313,7 @@ def test_greedy_texts_would_all_be_the_same(generator: Generator) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_what_python_writes(
     folder: Path, generator: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_schema_for_one_call(generator: Generator) -> None:
     assert re.fullmatch("(yes|no)!", generator.generate("Is it good?", regex="(yes|no)!"))
 
 
+@pytest.mark.slow
 def test_the_schema_of_the_template(generator: Generator) -> None:
     texts = generator.generate(users(3), template="rlmrec", json_schema="template", full=True)
     for text in texts:

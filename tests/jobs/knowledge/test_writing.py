@@ -94,6 +94,7 @@ SEVERAL: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_whatever_holds_records_goes_in(
     kind: str, generator: Generator, expected: list[str]
@@ -219,6 +220,7 @@ def test_finished_texts_join_the_pool(folder: Path) -> None:
     assert len(made.pool) == size
 
 
+@pytest.mark.slow
 def test_a_pool_may_be_named_by_its_folder(folder: Path, tmp_path: Path) -> None:
     made = Generator.from_pretrained(folder, device="cpu", max_new_tokens=NEW)
     made.generate(PROMPTS)
@@ -229,6 +231,7 @@ def test_a_pool_may_be_named_by_its_folder(folder: Path, tmp_path: Path) -> None
     assert len(other.pool) == len(made.pool)
 
 
+@pytest.mark.slow
 def test_records_are_read_as_they_are_needed(generator: Generator, expected: list[str]) -> None:
     read = 0
 

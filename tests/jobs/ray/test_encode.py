@@ -38,6 +38,7 @@ class LoadHere:
         return load_for_job(config, fit_on)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_the_file_is_that_of_a_local_job(tmp_path: Path) -> None:
     write_texts(tmp_path / "in.jsonl")

@@ -21,6 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_the_file_is_that_of_a_local_job(world: World, tmp_path: Path) -> None:
     def do(name: str, start: Start, stop_after: int | None = None) -> dict[str, float]:

@@ -58,6 +58,7 @@ def same(a: list[Recommendation], b: list[Recommendation]) -> None:
 DRAFTS = ["model", "items", "both"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", ["auto", 2])
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_whoever_drafts_the_items_are_the_same(world: World, draft: str, steps: Any) -> None:
@@ -93,6 +94,7 @@ def test_scores_are_the_models_own(world: World) -> None:
         assert score == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["none", "both"])
 def test_what_is_forbidden_is_never_recommended(world: World, draft: str) -> None:
     """And nothing is missed for it: the best of the allowed items remain."""
@@ -140,6 +142,7 @@ def test_long_histories_keep_the_most_recent(world: World) -> None:
     same(recommender.recommend([Query(1, long)]), recommender.recommend([Query(1, short)]))
 
 
+@pytest.mark.slow
 def test_a_catalogue_is_swapped_while_the_models_stay(world: World) -> None:
     """Items come and go; the new catalogue's answers are those of a fresh start with it."""
     recommender = make(world, "model")
@@ -158,6 +161,7 @@ def test_a_catalogue_is_swapped_while_the_models_stay(world: World) -> None:
     same(recommender.recommend(queries(4)), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", ["sample", "relaxed"])
 def test_samples_depend_on_seed_and_user_alone(world: World, verify: str) -> None:
     draft = "model" if verify == "relaxed" else "both"
@@ -216,6 +220,7 @@ def stopper(after: int) -> Callable[[], bool]:
     return lambda: next(calls) >= after
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) -> None:
     import dataclasses
 
@@ -255,6 +260,7 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
     assert run_job(job, fewer.executor, fewer.histories)["users"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["none", "both"])
 def test_every_query_may_ask_for_its_own_number_of_items(world: World, draft: str) -> None:
     """The answer is that of a recommender which keeps so many beams for everyone."""
@@ -287,6 +293,7 @@ def test_a_quick_answer_needs_no_model_and_keeps_to_the_query(world: World) -> N
         recommender.quick_answer(Query(1, np.array([4711])))
 
 
+@pytest.mark.slow
 def test_another_catalogue_needs_no_new_measurement(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

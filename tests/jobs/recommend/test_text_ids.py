@@ -44,6 +44,7 @@ def recommended(world: World, output: Path, *more: str) -> list[dict[str, Any]]:
     return pq.read_table(output).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [("--draft", "items", "--exclude-seen"), ("--draft", "none"), ("--draft", "model")]
 )
@@ -67,6 +68,7 @@ def test_answers_are_those_of_numbers_by_name(
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_numbers(
     worlds: tuple[World, World], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +106,7 @@ def test_filters_take_texts(worlds: tuple[World, World]) -> None:
     assert all(answers[1])
 
 
+@pytest.mark.slow
 def test_answers_have_the_type_of_the_sequences(
     worlds: tuple[World, World], tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_answers_have_the_type_of_the_sequences(
     assert recommended(world, tmp_path / "m.parquet") == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 def test_the_output_is_the_kind_of_file_that_its_name_says(
     worlds: tuple[World, World], tmp_path: Path, ending: str
@@ -164,6 +168,7 @@ def test_a_catalogue_of_numbers_keeps_its_fingerprint() -> None:
     assert sids.fingerprint() == "6ba2f9de38718dbb56c282b4b91268eaeb4f27225da6f8bd6636676948bd73ea"
 
 
+@pytest.mark.slow
 def test_all_recommends_after_everything_that_is_known(
     worlds: tuple[World, World], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
