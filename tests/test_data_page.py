@@ -15,6 +15,8 @@ from draftrec.cli.main import run
 from draftrec.data.sequences import read_histories
 from draftrec.demo.shop import demo_model_path
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 STORY = PAGE[PAGE.index("## From interactions") : PAGE.index("## Files")]
 
@@ -39,7 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_rows_shown_are_those_that_are_written(folder: Path) -> None:
     users, films, sequences = ([json.loads(row) for row in b.splitlines()] for b in blocks("json"))
     for name, shown in (("users", users), ("films", films), ("sequences", sequences)):

@@ -201,6 +201,7 @@ def test_every_input_says_where_it_comes_from(world: World) -> None:
     assert all(value.source and value.value > 0 for value in world.inputs.values())
 
 
+@pytest.mark.slow
 def test_drafts_never_lose_and_help_most_where_slots_are_few(world: World) -> None:
     gains = []
     for variant in (MAIN, LARGE, replace(MAIN, slots=(1,))):
@@ -219,6 +220,7 @@ def test_a_job_of_several_parts_has_several_drivers(world: World) -> None:
     assert cluster_of(world, replace(whole, ready=True)).commit(0) < one.commit(0) < one.commit(99)
 
 
+@pytest.mark.slow
 def test_a_job_takes_what_its_gpus_take(world: World) -> None:
     found = play(world, Job(8, "plain"), range(1))
     ideal = 8 * world.best(MAIN, "plain").texts

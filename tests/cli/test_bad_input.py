@@ -98,6 +98,7 @@ class TestInputsRefusedBeforeAModelIsLoaded:
         command.input.write_text('{"entity_id": "a", "text": "p"}\n')
         command.refuses("has no column 'prompt', it has entity_id, text")
 
+    @pytest.mark.slow
     def test_missing_template_field(self, command: Command) -> None:
         template = command.folder / "t.j2"
         template.write_text("{{ title }} by {{ director }}")
@@ -247,6 +248,7 @@ def test_unwritable_output(command: Command) -> None:
         command.refuses("permission denied")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake")
 def test_input_that_breaks_off_later_keeps_finished_shards(command: Command) -> None:
     path = command.folder / "x.parquet"

@@ -96,6 +96,7 @@ def test_so_is_one_that_saves_histories_or_trials(
         refused(capsys, "tune", "a", "--model", "m", "--report", tmp_path / "trials")
 
 
+@pytest.mark.slow
 def test_what_was_made_for_the_lock_alone_goes_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

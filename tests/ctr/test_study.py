@@ -92,6 +92,7 @@ def test_adaptors_are_checked_before_anything_is_trained(world: World, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_users_alone_cannot_be_aligned_in_a_split_by_user(world: World, tmp_path: Path) -> None:
     sources = Sources(user_vectors=str(world.user_vectors))
     bad = replace(job(world, tmp_path), sources=sources, adaptors=("contrastive",), seeds=1)

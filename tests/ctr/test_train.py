@@ -163,6 +163,7 @@ def test_the_contrastive_loss_counts_each_known_entity_once(inputs: Inputs) -> N
     assert loss > 0
 
 
+@pytest.mark.slow
 def test_the_contrastive_loss_has_its_weight(inputs: Inputs) -> None:
     light, heavy = (
         train_and_test(inputs, "deepfm", "contrastive", 0, replace(FIT, contrast=c, epochs=2))

@@ -11,6 +11,8 @@ import pytest
 from draftrec.cli.main import run
 from draftrec.demo import items, texts
 
+pytestmark = pytest.mark.slow
+
 TEXTS = texts.Plan(warm=12, held_out=3, repeats=2, max_new_tokens=40)
 ITEMS = items.Plan(users=12, timed=4, rounds=1, crowds=(3,), readers=300)
 
@@ -27,7 +29,6 @@ def quick(monkeypatch: pytest.MonkeyPatch, told: tuple[texts.Story, items.Story]
     monkeypatch.setattr(items, "tell", lambda plan, watch: found)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_both_jobs_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"

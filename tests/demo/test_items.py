@@ -23,6 +23,8 @@ from draftrec.models.recommender import load_recommender
 from draftrec.report.blocks import Cards, Report
 from draftrec.report.terminal import show
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan(users=24, timed=6, rounds=3, crowds=(3,), readers=300)
 STRICT = ("draft", "items", "auto")
 ASSETS = Path(items.__file__).parents[1]
@@ -44,7 +46,6 @@ def report(told: Story) -> Report:
     return make_report(told, Path("out"))
 
 
-@pytest.mark.slow
 def test_strict_equals_plain(told: Story) -> None:
     for name in STRICT:
         for found, plain in zip(told.answers[name], told.answers[PLAIN], strict=True):
@@ -150,7 +151,6 @@ def test_files(told: Story, tmp_path: Path) -> None:
         assert row.targets.tolist() == asked.targets.tolist()
 
 
-@pytest.mark.slow
 def test_commands_of_the_report_run(told: Story, tmp_path: Path) -> None:
     import shlex
 

@@ -18,6 +18,8 @@ from draftrec.pool.store import Pool
 from draftrec.report.blocks import Cards, Report
 from draftrec.report.terminal import show
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan(warm=12, held_out=3, repeats=2, max_new_tokens=40)
 
 
@@ -35,7 +37,6 @@ def report(told: Story) -> Report:
     return make_report(told, Path("out"))
 
 
-@pytest.mark.slow
 def test_strict_equals_the_baseline(told: Story) -> None:
     baseline, strict, relaxed = told.contenders
     assert strict.identical_to(baseline) == 3

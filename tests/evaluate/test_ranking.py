@@ -79,6 +79,7 @@ ITEMS = st.lists(st.integers(-3, 12), max_size=9)
 TARGETS = st.lists(st.integers(-3, 12), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(ITEMS, TARGETS), min_size=1, max_size=8), st.integers(1, 12))
 def test_scores_equal_a_slow_reference(users: list[tuple[list[int], list[int]]], k: int) -> None:
     recommended, targets = [list(side) for side in zip(*users, strict=True)]

@@ -28,6 +28,7 @@ def check(catalogue: Catalogue, found: Filter, offered: set[int]) -> None:
     assert found.keeps(np.array(items, np.int64)).tolist() == [i in offered for i in items]
 
 
+@pytest.mark.slow
 @given(catalogues(), st.data())
 def test_denied_items_close_what_only_they_need(catalogue: Catalogue, data: st.DataObject) -> None:
     denied = chosen(data, catalogue)
@@ -39,6 +40,7 @@ def test_denied_items_close_what_only_they_need(catalogue: Catalogue, data: st.D
     check(catalogue, found, set(catalogue.paths) - denied)
 
 
+@pytest.mark.slow
 @given(catalogues(), st.data())
 def test_allowed_items_open_what_leads_to_them(catalogue: Catalogue, data: st.DataObject) -> None:
     allowed = chosen(data, catalogue)

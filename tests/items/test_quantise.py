@@ -84,6 +84,7 @@ def test_many_vectors_are_assigned_in_chunks(monkeypatch: pytest.MonkeyPatch) ->
     assert (capped_assignment(vectors, centroids, 30) == whole).all()
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_separation_moves_as_few_as_it_must(data: st.DataObject) -> None:
     n, k = data.draw(st.integers(1, 25)), data.draw(st.integers(1, 5))
@@ -117,6 +118,7 @@ def test_the_nearest_keeps_its_code_and_the_next_takes_the_nearest_free_one() ->
     assert moved == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_crowded_vectors_get_different_ids(seed: int) -> None:
     vectors = blobs(1500, seed)

@@ -49,6 +49,7 @@ def test_walks_end_where_no_item_goes_on(catalogue: Catalogue, data: st.DataObje
     assert found.dtype == np.int64
 
 
+@pytest.mark.slow
 @given(catalogues(), st.data())
 def test_children_and_masks_are_the_tokens_that_lead_on(
     catalogue: Catalogue, data: st.DataObject
@@ -96,6 +97,7 @@ def test_tokens_too_far_apart_to_count_are_sorted_all_the_same(catalogue: Catalo
     assert sparse.tokens.tolist() == [max(-1, t * 9000) for t in plain.tokens.tolist()]
 
 
+@pytest.mark.slow
 @given(catalogues())
 def test_the_order_of_items_does_not_matter(catalogue: Catalogue) -> None:
     turned = Catalogue(dict(sorted(catalogue.paths.items(), reverse=True))).trie()

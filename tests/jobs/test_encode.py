@@ -373,6 +373,7 @@ class TestSecondRun:
         assert len(read_vectors(folder / "v.parquet").ids) == 5
         assert not (folder / "v.parquet.rejected.jsonl").exists()
 
+    @pytest.mark.slow
     def test_a_removed_or_changed_file(self, folder: Path) -> None:
         do(make_spec(folder))
         whole = bytes_of(folder)

@@ -321,6 +321,7 @@ def test_what_is_no_encoder_is_named(tmp_path: Path) -> None:
         load(tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_positions_end_where_their_table_does(tmp_path: Path) -> None:
     """RoBERTa without a maximum length anywhere but in its table, as sentence-transformers saves it
     when none was set."""

@@ -94,6 +94,7 @@ def test_names_and_refusals() -> None:
     assert load_encoder("hashed:3", EncoderConfig(), TEXTS).dim == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem", "ends"),
     [

@@ -177,6 +177,7 @@ class TestGguf:
         assert ours.context_length == gguf_files.CONTEXT
         assert ours.eos_ids == frozenset([1])
 
+    @pytest.mark.slow
     def test_files_are_told_apart(self, tiny: Path, tmp_path: Path) -> None:
         config = ModelConfig(model=str(tiny), device="cpu")
         same = loading.model_fingerprint(loading.load_model(config))

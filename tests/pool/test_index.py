@@ -109,6 +109,7 @@ def test_unseen_contexts_are_not_found() -> None:
     assert ngrams.find(index.arrays, walk(index, (1, 2)), 1) == -1
 
 
+@pytest.mark.slow
 @given(token_lists(5, 1, 30), st.data())
 def test_text_grown_piece_by_piece_counts_like_text_at_once(
     text: list[int], data: st.DataObject
@@ -139,6 +140,7 @@ def test_growing_across_reallocations_loses_nothing() -> None:
     assert index.nbytes == sum(a.nbytes for a in index.arrays)
 
 
+@pytest.mark.slow
 @given(texts_drawn, token_lists(5, 0, 12), st.integers(0, 40), st.integers(0, 10))
 def test_trees_are_valid_and_within_their_limits(
     texts: list[list[int]], context: list[int], limit: int, depth: int

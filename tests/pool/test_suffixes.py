@@ -155,6 +155,7 @@ def test_search_finds_the_longest_context(texts: list[list[int]], context: list[
         assert agree(wanted, values(index, int(index.order[rank]))) == length
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(texts_drawn, token_lists(4, 1, 30))
 def test_a_text_is_located_in_the_text_that_agrees_longest(

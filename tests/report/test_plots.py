@@ -36,6 +36,7 @@ def inside(svg: Markup) -> ElementTree.Element:
     return root
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(positive, positive), min_size=1, max_size=5))
 def test_bars(values: list[tuple[float, float]]) -> None:
     data = [Bar(f"arm {i}", min(v), min(v), max(v), i) for i, v in enumerate(values)]
@@ -43,6 +44,7 @@ def test_bars(values: list[tuple[float, float]]) -> None:
     assert len(root.findall("rect")) == len(data)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.integers(1, 4096), positive, min_size=1), st.booleans())
 def test_lines(points: dict[int, float], doubling: bool) -> None:  # noqa: FBT001
     series = Series("cost", sorted(points), [points[x] for x in sorted(points)])

@@ -25,6 +25,7 @@ def world() -> World:
     return make_world(seed=0, users=300, items=300)
 
 
+@pytest.mark.slow
 def test_same_seed_same_world(world: World) -> None:
     assert make_world(seed=0, users=300, items=300) == world
     assert make_world(seed=1, users=300, items=300) != world
@@ -60,6 +61,7 @@ def test_records_stream_lazily_and_match_the_world(world: World, side: str) -> N
     assert next(islice(stream_records(side), 5, None))["entity_id"] == f"{side}-000005"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["user", "item"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_texts_are_many(world: World, side: str, framework: str) -> None:

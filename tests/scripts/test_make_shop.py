@@ -34,6 +34,7 @@ def test_readers_are_the_generator_s_records_byte_by_byte() -> None:
     assert [json.dumps(record) for record in shop.readers()[:400]] == made
 
 
+@pytest.mark.slow
 def test_readers_are_held_out_by_their_ids() -> None:
     warm, held_out = shop.split_readers(0)
     assert {len(warm) + len(held_out)} == {len(shop.readers())} == {2000}
@@ -44,6 +45,7 @@ def test_readers_are_held_out_by_their_ids() -> None:
     assert shop.split_readers(1) == shop.split_readers(1)
 
 
+@pytest.mark.slow
 def test_readings_are_the_generator_s() -> None:
     made = make_shop(0, 600)
     assert shop.titles() == [book.title for book in made.books]

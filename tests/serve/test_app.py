@@ -189,6 +189,7 @@ def test_whoever_hangs_up_leaves_the_batch(served: Running) -> None:
     assert half.sent == []
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_come_back(served: Running) -> None:
     event = held(served.service)
     try:
@@ -230,6 +231,7 @@ def test_the_log_has_no_contents_unless_asked(world: World, served: Running) -> 
         assert len(contents["told"]["items"]) == 2
 
 
+@pytest.mark.slow
 def test_keys_and_rates(world: World) -> None:
     chosen = settings(
         recommend_settings(world, "none"),
@@ -330,6 +332,7 @@ def test_a_broken_engine_ends_the_server(world: World) -> None:
         assert asyncio.run(server.on_tick(1)) is True
 
 
+@pytest.mark.slow
 def test_a_service_that_is_not_ready_says_so(world: World) -> None:
     with running(settings(recommend_settings(world, "none"), knowledge_settings())) as served:
         assert served.service.recommend

@@ -110,6 +110,7 @@ def test_readers_of_the_demo_get_what_the_command_line_gives(tmp_path: Path) -> 
             agree(job.result(), expected[k][i])
 
 
+@pytest.mark.slow
 def test_lists_narrow_the_answer(shop: Running) -> None:
     history = asked(1)[0]
     best = [i["item"] for i in shop.recommend(history, k=5).json()["items"]]
@@ -227,6 +228,7 @@ def test_another_catalogue_comes_in_under_load(world: World, tmp_path: Path) -> 
         assert items in ([i["item"] for i in before["items"]], [i["item"] for i in after["items"]])
 
 
+@pytest.mark.slow
 def test_ids_come_back_in_the_type_they_came_in(shop: Running, world: World) -> None:
     history = [20, 31, 12]
     plain = shop.recommend(history, deny=[13]).json()["items"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from draftrec.serve.settings import KnowledgeSettings
 from tests.serve.services import knowledge_settings, running, settings
 
@@ -15,6 +17,7 @@ SCHEMA = {
 }
 
 
+@pytest.mark.slow
 def test_all_texts_of_a_service_keep_to_its_schema() -> None:
     values = knowledge_settings().model_dump()
     values["generate"]["structure"] = {"json_schema": SCHEMA}  # as a YAML file holds it

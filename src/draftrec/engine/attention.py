@@ -82,7 +82,7 @@ def launch_cost(device: torch.device) -> int:
     return _LAUNCH_COST.get(device.type, _LAUNCH_COST["cuda"])
 
 
-def steady_kernels(device: torch.device) -> AbstractContextManager[None]:
+def steady_kernels(device: torch.device) -> AbstractContextManager[Any]:
     """Without cuDNN among the kernels of scaled dot-product attention, where torch (from 2.11 on)
     asks it first on recent GPUs: it builds a plan of tens of milliseconds for every new shape."""
     return sdpa_kernel(_STEADY) if device.type == "cuda" else nullcontext()

@@ -46,17 +46,14 @@ def attend(  # noqa: PLR0913
     out = torch.empty((rows, heads, values.shape[-1]))
     slots, sight = (x.numpy() for x in seen)
     rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks.float().numpy()
-    arrays = [x.numpy() for x in (query.contiguous(), keys, values)]
+    q, k, v = (x.numpy() for x in (query.contiguous(), keys, values))
     threads = torch.get_num_threads() if rows * heads >= _LEAST_SHARED else 1
     bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
     numbers = np.float32(scale), np.float32(softcap or 0.0)
 
     def part(first: int, last: int) -> None:
         here = slice(first, last)
-        _attend(
-            arrays[0][here], *arrays[1:], slots[here], sight[here], rest, numbers,
-            out.numpy()[here],
-        )  # fmt: skip
+        _attend(q[here], k, v, slots[here], sight[here], rest, numbers, out.numpy()[here])
 
     if threads == 1:
         part(0, rows)

@@ -39,6 +39,7 @@ def evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

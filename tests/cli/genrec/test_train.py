@@ -99,6 +99,7 @@ def test_a_signal_ends_with_130_and_the_same_command_continues(
     assert "continuing after 0 epochs and 2 steps" in command.err
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(command: Command, tmp_path: Path):
     output = ("--output", tmp_path / "out")
     fit = ("fit", *command.data, *output)

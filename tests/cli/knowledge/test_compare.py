@@ -170,6 +170,7 @@ def test_a_missing_entity_breaks_its_limit(
     assert summary["entities"] == 59
 
 
+@pytest.mark.slow
 def test_few_entities_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = varied_texts(5)
     base, strict = write_run(tmp_path / "b", few), write_run(tmp_path / "s", few)
@@ -180,6 +181,7 @@ def test_few_entities_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found(capsys, base, strict, "--limits", lenient)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_form_is_the_runs_templates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = {e: f"one, two, own{e}" for e in TEXTS}
     broken = {e: t if e == "u1" else f"{t}, a, b, c" for e, t in texts.items()}

@@ -90,6 +90,7 @@ def test_bad_rows_are_rejected_and_columns_named(
     assert json.loads(out.splitlines()[-1])["results"] == found["results"]
 
 
+@pytest.mark.slow
 def test_histories_are_what_generate_reads(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,7 @@ def command(tmp_path: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> C
     return Command(tmp_path, bert, capsys)
 
 
+@pytest.mark.slow
 def test_a_vector_per_text(command: Command) -> None:
     found = command.tell(command.texts)
     assert (found["texts"], found["encoded"], found["dim"]) == (12, 12, 16)
@@ -74,6 +75,7 @@ def test_a_vector_per_text(command: Command) -> None:
     assert "already finished; nothing was changed" in command.err
 
 
+@pytest.mark.slow
 def test_semantic_ids_are_fitted_to_its_file(command: Command) -> None:
     command(command.texts)
     sids = command.folder / "sids.parquet"
@@ -120,6 +122,7 @@ def test_hashed_vectors_of_two_runs_compare(command: Command) -> None:
 
 
 class TestBadInput:
+    @pytest.mark.slow
     def test_unusable_encoders_are_refused(self, command: Command) -> None:
         command.refuses("does not exist", command.texts, encoder=command.folder / "no" / "model")
         command.refuses("at most 24", command.texts, "--max-tokens", 99)

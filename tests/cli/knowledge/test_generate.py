@@ -47,6 +47,7 @@ def arguments(records: Path, *more: str) -> list[str]:
     return [*line, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake")
 def test_json_is_the_last_line_of_standard_output(
     records: Path, capsys: pytest.CaptureFixture[str]

@@ -74,6 +74,7 @@ def gathered(events: Any, items: Any, most: int) -> dict[Any, list[tuple[str, fl
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["parquet", "csv"])
 @pytest.mark.parametrize("texts", [False, True])
 def test_histories_are_what_pandas_gathers(command: Command, name: str, *, texts: bool) -> None:

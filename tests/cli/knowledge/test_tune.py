@@ -63,6 +63,7 @@ def test_the_smallest_of_equally_good_settings_wins(
     assert found["texts"] == 8
 
 
+@pytest.mark.slow
 def test_costs_of_a_run_limit_the_budget(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,7 @@ def test_expressions_and_grammars(records: Path, option: str, text: str, pattern
     assert all(re.fullmatch(pattern, row["text"]) for row in texts(records))
 
 
+@pytest.mark.slow
 def test_wrong_forms_are_refused_before_the_model_is_loaded(
     records: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_the_right_items_save_all_further_calls() -> None:
     assert [b.target_calls for b in searched(trie, asked, few, 3)] == [2, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_levels_that_hardly_branch_are_drafted_whole() -> None:
     """Five first tokens, three drafted by someone who knows nothing: all five are, and the first
     level costs no pass of its own."""

@@ -117,6 +117,7 @@ def slow_level(
     return {*accepted, *ranked[: most - len(accepted)]}, False
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(seed=st.integers(0, 100_000), most=st.integers(1, 5))
 def test_a_relaxed_level_is_the_published_rule(seed: int, most: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.engine.beams import select
 
 
+@pytest.mark.slow
 @given(
     counts=st.lists(st.integers(0, 6), min_size=1, max_size=6),
     most=st.integers(0, 12),

@@ -97,6 +97,7 @@ def test_texts_are_those_of_plain_decoding_under_the_masks(name: str, form: str)
         assert texts_of(loop.generate(engine, requests())) == expected(name, form)
 
 
+@pytest.mark.slow
 def test_texts_that_end_have_the_form() -> None:
     done = loop.generate(engine_for("llama", "json", PoolDrafter())[0], requests())
     ended = [g for g in done if g.finish_reason == "eos"]

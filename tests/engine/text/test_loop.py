@@ -229,6 +229,7 @@ def test_measured_budget_changes_no_token() -> None:
     assert sum(g.counts.accepted_tokens for g in done) > 10
 
 
+@pytest.mark.slow
 def test_slots_hold_the_largest_tree_that_may_come() -> None:
     long = np.random.default_rng(6).integers(3, zoo.VOCABULARY, 82).tolist()
     drafter = GuessingDrafter({}, hit=0.0)

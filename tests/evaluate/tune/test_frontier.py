@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from draftrec.evaluate.tune.choice import Limits, knobs_label
 from draftrec.evaluate.tune.frontier import Study, report_of
 from draftrec.report.blocks import Table
@@ -35,6 +37,7 @@ def test_the_page_shows_every_setting_and_needs_no_other_file() -> None:
     assert "No other setting" not in html
 
 
+@pytest.mark.slow
 def test_settings_outside_the_limits_and_the_chosen_one_are_marked() -> None:
     html = page(1)
     assert re.findall(r"([^>]+); outside the limits", html) == [knobs_label(ROWS[2])]

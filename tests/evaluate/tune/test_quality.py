@@ -20,6 +20,8 @@ from draftrec.evaluate.tune import quality as tune_race
 from draftrec.evaluate.tune.choice import Space
 from draftrec.evaluate.tune.quality import QualityJob, draw_sample, run_quality_tune
 
+pytestmark = pytest.mark.slow
+
 SPEEDS = ("speedup", "speedup_low", "speedup_high", "cpu_speedup")
 KNOBS = {"strict": {}, "relaxed": {"top_k": (1, 9), "min_prob": (0.0, 0.001)}}
 
@@ -61,7 +63,6 @@ def study(records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         return folder, run_quality_tune(job(records, folder, rounds=2))
 
 
-@pytest.mark.slow
 def test_strict_texts_are_the_models_own(study: tuple[Path, dict[str, Any]]) -> None:
     strict, top_one = (
         next(r for r in study[1]["trials"] if r["rule"] == rule and r["top_k"] == k)
@@ -107,7 +108,6 @@ def counting(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> lis
     return made
 
 
-@pytest.mark.slow
 def test_an_interrupted_study_goes_on_and_a_finished_one_runs_nothing(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +146,6 @@ def test_plain_decoding_runs_next_to_each_setting_first_and_second_in_turns(
     assert (found["speedup"], found["cpu_speedup"]) == (2.0, 4.0)
 
 
-@pytest.mark.slow
 def test_a_search_is_smaller_than_the_grid_and_repeats_itself(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

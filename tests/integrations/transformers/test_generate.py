@@ -127,6 +127,7 @@ def test_no_lossless_setting_changes_a_text(llama: Any, settings: dict[str, Any]
     assert torch.equal(found.sequences, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accept", ["relaxed", "typical", "entropy"])
 def test_every_rule_takes_drafts(llama: Any, accept: str) -> None:
     """Drafts of the model's own text are its own choices, which every rule keeps."""
@@ -141,6 +142,7 @@ def test_without_a_mask_and_a_dictionary_a_tensor_comes_back(llama: Any) -> None
     assert torch.equal(found, llama.generate(ids, max_new_tokens=5))
 
 
+@pytest.mark.slow
 def test_relaxed_acceptance_takes_drafts_that_the_model_would_not_write(llama: Any) -> None:
     other = plain(zoo.build("llama", rms_norm_eps=0.5))
     pool = pool_of(other, max(map(len, ROWS)))
@@ -151,6 +153,7 @@ def test_relaxed_acceptance_takes_drafts_that_the_model_would_not_write(llama: A
     assert not torch.equal(found.sequences, plain(llama, eos_token_id=None))
 
 
+@pytest.mark.slow
 def test_texts_written_join_the_pool_under_their_groups(llama: Any) -> None:
     pool = Pool("tests")
     groups = ["a", "b", None] + ["a"] * 5
@@ -222,6 +225,7 @@ class Recorder(BaseStreamer):
         self.heard.append("end")
 
 
+@pytest.mark.slow
 def test_a_streamer_hears_what_it_would_hear_without_drafts(llama: Any) -> None:
     pool = own_pool(llama)
     for eos in (ends(llama), None):
@@ -244,6 +248,7 @@ class Repeats(StoppingCriteria):
         return (before == last).any(1) | (input_ids.shape[1] >= self.most)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [999, 35])
 def test_criteria_end_each_text_where_they_would_without_drafts(llama: Any, most: int) -> None:
     eos = [96]
@@ -272,6 +277,7 @@ def test_time_is_a_criterion_as_well(llama: Any) -> None:
     assert drafted(llama, max_time=-1.0).sequences.shape[1] == max(map(len, ROWS)) + 1
 
 
+@pytest.mark.slow
 def test_costs_are_measured_once_for_batches_of_about_a_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

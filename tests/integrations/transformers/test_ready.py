@@ -61,6 +61,7 @@ def test_a_call_may_differ_from_the_folder(texts: dict[str, Any]) -> None:
     assert torch.equal(undrafted.sequences, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_own_way_drafts_as_well(
     texts: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -92,6 +93,7 @@ def test_without_a_pool_prompt_and_text_are_drafted_from(
     assert from_the_pool(found) == 0
 
 
+@pytest.mark.slow
 def test_a_pool_stays_where_settings_are_written_again(
     texts: dict[str, Any], tmp_path: Path
 ) -> None:

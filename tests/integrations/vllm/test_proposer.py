@@ -217,6 +217,7 @@ def test_the_environment_names_a_pool(
     assert first_draft(PoolProposer(config(model)), [5, 6], BOOKS) == BOOKS[1:5]
 
 
+@pytest.mark.slow
 def test_importing_it_loads_neither_numba_nor_vllm() -> None:
     """vLLM's thread settings come too late for a numba that was loaded before it."""
     code = (

@@ -132,6 +132,7 @@ def test_prompts_without_room_are_refused(folder: Path) -> None:
     assert generator.run([]) == []
 
 
+@pytest.mark.slow
 def test_automatic_budget_works_next_to_the_end_of_the_context(folder: Path) -> None:
     generator = load(folder, budget="auto", batch_size=1)
     prompt = np.random.default_rng(0).integers(3, zoo.VOCABULARY, zoo.CONTEXT - 4)
@@ -237,6 +238,7 @@ def test_the_entitys_previous_text_is_the_first_to_draft_from(folder: Path) -> N
     assert fast.counts.accepted_by_source[1] > 5
 
 
+@pytest.mark.slow
 def test_bfloat16_texts_differ_by_rounding_only(folder: Path) -> None:
     plain = load(folder, dtype="bfloat16", draft="none", batch_size=1)
     assert plain.target.dtype == torch.bfloat16

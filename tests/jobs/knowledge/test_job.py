@@ -427,6 +427,7 @@ def test_chat_templates_apply_where_there_is_one(tmp_path: Path) -> None:
 DATED = {"has_chat_template": True, "chat_template": ChatTemplate("a", dated=True)}
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_with_the_date_on_which_it_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +521,7 @@ def test_save_pool_for_a_finished_run_points_to_the_texts(tmp_path: Path) -> Non
     assert "pool build" in refusal(lambda: run_job(spec, load=forbidden))
 
 
+@pytest.mark.slow
 def test_no_finished_text_is_written_twice(tmp_path: Path) -> None:
     """Not after any number of kills, each right before a text."""
     write_rows(tmp_path / "in.jsonl")
@@ -563,6 +565,7 @@ def test_texts_of_an_interrupted_shard_are_drafted_from_at_once(tmp_path: Path) 
     assert seen == list(range(7, 18))
 
 
+@pytest.mark.slow
 def test_automatic_shards_grow_where_texts_wait_for_them(tmp_path: Path) -> None:
     """And are a matter of settings alone, so that a run goes on at the same boundaries."""
 

@@ -34,6 +34,7 @@ def load(model: Path, **settings: Any) -> Generator:
     return Generator.from_pretrained(model, **(defaults | settings))
 
 
+@pytest.mark.slow
 def test_a_text_drafts_from_one_that_was_finished_in_the_same_call(model: Path) -> None:
     generator = load(model)
     prompt = generator.encode(["A reader of quiet sea tales"])[0]
@@ -148,6 +149,7 @@ def test_a_fixed_budget_has_an_estimate_too_and_plain_decoding_is_one(
                 assert phase in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_exact_texts_are_plain_ones_in_any_batch(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str

@@ -148,6 +148,7 @@ def test_folders_that_cannot_be_refreshed_are_refused(old: Path, tmp_path: Path)
     assert "changed since" in refusal(lambda: do(make_spec(tmp_path, "new", previous=old)))
 
 
+@pytest.mark.slow
 def test_a_killed_refresh_resumes_to_the_same_bytes(old: Path, tmp_path: Path) -> None:
     write(tmp_path, {**PROMPTS, **{f"u{i}": f"new {i}" for i in range(0, 13, 2)}})
     do(make_spec(tmp_path, "whole", previous=old))

@@ -179,6 +179,7 @@ def test_a_refresh_keeps_all_texts_of_a_record_or_none(tmp_path: Path) -> None:
     assert after == rows_of(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_a_refresh_with_fewer_texts_keeps_the_first_and_with_more_none(tmp_path: Path) -> None:
     write(tmp_path, PROMPTS)
     do(sampled(tmp_path, "old", 3))

@@ -33,6 +33,7 @@ def users(count: int) -> list[dict[str, Any]]:
     return list(islice(stream_records("user", seed=9), count))
 
 
+@pytest.mark.slow
 def test_a_schema_for_one_call(generator: Generator) -> None:
     text = generator.generate("A quiet sea tale:", json_schema=SCHEMA)
     value = json.loads(text)

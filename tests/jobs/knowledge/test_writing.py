@@ -187,6 +187,7 @@ def test_templates_fill_prompts_from_fields(
     assert generator.generate(record, template=str(template)) == expected[1]
 
 
+@pytest.mark.slow
 def test_settings_of_one_call_load_nothing_anew(
     generator: Generator, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_settings_of_one_call_load_nothing_anew(
     assert generator.generate(PROMPTS) == expected
 
 
+@pytest.mark.slow
 def test_measured_costs_are_kept_for_each_batch(folder: Path) -> None:
     made = Generator.from_pretrained(folder, device="cpu", max_new_tokens=NEW, batch_size=2)
     made.generate(PROMPTS[:1], max_new_tokens=3)

@@ -15,6 +15,8 @@ from draftrec.cli.main import run
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ray.cluster import ClusterSpec, Share, connected
 
+pytestmark = pytest.mark.slow
+
 LINES = {
     "generate": ["generate", "in.jsonl", "--model", "m", "--output", "out"],
     "encode": ["encode", "in.jsonl", "--encoder", "hashed:8", "--output", "out.parquet"],
@@ -52,7 +54,6 @@ def test_a_missing_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
         pass
 
 
-@pytest.mark.slow
 def test_a_running_cluster_is_used_and_left_running(share: Share) -> None:
     import ray
 
@@ -81,7 +82,6 @@ def test_impossible_shares_are_named(spec: ClusterSpec, message: str) -> None:
         pass
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no such address"])
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, address: str) -> None:
     """In a process of its own: this one is connected."""
@@ -100,7 +100,6 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, address: str) -
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_no_home_folder_is_needed() -> None:
     """Ray would keep the secret of a cluster there."""
     code = (

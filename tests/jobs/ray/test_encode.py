@@ -17,6 +17,8 @@ from draftrec.jobs.encode.job import run_encode
 from draftrec.jobs.ray.cluster import ClusterSpec
 from draftrec.jobs.ray.executor import on_ray
 
+pytestmark = pytest.mark.slow
+
 
 def write_texts(path: Path) -> None:
     """Every third text repeats an earlier one, every fifth holds nothing an encoder knows."""
@@ -38,7 +40,6 @@ class LoadHere:
         return load_for_job(config, fit_on)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_the_file_is_that_of_a_local_job(tmp_path: Path) -> None:
     write_texts(tmp_path / "in.jsonl")

@@ -15,6 +15,8 @@ from draftrec.jobs.ray.cluster import Share
 from draftrec.jobs.ray.executor import ActorPool
 from tests.jobs.ray.works import Chore
 
+pytestmark = pytest.mark.slow
+
 Task = tuple[float, str]
 
 
@@ -48,7 +50,6 @@ def pool_of(share: Share, tmp_path: Path) -> Iterator[Any]:
         one.pool.close()
 
 
-@pytest.mark.slow
 def test_results_have_the_order_of_the_tasks_whoever_is_fast(pool_of: Any) -> None:
     it = pool_of()
     assert it.pool.facts() == "same"
@@ -65,7 +66,6 @@ def test_results_have_the_order_of_the_tasks_whoever_is_fast(pool_of: Any) -> No
     assert it.notes == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 3])
 def test_the_work_runs_ahead_of_the_results_by_the_window_and_no_more(
     pool_of: Any, window: int
@@ -80,7 +80,6 @@ def test_the_work_runs_ahead_of_the_results_by_the_window_and_no_more(
     assert max(ahead) == window
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["die once", "break once"])
 def test_a_lost_workers_task_is_done_by_another(pool_of: Any, what: str) -> None:
     it = pool_of()
@@ -89,7 +88,6 @@ def test_a_lost_workers_task_is_done_by_another(pool_of: Any, what: str) -> None
     assert len([n for n in it.notes if "was lost" in n]) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("what", "said"), [("die", "ActorDied"), ("break", "a device error")])
 def test_a_task_that_ends_every_worker_is_given_up(pool_of: Any, what: str, said: str) -> None:
     it = pool_of()
@@ -98,7 +96,6 @@ def test_a_task_that_ends_every_worker_is_given_up(pool_of: Any, what: str, said
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 def test_a_lost_node_takes_its_idle_workers_and_no_shard(pool_of: Any) -> None:
     """Five idle workers die at once, more than the times that a task may end its worker."""
     it = pool_of(workers=5)
@@ -111,7 +108,6 @@ def test_a_lost_node_takes_its_idle_workers_and_no_shard(pool_of: Any) -> None:
     assert [n for n in it.notes if "was lost" in n]
 
 
-@pytest.mark.slow
 def test_what_a_worker_refuses_is_said_as_it_is(pool_of: Any) -> None:
     with pytest.raises(DraftrecError, match=r"^this is refused$"):
         pool_of().results([(0.0, "refuse")])
@@ -119,14 +115,12 @@ def test_what_a_worker_refuses_is_said_as_it_is(pool_of: Any) -> None:
         pool_of(fails="refuse").pool.facts()
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_at_its_start_starts_again(pool_of: Any) -> None:
     it = pool_of(fails="die once")
     assert it.results([(0.2, str(i)) for i in range(4)]) == ["0", "1", "2", "3"]
     assert len([n for n in it.notes if "was lost" in n]) == 1
 
 
-@pytest.mark.slow
 def test_workers_that_cannot_start_says_so(pool_of: Any) -> None:
     it = pool_of(workers=1, fails="die")
     with pytest.raises(DraftrecError, match="no worker is left"):
@@ -134,14 +128,12 @@ def test_workers_that_cannot_start_says_so(pool_of: Any) -> None:
     assert "cannot start" in it.notes[-1]
 
 
-@pytest.mark.slow
 def test_workers_with_different_models_are_refused(pool_of: Any) -> None:
     it = pool_of(fails="differ")
     with pytest.raises(DraftrecError, match="another model"):
         it.results([(0.2, str(i)) for i in range(20)])
 
 
-@pytest.mark.slow
 def test_halted_workers_stop_at_once(pool_of: Any) -> None:
     it = pool_of()
     asked = iter([False, False, True])

@@ -26,6 +26,8 @@ from draftrec.models.prompting import PromptForm
 from draftrec.pool.store import Pool
 from tests.jobs.ray.works import LoadFake, fake_pool
 
+pytestmark = pytest.mark.slow
+
 DATA = ("part-*.parquet", "stats-*.parquet", "rejected.jsonl")
 WORKERS = ClusterSpec(workers=2)
 
@@ -60,7 +62,6 @@ def on_cluster(spec: JobSpec, load: LoadFake, **options: Any) -> tuple[JobResult
     return run_job(spec, start=start, load=load, given=fake_pool, **options), notes
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 @pytest.mark.parametrize("accept", ["strict", "relaxed"])
 def test_the_files_are_those_of_a_local_job_with_the_same_lag(tmp_path: Path, accept: str) -> None:
@@ -76,7 +77,6 @@ def test_the_files_are_those_of_a_local_job_with_the_same_lag(tmp_path: Path, ac
     assert sum(s["finished"] for s in steps if s["kind"] == "steps") == found["entities"]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_several_texts_of_each_record_are_those_of_a_local_job(tmp_path: Path) -> None:
     expected = in_one_process(make_spec(tmp_path, "here", 3, n=3)).summary
@@ -86,7 +86,6 @@ def test_several_texts_of_each_record_are_those_of_a_local_job(tmp_path: Path) -
     assert found["new_tokens"] == expected["new_tokens"]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_strict_texts_draft_from_whatever_is_finished(tmp_path: Path) -> None:
     in_one_process(make_spec(tmp_path, "here", "auto"))
@@ -96,7 +95,6 @@ def test_strict_texts_draft_from_whatever_is_finished(tmp_path: Path) -> None:
     assert data_of(tmp_path / "there") == data_of(tmp_path / "here")  # a fake's drafts are its own
 
 
-@pytest.mark.slow
 def test_relaxed_texts_depend_on_the_lag_and_strict_ones_do_not(tmp_path: Path) -> None:
     for accept in ("strict", "relaxed"):
         for lag in (0, 3):
@@ -106,7 +104,6 @@ def test_relaxed_texts_depend_on_the_lag_and_strict_ones_do_not(tmp_path: Path) 
     assert data_of(tmp_path / "relaxed0") != data_of(tmp_path / "relaxed3")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 @pytest.mark.parametrize("kill_at", [0, 5, 9])
 def test_a_killed_worker_changes_no_byte(tmp_path: Path, kill_at: int) -> None:
@@ -152,7 +149,6 @@ class StopAfter(Watcher):
         return self._left <= 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 @pytest.mark.parametrize("resume", ["cluster", "local"])
 def test_an_interrupted_job_goes_on_on_either_engine(tmp_path: Path, resume: str) -> None:
@@ -169,7 +165,6 @@ def test_an_interrupted_job_goes_on_on_either_engine(tmp_path: Path, resume: str
     assert data_of(tmp_path / "there") == data_of(tmp_path / "here")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_the_saved_pool_holds_all_texts(tmp_path: Path) -> None:
     summary = on_cluster(make_spec(tmp_path, "there", 3, save_pool=tmp_path / "pool"), LoadFake())[
@@ -179,7 +174,6 @@ def test_the_saved_pool_holds_all_texts(tmp_path: Path) -> None:
     assert len(pool) == summary["entities"] == 31
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_few_shards_under_way_are_said(tmp_path: Path) -> None:
     _, notes = on_cluster(make_spec(tmp_path, "there", 0), LoadFake())
@@ -191,7 +185,6 @@ def test_a_worker_elsewhere_must_see_the_output(share: Share, tmp_path: Path) ->
         ShardWork(make_spec(tmp_path, "nowhere", 0), LoadFake(), fake_pool, alone=False)()
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_the_lag_that_its_texts_depend_on(tmp_path: Path) -> None:
     assert lag_to_use(tmp_path / "new", 8, overwrite=False) == 8
     in_one_process(make_spec(tmp_path, "strict", "auto"))

@@ -15,13 +15,14 @@ from draftrec.jobs.recommend.job import run_job
 from draftrec.jobs.recommend.setup import TaskSettings, prepare
 from tests.jobs.recommend.worlds import World, make_world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("share")
 def test_the_file_is_that_of_a_local_job(world: World, tmp_path: Path) -> None:
     def do(name: str, start: Start, stop_after: int | None = None) -> dict[str, float]:

@@ -46,6 +46,7 @@ def histories(count: int = 7) -> list[History]:
     return [History(user, np.array([1, 2]), np.array([3])) for user in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
 def test_a_killed_job_goes_on_there_and_ends_with_the_file_of_one_here(
     tmp_path: Path, ending: str

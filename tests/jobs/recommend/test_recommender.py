@@ -112,6 +112,7 @@ def test_what_is_forbidden_is_never_recommended(world: World, draft: str) -> Non
         assert both.items.tolist() == best[23:30]
 
 
+@pytest.mark.slow
 def test_seen_items_can_be_left_out(world: World) -> None:
     for query, answer in zip(
         queries(), make(world, "both", exclude_seen=True).recommend(queries()), strict=True
@@ -179,6 +180,7 @@ def test_unconstrained_searches_may_find_no_item(world: World) -> None:
     assert all(set(a.items.tolist()) <= known for a in answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draft", "changes", "message"),
     [

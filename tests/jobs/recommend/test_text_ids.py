@@ -85,6 +85,7 @@ def test_figures_are_those_of_numbers(
     assert told[0]["users"] > 0
 
 
+@pytest.mark.slow
 def test_filters_take_texts(worlds: tuple[World, World]) -> None:
     numbers, texts = worlds
     answers = []

@@ -35,6 +35,7 @@ def data_of(sources: Sources) -> dict[str, Any]:
     return json.loads(sources.snapshot().json)
 
 
+@pytest.mark.slow
 def test_page_data_and_files(runs: Path) -> None:
     with TestClient(dashboard.application(Sources([runs], 2.5))) as client:
         page = client.get("/")
