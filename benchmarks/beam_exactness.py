@@ -28,12 +28,12 @@ from draftrec.engine.beams.drafters import (
     MixedDrafter,
     ModelDrafter,
     NoBeamDrafter,
-    Offers,
+    Proposals,
 )
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import FixedPace
-from draftrec.engine.beams.state import BeamRequest, Beams, Spread, plain
+from draftrec.engine.beams.state import BeamRequest, Beams, Expansion, plain
 from draftrec.engine.target import Target
 from draftrec.items.trie import Filter, ItemTrie
 
@@ -76,15 +76,15 @@ def drawn_case(number: int, seed: int) -> tuple[str, list[Beams], list[Beams]]:
     trie = ItemTrie.build(np.arange(items, dtype=np.int64), ids)
     width = int(random.integers(1, 12))
     constraint = Constraint(trie, levels, bool(random.integers(2)))
-    spread: Spread = sampled(number) if random.integers(4) == 0 else plain
+    expand: Expansion = sampled(number) if random.integers(4) == 0 else plain
     kind = [*DRAFTS, "items", "mixed"][random.integers(len(DRAFTS) + 2)]
-    drafter = _drafter(kind, target, constraint, (width, spread), random)
+    drafter = _drafter(kind, target, constraint, (width, expand), random)
     asked = _requests(trie, random)
     slots = int(random.integers(1, 9))
 
     def run(who: BeamDrafter) -> list[Beams]:
         base = BeamModel(model("target", *target), constraint)
-        return search(BeamEngine(base, who, width, slots, StrictRule(spread)), asked)
+        return search(BeamEngine(base, who, width, slots, StrictRule(expand)), asked)
 
     return kind, run(drafter), run(NoBeamDrafter())
 
@@ -93,25 +93,25 @@ def _drafter(
     kind: str,
     target: tuple[int, float, int],
     constraint: Constraint,
-    rule: tuple[int, Spread],
+    rule: tuple[int, Expansion],
     random: np.random.Generator,
 ) -> BeamDrafter:
-    width, spread = rule
+    width, expand = rule
     assert constraint.trie is not None
     pace = FixedPace(
         width + int(random.integers(0, 12)), int(random.integers(0, 6)), constraint.levels
     )
-    offers = Offers(constraint.trie, Shuffled(random.permutation(len(constraint.trie.items))))
+    proposals = Proposals(constraint.trie, Shuffled(random.permutation(len(constraint.trie.items))))
     if kind == "items":
-        return ItemDrafter(offers, pace)
+        return ItemDrafter(proposals, pace)
     weights = target
     if kind == "partial":
         weights = (target[0], target[1], 1)
     elif kind in ("other", "flat"):
         weights = DRAFTS[kind]  # type: ignore[assignment]
-    drafter = ModelDrafter(BeamModel(model("draft", *weights), constraint), width, pace, spread)
+    drafter = ModelDrafter(BeamModel(model("draft", *weights), constraint), width, pace, expand)
     if kind == "mixed":
-        return MixedDrafter(drafter, offers, int(random.integers(0, 12)))
+        return MixedDrafter(drafter, proposals, int(random.integers(0, 12)))
     return drafter
 
 

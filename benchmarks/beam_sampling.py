@@ -115,14 +115,14 @@ def main() -> None:
     p = item_shares(trie)
     found: dict[str, Any] = {}
     for k, n in ((2, 4), (4, 8)):
-        spread = sampled(args.seed)
+        expand = sampled(args.seed)
         rows: dict[str, Any] = {}
         constraint, pace = Constraint(trie, LEVELS), FixedPace(n, LEVELS - 1, LEVELS)
-        plain = run(trie, args.users, k, NoBeamDrafter(), StrictRule(spread))
+        plain = run(trie, args.users, k, NoBeamDrafter(), StrictRule(expand))
         rows["shared noise, no draft"] = measured(trie, plain, p, k)
         for name, seed in (("perfect", 0), ("other", 5)):
-            own = ModelDrafter(BeamModel(tiny(seed), constraint), k, pace, spread)
-            beams = run(trie, args.users, k, own, StrictRule(spread))
+            own = ModelDrafter(BeamModel(tiny(seed), constraint), k, pace, expand)
+            beams = run(trie, args.users, k, own, StrictRule(expand))
             same = [np.array_equal(a.leaves, b.leaves) for a, b in zip(beams, plain, strict=True)]
             rows[f"shared noise, {name} draft"] = {
                 **measured(trie, beams, p, k), "same_as_without_draft": float(np.mean(same)),

@@ -26,7 +26,7 @@ from draftrec.ctr import settings as ctr
 from draftrec.data import settings as data
 from draftrec.errors import DraftrecError
 from draftrec.evaluate import settings as evaluate
-from draftrec.evaluate.tune.choice import Limits, Space
+from draftrec.evaluate.tune.choice import LossLimits, Space
 from draftrec.knobs import Knob, check_knobs, knob, knobs
 from draftrec.serve import settings as serve
 from draftrec.train import settings as train
@@ -47,7 +47,7 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "train AlignOptions": {train.TrainSettings, train.ObjectiveSettings, train.AlignRun},
     "ctr CtrOptions": {ctr.FitSettings, ctr.StudyRun, data.CutSettings},
     "tune TuneOptions": {
-        Limits, Space, evaluate.TuneRun, evaluate.QualityRun, config.ModelConfig,
+        LossLimits, Space, evaluate.TuneRun, evaluate.QualityRun, config.ModelConfig,
         config.BatchConfig, config.RecordsConfig,
     },
     "replay ReplayOptions": {evaluate.ReplaySettings},

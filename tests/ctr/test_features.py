@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from draftrec.ctr.features import Prepared, Sources, attributes, prepare, read_rows
+from draftrec.ctr.features import FeatureSources, Prepared, attributes, prepare, read_rows
 from draftrec.data.events import (
     PARTS,
     CutSettings,
@@ -34,7 +34,7 @@ def cut(events: Events, split: Split = "user") -> Samples:
     return cut_samples(events, CutSettings(split=split))
 
 
-def prepared(events: Events, sources: Sources, split: Split = "user") -> Prepared:
+def prepared(events: Events, sources: FeatureSources, split: Split = "user") -> Prepared:
     return prepare(events, cut(events, split), sources, COLUMNS, user_ids=split == "time")
 
 
@@ -107,7 +107,7 @@ def test_an_integer_category_serves_as_its_text_does(world: World, events: Event
         {"item_id": f"i{i}", "as_text": f"c{i % 4}", "category_id": i % 4} for i in range(ITEMS)
     ]
     path = world.write("categories.jsonl", both)
-    text, number = prepared(events, Sources(items=str(path))).inputs.items.attributes
+    text, number = prepared(events, FeatureSources(items=str(path))).inputs.items.attributes
     assert np.array_equal(text.codes, number.codes)
 
 
@@ -131,7 +131,7 @@ def test_items_are_found_by_either_name(world: World) -> None:
 
 def test_parts_hold_rows_of_both_sides(world: World, events: Events) -> None:
     samples = cut(events, "time")
-    inputs = prepared(events, Sources(items=str(world.items)), "time").inputs
+    inputs = prepared(events, FeatureSources(items=str(world.items)), "time").inputs
     assert [a.name for a in inputs.items.attributes] == ["genres"]
     for number, part in enumerate((inputs.train, inputs.valid, inputs.test)):
         inside = samples.part == number
@@ -142,16 +142,18 @@ def test_parts_hold_rows_of_both_sides(world: World, events: Events) -> None:
 
 def test_strangers_have_no_code(events: Events) -> None:
     samples = cut(events, "time")
-    inputs = prepared(events, Sources(), "time").inputs
+    inputs = prepared(events, FeatureSources(), "time").inputs
     known = np.unique(samples.user[samples.part == 0])
     assert inputs.users.ids is not None
     assert (inputs.users.ids[known + 1] > 0).all()
     assert inputs.users.ids.astype(bool).sum() == len(known) == inputs.users.id_count - 1
-    assert prepared(events, Sources()).inputs.users.ids is None
+    assert prepared(events, FeatureSources()).inputs.users.ids is None
 
 
 def test_vectors_are_standardised_on_training_entities(world: World, events: Events) -> None:
-    sources = Sources(user_vectors=str(world.user_vectors), item_vectors=str(world.item_vectors))
+    sources = FeatureSources(
+        user_vectors=str(world.user_vectors), item_vectors=str(world.item_vectors)
+    )
     found = prepared(events, sources)
     samples = cut(events)
     train = np.unique(samples.user[samples.part == PARTS.index("train")])
@@ -165,7 +167,7 @@ def test_vectors_are_standardised_on_training_entities(world: World, events: Eve
 
 def test_entities_without_a_vector_are_zeros_and_counted(world: World, events: Events) -> None:
     path = world.vectors("i", world.item_taste, range(ITEMS - 7))
-    found = prepared(events, Sources(item_vectors=str(path)))
+    found = prepared(events, FeatureSources(item_vectors=str(path)))
     vectors = found.inputs.items.vectors
     assert vectors is not None
     places = [events.items.index(f"i{i}") for i in range(ITEMS)]
@@ -178,7 +180,7 @@ def test_files_that_know_few_entities_are_a_warning(
     world: World, events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [{"item_id": f"i{i}", "genres": "g"} for i in range(ITEMS // 3)]
-    prepared(events, Sources(items=str(world.write("few.jsonl", rows))))
+    prepared(events, FeatureSources(items=str(world.write("few.jsonl", rows))))
     assert f"{ITEMS - ITEMS // 3} of the {ITEMS} item_id values of the interactions" in caplog.text
 
 
@@ -187,4 +189,4 @@ def test_files_of_other_entities_are_refused(world: World, events: Events, field
     strangers = world.vectors("x", world.user_taste, range(3))
     path = strangers if "vectors" in field else world.write("x.jsonl", [{"entity_id": "x"}])
     with pytest.raises(DraftrecError, match="check its ids"):
-        prepared(events, replace(Sources(), **{field: str(path)}))
+        prepared(events, replace(FeatureSources(), **{field: str(path)}))

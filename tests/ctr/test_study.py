@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.ctr import study
-from draftrec.ctr.features import Sources
+from draftrec.ctr.features import FeatureSources
 from draftrec.ctr.settings import FitSettings
 from draftrec.ctr.study import StudyJob, run_study, summarise
 from draftrec.data.events import CutSettings
@@ -21,7 +21,7 @@ QUICK = FitSettings(batch_sizes=(256,), size=4, epochs=1)
 
 
 def job(world: World, output: Path) -> StudyJob:
-    sources = Sources(str(world.items), item_vectors=str(world.item_vectors))
+    sources = FeatureSources(str(world.items), item_vectors=str(world.item_vectors))
     return StudyJob(
         interactions=str(world.interactions),
         output=output,
@@ -85,7 +85,7 @@ def test_other_inputs_do_not_continue_a_study(world: World, tmp_path: Path) -> N
 
 def test_adaptors_are_checked_before_anything_is_trained(world: World, tmp_path: Path) -> None:
     narrow = world.vectors("u", world.user_taste, range(100), width=5)
-    sources = Sources(user_vectors=str(narrow), item_vectors=str(world.item_vectors))
+    sources = FeatureSources(user_vectors=str(narrow), item_vectors=str(world.item_vectors))
     bad = replace(job(world, tmp_path / "out"), sources=sources, adaptors=("none", "moe"))
     with pytest.raises(DraftrecError, match="5 and 8 numbers"):
         run_study(bad, 1)
@@ -94,7 +94,7 @@ def test_adaptors_are_checked_before_anything_is_trained(world: World, tmp_path:
 
 @pytest.mark.slow
 def test_users_alone_cannot_be_aligned_in_a_split_by_user(world: World, tmp_path: Path) -> None:
-    sources = Sources(user_vectors=str(world.user_vectors))
+    sources = FeatureSources(user_vectors=str(world.user_vectors))
     bad = replace(job(world, tmp_path), sources=sources, adaptors=("contrastive",), seeds=1)
     with pytest.raises(DraftrecError, match="--split time"):
         run_study(bad, 1)

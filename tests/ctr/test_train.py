@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from draftrec.ctr.backbones import BACKBONES
-from draftrec.ctr.features import Inputs, Sources, prepare
+from draftrec.ctr.features import FeatureSources, Inputs, prepare
 from draftrec.ctr.model import ADAPTORS, ClickModel, ContrastiveAdaptor
 from draftrec.ctr.settings import FitSettings
 from draftrec.ctr.train import predict, score, train_and_test
@@ -24,7 +24,7 @@ FIT = FitSettings(learning_rates=(3e-3,), batch_sizes=(128,), size=8, epochs=6, 
 def inputs(world: World) -> Inputs:
     events = read_events(str(world.interactions), EventColumns())
     samples = cut_samples(events, CutSettings())
-    sources = Sources(
+    sources = FeatureSources(
         str(world.items),
         user_vectors=str(world.user_vectors),
         item_vectors=str(world.item_vectors),

@@ -13,8 +13,8 @@ from draftrec.demo import items, texts
 
 pytestmark = pytest.mark.slow
 
-TEXTS = texts.Plan(warm=12, held_out=3, repeats=2, max_new_tokens=40)
-ITEMS = items.Plan(users=12, timed=4, rounds=1, crowds=(3,), readers=300)
+TEXTS = texts.Size(warm=12, held_out=3, repeats=2, max_new_tokens=40)
+ITEMS = items.Size(users=12, timed=4, rounds=1, crowds=(3,), readers=300)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from rich.console import Console
 from draftrec.cli.main import run
 from draftrec.data.sequences import read_histories, read_semantic_ids
 from draftrec.demo import items, output
-from draftrec.demo.items import PLAIN, UNDRAFTED, WAYS, Plan, Story
+from draftrec.demo.items import PLAIN, UNDRAFTED, WAYS, Size, Story
 from draftrec.demo.items_report import findings, make_arms, make_report, next_steps
 from draftrec.demo.shop import histories, shipped_path
 from draftrec.errors import DraftrecError
@@ -25,7 +25,7 @@ from draftrec.report.terminal import show
 
 pytestmark = pytest.mark.slow
 
-PLAN = Plan(users=24, timed=6, rounds=3, crowds=(3,), readers=300)
+PLAN = Size(users=24, timed=6, rounds=3, crowds=(3,), readers=300)
 STRICT = ("draft", "items", "auto")
 ASSETS = Path(items.__file__).parents[1]
 
@@ -163,7 +163,7 @@ def test_commands_of_the_report_run(told: Story, tmp_path: Path) -> None:
 
 def test_missing_models_are_said(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="install draftrec again"):
-        items.tell(Plan(shipped=tmp_path / "absent"))
+        items.tell(Size(shipped=tmp_path / "absent"))
 
 
 def test_shipped_weights_are_small() -> None:

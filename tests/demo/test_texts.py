@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from draftrec.demo import output, texts
-from draftrec.demo.texts import Plan, Story
+from draftrec.demo.texts import Size, Story
 from draftrec.demo.texts_report import findings, make_arms, make_report
 from draftrec.errors import DraftrecError
 from draftrec.pool.store import Pool
@@ -20,7 +20,7 @@ from draftrec.report.terminal import show
 
 pytestmark = pytest.mark.slow
 
-PLAN = Plan(warm=12, held_out=3, repeats=2, max_new_tokens=40)
+PLAN = Size(warm=12, held_out=3, repeats=2, max_new_tokens=40)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def test_warm_and_held_out_readers_differ(told: Story) -> None:
 
 
 def test_another_seed_tells_of_other_readers() -> None:
-    other = texts._split(Plan(seed=1, warm=2, held_out=2))
-    assert other != texts._split(Plan(warm=2, held_out=2))
+    other = texts._split(Size(seed=1, warm=2, held_out=2))
+    assert other != texts._split(Size(warm=2, held_out=2))
 
 
 def test_report_says_what_happened(report: Report, told: Story) -> None:
@@ -103,4 +103,4 @@ def test_files(told: Story, tmp_path: Path) -> None:
 
 def test_missing_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="install draftrec again"):
-        texts.tell(Plan(model=tmp_path / "absent"))
+        texts.tell(Size(model=tmp_path / "absent"))

@@ -57,7 +57,7 @@ def test_fit_keeps_as_many_items_as_the_context_holds():
         encoder.fit(6)
 
 
-def test_every_place_of_a_lesson_that_teaches_is_the_end_of_a_prompt():
+def test_every_place_of_an_example_that_teaches_is_the_end_of_a_prompt():
     for form in (
         PromptFormat(),
         PromptFormat("he saw", "a", "a"),
@@ -66,7 +66,7 @@ def test_every_place_of_a_lesson_that_teaches_is_the_end_of_a_prompt():
     ):
         encoder = HistoryEncoder(form, Words(), ITEMS)
         history = places(3, 0, 2, 1)
-        ids, answers = encoder.lesson(history)
+        ids, answers = encoder.example(history)
         starts = np.flatnonzero(np.diff(np.concatenate([[0], answers.astype(int)])) == 1)
         assert len(ids) == len(answers)
         taught = []
@@ -88,7 +88,7 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(DraftrecError, match="at least 1 item"):
         HistoryEncoder(PromptFormat(max_items=0), Words(), ITEMS)
     with pytest.raises(ValueError, match="without items"):
-        HistoryEncoder(PromptFormat(), Words(), ITEMS).lesson(places())
+        HistoryEncoder(PromptFormat(), Words(), ITEMS).example(places())
 
 
 @pytest.mark.parametrize("name", ["prefix", "separator", "suffix"])

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from draftrec.config import BatchConfig, DraftConfig, GenerateConfig, ModelConfig, RecommendConfig
 from draftrec.demo.shop import demo_model_path
 from draftrec.serve.http.app import create_app
-from draftrec.serve.loading import Sources, sources_of
+from draftrec.serve.loading import ServiceSources, sources_of
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service
 from draftrec.serve.settings import KnowledgeSettings, RecommendSettings, ServeSettings
@@ -79,7 +79,7 @@ class Running:
 
 
 @contextmanager
-def running(settings: ServeSettings, sources: Sources | None = None) -> Iterator[Running]:
+def running(settings: ServeSettings, sources: ServiceSources | None = None) -> Iterator[Running]:
     """Started, and ready to answer."""
     stream = io.StringIO()
     log = RequestLog(stream, contents=settings.log_contents)

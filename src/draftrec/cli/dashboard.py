@@ -40,9 +40,9 @@ def dashboard(options: DashboardOptions) -> int:
 
     With --json, print the page's data and do not serve it.
     """
-    from draftrec.serve.dashboard.sources import Sources
+    from draftrec.serve.dashboard.sources import RunSources
 
-    sources = Sources(options.folders, options.price_per_hour)
+    sources = RunSources(options.folders, options.price_per_hour)
     if options.json:
         print_json(json_module.loads(sources.snapshot().json))
         return DONE

@@ -38,7 +38,7 @@ def demo(options: DemoOptions) -> int:
     output.prepare(options.output)
     with sole_writer(options.output, inside=True):
         with stage_bar() as watch:
-            written = texts.tell(texts.Plan(seed=options.seed), watch)
+            written = texts.tell(texts.Size(seed=options.seed), watch)
             found = items.tell(items.SHORT, watch)
         report, summary = output.write(options.output, written, found)
     return finish(options.output, report, summary, as_json=options.json)

@@ -176,7 +176,7 @@ def _names(parts: Seq[Any]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class FeatureSources:
     """Files beside the interactions; None for what there is not. Columns: None chooses them."""
 
     items: str | None = None
@@ -237,7 +237,7 @@ class Prepared:
 def prepare(
     events: Events,
     samples: Samples,
-    sources: Sources,
+    sources: FeatureSources,
     columns: tuple[str, str],
     rejects: Rejects | None = None,
     *,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from draftrec.ctr.features import Inputs, Prepared, Sources, prepare
+from draftrec.ctr.features import FeatureSources, Inputs, Prepared, prepare
 from draftrec.ctr.settings import FitSettings, StudyRun
 from draftrec.data.events import (
     PARTS,
@@ -54,7 +54,7 @@ class StudyJob(StudyRun):
     interactions: str
     output: Path
     columns: EventColumns = field(default_factory=EventColumns)
-    sources: Sources = field(default_factory=Sources)
+    sources: FeatureSources = field(default_factory=FeatureSources)
     cut: CutSettings = field(default_factory=CutSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     overwrite: bool = False

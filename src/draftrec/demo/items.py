@@ -46,7 +46,7 @@ _CROWD_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Size:
     """The demo's size. `users` are recommended for, the first `timed` of them also against the
     clock, in at most `rounds` rounds (at least three) of about `seconds` in all; then in three
     rounds for every size of `crowds`."""
@@ -76,7 +76,7 @@ class Plan:
 
 
 #: Beside another story: less of everything but the ways.
-SHORT = Plan(users=60, timed=8, rounds=3, crowds=(8,))
+SHORT = Size(users=60, timed=8, rounds=3, crowds=(8,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Story:
     """All that happened. `answers` of every user by way, `timed` runs of the timed ones, `costs` of
     passes of target and draft, `quality` of the target and of the baselines."""
 
-    plan: Plan
+    plan: Size
     shipped: Shipped
     asked: list[History]
     answers: dict[str, list[Recommendation]]
@@ -103,7 +103,7 @@ class Story:
     seconds: float
 
 
-def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
+def tell(plan: Size, watch: Watch = lambda stage, done, total: None) -> Story:
     """Run the whole demo. Raises DraftrecError when the embedded models are not there."""
     start = time.perf_counter()
     with one_thread():
@@ -121,7 +121,7 @@ def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
     return Story(plan, shipped, asked, answers, timed, crowds, costs, quality, seconds)
 
 
-def ways(shipped: Shipped, plan: Plan, batch: int) -> dict[str, ItemRecommender]:
+def ways(shipped: Shipped, plan: Size, batch: int) -> dict[str, ItemRecommender]:
     """A recommender for every way, all around the same models."""
     parts, found = shipped.parts, {}
     base = ItemRecommender(parts, shipped.catalogue, plan.config({}, batch))
@@ -167,7 +167,7 @@ def as_beams(answers: Seq[Recommendation]) -> list[UserBeams]:
 
 
 def _everyone(
-    shipped: Shipped, plan: Plan, queries: Seq[Query], watch: Watch
+    shipped: Shipped, plan: Size, queries: Seq[Query], watch: Watch
 ) -> dict[str, list[Recommendation]]:
     """Every way once, with many users at a time."""
     found = ways(shipped, plan, 32)
@@ -182,7 +182,7 @@ def _everyone(
 
 def _crowds(
     shipped: Shipped,
-    plan: Plan,
+    plan: Size,
     queries: Seq[Query],
     alone: Mapping[str, EngineRun],
     watch: Watch,
@@ -205,7 +205,7 @@ def _speedup(runs: Mapping[str, EngineRun], name: str) -> Spread:
     return paired_speedup(runs[PLAIN].seconds, runs[name].seconds)
 
 
-def _costs(shipped: Shipped, plan: Plan) -> dict[str, CostCurve]:
+def _costs(shipped: Shipped, plan: Size) -> dict[str, CostCurve]:
     """What a pass of either model takes, by its rows, for one user."""
     from draftrec.engine.beams.model import BeamModel, Constraint
     from draftrec.engine.beams.pace import measure_passes

@@ -30,7 +30,7 @@ PROBE_BUDGET = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Size:
     """The demo's size; with `items.SHORT`, meant for two minutes on two cores."""
 
     seed: int = 0
@@ -95,7 +95,7 @@ class Contender:
 class Story:
     """All that happened. `contenders`: baseline, strict, relaxed."""
 
-    plan: Plan
+    plan: Size
     prompts: list[str]
     requests: list[Request]
     contenders: list[Contender]
@@ -110,7 +110,7 @@ class Story:
         return pool
 
 
-def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
+def tell(plan: Size, watch: Watch = lambda stage, done, total: None) -> Story:
     """Run the whole demo. Raises DraftrecError when the embedded model is not there."""
     from draftrec.jobs.knowledge.generator import Generator, make_config
 
@@ -132,12 +132,12 @@ def tell(plan: Plan, watch: Watch = lambda stage, done, total: None) -> Story:
     return Story(plan, prompts, requests, contenders, growth, warm_seconds, seconds)
 
 
-def _settings(plan: Plan, **others: Any) -> dict[str, Any]:
+def _settings(plan: Size, **others: Any) -> dict[str, Any]:
     same = {"device": "cpu", "dtype": "float32", "max_new_tokens": plan.max_new_tokens}
     return {**same, "batch_size": 1, **others}
 
 
-def _contenders(strict: Generator, plan: Plan, requests: list[Request]) -> list[Contender]:
+def _contenders(strict: Generator, plan: Size, requests: list[Request]) -> list[Contender]:
     from draftrec.jobs.knowledge.generator import make_config
 
     strict.run(requests[:1])  # measures costs once, for all who need them
@@ -152,7 +152,7 @@ def _contenders(strict: Generator, plan: Plan, requests: list[Request]) -> list[
     ]
 
 
-def _race(contenders: list[Contender], requests: list[Request], plan: Plan, watch: Watch) -> None:
+def _race(contenders: list[Contender], requests: list[Request], plan: Size, watch: Watch) -> None:
     total, done = len(requests) * len(contenders) * plan.repeats, 0
 
     def progress(texts: int) -> None:
@@ -196,13 +196,13 @@ def _run(one: Contender, requests: Seq[Request], progress: Callable[[int], None]
     one.repeats.append(texts)
 
 
-def _split(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _split(plan: Size) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Warm and held-out readers, each the first of their kind."""
     warm, held_out = split_readers(plan.seed)
     return warm[: plan.warm], held_out[: plan.held_out]
 
 
-def _prompts(plan: Plan, records: Seq[dict[str, Any]]) -> list[str]:
+def _prompts(plan: Size, records: Seq[dict[str, Any]]) -> list[str]:
     template = load_template(plan.template, "user")
     return [template.render(record) for record in records]
 
@@ -219,7 +219,7 @@ def _requests(
 
 def _fill_pool(
     generator: Generator,
-    plan: Plan,
+    plan: Size,
     warm: list[dict[str, Any]],
     probes: list[Request],
     watch: Watch,
@@ -246,7 +246,7 @@ def _fill_pool(
     return growth
 
 
-def _batched(generator: Generator, plan: Plan, accept: str) -> Generator:
+def _batched(generator: Generator, plan: Size, accept: str) -> Generator:
     """Same weights and pool, many texts at a time, a fixed budget: for counts, not for times."""
     from draftrec.jobs.knowledge.generator import make_config
 

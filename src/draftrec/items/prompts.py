@@ -92,7 +92,7 @@ class HistoryEncoder:
         form = replace(self.form, max_items=min(self.form.max_items, room // per_item))
         return HistoryEncoder(form, self._tokenizer, self.item_tokens)
 
-    def lesson(self, places: LongArray) -> tuple[IntArray, BoolArray]:
+    def example(self, places: LongArray) -> tuple[IntArray, BoolArray]:
         """int32 `[t]` token ids of a sequence to learn from, and bool `[t]`: which are answers.
 
         Items count as answers where the tokens before them are those of a prompt: every item if

@@ -49,26 +49,26 @@ class KnowledgeSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class ServiceSources:
     """What there is to serve."""
 
     recommend: RecommendSource | None = None
     knowledge: KnowledgeSource | None = None
 
 
-def sources_of(settings: ServeSettings) -> Sources:
+def sources_of(settings: ServeSettings) -> ServiceSources:
     """The files that the settings name."""
     recommend = FileCatalogue(settings.recommend) if settings.recommend else None
     knowledge = FileGenerator(settings.knowledge) if settings.knowledge else None
-    return Sources(recommend, knowledge)
+    return ServiceSources(recommend, knowledge)
 
 
-def demo_sources() -> Sources:
+def demo_sources() -> ServiceSources:
     """The embedded shop and the embedded knowledge model."""
     config = GenerateConfig(
         target=ModelConfig(model=str(demo_model_path()), device="cpu", dtype="float32")
     )
-    return Sources(EmbeddedShop(), FileGenerator(KnowledgeSettings(generate=config)))
+    return ServiceSources(EmbeddedShop(), FileGenerator(KnowledgeSettings(generate=config)))
 
 
 class FileCatalogue:

@@ -15,7 +15,7 @@ from draftrec.errors import DraftrecError
 from draftrec.serve.http.app import create_app
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import DrainingServer
-from draftrec.serve.loading import Sources
+from draftrec.serve.loading import ServiceSources
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service
 from draftrec.serve.settings import ServeSettings
@@ -24,7 +24,7 @@ from draftrec.serve.settings import ServeSettings
 _LAST_SECONDS = 2
 
 
-def serve(settings: ServeSettings, sources: Sources, say: Callable[[str], None]) -> None:
+def serve(settings: ServeSettings, sources: ServiceSources, say: Callable[[str], None]) -> None:
     """Load, listen, and answer until a signal ends it. Log lines go to standard output.
 
     Raises DraftrecError for what cannot be loaded and a port that cannot be had, and whatever broke

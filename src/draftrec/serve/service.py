@@ -9,11 +9,11 @@ from typing import Any
 
 from draftrec.errors import DraftrecError
 from draftrec.jobs.recommend.catalogue import Query
-from draftrec.serve.dashboard.sources import Sources as Folders
+from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.http.auth import Keyring, TokenBuckets
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import Lifecycle
-from draftrec.serve.loading import Sources
+from draftrec.serve.loading import ServiceSources
 from draftrec.serve.logs import RequestLog, RequestNote
 from draftrec.serve.metrics import ServiceMetrics
 from draftrec.serve.model_thread import ModelThread, WorkError
@@ -28,10 +28,10 @@ class Service:
     Raises DraftrecError for unusable files, models and settings.
     """
 
-    def __init__(self, settings: ServeSettings, sources: Sources, log: RequestLog) -> None:
+    def __init__(self, settings: ServeSettings, sources: ServiceSources, log: RequestLog) -> None:
         self.settings, self.sources, self.log = settings, sources, log
         self.metrics = ServiceMetrics()
-        self.folders = Folders(settings.runs)
+        self.folders = RunSources(settings.runs)
         self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
         self.keyring = Keyring(settings.keys)
         self.buckets = TokenBuckets(settings.rate) if settings.rate else None

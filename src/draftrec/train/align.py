@@ -299,7 +299,7 @@ def align(
 def prepare(
     spec: AlignSpec, target: Recommender, folder: TeacherFolder, manifest: TeacherManifest
 ) -> Prepared:
-    """The draft and its lessons. Raises DraftrecError for what cannot be trained."""
+    """The draft and its examples. Raises DraftrecError for what cannot be trained."""
     catalogue = folder.catalogue()
     encoder = HistoryEncoder(target.format, target.tokenizer, catalogue.item_tokens)
     model: Any = _draft(spec, target, longest(encoder))

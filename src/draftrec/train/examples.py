@@ -104,7 +104,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons:
+class Examples:
     """`users` are histories as places, int64 `[h]` each. A history longer than a prompt and its
     answer is cut into overlapping windows that lie elsewhere in every epoch.
 
@@ -133,7 +133,7 @@ class Lessons:
     @cached_property
     def taught(self) -> list[LongArray]:
         """The histories with at least one answer in them."""
-        least = 1 if self.encoder.lesson(np.zeros(1, np.int64))[1].any() else 2
+        least = 1 if self.encoder.example(np.zeros(1, np.int64))[1].any() else 2
         return [user for user in self.users if len(user) >= least]
 
     def steps(self) -> int:
@@ -152,7 +152,7 @@ class Lessons:
         for batch in rng.permutation(len(cuts)).tolist():
             first, last = cuts[batch]
             chosen = [self._varied(windows[i], rng) for i in order[first:last].tolist()]
-            yield padded([self.encoder.lesson(places) for places in chosen])
+            yield padded([self.encoder.example(places) for places in chosen])
 
     def _windows(self, rng: np.random.Generator) -> list[tuple[int, int, int]]:
         """(user, first, last) of every window."""
@@ -178,7 +178,7 @@ class Lessons:
 
     def _cuts(self, lengths: LongArray) -> Iterator[tuple[int, int]]:
         """Ranges of ascending `lengths` that make a batch each."""
-        one, two = (len(self.encoder.lesson(np.zeros(n, np.int64))[0]) for n in (1, 2))
+        one, two = (len(self.encoder.example(np.zeros(n, np.int64))[0]) for n in (1, 2))
         around, per_item = 2 * one - two, two - one
         first = 0
         for i, length in enumerate(lengths.tolist()):
@@ -200,12 +200,12 @@ class Lessons:
         return places
 
 
-def padded(lessons: Seq[tuple[IntArray, BoolArray]]) -> Batch:
+def padded(examples: Seq[tuple[IntArray, BoolArray]]) -> Batch:
     """One batch of (token ids, which are answers)."""
-    longest = max(len(ids) for ids, _ in lessons)
-    input_ids = np.zeros((len(lessons), longest), np.int64)
-    labels = np.full((len(lessons), longest), IGNORED, np.int64)
-    for row, (ids, answers) in enumerate(lessons):
+    longest = max(len(ids) for ids, _ in examples)
+    input_ids = np.zeros((len(examples), longest), np.int64)
+    labels = np.full((len(examples), longest), IGNORED, np.int64)
+    for row, (ids, answers) in enumerate(examples):
         input_ids[row, : len(ids)] = ids
         labels[row, : len(ids)][answers] = ids[answers]
     return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}

@@ -19,7 +19,7 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
 from draftrec.train import presets
-from draftrec.train.examples import Batch, Lessons, TrainingData, read_training_data
+from draftrec.train.examples import Batch, Examples, TrainingData, read_training_data
 from draftrec.train.loop import TrainWatcher, Validation, Validator, answer_loss
 from draftrec.train.lora import LoraSettings, adapted
 from draftrec.train.presets import ModelSource
@@ -46,14 +46,14 @@ class FitSpec(FitRun):
 class NextItems:
     """The task of a target: predict every item from those before it."""
 
-    lessons: Lessons
+    examples: Examples
     validator: Validator | None
 
     def steps(self) -> int:
-        return self.lessons.steps()
+        return self.examples.steps()
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        return self.lessons.batches(epoch)
+        return self.examples.batches(epoch)
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Mean cross entropy per token of an item (supervised fine-tuning, SFT)."""
@@ -94,7 +94,7 @@ def fit(
 
 
 def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
-    """The model and its lessons. Raises DraftrecError for what cannot be trained."""
+    """The model and its examples. Raises DraftrecError for what cannot be trained."""
     if spec.source.kind == "checkpoint":
         model, tokenizer, encoder = _continued(spec, sids)
     else:
@@ -106,7 +106,7 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
         context = longest(encoder)
         model = presets.untrained(spec.source, tokenizer, context, spec.settings.seed)
     settings = spec.settings
-    lessons = Lessons(
+    examples = Examples(
         encoder,
         data.train,
         settings.batch_tokens,
@@ -127,8 +127,8 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
         validator = Validator(
             encoder, trie, data.valid_histories, data.valid_targets, recall_users=spec.recall_users
         )
-    note = f"{len(data.train):,} users, {lessons.steps():,} steps an epoch"
-    return Prepared(NextItems(lessons, validator), model, tokenizer, info, note)
+    note = f"{len(data.train):,} users, {examples.steps():,} steps an epoch"
+    return Prepared(NextItems(examples, validator), model, tokenizer, info, note)
 
 
 def longest(encoder: HistoryEncoder) -> int:

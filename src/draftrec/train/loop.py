@@ -295,17 +295,17 @@ class Validator:
     @torch.inference_mode()
     def loss(self, model: Any) -> float:
         """Mean negative log-probability of the item that came next, all of its tokens."""
-        lessons = []
+        examples = []
         for history, targets in zip(self.histories, self.targets, strict=True):
             prompt, answer = self.encoder.encode(history), self.encoder.item_tokens[targets[0]]
             ids = np.concatenate([prompt, answer])
-            lessons.append((ids, np.arange(len(ids)) >= len(prompt)))
-        lessons.sort(key=lambda lesson: len(lesson[0]))
+            examples.append((ids, np.arange(len(ids)) >= len(prompt)))
+        examples.sort(key=lambda example: len(example[0]))
         total = 0.0
-        for first in range(0, len(lessons), _BATCH):
-            batch = padded(lessons[first : first + _BATCH])
+        for first in range(0, len(examples), _BATCH):
+            batch = padded(examples[first : first + _BATCH])
             total += float(answer_loss(model, batch, "sum"))
-        return total / len(lessons)
+        return total / len(examples)
 
     def recall(self, model: Any) -> float:
         """Share of a user's targets among the `k` recommended items, averaged over users."""

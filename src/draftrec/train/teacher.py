@@ -38,9 +38,9 @@ from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.train.examples import read_training_data
 from draftrec.train.settings import TeachRun, TeachSettings
 from draftrec.train.teacher_files import (
-    Catalogue,
     Context,
     ContextTree,
+    ItemRows,
     TeacherFolder,
     TeacherManifest,
     at_rows,
@@ -163,10 +163,10 @@ class Recorder:
         return self.encoder.item_tokens[place] if place >= 0 else np.empty(0, np.int32)
 
     def _answers(self, prompt: IntArray, history: LongArray) -> Any:
-        """Which tokens of a prompt teach: those of its items, where a lesson has them."""
+        """Which tokens of a prompt teach: those of its items, where an example has them."""
         answers = np.zeros(len(prompt), np.bool_)
         kept = history[-self.encoder.form.max_items :]
-        ids, taught = self.encoder.lesson(kept) if len(kept) else (prompt[:0], answers[:0])
+        ids, taught = self.encoder.example(kept) if len(kept) else (prompt[:0], answers[:0])
         if np.array_equal(ids, prompt[: len(ids)]):
             answers[: len(ids)] = taught
         return answers
@@ -228,7 +228,7 @@ def _teach(
     if not manifest.shards:
         # Items are told apart by number; texts have none but their places.
         numbers = np.arange(len(sids)) if is_text(sids.items) else sids.items
-        folder.write_catalogue(Catalogue(numbers, tokens, legal_codes(tokens)))
+        folder.write_catalogue(ItemRows(numbers, tokens, legal_codes(tokens)))
     trie = ItemTrie.build(np.arange(len(sids)), tokens)
     recorder = Recorder(recommender, encoder, trie, spec.settings.beams)
     watcher.begin(manifest)

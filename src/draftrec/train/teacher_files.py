@@ -198,7 +198,7 @@ class Context:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Catalogue:
+class ItemRows:
     """`items` int64 `[n]` (their places where ids are texts), their tokens `item_tokens` int32
     `[n, L]`, and the legal codes of every level `codes` int32 `[L, A]`, padded with -1."""
 
@@ -248,13 +248,13 @@ class TeacherFolder:
         """Replace the manifest. This is the moment at which a shard counts as finished."""
         self.ledger.write(manifest.model_dump_json(indent=1) + "\n")
 
-    def write_catalogue(self, catalogue: Catalogue) -> None:
+    def write_catalogue(self, catalogue: ItemRows) -> None:
         arrays = {f.name: getattr(catalogue, f.name) for f in fields(catalogue)}
         replace_file(self.path / "catalogue.safetensors", save(arrays))
 
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> ItemRows:
         """Raises DraftrecError if it is damaged or missing."""
-        return Catalogue(**_load(self.path / "catalogue.safetensors"))
+        return ItemRows(**_load(self.path / "catalogue.safetensors"))
 
     def write_shard(self, number: int, contexts: Seq[Context]) -> None:
         """Write contexts one after another, with the lengths of everything that is ragged."""

@@ -12,7 +12,7 @@ from draftrec.engine.beams.drafters import (
     ItemDrafter,
     MixedDrafter,
     ModelDrafter,
-    Offers,
+    Proposals,
 )
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
@@ -54,12 +54,12 @@ def test_proposals_change_nothing_but_the_number_of_calls(data: st.DataObject) -
     asked = toys.requests(seed, 5, [None, Filter.deny(trie, some[::3])])
     width = data.draw(st.integers(1, 5))
     wanted = toys.run(TARGET, trie, asked, Setting(width))
-    offers = Offers(trie, Fixed(some), data.draw(st.integers(0, 60)))
+    proposals = Proposals(trie, Fixed(some), data.draw(st.integers(0, 60)))
     pace = FixedPace(width + data.draw(st.integers(0, 8)), data.draw(st.integers(0, 4)), levels)
-    drafter: BeamDrafter = ItemDrafter(offers, pace)
+    drafter: BeamDrafter = ItemDrafter(proposals, pace)
     if data.draw(st.booleans()):
         draft = ModelDrafter(BeamModel(DRAFT, Constraint(trie, levels)), width, pace)
-        drafter = MixedDrafter(draft, offers, data.draw(st.integers(0, 9)))
+        drafter = MixedDrafter(draft, proposals, data.draw(st.integers(0, 9)))
     assert toys.same(searched(trie, asked, drafter, width), wanted)
 
 
@@ -67,7 +67,7 @@ def test_the_right_items_save_all_further_calls() -> None:
     """Proposals that hold every beam of every level: one pass, beside a useless draft model too."""
     trie, ids = toys.catalogue(1, 40, 4, 5)
     asked = toys.requests(1, 4)
-    everything = Offers(trie, Fixed(np.arange(len(ids))))
+    everything = Proposals(trie, Fixed(np.arange(len(ids))))
     alone = ItemDrafter(everything, FixedPace(200, 3, 4))
     useless = ModelDrafter(BeamModel(DRAFT, Constraint(trie, 4)), 3, FixedPace(3, 3, 4))
     for drafter in (alone, MixedDrafter(useless, everything, 200)):
@@ -85,12 +85,12 @@ def test_levels_that_hardly_branch_are_drafted_whole() -> None:
     asked = toys.requests(1, 12)
     pace = FixedPace(3, 1, 4)
     useless = ModelDrafter(BeamModel(DRAFT, Constraint(trie, 4)), 3, pace)
-    for drafter in (ItemDrafter(Offers(trie, Fixed(np.arange(0))), pace), useless):
+    for drafter in (ItemDrafter(Proposals(trie, Fixed(np.arange(0))), pace), useless):
         assert max(b.target_calls for b in searched(trie, asked, drafter, 3)) <= 3
     denied = [
         BeamRequest(r.key, r.prompt_ids, Filter.deny(trie, np.arange(0, 40, 3))) for r in asked
     ]
-    nobody = ItemDrafter(Offers(trie, Fixed(np.arange(0))), pace)
+    nobody = ItemDrafter(Proposals(trie, Fixed(np.arange(0))), pace)
     assert toys.same(searched(trie, denied, nobody, 3), toys.run(TARGET, trie, denied, Setting(3)))
 
 
@@ -100,7 +100,7 @@ def test_what_is_denied_takes_no_rows() -> None:
     trie = ItemTrie.build(np.arange(4), ids)
     denied = BeamRequest(0, np.array([4, 8], np.int32), Filter.deny(trie, np.array([0, 1])))
     for proposed, width in ((np.arange(4), 2), (np.arange(0), 3)):
-        drafter = ItemDrafter(Offers(trie, Fixed(proposed)), FixedPace(width, 1, 2))
+        drafter = ItemDrafter(Proposals(trie, Fixed(proposed)), FixedPace(width, 1, 2))
         (found,) = searched(trie, [denied], drafter, 2)
         assert (found.target_calls, found.drafted) == (1, 2)
 
@@ -108,7 +108,7 @@ def test_what_is_denied_takes_no_rows() -> None:
 def test_a_prefix_weighs_what_its_items_weigh() -> None:
     ids = np.array([[3, 5], [3, 6], [4, 5], [4, 6]], np.int32)
     trie = ItemTrie.build(np.arange(4), ids)
-    offers = Offers(trie, Fixed(np.array([3, 0, 1])))  # weights 1, 1/2, 1/3
+    proposals = Proposals(trie, Fixed(np.array([3, 0, 1])))  # weights 1, 1/2, 1/3
     request = BeamRequest(0, np.array([1], np.int32))
-    leaves, weights = offers._legal(request)
+    leaves, weights = proposals._legal(request)
     assert dict(zip(leaves.tolist(), weights.tolist(), strict=True)) == {6: 1.0, 3: 0.5, 4: 1 / 3}

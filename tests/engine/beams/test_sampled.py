@@ -86,15 +86,15 @@ def test_sampled_beams_are_a_sample_without_replacement() -> None:
 def test_whoever_drafts_the_sample_is_the_same(seed: int, width: int, steps: int) -> None:
     trie, _ = toys.catalogue(seed, 60, 1 + seed % 4, 7)
     asked = toys.requests(seed, 5)
-    spread = sampled(seed)
-    rule = StrictRule(spread)
+    expand = sampled(seed)
+    rule = StrictRule(expand)
     plain = run(trie, asked, width, NoBeamDrafter(), rule)
     for draft in (TARGET, OTHER):
         # A target cannot be its own drafter's cache.
         model = BeamModel(Target(toys.model(0, 0.3)) if draft is TARGET else draft,
                           Constraint(trie, trie.levels))  # fmt: skip
         pace = FixedPace(width + 4, steps, trie.levels)
-        found = run(trie, asked, width, ModelDrafter(model, width, pace, spread), rule)
+        found = run(trie, asked, width, ModelDrafter(model, width, pace, expand), rule)
         assert toys.same(found, plain)
         if draft is TARGET and steps >= trie.levels - 1:
             assert all(b.target_calls == 1 for b in found)

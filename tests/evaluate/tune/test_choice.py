@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.evaluate.tune.choice import Limits, Row, choose, chosen_yaml, frontier, unrest
+from draftrec.evaluate.tune.choice import LossLimits, Row, choose, chosen_yaml, frontier, unrest
 
-LIMITS = Limits(max_loss_per_token=0.05, min_similarity=0.9, max_length_drift=0.1)
+LIMITS = LossLimits(max_loss_per_token=0.05, min_similarity=0.9, max_length_drift=0.1)
 
 
 def row(rule: str, speedup: float, loss: float = 0.0, **more: Any) -> Row:

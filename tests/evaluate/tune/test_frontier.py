@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from draftrec.evaluate.tune.choice import Limits, knobs_label
+from draftrec.evaluate.tune.choice import LossLimits, knobs_label
 from draftrec.evaluate.tune.frontier import Study, report_of
 from draftrec.report.blocks import Table
 from draftrec.report.page import render
@@ -22,7 +22,7 @@ ROWS = tuple({"relaxed_share": 0.1, "distinct_2_drift": 0.0, **r} for r in ROWS)
 
 def page(chosen: int) -> str:
     facts = {"Study": {"texts": "<3>"}}
-    return render(report_of(Study(ROWS, ROWS[chosen], Limits(), facts, "s.yaml")))
+    return render(report_of(Study(ROWS, ROWS[chosen], LossLimits(), facts, "s.yaml")))
 
 
 def test_the_page_shows_every_setting_and_needs_no_other_file() -> None:
@@ -52,7 +52,7 @@ def test_a_choice_of_strict_is_explained() -> None:
 def test_a_terminal_shows_the_frontier_and_the_chosen_setting() -> None:
     beaten = ({**ROWS[1], "speedup": 0.5}, {**ROWS[1], "speedup": 0.6})
     for chosen, shown in ((ROWS[0], 3), (beaten[0], 4)):
-        study = Study((*ROWS, *beaten), chosen, Limits(), {})
+        study = Study((*ROWS, *beaten), chosen, LossLimits(), {})
         tables = [b for s in report_of(study, short=True).sections for b in s.blocks]
         (table,) = (b for b in tables if isinstance(b, Table))
         assert len(table.rows) == shown

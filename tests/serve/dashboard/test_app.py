@@ -16,7 +16,7 @@ from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.dashboard import sources as dashboard_sources
 from draftrec.serve.dashboard.app import quantile, service_figures
 from draftrec.serve.dashboard.quality import read_evaluations
-from draftrec.serve.dashboard.sources import Sources
+from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.metrics import ServiceMetrics
 from tests.serve.run_folders import RunWriter, write_pool
 
@@ -31,13 +31,13 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def data_of(sources: Sources) -> dict[str, Any]:
+def data_of(sources: RunSources) -> dict[str, Any]:
     return json.loads(sources.snapshot().json)
 
 
 @pytest.mark.slow
 def test_page_data_and_files(runs: Path) -> None:
-    with TestClient(dashboard.application(Sources([runs], 2.5))) as client:
+    with TestClient(dashboard.application(RunSources([runs], 2.5))) as client:
         page = client.get("/")
         assert page.status_code == 200
         assert "default-src 'self'" in page.headers["content-security-policy"]
@@ -56,7 +56,7 @@ def test_page_data_and_files(runs: Path) -> None:
 
 
 def test_a_run_given_directly_and_its_folder_are_one(runs: Path) -> None:
-    data = data_of(Sources([runs / "fast", runs]))
+    data = data_of(RunSources([runs / "fast", runs]))
     assert sorted(run["name"] for run in data["runs"]) == ["fast", "plain"]
     assert [run["speedup"] for run in data["runs"] if run["name"] == "fast"] == [2.0]
 
@@ -64,23 +64,23 @@ def test_a_run_given_directly_and_its_folder_are_one(runs: Path) -> None:
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for shop in ("books", "films"):
         RunWriter(tmp_path / shop / "strict").finish()
-    data = data_of(Sources([tmp_path / "books" / "strict", tmp_path / "films" / "strict"]))
+    data = data_of(RunSources([tmp_path / "books" / "strict", tmp_path / "films" / "strict"]))
     assert [run["name"] for run in data["runs"]] == ["books/strict", "films/strict"]
 
 
 def test_a_folder_must_exist_and_a_damaged_run_is_a_note(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="is no folder"):
-        Sources([tmp_path / "nothing"])
+        RunSources([tmp_path / "nothing"])
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "manifest.json").write_text('{"format": "draftrec-run", "shards": 3}')
-    data = data_of(Sources([tmp_path]))
+    data = data_of(RunSources([tmp_path]))
     assert data["runs"] == []
     assert "odd cannot be shown" in data["notes"][0]
 
 
 def test_runs_that_begin_later_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard_sources, "FRESH_SECONDS", 0.0)
-    sources = Sources([tmp_path])
+    sources = RunSources([tmp_path])
     first = sources.snapshot()
     assert json.loads(first.json)["runs"] == []
     assert sources.snapshot().version == first.version
@@ -93,7 +93,7 @@ def test_runs_that_begin_later_appear(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def events_of(
-    sources: Sources, count: int, metrics: ServiceMetrics | None = None, last: str = "",
+    sources: RunSources, count: int, metrics: ServiceMetrics | None = None, last: str = "",
     between: Callable[[], Any] = lambda: None,
 ) -> list[str]:  # fmt: skip
     """The first messages of a stream; `between` runs after each."""
@@ -119,7 +119,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_the_stream_tells_what_changed_and_nothing_twice(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run", records=100)
-    retry, first, second = events_of(Sources([tmp_path]), 3, between=writer.shard)
+    retry, first, second = events_of(RunSources([tmp_path]), 3, between=writer.shard)
     assert retry == "retry: 2000\n\n"
     for message, done in ((first, 8), (second, 16)):
         head, kind, body = message.strip().split("\n")
@@ -133,7 +133,7 @@ def test_a_page_that_comes_back_gets_only_what_is_new(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dashboard, "_HEARTBEAT", 0.02)
-    sources = Sources([runs])
+    sources = RunSources([runs])
     version = sources.snapshot().version
     assert events_of(sources, 2, last=version)[1] == ": still here\n\n"
     assert f"id: {version}\n" in events_of(sources, 2, last="older")[1]
@@ -146,7 +146,7 @@ def test_a_service_shows_its_own_figures(tmp_path: Path) -> None:
         metrics.observe_request("/v1/recommend", 200, seconds)
     metrics.observe_request("/v1/recommend", 503, 0.001)
     metrics.observe_request("/v1/recommend", 429, 0.001)
-    message = events_of(Sources([tmp_path]), 2, metrics)[1]
+    message = events_of(RunSources([tmp_path]), 2, metrics)[1]
     figures = json.loads(message.split("event: service\ndata: ")[1])
     assert figures["counters"]["requests"] == 6
     route = figures["routes"]["/v1/recommend"]

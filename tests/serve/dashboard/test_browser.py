@@ -17,7 +17,7 @@ import uvicorn
 
 from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.dashboard import sources as dashboard_sources
-from draftrec.serve.dashboard.sources import Sources
+from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.metrics import ServiceMetrics
 from tests.serve.run_folders import GROUPS, RunWriter, write_pool
 
@@ -57,10 +57,10 @@ def served(folder: Path, port: int = 0, metrics: ServiceMetrics | None = None) -
     """The dashboard over a folder, on a port of the loopback; its address."""
     listening = socket.create_server(("127.0.0.1", port))
     stop = threading.Event()
-    app = dashboard.application(Sources([folder]), stop.is_set)
+    app = dashboard.application(RunSources([folder]), stop.is_set)
     if metrics is not None:
         app.router.routes.clear()
-        app.include_router(dashboard.router(Sources([folder]), metrics, stop.is_set))
+        app.include_router(dashboard.router(RunSources([folder]), metrics, stop.is_set))
     config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))

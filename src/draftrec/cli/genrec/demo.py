@@ -32,6 +32,6 @@ def demo(options: GenrecDemoOptions) -> int:
     output.prepare(options.output)
     with sole_writer(options.output, inside=True):
         with stage_bar() as watch:
-            found = items.tell(items.Plan(users=options.users), watch)
+            found = items.tell(items.Size(users=options.users), watch)
         report, summary = output.write(options.output, found=found)
     return finish(options.output, report, summary, as_json=options.json)

@@ -157,7 +157,7 @@ def ctr(options: CtrOptions) -> int:
 
 
 def _job(options: CtrOptions, output: Path) -> StudyJob:
-    from draftrec.ctr.features import Sources
+    from draftrec.ctr.features import FeatureSources
     from draftrec.ctr.study import StudyJob
 
     usual = FitSettings()
@@ -168,7 +168,7 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
         adaptors=cast(Any, tuple(map(str, options.adaptor or StudyRun.adaptors))),
         seeds=options.seeds,
         columns=options.columns(),
-        sources=Sources(
+        sources=FeatureSources(
             options.items, _names(options.item_columns), options.users,
             _names(options.user_columns), options.user_vectors, options.item_vectors,
         ),

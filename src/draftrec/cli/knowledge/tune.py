@@ -32,7 +32,7 @@ from draftrec.data.files.places import Place
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.settings import QualityRun, TuneRun
-from draftrec.evaluate.tune.choice import RULES, Limits, Space
+from draftrec.evaluate.tune.choice import RULES, LossLimits, Space
 
 if TYPE_CHECKING:
     from draftrec.evaluate.tune.frontier import Study
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 WITH_MODEL = "With --model"
 Trials = partial(option_of, QualityRun, panel=TRIALS_PANEL, note=WITH_MODEL)
-Limit = partial(option_of, Limits, panel=LIMITS_PANEL, note=WITH_MODEL)
+Limit = partial(option_of, LossLimits, panel=LIMITS_PANEL, note=WITH_MODEL)
 Prompts = partial(option_of, RecordsConfig, panel=PROMPTS_PANEL)
 Batch = partial(option_of, BatchConfig, note=WITH_MODEL)
 Machine = partial(option_of, ModelConfig, panel=MODEL_PANEL)
@@ -275,7 +275,9 @@ def _job(options: TuneOptions, model: str) -> QualityJob:
         groups=options.groups,
         pool=options.pool,
         space=Space(_words(options.rules), _numbers("budgets", options.budgets)),
-        limits=Limits(options.max_loss_per_token, options.min_similarity, options.max_length_drift),
+        limits=LossLimits(
+            options.max_loss_per_token, options.min_similarity, options.max_length_drift
+        ),
         sample=options.sample,
         rounds=options.rounds,
         trials=options.trials,

@@ -28,9 +28,9 @@ from draftrec.engine.beams.drafters import ModelDrafter
 from draftrec.engine.beams.model import BeamModel
 from draftrec.engine.beams.pace import Pace
 from draftrec.engine.beams.state import (
+    Expansion,
     Kept,
     Scored,
-    Spread,
     UserSearch,
     grown,
     log_sums,
@@ -55,30 +55,30 @@ class BeamRule(Protocol):
 class StrictRule:
     """The target's own beams, level by level, as long as it has rated all that it kept.
 
-    `spread` says by what beams are chosen: summed log-probabilities, or perturbed ones (see
+    `expand` says by what beams are chosen: summed log-probabilities, or perturbed ones (see
     `sampled`), where the beams are a sample.
     """
 
-    def __init__(self, spread: Spread = plain) -> None:
-        self.spread = spread
+    def __init__(self, expand: Expansion = plain) -> None:
+        self.expand = expand
 
     def decide(self, model: BeamModel, search: UserSearch, width: int) -> None:
         while not search.done and model.knows(search.target, search.kept.nodes):
-            search.settle(pick(self.spread, search.target, search.kept, width))
+            search.settle(pick(self.expand, search.target, search.kept, width))
 
     def stop(self, search: UserSearch) -> None:
         """Nothing to forget."""
 
 
-def sampled(seed: int, temperature: float = 1.0) -> Spread:
-    """A `Spread` that samples from the model's distribution over legal items at `temperature`.
+def sampled(seed: int, temperature: float = 1.0) -> Expansion:
+    """An `Expansion` that samples from the model's distribution over legal items at `temperature`.
 
     Log-probabilities are renormalised over legal tokens, since a sample is one of legal items;
     scores are those log-probabilities summed, `noise` the perturbed ones (equations 8 to 10 and
     appendix B.3 of the paper).
     """
 
-    def spread(scored: Scored, kept: Kept) -> tuple[LongArray, DoubleArray, DoubleArray]:
+    def expand(scored: Scored, kept: Kept) -> tuple[LongArray, DoubleArray, DoubleArray]:
         spans = scored.spans_of(kept.nodes)
         counts, at = spans[:, 1] - spans[:, 0], ragged(spans)
         if not len(at):
@@ -89,7 +89,7 @@ def sampled(seed: int, temperature: float = 1.0) -> Spread:
         raw = scores + _gumbel(scored, kept, beams, scored.tokens[at], seed)
         return spans, scores, _conditioned(raw, kept.noise[beams], peaks(raw, counts)[beams])
 
-    return spread
+    return expand
 
 
 def _conditioned(raw: DoubleArray, wanted: DoubleArray, peak: DoubleArray) -> DoubleArray:
@@ -255,10 +255,10 @@ def _among(search: UserSearch, spans: LongArray, nodes: IntArray) -> BoolArray:
 
 
 def _taken(
-    scored: Scored, kept: Kept, spread: tuple[LongArray, DoubleArray], places: LongArray
+    scored: Scored, kept: Kept, expanded: tuple[LongArray, DoubleArray], places: LongArray
 ) -> Kept:
     """The continuations at `places`, best first."""
-    spans, scores = spread
+    spans, scores = expanded
     places = places[np.argsort(-scores[places], kind="stable")]
     beams = np.repeat(np.arange(len(spans)), spans[:, 1] - spans[:, 0])[places]
     chosen = np.stack((beams, ragged(spans)[places], places), axis=1)

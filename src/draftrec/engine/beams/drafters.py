@@ -15,7 +15,15 @@ from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.engine.beams import select
 from draftrec.engine.beams.model import BeamModel
 from draftrec.engine.beams.pace import Pace, whole
-from draftrec.engine.beams.state import BeamRequest, Kept, Scored, Spread, UserSearch, grown, plain
+from draftrec.engine.beams.state import (
+    BeamRequest,
+    Expansion,
+    Kept,
+    Scored,
+    UserSearch,
+    grown,
+    plain,
+)
 
 if TYPE_CHECKING:
     from draftrec.items.trie import ItemTrie
@@ -76,8 +84,8 @@ class ModelDrafter:
     level of few enough continuations is drafted whole.
     """
 
-    def __init__(self, model: BeamModel, kept: int, pace: Pace, spread: Spread = plain) -> None:
-        self.model, self.kept, self.pace, self.spread = model, kept, pace, spread
+    def __init__(self, model: BeamModel, kept: int, pace: Pace, expand: Expansion = plain) -> None:
+        self.model, self.kept, self.pace, self.expand = model, kept, pace, expand
         self._users: dict[int, Scored] = {}
 
     @property
@@ -126,7 +134,7 @@ class ModelDrafter:
     def _widened(self, s: UserSearch, kept: Kept, inner: int, width: int) -> tuple[Kept, int]:
         """The next level, and how many of its first nodes are the draft model's own K beams."""
         scored = self._users[s.order]
-        spans, scores, noise = self.spread(scored, kept)
+        spans, scores, noise = self.expand(scored, kept)
         if len(scores) <= whole(width):
             width = len(scores)
         wide = select.best(spans, kept.ranks, scored.tokens, noise, width)
@@ -152,7 +160,7 @@ class Proposer(Protocol):
         ...
 
 
-class Offers:
+class Proposals:
     """Prefixes of the items proposed to running users, heaviest first: a prefix weighs what the
     items below it weigh together."""
 
@@ -213,12 +221,12 @@ class ItemDrafter:
     """Drafts proposals alone, as many per level as `pace` says, and whole levels where prefixes
     hardly branch. No forward pass is needed, and strict verification stays exact."""
 
-    def __init__(self, offers: Offers, pace: Pace) -> None:
-        self.offers, self.pace = offers, pace
+    def __init__(self, proposals: Proposals, pace: Pace) -> None:
+        self.proposals, self.pace = proposals, pace
 
     @property
     def most_rows(self) -> int:
-        return whole(self.pace.most) * self.offers.trie.levels
+        return whole(self.pace.most) * self.proposals.trie.levels
 
     def reserve(self, slots: int, longest: int) -> None:
         """Nothing to make room for."""
@@ -231,8 +239,8 @@ class ItemDrafter:
             s.levels = []
             above = s.kept.nodes
             for step, width in enumerate(self.pace.widths(s)):
-                every = self.offers.every(s, above, whole(width))
-                chosen = self.offers.below(s, s.level + step, above, width)
+                every = self.proposals.every(s, above, whole(width))
+                chosen = self.proposals.below(s, s.level + step, above, width)
                 above = chosen if every is None else _first(chosen, every)
                 s.levels.append(above)
 
@@ -240,18 +248,18 @@ class ItemDrafter:
         self.pace.observe(running)
 
     def stop(self, search: UserSearch) -> None:
-        self.offers.stop(search)
+        self.proposals.stop(search)
 
 
 class MixedDrafter:
     """Adds up to `extra` proposals to every level that another drafter drafts."""
 
-    def __init__(self, inner: BeamDrafter, offers: Offers, extra: int = 16) -> None:
-        self.inner, self.offers, self.extra = inner, offers, extra
+    def __init__(self, inner: BeamDrafter, proposals: Proposals, extra: int = 16) -> None:
+        self.inner, self.proposals, self.extra = inner, proposals, extra
 
     @property
     def most_rows(self) -> int:
-        return self.inner.most_rows + self.extra * self.offers.trie.levels
+        return self.inner.most_rows + self.extra * self.proposals.trie.levels
 
     def reserve(self, slots: int, longest: int) -> None:
         self.inner.reserve(slots, longest)
@@ -264,7 +272,7 @@ class MixedDrafter:
         for s in running:
             above = s.kept.nodes
             for step, level in enumerate(s.levels):
-                more = self.offers.below(s, s.level + step, above, self.extra)
+                more = self.proposals.below(s, s.level + step, above, self.extra)
                 above = s.levels[step] = _first(level, more)
 
     def observe(self, running: Seq[UserSearch]) -> None:
@@ -272,7 +280,7 @@ class MixedDrafter:
 
     def stop(self, search: UserSearch) -> None:
         self.inner.stop(search)
-        self.offers.stop(search)
+        self.proposals.stop(search)
 
 
 def _first(nodes: IntArray, others: IntArray) -> IntArray:

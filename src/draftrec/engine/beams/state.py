@@ -289,7 +289,7 @@ ROOT = Kept(np.array([-1], np.int32), np.zeros(1), np.zeros(1, np.int64), np.zer
 
 #: Scores what follows beams: (who rates, the beams) -> spans int64 `[b, 2]` of the candidates, then
 #: of all candidates one after another float64 scores and what they are chosen by.
-Spread = Callable[[Scored, Kept], tuple[LongArray, DoubleArray, DoubleArray]]
+Expansion = Callable[[Scored, Kept], tuple[LongArray, DoubleArray, DoubleArray]]
 
 
 @dataclass(eq=False, slots=True)
@@ -349,9 +349,9 @@ def plain(scored: Scored, kept: Kept) -> tuple[LongArray, DoubleArray, DoubleArr
     return spans, scores, scores
 
 
-def pick(spread: Spread, scored: Scored, kept: Kept, most: int) -> Kept:
+def pick(expand: Expansion, scored: Scored, kept: Kept, most: int) -> Kept:
     """The `most` best continuations of `kept`: one step of beam search."""
-    spans, scores, noise = spread(scored, kept)
+    spans, scores, noise = expand(scored, kept)
     chosen = select.best(spans, kept.ranks, scored.tokens, noise, most)
     return grown(scored, kept, chosen, (scores, noise))
 

@@ -102,7 +102,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LossLimits:
     """What a relaxed setting may cost. `max_loss_per_token` nats of log-probability per token of
     the text; `min_similarity` by TF-IDF, 1 for the model's own text and 0 for another entity's: a
     text that the model samples at temperature 0.5 has about 0.2; `max_length_drift` the relative
@@ -140,7 +140,7 @@ def frontier(rows: Seq[Row], cost: Callable[[Row], float]) -> list[Row]:
     return kept
 
 
-def choose(rows: Seq[Row], limits: Limits) -> Row:
+def choose(rows: Seq[Row], limits: LossLimits) -> Row:
     """The fastest setting within the limits.
 
     Strict unless a relaxed setting was faster in its slowest round than strict was in its median,
@@ -175,7 +175,7 @@ def unrest(rows: Seq[Row]) -> str | None:
     )
 
 
-def chosen_yaml(row: Row, limits: Limits, depth: int) -> str:
+def chosen_yaml(row: Row, limits: LossLimits, depth: int) -> str:
     """The content of a settings file for `generate --config`, with the reasons as comments."""
     bounds = ", ".join(f"{name} {value:g}" for name, value in asdict(limits).items())
     lines = [

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from draftrec.evaluate.tune.choice import (
-    Limits,
+    LossLimits,
     Row,
     fastest_strict,
     frontier,
@@ -45,7 +45,7 @@ class Study:
 
     rows: tuple[Row, ...]
     chosen: Row
-    limits: Limits
+    limits: LossLimits
     facts: Mapping[str, Mapping[str, str]]
     settings_file: str | None = None
 

@@ -35,7 +35,7 @@ from draftrec.errors import DraftrecError
 from draftrec.evaluate.settings import QualityRun
 from draftrec.evaluate.texts.quality import by_tf_idf, likeness, run_distinct
 from draftrec.evaluate.texts.runs import RunTexts
-from draftrec.evaluate.tune.choice import Limits, Row, Space, accept_of, choose, frontier
+from draftrec.evaluate.tune.choice import LossLimits, Row, Space, accept_of, choose, frontier
 from draftrec.jobs.trials import (
     Scalar,
     Settings,
@@ -225,7 +225,7 @@ class QualityJob(QualityRun):
     groups: Place | None = None
     pool: Path | None = None
     space: Space = field(default_factory=Space)
-    limits: Limits = field(default_factory=Limits)
+    limits: LossLimits = field(default_factory=LossLimits)
     depth: int = DraftConfig.model_fields["depth"].default
     overwrite: bool = False
 

@@ -15,12 +15,12 @@ from draftrec.engine.beams.drafters import (
     MixedDrafter,
     ModelDrafter,
     NoBeamDrafter,
-    Offers,
+    Proposals,
 )
 from draftrec.engine.beams.loop import BeamEngine
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace, Pace, measure_passes, whole
-from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, Spread, UserSearch, plain
+from draftrec.engine.beams.state import BeamRequest, BeamTree, Expansion, Scored, UserSearch, plain
 from draftrec.engine.costs import CostCurve
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
@@ -85,14 +85,14 @@ def make_engine(
     target = BeamModel(parts.target, constraint)
     draft = BeamModel(parts.draft, constraint) if parts.draft else None
     if not parts.drafts:
-        rule = StrictRule(_spread(config))
+        rule = StrictRule(_expansion(config))
         return BeamEngine(target, NoBeamDrafter(), config.k, config.batch_size, rule)
     pace = _pace(parts, (target, draft), config, prompt, curves or Curves())
     drafter, rule = _roles(parts, draft, config, pace)
     return BeamEngine(target, drafter, config.k, config.batch_size, rule)
 
 
-def _spread(config: RecommendConfig) -> Spread:
+def _expansion(config: RecommendConfig) -> Expansion:
     """By what beams are chosen."""
     return sampled(config.seed, config.temperature) if config.verify == "sample" else plain
 
@@ -100,18 +100,18 @@ def _spread(config: RecommendConfig) -> Spread:
 def _roles(
     parts: Parts, draft: BeamModel | None, config: RecommendConfig, pace: Pace
 ) -> tuple[BeamDrafter, BeamRule]:
-    spread = _spread(config)
-    offers = Offers(parts.trie, parts.retriever) if parts.retriever else None
+    expand = _expansion(config)
+    proposals = Proposals(parts.trie, parts.retriever) if parts.retriever else None
     if draft is None:
-        assert offers is not None
-        return ItemDrafter(offers, pace), StrictRule(spread)
+        assert proposals is not None
+        return ItemDrafter(proposals, pace), StrictRule(expand)
     if config.verify == "relaxed":
         relaxed = RelaxedDrafter(draft, config.k, pace, config.seed)
         return relaxed, RelaxedRule(relaxed)
-    own = ModelDrafter(draft, config.k, pace, spread)
-    if offers is None or not config.draft_items:
-        return own, StrictRule(spread)
-    return MixedDrafter(own, offers, config.draft_items), StrictRule(spread)
+    own = ModelDrafter(draft, config.k, pace, expand)
+    if proposals is None or not config.draft_items:
+        return own, StrictRule(expand)
+    return MixedDrafter(own, proposals, config.draft_items), StrictRule(expand)
 
 
 def _pace(
@@ -148,7 +148,7 @@ def _pace(
 def _propose_seconds(parts: Parts, users: int = 16) -> float:
     """Host seconds of a user's proposals, by prefix: the median of some users."""
     assert parts.retriever is not None
-    offers = Offers(parts.trie, parts.retriever)
+    proposals = Proposals(parts.trie, parts.retriever)
     places = np.linspace(0, parts.retriever.items - 1, users).astype(np.int64)
     times: list[float] = []
     for place in places:
@@ -156,7 +156,7 @@ def _propose_seconds(parts: Parts, users: int = 16) -> float:
         request = BeamRequest(0, np.zeros(1, np.int32), None, places[places <= place])
         user = UserSearch(0, request, tree, Scored(0, request, tree))
         start = time.perf_counter()
-        offers.below(user, 0, user.kept.nodes, 32)
+        proposals.below(user, 0, user.kept.nodes, 32)
         times.append(time.perf_counter() - start)
-        offers.stop(user)
+        proposals.stop(user)
     return sorted(times)[len(times) // 2]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
-from draftrec.serve.dashboard.sources import FRESH_SECONDS, Sources
+from draftrec.serve.dashboard.sources import FRESH_SECONDS, RunSources
 from draftrec.serve.metrics import COUNTERS, GAUGES, PREFIX
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ _HEARTBEAT = 15.0
 
 
 def router(
-    sources: Sources,
+    sources: RunSources,
     metrics: ServiceMetrics | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> APIRouter:
@@ -135,7 +135,7 @@ def router(
     return routes
 
 
-def application(sources: Sources, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+def application(sources: RunSources, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
     """The dashboard alone, as `draftrec dashboard` serves it; `/` leads to it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router(sources, stopping=stopping))
@@ -148,7 +148,7 @@ def application(sources: Sources, stopping: Callable[[], bool] = lambda: False) 
 
 
 async def event_stream(
-    sources: Sources,
+    sources: RunSources,
     last: str = "",
     metrics: ServiceMetrics | None = None,
     stopping: Callable[[], bool] = lambda: False,

@@ -40,7 +40,7 @@ class Found:
     advice: list[Advice] = field(default_factory=list[Advice])
 
 
-class Sources:
+class RunSources:
     """Reads run folders and evaluations; safe to ask from several threads.
 
     A folder is a run or an evaluation, or it holds some: then all that it holds, and will hold, are

@@ -10,7 +10,7 @@ import pytest
 from draftrec.errors import DraftrecError
 from draftrec.items.prompts import HistoryEncoder, PromptFormat
 from draftrec.models.recommender import new_tokenizer
-from draftrec.train.examples import IGNORED, Lessons, padded
+from draftrec.train.examples import IGNORED, Examples, padded
 from tests.train.small import ITEMS, catalogue
 
 
@@ -19,9 +19,9 @@ def encoder(form: PromptFormat) -> HistoryEncoder:
     return HistoryEncoder(form, tokenizer, catalogue().token_ids(tokenizer.get_vocab()))
 
 
-def lessons(form: PromptFormat, users: list[np.ndarray], **changes: float) -> Lessons:
+def examples(form: PromptFormat, users: list[np.ndarray], **changes: float) -> Examples:
     values = {"batch_tokens": 120, "drop_items": 0.0, "jitter": 0.0, "seed": 3} | changes
-    return Lessons(encoder(form), users, **values)  # type: ignore[arg-type]
+    return Examples(encoder(form), users, **values)  # type: ignore[arg-type]
 
 
 def drawn(count: int = 30, longest: int = 25) -> list[np.ndarray]:
@@ -31,7 +31,7 @@ def drawn(count: int = 30, longest: int = 25) -> list[np.ndarray]:
 
 def test_every_item_of_short_histories_is_an_answer_once():
     users = drawn(longest=7)
-    taught = lessons(PromptFormat(max_items=6), users)
+    taught = examples(PromptFormat(max_items=6), users)
     for epoch in range(2):
         answers = Counter()
         for batch in taught.batches(epoch):
@@ -44,7 +44,7 @@ def test_every_item_of_short_histories_is_an_answer_once():
 
 
 def test_long_histories_are_cut_elsewhere_in_every_epoch():
-    taught = lessons(PromptFormat(max_items=4), [np.arange(ITEMS - 1)])
+    taught = examples(PromptFormat(max_items=4), [np.arange(ITEMS - 1)])
     tokens = encoder(PromptFormat()).item_tokens
 
     def firsts(epoch: int) -> list[int]:
@@ -60,7 +60,7 @@ def test_long_histories_are_cut_elsewhere_in_every_epoch():
 
 
 def test_an_epoch_is_the_same_every_time_and_has_as_many_steps_as_promised():
-    taught = lessons(PromptFormat(max_items=8), drawn(), drop_items=0.3)
+    taught = examples(PromptFormat(max_items=8), drawn(), drop_items=0.3)
 
     def seen(epoch: int) -> list[list[int]]:
         return [batch["input_ids"].flatten().tolist() for batch in taught.batches(epoch)]
@@ -74,7 +74,7 @@ def test_dropped_items_shorten_sequences_but_never_to_nothing():
     users = [np.arange(6)] * 40
 
     def answers(share: float) -> list[int]:
-        batches = lessons(PromptFormat(), users, drop_items=share).batches(0)
+        batches = examples(PromptFormat(), users, drop_items=share).batches(0)
         return [int((r != IGNORED).sum()) // 3 for batch in batches for r in batch["labels"]]
 
     assert set(answers(0.0)) == {6}
@@ -88,7 +88,7 @@ def test_jitter_moves_items_about_so_far():
     def distances(jitter: float) -> np.ndarray:
         tokens = encoder(PromptFormat()).item_tokens
         found = []
-        for batch in lessons(PromptFormat(), users, jitter=jitter).batches(0):
+        for batch in examples(PromptFormat(), users, jitter=jitter).batches(0):
             for row in batch["input_ids"].numpy():
                 items = [
                     int(np.flatnonzero((tokens == t).all(1))[0]) for t in row[1:].reshape(-1, 3)
@@ -104,11 +104,11 @@ def test_jitter_moves_items_about_so_far():
 
 def test_histories_without_an_answer_are_left_out():
     form = PromptFormat("<a_0>", "<b_0>", "<b_0>")
-    taught = lessons(form, [np.array([1]), np.array([], np.int64), np.array([1, 2, 3])])
+    taught = examples(form, [np.array([1]), np.array([], np.int64), np.array([1, 2, 3])])
     (batch,) = taught.batches(0)
     assert int((batch["labels"] != IGNORED).sum()) == 2 * 3
     with pytest.raises(DraftrecError, match="long enough to learn from"):
-        lessons(form, [np.array([1])])
+        examples(form, [np.array([1])])
 
 
 def test_padding_is_no_label():
