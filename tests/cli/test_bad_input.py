@@ -21,7 +21,13 @@ from tests.fakes import FakeGenerator
 
 _PHASES = tuple(
     f"draftrec: {what}"
-    for what in ("loading the model", "checking that", "preparing the index", "measuring what")
+    for what in (
+        "loading the model",
+        "checking that",
+        "strict texts are",
+        "preparing the",
+        "measuring",
+    )
 )
 GOOD = '{"entity_id": "a", "prompt": "p", "title": "t"}\n'
 
