@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.engine.packing import Segment
 from draftrec.engine.rotary import context_length, short_limit
-from draftrec.engine.target import PackedRunner, Target, check_served, sixteens
+from draftrec.engine.target import Target, check_served, sixteens
 from draftrec.engine.tree import make_tree
 from draftrec.errors import UnsupportedModelError
 
@@ -75,11 +75,11 @@ def _is_exact(target: Target) -> bool:
     """Take the least padding with which rows are what they are by themselves; False: there is none,
     which is said."""
     runner = target.runner
-    if not isinstance(runner, PackedRunner) or not runner.by_row:
+    if not target.attends_by_row:
         why = "its attention cannot be replaced" if target.device.type == "cpu" else "not on a GPU"
         _LOG.warning("--exact is not built for %s (%s)", type(target.model).__name__, why)
         return False
-    for padded in (runner.padded_rows, sixteens):
+    for padded in dict.fromkeys((runner.padded_rows, sixteens)):
         runner.padded_rows = padded
         if _alike(target):
             return True
