@@ -33,6 +33,8 @@ def write_run(
     cut: Seq[str] = (),
     relaxed: int = 0,
     template: str | None = None,
+    dtype: str = "float32",
+    exact: bool = False,
     **settings: Any,
 ) -> Path:
     """Write `texts` by entity. `cut`: entities whose text did not end by itself; `relaxed`: such
@@ -63,7 +65,8 @@ def write_run(
         versions={},
         input=InputEntry(sha256="", files=1, records=len(texts)),
         device="cpu",
-        dtype="float32",
+        dtype=dtype,
+        exact=exact,
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return folder

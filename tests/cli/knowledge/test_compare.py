@@ -59,6 +59,21 @@ def test_an_equal_strict_run_passes(
 
 
 @pytest.mark.slow
+def test_strict_runs_that_differ_in_half_precision_name_it_as_the_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write_run(tmp_path / "plain", TEXTS, dtype="bfloat16", draft="none")
+    other = {**TEXTS, "u3": TEXTS["u3"] + " more", "u4": "else"}
+    strict = write_run(tmp_path / "strict", other, dtype="bfloat16")
+    code, summary = found(capsys, plain, strict)
+    assert code == 1
+    assert "not bit for bit" in summary["runs"]["strict"]["rounding"]
+    said = " ".join(summary["findings"])
+    assert "Precision is a likely cause of the 2 texts in which strict differs from plain" in said
+    assert "--exact" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "tokenizer"),
     [

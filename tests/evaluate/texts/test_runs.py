@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.texts.runs import must_be_equal, other_prompts, pair, read_run
+from draftrec.evaluate.texts.runs import must_be_equal, other_prompts, pair, read_run, rounding
 from tests.evaluate.run_folders import EOS, tokens_of, write_run
 
 TEXTS = {"a": "one two", "bb": "three", "c": ""}
@@ -51,6 +51,38 @@ def test_equality_is_promised_by_greedy_strict_runs_of_one_model(tmp_path: Path)
         }.items()
     }
     assert promises == {"strict": True, "relaxed": False, "sampled": False, "longer": False}
+
+
+@pytest.mark.parametrize(
+    ("of_base", "of_run", "said"),
+    [
+        (("bfloat16", True), ("bfloat16", True), None),
+        (("float32", False), ("bfloat16", True), "base is in float32, run in bfloat16"),
+        (("bfloat16", True), ("bfloat16", False), "run, in bfloat16, is not bit for bit"),
+        (
+            ("bfloat16", False),
+            ("bfloat16", False),
+            "base and run, in bfloat16, are not bit",
+        ),
+        (("float32", False), ("float32", True), "near-ties are rare, is not bit for bit"),
+    ],
+)
+def test_why_equal_texts_may_differ_by_rounding(
+    tmp_path: Path, of_base: tuple[str, bool], of_run: tuple[str, bool], said: str | None
+) -> None:
+    base, run = (
+        read_run(name, write_run(tmp_path / name, TEXTS, dtype=dtype, exact=exact))
+        for name, (dtype, exact) in (("base", of_base), ("run", of_run))
+    )
+    found = rounding(base, run)
+    assert found is None if said is None else found is not None and said in found
+
+
+def test_texts_that_differ_anyway_are_not_put_down_to_rounding(tmp_path: Path) -> None:
+    base = read_run("base", write_run(tmp_path / "a", TEXTS, dtype="bfloat16"))
+    for name, settings in {"b": {"accept": "relaxed"}, "c": {"max_new_tokens": 9}}.items():
+        run = write_run(tmp_path / name, TEXTS, dtype="bfloat16", **settings)
+        assert rounding(base, read_run(name, run)) is None
 
 
 def test_other_prompts_promise_nothing(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ from draftrec.evaluate.texts.runs import (
     other_prompts,
     pair,
     read_run,
+    rounding,
 )
 from draftrec.evaluate.texts.templates import Framework, TextForm
 
@@ -73,7 +74,8 @@ class CompareJob(CompareRun):
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """One run's figures by metric. `faults`: kind of fault -> texts of the run that have it;
-    `must_equal`: a greedy strict run of the baseline's model."""
+    `must_equal`: a greedy strict run of the baseline's model; `rounding`: why such texts may differ
+    by rounding alone."""
 
     name: str
     measured: Mapping[str, Measured]
@@ -81,6 +83,7 @@ class RunResult:
     verdicts: tuple[Verdict, ...] = ()
     cells: tuple[CellChange, ...] = ()
     must_equal: bool = False
+    rounding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +276,10 @@ def _result(
         cells = cell_changes(trials[baseline.name], trials[run.name])
     equal = must_be_equal(baseline, run)
     verdicts = judge(run.name, measured, study.job.limits, equal=equal)
-    return RunResult(run.name, measured, figures.faults, tuple(verdicts), tuple(cells), equal)
+    return RunResult(
+        run.name, measured, figures.faults, tuple(verdicts), tuple(cells), equal,
+        rounding(baseline, run),
+    )  # fmt: skip
 
 
 def _check(job: CompareJob) -> None:

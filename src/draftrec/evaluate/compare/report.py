@@ -199,6 +199,7 @@ def _run_json(run: RunResult) -> dict[str, Any]:
     return {
         "outcome": outcome_of(run.verdicts),
         "must_equal_baseline": run.must_equal,
+        "rounding": run.rounding,
         "metrics": {name: _measured_json(m) for name, m in run.measured.items()},
         "limits": [{**asdict(v), "found": _estimate_json(v.found)} for v in run.verdicts],
         "faults": dict(run.faults),

@@ -87,6 +87,12 @@ def _run_sentences(run: RunResult, comparison: Comparison) -> list[str]:
             f"{run.name} must equal {comparison.baseline.name}, and does, token for token, in all "
             f"{comparison.entities:,} texts."
         )
+    if run.rounding and exact is not None and exact.value < 1.0:
+        other = round((1.0 - exact.value) * comparison.entities)
+        found.append(
+            f"Precision is a likely cause of the {other:,} texts in which {run.name} differs from "
+            f"{comparison.baseline.name}: {run.rounding}."
+        )
     if run.faults:
         listed = ", ".join(f"{fault} ({n:,})" for fault, n in run.faults.items())
         found.append(f"{run.name} has texts of another form than asked for: {listed}.")

@@ -126,15 +126,45 @@ def pair(baseline: RunTexts, runs: Seq[RunTexts]) -> PairedRuns:
 def must_be_equal(baseline: RunTexts, run: RunTexts) -> bool:
     """Whether the manifests promise equal tokens: one model, greedy and strict, equal prompts; and
     the same length limit, dtype and device, as another one cuts or rounds elsewhere."""
+    pair = _one_model(baseline, run)
+    return pair is not None and len({(m.dtype, m.device) for m in pair}) == 1
+
+
+def rounding(baseline: RunTexts, run: RunTexts) -> str | None:
+    """Why greedy strict texts of one model may differ by rounding alone; None where they may not,
+    or are no such texts."""
+    pair = _one_model(baseline, run)
+    if pair is None:
+        return None
+    a, b = pair
+    if a.dtype != b.dtype:
+        return f"{baseline.name} is in {a.dtype}, {run.name} in {b.dtype}"
+    if a.device != b.device:
+        return f"{baseline.name} ran on {a.device}, {run.name} on {b.device}"
+    loose = [t.name for t, m in ((baseline, a), (run, b)) if not m.exact]
+    if not loose:
+        return None
+    rare = ", where near-ties are rare" if a.dtype in ("float32", "float64") else ""
+    return (
+        f"{' and '.join(loose)}, in {a.dtype}{rare}, {'is' if len(loose) == 1 else 'are'} not bit "
+        f"for bit, so that drafts and batches may decide near-ties between tokens; write both with "
+        f"--exact to rule that out"
+    )
+
+
+def _one_model(baseline: RunTexts, run: RunTexts) -> tuple[Manifest, Manifest] | None:
+    """The manifests, where both are of greedy strict texts of one model, of one length limit, for
+    equal prompts."""
     a, b = baseline.manifest, run.manifest
     if a is None or b is None or not (_greedy(a) and _greedy(b)):
-        return False
+        return None
     same_model = all(
         a.fingerprints.get(name) == b.fingerprints.get(name) is not None
         for name in ("model", "tokenizer")
     )
-    places = [(m.settings.get("max_new_tokens"), m.dtype, m.device) for m in (a, b)]
-    return same_model and places[0] == places[1] and not other_prompts(baseline, run).any()
+    same_limit = a.settings.get("max_new_tokens") == b.settings.get("max_new_tokens")
+    equal = same_model and same_limit and not other_prompts(baseline, run).any()
+    return (a, b) if equal else None
 
 
 def other_prompts(baseline: RunTexts, run: RunTexts) -> BoolArray:
