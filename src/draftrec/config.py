@@ -455,6 +455,10 @@ class RecommendRun:
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], knob("What the models compute in.")
     ] = "auto"
+    exact: Annotated[
+        bool,
+        knob("Let items and scores be plain search's bit for bit, at whatever precision."),
+    ] = False
     shard_size: Annotated[
         int, knob("Users that are finished, and resumed from, together.", ge=1)
     ] = 2048

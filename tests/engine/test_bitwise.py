@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from draftrec.core import EMPTY_TREE
+from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.packing import Segment
 from draftrec.engine.prepacked import prepack
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain
+from tests.engine.beams import toys
 from tests.engine.test_exactness import (
     _EXPERTS,
     WINDOW,
@@ -104,6 +106,36 @@ def test_without_it_bits_differ() -> None:
     assert differ
 
 
+def beams_of(target: Target, drafted: bool, slots: int) -> list[Beams]:  # noqa: FBT001
+    """The best four of four levels for three users, drafted by the model itself or plain."""
+    trie, _ = toys.catalogue(seed=1, items=200, levels=4, codes=9)
+    asked = [BeamRequest(i, prompt) for i, prompt in enumerate(prompts_of(90, 31, 57))]
+    draft = Target(build(_MODELS["llama"]())) if drafted else None
+    return toys.run(target, trie, asked, toys.Setting(slots=slots), draft)
+
+
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16]
+)
+def test_drafted_beams_have_the_items_and_the_scores_bits_of_plain_ones(dtype: torch.dtype) -> None:
+    target = exact_target("llama", dtype)
+    assert target.exact
+    plain = beams_of(target, drafted=False, slots=1)
+    for drafted, slots in ((False, 3), (True, 1), (True, 3)):
+        found = beams_of(target, drafted, slots)
+        for a, b in zip(found, plain, strict=True):
+            assert np.array_equal(a.tokens, b.tokens)
+            assert a.scores.tobytes() == b.scores.tobytes()
+        assert any(b.accepted_steps for b in found) == drafted
+
+
+def test_without_it_the_scores_bits_of_beams_differ() -> None:
+    target = checked_target(build(_MODELS["llama"]()))
+    plain = beams_of(target, drafted=False, slots=1)
+    found = beams_of(target, drafted=True, slots=3)
+    assert any(a.scores.tobytes() != b.scores.tobytes() for a, b in zip(found, plain, strict=True))
+
+
 def test_what_cannot_be_kept_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "draftrec"):
         target = checked_target(build(_sized("Nemotron")()), exact=True)
@@ -126,3 +158,6 @@ def test_a_model_whose_rows_heed_each_other_is_found_out(
         target = checked_target(model, exact=True)
     assert not target.exact
     assert "--exact cannot be kept: in float32" in caplog.text
+    # Nor is it paid for.
+    assert not target.attends_by_row
+    assert target.padded_rows(5) == Target(build(_MODELS["llama"]())).padded_rows(5) == 5

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.engine.row_attention import attend
+from draftrec.engine.row_attention import attend, log_sum_exp
 
 SLOTS, CAPACITY = 3, 300
 
@@ -109,3 +109,14 @@ def test_where_columns_lie_does_not_matter() -> None:
     text = attend(q, k, v, (slots, sight_of([(0, 100, [])])), scale=0.3)
     drafts = attend(q, k2, v2, (slots, sight_of([(0, 98, [52, 65])])), scale=0.3)
     assert torch.equal(text, drafts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_over_the_vocabulary_are_the_rows_own(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (20 * torch.randn(300, 5003, generator=generator)).to(dtype)
+    logits[:, :40] = -torch.inf
+    found = log_sum_exp(logits)
+    torch.testing.assert_close(found, logits.double().logsumexp(-1).float(), rtol=1e-6, atol=1e-6)
+    for rows in (1, 2, 7, 299):
+        assert torch.equal(log_sum_exp(logits[5 : 5 + rows].clone()), found[5 : 5 + rows])

@@ -1,4 +1,5 @@
-"""Attention of every row by itself, on CPU: its result does not depend on what shares the pass.
+"""Attention, and sums over the vocabulary, of every row by itself, on CPU: its result does not
+depend on what shares the pass.
 
 Matrix kernels choose how they sum by the shapes that they are given, so that a draft node and the
 token that it becomes round differently, and near-ties fall otherwise. Here a row takes the columns
@@ -10,6 +11,7 @@ or in a batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -23,6 +25,8 @@ from numba import njit
 _SUMS = {"reassoc", "contract", "nsz"}
 # Rows times heads from which threads are worth their start.
 _LEAST_SHARED = 256
+# Logits that are summed at a time.
+_STRETCH = 2048
 
 
 def attend(  # noqa: PLR0913
@@ -47,21 +51,34 @@ def attend(  # noqa: PLR0913
     slots, sight = (x.numpy() for x in seen)
     rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks.float().numpy()
     q, k, v = (x.numpy() for x in (query.contiguous(), keys, values))
-    threads = torch.get_num_threads() if rows * heads >= _LEAST_SHARED else 1
-    bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
     numbers = np.float32(scale), np.float32(softcap or 0.0)
 
     def part(first: int, last: int) -> None:
         here = slice(first, last)
         _attend(q[here], k, v, slots[here], sight[here], rest, numbers, out.numpy()[here])
 
+    _shared(part, rows, rows * heads)
+    return out
+
+
+def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    """float32 `[R]`: log(sum(exp)) of each row of `logits` `[R, V]`."""
+    rows = logits.float().contiguous().numpy()
+    out = np.empty(len(rows), np.float32)
+    _shared(lambda first, last: _log_sums(rows[first:last], out[first:last]), *rows.shape)
+    return torch.from_numpy(out)
+
+
+def _shared(part: Callable[[int, int], None], rows: int, work: int) -> None:
+    """Do `part(first, last)` for all rows, in threads where the work is worth their start."""
+    threads = torch.get_num_threads() if work >= _LEAST_SHARED else 1
     if threads == 1:
         part(0, rows)
-        return out
+        return
+    bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
     pending: list[Future[None]] = [_pool(threads).submit(part, *pair) for pair in pairwise(bounds)]
     for done in pending:
         done.result()
-    return out
 
 
 @cache
@@ -177,3 +194,21 @@ def _mix(shares: Any, values: Any, columns: Any, out: Any) -> None:
         value = values[columns[i]]
         for d in range(len(out)):
             out[d] += shares[i] * value[d]
+
+
+@njit(cache=True, nogil=True, fastmath=_SUMS)
+def _log_sums(rows: Any, out: Any) -> None:
+    """As `log_sum_exp`, in stretches that stay in the cache."""
+    stretch = np.empty(_STRETCH, np.float32)
+    for row in range(len(rows)):
+        highest = np.float32(-np.inf)
+        for value in rows[row]:
+            highest = max(highest, value)
+        total = 0.0
+        for first in range(0, len(rows[row]), _STRETCH):
+            here = stretch[: min(_STRETCH, len(rows[row]) - first)]
+            here[:] = rows[row, first : first + len(here)]
+            _exp(here, highest)
+            for value in here:
+                total += value
+        out[row] = highest + np.float32(math.log(total))

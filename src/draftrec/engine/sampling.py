@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from draftrec.core import FloatArray, IntArray, LongArray
+from draftrec.engine import row_attention
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -40,7 +41,15 @@ def most_probable(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     The first is the row's greedy token: `topk` alone picks any among exact ties.
     """
     values, ids = _highest(logits, k)
-    return values - logits.float().logsumexp(-1, keepdim=True), ids
+    return values - log_sum_exp(logits)[:, None], ids
+
+
+def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    """float32 `[R]`. On CPU a row's does not depend on how many rows there are, as PyTorch's does,
+    so that scores of beams have the same bits whatever was drafted."""
+    if logits.device.type == "cpu":
+        return row_attention.log_sum_exp(logits)
+    return logits.float().logsumexp(-1)
 
 
 def most_probable_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
@@ -59,5 +68,5 @@ def log_probs_of(logits: torch.Tensor, rows: LongArray, tokens: IntArray) -> Flo
     vocabulary, on the host: one gather and one transfer for a ragged list of legal tokens."""
     device = logits.device
     at = torch.as_tensor(rows, device=device), torch.as_tensor(tokens, device=device).long()
-    total = logits.float().logsumexp(-1)
+    total = log_sum_exp(logits)
     return (logits[at].float() - total[at[0]]).cpu().numpy()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.engine.packing import Segment
 from draftrec.engine.rotary import context_length, short_limit
-from draftrec.engine.target import Target, check_served, sixteens
+from draftrec.engine.target import PackedRunner, Target, check_served, sixteens
 from draftrec.engine.tree import make_tree
 from draftrec.errors import UnsupportedModelError
 
@@ -32,7 +32,8 @@ def checked_target(model: PreTrainedModel, *, exact: bool = False) -> Target:
     """A `Target`, after comparing tree scores with plain forward passes.
 
     `exact`: let a row give the same bits whatever else is in its pass, and look whether it does:
-    `target.exact` says so, and a warning where it does not. Raises UnsupportedModelError if scores
+    `target.exact` says so; where it does not, a warning, and rows share what computes them as
+    without `exact`. Raises UnsupportedModelError if scores
     differ by more than rounding: some architectures hide state, positions or masks of their own,
     and would give wrong texts silently.
     """
@@ -41,6 +42,11 @@ def checked_target(model: PreTrainedModel, *, exact: bool = False) -> Target:
     try:
         target = Target(model, by_row=exact)
         error = _difference(target, _length(target), own)
+        if exact:
+            target.exact = _is_exact(target)
+        if not target.exact and isinstance(target.runner, PackedRunner) and target.runner.by_row:
+            target.runner.attend_together()
+            error = _difference(target, _length(target), own)
     except torch.OutOfMemoryError:
         raise
     except (TypeError, AttributeError, LookupError, ValueError, RuntimeError) as failure:
@@ -65,9 +71,6 @@ def checked_target(model: PreTrainedModel, *, exact: bool = False) -> Target:
             f"than its own forward pass (difference {error:.2g} standard deviations); it probably "
             "uses positions, masks or state that draftrec does not know."
         )
-    if exact:
-        target.exact = _is_exact(target)
-        target.slab = None
     return target
 
 

@@ -203,10 +203,13 @@ class PackedRunner:
         self.kv_dtype = torch.float32 if cpu else model.dtype
         # See `bucket`; plain float32 layers have no kernel per number of rows.
         one_dnn = model.dtype != torch.float32 or is_prepacked(model)
-        self.padded_rows: Callable[[int], int] = bucket if cpu and one_dnn else int
-        if by_row and not one_dnn:
-            self.padded_rows = sixteens
+        self._usual: Callable[[int], int] = bucket if cpu and one_dnn else int
+        self.padded_rows = sixteens if by_row and not one_dnn else self._usual
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def attend_together(self) -> None:
+        """Let rows share what computes them, which is faster, from now on."""
+        self.by_row, self.padded_rows = False, self._usual
 
     @torch.inference_mode()
     def shape(self) -> KVShape:

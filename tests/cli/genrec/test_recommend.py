@@ -92,6 +92,47 @@ def test_every_way_of_verifying_runs_from_files(
     assert all(set(row) <= known for row in pq.read_table(output)["items"].to_pylist())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "exact"),
+    [
+        (("--dtype", "bfloat16", "--exact"), "bit for bit"),
+        (("--dtype", "bfloat16"), "up to rounding"),
+        ((), "token for token"),
+        (("--verify", "relaxed"), "no"),
+    ],
+)
+def test_how_equal_answers_are_to_plain_searchs_is_said(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    exact: str,
+) -> None:
+    output = tmp_path / "out.parquet"
+    words = line(world, output, "--draft", str(world.draft), "--json", "--shard-size", "5", *more)
+    assert run(words) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["exact"] == exact
+    assert (f"plain beam search, {exact}" in err) == (exact != "no")
+
+
+@pytest.mark.slow
+def test_exact_answers_have_the_bits_of_plain_ones_whatever_is_drafted(
+    world: World, tmp_path: Path
+) -> None:
+    tables = []
+    for number, (draft, batch) in enumerate(
+        (("none", "1"), ("none", "7"), ("items", "4"), (str(world.draft), "12"))
+    ):
+        output = tmp_path / f"{number}.parquet"
+        more = ("--draft", draft, "--dtype", "bfloat16", "--exact", "--draft-steps", "2")
+        assert run([*line(world, output, *more), "--batch-size", batch]) == 0
+        table = pq.read_table(output, columns=["user", "items", "scores"])
+        tables.append(table.to_pydict())
+    assert all(table == tables[0] for table in tables)
+
+
 def refused(
     words: list[str], capsys: pytest.CaptureFixture[str], message: str, output: Path
 ) -> None:

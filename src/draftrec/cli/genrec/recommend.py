@@ -81,6 +81,7 @@ class RecommendOptions(JsonOptions, GenrecColumnOptions):
     shadow: float = Run("shadow", panel=DRAFTING_PANEL)
     device: str = Run("device", panel=MODEL_PANEL)
     dtype: str = Run("dtype", panel=MODEL_PANEL)
+    exact: bool = Run("exact", "--exact/--no-exact", panel=MODEL_PANEL)
     engine: EngineOption = "local"
     workers: WorkersOption = 1
     gpus_per_worker: GpusOption = None
@@ -111,6 +112,11 @@ _IDLE = (
         "temperature",
         lambda o: o.verify == "relaxed",
         "with --verify relaxed, which draws from the models' own probabilities",
+    ),
+    Idle(
+        "exact",
+        lambda o: o.verify == "relaxed",
+        "with --verify relaxed, whose answer depends on what was drafted",
     ),
     Idle("renormalise", lambda o: o.constraint == "none", "with --constraint none"),
 )

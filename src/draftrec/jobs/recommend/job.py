@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from draftrec.jobs.executor import Executor, ShouldStop
 from draftrec.jobs.ledger import Ledger, changes
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
 from draftrec.jobs.recommend.recommender import ItemRecommender
+
+_ROUNDED = "up to rounding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +89,25 @@ OnDone = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Fingerprints of the models: what a job records of them. `draft`: or `items`, or `none`."""
+    """Fingerprints of the models: what a job records of them. `draft`: or `items`, or `none`;
+    `exact`: how equal the answers are to plain search's."""
 
     target: str
     draft: str
+    exact: str = field(default=_ROUNDED, compare=False)  # workers' machines may differ
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ShardAnswers:
     """Answers for the users of one shard. `walltime` in seconds; `same`: of users answered again by
-    plain search, whether the items were the same; `gap`: the largest difference of a score."""
+    plain search, whether the items were the same; `gap`: the largest difference of a score;
+    `exact` as in `ModelFacts`."""
 
     answers: list[Recommendation]
     walltime: float
     same: list[bool]
     gap: float
+    exact: str = _ROUNDED
 
     def facts(self) -> dict[str, Any]:
         """What the summary needs of a shard."""
@@ -120,6 +126,7 @@ class ShardAnswers:
             "shadow_users": len(self.same),
             "shadow_same": sum(self.same),
             "shadow_gap": self.gap,
+            "exact": self.exact,
         }
 
 
@@ -152,7 +159,7 @@ class RecommendWorker:
         same = [np.array_equal(a.items, b.items) for a, b in pairs]
         equal = [(a.scores, b.scores) for a, b in pairs if len(a.scores) == len(b.scores)]
         gaps = [float(np.abs(a - b).max(initial=0.0)) for a, b in equal]
-        return ShardAnswers(answers, walltime, same, max(gaps, default=0.0))
+        return ShardAnswers(answers, walltime, same, max(gaps, default=0.0), self._facts.exact)
 
     def merged(self, progress: list[int], /) -> list[int]:
         """How many users, at once."""
@@ -245,6 +252,8 @@ def summary_of(facts: Seq[dict[str, Any]], *, shadow: bool) -> dict[str, Any]:
     searched = max(1, total("users") - total("popular"))
     latencies = np.concatenate([np.array(f["ms"], np.float64) for f in facts] or [np.zeros(0)])
     p50, p99 = np.percentile(latencies, [50, 99]).tolist() if len(latencies) else (0.0, 0.0)
+    # Shards of an earlier version say nothing.
+    exact = {f.get("exact", _ROUNDED) for f in facts}
     summary = {
         "users": int(total("users")),
         "popular_users": int(total("popular")),
@@ -256,6 +265,7 @@ def summary_of(facts: Seq[dict[str, Any]], *, shadow: bool) -> dict[str, Any]:
         "mean_draft_calls": round(total("draft_calls") / searched, 4),
         "mean_drafted_rows": round(total("drafted") / searched, 2),
         "invalid_rate": round(total("invalid") / max(1, total("beams")), 6),
+        "exact": exact.pop() if len(exact) == 1 else _ROUNDED,
     }
     if shadow:
         users = max(1, total("shadow_users"))

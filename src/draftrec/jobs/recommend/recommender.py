@@ -28,15 +28,18 @@ def parts_of(
     catalogue: Catalogue,
     draft: Recommender | None = None,
     retriever: ItemRetriever | None = None,
+    *,
+    exact: bool = False,
 ) -> Parts:
     """Loaded models as parts of an engine. They serve engines only from here on.
 
-    Raises DraftrecError for a draft of another vocabulary and architectures that cannot be served.
+    `exact`: as for `checked_target`, of the target alone. Raises DraftrecError for a draft of
+    another vocabulary and architectures that cannot be served.
     """
     if draft is not None:
         check_draft(target, draft)
     small = checked_target(draft.model) if draft else None
-    return Parts(checked_target(target.model), catalogue.trie, small, retriever)
+    return Parts(checked_target(target.model, exact=exact), catalogue.trie, small, retriever)
 
 
 class ItemRecommender:

@@ -22,10 +22,12 @@ from draftrec.data.sequences import (
 )
 from draftrec.data.tables.readers import open_records
 from draftrec.data.tables.writing import check_table_name
+from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, usual_window
+from draftrec.jobs.knowledge.account import exactness
 from draftrec.jobs.recommend.catalogue import Catalogue
 from draftrec.jobs.recommend.job import (
     IdTypes,
@@ -164,10 +166,22 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
         draft = load_recommender(settings.draft, settings.device, settings.dtype)
     items = fit_retriever(settings.sequences, sids, settings.columns)
     catalogue = Catalogue.of(sids, target)
-    parts = parts_of(target, catalogue, draft, items if _proposes(settings) else None)
+    proposer, exact = items if _proposes(settings) else None, settings.exact
+    parts = parts_of(target, catalogue, draft, proposer, exact=exact)
     recommender = ItemRecommender(parts, catalogue, settings.config, items)
-    facts = ModelFacts(target.fingerprint, draft.fingerprint if draft else settings.draft)
+    meaning = _meaning(settings, parts.target)
+    facts = ModelFacts(target.fingerprint, draft.fingerprint if draft else settings.draft, meaning)
     return RecommendWorker(recommender, facts, settings.shadow)
+
+
+def _meaning(settings: TaskSettings, target: Target) -> str:
+    """How equal to plain search's the answers are, which is said where drafts are verified."""
+    rule = "relaxed" if settings.config.verify == "relaxed" else "strict"
+    meaning = exactness(rule, str(target.dtype), exact=target.exact)
+    if rule == "strict" and settings.draft != "none":
+        hint = ": near-ties may fall otherwise" if meaning == "up to rounding" else ""
+        _LOG.info("items and scores are those of plain beam search, %s%s", meaning, hint)
+    return meaning
 
 
 def _proposes(settings: TaskSettings) -> bool:
