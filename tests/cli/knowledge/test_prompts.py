@@ -74,6 +74,7 @@ def test_generate_sends_what_was_shown(
     }
     rejected = [json.loads(x) for x in (output / "rejected.jsonl").read_text().splitlines()]
     assert (summary["records"], summary["prompts"], summary["rejected"]) == (4, 2, len(rejected))
+    assert 0 < summary["shared_tokens"] < min(sizes)
     for row in rejected:
         assert f"line {row['line']} ({row['entity_id']}): rejected, {row['reason']}" in shown
     assert sum(summary["reasons"].values()) == 2

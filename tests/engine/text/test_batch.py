@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from draftrec.core import Request, Verdict
-from draftrec.engine.text.batch import Batch, Limits, RunningSequence
+from draftrec.engine.text.batch import Batch, Limits, RunningSequence, shared_tokens
 
 EOS = frozenset([0])
 
@@ -154,9 +154,18 @@ def test_a_free_slot_that_holds_the_prefix_is_taken_without_copying() -> None:
     write(batch, rows, third, 0)
 
 
-def test_short_prefixes_are_computed_again() -> None:
-    batch, rows = make_batch([request(*SHARED[:15], 1), request(*SHARED[:15], 2)])
-    assert len(batch.refill()) == 2
+def test_short_prefixes_are_not_waited_for_but_taken_where_they_lie() -> None:
+    batch, rows = make_batch([request(*SHARED[:15], i) for i in range(3)])
+    for sequence in batch.refill():
+        assert sequence.computed == 0
+        write(batch, rows, sequence, 0)
+    batch.retire()
+    (third,) = batch.refill()
+    assert third.computed == 15
+    few, rows = make_batch([request(*SHARED[:3], i) for i in range(2)])
+    for sequence in few.refill()[:1]:
+        write(few, rows, sequence, 0)
+    few.retire()
     assert not rows.copies
 
 
@@ -195,3 +204,70 @@ def test_a_slot_that_was_just_filled_by_copying_is_not_taken_for_what_it_held() 
     for sequence in batch.refill():
         write(batch, rows, sequence, 0)
     assert rows.copies == [(0, 1, 30)]
+
+
+def write_all(batch: Batch, rows: Rows) -> tuple[int, list[str]]:
+    """Prompt rows that were computed, and whose texts were begun, in order; texts of 1 to 3
+    tokens."""
+    computed, begun = 0, []
+    while batch.active:
+        for sequence in batch.refill():
+            begun.append(sequence.request.entity_id)
+        for sequence in batch.running:
+            computed += sequence.pending if not sequence.new_tokens else 0
+            ends = sequence.new_tokens == sequence.order % 3
+            write(batch, rows, sequence, 0 if ends else 7)
+        batch.retire()
+    return computed, begun
+
+
+def scattered(kinds: int, each: int) -> list[Request]:
+    """Prompts of some beginnings of 30 tokens, each followed by two of its own, by turns."""
+    found = [
+        request(*range(100 * k, 100 * k + 30), 50 + i, 9, name=f"{k}-{i}")
+        for i in range(each)
+        for k in range(kinds)
+    ]
+    return [found[i] for i in np.random.default_rng(1).permutation(len(found))]
+
+
+def test_every_beginning_is_computed_once_wherever_its_prompts_stand() -> None:
+    requests, slots = scattered(12, 5), 3
+    first_come, rows = make_batch(requests, slots)
+    before, _ = write_all(first_come, rows)
+    batch, rows = make_batch([], slots)
+    batch.add_all(requests)
+    after, begun = write_all(batch, rows)
+    assert after == 12 * 30 + 60 * 2 < 0.5 * before
+    assert after == 60 * 32 - shared_tokens([r.prompt_ids for r in requests])
+    # Of texts of one beginning one is written after another, but where two slots meet.
+    assert len(rows.copies) < 5
+    assert [g.entity_id for g in batch.finished()] == [r.entity_id for r in requests]
+    assert sorted(begun) == sorted(r.entity_id for r in requests)
+
+
+def test_slots_begin_far_from_each_other() -> None:
+    batch, rows = make_batch([], 3)
+    batch.add_all(scattered(3, 4))
+    assert {s.request.entity_id.split("-")[0] for s in batch.refill()} == {"0", "1", "2"}
+    assert not rows.copies
+
+
+def test_who_need_not_wait_overtakes_who_must() -> None:
+    """The second prompt's rows are being computed; the third is another one."""
+    batch, rows = make_batch([request(*SHARED, 1), request(*SHARED, 2), request(6)], slots=3)
+    first, other = batch.refill()
+    assert [s.order for s in (first, other)] == [0, 2]
+    rows.compute(batch, first, first.pending)
+    (second,) = batch.refill()
+    assert (second.order, second.computed) == (1, 30)
+
+
+def test_prompts_longer_than_rows_can_be_shared_for_wait_for_nobody() -> None:
+    rows = Rows()
+    batch = Batch((), Limits(2, 4, 200, shared_length=20), rows.copy)
+    batch.add_all([request(*SHARED, 1), request(*SHARED, 2)])
+    assert [s.computed for s in batch.refill()] == [0, 0]
+    for sequence in list(batch.running):
+        write(batch, rows, sequence, 0)
+    assert not rows.copies

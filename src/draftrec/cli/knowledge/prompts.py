@@ -91,6 +91,11 @@ def _tell(summary: dict[str, Any]) -> None:
         f"{summary['prompts']:,} prompts{form}: {sizes['min']:,} to {sizes['max']:,} {unit}, "
         f"median {sizes['median']:,.0f}, {sizes['total']:,} together"
     )
+    if shared := summary.get("shared_tokens"):
+        say(
+            f"{shared:,} of these tokens begin a prompt as they begin another one, and are "
+            f"computed once for both"
+        )
     for reason, count in summary["reasons"].items():
         warn(f"{count:,} records would be rejected: {reason}")
     if summary["special_tokens"]:

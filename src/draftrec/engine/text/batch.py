@@ -1,22 +1,28 @@
 """Running sequences and the slots they occupy: continuous batching without tensors.
 
-A finished sequence frees its slot at once and the next waiting request takes it in the same step.
-Prompt tokens that already lie in some slot (a template's instructions, say) are not computed again.
+A finished sequence frees its slot at once and a waiting request takes it in the same step. Prompt
+tokens that already lie in some slot (a template's instructions, say) are not computed again. Of
+requests that are known together, a slot takes the one that goes on with most of what it holds: so
+every beginning that several share is computed once, and texts of prompts alike are written one
+after another, the later ones drafting from the earlier.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from draftrec.core import Counts, FinishReason, Generation, IntArray, Request, Verdict
 
-# A shared prefix shorter than this is cheaper to compute than to look after.
-_LEAST_SHARED = 16
+# A shared prefix shorter than this is cheaper to compute than to copy, or than to wait for.
+_LEAST_COPIED, _LEAST_AWAITED = 4, 16
+# Waiting requests that are looked at for one that need not wait longer.
+_CANDIDATES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +99,12 @@ class Batch:
         limits: Limits,
         copy_prefix: Callable[[int, int, int], None],
     ) -> None:
-        self.waiting: deque[tuple[int, Request]] = deque()
+        self.waiting: list[tuple[int, Request]] = []
         self.running: list[RunningSequence] = []
         self.results: dict[int, Generation] = {}
         self.added = 0
         self.limits = limits
+        self._by_beginning = False
         self._free = list(range(limits.slots))
         self._resident: dict[int, IntArray] = {}
         self._copy_prefix = copy_prefix
@@ -105,15 +112,22 @@ class Batch:
             self.add(request)
 
     def add(self, request: Request) -> int:
-        """Let one more request wait; its order."""
+        """Let one more request wait, behind those that do; its order."""
         self.waiting.append((self.added, request))
         self.added += 1
         return self.added - 1
 
+    def add_all(self, requests: Seq[Request]) -> None:
+        """Let requests wait that are all there will be; which is next is up to their beginnings."""
+        for request in requests:
+            self.add(request)
+        self.waiting.sort(key=_beginning)
+        self._by_beginning = True
+
     def drop(self, order: int) -> RunningSequence | None:
         """Take a request out, whether it waits or runs: nobody wants its text any more. Its slot is
         free at once. Returns the sequence if it was running."""
-        self.waiting = deque(pair for pair in self.waiting if pair[0] != order)
+        self.waiting = [pair for pair in self.waiting if pair[0] != order]
         found = next((s for s in self.running if s.order == order), None)
         if found:
             self.running.remove(found)
@@ -128,15 +142,12 @@ class Batch:
     def refill(self) -> list[RunningSequence]:
         """Give free slots to waiting requests; returns the newcomers."""
         arrived: list[RunningSequence] = []
-        while self.waiting and self._free:
-            order, request = self.waiting[0]
+        while self._free and (place := self._next()) is not None:
+            order, request = self.waiting.pop(place)
             shared, source = self._longest_prefix(request.prompt_ids)
-            if self._being_computed(request.prompt_ids) >= shared + _LEAST_SHARED:
-                break  # one step later those rows can be copied instead
-            self.waiting.popleft()
             slot = self._take_slot(source, shared)
             sequence = RunningSequence(order, slot, request, self._room(request))
-            if shared >= _LEAST_SHARED:
+            if shared >= _LEAST_COPIED:
                 if source != slot:
                     self._copy_prefix(source, slot, shared)
                 sequence.computed = shared
@@ -171,9 +182,36 @@ class Batch:
         left = self.limits.context_length - len(request.prompt_ids)
         return min(self.limits.max_new_tokens, left)
 
+    def _next(self) -> int | None:
+        """The place of the waiting request to begin; None: one step later, rows that all those
+        looked at need will be there to be copied."""
+        for slot in self._free if self._by_beginning else self._free[:1]:
+            for place in self._candidates(slot):
+                prompt = self.waiting[place][1].prompt_ids
+                awaited = self._being_computed(prompt) - _LEAST_AWAITED
+                if awaited < 0 or awaited < self._longest_prefix(prompt)[0]:
+                    return place
+        return None
+
+    def _candidates(self, slot: int) -> Seq[int]:
+        """Places of waiting requests, the first one for this slot first."""
+        count = len(self.waiting)
+        if not self._by_beginning:
+            return range(min(count, _CANDIDATES))
+        held = self._resident.get(slot)
+        if held is None:  # far from where the other slots begin
+            at = slot * count // self.limits.slots
+            return range(at, min(count, at + _CANDIDATES))
+        at = bisect_left(self.waiting, _tokens(held), key=_beginning)
+        behind = range(at, min(count, at + _CANDIDATES // 2))
+        before = range(max(0, at - _CANDIDATES // 2), at)[::-1]
+        return sorted(
+            [*behind, *before], key=lambda i: -_common(held, self.waiting[i][1].prompt_ids)
+        )
+
     def _take_slot(self, source: int, shared: int) -> int:
         """The slot that already holds the prefix if it is free, else the lowest free one."""
-        if shared >= _LEAST_SHARED and source in self._free:
+        if shared >= _LEAST_COPIED and source in self._free:
             self._free.remove(source)
             return source
         return self._free.pop(0)
@@ -200,6 +238,23 @@ class Batch:
             ),
             default=0,
         )
+
+
+def shared_tokens(prompts: Seq[IntArray]) -> int:
+    """How many tokens of prompts, int32 `[n]` each, need not be computed, since an earlier one
+    begins with the same: all that any batch could save, but for one token of equal prompts."""
+    ordered = sorted(prompts, key=_tokens)
+    return sum(_common(a, b) for a, b in pairwise(ordered))
+
+
+def _beginning(waiting: tuple[int, Request]) -> bytes:
+    """What waiting requests are put in order by: those that begin alike lie side by side."""
+    return _tokens(waiting[1].prompt_ids)
+
+
+def _tokens(ids: IntArray) -> bytes:
+    """Compares as the token ids do, one by one."""
+    return ids.astype(">u4").tobytes()
 
 
 def _common(a: IntArray, b: IntArray) -> int:

@@ -97,8 +97,7 @@ def start(engine: Engine, requests: Seq[Request]) -> Batch:
     """An empty batch with all requests waiting, and a slab that holds the longest of them."""
     longest = max((len(r.prompt_ids) for r in requests), default=1)
     batch = empty_batch(engine, longest, max(1, min(engine.slots, len(requests))))
-    for request in requests:
-        batch.add(request)
+    batch.add_all(requests)
     return batch
 
 

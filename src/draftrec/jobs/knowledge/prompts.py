@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from draftrec.config import RecordsConfig
+from draftrec.config import MOST_RECORDS, RecordsConfig
 from draftrec.core import IntArray, Request
 from draftrec.data.records import Entity, EntityReader, Rejected
+from draftrec.engine.text.batch import shared_tokens
 from draftrec.errors import DraftrecError
 from draftrec.models.prompting import PromptEncoder, form_of
 
@@ -82,6 +83,8 @@ class PromptPreview:
                 f"--{given[0].replace('_', '-')} needs --model, whose chats it is for"
             )
         self._sizes: list[int] = []
+        self._shard: list[IntArray] = []
+        self._shared = 0
         self._reasons: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Prompt | Rejected]:
@@ -97,7 +100,8 @@ class PromptPreview:
                 yield found
 
     def summary(self) -> dict[str, Any]:
-        """What has been read so far: counts, reasons, sizes."""
+        """What has been read so far: counts, reasons, sizes; of tokens, how many begin a prompt as
+        they begin another of its shard, and so are computed once for all."""
         sizes = np.array(self._sizes or [0])
         found = {
             "min": int(sizes.min()),
@@ -106,12 +110,14 @@ class PromptPreview:
             "total": int(sizes.sum()),
         }
         rejected = self._reasons.total()
+        shared = {"shared_tokens": self._shared + shared_tokens(self._shard)}
         return {
             "records": len(self._sizes) + rejected,
             "prompts": len(self._sizes),
             "rejected": rejected,
             "reasons": dict(self._reasons.most_common()),
             "tokens" if self.encoder else "characters": found,
+            **(shared if self.encoder else {}),
             "chat": bool(self.encoder and self.encoder.form.chat),
             "special_tokens": sorted(self.encoder.found) if self.encoder else [],
         }
@@ -121,6 +127,10 @@ class PromptPreview:
         if self.encoder is None:
             return [Prompt(e.entity_id, e.prompt, None) for e in entities]
         sent, ids = self.encoder.render(texts), self.encoder.encode(texts)
+        self._shard += [x for x in ids if not unfit(len(x), self.context)]
+        if len(self._shard) >= MOST_RECORDS:
+            self._shared += shared_tokens(self._shard)
+            self._shard.clear()
         return [
             Prompt(entity.entity_id, text, len(found))
             for entity, text, found in zip(entities, sent, ids, strict=True)
