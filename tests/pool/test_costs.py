@@ -81,6 +81,47 @@ def test_smoothed_values_never_fall_and_keep_their_mean(values: list[float]) -> 
     assert smoothed(sorted(values)).tolist() == sorted(values)
 
 
+class Machine:
+    """Passes that take `plain` seconds and a share more by the row, by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, plain: float, row: float) -> None:
+        self.plain, self.row, self.now, self.passes = plain, row, 0.0, []
+        monkeypatch.setattr(costs, "_timed", self.timed)
+        monkeypatch.setattr(costs, "_clock", lambda: self.now)
+
+    def timed(self, _: Any, __: int, rows: int, *___: Any) -> float:
+        self.passes.append(rows)
+        took = self.plain * (1.0 + self.row * rows)
+        self.now += took
+        return took
+
+
+@pytest.mark.parametrize("plain", [0.001, 0.1, 3.0])
+def test_a_small_job_is_measured_for_a_small_part_of_its_time(
+    monkeypatch: pytest.MonkeyPatch, plain: float
+) -> None:
+    machine = Machine(monkeypatch, plain, 0.02)
+    target = Target(zoo.build("llama"))
+    few = measure_cost(target, 4, 20, passes=100)
+    assert len(machine.passes) <= 1 + 4 + 3, "a plain pass and one with drafts, twice each"
+    assert {4, 16} <= set(few.rows)
+    assert float(few(16) / few(4)) == pytest.approx(1.32 / 1.08)
+    machine.now, machine.passes = 0.0, []
+    measure_cost(target, 4, 20, passes=10_000)
+    least = 10 * plain * 1.1
+    assert machine.now < max(4.0, least) + 5 * plain * 1.1
+
+
+def test_rows_that_cost_five_plain_passes_end_the_measuring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(monkeypatch, 0.001, 1.0)
+    curve = measure_cost(Target(zoo.build("llama")), 4, 20)
+    assert max(curve.rows) <= 32
+    assert max(machine.passes) <= 96
+    assert [float(s) for s in curve.seconds] == pytest.approx([0.001 * (1 + r) for r in curve.rows])
+
+
 def test_one_disturbed_point_does_not_bend_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass of plain decoding that something else held up would make all drafts look free; one of
     a draft's, dear. Whatever falls with rows is measured again."""

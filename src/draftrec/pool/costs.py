@@ -19,7 +19,11 @@ from draftrec.engine.tree import chain
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text
 from draftrec.pool.suffixes import ClosedIndex
 
-_FIRST_TURN, _SECOND_TURN = 3, 2
+# Times that each number of rows is measured, and once more what is implausible then.
+_TURNS, _MORE = 5, 2
+# Of the time that the passes of a run will take, what measuring them beforehand may take.
+_SHARE = 0.03
+_clock = time.perf_counter
 _GRID = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -30,47 +34,79 @@ def measure_cost(
     *,
     nodes: int = 64,
     seconds: float = 4.0,
+    passes: int | None = None,
 ) -> CostCurve:
     """Seconds of a pass at growing numbers of rows, with `context` cached tokens per sequence.
 
-    The shortest of five counts, taken in two turns over all numbers of rows: what else the machine
-    does adds time and never takes any away, and it seldom lasts from one turn to the next. What
-    still falls with rows is measured again, then evened out (`smoothed`): a curve that a
-    disturbed moment bent would keep drafts out, or let them in, for the whole run.
+    The shortest of five times, taken in turns over all numbers of rows: what else the machine does
+    adds time and never takes any away, and it seldom lasts from one turn to the next. What still
+    falls with rows is measured again, then evened out (`smoothed`): a curve that a disturbed moment
+    bent would keep drafts out, or let them in, until the run's own passes mend it.
 
     Up to `slots` rows each row is a sequence of its own; beyond, the sequences carry draft nodes,
     some many and most few, as in decoding. Stops at `nodes` per sequence, where a pass costs five
-    plain ones, or after `seconds`.
+    plain ones, or after `seconds`, less where a run of `passes` is over soon; a plain pass and one
+    with drafts are measured at least.
     """
     target.reserve(slots, context + nodes + 2)
-    fewer = {r for r in (1, 2, 4, 8, 16, 32, 64, 128) if r < slots}  # the end of a job
-    wanted = sorted({*fewer, slots, *(r for r in _GRID if slots < r <= (nodes + 1) * slots)})
-    started = time.perf_counter()
-
-    def shortest(count: int, repeats: int) -> float:
-        return min(_timed(target, slots, count, context, nodes) for _ in range(repeats))
-
-    def late() -> bool:
-        return time.perf_counter() - started > seconds
-
-    shortest(slots, 1)
-    found: dict[int, float] = {}
-    for count in wanted:
-        found[count] = shortest(count, _FIRST_TURN)
-        if count >= 2 * slots and (found[count] > 5 * found[slots] or late()):
-            break
-    for count in [*found, *_implausible(found)]:
-        if late():
-            break
-        found[count] = min(found[count], shortest(count, _SECOND_TURN))
-    heights = smoothed(list(found.values())).tolist()
-    rows, heights = _stairs(list(found), heights, target.padded_rows)
+    order = _order(slots, nodes)
+    _timed(target, slots, slots, context, nodes)  # whatever has to be made first
+    times = _Shortest(lambda rows: _timed(target, slots, rows, context, nodes), slots)
+    times.take([*order[:2]] * 2, float("inf"))
+    if passes is not None:
+        seconds = min(seconds, _SHARE * passes * times.found[slots])
+    for _ in range(_TURNS):
+        times.take(order, seconds)
+    for _ in range(_MORE):
+        times.take(_implausible(times.found), seconds)
+    rows = sorted(r for r in times.found if r <= times.dear)
+    heights = smoothed([times.found[r] for r in rows]).tolist()
+    rows, heights = _stairs(rows, heights, target.padded_rows)
     return CostCurve(tuple(rows), tuple(heights), _draft_seconds())
+
+
+class _Shortest:
+    """The shortest time seen of each number of rows, `found`, as far as a pass over `dear` rows,
+    five times a plain one's."""
+
+    def __init__(self, timed: Callable[[int], float], slots: int) -> None:
+        self.timed, self.slots = timed, slots
+        self.found: dict[int, float] = {}
+        self.dear = 1 << 30
+        self.started = _clock()
+
+    def take(self, order: list[int], seconds: float) -> None:
+        """Once each, until so many seconds after the start."""
+        for rows in order:
+            if rows > self.dear or _clock() - self.started > seconds:
+                continue
+            self._see(rows)
+            if rows >= 2 * self.slots and self._is_dear(rows):
+                self._see(rows)  # something may have had to be made for it
+                self.dear = rows if self._is_dear(rows) else self.dear
+
+    def _see(self, rows: int) -> None:
+        took = self.timed(rows)
+        self.found[rows] = min(took, self.found.get(rows, took))
+
+    def _is_dear(self, rows: int) -> bool:
+        return self.found[rows] > 5 * self.found[self.slots]
+
+
+def _order(slots: int, nodes: int) -> list[int]:
+    """Numbers of rows in the order in which they are to be known: a plain pass; one with a few
+    drafts for everyone; what lies around and between; at last the ends of jobs."""
+    most = (nodes + 1) * slots
+    upper = sorted({slots, *(r for r in _GRID if slots < r <= most)})
+    few = min(upper, key=lambda r: abs(r - 4 * slots))
+    coarse = dict.fromkeys([slots, few, *upper[::4], *upper[::2], *upper])
+    return [*coarse, *(r for r in (1, 2, 4, 8, 16, 32, 64, 128) if r < slots)]
 
 
 def _implausible(found: dict[int, float]) -> list[int]:
     """Numbers of rows that took clearly longer than more rows did: something else was running."""
-    rows, seconds = list(found), np.array(list(found.values()))
+    rows = sorted(found)
+    seconds = np.array([found[r] for r in rows])
     least_above = np.minimum.accumulate(seconds[::-1])[::-1]
     return [
         r for r, own, least in zip(rows, seconds, least_above, strict=True) if own > 1.1 * least
@@ -157,9 +193,9 @@ def _timed(target: Target, slots: int, rows: int, context: int, most: int) -> fl
     pending = np.zeros(1, np.int32)
     trees = {n: chain([1] * n) for n in set(sizes)}
     segments = [Segment(i, context, pending, trees[n]) for i, n in enumerate(sizes)]
-    start = time.perf_counter()
+    start = _clock()
     logits = target.score(segments).logits
     sampling.greedy(logits).cpu()
     if target.device.type == "cuda":
         torch.cuda.synchronize(target.device)
-    return time.perf_counter() - start
+    return _clock() - start

@@ -90,6 +90,16 @@ def test_free_rows_are_all_used_and_dear_ones_not_at_all() -> None:
     assert AutoBudget(DEAR).choose([tree, tree], 2) == [EMPTY_TREE, EMPTY_TREE]
 
 
+def test_rows_that_seem_too_dear_are_tried_now_and_then() -> None:
+    """Else nobody would ever see that they are not."""
+    budget = AutoBudget(DEAR)
+    tree = make_tree([1, 2, 3], [-1, -1, -1], [0.6, 0.3, 0.1])
+    sizes = [[len(t) for t in budget.choose([tree, tree], 2)] for _ in range(400)]
+    tried = [i for i, size in enumerate(sizes) if size != [0, 0]]
+    assert [sizes[i] for i in tried] == [[1, 1]] * 3
+    assert set(np.diff(tried)) == {129}
+
+
 def test_likely_nodes_are_kept_and_unlikely_ones_dropped_across_the_batch() -> None:
     """At 0.3 plain passes a row, a node must bring 0.3 tokens."""
     budget = AutoBudget(CostCurve((1, 101), (1.0, 31.0)))

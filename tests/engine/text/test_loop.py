@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from draftrec.core import Generation, Request
 from draftrec.engine import prepacked
-from draftrec.engine.costs import CostCurve
+from draftrec.engine.costs import CostCurve, LearningCurve
 from draftrec.engine.target import Target
 from draftrec.engine.text.budget import AutoBudget, FixedBudget
 from draftrec.engine.text.loop import generate
-from draftrec.engine.text.stats import StepStats
+from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.errors import Interrupted
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
@@ -227,6 +227,27 @@ def test_measured_budget_changes_no_token() -> None:
     done = generate(make_engine("llama", drafter, budget=AutoBudget(curve)), requests())
     check(done, "llama", frozenset())
     assert sum(g.counts.accepted_tokens for g in done) > 10
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_costs_are_learnt_from_passes_and_change_no_token(seed: int) -> None:
+    """By a clock that jumps as it likes."""
+    jumps = np.random.default_rng(seed).exponential(1.0, 100_000).cumsum()
+    ticks = iter(jumps.tolist())
+    costs = LearningCurve(CostCurve((1, 8, 64), (1.0, 1.05, 2.0)))
+    engine = make_engine(
+        "llama",
+        GuessingDrafter(truth("llama"), hit=0.3),
+        slots=1,
+        budget=AutoBudget(costs),
+        costs=costs,
+        timing=Timing(clock=lambda: next(ticks)),
+    )
+    steps: list[StepStats] = []
+    done = generate(engine, requests(), steps.append)
+    check(done, "llama", frozenset())
+    assert costs.passes == len(steps) >= 16
+    assert costs.to_json() != costs.first.to_json()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """How many draft nodes a forward pass may carry: as many as pay for themselves.
 
-A pass over `r` rows takes `t(r)` seconds, measured once for this model, device, dtype and batch.
+A pass over `r` rows takes `t(r)` seconds on this model, device, dtype and batch.
 With tokens flowing at `rate` per second, a set of nodes is worth its expected accepted tokens minus
 `rate` times the seconds it adds (Dinkelbach's form of maximising tokens per second). Nodes compete
 across the whole batch, best first, so an uncertain sequence yields its share to a predictable one.
@@ -14,11 +14,12 @@ from typing import Protocol
 import numpy as np
 
 from draftrec.core import DoubleArray, DraftTree, FloatArray, Verdict
-from draftrec.engine.costs import CostCurve, smoothed
+from draftrec.engine.costs import PassCosts, smoothed
 from draftrec.engine.tree import trim_all
 
-# Steps without drafts before the next try.
-_REST = 15
+# Steps without drafts before the next try; and steps in which no draft seemed worth its rows,
+# before a few are verified all the same, so that what rows cost is seen again.
+_REST, _DOUBT = 15, 128
 
 
 class Budget(Protocol):
@@ -58,16 +59,16 @@ class AutoBudget:
     """Spends nodes while they raise expected accepted tokens per second.
 
     Drafting itself takes time. While what was accepted lately was not worth that, it rests and
-    tries again after `_REST` steps. All clocks are the cost curve's, so that a run repeats its
-    decisions.
+    tries again after `_REST` steps. All clocks are the cost curve's: where that does not change, a
+    run repeats its decisions.
     """
 
-    def __init__(self, cost: CostCurve, most: int = 64) -> None:
+    def __init__(self, cost: PassCosts, most: int = 64) -> None:
         self.cost, self.most = cost, most
         self.calibration = Calibration()
         self._tokens = self._seconds = 0.0
         self._largest = float(most)
-        self._gain, self._rested = 0.0, 0
+        self._gain, self._rested, self._doubts = 0.0, 0, 0
 
     def limit(self) -> int:
         if self._gain < 0 and self._rested < _REST:
@@ -87,6 +88,9 @@ class AutoBudget:
         seconds = self.cost(plain_rows + np.arange(len(order) + 1))
         worth = np.concatenate(([0.0], np.cumsum(probs[order])))
         count = int(np.argmax(worth - self._rate(len(trees)) * seconds))
+        self._doubts = 0 if count else self._doubts + 1
+        if self._doubts > _DOUBT:
+            count, self._doubts = min(len(order), len(trees)), 0
         keep = np.zeros(len(order), np.bool_)
         keep[order[:count]] = True
         owners = np.repeat(np.arange(len(trees)), sizes)[keep]

@@ -10,6 +10,7 @@ import torch
 
 from draftrec.config import AcceptConfig
 from draftrec.core import EMPTY_TREE, Drafter, DraftTree, Generation, Request, Verdict
+from draftrec.engine.costs import LearningCurve
 from draftrec.engine.packing import Segment
 from draftrec.engine.target import Target
 from draftrec.engine.text import stats
@@ -17,7 +18,7 @@ from draftrec.engine.text.accept import AcceptanceRule, uniforms_for
 from draftrec.engine.text.batch import Batch, Limits, RunningSequence
 from draftrec.engine.text.budget import Budget
 from draftrec.engine.text.controls import Control, controlled
-from draftrec.engine.text.stats import StepStats, Timing
+from draftrec.engine.text.stats import Spent, StepStats, Timing
 from draftrec.engine.text.stop_strings import StopStrings
 from draftrec.engine.tree import within
 from draftrec.errors import Interrupted
@@ -31,7 +32,7 @@ class Engine:
     """The parts of the loop, and the settings that are not theirs.
 
     `certain` drafts, as `Drafter.draft` does, what is worth a pass even where the budget lets
-    drafting rest.
+    drafting rest. `costs` learns what passes took; the budget may go by it.
     """
 
     target: Target
@@ -48,6 +49,7 @@ class Engine:
     controls: Seq[Control] = ()
     stops: StopStrings | None = None
     certain: Callable[[Seq[RunningSequence], int, int], list[DraftTree]] | None = None
+    costs: LearningCurve | None = None
     timing: Timing = field(default_factory=Timing)
     on_text: Callable[[Request, Generation], None] | None = None
     """Is told of every text in the step that finishes it; what it adds to a pool is drafted from in
@@ -74,6 +76,7 @@ def generate(
 
 def step(engine: Engine, batch: Batch, on_step: Callable[[StepStats], None] | None = None) -> None:
     """One pass of the target over the running texts: draft, score, accept, commit."""
+    before = engine.timing.spent
     admit(engine, batch)
     shares = share_rows(engine, batch)
     with engine.timing.drafting():
@@ -86,7 +89,7 @@ def step(engine: Engine, batch: Batch, on_step: Callable[[StepStats], None] | No
     extend(engine, batch, laid, verdicts)
     with engine.timing.drafting():
         engine.drafter.observe(laid.scored, verdicts)
-    learn(engine, laid, verdicts)
+    learn(engine, laid, verdicts, engine.timing.spent - before)
     retire(engine, batch)
     if on_step:
         active = [q for q, _ in laid.pairs]
@@ -232,9 +235,13 @@ def extend(engine: Engine, batch: Batch, laid: Laid, verdicts: Seq[Verdict]) -> 
         batch.note_computed(sequence)
 
 
-def learn(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:
-    """Let the budget see what became of the drafts, and what the pass took."""
-    if laid.rows == sum(1 + len(t) for t in laid.trees):  # prompt rows blur what a draft row costs
+def learn(engine: Engine, laid: Laid, verdicts: Seq[Verdict], took: Spent) -> None:
+    """Let the costs see what the step took, and the budget what became of the drafts."""
+    drafted = sum(len(t) for t in laid.trees)
+    if engine.costs:
+        each = took.draft / len(laid.trees) if drafted else None
+        engine.costs.observe(laid.rows, took.verify + took.prefill, each)
+    if laid.rows == len(laid.trees) + drafted:  # prompt rows blur what a draft row costs
         engine.budget.observe(laid.trees, verdicts, laid.rows)
 
 

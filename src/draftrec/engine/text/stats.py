@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from collections.abc import Generator as Gen
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ class Timing:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     prefill_seconds: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def spent(self) -> Spent:
@@ -36,15 +37,15 @@ class Timing:
 
     @contextmanager
     def drafting(self) -> Gen[None]:
-        start = time.perf_counter()
+        start = self.clock()
         yield
-        self.draft_seconds += time.perf_counter() - start
+        self.draft_seconds += self.clock() - start
 
     @contextmanager
     def passing(self, prompt_share: float) -> Gen[None]:
-        start = time.perf_counter()
+        start = self.clock()
         yield
-        seconds = time.perf_counter() - start
+        seconds = self.clock() - start
         self.prefill_seconds += seconds * prompt_share
         self.verify_seconds += seconds * (1.0 - prompt_share)
 

@@ -27,7 +27,7 @@ from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.warping import Warping
 from draftrec.integrations.transformers.call import Call, Handed, Settings, read_call, read_settings
 from draftrec.integrations.transformers.controls import controls_of, warping_of
-from draftrec.integrations.transformers.model import ModelState, adapted, make_budget
+from draftrec.integrations.transformers.model import ModelState, adapted, costs_of, make_budget
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
@@ -150,11 +150,13 @@ def _engine(
     if settings.drafting.draft != "none":
         warm_up()
         drafter = PoolDrafter(pool if settings.drafting.draft == "pool" else None)
+    costs = costs_of(target, state, settings, longest, call.max_new_tokens)
     return loop.Engine(
         target=target,
         drafter=drafter,
         rule=CallersRule(make_rule(accept, call.eos_ids, warping), call),
-        budget=make_budget(target, state, settings, longest, call.max_new_tokens),
+        budget=make_budget(settings, costs),
+        costs=costs,
         accept=accept,
         eos_ids=call.eos_ids,
         slots=settings.slots,

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from transformers import PreTrainedModel
 
-from draftrec.engine.costs import CostCurve
+from draftrec.engine.costs import LearningCurve
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
@@ -28,7 +28,7 @@ class ModelState:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     checked: bool = False
-    costs: dict[tuple[str, str, int], CostCurve] = field(default_factory=dict)
+    costs: dict[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
     pools: WeakSet[Pool] = field(default_factory=WeakSet)
 
     def check_pool(self, pool: Pool, vocabulary: int) -> None:
@@ -84,24 +84,31 @@ def _restored(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def make_budget(
+def costs_of(
     target: Target, state: ModelState, settings: Settings, longest: int, new_tokens: int
-) -> Budget:
-    """How many nodes a pass may carry; measures what passes cost where that is not known yet.
+) -> LearningCurve | None:
+    """What passes cost, measured where that is not known yet, for a small part of the time that so
+    many new tokens take; None where it is no matter.
 
     `longest`: tokens of the longest prompt. Batches are measured at powers of two, so that those of
     many sizes do not all wait for it.
     """
-    wanted = settings.drafting.budget
-    if settings.drafting.draft == "none":
-        return FixedBudget(0)
-    if wanted != "auto":
-        return FixedBudget(wanted)
+    if settings.drafting.draft == "none" or settings.drafting.budget != "auto":
+        return None
     slots = 1 << (settings.slots - 1).bit_length()
     key = (str(target.device), str(target.dtype), slots)
     if key not in state.costs:
         most = context_length(target.model)
         context = max(1, min(longest + min(new_tokens, 256) // 2, most - 66))
         nodes = max(0, min(64, most - context - 1))
-        state.costs[key] = measure_cost(target, slots, context, nodes=nodes)
-    return AutoBudget(state.costs[key])
+        first = measure_cost(target, slots, context, nodes=nodes, passes=new_tokens // 2)
+        state.costs[key] = LearningCurve(first)
+    return state.costs[key]
+
+
+def make_budget(settings: Settings, costs: LearningCurve | None) -> Budget:
+    """How many nodes a pass may carry."""
+    if costs is not None:
+        return AutoBudget(costs)
+    wanted = settings.drafting.budget
+    return FixedBudget(0 if settings.drafting.draft == "none" or wanted == "auto" else wanted)

@@ -12,7 +12,7 @@ from draftrec.core import IntArray
 
 if TYPE_CHECKING:
     from draftrec.core import Generation
-    from draftrec.engine.costs import CostCurve
+    from draftrec.engine.costs import PassCosts
     from draftrec.engine.text.stats import StepStats
 
 # A text loops if it ends in so many times the same tokens, and in so many tokens of that kind.
@@ -77,7 +77,7 @@ def loops(ids: IntArray) -> bool:
     return False
 
 
-def curve_seconds(curve: CostCurve, step: StepStats) -> tuple[float, float]:
+def curve_seconds(curve: PassCosts, step: StepStats) -> tuple[float, float]:
     """Seconds of a step's verifying by the cost curve, and of what would have written the same
     tokens without drafts: the pass itself without them, then as many passes more, over the same
     texts, as each of them got tokens beyond the first. Rows of prompts run in either case."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from draftrec.config import BatchConfig, GenerateConfig, ModelConfig
 from draftrec.core import Drafter, Generation, IntArray, Request
-from draftrec.engine.costs import CostCurve
+from draftrec.engine.costs import CostCurve, LearningCurve
 from draftrec.engine.prepacked import prepack
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
@@ -110,7 +110,7 @@ class Generator:
         self.costs: dict[BatchConfig, dict[str, Any]] = {}
         self.timing = Timing()
         self.cost_state = cost_state
-        self._coarse: tuple[int, CostCurve] | None = None
+        self._curve: tuple[int, LearningCurve] | None = None
 
     @classmethod
     def from_pretrained(
@@ -316,9 +316,12 @@ class Generator:
         if not requests:
             return []
         longest = max(len(r.prompt_ids) for r in requests)
-        engine = self.engine(longest)
+        engine = self.engine(longest, len(requests))
         engine.on_text = on_text
-        return loop.generate(engine, requests, on_step, should_stop)
+        try:
+            return loop.generate(engine, requests, on_step, should_stop)
+        finally:
+            self._keep_costs()
 
     def commit(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
         """Draft from these (token_ids, group) texts as well from now on."""
@@ -326,24 +329,23 @@ class Generator:
             with self.timing.drafting():
                 self.pool.add(texts)
 
-    def cost_curve(self, longest: int) -> CostCurve | None:
-        """Seconds of a pass by its rows, prompts being of at most `longest` tokens; None where
-        nothing is drafted. With a fixed budget, which needs no curve, a coarser one."""
-        draft = self.config.draft
-        if draft.draft == "none":
+    def cost_curve(self, longest: int, texts: int | None = None) -> LearningCurve | None:
+        """Seconds of a pass by its rows, prompts being of at most `longest` tokens, which goes on
+        learning from every run; None where nothing is drafted. Measured at first, for no longer
+        than is worth it for so many `texts`."""
+        if self.config.draft.draft == "none":
             return None
         slots = self._slots(longest)
-        if draft.budget == "auto":
-            return self._cost_curve(slots, longest)
-        if self._coarse is None or self._coarse[0] != slots:
-            self._coarse = slots, self._measure(slots, longest, draft.budget, seconds=1.0)
-        return self._coarse[1]
+        if self._curve is None or self._curve[0] != slots:
+            self._curve = slots, LearningCurve(self._first_curve(slots, longest, texts))
+            self._keep_costs()
+        return self._curve[1]
 
-    def engine(self, longest: int) -> loop.Engine:
-        """A new engine for prompts of at most `longest` tokens. Measures what passes cost where the
-        budget is auto and that is not known yet."""
+    def engine(self, longest: int, texts: int | None = None) -> loop.Engine:
+        """A new engine for prompts of at most `longest` tokens, and so many `texts`. Measures what
+        passes cost where something is drafted and that is not known yet."""
         config = self.config
-        slots = self._slots(longest)
+        slots, costs = self._slots(longest), self.cost_curve(longest, texts)
         drafter, controls, certain = self._drafter(), self._controls(), None
         if self.grammar:
             states = GrammarStates(self.grammar)
@@ -355,7 +357,7 @@ class Generator:
             target=self.target,
             drafter=drafter,
             rule=make_rule(config.accept, self.eos_ids, self._warping()),
-            budget=self._budget(slots, longest),
+            budget=self._budget(costs),
             accept=config.accept,
             eos_ids=self.eos_ids,
             slots=slots,
@@ -366,6 +368,7 @@ class Generator:
             controls=controls,
             certain=certain,
             stops=self.stops,
+            costs=costs,
             timing=self.timing,
         )
 
@@ -384,30 +387,35 @@ class Generator:
             return NoDrafter()
         return PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
 
-    def _budget(self, slots: int, longest: int) -> Budget:
+    def _budget(self, costs: LearningCurve | None) -> Budget:
         wanted = self.config.draft.budget
-        if self.config.draft.draft == "none":
+        if costs is None:
             return FixedBudget(0)
         if wanted != "auto":
             return FixedBudget(wanted)
-        # Learning starts anew with every run, so that a resumed job decides as an uninterrupted
-        # one does: its costs come from the manifest, its drafts from the shards before.
-        return AutoBudget(self._cost_curve(slots, longest))
+        # A resumed job has the costs of its manifest and the drafts of the shards before, and no
+        # more. Where drafts change texts, what this run learns is for the next to go by.
+        return AutoBudget(costs if self.config.accept.accept == "strict" else costs.curve)
 
-    def _cost_curve(self, slots: int, longest: int) -> CostCurve:
-        if self.cost_state is None or self.cost_state["slots"] != slots:
-            self.cost_state = {"slots": slots}
-        if "rows" not in self.cost_state:
-            self.cost_state |= self._measure(slots, longest).to_json()
-        return CostCurve.from_json(self.cost_state)
-
-    def _measure(self, slots: int, longest: int, most: int = 64, seconds: float = 4.0) -> CostCurve:
-        """What passes cost, with at most `most` draft nodes per sequence."""
+    def _first_curve(self, slots: int, longest: int, texts: int | None) -> CostCurve:
+        """As an earlier run left it, or measured."""
+        state, budget = self.cost_state, self.config.draft.budget
+        if budget == "auto" and state is not None and state["slots"] == slots and "rows" in state:
+            return CostCurve.from_json(state)
         _LOG.info("measuring what a pass of the model costs")
-        context = longest + min(self.config.batch.max_new_tokens, 256) // 2
-        context = max(1, min(context, self.context_length - 66))
-        nodes = max(0, min(64, most, self.context_length - context - 1))
-        return measure_cost(self.target, slots, context, nodes=nodes, seconds=seconds)
+        usual = min(self.config.batch.max_new_tokens, 256) // 2
+        context = max(1, min(longest + usual, self.context_length - 66))
+        most = 64 if budget == "auto" else min(64, budget)
+        nodes = max(0, min(most, self.context_length - context - 1))
+        # A pass writes some two tokens of each text.
+        passes = None if texts is None else -(-texts // slots) * usual // 2
+        return measure_cost(self.target, slots, context, nodes=nodes, passes=passes)
+
+    def _keep_costs(self) -> None:
+        """Let what passes cost be part of what later runs begin with."""
+        if self._curve is not None and self.config.draft.budget == "auto":
+            slots, curve = self._curve
+            self.cost_state = {"slots": slots, **curve.to_json()}
 
     def _slots(self, longest: int) -> int:
         """Sequences that run together: as asked, or as many as a share of free memory holds."""

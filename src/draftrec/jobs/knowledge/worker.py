@@ -29,7 +29,7 @@ from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, RunFolder, Wri
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
 if TYPE_CHECKING:
-    from draftrec.engine.costs import CostCurve
+    from draftrec.engine.costs import PassCosts
     from draftrec.engine.text.stats import StepStats, Timing
     from draftrec.pool.store import Pool
 
@@ -83,7 +83,7 @@ class TextGenerator(Protocol):
         should_stop: ShouldStop | None = None,
         on_text: OnText | None = None,
     ) -> list[Generation]: ...
-    def cost_curve(self, longest: int) -> CostCurve | None: ...
+    def cost_curve(self, longest: int, texts: int | None = None) -> PassCosts | None: ...
     def commit(self, texts: Texts) -> None: ...
 
 
@@ -378,7 +378,7 @@ class _Writing:
         self._before = since
         self._curve_seconds = Spent()
         self._told = Spent()
-        self._curve: CostCurve | None = None
+        self._curve: PassCosts | None = None
         self._endings = Endings()
         self._fresh: list[tuple[Request, Generation]] = []
 
@@ -389,7 +389,8 @@ class _Writing:
         left = [r for i, r in enumerate(self._requests) if i not in self._found]
         if not left:
             return [self._found[i] for i in range(len(self._requests))]
-        self._curve = self._generator.cost_curve(max(len(r.prompt_ids) for r in left))
+        longest = max(len(r.prompt_ids) for r in left)
+        self._curve = self._generator.cost_curve(longest, len(left))
 
         def step(stats: StepStats) -> None:
             told = self._step(stats)
