@@ -28,19 +28,21 @@ _COMPANY = (0, 2, 9, 33, 120)
 _MOST_WORK = {"cpu": 1.5e10, "cuda": 1e12}
 
 
-def checked_target(model: PreTrainedModel, *, exact: bool = False) -> Target:
+def checked_target(
+    model: PreTrainedModel, *, exact: bool = False, narrow_kv: bool = False
+) -> Target:
     """A `Target`, after comparing tree scores with plain forward passes.
 
-    `exact`: let a row give the same bits whatever else is in its pass, and look whether it does:
-    `target.exact` says so; where it does not, a warning, and rows share what computes them as
-    without `exact`. Raises UnsupportedModelError if scores
-    differ by more than rounding: some architectures hide state, positions or masks of their own,
-    and would give wrong texts silently.
+    `narrow_kv`: as `Target`. `exact`: let a row give the same bits whatever else is in its pass,
+    and look whether it does: `target.exact` says so; where it does not, a warning, and rows share
+    what computes them as without `exact`. Raises UnsupportedModelError if scores differ by more
+    than rounding: some architectures hide state, positions or masks of their own, and would give
+    wrong texts silently.
     """
     check_served(model)
     own = model.config._attn_implementation
     try:
-        target = Target(model, by_row=exact)
+        target = Target(model, by_row=exact, narrow_kv=narrow_kv)
         error = _difference(target, _length(target), own)
         if exact:
             target.exact = _is_exact(target)

@@ -62,11 +62,14 @@ class Target:
     """A causal LM, a KV slab, and nothing else.
 
     `by_row`: attend so that a row's result does not depend on the other rows of its pass, as far as
-    that is built (`attends_by_row`). Raises UnsupportedModelError when the architecture cannot be
+    that is built (`attends_by_row`). `narrow_kv`: cache keys and values in the model's dtype on CPU
+    as well, where float32 is exact. Raises UnsupportedModelError when the architecture cannot be
     served exactly.
     """
 
-    def __init__(self, model: PreTrainedModel, *, by_row: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, by_row: bool = False, narrow_kv: bool = False
+    ) -> None:
         check_served(model)
         self.model = model.eval()
         self.device = model.device
@@ -75,6 +78,8 @@ class Target:
         self._factors = RowFactors(model, self.rule) if self.rule else None
         self.runner, self.kv_shape = _runner(model, by_row)
         _check_cache(model, self.runner.reaches)
+        if narrow_kv:
+            self.runner.kv_dtype = model.dtype
         self.slab: KVSlab | None = None
         #: A row gives the same bits whatever else is in its pass, as far as the check at load saw.
         self.exact = False
