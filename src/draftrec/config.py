@@ -33,7 +33,10 @@ _FIRST_RECORDS, MOST_RECORDS = 32, 1024
 Device = Annotated[str, knob("auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    knob("Precision of the weights; auto: as stored, float32 on CPU."),
+    knob(
+        "Precision of the weights; auto: as stored; on CPU float32, but for bfloat16 weights of a "
+        "generating model where the processor multiplies them natively."
+    ),
 ]
 Depth = Annotated[int, knob("Longest drafted continuation.", ge=1, le=256)]
 IdColumn = Annotated[str, knob("Column of the entity ids.")]
@@ -54,6 +57,13 @@ class ModelConfig(_Frozen):
     ]
     device: Device = "auto"
     dtype: Dtype = "auto"
+    kv_dtype: Annotated[
+        Literal["auto", "model"],
+        knob(
+            "Precision of cached keys and values; auto: float32 on CPU, as the weights elsewhere; "
+            "model: as the weights."
+        ),
+    ] = "auto"
     exact: Annotated[
         bool,
         knob("Let strict texts be plain decoding's bit for bit, at whatever precision."),
@@ -61,11 +71,20 @@ class ModelConfig(_Frozen):
     compile: Annotated[bool, knob("Compile the model's layers.")] = False
     trust_remote_code: Annotated[bool, knob("Run Python code that comes with the model.")] = False
     threads: Annotated[
-        Size | None, knob("Threads of the processor's for PyTorch.", unset="as PyTorch decides")
+        Size | None,
+        knob(
+            "Threads of the processor's for PyTorch.",
+            unset="OMP_NUM_THREADS, or the cores that the process may use",
+        ),
     ] = None
 
     @model_validator(mode="after")
     def _exact_layers(self) -> ModelConfig:
+        if self.exact and self.kv_dtype == "model":
+            raise ValueError(
+                "exact and kv_dtype model exclude each other, since exact attention is float32's; "
+                "leave one of them off"
+            )
         if self.exact and self.compile:
             raise ValueError(
                 "exact and compile exclude each other, since what compiled layers give depends on "

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from draftrec.config import ModelConfig
 from draftrec.engine.rotary import context_length
@@ -122,6 +123,28 @@ def test_automatic_dtype_is_the_stored_one_but_exact_on_the_cpu() -> None:
     assert loading.pick_dtype("bfloat16", torch.float32, CPU) == torch.bfloat16
     assert loading.pick_dtype("auto", torch.float16, CUDA) == torch.float16
     assert loading.pick_dtype("float16", torch.float32, CPU) == torch.float16
+
+
+def test_bfloat16_weights_stay_that_where_they_are_packed_and_multiplied(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: True)
+    assert loading.load_model(config(saved), packs=True).dtype == torch.bfloat16
+    assert loading.load_model(config(saved)).dtype == torch.float32, "as encoders and others"
+    for native in (True, False):
+        monkeypatch.setattr(loading, "multiplies_bfloat16", lambda native=native: native)
+        for stored in (torch.bfloat16, torch.float16, torch.float32, None):
+            for packs in (True, False):
+                found = loading.pick_dtype("auto", stored, CPU, packs=packs)
+                narrow = native and packs and stored == torch.bfloat16
+                assert found == (torch.bfloat16 if narrow else torch.float32)
+        assert loading.pick_dtype("float32", torch.bfloat16, CPU, packs=True) == torch.float32
+
+
+def test_only_models_whose_attention_can_be_replaced_are_packed() -> None:
+    for name in zoo.NAMES:
+        packed = loading._replaceable(AutoModelForCausalLM, zoo.build(name).config)
+        assert packed == (name not in zoo.FALLBACK)
 
 
 def test_fingerprint_tells_tokenizers_apart() -> None:

@@ -38,8 +38,8 @@ from draftrec.jobs.trials import (
     interval,
     paired,
     run_trials,
-    usable_cores,
 )
+from draftrec.models.processor import usable_cores
 
 #: In the output folder: the rows that could not be used.
 REJECTED = "rejected.jsonl"

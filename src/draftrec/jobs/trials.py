@@ -116,11 +116,6 @@ def trial_key(settings: Settings) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_trials(
     function: TrialFunction,
     settings: Seq[Settings],

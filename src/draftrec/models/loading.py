@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from draftrec.config import ModelConfig
 from draftrec.data.files.places import here
 from draftrec.errors import DraftrecError, UnsupportedModelError
+from draftrec.models.processor import multiplies_bfloat16, set_threads
 
 #: What weights may lie in.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
@@ -230,17 +231,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """`auto`: as stored on CUDA, float32 on CPU.
+def pick_dtype(
+    name: str, stored: torch.dtype | None, device: torch.device, *, packs: bool = False
+) -> torch.dtype:
+    """`auto`: as stored on CUDA; on CPU float32, but for bfloat16 weights of a model whose layers
+    are packed (`engine.prepacked`) on a processor that multiplies them: there bfloat16 is faster.
 
-    On CPU, bfloat16 is faster for models past some hundred million parameters, but passes of
-    different shapes round differently there, and a near-tie between two tokens may fall either way.
+    In bfloat16 passes of different shapes round differently, and a near-tie between two tokens may
+    fall either way; `Target`'s exact attention rules that out.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
             name
         ]
-    return torch.float32 if device.type == "cpu" else stored or torch.float32
+    if device.type != "cpu":
+        return stored or torch.float32
+    native = packs and stored == torch.bfloat16 and multiplies_bfloat16()
+    return torch.bfloat16 if native else torch.float32
 
 
 def load_tokenizer(
@@ -270,9 +277,10 @@ def load_tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
     return load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
 
 
-def load_model(config: ModelConfig) -> PreTrainedModel:
-    """The model on its device in its dtype, ready to score. Raises DraftrecError."""
-    return _load(config, AutoModelForCausalLM)
+def load_model(config: ModelConfig, *, packs: bool = False) -> PreTrainedModel:
+    """The model on its device in its dtype, ready to score; `packs`: its layers will be packed
+    where they can be. Raises DraftrecError."""
+    return _load(config, AutoModelForCausalLM, packs=packs)
 
 
 def load_body(config: ModelConfig) -> PreTrainedModel:
@@ -280,7 +288,8 @@ def load_body(config: ModelConfig) -> PreTrainedModel:
     return _load(config, AutoModel)
 
 
-def _load(config: ModelConfig, kind: Any) -> PreTrainedModel:
+def _load(config: ModelConfig, kind: Any, *, packs: bool = False) -> PreTrainedModel:
+    set_threads(config.threads)
     device = pick_device(config.device)
     transformers_logging.disable_progress_bar()
     source = find_source(config.model)
@@ -288,7 +297,13 @@ def _load(config: ModelConfig, kind: Any) -> PreTrainedModel:
     options = {"trust_remote_code": config.trust_remote_code, **source.options()}
     try:
         stored = AutoConfig.from_pretrained(source.place, **options)
-        dtype = pick_dtype(config.dtype, getattr(stored, "dtype", None), device)
+        packs = packs and _replaceable(kind, stored)
+        dtype = pick_dtype(config.dtype, getattr(stored, "dtype", None), device, packs=packs)
+        if device.type == "cpu" and config.dtype == "auto" and dtype == torch.bfloat16:
+            _LOG.info(
+                "computing in bfloat16, as the weights are stored and this processor multiplies "
+                "them; --dtype float32 is slower and hardly rounds"
+            )
         model, report = cast(
             "tuple[Any, dict[str, Any]]",
             kind.from_pretrained(source.place, dtype=dtype, output_loading_info=True, **options),
@@ -312,6 +327,12 @@ def _load(config: ModelConfig, kind: Any) -> PreTrainedModel:
         )
     model.requires_grad_(False)
     return model.to(device).eval()
+
+
+def _replaceable(kind: Any, config: Any) -> bool:
+    """Whether the model of this configuration is one whose attention can be replaced."""
+    model = kind._model_mapping.get(type(config), None)
+    return bool(getattr(model, "_supports_attention_backend", False))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

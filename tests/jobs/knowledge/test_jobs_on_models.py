@@ -9,13 +9,18 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftrec.cli.main import run
 from draftrec.config import DraftConfig
-from draftrec.core import DraftTree, Request, SequenceView
+from draftrec.core import EMPTY_TREE, DraftTree, Request, SequenceView
 from draftrec.demo.shop import demo_model_path
+from draftrec.engine.packing import Segment
+from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import generator as module
 from draftrec.jobs.knowledge.generator import Generator
+from draftrec.models import loading
 from draftrec.pool.drafter import PoolDrafter
 
 NEW = 40
@@ -184,3 +189,66 @@ def test_exact_and_compile_exclude_each_other(
     assert run([*line, "--exact", "--compile"]) == 2
     assert "exact and compile exclude each other" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def narrow_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's, its weights stored in bfloat16."""
+    folder = tmp_path_factory.mktemp("models") / "narrow"
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
+    narrow_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Begun where bfloat16 is not multiplied, or by an earlier version; the processor of the
+    machine where it goes on has it."""
+    source = tmp_path / "in.jsonl"
+    rows = [{"entity_id": i, "prompt": f"A reader of tales number {i}"} for i in range(4)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = ["generate", str(source), "--model", str(narrow_model), "--max-new-tokens", "8"]
+    job += ["--shard-size", "2", "--json", "--output"]
+    first = Generator.run
+
+    def once(self: Generator, *given: Any, **more: Any) -> Any:
+        if (tmp_path / "run/part-00000.parquet").exists():
+            raise Interrupted
+        return first(self, *given, **more)
+
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "run", once)
+        assert run([*job, str(tmp_path / "run")]) == 130
+    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: True)
+    for name, dtype in (("run", "float32"), ("new", "bfloat16")):
+        capsys.readouterr()
+        assert run([*job, str(tmp_path / name)]) == 0
+        out, err = capsys.readouterr()
+        settings = json.loads((tmp_path / name / "manifest.json").read_text())["settings"]
+        assert (json.loads(out.splitlines()[-1])["dtype"], settings["dtype"]) == (dtype, "auto")
+        assert ("computing in bfloat16" in err) == (dtype == "bfloat16")
+
+
+@pytest.mark.slow
+def test_cached_keys_and_values_may_be_as_narrow_as_the_weights(narrow_model: Path) -> None:
+    wide, narrow = (load(narrow_model, dtype="bfloat16", kv_dtype=kv) for kv in ("auto", "model"))
+    assert narrow.target.bytes_per_token * 2 == wide.target.bytes_per_token
+    prompt = wide.encode(["A reader of quiet sea tales"])[0]
+    found: list[torch.Tensor] = []
+    for generator in (wide, narrow):
+        (text,) = generator.run([Request("a", prompt, key=0)])
+        assert len(text.token_ids) > 1
+        asked = Segment(0, 0, prompt, EMPTY_TREE, length=len(prompt))
+        found.append(generator.target.score([asked]).logits.float())
+    assert narrow.target.slab is not None
+    assert narrow.target.slab.keys.dtype == torch.bfloat16
+    apart = (found[0] - found[1]).abs().max() / found[0].std()
+    assert 0.0 < float(apart) < 0.1, "another rounding"
+    with pytest.raises(DraftrecError, match="exact and kv_dtype"):
+        load(narrow_model, exact=True, kv_dtype="model")

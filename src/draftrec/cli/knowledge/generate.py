@@ -177,6 +177,7 @@ class GenerateOptions(JsonOptions):
 
     device: str = Machine("device")
     dtype: str = Machine("dtype")
+    kv_dtype: str = Machine("kv_dtype")
     batch_size: int | Auto = Batch("batch_size")
     prefill_chunk: int = Batch("prefill_chunk")
     exact: bool = Machine("exact", "--exact/--no-exact")

@@ -136,18 +136,18 @@ class Generator:
             raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
         config = config or make_config(str(model), **settings)
         check_structure(config.structure)  # before the model, which may take minutes
-        if config.target.threads:
-            torch.set_num_threads(config.target.threads)
         _LOG.info("loading the model %s", config.target.model)
         tokenizer = loading.load_tokenizer_of(config.target)
         if isinstance(pool, str | Path):
             pool = Pool.load(Path(pool), loading.tokenizer_fingerprint(tokenizer))
-        loaded = loading.load_model(config.target)
+        packs = not config.target.compile  # the compiler cannot look into packed weights
+        loaded = loading.load_model(config.target, packs=packs)
         fingerprint = fingerprint_of(loaded, tokenizer)
-        if not config.target.compile:  # the compiler cannot look into packed weights
+        if packs:
             prepack(loaded)
         _LOG.info("checking that the model is run as it runs by itself")
-        target = checked_target(loaded, exact=config.target.exact)
+        narrow = config.target.kv_dtype == "model"
+        target = checked_target(loaded, exact=config.target.exact, narrow_kv=narrow)
         if config.target.compile:
             target.compile()
         if config.accept.accept == "strict" and config.draft.draft != "none":

@@ -22,7 +22,7 @@ from draftrec.jobs.knowledge import worker
 from draftrec.jobs.knowledge.account import Endings
 from draftrec.jobs.knowledge.manifest import Facts, Manifest, differences
 from draftrec.jobs.knowledge.metrics import Metrics
-from draftrec.jobs.knowledge.plan import JobSpec, Plan, continued
+from draftrec.jobs.knowledge.plan import JobSpec, Plan, as_begun, continued
 from draftrec.jobs.knowledge.shards import RunFolder
 from draftrec.jobs.knowledge.worker import (
     Given,
@@ -95,7 +95,7 @@ def run_job(
             return _finish(manifest, folder)
         state = manifest.cost_state if manifest else None
         load = load or worker.load_generator
-        work = ShardWork(plan.spec, load, given, state, plan.previous)
+        work = ShardWork(as_begun(plan, manifest), load, given, state, plan.previous)
         with closing(start(work)) as executor:
             facts = executor.facts
             form = _form(spec, facts, manifest)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from draftrec.config import JobConfig, RecordsConfig
+from draftrec.config import JobConfig, ModelConfig, RecordsConfig
 from draftrec.data.files.places import Place, shown
 from draftrec.data.records import EntityReader, GroupTable, Layout
 from draftrec.data.tables.readers import open_records
@@ -147,6 +147,17 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
         )
     folder.check_parts(manifest)
     return manifest
+
+
+def as_begun(plan: Plan, begun: Manifest | None) -> JobSpec:
+    """The job as its model is to be loaded: what was begun on a CPU, where an automatic precision
+    is up to the processor and the version, goes on in the same one."""
+    spec, target = plan.spec, plan.spec.config.generate.target
+    if begun is None or target.dtype != "auto" or begun.device != "cpu" or not begun.dtype:
+        return spec
+    target = ModelConfig(**{**dict(target), "dtype": begun.dtype})
+    generate = spec.config.generate.model_copy(update={"target": target})
+    return replace(spec, config=spec.config.model_copy(update={"generate": generate}))
 
 
 def lag_to_use(output: Place, usual: int, *, overwrite: bool) -> int:

@@ -31,6 +31,7 @@ _DECISIVE = (
     *StructureConfig.model_fields,
     "max_new_tokens",
     "dtype",
+    "kv_dtype",
 )
 # Settings that decide what all prompts look like.
 _OF_PROMPTS = ("side", "chat", "system", "chat_template_kwargs", "prompt_column")

@@ -12,7 +12,7 @@ from typing import Any
 
 from draftrec.errors import DraftrecError
 from draftrec.jobs.executor import Share
-from draftrec.jobs.trials import usable_cores
+from draftrec.models.processor import usable_cores
 
 # A shard's records and texts are a few megabytes; Ray would take 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 << 20

@@ -190,7 +190,8 @@ class ActorPool:
         elif answer != self._facts:
             raise DraftrecError(
                 f"worker {call.worker} has another model or other files than the first one "
-                f"({answer} against {self._facts}); let all nodes see the same"
+                f"({answer} against {self._facts}); let all nodes see the same, and name a --dtype "
+                f"if their processors differ"
             )
         self._starts[call.worker] = 0
         self._idle.append(call.worker)
