@@ -9,6 +9,7 @@ in the same way. What a knob does is said as `--help` prints it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from math import ceil
@@ -49,6 +50,15 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def under_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the names that fields have: `pass` is a word of Python's, and `compile` is what
+    frozen passes were called before."""
+    found = {("pass_" if name == "pass" else name): value for name, value in settings.items()}
+    if found.pop("compile", False):
+        found.setdefault("pass_", "frozen")
+    return found
+
+
 class ModelConfig(_Frozen):
     """How the target model is loaded."""
 
@@ -68,7 +78,13 @@ class ModelConfig(_Frozen):
         bool,
         knob("Let strict texts be plain decoding's bit for bit, at whatever precision."),
     ] = False
-    compile: Annotated[bool, knob("Compile the model's layers.")] = False
+    pass_: Annotated[
+        Literal["auto", "eager", "frozen"],
+        knob(
+            "How passes over the model run; frozen: small ones compiled whole, on GPUs replayed as "
+            "graphs; auto: frozen on GPUs, eager on CPU."
+        ),
+    ] = "auto"
     trust_remote_code: Annotated[bool, knob("Run Python code that comes with the model.")] = False
     threads: Annotated[
         Size | None,
@@ -84,11 +100,6 @@ class ModelConfig(_Frozen):
             raise ValueError(
                 "exact and kv_dtype model exclude each other, since exact attention is float32's; "
                 "leave one of them off"
-            )
-        if self.exact and self.compile:
-            raise ValueError(
-                "exact and compile exclude each other, since what compiled layers give depends on "
-                "the number of rows; leave one of them off"
             )
         return self
 

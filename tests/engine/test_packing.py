@@ -33,8 +33,8 @@ def test_a_batch_by_hand() -> None:
     assert (packed.rows, packed.wanted) == (9, 5)
     assert packed.token_ids.tolist() == [5, 6, 7, 8, 9, 1, 2, 3, 4, 0, 0]
     assert packed.positions.tolist() == [10, 11, 12, 13, 12, 0, 1, 2, 4, 0, 0]
-    assert packed.columns.tolist() == [10, 11, 12, 13, 14, 0, 1, 2, 4]
-    assert packed.slots.tolist() == [3] * 5 + [0] * 3 + [1]
+    assert packed.columns.tolist() == [10, 11, 12, 13, 14, 0, 1, 2, 4, -1, -1]
+    assert packed.slots.tolist() == [3] * 5 + [0] * 3 + [1] + [0] * 2
     assert packed.lengths.tolist() == [11, 12, 13, 14, 13, 1, 2, 3, 40, 0, 0]
     assert packed.text_lengths.tolist() == packed.lengths.tolist()
     assert packed.scored.tolist() == [1, 2, 3, 4, 8, 0, 0]

@@ -149,6 +149,6 @@ def option_error(error: ValidationError) -> DraftrecError:
     first = error.errors()[0]
     if not first["loc"]:  # of several options together
         return DraftrecError(first["msg"].removeprefix("Value error, "))
-    option = str(first["loc"][0]).replace("_", "-")
+    option = str(first["loc"][0]).rstrip("_").replace("_", "-")
     reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return DraftrecError(f"--{option} {reason}, not {first['input']!r}")

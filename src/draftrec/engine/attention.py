@@ -9,9 +9,10 @@ whichever touches less memory; the plan is made once per forward pass and serves
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from draftrec.engine.kv_cache import KVSlab
 from draftrec.engine.masks import Reach
 from draftrec.engine.packing import Block, Packed
-from draftrec.engine.row_attention import attend
+from draftrec.engine.tree_attention import tree_attention
 from draftrec.errors import UnsupportedModelError
 
 NAME = "draftrec_packed"
@@ -41,15 +42,11 @@ class PlanLostError(UnsupportedModelError):
 
 @dataclass(slots=True)
 class Plan:
-    """Where new rows go in the slab and what they see; made once, read by every layer.
-
-    `by_row`: a row's result shall not depend on the other rows of the pass.
-    """
+    """Where new rows go in the slab and what they see; made once, read by every layer."""
 
     packed: Packed
     slab: KVSlab
     reaches: Mapping[int, Reach]
-    by_row: bool = False
 
     @property
     def blocks(self) -> list[Block]:
@@ -72,9 +69,23 @@ class Plan:
                 value_rows[slot, :, column:end] = values[:, first:last]
             return
         rows, dtype = self.packed.rows, key_rows.dtype
-        at = self.packed.slots, slice(None), self.packed.columns
+        at = self.packed.slots[:rows], slice(None), self.packed.columns[:rows]
         key_rows[at] = keys[:, :rows].transpose(0, 1).to(dtype)
         value_rows[at] = values[:, :rows].transpose(0, 1).to(dtype)
+
+
+class RowPlan(NamedTuple):
+    """The same where every row attends by itself, whatever else is in the pass.
+
+    `keys`, `values`: the slab's; `slots`, `columns` int64 `[S]`: where new rows go, column -1 for
+    nowhere; `sight` int64 `[S, 2 + words]` by layer: what they see (`Packed.seen`).
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    slots: torch.Tensor
+    columns: torch.Tensor
+    sight: Seq[torch.Tensor]
 
 
 def launch_cost(device: torch.device) -> int:
@@ -101,7 +112,7 @@ def packed_attention(
     `query` `[1, heads, S, dim]`, `key` and `value` `[1, kv_heads, S, dim]`; returns
     `[1, S, heads, dim]`. Raises UnsupportedModelError for options whose meaning is unknown here.
     """
-    plan: Plan | None = options.pop("draftrec_plan", None)
+    plan: Plan | RowPlan | None = options.pop("draftrec_plan", None)
     window, softcap, sinks = (options.pop(k, None) for k in ("sliding_window", "softcap", "s_aux"))
     scaling = options.pop("scaling", None)
     options.pop("dropout", None)
@@ -112,20 +123,20 @@ def packed_attention(
     if plan is None:
         raise PlanLostError(f"{type(module).__name__} keeps options from its attention function")
     layer = int(getattr(module, "layer_idx"))  # noqa: B009
+    heads, _, dim = query.shape[1:]
+    scale = dim**-0.5 if scaling is None else scaling
+    if isinstance(plan, RowPlan):
+        if attention_mask is not None:
+            raise UnsupportedModelError("it brings a mask of its own")
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        place = plan.keys, plan.values, layer, plan.slots, plan.columns
+        return tree_attention(q, k, v, *place, plan.sight[layer], scale, softcap, sinks)[None], None
     reach = plan.reach(layer, window, attention_mask)
     plan.write(layer, key[0], value[0])
-    heads, _, dim = query.shape[1:]
     kv_heads = key.shape[1]
     keys, values = plan.slab.keys[layer], plan.slab.values[layer]
     wide = query[0].to(keys.dtype)
     out = query.new_zeros((query.shape[2], heads, value.shape[-1]))
-    scale = dim**-0.5 if scaling is None else scaling
-    if plan.by_row:
-        rows, seen = plan.packed.rows, plan.packed.seen(reach)
-        asked = wide[:, :rows].transpose(0, 1)
-        found = attend(asked, keys, values, seen, scale=scale, softcap=softcap, sinks=sinks)
-        out[:rows] = found.to(out.dtype)
-        return out[None], None
     repeat = heads // kv_heads
     for block in plan.blocks:
         mask = block.mask(reach, repeat, keys.dtype)

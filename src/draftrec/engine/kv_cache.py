@@ -8,6 +8,7 @@ concatenated. The slab knows no tokens and no lengths: whoever holds the slot do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -29,12 +30,17 @@ class KVShape:
 
 
 class KVSlab:
-    """Key and value memory for `slots` sequences of at most `capacity` rows."""
+    """Key and value memory for `slots` sequences of at most `capacity` rows.
+
+    `passes`: those that were frozen over this memory (`engine.frozen`), which go when it goes: of
+    each size a buffer for the inputs, and what gives the logits.
+    """
 
     def __init__(
         self, shape: KVShape, slots: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.slots, self.capacity = slots, capacity
+        self.passes: dict[tuple[int, int], tuple[torch.Tensor, Callable[[], torch.Tensor]]] = {}
         rows = (shape.layers, slots, shape.kv_heads, capacity)
         self.keys = torch.zeros((*rows, shape.key_dim), device=device, dtype=dtype)
         self.values = torch.zeros((*rows, shape.value_dim), device=device, dtype=dtype)

@@ -71,7 +71,7 @@ class Block:
     `rows` gathers the rows of the pass into the block; -1 where a slot has fewer, which takes
     whatever row is last and the record behind all rows, which sees column 0. `back` picks the real
     rows out of the result (None: all of them), `place` says which rows of the pass they are.
-    `sight` int64 `[S + 1, 2 + words]`: what each row sees, by reach; words have `nodes` bits in
+    `sight` int64 `[P + 1, 2 + words]`: what each row sees, by reach; words have `nodes` bits in
     use. `open`: a row that sees all keys.
     """
 
@@ -103,16 +103,22 @@ class Block:
         """`[slots, width, length]`: 0 where a row sees a column, `hidden` elsewhere."""
         sight = self.sight[FULL if reach.within(self.length) else reach][self.rows]
         sight = sight.view(self.last - self.first, self.width, -1)
-        low, high, words = sight[..., :1], sight[..., 1:2], sight[..., 2:]
-        columns = torch.arange(self.length + self.nodes, device=sight.device)
-        visible = (columns >= low) & (columns < high)
-        if self.nodes:
-            bits = columns[: self.nodes]
-            nodes = (words[..., bits >> 6] >> (bits & 63)) & 1
-            visible.scatter_(2, high + bits, nodes.bool())
-        visible = visible[..., : self.length]
-        mask = torch.zeros(visible.shape, device=sight.device, dtype=dtype)
-        return mask.masked_fill_(~visible, hidden)
+        seen = visible(sight, self.length, self.nodes)
+        mask = torch.zeros(seen.shape, device=sight.device, dtype=dtype)
+        return mask.masked_fill_(~seen, hidden)
+
+
+def visible(sight: torch.Tensor, length: int, nodes: int) -> torch.Tensor:
+    """bool `[..., length]`: the columns that records `[..., 2 + words]` of `sight` show; `nodes`:
+    bits of the words that are in use."""
+    low, high, words = sight[..., :1], sight[..., 1:2], sight[..., 2:]
+    columns = torch.arange(length + nodes, device=sight.device)
+    seen = (columns >= low) & (columns < high)
+    if nodes:
+        bits = columns[:nodes]
+        own = (words[..., bits >> 6] >> (bits & 63)) & 1
+        seen.scatter_(-1, high + bits, own.bool())
+    return seen[..., :length]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,9 +128,10 @@ class Packed:
     `token_ids`, `positions` `[P]`, P >= S, and if asked for `lengths` `[P]`: tokens of the text
     that ends with each row, or of the whole text where more of it is known (`text_lengths` on the
     host). `scored`: rows whose logits are wanted, the last pending one and the new nodes of each
-    segment, `wanted` of them and then others. `slots`, `columns` `[S]`: where keys and values go;
-    the same by segment in `spans`: slot, first row, last row, first column. `back`: places in the
-    block that rows share, if there is one.
+    segment, `wanted` of them and then others. `slots`, `columns` `[P]`: where keys and values go,
+    column -1 for rows that are no one's; the same by segment in `spans`: slot, first row, last row,
+    first column. `back`: places in the block that rows share, if there is one. `sight` `[P + 1, 2 +
+    words]` by reach: as in `Block.sight`; rows that are no one's see nothing.
     """
 
     rows: int
@@ -141,9 +148,9 @@ class Packed:
     blocks: list[Block]
     sight: dict[Reach, torch.Tensor]
 
-    def seen(self, reach: Reach) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row its slot, int64 `[S]`, and what it sees of that as in `Block.sight`."""
-        return self.slots, self.sight.get(reach, self.sight[FULL])
+    def seen(self, reach: Reach) -> torch.Tensor:
+        """What each row sees, int64 `[P, 2 + words]`."""
+        return self.sight.get(reach, self.sight[FULL])[:-1]
 
 
 def pack(
@@ -166,25 +173,13 @@ def pack(
     shape = _Shape(*_survey(about, -1 if launch is None else launch))
     kinds = [FULL, *{r for r in reaches if not r.within(_multiple(shape.length, keys))}]
     many, record = padded(shape.rows), 2 + (shape.nodes + 63) // 64
-    sight_shape = len(kinds), shape.rows + 1, record
+    sight_shape = len(kinds), many + 1, record
     sizes = [
-        many, many, many if lengths else 0, padded(shape.wanted), shape.rows, shape.rows,
-        len(kinds) * (shape.rows + 1) * record, (shape.last - shape.first) * shape.width,
+        many, many, many if lengths else 0, padded(shape.wanted), many, many,
+        len(kinds) * (many + 1) * record, (shape.last - shape.first) * shape.width,
         shape.shared, shape.shared,
     ]  # fmt: skip
-    host = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
-    spans = np.empty((len(segments), 4), np.int64)
-    _lay(
-        about,
-        np.concatenate([s.pending for s in segments], dtype=np.int32),
-        np.concatenate([s.tree.token_ids for s in segments], dtype=np.int32),
-        np.concatenate([s.tree.parents for s in segments], dtype=np.int32),
-        np.array([(r.window or 0, r.chunk or 0) for r in kinds], np.int64),
-        shape,
-        np.array(sizes),
-        host.numpy(),
-        spans,
-    )
+    host, spans = _filled(segments, about, kinds, shape, sizes, pinned=device.type == "cuda")
     ids, positions, known, scored, slots, columns, sight, gather, place, back = host.to(
         device, non_blocking=True
     ).split(sizes)
@@ -207,6 +202,64 @@ def pack(
         shape.rows, shape.wanted, ids, positions, known, text_lengths, scored, slots, columns,
         back, bounds, blocks, seen,
     )  # fmt: skip
+
+
+class Rows(NamedTuple):
+    """A pass of `R` rows as views of one buffer: `token_ids`, `positions`, `scored`, `slots`,
+    `columns` int64 `[R]` and `sight` int64 `[kinds, R, 2 + words]`, all as in `Packed`."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    scored: torch.Tensor
+    slots: torch.Tensor
+    columns: torch.Tensor
+    sight: torch.Tensor
+
+    @classmethod
+    def of(cls, buffer: torch.Tensor, kinds: int, rows: int, words: int) -> Rows:
+        """Those of a buffer of `pack_rows`."""
+        sizes = [rows] * 5 + [kinds * (rows + 1) * (2 + words)]
+        ids, positions, scored, slots, columns, sight = buffer.split(sizes)
+        sight = sight.view(kinds, rows + 1, 2 + words)[:, :rows]
+        return cls(ids, positions, scored, slots, columns, sight)
+
+
+def pack_rows(
+    segments: Seq[Segment], kinds: Seq[Reach], size: tuple[int, int], *, pinned: bool
+) -> tuple[torch.Tensor, int]:
+    """The same for a pass of `size`: at least as many rows as there are, and words of nodes. One
+    int64 buffer on the host for `Rows`, and how many logits are wanted."""
+    rows, words = size
+    about = np.array([_about(s) for s in segments], np.int64)
+    shape = _Shape(*_survey(about, 0))._replace(width=0)
+    sizes = [rows, rows, 0, rows, rows, rows, len(kinds) * (rows + 1) * (2 + words), 0, 0, 0]
+    return _filled(segments, about, kinds, shape, sizes, pinned=pinned)[0], shape.wanted
+
+
+def _filled(
+    segments: Seq[Segment],
+    about: LongArray,
+    kinds: Seq[Reach],
+    shape: _Shape,
+    sizes: list[int],
+    *,
+    pinned: bool,
+) -> tuple[torch.Tensor, LongArray]:
+    """The arrays of a pass on the host, and its spans."""
+    host = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=pinned)
+    spans = np.empty((len(segments), 4), np.int64)
+    _lay(
+        about,
+        np.concatenate([s.pending for s in segments], dtype=np.int32),
+        np.concatenate([s.tree.token_ids for s in segments], dtype=np.int32),
+        np.concatenate([s.tree.parents for s in segments], dtype=np.int32),
+        np.array([(r.window or 0, r.chunk or 0) for r in kinds], np.int64),
+        shape,
+        np.array(sizes),
+        host.numpy(),
+        spans,
+    )
+    return host, spans
 
 
 def _multiple(length: int, step: int) -> int:
@@ -295,7 +348,7 @@ def _lay(  # noqa: PLR0913
     token_ids, positions = buffer[: ends[0]], buffer[ends[0] : ends[1]]
     lengths, scored = buffer[ends[1] : ends[2]], buffer[ends[2] : ends[3]]
     slots, columns = buffer[ends[3] : ends[4]], buffer[ends[4] : ends[5]]
-    sight = buffer[ends[5] : ends[6]].reshape(len(reaches), shape.rows + 1, -1)
+    sight = buffer[ends[5] : ends[6]].reshape(len(reaches), len(token_ids) + 1, -1)
     gather, place, back = (
         buffer[ends[6] : ends[7]], buffer[ends[7] : ends[8]], buffer[ends[8] : ends[9]]
     )  # fmt: skip
@@ -338,8 +391,10 @@ def _lay(  # noqa: PLR0913
     positions[row:] = 0
     lengths[row:] = 0
     scored[wanted:] = 0
-    sight[:, row] = 0
-    sight[:, row, 1] = 1
+    slots[row:] = 0
+    columns[row:] = -1
+    sight[:, row:] = 0
+    sight[:, -1, 1] = 1
     gather[:] = -1
     for i in range(member):
         gather[back[i]] = place[i]

@@ -56,6 +56,8 @@ class _Layer(CacheLayerMixin):
 class PaddedRunner:
     """Runs the model on `[slots, width]` tokens, padded to the widest segment."""
 
+    by_row = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.kv_dtype = model.dtype

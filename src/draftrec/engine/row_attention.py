@@ -81,9 +81,24 @@ def _shared(part: Callable[[int, int], None], rows: int, work: int) -> None:
         done.result()
 
 
+def store(
+    rows: torch.Tensor, slab: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor
+) -> None:
+    """Write `rows` `[S, kv_heads, dim]` to their slots and columns, int64 `[S]`, of `slab`, float32
+    as `keys` are; those with column -1 nowhere."""
+    _store(rows.float().contiguous().numpy(), slab.numpy(), slots.numpy(), columns.numpy())
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "draftrec-attention")
+
+
+@njit(cache=True, nogil=True)
+def _store(rows: Any, slab: Any, slots: Any, columns: Any) -> None:
+    for row in range(len(rows)):
+        if columns[row] >= 0:
+            slab[slots[row], :, columns[row]] = rows[row]
 
 
 @njit(cache=True, nogil=True, fastmath=_SUMS)

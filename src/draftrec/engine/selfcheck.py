@@ -14,9 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
+from draftrec.engine.frozen import FrozenRunner
 from draftrec.engine.packing import Segment
+from draftrec.engine.padded import PaddedRunner
 from draftrec.engine.rotary import context_length, short_limit
-from draftrec.engine.target import PackedRunner, Target, check_served, sixteens
+from draftrec.engine.target import PackedRunner, Target, Way, check_served, sixteens
 from draftrec.engine.tree import make_tree
 from draftrec.errors import UnsupportedModelError
 
@@ -29,25 +31,31 @@ _MOST_WORK = {"cpu": 1.5e10, "cuda": 1e12}
 
 
 def checked_target(
-    model: PreTrainedModel, *, exact: bool = False, narrow_kv: bool = False
+    model: PreTrainedModel, *, exact: bool = False, narrow_kv: bool = False, way: Way = "eager"
 ) -> Target:
-    """A `Target`, after comparing tree scores with plain forward passes.
+    """A `Target` whose passes run `way`, after comparing tree scores with plain forward passes.
 
     `narrow_kv`: as `Target`. `exact`: let a row give the same bits whatever else is in its pass,
     and look whether it does: `target.exact` says so; where it does not, a warning, and rows share
-    what computes them as without `exact`. Raises UnsupportedModelError if scores differ by more
-    than rounding: some architectures hide state, positions or masks of their own, and would give
-    wrong texts silently.
+    what computes them as without `exact`. Frozen passes that differ by more than rounding are run
+    eagerly instead, which is said. Raises UnsupportedModelError if scores differ then: some
+    architectures hide state, positions or masks of their own, and would give wrong texts silently.
     """
     check_served(model)
     own = model.config._attn_implementation
     try:
-        target = Target(model, by_row=exact, narrow_kv=narrow_kv)
+        target = Target(model, by_row=exact, narrow_kv=narrow_kv, way=way)
+        allowed = 2e-3 if model.dtype == torch.float32 else 0.3
         error = _difference(target, _length(target), own)
+        if isinstance(target.runner, FrozenRunner) and not error <= allowed:
+            _LOG.warning("frozen passes of %s give other logits than its own", type(model).__name__)
+            target.runner.broken = True
+            error = _difference(target, _length(target), own)
         if exact:
             target.exact = _is_exact(target)
-        if not target.exact and isinstance(target.runner, PackedRunner) and target.runner.by_row:
-            target.runner.attend_together()
+        runner = target.runner
+        if not target.exact and runner.by_row and isinstance(runner, PackedRunner | FrozenRunner):
+            runner.attend_together()
             error = _difference(target, _length(target), own)
     except torch.OutOfMemoryError:
         raise
@@ -66,7 +74,6 @@ def checked_target(
             type(model).__name__,
             limit,
         )
-    allowed = 2e-3 if model.dtype == torch.float32 else 0.3
     if not error <= allowed:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be served: scoring a draft tree gives other logits "
@@ -81,13 +88,17 @@ def _is_exact(target: Target) -> bool:
     which is said."""
     runner = target.runner
     if not target.attends_by_row:
-        why = "its attention cannot be replaced" if target.device.type == "cpu" else "not on a GPU"
+        replaced = not isinstance(runner, PaddedRunner)
+        why = "on a GPU it takes --pass frozen" if replaced else "its attention cannot be replaced"
         _LOG.warning("--exact is not built for %s (%s)", type(target.model).__name__, why)
         return False
-    for padded in dict.fromkeys((runner.padded_rows, sixteens)):
-        runner.padded_rows = padded
-        if _alike(target):
-            return True
+    if isinstance(runner, PackedRunner):
+        for padded in dict.fromkeys((runner.padded_rows, sixteens)):
+            runner.padded_rows = padded
+            if _alike(target):
+                return True
+    elif _alike(target):  # all its passes have one number of rows
+        return True
     _LOG.warning(
         "--exact cannot be kept: in %s on this processor what a row of %s gives depends on the "
         "other rows of its pass; strict texts are those of plain decoding up to rounding",
@@ -109,7 +120,7 @@ def _alike(target: Target) -> bool:
     target.score([Segment(0, 0, text[:half], EMPTY_TREE, scored=False, length=length)])
     alone = torch.cat(
         [
-            target.score([Segment(0, i, text[i : i + 1], EMPTY_TREE, length=length)]).logits
+            target.score([Segment(0, i, text[i : i + 1], EMPTY_TREE, length=length)]).logits.clone()
             for i in range(half, length)
         ]
     )

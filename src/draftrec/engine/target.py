@@ -1,18 +1,20 @@
 """The target adapter: an unmodified transformers causal LM that scores draft trees.
 
 One call, `score`, runs one forward pass over pending tokens and draft nodes of any number of
-sequences; `commit` keeps the KV rows of what was accepted. Two ways to run the model stand behind
-it: packed rows with our own attention function (models with an attention backend), and a padded
-batch with a 4-D mask over the same slab (the others).
+sequences; `commit` keeps the KV rows of what was accepted. Three ways to run the model stand behind
+it (`pick_runner`): packed rows with our own attention function (models with an attention backend),
+the same with small passes frozen (`engine.frozen`), and a padded batch with a 4-D mask over the
+same slab (the others).
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -20,22 +22,28 @@ from transformers.cache_utils import DynamicCache
 
 from draftrec.core import IntArray
 from draftrec.engine import attention, padded
+from draftrec.engine.frozen import FrozenRunner
 from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, PROBE, Reach
-from draftrec.engine.packing import Block, Segment, pack
+from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.prepacked import is_prepacked
 from draftrec.engine.rotary import LengthRule, RowFactors, length_rule
+from draftrec.engine.tree_attention import has_kernels
 from draftrec.errors import UnsupportedModelError
 
 for _name in (attention.NAME, PROBE):
     AttentionInterface.register(_name, attention.packed_attention)
 
+_LOG = logging.getLogger("draftrec")
+#: How passes run: `frozen` as one graph, `auto` so on GPUs.
+Way = Literal["auto", "eager", "frozen"]
 _SERVED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Logits `[R, vocabulary]` of one forward pass, on the device, and the segments they answer.
+    Frozen passes write theirs where those of the pass before lie.
 
     Rows come segment by segment: the last pending token's, then its nodes'. `segments` are the
     positions, in the call, of the segments that were scored.
@@ -46,12 +54,16 @@ class Scores:
 
 
 class Runner(Protocol):
-    """One way of running the model over a slab."""
+    """One way of running the model over a slab. `by_row`: a row's attention does not depend on the
+    other rows of its pass."""
 
     kv_dtype: torch.dtype
     padded_rows: Callable[[int], int]
-    reaches: Mapping[int, Reach]
 
+    @property
+    def by_row(self) -> bool: ...
+    @property
+    def reaches(self) -> Mapping[int, Reach]: ...
     def shape(self) -> KVShape: ...
     def run(
         self, segments: Seq[Segment], slab: KVSlab, factors: RowFactors | None
@@ -63,12 +75,17 @@ class Target:
 
     `by_row`: attend so that a row's result does not depend on the other rows of its pass, as far as
     that is built (`attends_by_row`). `narrow_kv`: cache keys and values in the model's dtype on CPU
-    as well, where float32 is exact. Raises UnsupportedModelError when the architecture cannot be
-    served exactly.
+    as well, where float32 is exact. `way`: how passes run. Raises UnsupportedModelError when the
+    architecture cannot be served exactly.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, by_row: bool = False, narrow_kv: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        by_row: bool = False,
+        narrow_kv: bool = False,
+        way: Way = "eager",
     ) -> None:
         check_served(model)
         self.model = model.eval()
@@ -76,7 +93,7 @@ class Target:
         self.dtype = model.dtype
         self.rule: LengthRule | None = length_rule(model)
         self._factors = RowFactors(model, self.rule) if self.rule else None
-        self.runner, self.kv_shape = _runner(model, by_row)
+        self.runner, self.kv_shape = pick_runner(model, way, by_row=by_row)
         _check_cache(model, self.runner.reaches)
         if narrow_kv:
             self.runner.kv_dtype = model.dtype
@@ -108,7 +125,7 @@ class Target:
 
     @property
     def attends_by_row(self) -> bool:
-        return isinstance(self.runner, PackedRunner) and self.runner.by_row
+        return self.runner.by_row
 
     def padded_rows(self, rows: int) -> int:
         """Rows that the linear layers compute in a pass over `rows` rows."""
@@ -121,21 +138,6 @@ class Target:
         self.slab = None  # free the old memory before taking the new
         rounded = -(-capacity // 64) * 64
         self.slab = KVSlab(self.kv_shape, slots, rounded, self.device, self.runner.kv_dtype)
-
-    def compile(self) -> None:
-        """Compile the feed-forward blocks, for any number of rows. Takes tens of seconds at first.
-
-        Attention stays as it is: its plan changes with every step. Raises UnsupportedModelError if
-        the model names no block `mlp`.
-        """
-        blocks = [m for name, m in self.model.named_modules() if name.endswith(".mlp")]
-        if not blocks:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} has no feed-forward blocks that draftrec knows how "
-                "to compile; leave --compile off."
-            )
-        for block in blocks:
-            block.compile(dynamic=True)
 
     @torch.inference_mode()
     def score(self, segments: Seq[Segment]) -> Scores:
@@ -164,22 +166,33 @@ class Target:
             self.slab.move_rows(moves)
 
 
-def _runner(model: PreTrainedModel, by_row: bool) -> tuple[Runner, KVShape]:  # noqa: FBT001
-    """The way to run the model, and what it caches: packed where its attention can be replaced.
+def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runner, KVShape]:
+    """The way to run the model, and what it caches: packed where its attention can be replaced, and
+    frozen where that is asked for, or on a GPU left to us.
 
     A model that says so and does not hand its attention function what it is given runs padded.
     """
-    if not getattr(model, "_supports_attention_backend", False):
-        runner = padded.PaddedRunner(model)
-        return runner, runner.shape()
+    on_gpu = model.device.type == "cuda"
+    frozen = way == "frozen" or (way == "auto" and on_gpu and has_kernels())
     before = model.config._attn_implementation or "eager"
-    try:
-        packed = PackedRunner(model, by_row=by_row and model.device.type == "cpu")
-        return packed, packed.shape()
-    except attention.PlanLostError:
-        model.set_attn_implementation(before)
-        runner = padded.PaddedRunner(model)
-        return runner, runner.shape()
+    if getattr(model, "_supports_attention_backend", False):
+        try:
+            packed = PackedRunner(model, by_row=by_row and not on_gpu)
+            shape = packed.shape()
+            if frozen and not length_rule(model):
+                return FrozenRunner(packed, exact=by_row), shape
+            _say_eager(model, way, "its rotary factors follow each text's length")
+            return packed, shape
+        except attention.PlanLostError:
+            model.set_attn_implementation(before)
+    _say_eager(model, way, "its attention cannot be replaced")
+    runner = padded.PaddedRunner(model)
+    return runner, runner.shape()
+
+
+def _say_eager(model: PreTrainedModel, way: Way, why: str) -> None:
+    if way == "frozen":
+        _LOG.warning("passes of %s are not frozen: %s", type(model).__name__, why)
 
 
 def _check_cache(model: PreTrainedModel, reaches: Mapping[int, Reach]) -> None:
@@ -247,8 +260,7 @@ class PackedRunner:
             padded=self.padded_rows,
             lengths=factors is not None,
         )
-        plan = attention.Plan(packed, slab, self.reaches, self.by_row)
-        options: dict[str, Any] = {"draftrec_plan": plan}
+        options: dict[str, Any] = {"draftrec_plan": self._plan(packed, slab)}
         if self.keeps:
             options["logits_to_keep"] = packed.scored
 
@@ -265,6 +277,12 @@ class PackedRunner:
         else:
             logits = factors.run(packed.text_lengths, packed.lengths[None], forward)
         return (logits if self.keeps else logits[packed.scored])[: packed.wanted]
+
+    def _plan(self, packed: Packed, slab: KVSlab) -> attention.Plan | attention.RowPlan:
+        if not self.by_row:
+            return attention.Plan(packed, slab, self.reaches)
+        seen = [packed.seen(self.reaches[i]) for i in range(len(slab.keys))]
+        return attention.RowPlan(slab.keys, slab.values, packed.slots, packed.columns, seen)
 
 
 def bucket(rows: int) -> int:
@@ -289,7 +307,6 @@ class _Probe:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.by_row = False
         self.reaches: dict[int, Reach] = {}
         self.seen: dict[int, tuple[int, int, int]] = {}
         self.blocks: list[Block] = []

@@ -164,7 +164,7 @@ def test_unexpected_errors_show_a_traceback_only_on_request(
 
 CONTRACT = """--model --output --template --side --chat --no-chat --draft --pool --groups
 --save-pool --previous --budget --depth --accept --top-k --min-prob --temperature --top-p --seed
---engine --workers --max-new-tokens --batch-size --device --dtype --compile --no-compile --limit
+--engine --workers --max-new-tokens --batch-size --device --dtype --pass --limit
 --shard-size --overwrite --json --debug --config --eos-guard --tie-break --max-deviations
 --max-loss --threads --keep-prompts"""
 

@@ -270,3 +270,9 @@ def test_a_resumed_run_decides_as_the_uninterrupted_one(folder: Path, accept: st
 def test_a_pool_of_another_tokenizer_is_refused(folder: Path) -> None:
     with pytest.raises(PoolMismatchError, match="another tokenizer"):
         load(folder, pool=Pool("another"))
+
+
+def test_frozen_passes_go_by_their_names_in_python() -> None:
+    for settings in ({"pass_": "frozen"}, {"pass": "frozen"}, {"compile": True}):
+        assert make_config("m", **settings).target.pass_ == "frozen"
+    assert make_config("m", compile=False).target.pass_ == "auto"

@@ -49,7 +49,7 @@ def write_rows(path: Path, count: int = 23) -> Path:
 def make_spec(folder: Path, output: str = "run", **options: Any) -> JobSpec:
     """A job over `folder/in.jsonl`, in shards of five records."""
     model = GenerateConfig(
-        target=ModelConfig(model="fake"),
+        target=ModelConfig(model="fake", pass_=options.pop("pass_", "auto")),
         accept=AcceptConfig(
             **{n: options.pop(n) for n in AcceptConfig.model_fields if n in options}
         ),

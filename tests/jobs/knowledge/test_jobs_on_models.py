@@ -16,6 +16,7 @@ from draftrec.cli.main import run
 from draftrec.config import DraftConfig
 from draftrec.core import EMPTY_TREE, DraftTree, Request, SequenceView
 from draftrec.demo.shop import demo_model_path
+from draftrec.engine.frozen import FrozenRunner
 from draftrec.engine.packing import Segment
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import generator as module
@@ -180,15 +181,40 @@ def test_exact_texts_are_plain_ones_in_any_batch(
     assert texts["plain"] == texts["alone"] == texts["batch"]
 
 
-def test_exact_and_compile_exclude_each_other(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+def test_frozen_passes_write_the_same_texts(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Traced whole, but not handed to torch's compiler, which takes its time."""
+    monkeypatch.setattr(FrozenRunner, "backend", "eager")
     source = tmp_path / "in.jsonl"
-    source.write_text('{"entity_id": 1, "prompt": "A reader"}\n')
-    line = ["generate", str(source), "--model", str(model), "--output", str(tmp_path / "run")]
-    assert run([*line, "--exact", "--compile"]) == 2
-    assert "exact and compile exclude each other" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    rows = [{"entity_id": i, "prompt": f"A reader of {'sea ' * (i % 3)}tales"} for i in range(9)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["generate", str(source), "--model", str(model), "--max-new-tokens", "48"]
+    line += ["--dtype", "float32", "--budget", "6", "--batch-size", "4"]
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("pass: frozen\nexact: true\n")
+    texts: dict[str, list[str]] = {}
+    for name, more in (
+        ("eager", ["--pass", "eager"]),
+        ("frozen", ["--pass", "frozen"]),
+        ("exact", ["--config", str(settings)]),
+    ):
+        output = tmp_path / name
+        assert run([*line, *more, "--output", str(output)]) == 0
+        said = capsys.readouterr().err
+        assert "not frozen" not in said
+        table = pq.read_table(sorted(output.glob("part-*.parquet")))
+        texts[name] = table["text"].to_pylist()
+        manifest = json.loads((output / "manifest.json").read_text())
+        assert manifest["settings"]["pass"] == ("eager" if name == "eager" else "frozen")
+        assert manifest["exact"] == (name == "exact")
+    assert texts["eager"] == texts["frozen"] == texts["exact"]
+    # The same job by the option's earlier name.
+    assert run([*line, "--compile", "--output", str(tmp_path / "frozen")]) == 0
+    assert run([*line, "--output", str(tmp_path / "frozen")]) == 2
+    assert "pass was frozen, now auto" in capsys.readouterr().err
+    assert run([*line, "--pass", "thawed", "--output", str(tmp_path / "other")]) == 2
 
 
 @pytest.fixture(scope="module")

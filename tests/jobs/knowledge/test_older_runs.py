@@ -64,3 +64,22 @@ def test_shards_of_the_former_default_size(tmp_path: Path, accept: str) -> None:
         assert data_of(tmp_path / "run") == data_of(tmp_path / "whole")
     else:
         assert "shard_size was 1024, now auto" in refusal(lambda: do(automatic))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_layers_are_frozen_passes_now(tmp_path: Path, compiled: bool) -> None:  # noqa: FBT001
+    write_rows(tmp_path / "in.jsonl")
+    spec = make_spec(tmp_path, "run", pass_="frozen" if compiled else "auto")
+    generator = FakeGenerator()
+    with pytest.raises(Interrupted):
+        do(spec, generator, should_stop=lambda: generator.decoded >= 5)
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]["pass"]
+    manifest["settings"]["compile"] = compiled
+    path.write_text(json.dumps(manifest))
+    eager = make_spec(tmp_path, "run", pass_="eager")
+    assert f"pass was {'frozen' if compiled else 'auto'}, now eager" in refusal(lambda: do(eager))
+    do(spec)
+    do(make_spec(tmp_path, "whole"))
+    assert data_of(tmp_path / "run") == data_of(tmp_path / "whole")

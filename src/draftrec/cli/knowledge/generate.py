@@ -181,7 +181,10 @@ class GenerateOptions(JsonOptions):
     batch_size: int | Auto = Batch("batch_size")
     prefill_chunk: int = Batch("prefill_chunk")
     exact: bool = Machine("exact", "--exact/--no-exact")
-    compile: bool = Machine("compile", "--compile/--no-compile")
+    pass_: str = Machine("pass_", "--pass")
+    compile: bool = option(
+        "The earlier name of --pass frozen.", "--compile/--no-compile", default=False, hidden=True
+    )
     trust_remote_code: bool = Machine(
         "trust_remote_code", "--trust-remote-code/--no-trust-remote-code"
     )
@@ -250,6 +253,7 @@ _IDLE = (
         "after prompts of more than one token",
     ),
     *PROMPTS_IDLE,
+    Idle("compile", lambda o: o.pass_ != "auto", "with --pass, which takes its place"),
     Idle("group_column", lambda o: o.groups is not None, "with --groups, which takes its place"),
 )
 
@@ -290,6 +294,8 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
 
     values: dict[str, Any] = {it.name: getattr(options, it.name) for it in fields(options)}
     values["model"] = model
+    if options.compile and options.pass_ == "auto":
+        values["pass_"] = "frozen"
     values["bad_words"] = _lines(options.bad_words) if options.bad_words else None
     values["chat_template_kwargs"] = options.chat_template_kwargs or {}
     try:

@@ -52,13 +52,15 @@ def _read_settings(context: typer.Context, path: Place | None) -> Place | None:
     values = read_yaml(path, "settings file") or {}
     if not isinstance(values, dict):
         raise DraftrecError(f"settings file {path} must hold `option: value` lines")
+    fields = {str(p.name).rstrip("_"): str(p.name) for p in context.command.params}
+    known = fields.keys() - {"input", "config", "help"}
     settings = {str(key).replace("-", "_"): value for key, value in values.items()}
-    known = {p.name for p in context.command.params} - {"input", "config", "help"}
     if unknown := sorted(settings.keys() - known):
         raise DraftrecError(
             f"settings file {path} has the unknown key {unknown[0]!r}; known are "
-            f"{', '.join(sorted(str(name) for name in known))}"
+            f"{', '.join(sorted(known))}"
         )
+    settings = {fields[name]: value for name, value in settings.items()}
     repeated = {p.name for p in context.command.params if getattr(p, "multiple", False)}
     for name in settings.keys() & repeated:  # one value needs no list around it
         if isinstance(settings[name], str):

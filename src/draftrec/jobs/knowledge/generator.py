@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from draftrec.config import BatchConfig, GenerateConfig, ModelConfig
+from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, under_new_names
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.engine.costs import CostCurve, LearningCurve
 from draftrec.engine.prepacked import prepack
@@ -59,7 +59,7 @@ _MOST_SLOTS = {"cpu": 16, "cuda": 128}
 _HINTS = {
     "bit for bit": "",
     "token for token": "",
-    "up to rounding": ": near-ties may fall otherwise (--exact rules that out on CPU)",
+    "up to rounding": ": near-ties may fall otherwise (--exact rules that out)",
 }
 
 
@@ -140,16 +140,15 @@ class Generator:
         tokenizer = loading.load_tokenizer_of(config.target)
         if isinstance(pool, str | Path):
             pool = Pool.load(Path(pool), loading.tokenizer_fingerprint(tokenizer))
-        packs = not config.target.compile  # the compiler cannot look into packed weights
+        way = config.target.pass_
+        packs = way != "frozen"  # the compiler cannot look into packed weights
         loaded = loading.load_model(config.target, packs=packs)
         fingerprint = fingerprint_of(loaded, tokenizer)
         if packs:
             prepack(loaded)
         _LOG.info("checking that the model is run as it runs by itself")
         narrow = config.target.kv_dtype == "model"
-        target = checked_target(loaded, exact=config.target.exact, narrow_kv=narrow)
-        if config.target.compile:
-            target.compile()
+        target = checked_target(loaded, exact=config.target.exact, narrow_kv=narrow, way=way)
         if config.accept.accept == "strict" and config.draft.draft != "none":
             meaning = exactness("strict", str(target.dtype), exact=target.exact)
             _LOG.info("strict texts are those of plain decoding, %s%s", meaning, _HINTS[meaning])
@@ -275,7 +274,7 @@ class Generator:
 
         Raises DraftrecError for one that is unknown, not allowed, or decided at loading.
         """
-        fixed = sorted(set(settings) & set(ModelConfig.model_fields))
+        fixed = sorted(set(settings) & {*ModelConfig.model_fields, "pass", "compile"})
         if fixed:
             raise DraftrecError(
                 f"{fixed[0]!r} is decided when the model is loaded; give it to from_pretrained"
@@ -450,6 +449,7 @@ def make_config(model: str, **settings: Any) -> GenerateConfig:
 
 def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> GenerateConfig:
     """The configuration with other values of the named settings. Raises as `make_config`."""
+    settings = under_new_names(settings)
     groups = {name: getattr(config, name) for name in GenerateConfig.model_fields}
     changed: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():

@@ -253,7 +253,7 @@ def settings_of(config: JobConfig) -> dict[str, Any]:
             if isinstance(inner, BaseModel):
                 pending.append(inner)
             else:
-                flat[name] = values[name]
+                flat[name.rstrip("_")] = values[name]
     # Its content decides, not where it lies; see the fingerprints.
     del flat["template"]
     model = Path(flat["model"])
@@ -267,6 +267,8 @@ def recorded_settings(then: Manifest) -> dict[str, Any]:
     what the run did."""
     defaults = settings_of(JobConfig(generate=GenerateConfig(target=ModelConfig(model=""))))
     recorded = {**defaults, **then.settings}
+    if recorded.pop("compile", False):
+        recorded["pass"] = "frozen"  # as it was called then
     if "sample_top_k" not in then.settings and recorded["top_p"] == 1.0:
         recorded["top_p"] = None  # 1 was the default in those days
     return recorded
@@ -279,7 +281,7 @@ def differences(
     recorded = recorded_settings(then)
     drafts_decide = settings["accept"] != "strict" and settings["draft"] == "pool"
     without = {"threads"} if drafts_decide else {"threads", "pool_lag"}
-    names = {*then.settings, *settings} - without
+    names = {*then.settings, *settings} - without - {"compile"}  # recorded as `pass`
     before = {name: recorded.get(name) for name in names}
     now = {name: settings.get(name) for name in names}
     if not drafts_decide and {before["shard_size"], now["shard_size"]} == {"auto", MOST_RECORDS}:

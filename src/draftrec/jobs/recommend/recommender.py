@@ -38,8 +38,9 @@ def parts_of(
     """
     if draft is not None:
         check_draft(target, draft)
-    small = checked_target(draft.model) if draft else None
-    return Parts(checked_target(target.model, exact=exact), catalogue.trie, small, retriever)
+    small = checked_target(draft.model, way="auto") if draft else None
+    large = checked_target(target.model, exact=exact, way="auto")
+    return Parts(large, catalogue.trie, small, retriever)
 
 
 class ItemRecommender:

@@ -1,0 +1,45 @@
+"""Compile the kernels of tree attention for an NVIDIA GPU, which need not be there: their names."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from draftrec.engine import tree_kernels
+
+# A large model's: 128 wide, four query heads to a KV head.
+_SIZES = {
+    "KEY": 128, "VALUE": 128, "WIDE_KEY": 128, "WIDE_VALUE": 128, "HEADS": 32, "SHARED": 4,
+    "TALL": 16, "WORDS": 2, "CAPPED": True, "SUNK": True, "WIDEN": False,
+    "SPLIT": tree_kernels.SPLIT, "STEP": 64, "SPLITS": 8,
+}  # fmt: skip
+_INTEGERS = {"slots", "columns", "sight"}
+_NUMBERS = {"scale": "fp32", "softcap": "fp32"}
+
+
+def compile_for_gpu(kernel: Any, dtype: str) -> None:
+    kinds: dict[str, str] = {}
+    for name in kernel.arg_names:
+        if name in _SIZES:
+            kinds[name] = "constexpr"
+        elif name in _NUMBERS:
+            kinds[name] = _NUMBERS[name]
+        elif name.startswith("part"):
+            kinds[name] = "*fp32"
+        elif name in _INTEGERS:
+            kinds[name] = "*i64"
+        else:
+            kinds[name] = "i32" if "_" in name else f"*{dtype}"
+    sizes = {n: _SIZES[n] for n in kernel.arg_names if n in _SIZES}
+    source = ASTSource(fn=kernel, signature=kinds, constexprs=sizes)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert made.asm["cubin"]
+
+
+for _name in ("_write", "_attend", "_join"):
+    compile_for_gpu(getattr(tree_kernels, _name), sys.argv[1])
+    print(_name)  # noqa: T201
