@@ -175,6 +175,17 @@ def test_other_settings_share_weights_and_measured_costs(
     assert resumed.cost_state["slots"] == 3
 
 
+def test_costs_are_measured_for_as_many_texts_as_there_are(
+    folder: Path, fixed_costs: list[int]
+) -> None:
+    generator = load(folder, budget="auto")
+    for texts in (2, 5, 15, 16, 100, 1000, None):
+        generator.cost_curve(10, texts)
+    # Two texts together, then three slots: for 16, eight times as many; for 1000; for any number.
+    assert fixed_costs == [2, 3, 3, 3]
+    assert generator.cost_state["slots"] == 3
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fixed_costs")
 def test_automatic_batch_fits_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ from draftrec.pool.store import Pool
 
 _LOG = logging.getLogger(__name__)
 _MOST_SLOTS = {"cpu": 16, "cuda": 128}
-
+# As many texts as make it worthwhile to measure for as long as ever.
+_MANY = 1 << 30
 
 #: What follows from what strict means.
 _HINTS = {
@@ -110,7 +111,7 @@ class Generator:
         self.costs: dict[BatchConfig, dict[str, Any]] = {}
         self.timing = Timing()
         self.cost_state = cost_state
-        self._curve: tuple[int, LearningCurve] | None = None
+        self._curve: tuple[int, int, LearningCurve] | None = None
 
     @classmethod
     def from_pretrained(
@@ -330,15 +331,17 @@ class Generator:
 
     def cost_curve(self, longest: int, texts: int | None = None) -> LearningCurve | None:
         """Seconds of a pass by its rows, prompts being of at most `longest` tokens, which goes on
-        learning from every run; None where nothing is drafted. Measured at first, for no longer
-        than is worth it for so many `texts`."""
+        learning from every run; None where nothing is drafted. Measured for no longer than is worth
+        it for so many `texts` (None: any number), and again where there are many more."""
         if self.config.draft.draft == "none":
             return None
-        slots = self._slots(longest)
-        if self._curve is None or self._curve[0] != slots:
-            self._curve = slots, LearningCurve(self._first_curve(slots, longest, texts))
+        slots, many = self._slots(longest), _MANY if texts is None else texts
+        if self._curve is None or self._curve[0] != slots or many >= 8 * self._curve[1]:
+            known = self._known_curve(slots) if self._curve is None else None
+            first = known or self._measure(slots, longest, many)
+            self._curve = slots, _MANY if known else many, LearningCurve(first)
             self._keep_costs()
-        return self._curve[1]
+        return self._curve[2]
 
     def engine(self, longest: int, texts: int | None = None) -> loop.Engine:
         """A new engine for prompts of at most `longest` tokens, and so many `texts`. Measures what
@@ -396,24 +399,28 @@ class Generator:
         # more. Where drafts change texts, what this run learns is for the next to go by.
         return AutoBudget(costs if self.config.accept.accept == "strict" else costs.curve)
 
-    def _first_curve(self, slots: int, longest: int, texts: int | None) -> CostCurve:
-        """As an earlier run left it, or measured."""
-        state, budget = self.cost_state, self.config.draft.budget
-        if budget == "auto" and state is not None and state["slots"] == slots and "rows" in state:
-            return CostCurve.from_json(state)
+    def _known_curve(self, slots: int) -> CostCurve | None:
+        """What passes cost as an earlier run left it."""
+        state = self.cost_state
+        if self.config.draft.budget != "auto" or state is None or state["slots"] != slots:
+            return None
+        return CostCurve.from_json(state) if "rows" in state else None
+
+    def _measure(self, slots: int, longest: int, texts: int) -> CostCurve:
+        budget = self.config.draft.budget
         _LOG.info("measuring what a pass of the model costs")
         usual = min(self.config.batch.max_new_tokens, 256) // 2
         context = max(1, min(longest + usual, self.context_length - 66))
         most = 64 if budget == "auto" else min(64, budget)
         nodes = max(0, min(most, self.context_length - context - 1))
         # A pass writes some two tokens of each text.
-        passes = None if texts is None else -(-texts // slots) * usual // 2
-        return measure_cost(self.target, slots, context, nodes=nodes, passes=passes)
+        passes, together = -(-texts // slots) * usual // 2, min(slots, texts)
+        return measure_cost(self.target, together, context, nodes=nodes, passes=passes)
 
     def _keep_costs(self) -> None:
         """Let what passes cost be part of what later runs begin with."""
         if self._curve is not None and self.config.draft.budget == "auto":
-            slots, curve = self._curve
+            slots, _, curve = self._curve
             self.cost_state = {"slots": slots, **curve.to_json()}
 
     def _slots(self, longest: int) -> int:
