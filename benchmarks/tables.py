@@ -169,6 +169,33 @@ def _memory(result: Result) -> str:
     return out
 
 
+def _prompts(result: Result) -> str:
+    out = (
+        "## Rows of prompts: `benchmarks/prompts.py`\n\n"
+        f"Counted, not timed: tokens of {result['model']}, {result['slots']} texts at a time. "
+        "Computed are those that no earlier prompt has left: in the order of the input, as a job "
+        "takes them, and at least. Padding: its part of all rows of the job's passes.\n"
+    )
+    columns = ("as they come", "in a job", "of all", "at least", "padding")
+    out += _header("prompts", "number", "rows", *columns)
+    for name, r in result["workloads"].items():
+        rows = (r[n] for n in ("prompts", "rows", "computed_as_they_come", "computed"))
+        share = f"{r['computed_share']:.0%}"
+        out += _row(
+            name, *map("{:,}".format, rows), share, f"{r['least']:,}", f"{r['padding']:.1%}"
+        )
+    if (s := result.get("shares")) is None:
+        return out
+    out += (
+        f"\nParts of the processor time of a job of {s['texts']} texts of at most "
+        f"{s['max_new_tokens']} tokens, {s['dtype']}, {s['threads']} threads:\n"
+    )
+    out += _header("", "seconds", "prompts", "verifying", "drafting")
+    for way in ("plain", "drafted"):
+        out += _row(way, *map(_spread, s[way].values()))
+    return out
+
+
 def _host_time(result: Result) -> str:
     out = (
         "## Laying out a pass: `benchmarks/host_time.py`\n\n"
@@ -315,6 +342,7 @@ _SECTIONS = {
     "pool-workers": pool_workers,
     "packed-weights": _packed,
     "host-time": _host_time,
+    "prompts": _prompts,
     "exactness": _exactness,
     "controls-exactness": controls_exactness,
     "controls-costs": controls_costs,
