@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -64,12 +65,14 @@ def written_out(  # noqa: PLR0913
     return torch.einsum("sgrc,sgcd->sgrd", shares, v).flatten(1, 2).to(query.dtype)
 
 
-tree_attention = torch.library.custom_op(
-    "draftrec::tree_attention", written_out, mutates_args=("keys", "values")
-)
+# Not by `torch.library.custom_op`, which adds to every call as much as the work on a row takes.
+_NAME = "draftrec::tree_attention"
+_SCHEMA = torch.library.infer_schema(written_out, mutates_args=("keys", "values"))
+torch.library.define(_NAME, _SCHEMA)
+torch.library.impl(_NAME, "default")(written_out)
 
 
-@tree_attention.register_fake
+@torch.library.register_fake(_NAME)
 def _(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -81,7 +84,7 @@ def _(
     return query.new_empty((query.shape[0], query.shape[1], values.shape[-1]))
 
 
-@tree_attention.register_kernel("cpu")
+@torch.library.impl(_NAME, "cpu")
 def _on_cpu(  # noqa: PLR0913
     query: torch.Tensor,
     key: torch.Tensor,
@@ -107,7 +110,7 @@ def _on_cpu(  # noqa: PLR0913
     return found.to(query.dtype)
 
 
-@tree_attention.register_kernel("cuda")
+@torch.library.impl(_NAME, "cuda")
 def _on_cuda(query: torch.Tensor, *args: object) -> torch.Tensor:
     if not has_kernels():
         return written_out(query, *args)  # type: ignore[arg-type]
@@ -115,6 +118,9 @@ def _on_cuda(query: torch.Tensor, *args: object) -> torch.Tensor:
 
     with torch.cuda.device(query.device):
         return write_and_attend(query, *args)  # type: ignore[arg-type]
+
+
+tree_attention: Any = torch.ops.draftrec.tree_attention.default
 
 
 @cache
