@@ -95,11 +95,12 @@ class ModelConfig(_Frozen):
     ] = None
 
     @model_validator(mode="after")
-    def _exact_layers(self) -> ModelConfig:
-        if self.exact and self.kv_dtype == "model":
+    def _attention_by_row(self) -> ModelConfig:
+        other = "exact" if self.exact else "pass frozen" if self.pass_ == "frozen" else None
+        if other and self.kv_dtype == "model":
             raise ValueError(
-                "exact and kv_dtype model exclude each other, since exact attention is float32's; "
-                "leave one of them off"
+                f"{other} and kv_dtype model exclude each other, since attention by rows is "
+                f"float32's on CPU; leave one of them out"
             )
         return self
 

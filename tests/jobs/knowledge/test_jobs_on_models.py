@@ -276,5 +276,6 @@ def test_cached_keys_and_values_may_be_as_narrow_as_the_weights(narrow_model: Pa
     assert narrow.target.slab.keys.dtype == torch.bfloat16
     apart = (found[0] - found[1]).abs().max() / found[0].std()
     assert 0.0 < float(apart) < 0.1, "another rounding"
-    with pytest.raises(DraftrecError, match="exact and kv_dtype"):
-        load(narrow_model, exact=True, kv_dtype="model")
+    for other, named in (({"exact": True}, "exact"), ({"pass_": "frozen"}, "pass frozen")):
+        with pytest.raises(DraftrecError, match=f"{named} and kv_dtype"):
+            load(narrow_model, kv_dtype="model", **other)

@@ -13,7 +13,7 @@ import torch
 
 from draftrec.engine.beams.model import BeamModel
 from draftrec.engine.beams.state import UserSearch
-from draftrec.engine.costs import CostCurve
+from draftrec.engine.costs import CostCurve, smoothed
 from draftrec.engine.packing import Segment
 from draftrec.engine.tree import certain
 
@@ -25,20 +25,22 @@ def measure_passes(
     model: BeamModel, users: int, prompt: int, most: int, seconds: float = 3.0
 ) -> CostCurve:
     """Seconds of a pass at growing numbers of rows: `users` trees of up to `most` nodes each behind
-    `prompt` cached tokens. The shortest of three counts. Stops after `seconds`.
+    `prompt` cached tokens. The shortest of three times, taken in turns, evened out where they fall
+    with rows: what else the machine does adds time. Stops after `seconds`.
     """
     model.target.reserve(users, prompt + most)
     started = time.perf_counter()
-    rows: list[int] = []
-    found: list[float] = []
+    found: dict[int, float] = {}
     _timed(model, users, prompt, 1)
-    for count in sorted({min(r, most) for r in _ROWS}):
-        times = [_timed(model, users, prompt, count) for _ in range(_REPEATS)]
-        rows.append(users * count)
-        found.append(min(times))
-        if time.perf_counter() - started > seconds and len(rows) > 1:
-            break
-    return CostCurve(tuple(rows), tuple(found))
+    for _ in range(_REPEATS):
+        for count in sorted({min(r, most) for r in _ROWS}):
+            if len(found) > 1 and time.perf_counter() - started > seconds:
+                break
+            took = _timed(model, users, prompt, count)
+            found[count] = min(took, found.get(count, took))
+    rows = sorted(found)
+    heights = smoothed([found[r] for r in rows]).tolist()
+    return CostCurve(tuple(users * r for r in rows), tuple(heights))
 
 
 def _timed(model: BeamModel, users: int, prompt: int, rows: int) -> float:
