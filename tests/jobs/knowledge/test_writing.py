@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from draftrec.errors import DraftrecError
+from draftrec.jobs.knowledge import generator as module
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.writing import Texts
 from draftrec.pool.store import Pool
@@ -204,12 +205,23 @@ def test_settings_of_one_call_load_nothing_anew(
 
 
 @pytest.mark.slow
-def test_measured_costs_are_kept_for_each_batch(folder: Path) -> None:
+def test_measured_costs_are_kept_for_each_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    real = module.measure_cost
+
+    def counted(*given: Any, **more: Any) -> Any:
+        measured.append(more["passes"])
+        return real(*given, **more)
+
+    monkeypatch.setattr(module, "measure_cost", counted)
     made = Generator.from_pretrained(folder, device="cpu", max_new_tokens=NEW, batch_size=2)
-    made.generate(PROMPTS[:1], max_new_tokens=3)
-    [state] = made.costs.values()
-    made.generate(PROMPTS[:1], max_new_tokens=3)
-    assert made.costs.values().__iter__().__next__() is state
+    for _ in range(2):
+        made.generate(PROMPTS[:1], max_new_tokens=3)
+        assert len(made.costs) == len(measured) == 1
+    made.generate(PROMPTS[:1], max_new_tokens=4)
+    assert len(made.costs) == len(measured) == 2
 
 
 def test_finished_texts_join_the_pool(folder: Path) -> None:
