@@ -283,3 +283,25 @@ def test_models_that_are_never_frozen_say_so(
         assert caplog.text.count(why) == 1
         assert isinstance(Target(build(config()), way="auto").runner, runner)
     assert caplog.text.count(why) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_graphs_of_a_gpu(name: str, dtype: torch.dtype, exact: bool) -> None:  # noqa: FBT001
+    prompts, config = prompts_of(5, 30, 17), _MODELS[name]
+    target = checked_target(build(config()).to("cuda", dtype), exact=exact, way="auto")
+    assert isinstance(target.runner, FrozenRunner)
+    assert not target.runner.broken
+    assert target.exact == exact
+    plain = ours(target, prompts, [[] for _ in prompts], 40, slots=1)
+    for slots in (1, 3):
+        if exact or dtype == torch.float32:
+            assert ours(target, prompts, plain, 40, slots) == plain
+    if dtype == torch.float32:
+        assert plain == reference(config(), prompts, 40)
+    assert target.slab is not None
+    assert target.slab.passes

@@ -130,6 +130,7 @@ class FrozenRunner:
     ) -> tuple[torch.Tensor, Work]:
         """A buffer for the inputs of passes of `size`, and what gives their logits."""
         if self._forward is None:
+            _LOG.info("compiling passes over the model, once, which may take minutes")
             self._forward = _compiled(self.eager, self.kinds, self.backend)
         forward, keys, values = self._forward, slab.keys, slab.values
         buffer = host.to(keys.device)
