@@ -220,7 +220,7 @@ def test_kernels_in_half_precision(dtype: torch.dtype, near: float) -> None:
 
 
 @pytest.mark.parametrize("way", ["operator", pytest.param("kernels", marks=interpreted)])
-@pytest.mark.parametrize("reach", [FULL, Reach(window=40)])
+@pytest.mark.parametrize("reach", [FULL, Reach(window=4)])
 def test_a_draft_has_the_bits_of_the_text_that_it_becomes(way: str, reach: Reach) -> None:
     """However far behind its siblings it lies, and whatever boundary of the kernels it is at."""
     run, shape = {**WAYS, "kernels": kernels}[way], SHAPES[0]
