@@ -11,12 +11,13 @@ from triton.compiler import ASTSource
 
 from draftrec.engine import tree_kernels
 
-# A large model's: 128 wide, four query heads to a KV head.
+# As wide as heads come, four of them to a KV head.
 _SIZES = {
-    "KEY": 128, "VALUE": 128, "WIDE_KEY": 128, "WIDE_VALUE": 128, "HEADS": 32, "SHARED": 4,
+    "KEY": 256, "VALUE": 256, "WIDE_KEY": 256, "WIDE_VALUE": 256, "HEADS": 32, "SHARED": 4,
     "TALL": 16, "WORDS": 2, "CAPPED": True, "SUNK": True, "WIDEN": False,
     "SPLIT": tree_kernels.SPLIT, "STEP": 64, "SPLITS": 8,
 }  # fmt: skip
+_SHARED_MEMORY = 99 << 10  # bytes, the least of GPUs from 2020 on
 _INTEGERS = {"slots", "columns", "sight"}
 _NUMBERS = {"scale": "fp32", "softcap": "fp32"}
 
@@ -36,8 +37,10 @@ def compile_for_gpu(kernel: Any, dtype: str) -> None:
             kinds[name] = "i32" if "_" in name else f"*{dtype}"
     sizes = {n: _SIZES[n] for n in kernel.arg_names if n in _SIZES}
     source = ASTSource(fn=kernel, signature=kinds, constexprs=sizes)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    options = {"num_stages": tree_kernels.STAGES}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert made.asm["cubin"]
+    assert made.metadata.shared < _SHARED_MEMORY
 
 
 for _name in ("_write", "_attend", "_join"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -114,10 +115,15 @@ def _on_cpu(  # noqa: PLR0913
 def _on_cuda(query: torch.Tensor, *args: object) -> torch.Tensor:
     if not has_kernels():
         return written_out(query, *args)  # type: ignore[arg-type]
+    from triton.errors import TritonError
+
     from draftrec.engine.tree_kernels import write_and_attend
 
-    with torch.cuda.device(query.device):
-        return write_and_attend(query, *args)  # type: ignore[arg-type]
+    try:
+        with torch.cuda.device(query.device):
+            return write_and_attend(query, *args)  # type: ignore[arg-type]
+    except (TritonError, OSError, SubprocessError) as error:  # it runs a compiler of the system's
+        raise RuntimeError(f"no kernel of tree attention: {error}") from error
 
 
 tree_attention: Any = torch.ops.draftrec.tree_attention.default

@@ -19,6 +19,9 @@ import triton.language as tl
 
 # Positions of a program, and of its steps. Products of matrices want sixteen rows at least.
 SPLIT, _STEP, _LEAST = 128, 64, 16
+#: Steps whose keys and values are on their way at once: of float32, more do not fit into the shared
+#: memory of every GPU.
+STAGES = 1
 
 
 @triton.jit
@@ -211,7 +214,7 @@ def write_and_attend(
         query, keys, values, slots, sight, part_out, part_max, part_sum, scale, softcap or 1.0,
         query.stride(0), query.stride(1), *of_slabs, sight.stride(0),
         heads, shared, tall, dim, width, wide_key, wide_value, words,
-        softcap is not None, interpreted, SPLIT, _STEP, splits,
+        softcap is not None, interpreted, SPLIT, _STEP, splits, num_stages=STAGES,
     )  # fmt: skip
     kernel = _join
     kernel[(rows, heads)](
