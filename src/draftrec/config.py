@@ -82,7 +82,7 @@ class ModelConfig(_Frozen):
         Literal["auto", "eager", "frozen"],
         knob(
             "How passes over the model run; frozen: small ones compiled whole, on GPUs replayed as "
-            "graphs; auto: frozen on GPUs, eager on CPU."
+            "graphs; auto: frozen on GPUs, on CPU by hand where the architecture has that."
         ),
     ] = "auto"
     trust_remote_code: Annotated[bool, knob("Run Python code that comes with the model.")] = False

@@ -123,21 +123,37 @@ def packed_attention(
     if plan is None:
         raise PlanLostError(f"{type(module).__name__} keeps options from its attention function")
     layer = int(getattr(module, "layer_idx"))  # noqa: B009
-    heads, _, dim = query.shape[1:]
-    scale = dim**-0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(plan, RowPlan):
         if attention_mask is not None:
             raise UnsupportedModelError("it brings a mask of its own")
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         place = plan.keys, plan.values, layer, plan.slots, plan.columns
         return tree_attention(q, k, v, *place, plan.sight[layer], scale, softcap, sinks)[None], None
-    reach = plan.reach(layer, window, attention_mask)
+    plan.reach(layer, window, attention_mask)
     plan.write(layer, key[0], value[0])
-    kv_heads = key.shape[1]
-    keys, values = plan.slab.keys[layer], plan.slab.values[layer]
-    wide = query[0].to(keys.dtype)
-    out = query.new_zeros((query.shape[2], heads, value.shape[-1]))
+    asked = query[0].to(plan.slab.keys[layer].dtype).transpose(0, 1)
+    found = attend(plan, layer, asked, scale=scale, softcap=softcap, sinks=sinks)
+    return found.to(query.dtype)[None], None
+
+
+def attend(
+    plan: Plan,
+    layer: int,
+    query: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`[P, heads, dim]` of queries `[P, heads, dim]`, P >= S, in the slab's dtype, to the keys and
+    values of a layer, those of the pass among them."""
+    reach, keys, values = plan.reaches[layer], plan.slab.keys[layer], plan.slab.values[layer]
+    rows, heads, dim = query.shape
+    kv_heads = keys.shape[1]
     repeat = heads // kv_heads
+    out = query.new_zeros((rows, heads, values.shape[-1]))
+    wide = query.transpose(0, 1)
     for block in plan.blocks:
         mask = block.mask(reach, repeat, keys.dtype)
         n = block.last - block.first
@@ -150,9 +166,9 @@ def packed_attention(
         else:
             found = _explicit(q, k, v, mask, scale, softcap, sinks)
         found = found.view(n, kv_heads, repeat, block.width, -1).permute(0, 3, 1, 2, 4)
-        flat = found.reshape(n * block.width, heads, -1).to(out.dtype)
+        flat = found.reshape(n * block.width, heads, -1)
         out[block.place] = flat if block.back is None else flat[block.back]
-    return out[None], None
+    return out
 
 
 def _explicit(  # noqa: PLR0913

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,26 +23,65 @@ _OPS: Any = torch.ops.mkldnn
 _ROWS = 8
 # A model whose usual float32 weight is smaller runs faster unpacked: a call takes some 10 us more.
 _LEAST_USUAL_SIZE = {torch.float32: 512 * 512, torch.bfloat16: 0}
+# Layers that read the same rows wherever one module has them all.
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer whose weight `[out, in]` is in oneDNN's layout: for inference only."""
+    """Linear layers that read the same rows, as one: their weights `[out, in]`, one below the other
+    and in oneDNN's layout. For inference only."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(_pack(linear.weight.detach()), requires_grad=False)
-        self.bias = linear.bias
+        self.in_features = linears[0].in_features
+        self.out_features = sum(x.out_features for x in linears)
+        weight = torch.cat([x.weight.detach() for x in linears])
+        self.weight = nn.Parameter(_pack(weight), requires_grad=False)
+        self.bias = linears[0].bias
+        if len(linears) > 1 and self.bias is not None:
+            self.bias = nn.Parameter(torch.cat([x.bias for x in linears]), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` to `[..., out]`, in the weight's dtype."""
         return _OPS._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def prepack(model: PreTrainedModel) -> int:
-    """Replace the linear layers of a CPU model by packed ones; returns how many.
+class _Shared:
+    """A product of layers that read the same rows, until each of them has taken its part."""
 
-    The plain weights are freed, unless embeddings share them. Layers of subclasses of `nn.Linear`,
+    def __init__(self, parts: set[int]) -> None:
+        self.parts, self.waiting = parts, set[int]()
+        self.rows: torch.Tensor | None = None
+        self.found = torch.empty(0)
+
+
+class Part(nn.Module):
+    """Outputs `begin .. end - 1` of `whole`, which is computed when the first of its parts is asked
+    about new rows."""
+
+    def __init__(self, whole: PrepackedLinear, shared: _Shared, begin: int, end: int) -> None:
+        super().__init__()
+        self.whole, self._shared, self.begin, self.end = whole, shared, begin, end
+        self.in_features, self.out_features = whole.in_features, end - begin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` to `[..., out]`, a view of what the whole gives."""
+        shared = self._shared
+        if shared.rows is not x or self.begin not in shared.waiting:
+            shared.rows, shared.found = x, self.whole(x)
+            shared.waiting = shared.parts.copy()
+        found = shared.found[..., self.begin : self.end]
+        shared.waiting.discard(self.begin)
+        if not shared.waiting:  # keep no rows alive
+            shared.rows, shared.found = None, torch.empty(0)
+        return found
+
+
+def prepack(model: PreTrainedModel) -> int:
+    """Replace the linear layers of a CPU model by packed ones; returns how many there were.
+
+    Queries, keys and values become one product, gates and ups another, with the same bits. The
+    plain weights are freed, unless embeddings share them. Layers of subclasses of `nn.Linear`,
     models without an attention backend (their rows are padded to many different numbers, and
     oneDNN keeps a kernel for each) and machines without the operators are left as they are.
     """
@@ -49,18 +89,48 @@ def prepack(model: PreTrainedModel) -> int:
     if model.device.type != "cpu" or not backend or not usable(model.dtype):
         return 0
     found = [
-        (parent, name, child)
+        (parent, names)
         for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear and child.weight.dtype == model.dtype
+        for names in _groups({n: c for n, c in parent.named_children() if _packable(c, model)})
     ]
-    sizes = sorted(child.weight.numel() for _, _, child in found)
+    sizes = sorted(getattr(parent, n).weight.numel() for parent, names in found for n in names)
     if not sizes or sizes[len(sizes) // 2] < _LEAST_USUAL_SIZE[model.dtype]:
         return 0
-    while found:  # from the list as well, so that one plain weight at a time outlives its packing
-        parent, name, child = found.pop()
-        setattr(parent, name, PrepackedLinear(child))
+    for (
+        parent,
+        names,
+    ) in found:  # in turn, so that few plain weights outlive their packing
+        _replace(parent, names)
     return len(sizes)
+
+
+def _packable(module: nn.Module, model: PreTrainedModel) -> bool:
+    return type(module) is nn.Linear and module.weight.dtype == model.dtype
+
+
+def _groups(linears: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Names of a module's linear layers, those together that read the same rows."""
+    groups = [
+        names
+        for names in _TOGETHER
+        if all(n in linears for n in names)
+        and len({(linears[n].in_features, linears[n].bias is None) for n in names}) == 1
+    ]
+    grouped = {n for names in groups for n in names}
+    return [*groups, *((n,) for n in linears if n not in grouped)]
+
+
+def _replace(parent: nn.Module, names: tuple[str, ...]) -> None:
+    linears = [getattr(parent, n) for n in names]
+    whole = PrepackedLinear(*linears)
+    if len(names) == 1:
+        setattr(parent, names[0], whole)
+        return
+    ends = np.cumsum([x.out_features for x in linears]).tolist()
+    begins = [0, *ends[:-1]]
+    shared = _Shared(set(begins))
+    for name, begin, end in zip(names, begins, ends, strict=True):
+        setattr(parent, name, Part(whole, shared, begin, end))
 
 
 def is_prepacked(model: PreTrainedModel) -> bool:

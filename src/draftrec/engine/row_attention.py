@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -22,9 +22,9 @@ import torch
 from numba import njit
 
 # Sums may be reordered, by the compiler and so in the same way for every row.
-_SUMS = {"reassoc", "contract", "nsz"}
-# Rows times heads from which threads are worth their start.
-_LEAST_SHARED = 256
+SUMS = {"reassoc", "contract", "nsz"}
+# Numbers that a loop touches from which threads are worth their start.
+_LEAST_SHARED = 1 << 16
 # Logits that are summed at a time.
 _STRETCH = 2048
 
@@ -46,18 +46,14 @@ def attend(  # noqa: PLR0913
     `packing.Block.sight`. `sinks` `[heads]`: a further score that takes its share and gives
     nothing (GPT-OSS); `softcap`: scores are its tanh (Gemma 2).
     """
-    rows, heads = query.shape[:2]
-    out = torch.empty((rows, heads, values.shape[-1]))
     slots, sight = (x.numpy() for x in seen)
+    rows, heads = len(slots), query.shape[1]
+    out = torch.empty((rows, heads, values.shape[-1]))
     rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks.float().numpy()
     q, k, v = (x.numpy() for x in (query.contiguous(), keys, values))
     numbers = np.float32(scale), np.float32(softcap or 0.0)
-
-    def part(first: int, last: int) -> None:
-        here = slice(first, last)
-        _attend(q[here], k, v, slots[here], sight[here], rest, numbers, out.numpy()[here])
-
-    _shared(part, rows, rows * heads)
+    work = rows * heads * 256
+    over_rows(_attend, rows, work, q, k, v, slots, sight, rest, numbers, out.numpy())
     return out
 
 
@@ -65,18 +61,19 @@ def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
     """float32 `[R]`: log(sum(exp)) of each row of `logits` `[R, V]`."""
     rows = logits.float().contiguous().numpy()
     out = np.empty(len(rows), np.float32)
-    _shared(lambda first, last: _log_sums(rows[first:last], out[first:last]), *rows.shape)
+    over_rows(_log_sums, len(rows), rows.size, rows, out)
     return torch.from_numpy(out)
 
 
-def _shared(part: Callable[[int, int], None], rows: int, work: int) -> None:
-    """Do `part(first, last)` for all rows, in threads where the work is worth their start."""
+def over_rows(kernel: Callable[..., None], rows: int, work: int, *arguments: Any) -> None:
+    """`kernel(first, last, *arguments)` for rows `0 .. rows - 1`, by several threads where `work`,
+    the numbers that it touches, is worth them."""
     threads = torch.get_num_threads() if work >= _LEAST_SHARED else 1
     if threads == 1:
-        part(0, rows)
+        kernel(0, rows, *arguments)
         return
     bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
-    pending: list[Future[None]] = [_pool(threads).submit(part, *pair) for pair in pairwise(bounds)]
+    pending = [_pool(threads).submit(kernel, *pair, *arguments) for pair in pairwise(bounds)]
     for done in pending:
         done.result()
 
@@ -101,15 +98,16 @@ def _store(rows: Any, slab: Any, slots: Any, columns: Any) -> None:
             slab[slots[row], :, columns[row]] = rows[row]
 
 
-@njit(cache=True, nogil=True, fastmath=_SUMS)
+@njit(cache=True, nogil=True, fastmath=SUMS)
 def _attend(  # noqa: PLR0913
-    query: Any, keys: Any, values: Any, slots: Any, sight: Any, sinks: Any, numbers: Any, out: Any
-) -> None:
+    first: int, last: int, query: Any, keys: Any, values: Any, slots: Any, sight: Any, sinks: Any,
+    numbers: Any, out: Any,
+) -> None:  # fmt: skip
     """As `attend`; `numbers`: scale and soft cap, 0 for none."""
     heads, shared = query.shape[1], query.shape[1] // keys.shape[1]
     columns = np.empty(keys.shape[2], np.int64)
     scores = np.empty(keys.shape[2], np.float32)
-    for row in range(len(query)):
+    for row in range(first, last):
         count = _columns(sight[row], columns)
         here = columns[:count]
         for head in range(heads):
@@ -137,7 +135,7 @@ def _columns(seen: Any, columns: Any) -> int:
     return count
 
 
-@njit(cache=True, nogil=True, fastmath=_SUMS)
+@njit(cache=True, nogil=True, fastmath=SUMS)
 def _score(query: Any, keys: Any, columns: Any, found: Any) -> None:
     """Products with four keys at a time, which share what is read of the query."""
     whole = len(columns) - len(columns) % 4
@@ -159,7 +157,7 @@ def _score(query: Any, keys: Any, columns: Any, found: Any) -> None:
         found[i] = total
 
 
-@njit(cache=True, nogil=True, fastmath=_SUMS)
+@njit(cache=True, nogil=True, fastmath=SUMS)
 def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> None:
     """Softmax of the scaled scores, in place; `sink` takes its share of it."""
     highest = sink
@@ -178,23 +176,30 @@ def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> None:
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _exp(x: Any, highest: Any) -> None:
-    """exp(x - highest) in place, within two units in the last place: `math.exp` takes one at a
-    time. Polynomial and the split of log(2) as in Cephes' `expf`."""
+    """exp(x - highest) in place."""
     for i in range(len(x)):
-        v = max(x[i] - highest, np.float32(-87.0))
-        n = np.floor(v * np.float32(1.44269504) + np.float32(0.5))
-        f = v - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-        p = np.float32(1.9875691500e-4)
-        p = p * f + np.float32(1.3981999507e-3)
-        p = p * f + np.float32(8.3334519073e-3)
-        p = p * f + np.float32(4.1665795894e-2)
-        p = p * f + np.float32(1.6666665459e-1)
-        p = p * f + np.float32(5.0000001201e-1)
-        power = (np.int32(n) + np.int32(127)) << np.int32(23)
-        x[i] = (p * f * f + f + np.float32(1.0)) * np.int32(power).view(np.float32)
+        x[i] = exponential(x[i] - highest)
 
 
-@njit(cache=True, nogil=True, fastmath=_SUMS)
+@njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
+def exponential(x: Any) -> Any:
+    """exp of a float32 between -87 and 88, within two units in the last place: loops over it run
+    many at a time, over `math.exp` one by one. Polynomial and the split of log(2) as in Cephes'
+    `expf`."""
+    v = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    n = np.floor(v * np.float32(1.44269504) + np.float32(0.5))
+    f = v - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * f + np.float32(1.3981999507e-3)
+    p = p * f + np.float32(8.3334519073e-3)
+    p = p * f + np.float32(4.1665795894e-2)
+    p = p * f + np.float32(1.6666665459e-1)
+    p = p * f + np.float32(5.0000001201e-1)
+    power = (np.int32(n) + np.int32(127)) << np.int32(23)
+    return (p * f * f + f + np.float32(1.0)) * np.int32(power).view(np.float32)
+
+
+@njit(cache=True, nogil=True, fastmath=SUMS)
 def _mix(shares: Any, values: Any, columns: Any, out: Any) -> None:
     """The values weighed by their shares."""
     out[:] = 0
@@ -211,11 +216,11 @@ def _mix(shares: Any, values: Any, columns: Any, out: Any) -> None:
             out[d] += shares[i] * value[d]
 
 
-@njit(cache=True, nogil=True, fastmath=_SUMS)
-def _log_sums(rows: Any, out: Any) -> None:
+@njit(cache=True, nogil=True, fastmath=SUMS)
+def _log_sums(begin: int, end: int, rows: Any, out: Any) -> None:
     """As `log_sum_exp`, in stretches that stay in the cache."""
     stretch = np.empty(_STRETCH, np.float32)
-    for row in range(len(rows)):
+    for row in range(begin, end):
         highest = np.float32(-np.inf)
         for value in rows[row]:
             highest = max(highest, value)

@@ -37,8 +37,8 @@ def checked_target(
 
     `narrow_kv`: as `Target`. `exact`: let a row give the same bits whatever else is in its pass,
     and look whether it does: `target.exact` says so; where it does not, a warning, and rows share
-    what computes them as without `exact`. Frozen passes that differ by more than rounding are run
-    eagerly instead, which is said. Raises UnsupportedModelError if scores differ then: some
+    what computes them as without `exact`. Frozen passes, and those written by hand, that differ by
+    more than rounding are run eagerly instead, which is said. Raises UnsupportedModelError if scores differ then: some
     architectures hide state, positions or masks of their own, and would give wrong texts silently.
     """
     check_served(model)
@@ -50,6 +50,10 @@ def checked_target(
         if isinstance(target.runner, FrozenRunner) and not error <= allowed:
             _LOG.warning("frozen passes of %s give other logits than its own", type(model).__name__)
             target.runner.broken = True
+            error = _difference(target, _length(target), own)
+        if target.by_hand and not error <= allowed:
+            _LOG.warning("%s runs as it is: the pass written for it differs", type(model).__name__)
+            target = Target(model, by_row=exact, narrow_kv=narrow_kv)
             error = _difference(target, _length(target), own)
         if exact:
             target.exact = _is_exact(target)

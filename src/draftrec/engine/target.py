@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,7 +24,9 @@ from transformers.cache_utils import DynamicCache
 from draftrec.core import IntArray
 from draftrec.engine import attention, padded
 from draftrec.engine.frozen import FrozenRunner
+from draftrec.engine.half_weights import HalfLinear
 from draftrec.engine.kv_cache import KVShape, KVSlab
+from draftrec.engine.llama_step import LlamaStep, fits
 from draftrec.engine.masks import FULL, PROBE, Reach
 from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.prepacked import is_prepacked
@@ -127,6 +130,11 @@ class Target:
     def attends_by_row(self) -> bool:
         return self.runner.by_row
 
+    @property
+    def by_hand(self) -> bool:
+        """Does a pass written for the model's architecture run in its place?"""
+        return isinstance(self.runner, PackedRunner) and self.runner.step is not None
+
     def padded_rows(self, rows: int) -> int:
         """Rows that the linear layers compute in a pass over `rows` rows."""
         return self.runner.padded_rows(rows)
@@ -168,7 +176,8 @@ class Target:
 
 def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runner, KVShape]:
     """The way to run the model, and what it caches: packed where its attention can be replaced, and
-    frozen where that is asked for, or on a GPU left to us.
+    frozen where that is asked for, or on a GPU left to us. On a CPU left to us a pass written for the
+    model's architecture runs in place of the model, where there is one (`engine.llama_step`).
 
     A model that says so and does not hand its attention function what it is given runs padded.
     """
@@ -181,6 +190,8 @@ def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runn
             shape = packed.shape()
             if frozen and not length_rule(model):
                 return FrozenRunner(packed, exact=by_row), shape
+            if way == "auto" and not length_rule(model) and fits(model):
+                packed.step = LlamaStep(model)
             _say_eager(model, way, "its rotary factors follow each text's length")
             return packed, shape
         except attention.PlanLostError:
@@ -220,14 +231,25 @@ class PackedRunner:
         # draft is little faster, one without slower.
         self.kv_dtype = torch.float32 if cpu else model.dtype
         # See `bucket`; plain float32 layers have no kernel per number of rows.
-        one_dnn = model.dtype != torch.float32 or is_prepacked(model)
-        self._usual: Callable[[int], int] = bucket if cpu and one_dnn else int
-        self.padded_rows = sixteens if by_row and not one_dnn else self._usual
+        wide = model.dtype == torch.float32
+        one_dnn = cpu and (is_prepacked(model) or not wide)
+        few = partial(bucket, least=1) if wide else bucket
+        self._usual: Callable[[int], int] = few if one_dnn else int
+        self._halves = [m for m in model.modules() if isinstance(m, HalfLinear)]
+        self.padded_rows = self._usual
+        if by_row:
+            self.padded_rows = bucket if one_dnn else int if self._halves else sixteens
+        for layer in self._halves:
+            layer.by_row = by_row
+        #: What runs in place of the model, where its architecture has a pass written by hand.
+        self.step: LlamaStep | None = None
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def attend_together(self) -> None:
         """Let rows share what computes them, which is faster, from now on."""
         self.by_row, self.padded_rows = False, self._usual
+        for layer in self._halves:
+            layer.by_row = False
 
     @torch.inference_mode()
     def shape(self) -> KVShape:
@@ -260,6 +282,9 @@ class PackedRunner:
             padded=self.padded_rows,
             lengths=factors is not None,
         )
+        if self.step and slab.keys.dtype == torch.float32:
+            plan = attention.Plan(packed, slab, self.reaches)
+            return self.step(packed, plan, by_row=self.by_row)[: packed.wanted]
         options: dict[str, Any] = {"draftrec_plan": self._plan(packed, slab)}
         if self.keeps:
             options["logits_to_keep"] = packed.scored
@@ -285,15 +310,15 @@ class PackedRunner:
         return attention.RowPlan(slab.keys, slab.values, packed.slots, packed.columns, seen)
 
 
-def bucket(rows: int) -> int:
+def bucket(rows: int, least: int = 4) -> int:
     """Rows that a pass over `rows` rows is padded to where oneDNN runs the linear layers.
 
     It compiles and keeps a kernel for every number of rows, some 0.7 MB and a millisecond each
     per layer shape, so the numbers must be few. One row takes another kernel than two, with other
-    rounding; one and two take longer than four.
+    rounding. In bfloat16 one and two take longer than four; in float32 one takes two thirds.
     """
     step = 1 if rows <= 16 else 4 if rows <= 64 else 16 if rows <= 256 else 64
-    return max(4, -(-rows // step) * step)
+    return max(least, -(-rows // step) * step)
 
 
 def sixteens(rows: int) -> int:

@@ -28,6 +28,7 @@ class ModelState:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     checked: bool = False
+    plain: bool = False  # runs as it is, and not by a pass written for its architecture
     costs: dict[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
     pools: WeakSet[Pool] = field(default_factory=WeakSet)
 
@@ -63,8 +64,9 @@ def adapted(model: PreTrainedModel) -> Iterator[tuple[Target, ModelState]]:
         state = _STATES.setdefault(model, ModelState())
     with state.lock, _restored(model):
         model.eval()  # a text must not depend on dropout
-        target = Target(model) if state.checked else checked_target(model)
-        state.checked = True
+        way = "auto" if model.device.type == "cpu" and not state.plain else "eager"
+        target = Target(model, way=way) if state.checked else checked_target(model, way=way)
+        state.checked, state.plain = True, not target.by_hand
         yield target, state
 
 

@@ -1,0 +1,304 @@
+"""Llama-shaped models on CPU: their pass written by hand, over their own weights.
+
+A third of such a model's step is small operators and the Python between them, and its attention
+copies what it reads. Here a layer is four matrix products, its attention and four compiled loops
+over rows. Every loop rounds where the model's own operators round, and gives a row what does not
+depend on the other rows. The unmodified model stays the reference: it is asked at load
+(`engine.selfcheck`), and runs whatever does not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import overload
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from draftrec.engine.attention import Plan, attend
+from draftrec.engine.packing import Packed
+from draftrec.engine.prepacked import Part, PrepackedLinear
+from draftrec.engine.row_attention import SUMS, exponential, over_rows
+
+#: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary
+#: positions over whole heads, grouped keys, SiLU gates; with or without biases, and with or without
+#: norms of queries and keys.
+_SHAPED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation, PrepackedLinear, Part}
+_QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
+_GATE_UP = ("gate_proj", "up_proj")
+# Rows of a sequence up to which attention row by row takes less time than as matrix products.
+_NARROW = 8
+_NO_NORM = np.empty(0, np.float32)
+
+
+def fits(model: PreTrainedModel) -> bool:
+    """Is the model one of `_SHAPED` on a CPU, made of transformers' own modules and `prepack`'s:
+    no adapter, no quantized weight, no hook?"""
+    home = type(model).__module__
+    ours = type(model).__name__ in _SHAPED and home.startswith("transformers.models.")
+    narrow = model.dtype in (torch.float32, torch.bfloat16)
+    if not (ours and narrow and model.device.type == "cpu"):
+        return False
+    if model.config.hidden_act not in ("silu", "swish"):
+        return False
+    inner: Any = model.model
+    if any(2 * len(inner.rotary_emb.inv_freq) != x.self_attn.head_dim for x in inner.layers):
+        return False
+    return all(
+        (type(m) in _MODULES or type(m).__module__ == home)
+        and not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
+        for m in model.modules()
+    ) and {p.dtype for p in model.parameters()} == {model.dtype}
+
+
+@dataclass(slots=True)
+class _Layer:
+    """Weights of one layer; arrays hold bfloat16 as int16. `size`: query heads, key heads, width of
+    a head."""
+
+    before: Any
+    query_key_value: _Product
+    heads_norm: tuple[Any, ...]
+    out: _Product
+    after: Any
+    gate_up: _Product
+    down: _Product
+    size: tuple[int, int, int]
+    scale: float
+
+
+class LlamaStep:
+    """Logits of the rows of a pass, of a model that `fits`; it copies no weights."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model.model
+        self._dtype = model.dtype
+        self._layers = [_layer(x) for x in self._model.layers]
+        self._norm = _array(self._model.norm.weight)
+        self._epsilon = np.float32(model.config.rms_norm_eps)
+        self._head = _Product(model.get_output_embeddings())
+        self._waves = np.empty((0, 0, 2), np.float32)
+
+    def __call__(self, packed: Packed, plan: Plan) -> torch.Tensor:
+        """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows."""
+        if packed.rows <= _NARROW * len(packed.spans):
+            plan = replace(plan, by_row=True)
+        x = self._model.embed_tokens(packed.token_ids)
+        rows, inner = packed.rows, self._layers[0].gate_up.width // 2
+        heads, _, dim = self._layers[0].size
+        normed, gated = torch.empty_like(x), x.new_empty((len(x), inner))
+        query = torch.empty((len(x), heads, dim))
+        stream, h, act = _array(x), _array(normed), _array(gated)
+        asked, epsilon = query.numpy(), self._epsilon
+        where = tuple(t.numpy() for t in (packed.positions, packed.slots, packed.columns))
+        waves = self._tables(plan.slab.capacity)
+        width = len(x) * x.shape[1]
+        over_rows(_norm, len(x), width, stream, self._layers[0].before, epsilon, h)
+        for place, layer in enumerate(self._layers):
+            keys, values = plan.slab.keys[place], plan.slab.values[place]
+            projected = _array(layer.query_key_value(normed))
+            over_rows(
+                _rotate, rows, width, projected, layer.size, where, waves, layer.heads_norm,
+                epsilon, asked, keys.numpy(), values.numpy(),
+            )  # fmt: skip
+            found = attend(plan, place, query, scale=layer.scale)
+            delta = _array(layer.out(found.view(len(x), -1).to(x.dtype)))
+            over_rows(_add_norm, len(x), width, stream, delta, layer.after, epsilon, h)
+            over_rows(_gate, len(x), 4 * width, _array(layer.gate_up(normed)), act)
+            delta = _array(layer.down(gated))
+            last = place + 1 == len(self._layers)
+            weight = self._norm if last else self._layers[place + 1].before
+            over_rows(_add_norm, len(x), width, stream, delta, weight, epsilon, h)
+        return self._head(normed.index_select(0, packed.scored))
+
+    def _tables(self, positions: int) -> Any:
+        """Cosines and sines `[positions, dim / 2, 2]`, as the model's own module gives them."""
+        if len(self._waves) < positions:
+            place = torch.arange(positions)[None]
+            example = torch.empty(0, dtype=self._dtype)
+            cos, sin = self._model.rotary_emb(example, position_ids=place)
+            half = cos.shape[-1] // 2
+            waves = torch.stack([cos[0, :, :half], sin[0, :, :half]], -1)
+            self._waves = waves.float().contiguous().numpy()
+        return self._waves
+
+
+class _Product:
+    """Rows times the weights of linear layers that read the same: `[R, in]` to `[R, width]`."""
+
+    def __init__(self, *linears: Any) -> None:
+        self.width = sum(x.out_features for x in linears)
+        first = linears[0]
+        packed = first.whole if isinstance(first, Part) else first
+        if isinstance(packed, PrepackedLinear):
+            self._run: Any = packed
+            return
+        self._run = first if len(linears) == 1 else self._beside
+        self._linears = linears
+
+    def _beside(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([linear(x) for linear in self._linears], -1)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x)
+
+
+def _layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    dim = attention.head_dim
+    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    return _Layer(
+        before=_array(layer.input_layernorm.weight),
+        query_key_value=_Product(*(getattr(attention, name) for name in _QUERY_KEY_VALUE)),
+        heads_norm=tuple(_NO_NORM if n is None else _array(n.weight) for n in norms),
+        out=_Product(attention.o_proj),
+        after=_array(layer.post_attention_layernorm.weight),
+        gate_up=_Product(*(getattr(mlp, name) for name in _GATE_UP)),
+        down=_Product(mlp.down_proj),
+        size=(attention.q_proj.out_features // dim, attention.k_proj.out_features // dim, dim),
+        scale=float(attention.scaling),
+    )
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """The tensor as an array that shares its memory; bfloat16 as int16."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _number(stored: Any) -> Any:
+    """float32 of a stored number."""
+    raise NotImplementedError(stored)
+
+
+def _rounded(number: Any, stored: Any) -> Any:
+    """The float32 number as an array with elements like `stored` would give it back."""
+    raise NotImplementedError(number, stored)
+
+
+def _stored(number: Any, stored: Any) -> Any:
+    """What is stored for a float32 number, in an array with elements like `stored`."""
+    raise NotImplementedError(number, stored)
+
+
+@overload(_number, inline="always")
+def _number_of(stored: Any) -> Any:
+    def wide(stored: Any) -> Any:
+        return np.int32(stored << 16).view(np.float32)
+
+    def same(stored: Any) -> Any:
+        return stored
+
+    return wide if stored == types.int16 else same
+
+
+@overload(_stored, inline="always")
+def _stored_of(number: Any, stored: Any) -> Any:
+    def narrow(number: Any, stored: Any) -> Any:  # to the nearest, ties to even
+        bits = np.float32(number).view(np.int32)
+        return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+    def same(number: Any, stored: Any) -> Any:
+        return number
+
+    return narrow if stored == types.int16 else same
+
+
+@overload(_rounded, inline="always")
+def _rounded_of(number: Any, stored: Any) -> Any:
+    def narrow(number: Any, stored: Any) -> Any:
+        return _number(_stored(number, stored))
+
+    def same(number: Any, stored: Any) -> Any:
+        return number
+
+    return narrow if stored == types.int16 else same
+
+
+@njit(cache=True, nogil=True, fastmath=SUMS, inline="always")
+def _scaled(x: Any, weight: Any, epsilon: Any, out: Any) -> None:
+    """`LlamaRMSNorm` of one row."""
+    total = np.float32(0)
+    for i in range(len(x)):
+        v = _number(x[i])
+        total += v * v
+    inverse = np.float32(1) / np.sqrt(total / np.float32(len(x)) + epsilon)
+    for i in range(len(x)):
+        v = _rounded(_number(x[i]) * inverse, out[i])
+        out[i] = _stored(_number(weight[i]) * v, out[i])
+
+
+@njit(cache=True, nogil=True)
+def _norm(first: int, last: int, x: Any, weight: Any, epsilon: Any, out: Any) -> None:
+    for row in range(first, last):
+        _scaled(x[row], weight, epsilon, out[row])
+
+
+@njit(cache=True, nogil=True)
+def _add_norm(  # noqa: PLR0913
+    first: int, last: int, x: Any, delta: Any, weight: Any, epsilon: Any, out: Any
+) -> None:
+    """Add `delta` to the residual stream `x`; `out` is its norm."""
+    for row in range(first, last):
+        own, more = x[row], delta[row]
+        for i in range(len(own)):
+            own[i] = _stored(_number(own[i]) + _number(more[i]), own[i])
+        _scaled(own, weight, epsilon, out[row])
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _gate(first: int, last: int, x: Any, out: Any) -> None:
+    """SiLU of the first half of each row times the second half."""
+    for row in range(first, last):
+        gate, up, result = x[row, : out.shape[1]], x[row, out.shape[1] :], out[row]
+        for i in range(len(result)):
+            g = _number(gate[i])
+            silu = _rounded(g / (np.float32(1) + exponential(-g)), result[i])
+            result[i] = _stored(silu * _number(up[i]), result[i])
+
+
+@njit(cache=True, nogil=True)
+def _rotate(  # noqa: PLR0913
+    first: int, last: int, x: Any, size: Any, where: Any, waves: Any, norms: Any, epsilon: Any,
+    query: Any, keys: Any, values: Any,
+) -> None:  # fmt: skip
+    """Rotary factors, after norms of heads where there are some: `x` `[R, (heads + 2 kv_heads) *
+    dim]` to `query` float32 `[R, heads, dim]` and to `keys`, `values` float32 at each row's slot
+    and column."""
+    heads, kv_heads, dim = size
+    positions, slots, columns = where
+    normed = np.empty(dim, x.dtype)
+    for row in range(first, last):
+        slot, column, wave = slots[row], columns[row], waves[positions[row]]
+        for head in range(heads + kv_heads):
+            own = x[row, head * dim : head * dim + dim]
+            norm = norms[0] if head < heads else norms[1]
+            if len(norm):
+                _scaled(own, norm, epsilon, normed)
+                own = normed
+            if head < heads:
+                _turn(own, wave, query[row, head])
+            else:
+                _turn(own, wave, keys[slot, head - heads, column])
+        for head in range(kv_heads):
+            begin = (heads + kv_heads + head) * dim
+            to = values[slot, head, column]
+            for i in range(dim):
+                to[i] = _number(x[row, begin + i])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _turn(x: Any, wave: Any, out: Any) -> None:
+    """`apply_rotary_pos_emb` of one head."""
+    half = len(x) // 2
+    for i in range(half):
+        cos, sin = wave[i, 0], wave[i, 1]
+        a, b = _number(x[i]), _number(x[half + i])
+        out[i] = _rounded(_rounded(a * cos, x[i]) + _rounded(-b * sin, x[i]), x[i])
+        out[half + i] = _rounded(_rounded(b * cos, x[i]) + _rounded(a * sin, x[i]), x[i])
