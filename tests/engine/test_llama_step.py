@@ -22,7 +22,7 @@ from draftrec.engine.prepacked import Part, prepack
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain
-from tests.engine.test_exactness import WINDOW, _sized, build, prompts_of
+from tests.engine.test_exactness import WINDOW, _sized, build, ours, prompts_of
 from tests.models import zoo
 from tests.strategies import trees
 
@@ -51,9 +51,9 @@ def model_of(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 def both(model: Any) -> Iterator[Target]:
     """The target with the pass by hand, and without; each with room for four texts."""
-    for by_hand in (True, False):
-        target = Target(model, by_hand=by_hand)
-        assert target.by_hand == by_hand
+    for way in ("auto", "eager"):
+        target = Target(model, way=way)
+        assert target.by_hand == (way == "auto")
         target.reserve(4, 128)
         yield target
 
@@ -80,16 +80,16 @@ def test_logits_are_the_models(name: str, packed: bool, data: st.DataObject) -> 
         Segment(slot, at, start, data.draw(trees(zoo.VOCABULARY)))
         for slot, at in ((2, 50), (0, 30))
     ]
-    ours, own = (scores(target, segments) for target in both(model))
-    torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+    hand, own = (scores(target, segments) for target in both(model))
+    torch.testing.assert_close(hand, own, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", _MODELS)
 def test_bfloat16_is_rounded_where_the_model_rounds(name: str) -> None:
     segments = [Segment(2, 50, np.array([3], np.int32), chain([5, 6, 7, 8]))]
-    ours, own = (scores(target, segments) for target in both(model_of(name, torch.bfloat16)))
-    assert ours.dtype == torch.bfloat16
-    assert (ours == own).float().mean() > 0.9  # a sum in another order may fall on another side
+    hand, own = (scores(target, segments) for target in both(model_of(name, torch.bfloat16)))
+    assert hand.dtype == torch.bfloat16
+    assert (hand == own).float().mean() > 0.9  # a sum in another order may fall on another side
 
 
 def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +103,17 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(scores(target, segments), alone)
     assert set(calls) == {3}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral window"])
+def test_exact_texts_are_plain_ones(name: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        target = checked_target(model_of(name, dtype), exact=True, way="auto")
+        assert target.by_hand
+        assert target.exact
+        prompts = prompts_of(5, 30, 17)
+        plain = ours(target, prompts, [[] for _ in prompts], 20, slots=1)
+        assert ours(target, prompts, plain, 20, slots=3) == plain
 
 
 def test_only_plain_models_of_the_shape_fit() -> None:
@@ -141,15 +152,20 @@ def test_a_pass_that_differs_is_not_used(
 
     monkeypatch.setattr(llama_step, "_gate", wrong)
     with caplog.at_level(logging.WARNING, "draftrec"):
-        target = checked_target(model_of("llama"))
+        target = checked_target(model_of("llama"), way="auto")
     assert not target.by_hand
     assert "LlamaForCausalLM runs as it is" in caplog.text
 
 
-def test_it_is_used_and_checked_by_default() -> None:
-    assert checked_target(model_of("llama")).by_hand
-    assert not checked_target(model_of("llama"), by_hand=False).by_hand
-    assert checked_target(model_of("qwen3"), exact=True).exact
+def test_it_is_used_where_the_choice_is_ours() -> None:
+    assert checked_target(model_of("llama"), way="auto").by_hand
+    assert not checked_target(model_of("llama"), way="eager").by_hand
+    narrow = checked_target(model_of("llama", torch.bfloat16), narrow_kv=True, way="auto")
+    narrow.reserve(4, 128)  # keys and values that its loops do not write: the model runs as it is
+    assert scores(narrow, [Segment(2, 50, np.array([3], np.int32), EMPTY_TREE)]).shape[0] == 1
+    exact = checked_target(model_of("qwen3"), exact=True, way="auto")
+    assert exact.by_hand
+    assert exact.exact
 
 
 def test_weights_stay_the_models_own(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ depend on the other rows. The unmodified model stays the reference: it is asked 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,18 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from draftrec.engine.attention import Plan, attend
+from draftrec.engine.half_weights import HalfLinear
 from draftrec.engine.packing import Packed
 from draftrec.engine.prepacked import Part, PrepackedLinear
 from draftrec.engine.row_attention import SUMS, exponential, over_rows
+from draftrec.engine.row_attention import attend as attend_by_row
 
 #: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary
 #: positions over whole heads, grouped keys, SiLU gates; with or without biases, and with or without
 #: norms of queries and keys.
 _SHAPED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation, PrepackedLinear, Part}
+_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation, Part, PrepackedLinear,
+            HalfLinear}  # fmt: skip
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 _GATE_UP = ("gate_proj", "up_proj")
 # Rows of a sequence up to which attention row by row takes less time than as matrix products.
@@ -50,11 +53,12 @@ def fits(model: PreTrainedModel) -> bool:
     inner: Any = model.model
     if any(2 * len(inner.rotary_emb.inv_freq) != x.self_attn.head_dim for x in inner.layers):
         return False
+    of_products = {p for m in model.modules() if isinstance(m, HalfLinear) for p in m.parameters()}
     return all(
         (type(m) in _MODULES or type(m).__module__ == home)
         and not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
         for m in model.modules()
-    ) and {p.dtype for p in model.parameters()} == {model.dtype}
+    ) and {p.dtype for p in model.parameters() if p not in of_products} == {model.dtype}
 
 
 @dataclass(slots=True)
@@ -85,15 +89,15 @@ class LlamaStep:
         self._head = _Product(model.get_output_embeddings())
         self._waves = np.empty((0, 0, 2), np.float32)
 
-    def __call__(self, packed: Packed, plan: Plan) -> torch.Tensor:
-        """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows."""
-        if packed.rows <= _NARROW * len(packed.spans):
-            plan = replace(plan, by_row=True)
+    def __call__(self, packed: Packed, plan: Plan, *, by_row: bool) -> torch.Tensor:
+        """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows. `by_row`: no
+        row's attention depends on the other rows, however many they are."""
+        by_row = by_row or packed.rows <= _NARROW * len(packed.spans)
         x = self._model.embed_tokens(packed.token_ids)
         rows, inner = packed.rows, self._layers[0].gate_up.width // 2
         heads, _, dim = self._layers[0].size
         normed, gated = torch.empty_like(x), x.new_empty((len(x), inner))
-        query = torch.empty((len(x), heads, dim))
+        query, mixed = torch.empty((len(x), heads, dim)), torch.zeros((len(x), heads, dim))
         stream, h, act = _array(x), _array(normed), _array(gated)
         asked, epsilon = query.numpy(), self._epsilon
         where = tuple(t.numpy() for t in (packed.positions, packed.slots, packed.columns))
@@ -107,8 +111,13 @@ class LlamaStep:
                 _rotate, rows, width, projected, layer.size, where, waves, layer.heads_norm,
                 epsilon, asked, keys.numpy(), values.numpy(),
             )  # fmt: skip
-            found = attend(plan, place, query, scale=layer.scale)
-            delta = _array(layer.out(found.view(len(x), -1).to(x.dtype)))
+            if by_row:
+                keys, values = plan.slab.keys[place], plan.slab.values[place]
+                seen = packed.slots[:rows], packed.seen(plan.reaches[place])
+                mixed[:rows] = attend_by_row(query[:rows], keys, values, seen, scale=layer.scale)
+            else:
+                mixed = attend(plan, place, query, scale=layer.scale)
+            delta = _array(layer.out(mixed.view(len(x), -1).to(x.dtype)))
             over_rows(_add_norm, len(x), width, stream, delta, layer.after, epsilon, h)
             over_rows(_gate, len(x), 4 * width, _array(layer.gate_up(normed)), act)
             delta = _array(layer.down(gated))
@@ -136,7 +145,7 @@ class _Product:
         self.width = sum(x.out_features for x in linears)
         first = linears[0]
         packed = first.whole if isinstance(first, Part) else first
-        if isinstance(packed, PrepackedLinear):
+        if isinstance(packed, PrepackedLinear | HalfLinear):
             self._run: Any = packed
             return
         self._run = first if len(linears) == 1 else self._beside

@@ -8,6 +8,7 @@ many rows come with it, from two rows on (see `target.bucket`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+
+from draftrec.engine.half_weights import HalfLinear, half
 
 # The operators are those of torch's own graph compiler, which packs constant weights with them.
 _OPS: Any = torch.ops.mkldnn
@@ -37,13 +40,14 @@ class PrepackedLinear(nn.Module):
         self.out_features = sum(x.out_features for x in linears)
         weight = torch.cat([x.weight.detach() for x in linears])
         self.weight = nn.Parameter(_pack(weight), requires_grad=False)
-        self.bias = linears[0].bias
-        if len(linears) > 1 and self.bias is not None:
-            self.bias = nn.Parameter(torch.cat([x.bias for x in linears]), requires_grad=False)
+        self.bias = _biases(linears)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` to `[..., out]`, in the weight's dtype."""
         return _OPS._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+Whole = PrepackedLinear | HalfLinear
 
 
 class _Shared:
@@ -59,7 +63,7 @@ class Part(nn.Module):
     """Outputs `begin .. end - 1` of `whole`, which is computed when the first of its parts is asked
     about new rows."""
 
-    def __init__(self, whole: PrepackedLinear, shared: _Shared, begin: int, end: int) -> None:
+    def __init__(self, whole: Whole, shared: _Shared, begin: int, end: int) -> None:
         super().__init__()
         self.whole, self._shared, self.begin, self.end = whole, shared, begin, end
         self.in_features, self.out_features = whole.in_features, end - begin
@@ -80,7 +84,8 @@ class Part(nn.Module):
 def prepack(model: PreTrainedModel) -> int:
     """Replace the linear layers of a CPU model by packed ones; returns how many there were.
 
-    Queries, keys and values become one product, gates and ups another, with the same bits. The
+    Queries, keys and values become one product, gates and ups another, with the same bits. Float32
+    weights that bfloat16 can hold are kept in that (`HalfLinear`), as models are published. The
     plain weights are freed, unless embeddings share them. Layers of subclasses of `nn.Linear`,
     models without an attention backend (their rows are padded to many different numbers, and
     oneDNN keeps a kernel for each) and machines without the operators are left as they are.
@@ -122,7 +127,7 @@ def _groups(linears: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _replace(parent: nn.Module, names: tuple[str, ...]) -> None:
     linears = [getattr(parent, n) for n in names]
-    whole = PrepackedLinear(*linears)
+    whole = _halved(linears) or PrepackedLinear(*linears)
     if len(names) == 1:
         setattr(parent, names[0], whole)
         return
@@ -133,7 +138,25 @@ def _replace(parent: nn.Module, names: tuple[str, ...]) -> None:
         setattr(parent, name, Part(whole, shared, begin, end))
 
 
+def _halved(linears: list[nn.Linear]) -> HalfLinear | None:
+    """The layers as one with narrower weights, where they are float32 and lose nothing."""
+    if linears[0].weight.dtype != torch.float32:
+        return None
+    parts = [half(x.weight) for x in linears]
+    if any(part is None for part in parts):
+        return None
+    return HalfLinear(torch.cat([p for p in parts if p is not None]), _biases(linears))
+
+
+def _biases(linears: Seq[nn.Linear]) -> nn.Parameter | None:
+    """One after another; all layers have one, or none."""
+    if len(linears) == 1 or linears[0].bias is None:
+        return linears[0].bias
+    return nn.Parameter(torch.cat([x.bias for x in linears]), requires_grad=False)
+
+
 def is_prepacked(model: PreTrainedModel) -> bool:
+    """Has it layers in oneDNN's layout?"""
     return any(isinstance(m, PrepackedLinear) for m in model.modules())
 
 

@@ -38,8 +38,9 @@ def checked_target(
     `narrow_kv`: as `Target`. `exact`: let a row give the same bits whatever else is in its pass,
     and look whether it does: `target.exact` says so; where it does not, a warning, and rows share
     what computes them as without `exact`. Frozen passes, and those written by hand, that differ by
-    more than rounding are run eagerly instead, which is said. Raises UnsupportedModelError if scores differ then: some
-    architectures hide state, positions or masks of their own, and would give wrong texts silently.
+    more than rounding are run eagerly instead, which is said. Raises UnsupportedModelError if
+    scores differ then: some architectures hide state, positions or masks of their own, and would
+    give wrong texts silently.
     """
     check_served(model)
     own = model.config._attn_implementation

@@ -176,8 +176,8 @@ class Target:
 
 def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runner, KVShape]:
     """The way to run the model, and what it caches: packed where its attention can be replaced, and
-    frozen where that is asked for, or on a GPU left to us. On a CPU left to us a pass written for the
-    model's architecture runs in place of the model, where there is one (`engine.llama_step`).
+    frozen where that is asked for, or on a GPU left to us. On a CPU left to us a pass written for
+    the model's architecture runs in place of the model, where there is one (`engine.llama_step`).
 
     A model that says so and does not hand its attention function what it is given runs padded.
     """
