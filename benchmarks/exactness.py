@@ -1,11 +1,13 @@
 """Is the strict text the model's own? Token ids against `model.generate`, prompt by prompt.
 
     PYTHONPATH=src python benchmarks/exactness.py [--model DIR] [--prompts FILE] [--limit 300]
+    PYTHONPATH=src python benchmarks/exactness.py --part bits [--model DIR ...] [--limit 300]
 
 The reference is Hugging Face's greedy search, one prompt at a time and unpadded, in float32.
 draftrec runs at several batch sizes, drafting from a pool of texts that the model itself wrote for
 train prompts. Every text must be equal; the first that is not is named, with the gap between the
 two largest logits where the texts part (a gap of rounding size is a tie, anything else a bug).
+`--part bits` asks the same of draftrec's own plain decoding, bit for bit (exactness_bits.py).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from common import SHARED, note, write_result
+from exactness_bits import all_equal, measure_bits
 from transformers import AutoModelForCausalLM
 
 from draftrec.core import Generation, IntArray, Request
@@ -139,21 +142,24 @@ def run_batch(
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Reference, warm pool, every batch size; the payload."""
     base = {"dtype": "float32", "device": args.device, "max_new_tokens": args.max_new_tokens}
-    settings = {**base, "budget": args.budget if args.budget == "auto" else int(args.budget)}
-    generator = Generator.from_pretrained(args.model, **base, batch_size=16, draft="none")
+    base |= dict(args.settings)
+    budget, folder = args.budget[-1], (args.model or [SHARED / "models" / "profile-lm"])[0]
+    settings = {**base, "budget": budget if budget == "auto" else int(budget)}
+    generator = Generator.from_pretrained(folder, **base, batch_size=16, draft="none")
     held_out = read_prompts(args.prompts, "heldout", args.limit)
     requests = requests_for(held_out, generator)[: args.limit]
     pool = warm_pool(generator, read_prompts(args.prompts, "train", args.warm))
     note(f"pool: {len(pool)} texts, {pool.tokens:,} tokens; {len(requests)} prompts to write")
     # Its own copy of the model: draftrec's has another attention function.
-    model: Any = AutoModelForCausalLM.from_pretrained(str(args.model), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     model = model.to(generator.target.device).eval()
     start = time.perf_counter()
     expected = reference_texts(model, requests, generator, args.max_new_tokens)
     payload: dict[str, Any] = {
         "prompts": len(requests),
         "pool_texts": len(pool),
-        "budget": args.budget,
+        "budget": budget,
+        "settings": dict(args.settings),
         "max_new_tokens": args.max_new_tokens,
         "reference_tokens": int(np.sum([len(t) for t in expected.values()])),
         "reference_seconds": round(time.perf_counter() - start, 2),
@@ -167,19 +173,42 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return payload
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Parse, measure, write benchmarks/results/exactness.json; 1 if any text differs."""
+    """Parse, measure, write exactness.json or exactness-bits.json in benchmarks/results; 1 if any
+    text differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=SHARED / "models" / "profile-lm")
+    parser.add_argument("--part", choices=("generate", "bits"), default="generate")
+    parser.add_argument("--model", type=Path, nargs="+", help="bits: any number; default: embedded")
     parser.add_argument("--prompts", type=Path, default=SHARED / "data" / "profiles.parquet")
     parser.add_argument("--limit", type=int, default=300, help="held-out prompts, tasks in turn")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--warm", type=int, default=40, help="train prompts per task for the pool")
-    parser.add_argument("--budget", default="auto", help="auto, or draft nodes per pass")
+    parser.add_argument(
+        "--budget", nargs="+", default=["4", "16", "auto"],
+        help="auto, or draft nodes per text; of several, generate and times take the last",
+    )  # fmt: skip
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="of bits")
+    parser.add_argument("--timed", type=int, default=8, help="bits: prompts, at least a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="bits: of the times")
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--settings", type=_setting, nargs="*", default=[], metavar="NAME=VALUE",
+        help="further settings of the generator",
+    )  # fmt: skip
     parser.add_argument("--results", type=Path, help="folder of the result file")
     args = parser.parse_args(argv)
+    if args.part == "bits":
+        payload = measure_bits(args)
+        write_result("exactness-bits", payload, folder=args.results)
+        return int(not all_equal(payload))
     payload = measure(args)
     write_result("exactness", payload, folder=args.results)
     return int(any(b["identical"] != b["prompts"] for b in payload["batch"].values()))

@@ -142,3 +142,28 @@ def structured(result: Result) -> str:
         for batch, s in result["step"].items()
     )
     return out + f"\nA plain step: {steps}.\n"
+
+
+def exactness_bits(result: Result) -> str:
+    """What --exact promises, kept or not, and its price."""
+    out = (
+        "## Bit for bit: `benchmarks/exactness.py --part bits`\n\n"
+        f"With `--exact`: {result['prompts']} prompts, each text compared with the one that the "
+        "same model writes alone and without drafts; in brackets the fewest equal ones of any run "
+        "without `--exact`. Then how many times as long it takes, plain and strict, at the "
+        "smallest and the largest batch.\n"
+    )
+    found = [
+        (model, dtype, r)
+        for model, dtypes in result["models"].items()
+        for dtype, r in dtypes.items()
+    ]
+    batches = list(found[0][2]["cost"])
+    ways = [f"{way}, {batch.replace('_', ' ')}" for batch in batches for way in ("plain", "strict")]
+    out += header("model", "dtype", "runs", "equal texts, fewest", "promised", *ways)
+    for model, dtype, r in found:
+        runs, others = ([x["equal"] for x in r[kind].values()] for kind in ("exact", "ordinary"))
+        costs = [spread(x) for b in batches for x in r["cost"][b]["exact_over_ordinary"].values()]
+        fewest = f"{min(runs)} of {result['prompts']} ({min(others)})"
+        out += row(model, dtype, len(runs), fewest, "yes" if r["promised"] else "no", *costs)
+    return out

@@ -13,7 +13,14 @@ from typing import Any
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
 from genrec_tables import beauty_table, item_baseline, item_trie
-from job_tables import bookshop, controls_costs, controls_exactness, movielens, structured
+from job_tables import (
+    bookshop,
+    controls_costs,
+    controls_exactness,
+    exactness_bits,
+    movielens,
+    structured,
+)
 from load_tables import load
 from markdown import header as _header
 from markdown import row as _row
@@ -344,6 +351,7 @@ _SECTIONS = {
     "host-time": _host_time,
     "prompts": _prompts,
     "exactness": _exactness,
+    "exactness-bits": exactness_bits,
     "controls-exactness": controls_exactness,
     "controls-costs": controls_costs,
     "structured": structured,

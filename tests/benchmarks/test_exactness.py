@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tables
 import torch
 from bookshop.world import stream_records
 from stand_in import save_tiny_model
@@ -76,3 +77,23 @@ def test_a_text_that_is_cut_short_differs(model: Path) -> None:
 def test_tasks_take_turns(prompts: Path) -> None:
     rows = exactness.read_prompts(prompts, "heldout", 3)
     assert [row["task"] for row in rows] == ["a", "b"] * 3
+
+
+@pytest.mark.slow
+def test_bits_dry(model: Path, tmp_path: Path) -> None:
+    few = ["--limit", "3", "--batch", "1", "3", "--max-new-tokens", "6", "--budget", "4", "auto"]
+    more = ["--timed", "2", "--rounds", "1", "--model", str(model), "--results", str(tmp_path)]
+    assert exactness.main(["--part", "bits", *few, *more]) == 0
+    found = json.loads((tmp_path / "exactness-bits.json").read_text())["models"][model.name]
+    assert found.keys() == {"float32", "bfloat16"}
+    for of_dtype in found.values():
+        assert of_dtype["promised"]
+        assert len(of_dtype["exact"]) == 8
+        assert {r["equal"] for r in of_dtype["exact"].values()} == {3}
+        assert of_dtype["ordinary"].keys() == {
+            "strict auto, batch 1", "plain, batch 3", "strict auto, batch 3"
+        }  # fmt: skip
+        cost = of_dtype["cost"]["batch_3"]
+        assert cost["exact_over_ordinary"]["plain"]["median"] > 0
+    table = tables.render(tmp_path)
+    assert table.count("| 8 | 3 of 3 (") == 2
