@@ -1,219 +1,230 @@
-"""What draftrec costs and gains on an accelerator: one command, under ten minutes on an H200.
+"""What draftrec costs and gains on a GPU: one command without arguments, about half an hour.
 
-    PYTHONPATH=src python benchmarks/gpu.py [--texts DIR] [--tokenizer DIR]
-    PYTHONPATH=src python benchmarks/gpu.py --tiny --device cpu        # dry run, seconds
+    PYTHONPATH=src python benchmarks/gpu.py
+    PYTHONPATH=src python benchmarks/gpu.py --dry              # on CPU, tiny shapes: does it run?
 
-Builds Llamas of 1B and 7B parameters with random weights on the device and measures, for each: the
-plain step against the time to read the weights once, the cost of a pass against its rows, Hugging
-Face's step, and recorded texts replayed with and without drafts. Reads nothing but --texts.
+Llamas of 0.5B, 1B and 7B parameters get random weights on the device. Measured are: the plain step
+against the time to read the weights once, what the first sight of a shape costs, passes of up to
+256 rows, replayed texts (plain, strict, relaxed) beside Hugging Face's `generate` and, where they
+are installed, vLLM and SGLang, whether strict texts are plain ones bit for bit, and beams.
+
+Every section runs under a time limit of its own in a child process, and is saved as soon as it is
+done, as JSON and as a page: neither a crash nor Ctrl-C loses what was measured. What failed or was
+left out is named. Nothing is read but recorded texts in ../shared, if there are any.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import json
+import subprocess
+import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import SHARED, note, slug, spread, write_result
-from gpu_replay import Cell, longest_for
-from gpu_steps import (
-    SHAPES,
-    TINY,
-    build,
-    busy_seconds,
-    copy_bandwidth,
-    first_sight_seconds,
-    hf_step_seconds,
-    pass_seconds,
-    reserve,
-    segments_for,
-    sync_for,
-    weight_bytes,
-)
-from recorded import Trace, make_trace, pick_tokenizer, read_rows
+import gpu_page
+import gpu_sections
+from common import RESULTS, ROOT, SHARED, machine, note, slug
 
-from draftrec.engine.selfcheck import checked_target
-from draftrec.engine.target import Target
-from draftrec.pool.costs import measure_cost
-
-BATCHES = (1, 8, 32)
-# Passes that see one key more each.
-_GROWTH = 12
-ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_POLL = 0.2
+_CHILD_FAILED = 3
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much of everything; `cell_seconds` bounds one plain replay, `seconds` the whole run."""
+class Section:
+    """One measurement; `limit` in seconds. One that is `alone` shares no process with others."""
 
-    device: torch.device
-    context: int = 512
-    repeats: int = 9
-    copy_bytes: int = 4 << 30
-    curve_seconds: float = 6.0
-    cell_seconds: float = 9.0
-    seconds: float = 540.0
-    warm: int = 2000
-
-    @classmethod
-    def tiny(cls, device: torch.device) -> Plan:
-        return cls(device, 64, 2, 1 << 22, 0.05, 0.1, 60.0, 60)
-
-
-class Clock:
-    """Time since the start; parts that would end too late are left out and named."""
-
-    def __init__(self, limit: float) -> None:
-        self.start, self.limit = time.perf_counter(), limit
-        self.left_out: list[str] = []
+    kind: str
+    shape: str = ""
+    limit: float = 240.0
+    alone: bool = False
 
     @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.start
-
-    def allows(self, what: str, until: float) -> bool:
-        """Whether there is time left; `until` is a share of the limit."""
-        if self.elapsed < until * self.limit:
-            return True
-        self.left_out.append(what)
-        return False
+    def name(self) -> str:
+        return f"{self.kind} {self.shape}".strip()
 
 
-def measure_steps(model: Any, target: Target, plan: Plan, bandwidth: float) -> dict[str, Any]:
-    """The plain step at each batch size against its floors."""
-    weights = weight_bytes(model)
-    report: dict[str, Any] = {"weight_bytes": weights, "weights_once_ms": 1e3 * weights / bandwidth}
-    for batch in BATCHES:
-        segments = segments_for(batch, batch, plan.context, model.config.vocab_size)
-        reserve(target, batch, plan.context + _GROWTH + 8)
-        wall = spread([1e3 * s for s in pass_seconds(target, segments, 3 * plan.repeats)])
-        drafted = segments_for(batch, 4 * batch, plan.context, model.config.vocab_size)
-        first = {
-            "plain": first_sight_seconds(target, segments, _GROWTH),
-            "drafted": first_sight_seconds(target, drafted, _GROWTH),
-        }
-        busy = busy_seconds(target, segments)
-        kv = batch * plan.context * target.bytes_per_token
-        floor = 1e3 * (weights + kv) / bandwidth
-        report[f"batch_{batch}"] = {
-            "step_ms": wall,
-            "first_sight_ms": {k: spread([1e3 * s for s in v]) for k, v in first.items()},
-            "busy_ms": None if busy is None else round(1e3 * busy, 4),
-            "weights_and_kv_once_ms": round(floor, 4),
-            "step_over_weights_once": round(wall["median"] / report["weights_once_ms"], 3),
-            "step_over_floor": round(wall["median"] / floor, 3),
-        }
-    return report
+@dataclass
+class Book:
+    """What has become of the sections so far, in the folder `scratch`; `page` and `file` are made
+    of it anew whenever one more is settled."""
+
+    file: Path
+    scratch: Path
+    facts: dict[str, Any]
+    sections: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def settle(self, name: str, found: dict[str, Any]) -> None:
+        """Keep what a section came to, and write everything."""
+        self.sections[name] = found
+        payload = {**self.facts, "sections": self.sections}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        before = self.file.with_suffix(".json.new")
+        before.write_text(json.dumps(payload, indent=1) + "\n")
+        before.replace(self.file)
+        self.file.with_suffix(".html").write_text(gpu_page.page(payload), encoding="utf-8")
+        said = found.get("failed") or found.get("skipped") or f"{found['seconds']:.0f} s"
+        note(f"{name}: {said}")
+
+    def result(self, name: str) -> Path:
+        return self.scratch / f"{slug(name)}.json"
+
+    def began(self, name: str) -> Path:
+        return self.scratch / f"{slug(name)}.began"
 
 
-def measure_rows(model: Any, target: Target, plan: Plan) -> dict[str, Any]:
-    """Milliseconds of a pass against its rows, for one sequence and spread over more of them."""
-    report: dict[str, Any] = {"context": plan.context, "rows": list(ROWS)}
-    for batch in BATCHES:
-        reserve(target, batch, plan.context + max(ROWS) + 8)
-        medians = []
-        for rows in ROWS:
-            segments = segments_for(batch, rows, plan.context, model.config.vocab_size)
-            medians.append(spread([1e3 * s for s in pass_seconds(target, segments, plan.repeats)]))
-        report[f"batch_{batch}_ms"] = [m["median"] for m in medians]
-    return report
+#: Seconds that a section may take, what is compiled at first use included.
+_LIMITS = {"texts": 300.0, "steps": 300.0, "replay": 480.0, "exact": 240.0, "beams": 240.0}
+_OTHERS = 200.0
 
 
-def measure_replay(
-    target: Target, plan: Plan, traces: list[Trace], clock: Clock, until: float, eos: int
-) -> dict[str, Any]:
-    """Every source at every batch size, and the cost curves that steered the budget."""
-    report: dict[str, Any] = {"cost_curves": {}}
-    for batch in BATCHES:
-        cost = measure_cost(target, batch, plan.context, seconds=plan.curve_seconds)
-        report["cost_curves"][f"batch_{batch}"] = cost.to_json()
-        step = float(cost(batch))
-        for place, trace in enumerate(traces):
-            if not clock.allows(f"replay {trace.name} batch {batch}", until):
-                continue
-            cell = Cell(target, trace, batch, cost, eos)
-            if place == 0:  # kernels and the index's code are compiled here, not inside a figure
-                for drafts in (False, True):
-                    cell.run(cell.requests(), 8, drafts=drafts)
-            longest = longest_for(plan.cell_seconds, step, batch)
-            report.setdefault(trace.name, {})[f"batch_{batch}"] = cell.measure(longest)
-    return report
+def plan(shapes: Seq[str], kinds: Seq[str]) -> list[Section]:
+    """All sections, the largest shape's first; those of a shape together, as they share a model."""
+    own = [kind for kind in kinds if kind not in gpu_sections.PEERS]
+    found = [
+        Section(kind, shape, _LIMITS.get(kind, _OTHERS))
+        for shape in reversed(shapes)
+        for kind in own
+        if kind != "texts"
+    ]
+    if {"replay", *gpu_sections.PEERS} & set(kinds):
+        found.insert(0, Section("texts", limit=_LIMITS["texts"]))
+    peers = [kind for kind in kinds if kind in gpu_sections.PEERS]
+    return found + [
+        Section(peer, shape, _LIMITS["steps"], alone=True)
+        for peer in peers
+        for shape in reversed(shapes)
+    ]
 
 
-def measure_model(
-    name: str, plan: Plan, traces: list[Trace], clock: Clock, shares: tuple[float, int]
-) -> dict[str, Any]:
-    """All figures of one model shape. `shares`: when it must be over, and the EOS id."""
-    until, eos = shares
-    started = clock.elapsed
-    bandwidth = copy_bandwidth(plan.device, plan.copy_bytes)
-    model = build((SHAPES | TINY)[name], plan.device)
-    sync_for(plan.device)()
-    parameters = sum(p.numel() for p in model.parameters())
-    note(f"{name}: {parameters:,} parameters, built after {clock.elapsed - started:.1f} s")
-    report: dict[str, Any] = {"parameters": parameters, "copy_bytes_per_second": bandwidth}
-    steps = 32 if plan.context > 64 else 2
-    report["hf_generate_step_ms"] = {
-        f"batch_{b}": spread([1e3 * s for s in hf_step_seconds(model, b, plan.context, steps)])
-        for b in BATCHES
-    }
-    target = checked_target(model)
-    report["plain_step"] = measure_steps(model, target, plan, bandwidth["median"])
-    report["pass_against_rows"] = measure_rows(model, target, plan)
-    note(f"{name}: single passes measured after {clock.elapsed - started:.1f} s")
-    report["replay"] = measure_replay(target, plan, traces, clock, until, eos)
-    report["seconds"] = round(clock.elapsed - started, 1)
-    return report
+def run(sections: Seq[Section], book: Book, command: list[str], seconds: float) -> None:
+    """Settle every section; children that die or take too long cost the section they were at."""
+    deadline = time.monotonic() + seconds
+    left = list(sections)
+    while left:
+        if time.monotonic() > deadline:
+            for section in left:
+                book.settle(section.name, {"skipped": f"no time left of {seconds:.0f} s"})
+            return
+        if left[0].alone and (reason := gpu_sections.missing(left[0].kind)):
+            book.settle(left.pop(0).name, {"skipped": reason})
+            continue
+        count = next((i for i, s in enumerate(left) if s.alone), len(left)) or 1
+        _child(left[:count], book, command, deadline)
+        before = len(left)
+        left = [s for s in left if s.name not in book.sections]
+        if len(left) == before:
+            book.settle(left.pop(0).name, {"failed": _last_words(book)})
 
 
-def run(
-    plan: Plan, shapes: list[str], texts: Path | None, tokenizer: Path | None
-) -> dict[str, Any]:
-    """Everything, as one payload."""
-    clock = Clock(plan.seconds)
-    tests = max(BATCHES)
-    sources = read_rows(texts, plan.warm + tests, seed=0)
-    words = pick_tokenizer(tokenizer, sources, 8192)
-    least = min((SHAPES | TINY)[name].vocabulary for name in shapes)
-    if len(words) > least:
-        raise SystemExit(f"the tokenizer has {len(words)} tokens, a shape only {least}")
-    traces = [make_trace(name, rows, words, tests) for name, rows in sources.items()]
-    sizes = {t.name: {"pool_texts": len(t.pool), "pool_tokens": t.pool.tokens} for t in traces}
-    note(f"texts read and indexed after {clock.elapsed:.1f} s")
-    report: dict[str, Any] = {"sources": sizes, "vocabulary": len(words), "models": {}}
-    for place, name in enumerate(shapes):
-        until = (place + 1) / len(shapes) * 0.9
-        shares = (until, int(words.eos_token_id))
-        report["models"][name] = measure_model(name, plan, traces, clock, shares)
-        gc.collect()
-        if plan.device.type == "cuda":
-            torch.cuda.empty_cache()
-    return report | {"left_out": clock.left_out, "seconds": round(clock.elapsed, 1)}
+def _child(sections: Seq[Section], book: Book, command: list[str], deadline: float) -> None:
+    """Run sections in one process until it ends, one is too slow, or time is up."""
+    names = [s.name for s in sections]
+    limits = {s.name: s.limit for s in sections}
+    with (book.scratch / "log.txt").open("ab") as log:
+        child = subprocess.Popen([*command, "--child", *names], stdout=log, stderr=log, cwd=ROOT)
+    try:
+        while True:
+            code = child.poll()
+            _collect(names, book)
+            current = next((n for n in names if book.began(n).exists()), None)
+            if code is not None:
+                if current and current not in book.sections:
+                    reason = f"its process ended with {code}: {_last_words(book)}"
+                    book.settle(current, {"failed": reason})
+                return
+            since = book.began(current).stat().st_mtime if current else time.time()
+            if current and time.time() - since > limits[current]:
+                child.kill()
+                child.wait()
+                book.settle(current, {"failed": f"took longer than {limits[current]:.0f} s"})
+                return
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_POLL)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        for name in names:
+            book.began(name).unlink(missing_ok=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse, measure, write benchmarks/results/gpu-<device name>.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes and times: a dry run")
-    parser.add_argument("--shapes", nargs="+", choices=[*SHAPES, *TINY])
+def _collect(names: Seq[str], book: Book) -> None:
+    for name in names:
+        if name not in book.sections and book.result(name).exists():
+            book.settle(name, json.loads(book.result(name).read_text()))
+
+
+def _last_words(book: Book) -> str:
+    log = (book.scratch / "log.txt").read_text(errors="replace").strip().splitlines()
+    return log[-1][:300] if log else "it said nothing"
+
+
+def child(names: Seq[str], book: Book, settings: gpu_sections.Settings) -> int:
+    """Measure sections one after another. After a failure this process is not to be trusted: the
+    rest is for another one."""
+    bench = gpu_sections.Bench(settings, book.scratch)
+    for name in names:
+        kind, _, shape = name.partition(" ")
+        book.began(name).touch()
+        start = time.perf_counter()
+        found: dict[str, Any] = {"where": gpu_sections.where(settings.device), "seed": 0}
+        try:
+            found |= {"result": bench.measure(kind, shape)}
+        except Exception as error:  # noqa: BLE001 - the other sections are worth having
+            found |= {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        found["seconds"] = round(time.perf_counter() - start, 1)
+        whole = book.result(name).with_suffix(".new")
+        whole.write_text(json.dumps(found))
+        book.began(name).unlink()
+        whole.replace(book.result(name))
+        if "failed" in found:
+            return _CHILD_FAILED
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, measure, write gpu-<device>.json and .html; 1 if a section failed."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--dry", action="store_true", help="tiny shapes and times, on CPU")
+    parser.add_argument("--device", help="default: cuda; cpu with --dry")
+    parser.add_argument("--shapes", nargs="+", choices=gpu_sections.NAMES)
+    parser.add_argument("--sections", nargs="+", choices=gpu_sections.KINDS)
+    parser.add_argument("--seconds", type=float, default=2100.0, help="of everything together")
     parser.add_argument("--texts", type=Path, default=SHARED / "data" / "texts")
-    parser.add_argument("--tokenizer", type=Path, help="default: trained on the pools' texts")
-    parser.add_argument("--results", type=Path, help="folder of the result file")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is written")
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
-    on_gpu = device.type == "cuda"
-    name = slug(torch.cuda.get_device_name(device) if on_gpu else args.device)
-    plan = Plan.tiny(device) if args.tiny else Plan(device)
-    shapes = args.shapes or list(TINY if args.tiny else SHAPES)
-    payload = run(plan, shapes, args.texts, args.tokenizer)
-    payload = {"dry_run": args.tiny, "dtype": "bfloat16", **payload}
-    write_result(f"gpu-{name}{'-dry' if args.tiny else ''}", payload, seed=0, folder=args.results)
+    device = args.device or ("cpu" if args.dry else "cuda")
+    settings = gpu_sections.Settings.of(device, args.texts, dry=args.dry)
+    if args.child:
+        return child(args.child, Book(Path(), args.scratch, {}), settings)
+    if reason := gpu_sections.unusable(device):
+        parser.error(reason)
+    shapes = args.shapes or gpu_sections.shapes_of(dry=args.dry)
+    sections = plan(shapes, args.sections or gpu_sections.KINDS)
+    name = f"gpu-{slug(gpu_sections.device_name(device))}{'-dry' if args.dry else ''}"
+    here = gpu_sections.where(device)
+    facts = {
+        "benchmark": name, "seed": 0, "dry_run": args.dry, "dtype": "bfloat16",
+        "machine": machine() | {"gpu": here["card"]}, "where": here,
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        book = Book(args.results / f"{name}.json", Path(scratch), facts)
+        command = [sys.executable, __file__, "--scratch", scratch, "--device", device]
+        command += ["--texts", str(args.texts), *(["--dry"] if args.dry else [])]
+        run(sections, book, command, args.seconds)
+    print(json.dumps({**facts, "sections": book.sections}), flush=True)
+    note(f"written: {book.file} and {book.file.with_suffix('.html').name}")
+    return int(any("failed" in found for found in book.sections.values()))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from draftrec.engine.attention import steady_kernels
 from draftrec.engine.packing import Segment
-from draftrec.engine.target import Target
+from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target, Way
 from draftrec.engine.tree import chain
 
 
@@ -32,6 +34,7 @@ class Shape:
 
 
 SHAPES = {
+    "qwen-0.5b": Shape(24, 896, 14, 2, 4864, 151_936, tied=True),
     "llama-1b": Shape(16, 2048, 32, 8, 8192, 128_256, tied=True),
     "llama-7b": Shape(32, 4096, 32, 32, 11_008, 32_000, tied=False),
 }
@@ -39,21 +42,33 @@ TINY = {
     "tiny-tied": Shape(2, 64, 4, 2, 128, 8192, tied=True),
     "tiny-untied": Shape(2, 64, 4, 4, 128, 8192, tied=False),
 }
+#: Ways to run a model.
+WAYS: tuple[Way, ...] = ("eager", "frozen")
 
 
-def build(shape: Shape, device: torch.device, seed: int = 0) -> Any:
-    """The model in bfloat16, its random weights drawn on the device itself."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+def config_of(shape: Shape) -> LlamaConfig:
+    """The shape as transformers' configuration."""
+    return LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads, tie_word_embeddings=shape.tied,
         max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
+
+
+def build(shape: Shape, device: torch.device, seed: int = 0) -> Any:
+    """The model in bfloat16, its random weights drawn on the device itself."""
+    torch.manual_seed(seed)
     with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16)
     # Dropout off, gradients off, and nothing left behind on the host.
     return model.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def target_of(model: Any, way: Way, *, exact: bool = False) -> Target:
+    """The model run one way, beside others that it is run in already."""
+    model.set_attn_implementation("sdpa")
+    return checked_target(model, exact=exact, way=way)
 
 
 def weight_bytes(model: Any) -> int:
@@ -151,27 +166,48 @@ def busy_seconds(target: Target, segments: list[Segment], passes: int = 3) -> fl
     return total / passes * 1e-6
 
 
-@torch.inference_mode()
+@contextmanager
+def by_itself(model: Any) -> Iterator[None]:
+    """The model with transformers' own attention, of the kernels that draftrec uses as well: those
+    that it leaves out prepare themselves for every new length, so that with them the baseline would
+    be slow for no fault of its own."""
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        with steady_kernels(model.device), torch.inference_mode():
+            yield
+    finally:
+        model.set_attn_implementation(ours)
+
+
+def hf_seconds(model: Any, prompts: list[Any], tokens: int) -> float:
+    """Seconds of `model.generate` over `prompts`, int32 `[P]` each, padded on the left: exactly
+    `tokens` new tokens for each."""
+    width = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(np.asarray(prompt)).long()
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    sync = sync_for(model.device)
+    sync()
+    start = time.perf_counter()
+    with by_itself(model):
+        model.generate(
+            ids, attention_mask=mask, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens,
+            pad_token_id=0,
+        )  # fmt: skip
+    sync()
+    return time.perf_counter() - start
+
+
 def hf_step_seconds(model: Any, batch: int, context: int, steps: int = 32) -> list[float]:
-    """Seconds per token of `model.generate`, prompt not counted: two lengths, their difference.
-
-    Of the attention kernels that draftrec uses as well: those that it leaves out prepare themselves
-    for every new length, so that with them the baseline would be slow for no fault of its own.
-    """
-    device = model.device
-    ids = torch.randint(3, model.config.vocab_size, (batch, context), device=device)
-    sync = sync_for(device)
-
-    def run(tokens: int) -> float:
-        sync()
-        start = time.perf_counter()
-        with steady_kernels(device):
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
-            )  # fmt: skip
-        sync()
-        return time.perf_counter() - start
-
-    run(2)
-    return [(run(steps + 2) - run(2)) / steps for _ in range(3)]
+    """Seconds per token of `model.generate`, prompt not counted: two lengths, their difference."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, model.config.vocab_size, context) for _ in range(batch)]
+    hf_seconds(model, prompts, 2)
+    return [
+        (hf_seconds(model, prompts, steps + 2) - hf_seconds(model, prompts, 2)) / steps
+        for _ in range(3)
+    ]

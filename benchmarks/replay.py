@@ -35,6 +35,10 @@ class ReplayRule:
         """The longest path that the recording contains, then its next token."""
         # The strict rule's device work and its one transfer, so that a step takes as long as live.
         sampling.greedy(logits).cpu().numpy()
+        return self.follow(batch, trees)
+
+    def follow(self, batch: Seq[RunningSequence], trees: Seq[DraftTree]) -> list[Verdict]:
+        """The same verdicts, whatever the model says."""
         verdicts: list[Verdict] = []
         for sequence, tree in zip(batch, trees, strict=True):
             name = sequence.request.entity_id
