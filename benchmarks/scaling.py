@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from common import write_result
-from scaling_gpu import MAIN, World, checks, one_gpu
+from scaling_gpu import MAIN, World, checks, one_gpu, passes
 from scaling_inputs import A100, H100, LLAMA_8B, QWEN_32B, read_acceptance, read_inputs
 from scaling_jobs import GPUS, changes, usual
 
@@ -82,6 +82,7 @@ def measure(world: World, seed: int) -> dict[str, Any]:
     seeds = range(seed, seed + _RUNS)
     speed = world.best(MAIN, "relaxed").texts
     return {
+        "passes": passes(world),
         "checks": checks(world),
         "one_gpu": one_gpu(world),
         "jobs": usual(world, seeds),

@@ -1,8 +1,9 @@
 """What the plan for many machines is made of: every number with its unit, its kind and its source.
 
-Measured numbers come from `benchmarks/results/`, on one machine without a GPU. Published ones are
-other people's measurements or data sheets. Settings are draftrec's own. Assumed ones are none of
-these: change them for your cluster.
+Measured numbers come from `benchmarks/results/`, on one machine without a GPU, or were counted in
+this code. Estimated ones are of draftrec's passes on a GPU: kernels were counted, their times were
+not measured. Published ones are other people's measurements or data sheets. Settings are draftrec's
+own. Assumed ones are none of these: change them for your cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Literal
 
 from common import RESULTS
 
-Kind = Literal["measured", "published", "assumed", "setting"]
+Kind = Literal["measured", "estimated", "published", "assumed", "setting"]
+Way = Literal["frozen", "eager"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,12 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Weights in bfloat16, and bytes of keys and values per token."""
+    """Weights in bfloat16, bytes of keys and values per token, layers."""
 
     name: str
     parameters: float
     kv_bytes: float
+    layers: int
     source: str
 
 
@@ -70,18 +73,52 @@ A100 = Gpu(
 )  # fmt: skip
 
 LLAMA_8B = Model(
-    "Llama 3.1 8B", 8.03e9, 131_072, "model card and config.json: 32 layers, 8 KV heads of 128"
+    "Llama 3.1 8B", 8.03e9, 131_072, 32, "model card and config.json: 32 layers, 8 KV heads of 128"
 )
 QWEN_32B = Model(
-    "Qwen2.5 32B", 32.5e9, 262_144, "model card and config.json: 64 layers, 8 KV heads of 128"
+    "Qwen2.5 32B", 32.5e9, 262_144, 64, "model card and config.json: 64 layers, 8 KV heads of 128"
+)
+
+LLAMA_7B = Model(
+    "Llama 7B", 6.74e9, 524_288, 32, "model card and config.json: 32 layers, 32 KV heads of 128"
+)
+LLAMA_1B = Model(
+    "Llama 3.2 1B", 1.24e9, 32_768, 16, "model card and config.json: 16 layers, 8 KV heads of 64"
+)
+QWEN_HALF = Model(
+    "Qwen2.5 0.5B", 0.494e9, 12_288, 24, "model card and config.json: 24 layers, 2 KV heads of 64"
+)
+
+#: Estimated milliseconds of plain steps on an H100, 600 tokens of context: texts at once, lowest
+#: and highest by eager passes, then by frozen ones. Kernels were counted in this code (1,370 to
+#: 1,480 in a step of 32 layers), their times are other people's on such cards.
+ESTIMATES: tuple[tuple[Model, int, tuple[float, float], tuple[float, float]], ...] = (
+    (LLAMA_7B, 1, (11.0, 14.0), (5.2, 5.5)),
+    (LLAMA_7B, 8, (12.0, 15.0), (6.0, 6.4)),
+    (LLAMA_7B, 32, (14.0, 18.0), (8.5, 9.5)),
+    (LLAMA_1B, 1, (5.5, 7.5), (1.2, 1.4)),
+    (QWEN_HALF, 1, (8.0, 10.0), (0.8, 1.0)),
 )
 
 PUBLISHED: dict[str, Input] = {
     "entities": Input(100e6, "texts", "assumed", "the question"),
     "bandwidth_share": Input(
-        0.75, "of the data sheet's", "published",
-        "plain steps of Llama 3.1 8B in vLLM at batch 1: 0.77 on an A100 (johnmusgrave.com, "
-        "75 tokens/s), 0.74 on an H100 (yobitelcomm.github.io/bench, 6.48 ms)",
+        0.82, "of the data sheet's", "estimated",
+        "a copy reaches 0.91 of an H100's, products 0.9 of a copy; the middle of the estimates of "
+        "frozen steps, together with the next line",
+    ),
+    "pass_us": Input(
+        450, "us per pass", "estimated", "frozen: small kernels that read little, and the host"
+    ),
+    "launch_us": Input(
+        9.0, "us per kernel", "estimated",
+        "eager: Python and the launch, which a GPU waits for; the middle of the estimates",
+    ),
+    "kernels_per_layer": Input(
+        44, "kernels", "measured", "counted in this code: 1,370 to 1,480 for 32 layers"
+    ),
+    "eager_us": Input(
+        110, "us per text and pass", "estimated", "eager: what batches add, up to 32 texts at once"
     ),
     "flops_share": Input(
         0.5, "of the data sheet's", "assumed", "large matrix products usually reach 0.5 to 0.7"

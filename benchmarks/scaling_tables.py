@@ -52,6 +52,22 @@ def _checks(result: Result) -> str:
     return out
 
 
+def _passes(result: Result) -> str:
+    out = header(
+        "model, H100", "texts at once", "limit, ms", "eager, estimated", "here",
+        "frozen, estimated", "here", "frozen over the limit",
+    )  # fmt: skip
+    for r in result["passes"]:
+        eager, frozen = r["eager"], r["frozen"]
+        out += row(
+            r["model"], r["slots"], f"{r['limit_ms']:.2f}",
+            f"{eager['low']:g} - {eager['high']:g}", f"{eager['computed']:.1f}",
+            f"{frozen['low']:g} - {frozen['high']:g}", f"{frozen['computed']:.2f}",
+            f"{frozen['computed'] / r['limit_ms']:.2f}",
+        )  # fmt: skip
+    return out
+
+
 def _jobs(result: Result) -> str:
     out = header(
         "model", "GPUs", "texts/s", "days", "GPU-hours", "$", "GPUs wait", "driver busy",
@@ -167,6 +183,7 @@ def _hours(hours: float) -> str:
 
 #: What stands between the page's marks, by the name in the mark.
 TABLES: dict[str, Callable[[Result], str]] = {
+    "passes": _passes,
     "one_gpu": _one_gpu,
     "checks": _checks,
     "jobs": _jobs,

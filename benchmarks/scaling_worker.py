@@ -1,9 +1,10 @@
 """One GPU: what a pass takes, the best batch and draft for a workload, how long a shard takes.
 
 A pass reads the weights once and the running texts' keys and values once, and computes every row.
-Linear layers take the longer of reading and computing; attention reads on its own; the host works
-in between, on one core, as `engine/text/loop.py` does. Prompts are computed in the same passes, at
-most `chunk` rows of them at a time.
+Linear layers take the longer of reading and computing; attention reads on its own. A frozen pass
+takes a little more, whatever it does; an eager one no less than launching its kernels. The host
+works in between, on one core, as `engine/text/loop.py` does. Prompts are computed in the same
+passes, at most `chunk` rows of them at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scaling_inputs import Gpu, Input, Model, Workload
+from scaling_inputs import Gpu, Input, Model, Way, Workload
 
 from draftrec.core import DoubleArray
 
@@ -22,6 +23,8 @@ from draftrec.core import DoubleArray
 _LONGEST = 512
 _SLOTS = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+#: Share of the fastest setting's speed from which another one is as good.
+_AS_GOOD = 0.98
 _CHUNKS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -80,6 +83,7 @@ class Worker:
     inputs: Mapping[str, Input]
     workload: Workload
     drafting: Drafting
+    way: Way = "frozen"
 
     @property
     def prompt_rows(self) -> int:
@@ -87,12 +91,18 @@ class Worker:
 
     def gpu_seconds(self, rows: float, sequences: float) -> float:
         """Seconds of a pass of `rows` rows over `sequences` half-written texts."""
-        bandwidth = self.gpu.bandwidth * self.inputs["bandwidth_share"].value
-        flops = self.gpu.flops * self.inputs["flops_share"].value
+        inputs = {name: it.value for name, it in self.inputs.items()}
+        bandwidth = self.gpu.bandwidth * inputs["bandwidth_share"]
+        flops = self.gpu.flops * inputs["flops_share"]
         # Two bytes of a weight are read; multiplying and adding are two operations of a row.
         linear = 2 * self.model.parameters * max(1 / bandwidth, rows / flops)
         context = self.workload.prompt + self.workload.text / 2
-        return linear + sequences * context * self.model.kv_bytes / bandwidth
+        work = linear + sequences * context * self.model.kv_bytes / bandwidth
+        seconds = work + 1e-6 * inputs["pass_us"]
+        if self.way == "frozen":
+            return seconds
+        launching = self.model.layers * inputs["kernels_per_layer"] * inputs["launch_us"]
+        return max(seconds, 1e-6 * (launching + sequences * inputs["eager_us"]))
 
     def fits(self, slots: int) -> bool:
         """Whether so many slots have room beside the weights, a tenth of the memory left free."""
@@ -125,18 +135,19 @@ class Worker:
         slots: tuple[int, ...] = _SLOTS,
         chunks: tuple[int, ...] = _CHUNKS,
     ) -> Speed:
-        """The fastest of all settings that fit. Raises ValueError where none does."""
-        return max(
-            (
-                self.speed(Setting(s, n, c))
-                for s in slots
-                if self.fits(s)
-                for n in nodes
-                for c in chunks
-            ),
-            # Of equals, the one that needs the least memory.
-            key=lambda speed: (round(speed.texts, 2), -speed.setting.slots),
-        )
+        """Of the settings that fit and are as good as the fastest, the fastest of those with the
+        fewest slots: shards end sooner, and there is memory left. Raises ValueError where none
+        fits."""
+        speeds = [
+            self.speed(Setting(s, n, c))
+            for s in slots
+            if self.fits(s)
+            for n in nodes
+            for c in chunks
+        ]
+        least = _AS_GOOD * max(speed.texts for speed in speeds)
+        good = [speed for speed in speeds if speed.texts >= least]
+        return min(good, key=lambda speed: (speed.setting.slots, -speed.texts))
 
     def shard_seconds(self, setting: Setting, texts: int, random: np.random.Generator) -> float:
         """Seconds of one shard, drawn: prompts are read one after another, texts take passes as

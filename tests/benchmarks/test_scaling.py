@@ -14,7 +14,7 @@ import scaling_measured
 import scaling_tables
 from common import RESULTS
 from scaling_cluster import Cluster, Outcome, Simulation
-from scaling_gpu import LARGE, MAIN, MODES, World
+from scaling_gpu import LARGE, MAIN, MODES, World, passes
 from scaling_inputs import H100, LLAMA_8B, Input, Workload, read_acceptance, read_inputs
 from scaling_jobs import Job, cluster_of, play
 from scaling_worker import Drafting, Setting, Worker, drafting_of, lognormal, relaxed
@@ -22,6 +22,10 @@ from scaling_worker import Drafting, Setting, Worker, drafting_of, lognormal, re
 SHARES = {
     "bandwidth_share": Input(0.5, "", "assumed", "test"),
     "flops_share": Input(0.5, "", "assumed", "test"),
+    "pass_us": Input(0.0, "", "assumed", "test"),
+    "launch_us": Input(10.0, "", "assumed", "test"),
+    "kernels_per_layer": Input(50.0, "", "assumed", "test"),
+    "eager_us": Input(100.0, "", "assumed", "test"),
 }
 NOTHING = Drafting((0, 32), (1.0, 1.0), (0,), (0.0,), 0.0)
 DRAFTS = Drafting((0, 1, 8), (1.0, 1.5, 3.0), (0, 8), (1e-5, 9e-5), 0.0)
@@ -120,6 +124,24 @@ def test_a_pass_is_bound_by_reading_or_by_computing() -> None:
     assert it.gpu_seconds(50_000, 3) == pytest.approx(computing + 3 * cache)
 
 
+def test_a_frozen_pass_takes_a_little_more_and_an_eager_one_its_launches() -> None:
+    it = worker(prompt=100, text=200)
+    bare = it.gpu_seconds(1, 1)
+    more = {**SHARES, "pass_us": Input(300.0, "", "assumed", "test")}
+    assert replace(it, inputs=more).gpu_seconds(1, 1) == pytest.approx(bare + 3e-4)
+    eager = replace(it, way="eager")
+    assert eager.gpu_seconds(1, 1) == pytest.approx(1e-6 * (32 * 50 * 10 + 100))
+    assert eager.gpu_seconds(50_000, 3) == it.gpu_seconds(50_000, 3)
+
+
+def test_the_arithmetic_stays_within_the_estimates_of_steps(world: World) -> None:
+    for step in passes(world):
+        for way in ("eager", "frozen"):
+            found = step[way]
+            assert found["low"] <= found["computed"] <= found["high"], (step["model"], way)
+        assert step["frozen"]["computed"] > step["limit_ms"]
+
+
 def test_one_slot_writes_one_text_after_another() -> None:
     it = worker(prompt=40, text=100)
     speed = it.speed(Setting(1, 0, 512))
@@ -197,7 +219,7 @@ def world() -> World:
 
 def test_every_input_says_where_it_comes_from(world: World) -> None:
     kinds = {value.kind for value in world.inputs.values()}
-    assert kinds == {"measured", "published", "assumed", "setting"}
+    assert kinds == {"measured", "estimated", "published", "assumed", "setting"}
     assert all(value.source and value.value > 0 for value in world.inputs.values())
 
 
