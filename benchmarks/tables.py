@@ -203,6 +203,35 @@ def _prompts(result: Result) -> str:
     return out
 
 
+def _steps(result: Result) -> str:
+    out = (
+        "## A step on CPU: `benchmarks/steps.py`\n\n"
+        f"Milliseconds of a step over texts of {result['context']} tokens in float32, plain or "
+        f"with {result['nodes']} draft nodes each: the unmodified model with weights laid out "
+        "once, and the pass written by hand, whose weights stay in the bfloat16 that they were "
+        "published in. Ratio: how many times as fast it is as the unmodified model, round by "
+        "round.\n"
+    )
+    out += _header("model", "texts", "drafts", "transformers", "unmodified", "by hand", "ratio")
+    for model, cells in result["models"].items():
+        for name, ways in cells.items():
+            if name == "read_ms":
+                continue
+            _, batch, drafts = name.split("_")
+            own = ways.get("transformers")
+            out += _row(
+                model,
+                batch,
+                result["nodes"] if drafts == "drafts" else "none",
+                _spread(own["ms"]) if own else "",
+                _spread(ways["packed"]["ms"]),
+                _spread(ways["by_hand"]["ms"]),
+                _spread(ways["by_hand"]["over_packed"]),
+            )
+    reads = ", ".join(f"{m} {_spread(c['read_ms'])} ms" for m, c in result["models"].items())
+    return out + f"\nReading as many bytes as the float32 weights have, once: {reads}.\n"
+
+
 def _host_time(result: Result) -> str:
     out = (
         "## Laying out a pass: `benchmarks/host_time.py`\n\n"
@@ -348,6 +377,7 @@ _SECTIONS = {
     "pool-groups": _pool_groups,
     "pool-workers": pool_workers,
     "packed-weights": _packed,
+    "steps": _steps,
     "host-time": _host_time,
     "prompts": _prompts,
     "exactness": _exactness,
