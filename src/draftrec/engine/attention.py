@@ -166,7 +166,7 @@ def attend(
         else:
             found = _explicit(q, k, v, mask, scale, softcap, sinks)
         found = found.view(n, kv_heads, repeat, block.width, -1).permute(0, 3, 1, 2, 4)
-        flat = found.reshape(n * block.width, heads, -1)
+        flat = found.reshape(n * block.width, heads, -1).to(out.dtype)
         out[block.place] = flat if block.back is None else flat[block.back]
     return out
 
