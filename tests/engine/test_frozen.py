@@ -93,6 +93,7 @@ def test_one_graph_serves_passes_of_all_sizes_and_slabs() -> None:
     assert (tape.recorded, tape.replayed) == (8, 10)
 
 
+@pytest.mark.slow
 def test_longer_passes_run_eagerly_over_the_same_slab() -> None:
     tape = Tape()
     (target, _), eager = frozen_target(zoo.build("llama"), record=tape), zoo.target("llama")
@@ -157,6 +158,7 @@ def test_compiled_texts_are_transformers_own_without_recompiling() -> None:
     assert not runner.broken
 
 
+@pytest.mark.slow
 def test_beams_are_those_of_eager_passes() -> None:
     trie, _ = toys.catalogue(2, 300, 4, 9)
     asked, setting = toys.requests(1, 7), toys.Setting(width=6)
@@ -170,6 +172,7 @@ def test_beams_are_those_of_eager_passes() -> None:
     assert not its_runner.broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_with_exact_all_passes_have_one_size_and_rows_their_own_bits(dtype: torch.dtype) -> None:
     model = build(_MODELS["llama"]()).to(dtype)

@@ -211,6 +211,7 @@ def test_kernels_give_the_same_for_many(
     check_alone(kernels, it, shape)
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
 def test_kernels_in_half_precision(dtype: torch.dtype, near: float) -> None:
@@ -219,6 +220,7 @@ def test_kernels_in_half_precision(dtype: torch.dtype, near: float) -> None:
     check_alone(kernels, it, SHAPES[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["operator", pytest.param("kernels", marks=interpreted)])
 @pytest.mark.parametrize("reach", [FULL, Reach(window=4)])
 def test_a_draft_has_the_bits_of_the_text_that_it_becomes(way: str, reach: Reach) -> None:
