@@ -58,7 +58,8 @@ def half(weight: torch.Tensor) -> torch.Tensor | None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _wide(half: Any) -> Any:
+def widened(half: Any) -> Any:
+    """float32 of a bfloat16 number that is stored as int16."""
     return np.int32(half << 16).view(np.float32)
 
 
@@ -72,10 +73,10 @@ def _one(first: int, last: int, x: Any, weight: Any, out: Any) -> None:
         a = b = c = d = np.float32(0)
         for k in range(len(row)):
             v = row[k]
-            a += v * _wide(w0[k])
-            b += v * _wide(w1[k])
-            c += v * _wide(w2[k])
-            d += v * _wide(w3[k])
+            a += v * widened(w0[k])
+            b += v * widened(w1[k])
+            c += v * widened(w2[k])
+            d += v * widened(w3[k])
         out[0, o], out[0, o1], out[0, o2], out[0, o3] = a, b, c, d
 
 
@@ -91,9 +92,9 @@ def _tiles(first: int, last: int, x: Any, weight: Any, out: Any) -> None:
             p = min(o + 1, last - 1)
             w, v = weight[o, begin : begin + size], weight[p, begin : begin + size]
             for k in range(size):
-                wide[0, k] = _wide(w[k])
+                wide[0, k] = widened(w[k])
             for k in range(size):  # a loop of its own runs many at a time
-                wide[1, k] = _wide(v[k])
+                wide[1, k] = widened(v[k])
             w0, w1 = wide[0, :size], wide[1, :size]
             for r in range(0, rows, 4):
                 r1, r2, r3 = min(r + 1, rows - 1), min(r + 2, rows - 1), min(r + 3, rows - 1)

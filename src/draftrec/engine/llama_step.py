@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from draftrec.engine.attention import Plan, attend
-from draftrec.engine.half_weights import HalfLinear
+from draftrec.engine.half_weights import HalfLinear, widened
 from draftrec.engine.packing import Packed
 from draftrec.engine.prepacked import Part, PrepackedLinear
 from draftrec.engine.row_attention import SUMS, exponential, over_rows
@@ -186,11 +186,6 @@ def _number(stored: Any) -> Any:
     raise NotImplementedError(stored)
 
 
-def _rounded(number: Any, stored: Any) -> Any:
-    """The float32 number as an array with elements like `stored` would give it back."""
-    raise NotImplementedError(number, stored)
-
-
 def _stored(number: Any, stored: Any) -> Any:
     """What is stored for a float32 number, in an array with elements like `stored`."""
     raise NotImplementedError(number, stored)
@@ -199,7 +194,7 @@ def _stored(number: Any, stored: Any) -> Any:
 @overload(_number, inline="always")
 def _number_of(stored: Any) -> Any:
     def wide(stored: Any) -> Any:
-        return np.int32(stored << 16).view(np.float32)
+        return widened(stored)
 
     def same(stored: Any) -> Any:
         return stored
@@ -219,15 +214,10 @@ def _stored_of(number: Any, stored: Any) -> Any:
     return narrow if stored == types.int16 else same
 
 
-@overload(_rounded, inline="always")
-def _rounded_of(number: Any, stored: Any) -> Any:
-    def narrow(number: Any, stored: Any) -> Any:
-        return _number(_stored(number, stored))
-
-    def same(number: Any, stored: Any) -> Any:
-        return number
-
-    return narrow if stored == types.int16 else same
+@njit(cache=True, nogil=True, inline="always")
+def _rounded(number: Any, stored: Any) -> Any:
+    """The float32 number as an array with elements like `stored` would give it back."""
+    return _number(_stored(number, stored))
 
 
 @njit(cache=True, nogil=True, fastmath=SUMS, inline="always")

@@ -1,10 +1,11 @@
 """The target adapter: an unmodified transformers causal LM that scores draft trees.
 
 One call, `score`, runs one forward pass over pending tokens and draft nodes of any number of
-sequences; `commit` keeps the KV rows of what was accepted. Three ways to run the model stand behind
+sequences; `commit` keeps the KV rows of what was accepted. Four ways to run the model stand behind
 it (`pick_runner`): packed rows with our own attention function (models with an attention backend),
-the same with small passes frozen (`engine.frozen`), and a padded batch with a 4-D mask over the
-same slab (the others).
+the same with small passes frozen (`engine.frozen`) or with a pass written for the architecture in
+the model's place (`engine.llama_step`), and a padded batch with a 4-D mask over the same slab (the
+others).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ for _name in (attention.NAME, PROBE):
     AttentionInterface.register(_name, attention.packed_attention)
 
 _LOG = logging.getLogger("draftrec")
-#: How passes run: `frozen` as one graph, `auto` so on GPUs.
+#: How passes run: `frozen` as one graph; `auto` so on GPUs, on CPU by hand where that is written.
 Way = Literal["auto", "eager", "frozen"]
 _SERVED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
