@@ -13,8 +13,8 @@ import torch
 from common import note, spread
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from draftrec.engine.attention import steady_kernels
 from draftrec.engine.packing import Segment
+from draftrec.engine.passes.attention import steady_kernels
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target, Way
 from draftrec.engine.tree import chain

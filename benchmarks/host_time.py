@@ -28,10 +28,10 @@ import torch
 from common import note, paired_ratio, spread, write_result
 
 from draftrec.core import BoolArray, DraftTree
-from draftrec.engine import attention
 from draftrec.engine.masks import FULL
 from draftrec.engine.packing import Packed, Segment, pack
-from draftrec.engine.target import bucket
+from draftrec.engine.passes import attention
+from draftrec.engine.passes.packed import bucket
 from draftrec.engine.tree import trim_all, within
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from draftrec.config import AcceptConfig
 from draftrec.core import IntArray, Request
-from draftrec.engine.prepacked import prepack
+from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.text import loop

@@ -16,8 +16,8 @@ import torch
 from common import note, spread, write_result
 from torch import nn
 
-from draftrec.engine import prepacked
-from draftrec.engine.prepacked import PrepackedLinear
+from draftrec.engine.passes import prepacked
+from draftrec.engine.passes.prepacked import PrepackedLinear
 
 _WIDTH, _INNER, _VOCABULARY = 1024, 2816, 32_000
 _ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)

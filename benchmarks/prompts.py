@@ -30,7 +30,8 @@ from draftrec.core import Request
 from draftrec.data.templates import FRAMEWORKS, load_template
 from draftrec.demo.shop import demo_model_path
 from draftrec.engine.packing import Segment
-from draftrec.engine.target import Scores, bucket
+from draftrec.engine.passes.packed import bucket
+from draftrec.engine.target import Scores
 from draftrec.engine.text import loop
 from draftrec.engine.text.batch import shared_tokens
 from draftrec.engine.text.budget import FixedBudget

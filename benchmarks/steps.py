@@ -24,8 +24,8 @@ from knowledge_replay import build_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine import prepacked
 from draftrec.engine.packing import Segment
+from draftrec.engine.passes import prepacked
 from draftrec.engine.target import Target
 from draftrec.engine.tree import make_tree
 

@@ -12,7 +12,7 @@ import torch
 from draftrec.core import EMPTY_TREE
 from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.packing import Segment
-from draftrec.engine.prepacked import prepack
+from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain

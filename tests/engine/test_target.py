@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine import attention, packing
+from draftrec.engine import packing
 from draftrec.engine.packing import Segment
-from draftrec.engine.padded import PaddedRunner
-from draftrec.engine.target import PackedRunner, Target, bucket
+from draftrec.engine.passes import attention
+from draftrec.engine.passes.packed import PackedRunner, bucket
+from draftrec.engine.passes.padded import PaddedRunner
+from draftrec.engine.target import Target
 from draftrec.engine.tree import chain, make_tree
 from tests.models import zoo
 from tests.strategies import paths, token_lists, trees

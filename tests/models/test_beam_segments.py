@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import DraftTree
-from draftrec.engine import attention
 from draftrec.engine.packing import Segment
+from draftrec.engine.passes import attention
 from draftrec.engine.target import Target
 from draftrec.engine.tree import certain
 from tests.models import zoo

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from draftrec.engine import prepacked
+from draftrec.engine.passes import prepacked
 from draftrec.models import processor
 from draftrec.models.processor import (
     allowed_cores,

@@ -32,7 +32,7 @@ class KVShape:
 class KVSlab:
     """Key and value memory for `slots` sequences of at most `capacity` rows.
 
-    `passes`: those that were frozen over this memory (`engine.frozen`), which go when it goes: of
+    `passes`: those that were frozen over this memory (`passes.frozen`), which go when it goes: of
     each size a buffer for the inputs, and what gives the logits.
     """
 

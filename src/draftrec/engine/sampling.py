@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from draftrec.core import FloatArray, IntArray, LongArray
-from draftrec.engine import row_attention
+from draftrec.engine.passes import row_attention
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:

@@ -2,41 +2,35 @@
 
 One call, `score`, runs one forward pass over pending tokens and draft nodes of any number of
 sequences; `commit` keeps the KV rows of what was accepted. Four ways to run the model stand behind
-it (`pick_runner`): packed rows with our own attention function (models with an attention backend),
-the same with small passes frozen (`engine.frozen`) or with a pass written for the architecture in
-the model's place (`engine.llama_step`), and a padded batch with a 4-D mask over the same slab (the
-others).
+it (`pick_runner`, `engine.passes`): packed rows with our own attention function (models with an
+attention backend), the same with small passes frozen or with a pass written for the architecture in
+the model's place, and a padded batch with a 4-D mask over the same slab (the others).
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from draftrec.core import IntArray
-from draftrec.engine import attention, padded
-from draftrec.engine.frozen import FrozenRunner
-from draftrec.engine.half_weights import HalfLinear
 from draftrec.engine.kv_cache import KVShape, KVSlab
-from draftrec.engine.llama_step import LlamaStep, fits
-from draftrec.engine.masks import FULL, PROBE, Reach
-from draftrec.engine.packing import Block, Packed, Segment, pack
-from draftrec.engine.prepacked import is_prepacked
+from draftrec.engine.masks import Reach
+from draftrec.engine.packing import Segment
+from draftrec.engine.passes import attention
+from draftrec.engine.passes.frozen import FrozenRunner
+from draftrec.engine.passes.llama_step import LlamaStep, fits
+from draftrec.engine.passes.packed import PackedRunner
+from draftrec.engine.passes.padded import PaddedRunner
+from draftrec.engine.passes.tree_attention import has_kernels
 from draftrec.engine.rotary import LengthRule, RowFactors, length_rule
-from draftrec.engine.tree_attention import has_kernels
 from draftrec.errors import UnsupportedModelError
-
-for _name in (attention.NAME, PROBE):
-    AttentionInterface.register(_name, attention.packed_attention)
 
 _LOG = logging.getLogger("draftrec")
 #: How passes run: `frozen` as one graph; `auto` so on GPUs, on CPU by hand where that is written.
@@ -178,7 +172,7 @@ class Target:
 def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runner, KVShape]:
     """The way to run the model, and what it caches: packed where its attention can be replaced, and
     frozen where that is asked for, or on a GPU left to us. On a CPU left to us a pass written for
-    the model's architecture runs in place of the model, where there is one (`engine.llama_step`).
+    the model's architecture runs in place of the model, where there is one (`passes.llama_step`).
 
     A model that says so and does not hand its attention function what it is given runs padded.
     """
@@ -198,7 +192,7 @@ def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runn
         except attention.PlanLostError:
             model.set_attn_implementation(before)
     _say_eager(model, way, "its attention cannot be replaced")
-    runner = padded.PaddedRunner(model)
+    runner = PaddedRunner(model)
     return runner, runner.shape()
 
 
@@ -218,148 +212,6 @@ def _check_cache(model: PreTrainedModel, reaches: Mapping[int, Reach]) -> None:
                 f"{window} tokens back while its attention mask shows it, so that a text depends "
                 "on how its prompt was computed; use another architecture."
             )
-
-
-class PackedRunner:
-    """All rows of all sequences as one row, attention through `engine.attention`."""
-
-    def __init__(self, model: PreTrainedModel, *, by_row: bool = False) -> None:
-        self.model, self.by_row = model, by_row
-        self.reaches: Mapping[int, Reach] = {}
-        model.set_attn_implementation(attention.NAME)
-        cpu = model.device.type == "cpu"
-        # Exact attention: in bfloat16 more near-ties between tokens fall otherwise, a step with a
-        # draft is little faster, one without slower.
-        self.kv_dtype = torch.float32 if cpu else model.dtype
-        # See `bucket`; plain float32 layers have no kernel per number of rows.
-        wide = model.dtype == torch.float32
-        one_dnn = cpu and (is_prepacked(model) or not wide)
-        few = partial(bucket, least=1) if wide else bucket
-        self._usual: Callable[[int], int] = few if one_dnn else int
-        self._halves = [m for m in model.modules() if isinstance(m, HalfLinear)]
-        self.padded_rows = self._usual
-        if by_row:
-            self.padded_rows = bucket if one_dnn else int if self._halves else sixteens
-        for layer in self._halves:
-            layer.by_row = by_row
-        #: What runs in place of the model, where its architecture has a pass written by hand.
-        self.step: LlamaStep | None = None
-        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    def attend_together(self) -> None:
-        """Let rows share what computes them, which is faster, from now on."""
-        self.by_row, self.padded_rows = False, self._usual
-        for layer in self._halves:
-            layer.by_row = False
-
-    @torch.inference_mode()
-    def shape(self) -> KVShape:
-        """Run one token through the model; note what each layer asks to be cached and how far back
-        it sees."""
-        name = type(self.model).__name__
-        probe = _Probe(name)
-        ids = torch.zeros((1, 1), dtype=torch.long, device=self.model.device)
-        options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "draftrec_plan": probe}
-        self.model.set_attn_implementation(PROBE)
-        try:
-            self.model(input_ids=ids, position_ids=ids, use_cache=False, **options)
-        except attention.PlanLostError:
-            raise
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{name} cannot be served: {error}.") from error
-        finally:
-            self.model.set_attn_implementation(attention.NAME)
-        self.reaches = probe.reaches
-        return probe.shape()
-
-    def run(self, segments: Seq[Segment], slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
-        """Logits `[R, vocabulary]` of the rows that are asked for, segment by segment."""
-        device = self.model.device
-        packed = pack(
-            segments,
-            device,
-            set(self.reaches.values()),
-            launch=attention.launch_cost(device),
-            padded=self.padded_rows,
-            lengths=factors is not None,
-        )
-        if self.step and slab.keys.dtype == torch.float32:
-            plan = attention.Plan(packed, slab, self.reaches)
-            return self.step(packed, plan, by_row=self.by_row)[: packed.wanted]
-        options: dict[str, Any] = {"draftrec_plan": self._plan(packed, slab)}
-        if self.keeps:
-            options["logits_to_keep"] = packed.scored
-
-        def forward() -> torch.Tensor:
-            return self.model(
-                input_ids=packed.token_ids[None],
-                position_ids=packed.positions[None],
-                use_cache=False,
-                **options,
-            ).logits[0]
-
-        if factors is None:
-            logits = forward()
-        else:
-            logits = factors.run(packed.text_lengths, packed.lengths[None], forward)
-        return (logits if self.keeps else logits[packed.scored])[: packed.wanted]
-
-    def _plan(self, packed: Packed, slab: KVSlab) -> attention.Plan | attention.RowPlan:
-        if not self.by_row:
-            return attention.Plan(packed, slab, self.reaches)
-        seen = [packed.seen(self.reaches[i]) for i in range(len(slab.keys))]
-        return attention.RowPlan(slab.keys, slab.values, packed.slots, packed.columns, seen)
-
-
-def bucket(rows: int, least: int = 4) -> int:
-    """Rows that a pass over `rows` rows is padded to where oneDNN runs the linear layers.
-
-    It compiles and keeps a kernel for every number of rows, some 0.7 MB and a millisecond each
-    per layer shape, so the numbers must be few. One row takes another kernel than two, with other
-    rounding. In bfloat16 one and two take longer than four; in float32 one takes two thirds.
-    """
-    step = 1 if rows <= 16 else 4 if rows <= 64 else 16 if rows <= 256 else 64
-    return max(least, -(-rows // step) * step)
-
-
-def sixteens(rows: int) -> int:
-    """Rows that a pass over `rows` rows is padded to where products sum otherwise for a few rows
-    than for many, and threads shall get as many rows each."""
-    return max(bucket(rows), -(-rows // 16) * 16)
-
-
-class _Probe:
-    """Stands in for a plan during the one-token forward pass that finds the KV shape."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.reaches: dict[int, Reach] = {}
-        self.seen: dict[int, tuple[int, int, int]] = {}
-        self.blocks: list[Block] = []
-        self.slab = self
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
-
-    def reach(self, layer: int, window: int | None, mask: Any) -> Reach:
-        if mask is not None and not isinstance(mask, Reach):
-            raise UnsupportedModelError("it brings a mask of its own")
-        if layer in self.reaches:
-            raise UnsupportedModelError(f"it attends more than once in layer {layer}")
-        self.reaches[layer] = Reach(window) if mask is None else mask
-        return FULL
-
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.seen[layer] = (keys.shape[0], keys.shape[-1], values.shape[-1])
-        self.keys[layer], self.values[layer] = keys, values
-
-    def shape(self) -> KVShape:
-        shapes = set(self.seen.values())
-        if len(shapes) != 1 or sorted(self.seen) != list(range(len(self.seen))):
-            raise UnsupportedModelError(
-                f"{self.name} cannot be served: its layers cache keys and values of different "
-                f"shapes ({len(shapes)} found); draftrec needs the same in every layer."
-            )
-        return KVShape(len(self.seen), *shapes.pop())
 
 
 def check_served(model: PreTrainedModel) -> None:

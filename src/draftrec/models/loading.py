@@ -235,7 +235,7 @@ def pick_dtype(
     name: str, stored: torch.dtype | None, device: torch.device, *, packs: bool = False
 ) -> torch.dtype:
     """`auto`: as stored on CUDA; on CPU float32, but for bfloat16 weights of a model whose layers
-    are packed (`engine.prepacked`) on a processor that multiplies them: there bfloat16 is faster.
+    are packed (`passes.prepacked`) on a processor that multiplies them: there bfloat16 is faster.
 
     In bfloat16 passes of different shapes round differently, and a near-tie between two tokens may
     fall either way; `Target`'s exact attention rules that out.

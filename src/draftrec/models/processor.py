@@ -75,7 +75,7 @@ def multiplies_bfloat16() -> bool:
     weights out for them?"""
     import torch
 
-    from draftrec.engine.prepacked import usable
+    from draftrec.engine.passes.prepacked import usable
 
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     native = any(getattr(torch.cpu, name, lambda: False)() for name in known)

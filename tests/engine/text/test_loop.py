@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import Generation, Request
-from draftrec.engine import prepacked
 from draftrec.engine.costs import CostCurve, LearningCurve
+from draftrec.engine.passes import prepacked
 from draftrec.engine.target import Target
 from draftrec.engine.text.budget import AutoBudget, FixedBudget
 from draftrec.engine.text.loop import generate

@@ -16,8 +16,8 @@ from draftrec.cli.main import run
 from draftrec.config import DraftConfig
 from draftrec.core import EMPTY_TREE, DraftTree, Request, SequenceView
 from draftrec.demo.shop import demo_model_path
-from draftrec.engine.frozen import FrozenRunner
 from draftrec.engine.packing import Segment
+from draftrec.engine.passes.frozen import FrozenRunner
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import generator as module
 from draftrec.jobs.knowledge.generator import Generator

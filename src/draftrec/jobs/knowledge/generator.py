@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, under_new_names
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.engine.costs import CostCurve, LearningCurve
-from draftrec.engine.prepacked import prepack
+from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target

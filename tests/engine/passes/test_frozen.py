@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine import frozen, selfcheck
-from draftrec.engine.frozen import FrozenRunner, cut
+from draftrec.engine import selfcheck
 from draftrec.engine.packing import Segment
-from draftrec.engine.padded import PaddedRunner
+from draftrec.engine.passes import frozen
+from draftrec.engine.passes.frozen import FrozenRunner, cut
+from draftrec.engine.passes.packed import PackedRunner
+from draftrec.engine.passes.padded import PaddedRunner
 from draftrec.engine.selfcheck import checked_target
-from draftrec.engine.target import PackedRunner, Target
+from draftrec.engine.target import Target
 from draftrec.engine.tree import chain, make_tree
 from tests.engine.beams import toys
 from tests.engine.test_exactness import _EXPERTS, WINDOW, _sized, build, ours, prompts_of, reference

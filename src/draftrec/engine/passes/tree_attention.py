@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from draftrec.engine.packing import visible
-from draftrec.engine.row_attention import attend, store
+from draftrec.engine.passes.row_attention import attend, store
 
 
 def written_out(  # noqa: PLR0913
@@ -117,7 +117,7 @@ def _on_cuda(query: torch.Tensor, *args: object) -> torch.Tensor:
         return written_out(query, *args)  # type: ignore[arg-type]
     from triton.errors import TritonError
 
-    from draftrec.engine.tree_kernels import write_and_attend
+    from draftrec.engine.passes.tree_kernels import write_and_attend
 
     try:
         with torch.cuda.device(query.device):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from draftrec.engine import half_weights, prepacked, row_attention
-from draftrec.engine.half_weights import HalfLinear, half
-from draftrec.engine.prepacked import Part, is_prepacked, prepack
+from draftrec.engine.passes import half_weights, prepacked, row_attention
+from draftrec.engine.passes.half_weights import HalfLinear, half
+from draftrec.engine.passes.prepacked import Part, is_prepacked, prepack
 from draftrec.engine.selfcheck import checked_target
 from tests.engine.test_exactness import _sized, build, ours, prompts_of
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine import llama_step, prepacked, row_attention, selfcheck
-from draftrec.engine.llama_step import fits
+from draftrec.engine import selfcheck
 from draftrec.engine.packing import Segment
-from draftrec.engine.prepacked import Part, prepack
+from draftrec.engine.passes import llama_step, prepacked, row_attention
+from draftrec.engine.passes.llama_step import fits
+from draftrec.engine.passes.prepacked import Part, prepack
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain

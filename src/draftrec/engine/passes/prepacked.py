@@ -3,7 +3,7 @@
 `F.linear` hands oneDNN a plain weight, which it lays out anew at every call; with the few rows of
 a decoding step that costs as much as the product (bfloat16), or another library answers, slower
 (float32). `benchmarks/packed_weights.py` measures both. What a row gives does not depend on how
-many rows come with it, from two rows on (see `target.bucket`).
+many rows come with it, from two rows on (see `packed.bucket`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from draftrec.engine.half_weights import HalfLinear, half
+from draftrec.engine.passes.half_weights import HalfLinear, half
 
 # The operators are those of torch's own graph compiler, which packs constant weights with them.
 _OPS: Any = torch.ops.mkldnn

@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from draftrec.engine import tree_kernels
+from draftrec.engine.passes import tree_kernels
 
 # As wide as heads come, four of them to a KV head.
 _SIZES = {

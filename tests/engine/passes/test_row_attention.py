@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.engine.row_attention import attend, log_sum_exp
+from draftrec.engine.passes.row_attention import attend, log_sum_exp
 
 SLOTS, CAPACITY = 3, 300
 

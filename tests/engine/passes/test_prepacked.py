@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from draftrec.engine import prepacked
-from draftrec.engine.prepacked import PrepackedLinear, is_prepacked, prepack
+from draftrec.engine.passes import prepacked
+from draftrec.engine.passes.prepacked import PrepackedLinear, is_prepacked, prepack
 from tests.models import zoo
 
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

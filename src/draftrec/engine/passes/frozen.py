@@ -16,22 +16,20 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental import _config as symbols
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine.attention import RowPlan
 from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, Reach
 from draftrec.engine.packing import Rows, Segment, pack_rows
+from draftrec.engine.passes.attention import RowPlan
+from draftrec.engine.passes.packed import PackedRunner
 from draftrec.engine.rotary import RowFactors
 from draftrec.engine.tree import certain
-
-if TYPE_CHECKING:
-    from draftrec.engine.target import PackedRunner
 
 _LOG = logging.getLogger("draftrec")
 #: Rows of a frozen pass.

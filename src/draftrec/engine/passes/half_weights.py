@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numba import njit
 from torch import nn
 
-from draftrec.engine.row_attention import SUMS, over_rows
+from draftrec.engine.passes.row_attention import SUMS, over_rows
 
 # Rows from which products of widened weights, by the library, take less time.
 _MANY = 96

@@ -20,12 +20,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from draftrec.engine.attention import Plan, attend
-from draftrec.engine.half_weights import HalfLinear, widened
 from draftrec.engine.packing import Packed
-from draftrec.engine.prepacked import Part, PrepackedLinear
-from draftrec.engine.row_attention import SUMS, exponential, over_rows
-from draftrec.engine.row_attention import attend as attend_by_row
+from draftrec.engine.passes.attention import Plan, attend
+from draftrec.engine.passes.half_weights import HalfLinear, widened
+from draftrec.engine.passes.prepacked import Part, PrepackedLinear
+from draftrec.engine.passes.row_attention import SUMS, exponential, over_rows
+from draftrec.engine.passes.row_attention import attend as attend_by_row
 
 #: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary
 #: positions over whole heads, grouped keys, SiLU gates; with or without biases, and with or without

@@ -20,9 +20,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine import tree_attention as operator
 from draftrec.engine.masks import FULL, Reach
 from draftrec.engine.packing import Rows, Segment, pack_rows, visible
+from draftrec.engine.passes import tree_attention as operator
 from draftrec.engine.tree import chain, make_tree
 from tests.strategies import token_lists, trees
 
@@ -41,7 +41,7 @@ interpreted = pytest.mark.skipif(
 
 def kernels(*args: Any) -> torch.Tensor:
     """The Triton kernels, in Triton's interpreter where there is no GPU (`tests/conftest.py`)."""
-    from draftrec.engine.tree_kernels import write_and_attend
+    from draftrec.engine.passes.tree_kernels import write_and_attend
 
     return write_and_attend(*args)
 

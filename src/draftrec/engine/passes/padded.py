@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from draftrec.engine.attention import Plan
 from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, ColumnMasks, Reach
 from draftrec.engine.packing import Segment, pack
+from draftrec.engine.passes.attention import Plan
 from draftrec.engine.rotary import RowFactors
 from draftrec.errors import UnsupportedModelError
 

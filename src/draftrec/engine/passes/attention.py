@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from draftrec.engine.kv_cache import KVSlab
 from draftrec.engine.masks import Reach
 from draftrec.engine.packing import Block, Packed
-from draftrec.engine.tree_attention import tree_attention
+from draftrec.engine.passes.tree_attention import tree_attention
 from draftrec.errors import UnsupportedModelError
 
 NAME = "draftrec_packed"
