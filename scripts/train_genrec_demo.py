@@ -30,10 +30,10 @@ from draftrec.demo.shop import (
     train_places,
 )
 from draftrec.evaluate.ranking import multi_target
-from draftrec.items.prompts import PromptFormat
-from draftrec.items.quantise import QuantiseSettings, residual_kmeans, semantic_ids
+from draftrec.items.quantise import residual_kmeans, semantic_ids
 from draftrec.items.retriever import ItemRetriever, RetrieverSettings
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.settings import PromptFormat, QuantiseSettings
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
 from draftrec.models.recommender import load_recommender, save_recommender

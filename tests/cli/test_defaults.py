@@ -27,6 +27,7 @@ from draftrec.data import settings as data
 from draftrec.errors import DraftrecError
 from draftrec.evaluate import settings as evaluate
 from draftrec.evaluate.tune.choice import LossLimits, Space
+from draftrec.items import settings as items
 from draftrec.knobs import Knob, check_knobs, knob, knobs
 from draftrec.serve import settings as serve
 from draftrec.train import settings as train
@@ -42,7 +43,7 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "generate PromptsOptions": {config.RecordsConfig, config.ModelConfig},
     "encode EncodeOptions": {config.EncoderConfig, config.EncodeConfig},
     "recommend RecommendOptions": {config.RecommendConfig, config.RecommendRun},
-    "train FitOptions": {train.TrainSettings, train.FitRun, config.PromptFormat},
+    "train FitOptions": {train.TrainSettings, train.FitRun, items.PromptFormat},
     "train TeachOptions": {train.TeachSettings, train.TeachRun},
     "train AlignOptions": {train.TrainSettings, train.ObjectiveSettings, train.AlignRun},
     "ctr CtrOptions": {ctr.FitSettings, ctr.StudyRun, data.CutSettings},
@@ -58,7 +59,7 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "group AttributeOptions": {config.RecordsConfig},
     "group CollaborativeOptions": {data.GroupSettings},
     "group RandomOptions": {data.GroupSettings, config.RecordsConfig},
-    "sid FitOptions": {config.QuantiseSettings, config.RqVaeSettings, config.EncoderConfig},
+    "sid FitOptions": {items.QuantiseSettings, items.RqVaeSettings, config.EncoderConfig},
     "dashboard DashboardOptions": {config.ListenConfig},
     "serve ServeOptions": {config.ListenConfig},
 }  # fmt: skip
@@ -175,7 +176,7 @@ def test_a_help_text_stands_once() -> None:
 
 def test_no_choices_are_listed_twice() -> None:
     """Choices are types of the settings; no enumeration repeats them, nor does a second Literal."""
-    settings = [config, train, ctr, data, evaluate, serve]
+    settings = [config, items, train, ctr, data, evaluate, serve]
     known = {
         frozenset(get_args(it.kind))
         for module in settings

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.items.quantise import QuantiseSettings, residual_kmeans, semantic_ids
+from draftrec.items.quantise import residual_kmeans, semantic_ids
 from draftrec.items.semantic_ids import SemanticIds, joined
+from draftrec.items.settings import QuantiseSettings
 
 
 def test_codes_are_those_of_the_nearest_items() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.items.prompts import HistoryEncoder, PromptFormat, check_texts
+from draftrec.items.prompts import HistoryEncoder, check_texts
+from draftrec.items.settings import PromptFormat
 from draftrec.models.recommender import new_tokenizer
 
 ITEMS = np.array([[10, 20], [11, 21], [12, 22], [13, 20]], np.int32)

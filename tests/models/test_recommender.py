@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftrec.errors import DraftrecError
-from draftrec.items.prompts import HistoryEncoder, PromptFormat
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.settings import PromptFormat
 from draftrec.models.recommender import (
     RecommenderInfo,
     check_draft,

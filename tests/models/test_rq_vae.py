@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from draftrec.errors import DraftrecError
-from draftrec.items.quantise import QuantiseSettings, relative_error
-from draftrec.models.rq_vae import RqVaeSettings, fit_rq_vae
+from draftrec.items.quantise import relative_error
+from draftrec.items.settings import QuantiseSettings, RqVaeSettings
+from draftrec.models.rq_vae import fit_rq_vae
 
 CPU = torch.device("cpu")
 CODES = QuantiseSettings(levels=3, codes=8)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.items.prompts import HistoryEncoder, PromptFormat
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.settings import PromptFormat
 from draftrec.models.recommender import new_tokenizer
 from draftrec.train.examples import IGNORED, Examples, padded
 from tests.train.small import ITEMS, catalogue

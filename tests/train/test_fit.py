@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.items.prompts import HistoryEncoder, PromptFormat
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.settings import PromptFormat
 from draftrec.models.recommender import load_recommender
 from draftrec.train.fit import FitSpec, fit
 from draftrec.train.lora import LoraSettings

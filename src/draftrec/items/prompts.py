@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from draftrec.config import PromptFormat
 from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
+from draftrec.items.settings import PromptFormat
 
 
 class Tokenizer(Protocol):

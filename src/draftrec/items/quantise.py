@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.config import QuantiseSettings
 from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Ids
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.settings import QuantiseSettings
 from draftrec.items.trie import ItemTrie
 
 #: Vectors whose distances are held at once.

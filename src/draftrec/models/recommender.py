@@ -24,7 +24,7 @@ from draftrec.config import ModelConfig
 from draftrec.data.files.places import here
 from draftrec.data.files.writers import replace_file, share
 from draftrec.errors import DraftrecError
-from draftrec.items.prompts import PromptFormat
+from draftrec.items.settings import PromptFormat
 from draftrec.models.loading import load_model, load_tokenizer, tokenizer_fingerprint
 
 FORMAT_VERSION = 1

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from draftrec.config import QuantiseSettings, RqVaeSettings
 from draftrec.core import FloatArray
 from draftrec.errors import DraftrecError
 from draftrec.items.quantise import Quantised, assign
+from draftrec.items.settings import QuantiseSettings, RqVaeSettings
 
 _BATCH = 1024
 

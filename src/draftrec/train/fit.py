@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.engine.rotary import context_length, uniform_length
 from draftrec.errors import DraftrecError
-from draftrec.items.prompts import TEXT_FORMAT, HistoryEncoder, PromptFormat, check_texts
+from draftrec.items.prompts import TEXT_FORMAT, HistoryEncoder, check_texts
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.settings import PromptFormat
 from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
 from draftrec.train import presets

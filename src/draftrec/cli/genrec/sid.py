@@ -15,8 +15,9 @@ from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import argument, option, option_of
 from draftrec.cli.options.places import READ
 from draftrec.cli.options.shared import JsonOptions, SidsToWrite, VectorColumnOptions
-from draftrec.config import EncoderConfig, QuantiseSettings, RqVaeSettings
+from draftrec.config import EncoderConfig
 from draftrec.data.files.places import Place
+from draftrec.items.settings import QuantiseSettings, RqVaeSettings
 
 if TYPE_CHECKING:
     from draftrec.core import FloatArray

@@ -31,8 +31,8 @@ from draftrec.cli.options.shared import (
     Target,
     TargetArgument,
 )
-from draftrec.config import PromptFormat
 from draftrec.errors import DraftrecError, Interrupted
+from draftrec.items.settings import PromptFormat
 from draftrec.train.settings import (
     ALIGN_DROPOUT,
     DRAFT_PRESET,
