@@ -19,7 +19,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 import draftrec
 from draftrec import config
-from draftrec.cli.options.knobs import hints_of
+from draftrec.cli.knowledge.ctr import CtrOptions
+from draftrec.cli.options.knobs import hints_of, option_of, settings_of
 from draftrec.cli.options.shared import Options
 from draftrec.config import Auto
 from draftrec.ctr import settings as ctr
@@ -232,3 +233,19 @@ class TestKnobs:
         ):
             with pytest.raises(DraftrecError, match=words):
                 check_knobs(self.Plain(**values))
+
+    def test_settings_are_made_of_options_again(self) -> None:
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class Given:
+            share: float | None = option_of(self.Plain, "share")
+            sort: str = option_of(self.Plain, "kind")
+            budget: int | str = option_of(self.Model, "budget")
+            name: str = "no setting's"
+
+        given = Given(share=None, sort="b", budget=3)
+        assert settings_of(self.Plain, given) == self.Plain(share=0.5, kind="b")
+        assert settings_of(self.Model, given, name="x") == self.Model(budget=3, name="x")
+        with pytest.raises(DraftrecError, match=r"--budget .* not 10"):
+            settings_of(self.Model, Given(budget=10), name="x")
+        options = CtrOptions(interactions="", lr=[0.1, 0.2], embedding=8)
+        assert settings_of(ctr.FitSettings, options) == ctr.FitSettings((0.1, 0.2), size=8)

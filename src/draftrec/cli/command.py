@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 import typer
 from typer.core import TyperCommand
 
-from draftrec.cli.messages import drop_held, hold, say_held, set_loudness
+from draftrec.cli.messages import drop_held, hold, say, say_held, set_loudness
 from draftrec.cli.options.idle import Idle, idle_lines
 from draftrec.cli.options.knobs import PANELS, hints_of
 from draftrec.cli.options.places import presented
 from draftrec.cli.options.shared import Options
 from draftrec.data.files.locks import sole_writer
-from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from draftrec.data.files.places import Place
+    from draftrec.data.records import Rejects
 
 DONE, BAD_INPUT, SOME_REJECTED, INTERRUPTED = 0, 2, 3, 130
 
@@ -34,6 +34,15 @@ Given = TypeVar("Given", bound=Options)
 def print_json(values: dict[str, Any]) -> None:
     """The summary for programs: one object on the last line of standard output."""
     print(json.dumps(values), flush=True)  # noqa: T201
+
+
+def told_rejects(rejects: Rejects, output: Place) -> int:
+    """List the rows that could not be used beside the output; the exit code."""
+    path = output.with_name(f"{output.name}.rejected.jsonl")
+    rejects.write(path)
+    if rejects:
+        say(rejects.words(path))
+    return SOME_REJECTED if rejects else DONE
 
 
 class ManyNumbers(TyperCommand):
@@ -142,13 +151,3 @@ def readable(hint: Any) -> Any:
 def _default(field: dataclasses.Field[Any]) -> Any:
     missing = field.default is dataclasses.MISSING
     return inspect.Parameter.empty if missing else field.default
-
-
-def option_error(error: ValidationError) -> DraftrecError:
-    """What is wrong with the first option that settings refused."""
-    first = error.errors()[0]
-    if not first["loc"]:  # of several options together
-        return DraftrecError(first["msg"].removeprefix("Value error, "))
-    option = str(first["loc"][0]).rstrip("_").replace("_", "-")
-    reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return DraftrecError(f"--{option} {reason}, not {first['input']!r}")

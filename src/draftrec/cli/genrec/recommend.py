@@ -8,17 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from draftrec.cli.command import DONE, INTERRUPTED, command, option_error, print_json
+from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
 from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options.cluster import (
-    AddressOption,
-    CpusOption,
-    EngineOption,
-    GpusOption,
-    WorkersOption,
-    cluster_of,
-    executor_of,
-)
+from draftrec.cli.options.cluster import ClusterOptions, cluster_of, executor_of
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     DRAFTING_PANEL,
@@ -28,6 +20,7 @@ from draftrec.cli.options.knobs import (
     SEARCH_PANEL,
     option,
     option_of,
+    settings_of,
 )
 from draftrec.cli.options.places import HERE, WRITTEN
 from draftrec.cli.options.shared import (
@@ -47,7 +40,7 @@ Run = partial(option_of, RecommendRun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendOptions(JsonOptions, GenrecColumnOptions):
+class RecommendOptions(JsonOptions, GenrecColumnOptions, ClusterOptions):
     """The command line of `draftrec genrec recommend`."""
 
     sequences: str = Sequences()
@@ -82,11 +75,6 @@ class RecommendOptions(JsonOptions, GenrecColumnOptions):
     device: str = Run("device", panel=MODEL_PANEL)
     dtype: str = Run("dtype", panel=MODEL_PANEL)
     exact: bool = Run("exact", "--exact/--no-exact", panel=MODEL_PANEL)
-    engine: EngineOption = "local"
-    workers: WorkersOption = 1
-    gpus_per_worker: GpusOption = None
-    cpus_per_worker: CpusOption = None
-    address: AddressOption = None
     shard_size: int = Run("shard_size", panel=OUTPUT_PANEL)
     overwrite: bool = option("Replace the output.", default=False, panel=OUTPUT_PANEL)
     config: Place | None = SettingsFile()
@@ -148,15 +136,8 @@ def recommend(options: RecommendOptions) -> int:
 
 def recommend_settings(options: RecommendOptions) -> Any:
     """The command line as the settings of a task. Raises DraftrecError for impossible ones."""
-    from pydantic import ValidationError
-
     from draftrec.jobs.recommend.setup import TaskSettings
 
-    given = {it.name: getattr(options, it.name) for it in fields(options)}
-    try:
-        config = RecommendConfig(**{name: given[name] for name in RecommendConfig.model_fields})
-    except ValidationError as error:
-        raise option_error(error) from error
     return TaskSettings(
         sequences=options.sequences,
         sids=options.sids,
@@ -164,9 +145,9 @@ def recommend_settings(options: RecommendOptions) -> Any:
         draft=options.draft,
         output=options.output,
         overwrite=options.overwrite,
-        config=config,
+        config=settings_of(RecommendConfig, options),
         columns=options.columns(),
-        **{it.name: given[it.name] for it in fields(RecommendRun)},
+        **{it.name: getattr(options, it.name) for it in fields(RecommendRun)},
     )
 
 

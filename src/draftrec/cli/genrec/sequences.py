@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.command import command, print_json, told_rejects
 from draftrec.cli.messages import say
-from draftrec.cli.options.knobs import REQUIRED, option, option_of
+from draftrec.cli.options.knobs import REQUIRED, option, option_of, settings_of
 from draftrec.cli.options.places import WRITTEN
 from draftrec.cli.options.shared import (
     EventColumnOptions,
@@ -20,9 +20,6 @@ from draftrec.cli.options.shared import (
 from draftrec.data.files.places import Place
 from draftrec.data.settings import Repeats, SplitSettings, Way
 from draftrec.errors import DraftrecError
-
-if TYPE_CHECKING:
-    from draftrec.data.records import Rejects
 
 Split = partial(option_of, SplitSettings)
 
@@ -64,16 +61,11 @@ def sequences(options: SequencesOptions) -> int:
     from draftrec.data.tables.writing import check_new_table, write_tables
 
     check_new_table(options.output, overwrite=options.overwrite)
-    settings = SplitSettings(
-        way=options.split,
-        min_interactions=options.min_interactions,
-        min_item_interactions=options.min_item_interactions,
-        repeats=options.repeats,
-        min_rating=options.min_rating,
+    settings = settings_of(
+        SplitSettings,
+        options,
         valid_from=moment("--valid-from", options.valid_from),
         test_from=moment("--test-from", options.test_from),
-        valid_share=options.valid_share,
-        test_share=options.test_share,
     )
     _check_unused(options)
     columns = options.columns()
@@ -89,15 +81,6 @@ def sequences(options: SequencesOptions) -> int:
     if options.json:
         print_json(summary)
     return code
-
-
-def told_rejects(rejects: Rejects, output: Place) -> int:
-    """List the interactions that could not be used beside the output; the exit code."""
-    path = output.with_name(f"{output.name}.rejected.jsonl")
-    rejects.write(path)
-    if rejects:
-        say(rejects.words(path))
-    return SOME_REJECTED if rejects else DONE
 
 
 def moment(option: str, text: str | None) -> float | None:

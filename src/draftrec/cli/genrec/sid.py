@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.messages import say
 from draftrec.cli.options.idle import Idle
-from draftrec.cli.options.knobs import argument, option, option_of
+from draftrec.cli.options.knobs import argument, option, option_of, settings_of
 from draftrec.cli.options.places import READ
 from draftrec.cli.options.shared import JsonOptions, SidsToWrite, VectorColumnOptions
 from draftrec.config import EncoderConfig
@@ -155,14 +155,14 @@ def _quantise(vectors: FloatArray, options: FitOptions) -> tuple[Quantised, Floa
     """The codes, and the vectors that they stand for."""
     from draftrec.items.quantise import residual_kmeans
 
-    settings = QuantiseSettings(options.levels, options.codes, options.max_load, seed=options.seed)
+    settings = settings_of(QuantiseSettings, options)
     if options.method == "rq-kmeans":
         found = residual_kmeans(vectors, settings)
         return found, found.vectors()
     from draftrec.models.loading import pick_device
     from draftrec.models.rq_vae import fit_rq_vae
 
-    vae = RqVaeSettings(dim=options.dim, epochs=options.epochs)
+    vae = settings_of(RqVaeSettings, options)
     return fit_rq_vae(vectors, settings, vae, pick_device(options.device))
 
 

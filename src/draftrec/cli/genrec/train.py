@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from draftrec.cli.options.knobs import (
     argument,
     option,
     option_of,
+    settings_of,
 )
 from draftrec.cli.options.places import HERE
 from draftrec.cli.options.shared import (
@@ -189,7 +190,7 @@ def fit(options: FitOptions) -> int:
         sids=options.sids,
         output=options.output,
         source=_source(options, TARGET_PRESET),
-        settings=_settings(TrainSettings, options),
+        settings=settings_of(TrainSettings, options),
         form=_form(options),
         lora=LoraSettings(rank, 2 * rank) if rank else None,
         limit=options.limit,
@@ -216,7 +217,7 @@ def teach(options: TeachOptions) -> int:
         sequences=options.sequences,
         sids=options.sids,
         output=options.output,
-        settings=_settings(TeachSettings, options),
+        settings=settings_of(TeachSettings, options),
         limit=options.limit,
         device=options.device,
         overwrite=options.overwrite,
@@ -250,8 +251,8 @@ def align(options: AlignOptions) -> int:
         target=options.target,
         output=options.output,
         source=_source(options, DRAFT_PRESET),
-        objective=_settings(ObjectiveSettings, options),
-        settings=_settings(TrainSettings, options),
+        objective=settings_of(ObjectiveSettings, options),
+        settings=settings_of(TrainSettings, options),
         held_out=options.held_out,
         overwrite=options.overwrite,
     )
@@ -306,10 +307,3 @@ def _form(options: FitOptions) -> PromptFormat | None:
         return None
     usual = TEXT_FORMAT if options.source else PromptFormat()
     return replace(usual, max_items=options.max_items, **given)
-
-
-def _settings(kind: type[Any], options: Any) -> Any:
-    """Settings of a kind, of the options with their names. Raises DraftrecError for values that
-    cannot work."""
-    names = [it.name for it in fields(kind) if hasattr(options, it.name)]
-    return kind(**{name: getattr(options, name) for name in names})

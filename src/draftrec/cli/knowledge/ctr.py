@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json, told_rejects
 from draftrec.cli.messages import StopSignal, bars, beginning, say, warn
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
@@ -18,6 +18,7 @@ from draftrec.cli.options.knobs import (
     argument,
     option,
     option_of,
+    settings_of,
 )
 from draftrec.cli.options.places import READ, WRITTEN
 from draftrec.cli.options.shared import EventColumnOptions, JsonOptions, SettingsFile
@@ -160,7 +161,6 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
     from draftrec.ctr.features import FeatureSources
     from draftrec.ctr.study import StudyJob
 
-    usual = FitSettings()
     return StudyJob(
         interactions=options.interactions,
         output=output,
@@ -172,27 +172,10 @@ def _job(options: CtrOptions, output: Path) -> StudyJob:
             options.items, _names(options.item_columns), options.users,
             _names(options.user_columns), options.user_vectors, options.item_vectors,
         ),
-        cut=_cut(options),
-        fit=FitSettings(
-            tuple(options.lr or usual.learning_rates),
-            tuple(options.batch_size or usual.batch_sizes),
-            options.embedding, options.epochs, options.patience, options.weight_decay,
-            options.contrast, options.dropout,
-        ),
+        cut=settings_of(CutSettings, options),
+        fit=settings_of(FitSettings, options),
         overwrite=options.overwrite,
     )  # fmt: skip
-
-
-def _cut(options: CtrOptions) -> CutSettings:
-    return CutSettings(
-        history=options.history,
-        positive=options.positive,
-        sequence=options.sequence,
-        negatives=options.negatives,
-        seed=options.sample_seed,
-        split=options.split,
-        fold=options.fold,
-    )
 
 
 def _names(columns: str | None) -> tuple[str, ...] | None:
@@ -211,18 +194,15 @@ def _save_histories(options: CtrOptions, path: Place) -> int:
     events = read_events(options.interactions, options.columns(), rejects)
     items = None if options.items is None else (options.items, options.columns().item)
     shown = (options.title_column, options.category_column)
-    users = save_histories(path, events, _cut(options), items, shown, rejects)
+    users = save_histories(path, events, settings_of(CutSettings, options), items, shown, rejects)
     say(f"histories of {users:,} users are in {path}")
     say_untimed(events, options.interactions)
     if items is None:
         warn("without --items, histories name items by their ids, which say little to a model")
-    rejected = path.with_name(f"{path.name}.rejected.jsonl")
-    rejects.write(rejected)
-    if rejects:
-        say(rejects.words(rejected))
+    code = told_rejects(rejects, path)
     if options.json:
         print_json({"users": users, "rejected": len(rejects), "output": str(path)})
-    return SOME_REJECTED if rejects else DONE
+    return code
 
 
 def _show(summary: dict[str, Any], console: Any) -> None:

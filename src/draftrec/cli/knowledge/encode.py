@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
-
-from draftrec.cli.command import DONE, SOME_REJECTED, command, option_error, print_json
+from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
 from draftrec.cli.messages import StopSignal, bars, beginning, say
-from draftrec.cli.options.cluster import (
-    AddressOption,
-    CpusOption,
-    EngineOption,
-    GpusOption,
-    WorkersOption,
-    cluster_of,
-    executor_of,
-)
+from draftrec.cli.options.cluster import ClusterOptions, cluster_of, executor_of
 from draftrec.cli.options.idle import Idle
-from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
+from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
 from draftrec.cli.options.places import HERE, READ, WRITTEN
 from draftrec.cli.options.shared import JsonOptions
 from draftrec.config import EncodeConfig, EncoderConfig
@@ -30,7 +20,7 @@ Job, Encoder = partial(option_of, EncodeConfig), partial(option_of, EncoderConfi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeOptions(JsonOptions):
+class EncodeOptions(JsonOptions, ClusterOptions):
     """The command line of `draftrec encode`."""
 
     texts: str = argument(
@@ -71,11 +61,6 @@ class EncodeOptions(JsonOptions):
     id_column: str = Job("id_column")
     text_column: str = Job("text_column")
     history_column: str = Job("history_column")
-    engine: EngineOption = "local"
-    workers: WorkersOption = 1
-    gpus_per_worker: GpusOption = None
-    cpus_per_worker: CpusOption = None
-    address: AddressOption = None
     shard_size: int = Job("shard_size")
     overwrite: bool = option("Give up the vectors that are in --output.", default=False)
 
@@ -103,8 +88,9 @@ def encode(options: EncodeOptions) -> int:
 
     start = executor_of(cluster_of(options), say)
     fit_on = tuple(options.fit_on or ())
+    config = settings_of(EncodeConfig, options, settings=settings_of(EncoderConfig, options))
     spec = EncodeSpec(
-        _config(options), options.texts, options.output, options.history, fit_on, options.overwrite
+        config, options.texts, options.output, options.history, fit_on, options.overwrite
     )
     with StopSignal(), bars() as watch:
         result = run_encode(spec, beginning(partial(watch, "texts")), start=start)
@@ -115,17 +101,6 @@ def encode(options: EncodeOptions) -> int:
     if options.json:
         print_json(summary)
     return SOME_REJECTED if summary["rejected"] else DONE
-
-
-def _config(options: EncodeOptions) -> EncodeConfig:
-    """The options as settings. Raises DraftrecError for a value out of range."""
-    values = {it.name: getattr(options, it.name) for it in fields(options)}
-    try:
-        settings = EncoderConfig(**{name: values[name] for name in EncoderConfig.model_fields})
-        own = [name for name in EncodeConfig.model_fields if name != "settings"]
-        return EncodeConfig(settings=settings, **{name: values[name] for name in own})
-    except ValidationError as error:
-        raise option_error(error) from error
 
 
 def _report(summary: dict[str, Any], *, with_history: bool) -> None:

@@ -5,32 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
-from pydantic import ValidationError
 
 from draftrec.cli.command import (
     DONE,
     INTERRUPTED,
     SOME_REJECTED,
     command,
-    option_error,
     print_json,
 )
 from draftrec.cli.messages import StopSignal, hold, say, warn
-from draftrec.cli.options.cluster import (
-    AddressOption,
-    CpusOption,
-    EngineOption,
-    GpusOption,
-    WorkersOption,
-    cluster_of,
-    executor_of,
-)
+from draftrec.cli.options.cluster import ClusterOptions, cluster_of, executor_of
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     ACCEPTANCE_PANEL,
@@ -43,6 +33,7 @@ from draftrec.cli.options.knobs import (
     argument,
     option,
     option_of,
+    settings_of,
 )
 from draftrec.cli.options.places import HERE, READ, WRITTEN
 from draftrec.cli.options.shared import Groups, JsonOptions, SettingsFile
@@ -84,7 +75,7 @@ def json_object(value: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateOptions(JsonOptions):
+class GenerateOptions(JsonOptions, ClusterOptions):
     """The command line of `draftrec generate`: first what everybody needs."""
 
     input: str = argument(
@@ -202,12 +193,6 @@ class GenerateOptions(JsonOptions):
         panel=OUTPUT_PANEL,
     )
 
-    engine: EngineOption = "local"
-    workers: WorkersOption = 1
-    gpus_per_worker: GpusOption = None
-    cpus_per_worker: CpusOption = None
-    address: AddressOption = None
-
 
 #: Of the options that say how records become prompts.
 PROMPTS_IDLE = (
@@ -292,30 +277,19 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
     """The options as settings. Raises DraftrecError for a value out of range."""
     from draftrec.cli.options.structure import structure_of
 
-    values: dict[str, Any] = {it.name: getattr(options, it.name) for it in fields(options)}
-    values["model"] = model
-    if options.compile and options.pass_ == "auto":
-        values["pass_"] = "frozen"
-    values["bad_words"] = _lines(options.bad_words) if options.bad_words else None
-    values["chat_template_kwargs"] = options.chat_template_kwargs or {}
-    try:
-        records = _pick(RecordsConfig, values)
-        generate = GenerateConfig(
-            target=_pick(ModelConfig, values),
-            accept=_pick(AcceptConfig, values),
-            controls=_pick(ControlsConfig, values),
-            draft=_pick(DraftConfig, values),
-            batch=_pick(BatchConfig, values),
-            structure=structure_of(options, records),
-        )
-        return JobConfig(
-            generate=generate,
-            records=records,
-            shard_size=values["shard_size"],
-            pool_lag=_pool_lag(options),
-        )
-    except ValidationError as error:
-        raise option_error(error) from error
+    target = {"pass_": "frozen"} if options.compile and options.pass_ == "auto" else {}
+    words = _lines(options.bad_words) if options.bad_words else None
+    records = settings_of(RecordsConfig, options)
+    generate = GenerateConfig(
+        target=settings_of(ModelConfig, options, model=model, **target),
+        accept=settings_of(AcceptConfig, options),
+        controls=settings_of(ControlsConfig, options, bad_words=words),
+        draft=settings_of(DraftConfig, options),
+        batch=settings_of(BatchConfig, options),
+        structure=structure_of(options, records),
+    )
+    lag = _pool_lag(options)
+    return settings_of(JobConfig, options, generate=generate, records=records, pool_lag=lag)
 
 
 def _lines(path: Path) -> tuple[str, ...]:
@@ -347,10 +321,6 @@ def _pool_lag(options: GenerateOptions) -> Any:
         usual = usual_window(options.workers)
     assert options.output is not None
     return lag_to_use(options.output, usual, overwrite=options.overwrite)
-
-
-def _pick(group: Any, values: dict[str, Any]) -> Any:
-    return group(**{name: values[name] for name in group.model_fields})
 
 
 def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) -> int:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.command import command, print_json, told_rejects
 from draftrec.cli.messages import say
 from draftrec.cli.options.idle import Idle
-from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
+from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
 from draftrec.cli.options.places import READ, WRITTEN
 from draftrec.cli.options.shared import JsonOptions, UserItemColumnOptions
 from draftrec.config import RecordsConfig, Side
@@ -120,14 +120,7 @@ def collaborative(options: CollaborativeOptions) -> int:
     if options.model is not None:
         model = TasteGroups.load(options.model)
     else:
-        settings = GroupSettings(
-            clusters=options.clusters or 1,
-            factors=options.factors,
-            least=options.min_interactions,
-            method=options.method,
-            seed=options.seed,
-        )
-        model = TasteGroups.fit(histories, settings)
+        model = TasteGroups.fit(histories, settings_of(GroupSettings, options))
         kept = options.output.with_name(f"{options.output.name}.model.npz")
         kept.parent.mkdir(parents=True, exist_ok=True)
         model.save(kept)
@@ -202,8 +195,6 @@ def _kept(
     if not sizes:
         raise DraftrecError("no entity has a group; nothing was written")
     write_groups(output, groups)
-    rejected = output.with_name(f"{output.name}.rejected.jsonl")
-    rejects.write(rejected)
     ordered = sorted(sizes.values())
     summary = {
         "entities": len(groups),
@@ -221,8 +212,7 @@ def _kept(
         f"{summary['grouped']:,} of {len(groups):,} entities in {len(sizes):,} groups of "
         f"{ordered[0]:,} to {ordered[-1]:,}, written to {output}"
     )
-    if rejects:
-        say(rejects.words(rejected))
+    code = told_rejects(rejects, output)
     if json:
         print_json(summary)
-    return SOME_REJECTED if rejects else DONE
+    return code

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import field, fields, make_dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from draftrec.cli.command import DONE, SOME_REJECTED, command, option_error, print_json
+from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
 from draftrec.cli.knowledge.generate import PROMPTS_IDLE, GenerateOptions
 from draftrec.cli.messages import say, warn
-from draftrec.cli.options.knobs import option
+from draftrec.cli.options.knobs import option, settings_of
 from draftrec.cli.options.places import HERE
 from draftrec.cli.options.shared import JsonOptions
 from draftrec.config import ModelConfig, RecordsConfig
@@ -48,13 +46,7 @@ def prompts(options: Any) -> int:
     from draftrec.jobs.knowledge.plan import read_records
     from draftrec.jobs.knowledge.prompts import PromptPreview
 
-    values = {name: getattr(options, name) for name in RecordsConfig.model_fields}
-    values["chat_template_kwargs"] = options.chat_template_kwargs or {}
-    try:
-        asked = RecordsConfig(**values)
-    except ValidationError as error:
-        raise option_error(error) from error
-    reader, records = read_records(options.input, asked)
+    reader, records = read_records(options.input, settings_of(RecordsConfig, options))
     tokenizer, context = _tokenizer(options)
     preview = PromptPreview(reader, records, tokenizer, context)
     for found in preview:

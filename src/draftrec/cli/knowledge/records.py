@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from draftrec.cli.command import command, print_json
-from draftrec.cli.genrec.sequences import moment, told_rejects
+from draftrec.cli.command import command, print_json, told_rejects
+from draftrec.cli.genrec.sequences import moment
 from draftrec.cli.messages import say
 from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
 from draftrec.cli.options.places import READ, WRITTEN

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.messages import bars, beginning, say
 from draftrec.cli.options.idle import Idle
-from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of
+from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
 from draftrec.cli.options.places import READ
 from draftrec.cli.options.shared import Groups, JsonOptions, TextColumnOptions, Tokenizer
 from draftrec.data.files.places import Place
@@ -96,7 +96,7 @@ def replay(options: ReplayOptions) -> int:
         pool=options.pool,
         warm=options.files(options.warm) if options.warm else None,
         groups=options.groups,
-        settings=ReplaySettings(options.budget, options.depth, options.order, options.refresh),
+        settings=settings_of(ReplaySettings, options),
         limit=options.limit,
     )
     with bars() as watch:

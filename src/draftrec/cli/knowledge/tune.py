@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from draftrec.cli.command import DONE, command, option_error, print_json
+from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.messages import bars, beginning, say
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
@@ -23,6 +21,7 @@ from draftrec.cli.options.knobs import (
     argument,
     option,
     option_of,
+    settings_of,
 )
 from draftrec.cli.options.places import HERE, READ, WRITTEN
 from draftrec.cli.options.shared import Groups, JsonOptions, Tokenizer
@@ -257,27 +256,16 @@ def _tuned(job: QualityJob, options: TuneOptions) -> int:
 def _job(options: TuneOptions, model: str) -> QualityJob:
     from draftrec.evaluate.tune.quality import QualityJob
 
-    try:
-        batch = BatchConfig(batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
-    except ValidationError as error:
-        raise option_error(error) from error
     return QualityJob(
         records=options.texts,
-        target=ModelConfig(
-            model=model,
-            device=options.device,
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-        ),
+        target=settings_of(ModelConfig, options, model=model),
         folder=_folder(options),
-        batch=batch,
-        layout=RecordsConfig(template=options.template, side=options.side, chat=options.chat),
+        batch=settings_of(BatchConfig, options),
+        layout=settings_of(RecordsConfig, options, template=options.template),
         groups=options.groups,
         pool=options.pool,
         space=Space(_words(options.rules), _numbers("budgets", options.budgets)),
-        limits=LossLimits(
-            options.max_loss_per_token, options.min_similarity, options.max_length_drift
-        ),
+        limits=settings_of(LossLimits, options),
         sample=options.sample,
         rounds=options.rounds,
         trials=options.trials,

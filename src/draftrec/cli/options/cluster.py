@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
-
-from draftrec.cli.options.knobs import CLUSTER_PANEL
+from draftrec.cli.options.knobs import CLUSTER_PANEL, option
 from draftrec.errors import DraftrecError
 
-Option = partial(typer.Option, rich_help_panel=CLUSTER_PANEL)
+Cluster = partial(option, panel=CLUSTER_PANEL)
 
-EngineOption = Annotated[
-    Literal["local", "ray"], Option(help="Run in this process, or by workers on a Ray cluster.")
-]
-WorkersOption = Annotated[int, Option(min=1, help="Ray: workers, each with a model of its own.")]
-GpusOption = Annotated[
-    float | None,
-    Option(min=0.0, help="Ray: GPUs of each worker, or a share of one.", show_default="1, if any"),
-]
-CpusOption = Annotated[
-    float | None,
-    Option(
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Who does the shards of a job."""
+
+    engine: Literal["local", "ray"] = Cluster(
+        "Run in this process, or by workers on a Ray cluster.", default="local"
+    )
+    workers: int = Cluster("Ray: workers, each with a model of its own.", default=1, min=1)
+    gpus_per_worker: float | None = Cluster(
+        "Ray: GPUs of each worker, or a share of one.", min=0.0, show_default="1, if any"
+    )
+    cpus_per_worker: float | None = Cluster(
+        "Ray: processor cores of each worker.",
         min=0.0,
-        help="Ray: processor cores of each worker.",
         show_default="its share of this machine, 1 on a cluster",
-    ),
-]
-AddressOption = Annotated[
-    str | None,
-    Option(
-        help="Ray: a running cluster (auto, HOST:PORT or ray://HOST:PORT).",
+    )
+    address: str | None = Cluster(
+        "Ray: a running cluster (auto, HOST:PORT or ray://HOST:PORT).",
         show_default="RAY_ADDRESS, or a cluster on this machine for this job",
-    ),
-]
+    )
+
 
 _RAY_ONLY = ("workers", "gpus_per_worker", "cpus_per_worker", "address")
 

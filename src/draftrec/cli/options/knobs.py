@@ -1,5 +1,5 @@
 """Options as fields of a command's dataclass: made of a setting, which has type, default, bounds
-and help (`option_of`), or of their own (`option`, `argument`)."""
+and help (`option_of`), or of their own (`option`, `argument`); and settings made of them again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import types
 from collections.abc import Callable
 from datetime import date
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import ValidationError
 
 from draftrec.cli.options.places import Where
 from draftrec.errors import DraftrecError
@@ -58,6 +59,7 @@ PANELS = (
 #: The default of options that have to be given.
 REQUIRED: Any = dataclasses.MISSING
 _AS_SET: Any = object()
+Made = TypeVar("Made")
 
 
 def option_of(
@@ -113,12 +115,32 @@ def _field(info: Any, default: Any, **known: Any) -> Any:
     return dataclasses.field(default=default, metadata={"info": info, **known})
 
 
+def settings_of(kind: type[Made], options: Any, **known: Any) -> Made:
+    """Settings of a kind, as the options say that are made of its fields (`option_of`); what is
+    `known` by name goes before them, and None leaves the default.
+
+    Raises DraftrecError for values that cannot work.
+    """
+    values: dict[str, Any] = {}
+    for it in dataclasses.fields(options):
+        owner, name = it.metadata.get("made_of") or (None, "")
+        value = getattr(options, it.name)
+        if owner is kind and value is not None:
+            # A model makes its tuples itself, and names what was given where it refuses it.
+            is_list = isinstance(value, list) and dataclasses.is_dataclass(kind)
+            values[name] = tuple(value) if is_list else value
+    try:
+        return kind(**values | known)
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
 def hints_of(options: type[Any]) -> dict[str, Any]:
     """The types of a command's options as Typer wants them: `Annotated`, with option and place."""
     hints = get_type_hints(options, include_extras=True)
     for it in dataclasses.fields(options):
         if "info" not in it.metadata:
-            continue  # annotated already
+            continue  # no option
         kind = it.metadata.get("kind") or hints[it.name]
         info, place = copy.copy(it.metadata["info"]), it.metadata["place"]
         if kind is bool and it.default is False and info.default is ...:
@@ -171,3 +193,13 @@ def _auto_or_number(name: str) -> Callable[[Any], Any]:
             ) from None
 
     return auto_or_number
+
+
+def _refused(error: ValidationError) -> DraftrecError:
+    """What is wrong with the first option that settings refused."""
+    first = error.errors()[0]
+    if not first["loc"]:  # of several options together
+        return DraftrecError(first["msg"].removeprefix("Value error, "))
+    option = str(first["loc"][0]).rstrip("_").replace("_", "-")
+    reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return DraftrecError(f"--{option} {reason}, not {first['input']!r}")
