@@ -83,7 +83,7 @@ class DraftHead(nn.Module):
     def attended(
         self, stream: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries `[N, heads, dim]`, keys and values `[N, kv_heads, dim]`, turned to `positions`."""
+        """Queries `[N, heads, dim]`, keys and values `[N, kv_heads, dim]`, at `positions`."""
         x, dim = self.before(stream), self.shape.head_dim
         query, key, value = (
             linear(x).unflatten(-1, (-1, dim)) for linear in (self.query, self.key, self.value)
