@@ -97,17 +97,31 @@ def interleave(
     Whatever drifts (other load, clocks, caches) meets all variants alike. `sync` waits for a
     device. Call each variant once before, so that nothing is compiled inside.
     """
+
+    def timed(run: Callable[[], object]) -> Callable[[], float]:
+        return lambda: seconds_of(run, sync)
+
+    return in_turn({name: timed(run) for name, run in variants.items()}, rounds)
+
+
+def in_turn(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """As `interleave`, of variants that say themselves how many seconds count."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            sync()
-            start = time.perf_counter()
-            variants[name]()
-            sync()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(variants[name]())
     return seconds
+
+
+def seconds_of(run: Callable[[], object], sync: Callable[[], None] = lambda: None) -> float:
+    """Wall time of one call."""
+    sync()
+    start = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - start
 
 
 def slug(text: str) -> str:

@@ -1,27 +1,36 @@
-"""What a decoding step takes on CPU: transformers' own, ours over the unmodified model, and the
-pass written by hand, beside the time that it takes to read the weights.
+"""What a decoding step takes on CPU: transformers', ours over the unmodified model, ours written by
+hand, llama.cpp's and OpenVINO GenAI's, beside the time that it takes to read the weights.
 
-    PYTHONPATH=src python benchmarks/steps.py [--model DIR ...] [--context 300] [--rounds 15]
+    PYTHONPATH=src OMP_NUM_THREADS=1 python benchmarks/steps.py [--model DIR ...] [--rounds 11]
 
 A model without a folder is a 341M-parameter Llama of random weights, as if published in bfloat16;
-it runs in float32. All ways run in turn over sequences of `context` tokens, plain (one token each)
-and with trees of 8 nodes. `packed` and `by_hand` have their weights laid out as `generate` does it,
-`by_hand` in bfloat16 where that loses nothing. The last line is the result.
+it runs in float32. All ways run in turn after the same `context` tokens, plain (one token each) and
+with 8 drafted tokens (ours a tree, the others' a chain), on as many threads as torch has. `packed`
+and `by_hand` have their weights laid out as `generate` does it, `by_hand` in bfloat16 where that
+loses nothing; llama.cpp has the same ones. Other engines are optional (`peer_llama_cpp.py` and
+`peer_openvino.py` say how to install them): whether they write what transformers writes is counted
+first, and one that is missing or fails is named with the reason. The last line is the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
+import tempfile
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import interleave, note, paired_ratio, spread, write_result
+from common import ROOT, in_turn, interleave, note, paired_ratio, seconds_of, spread, write_result
 from knowledge_replay import build_model
-from transformers import AutoModelForCausalLM, DynamicCache
+from peer_llama_cpp import LlamaCpp
+from peer_openvino import OpenVino
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StoppingCriteria
 
 from draftrec.core import EMPTY_TREE
 from draftrec.engine.packing import Segment
@@ -30,6 +39,11 @@ from draftrec.engine.target import Target
 from draftrec.engine.tree import make_tree
 
 _NODES = 8
+#: Tokens that a call of transformers' `generate` writes beside its first.
+_WRITTEN = 4
+PEERS: dict[str, Any] = {"llama_cpp": LlamaCpp, "openvino": OpenVino}
+#: Texts, their prompts' tokens and new tokens that a peer has to write as transformers does.
+_CHECKED, _PROMPT, _NEW = 4, 64, 16
 
 
 def load(folder: Path | None, seed: int) -> Any:
@@ -37,6 +51,19 @@ def load(folder: Path | None, seed: int) -> Any:
     if folder is None:
         return build_model(seed).float()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def texts(folder: Path | None, count: int, length: int, seed: int) -> Any:
+    """int64 `[count, length]`: pieces of this repository's pages, without the one made of results;
+    drawn tokens where the model has no tokenizer."""
+    if folder is None:
+        return np.random.default_rng(seed).integers(5, 30_000, (count, length))
+    files = sorted(p for p in (ROOT / "docs").glob("*.md") if p.stem != "benchmarks")
+    pages = "\n".join(p.read_text() for p in files)
+    ids = AutoTokenizer.from_pretrained(folder)(
+        pages[: 8 * count * length], verbose=False
+    ).input_ids
+    return np.resize(np.array(ids, np.int64), (count, length))
 
 
 def targets(model: Any) -> dict[str, Target]:
@@ -53,57 +80,184 @@ def targets(model: Any) -> dict[str, Target]:
 
 
 @torch.inference_mode()
-def transformers_step(model: Any, batch: int, context: int) -> Callable[[], object]:
-    """One token for each of `batch` texts, by `model` and its own cache."""
+def read_prompts(model: Any, prompts: Any) -> DynamicCache:
+    """Keys and values of the prompts."""
     cache = DynamicCache()
-    model(input_ids=torch.full((batch, context), 5), past_key_values=cache, logits_to_keep=1)
-    tokens = torch.full((batch, 1), 5)
+    model(torch.from_numpy(prompts), None, None, cache, logits_to_keep=1)  # releases name it apart
+    return cache
+
+
+def transformers_step(model: Any, cache: DynamicCache, following: Any) -> Callable[[], object]:
+    """Logits of `following` `[texts, rows]`, by `model` and its own cache."""
+    tokens = torch.from_numpy(following)
 
     @torch.inference_mode()
     def step() -> None:
-        model(input_ids=tokens, past_key_values=cache)
-        cache.crop(-1)
+        model(tokens, None, None, cache)
+        cache.crop(-tokens.shape[1])
 
     return step
 
 
-def our_step(target: Target, batch: int, context: int, nodes: int) -> Callable[[], object]:
-    """One pending token for each of `batch` texts, and a tree of `nodes`."""
-    target.reserve(batch, context + nodes + 1)
+class _Clock(StoppingCriteria):
+    """When each token was there; stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def generate_step(model: Any, cache: DynamicCache, texts: Any) -> Callable[[], float]:
+    """Seconds that `generate` takes for a token of each text: mean of those after its first. All
+    but the last token of `texts` are in `cache`."""
+    ids = torch.from_numpy(texts)
+    asked = {"min_new_tokens": _WRITTEN + 1, "max_new_tokens": _WRITTEN + 1, "do_sample": False}
+
+    def step() -> float:
+        clock = _Clock()
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+            stopping_criteria=[clock], pad_token_id=0, **asked,
+        )  # fmt: skip
+        cache.crop(ids.shape[1] - 1 - cache.get_seq_length())
+        return (clock.times[-1] - clock.times[0]) / _WRITTEN
+
+    return step
+
+
+def fill(target: Target, cache: DynamicCache, room: int) -> None:
+    """Give the target the keys and values that transformers computed, and room for more."""
+    batch, _, length, _ = cache.layers[0].keys.shape
+    target.reserve(batch, length + room)
+    slab = target.slab
+    for place, layer in enumerate(cache.layers):
+        slab.keys[place, :, :, :length] = layer.keys
+        slab.values[place, :, :, :length] = layer.values
+
+
+def our_step(target: Target, following: Any, start: int) -> Callable[[], object]:
+    """Scores of `following` `[texts, 1 + nodes]`: a pending token and a tree of the rest."""
+    nodes = following.shape[1] - 1
     parents = [max(-1, i - 2) for i in range(-1, nodes - 1)]
-    tree = make_tree(list(range(5, 5 + nodes)), parents) if nodes else EMPTY_TREE
-    start = np.array([3], np.int32)
-    segments = [Segment(slot, context, start, tree) for slot in range(batch)]
+    segments = [
+        Segment(slot, start, row[:1], make_tree(row[1:].tolist(), parents) if nodes else EMPTY_TREE)
+        for slot, row in enumerate(following.astype(np.int32))
+    ]
     return lambda: target.score(segments)
 
 
-def measure(model: Any, batches: list[int], context: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step by way; how many times as fast the one by hand is as the packed."""
-    ours = targets(model)
-    found: dict[str, Any] = {"read_ms": read_milliseconds(model)}
-    for batch in batches:
-        for nodes in (0, _NODES):
-            ways = {n: our_step(t, batch, context, nodes) for n, t in ours.items()}
-            if not nodes:
-                ways = {"transformers": transformers_step(model, batch, context), **ways}
-            for step in ways.values():
+def start_peers(model: Any, prompts: Any, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The other engines over the model's weights, and what is known of each: how much it writes as
+    transformers does, or why it was skipped."""
+    peers: dict[str, Any] = {}
+    known: dict[str, Any] = {}
+    for name, engine in PEERS.items():
+        absent = [m for m in engine.modules if importlib.util.find_spec(m) is None]
+        if absent:
+            known[name] = {"skipped": f"{', '.join(absent)} not installed"}
+            continue
+        folder = scratch / name
+        folder.mkdir()
+        try:
+            peer = engine(model, folder)
+            known[name] = {**peer.about, **agreement(peer, model, prompts)}
+            peers[name] = peer
+        except Exception as error:  # noqa: BLE001 - the other ways are worth measuring
+            known[name] = {"skipped": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        note(f"{name}: {known[name]}")
+    return peers, known
+
+
+def agreement(peer: Any, model: Any, prompts: Any) -> dict[str, Any]:
+    """Tokens that the peer writes as transformers does, each text up to the first difference."""
+    prompts = np.ascontiguousarray(prompts[:_CHECKED, :_PROMPT])
+    equal = np.array(peer.greedy(prompts, _NEW)) == greedy(model, prompts, _NEW)
+    same = int(np.logical_and.accumulate(equal, 1).sum())
+    return {"same_tokens": same, "of_tokens": equal.size}
+
+
+@torch.inference_mode()
+def greedy(model: Any, prompts: Any, tokens: int) -> Any:
+    """int64 `[texts, tokens]`: the likeliest tokens after each prompt, also past its end."""
+    cache, last, found = DynamicCache(), torch.from_numpy(prompts), []
+    for _ in range(tokens):
+        logits = model(last, None, None, cache, logits_to_keep=1).logits
+        last = logits[:, -1].argmax(-1, keepdim=True)
+        found.append(last)
+    return torch.cat(found, 1).numpy()
+
+
+def measure(model: Any, drawn: Any, batches: list[int], rounds: int) -> dict[str, Any]:
+    """Of `drawn` `[texts, context + 1 + nodes]`, by batch, plain and with drafts: milliseconds of a
+    step by way, and what the one by hand is beside the others."""
+    ours, start = targets(model), drawn.shape[1] - 1 - _NODES
+    found: dict[str, Any] = {
+        "read_ms": read_milliseconds(model, 1),
+        "read_half_ms": read_milliseconds(model, 2),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        peers, found["peers"] = start_peers(model, drawn, Path(scratch))
+        for batch in batches:
+            ways = _ways(model, ours, peers, drawn[:batch], start)
+            for step in (*ways.values(), *ways.values()):
                 step()
-                step()
-            seconds = interleave(ways, rounds)
-            name = f"batch_{batch}_{'drafts' if nodes else 'plain'}"
-            found[name] = {
-                way: {"ms": spread([1e3 * s for s in taken])} for way, taken in seconds.items()
-            }
-            ratio = paired_ratio(seconds["packed"], seconds["by_hand"])
-            found[name]["by_hand"]["over_packed"] = ratio
-            note(f"{name}: {found[name]}")
+            found |= _cells(batch, in_turn(ways, rounds))
+            note(f"batch {batch}: {found[f'batch_{batch}_plain']}")
+        for peer in peers.values():
+            peer.close()
     return found
 
 
-def read_milliseconds(model: Any, repeats: int = 9) -> dict[str, Any]:
-    """How long one pass over as many bytes takes as its weights have in float32."""
+def _ways(
+    model: Any, ours: dict[str, Target], peers: dict[str, Any], drawn: Any, start: int
+) -> dict[str, Callable[[], float]]:
+    """Every way to step, by `plain way` or `drafts way`; each says how many seconds it took."""
+    cache = read_prompts(model, drawn[:, :start])
+    for target in ours.values():
+        fill(target, cache, 1 + _NODES)
+    for peer in peers.values():
+        peer.begin(drawn[:, :start])
+    ways: dict[str, Callable[[], float]] = {
+        "plain generate": generate_step(model, copy.deepcopy(cache), drawn[:, : start + 1])
+    }
+    for kind, rows in {"plain": 1, "drafts": 1 + _NODES}.items():
+        following = np.ascontiguousarray(drawn[:, start : start + rows])
+        steps = {"transformers": transformers_step(model, cache, following)}
+        steps |= {name: our_step(target, following, start) for name, target in ours.items()}
+        for name, peer in peers.items():
+            if rows == 1 or peer.drafts:
+                steps[name] = peer.step(following)
+        ways |= {f"{kind} {name}": partial(seconds_of, step) for name, step in steps.items()}
+    return ways
+
+
+def _cells(batch: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """`over_packed`: how many times as fast the pass by hand is; `over_` another engine: its time
+    over that one's; `break_even`: tokens a call with drafts has to give to beat plain steps."""
+    cells: dict[str, Any] = {}
+    for kind in ("plain", "drafts"):
+        taken = {n.split()[1]: s for n, s in seconds.items() if n.startswith(kind)}
+        cell: dict[str, Any] = {n: {"ms": spread([1e3 * x for x in s])} for n, s in taken.items()}
+        own = taken["by_hand"]
+        cell["by_hand"]["over_packed"] = paired_ratio(taken["packed"], own)
+        for name in PEERS:
+            if name in taken:
+                cell["by_hand"][f"over_{name}"] = paired_ratio(own, taken[name])
+        cells[f"batch_{batch}_{kind}"] = cell
+    plain = {n.split()[1]: s for n, s in seconds.items() if n.startswith("plain")}
+    cells[f"batch_{batch}_drafts"]["by_hand"]["break_even"] = {
+        name: paired_ratio(seconds["drafts by_hand"], taken) for name, taken in plain.items()
+    }
+    return cells
+
+
+def read_milliseconds(model: Any, part: int, repeats: int = 9) -> dict[str, Any]:
+    """How long one pass over the bytes of its float32 weights takes, divided by `part`."""
     weights = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    numbers = torch.zeros(weights)
+    numbers = torch.zeros(weights // part)
     seconds = interleave({"sum": lambda: numbers.sum()}, repeats)["sum"]
     return spread([1e3 * s for s in seconds])
 
@@ -114,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, nargs="*", default=[], help="folders of real models")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--context", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-random", action="store_true", help="only the folders")
     parser.add_argument("--results", type=Path, help="folder of the result file")
@@ -122,8 +276,10 @@ def main(argv: list[str] | None = None) -> int:
     models: dict[str, Any] = {}
     for folder in [*args.model, *([] if args.no_random else [None])]:
         model = load(folder, args.seed)
+        count = max(*args.batch, _CHECKED)
+        drawn = texts(folder, count, args.context + 1 + _NODES, args.seed)
         name = folder.name if folder else "random 341M"
-        models[name] = measure(model, args.batch, args.context, args.rounds)
+        models[name] = measure(model, drawn, args.batch, args.rounds)
     payload = {"context": args.context, "nodes": _NODES, "models": models}
     write_result("steps", payload, seed=args.seed, folder=args.results)
     return 0

@@ -27,6 +27,7 @@ from markdown import row as _row
 from markdown import spread as _spread
 from quality_tables import encoders, quality
 from ray_tables import pool_workers, ray
+from step_tables import steps
 from transformers_tables import transformers
 from vllm_proposer_summary import vllm
 
@@ -203,35 +204,6 @@ def _prompts(result: Result) -> str:
     return out
 
 
-def _steps(result: Result) -> str:
-    out = (
-        "## A step on CPU: `benchmarks/steps.py`\n\n"
-        f"Milliseconds of a step over texts of {result['context']} tokens in float32, plain or "
-        f"with {result['nodes']} draft nodes each: the unmodified model with weights laid out "
-        "once, and the pass written by hand, whose weights stay in the bfloat16 that they were "
-        "published in. Ratio: how many times as fast it is as the unmodified model, round by "
-        "round.\n"
-    )
-    out += _header("model", "texts", "drafts", "transformers", "unmodified", "by hand", "ratio")
-    for model, cells in result["models"].items():
-        for name, ways in cells.items():
-            if name == "read_ms":
-                continue
-            _, batch, drafts = name.split("_")
-            own = ways.get("transformers")
-            out += _row(
-                model,
-                batch,
-                result["nodes"] if drafts == "drafts" else "none",
-                _spread(own["ms"]) if own else "",
-                _spread(ways["packed"]["ms"]),
-                _spread(ways["by_hand"]["ms"]),
-                _spread(ways["by_hand"]["over_packed"]),
-            )
-    reads = ", ".join(f"{m} {_spread(c['read_ms'])} ms" for m, c in result["models"].items())
-    return out + f"\nReading as many bytes as the float32 weights have, once: {reads}.\n"
-
-
 def _host_time(result: Result) -> str:
     out = (
         "## Laying out a pass: `benchmarks/host_time.py`\n\n"
@@ -377,7 +349,7 @@ _SECTIONS = {
     "pool-groups": _pool_groups,
     "pool-workers": pool_workers,
     "packed-weights": _packed,
-    "steps": _steps,
+    "steps": steps,
     "host-time": _host_time,
     "prompts": _prompts,
     "exactness": _exactness,
