@@ -16,13 +16,22 @@ def filled(slots: int = 3, capacity: int = 8) -> KVSlab:
     slab = KVSlab(SHAPE, slots, capacity, torch.device("cpu"), torch.float32)
     slab.keys.copy_(torch.arange(slab.keys.numel()).view_as(slab.keys))
     slab.values.copy_(-torch.arange(slab.values.numel()).view_as(slab.values))
+    slab.keep_features(6, torch.float64)
+    features_of(slab).copy_(torch.arange(slots * (capacity + 1) * 6).view(slots, -1, 6))
     return slab
+
+
+def features_of(slab: KVSlab) -> torch.Tensor:
+    assert slab.features is not None
+    return slab.features
 
 
 def test_shapes_hold_keys_and_values_of_different_width() -> None:
     slab = filled()
     assert slab.keys.shape == (2, 3, 3, 8, 4)
     assert slab.values.shape == (2, 3, 3, 8, 5)
+    assert features_of(slab).shape == (3, 9, 6)
+    assert features_of(slab).dtype == torch.float64
     assert SHAPE.bytes_per_token(torch.bfloat16) == 2 * 3 * 9 * 2
 
 
@@ -44,10 +53,12 @@ def test_all_sources_are_read_before_any_target_is_written(
         written.add((slot, dst))
         assert torch.equal(slab.keys[:, slot, :, dst], before.keys[:, slot, :, src])
         assert torch.equal(slab.values[:, slot, :, dst], before.values[:, slot, :, src])
+        assert torch.equal(features_of(slab)[slot, dst], features_of(before)[slot, src])
     for slot in range(3):
         for row in set(range(8)) - {r for s, r in written if s == slot}:
             assert torch.equal(slab.keys[:, slot, :, row], before.keys[:, slot, :, row])
             assert torch.equal(slab.values[:, slot, :, row], before.values[:, slot, :, row])
+            assert torch.equal(features_of(slab)[slot, row], features_of(before)[slot, row])
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 8])
@@ -58,3 +69,7 @@ def test_copying_a_prefix_leaves_the_rest(length: int) -> None:
         assert torch.equal(now[:, 0, :, :length], then[:, 2, :, :length])
         assert torch.equal(now[:, 0, :, length:], then[:, 0, :, length:])
         assert torch.equal(now[:, 1:], then[:, 1:])
+    now, then = features_of(slab), features_of(before)
+    assert torch.equal(now[0, :length], then[2, :length])
+    assert torch.equal(now[0, length:], then[0, length:])
+    assert torch.equal(now[1:], then[1:])

@@ -3,7 +3,8 @@
 Keys and values are `[layers, slots, kv_heads, capacity, dim]`. A sequence's rows are columns
 `0 .. length-1` of its slot; rows beyond are scratch for the tree under verification. Committing
 copies the few accepted rows into place, a finished sequence leaves no trace, and nothing is ever
-concatenated. The slab knows no tokens and no lengths: whoever holds the slot does.
+concatenated. Where they are asked for, the last hidden states of the rows lie beside them and go
+the same ways. The slab knows no tokens and no lengths: whoever holds the slot does.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ class KVShape:
 class KVSlab:
     """Key and value memory for `slots` sequences of at most `capacity` rows.
 
+    `features` `[slots, capacity + 1, hidden]`: the last hidden state of each row as the model's
+    output layer reads it, in its dtype; None where nobody asked (`keep_features`). The last column
+    takes those of rows that are no one's, whose column is -1.
+
     `passes`: those that were frozen over this memory (`passes.frozen`), which go when it goes: of
     each size a buffer for the inputs, and what gives the logits.
     """
@@ -44,6 +49,12 @@ class KVSlab:
         rows = (shape.layers, slots, shape.kv_heads, capacity)
         self.keys = torch.zeros((*rows, shape.key_dim), device=device, dtype=dtype)
         self.values = torch.zeros((*rows, shape.value_dim), device=device, dtype=dtype)
+        self.features: torch.Tensor | None = None
+
+    def keep_features(self, hidden: int, dtype: torch.dtype) -> None:
+        """Make room for the last hidden states of width `hidden`."""
+        size = self.slots, self.capacity + 1, hidden
+        self.features = torch.zeros(size, device=self.keys.device, dtype=dtype)
 
     def move_rows(self, moves: Seq[tuple[int, int, int]]) -> None:
         """Copy rows within their slots, in every layer at once: slot, from column, to column.
@@ -55,8 +66,12 @@ class KVSlab:
         slot, src, dst = torch.tensor(moves).T.contiguous().to(self.keys.device)
         for rows in (self.keys, self.values):
             rows[:, slot, :, dst] = rows[:, slot, :, src]
+        if self.features is not None:
+            self.features[slot, dst] = self.features[slot, src]
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` rows of slot `source`."""
         for rows in (self.keys, self.values):
             rows[:, target, :, :length] = rows[:, source, :, :length]
+        if self.features is not None:
+            self.features[target, :length] = self.features[source, :length]

@@ -13,18 +13,20 @@ import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from draftrec.core import IntArray
+from draftrec.core import EMPTY_TREE, IntArray
 from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import Reach
 from draftrec.engine.packing import Segment
 from draftrec.engine.passes import attention
 from draftrec.engine.passes.frozen import FrozenRunner
+from draftrec.engine.passes.last_hidden import PROBE, LastHidden, find_last_hidden
 from draftrec.engine.passes.llama_step import LlamaStep, fits
 from draftrec.engine.passes.packed import PackedRunner
 from draftrec.engine.passes.padded import PaddedRunner
@@ -63,6 +65,7 @@ class Runner(Protocol):
     @property
     def reaches(self) -> Mapping[int, Reach]: ...
     def shape(self) -> KVShape: ...
+    def keep_features(self, hidden: LastHidden) -> None: ...
     def run(
         self, segments: Seq[Segment], slab: KVSlab, factors: RowFactors | None
     ) -> torch.Tensor: ...
@@ -96,6 +99,7 @@ class Target:
         if narrow_kv:
             self.runner.kv_dtype = model.dtype
         self.slab: KVSlab | None = None
+        self._features: tuple[int, torch.dtype] | None = None
         #: A row gives the same bits whatever else is in its pass, as far as the check at load saw.
         self.exact = False
 
@@ -118,8 +122,9 @@ class Target:
 
     @property
     def bytes_per_token(self) -> int:
-        """KV bytes that one token of one sequence takes."""
-        return self.kv_shape.bytes_per_token(self.runner.kv_dtype)
+        """Bytes that one token of one sequence takes in the slab."""
+        width, dtype = self._features or (0, self.dtype)
+        return self.kv_shape.bytes_per_token(self.runner.kv_dtype) + width * dtype.itemsize
 
     @property
     def attends_by_row(self) -> bool:
@@ -141,10 +146,40 @@ class Target:
         self.slab = None  # free the old memory before taking the new
         rounded = -(-capacity // 64) * 64
         self.slab = KVSlab(self.kv_shape, slots, rounded, self.device, self.runner.kv_dtype)
+        if self._features:
+            self.slab.keep_features(*self._features)
+
+    def keep_features(self) -> None:
+        """From now on keep the last hidden states of all rows in `slab.features`. Forgets whatever
+        was cached; a second call does nothing.
+
+        They are what the model's output layer reads, before it scales or caps logits. Raises
+        UnsupportedModelError where they cannot be had, as far as a short text shows.
+        """
+        if self._features:
+            return
+        hidden = find_last_hidden(self.model)
+        expected = hidden.expected
+        self.runner.keep_features(hidden)
+        self._features, self.slab = (expected.shape[1], expected.dtype), None
+        ids = np.array(PROBE, np.int32)
+        self.reserve(1, len(ids))
+        self.score([Segment(0, 0, ids, EMPTY_TREE)])
+        slab: Any = self.slab
+        error = (slab.features[0, : len(ids)].float() - expected.float()).norm()
+        self.slab = None
+        allowed = 2e-3 if self.dtype == torch.float32 else 0.3
+        if not error <= allowed * expected.float().norm():
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} cannot be drafted for by a head: the hidden states "
+                "taken from its passes are not those that its output layer reads in a plain one; "
+                "draft without a head, or use another architecture."
+            )
 
     @torch.inference_mode()
     def score(self, segments: Seq[Segment]) -> Scores:
-        """One forward pass. Writes KV columns `column ..` of every segment's slot, one per row."""
+        """One forward pass. Writes KV columns `column ..` of every segment's slot, one per row, and
+        `slab.features` there if they are kept."""
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
         with attention.steady_kernels(self.device):

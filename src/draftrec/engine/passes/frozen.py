@@ -27,6 +27,7 @@ from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, Reach
 from draftrec.engine.packing import Rows, Segment, pack_rows
 from draftrec.engine.passes.attention import RowPlan
+from draftrec.engine.passes.last_hidden import LastHidden
 from draftrec.engine.passes.packed import PackedRunner
 from draftrec.engine.rotary import RowFactors
 from draftrec.engine.tree import certain
@@ -41,6 +42,9 @@ EXACT_SIZE = {"cpu": 16, "cuda": 128}
 #: Work on tensors that stay where they are. Recording it gives what does it again.
 Work = Callable[[], torch.Tensor]
 Record = Callable[[Work], Work]
+#: A pass over `Rows` and the slab's keys and values: logits, and last hidden states where they are
+#: kept.
+Forward = Callable[[Rows, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class FrozenRunner:
@@ -64,11 +68,17 @@ class FrozenRunner:
         #: The model cannot be frozen, which was said.
         self.broken = False
         self._record = record or (_graphs(device) if device.type == "cuda" else _as_it_is)
-        self._forward: Callable[..., torch.Tensor] | None = None
+        self._forward: Forward | None = None
 
     @property
     def by_row(self) -> bool:
         return self.eager.by_row if self.broken else self.exact
+
+    def keep_features(self, hidden: LastHidden) -> None:
+        """The hook stays: a graph that was compiled with it holds for the same hooks only."""
+        self.eager.keep_features(hidden)
+        self._forward = None
+        hidden.watched()
 
     def attend_together(self) -> None:
         """Let passes be as long as they come, from now on."""
@@ -130,7 +140,7 @@ class FrozenRunner:
         if self._forward is None:
             _LOG.info("compiling passes over the model, once, which may take minutes")
             self._forward = _compiled(self.eager, self.kinds, self.backend)
-        forward, keys, values = self._forward, slab.keys, slab.values
+        forward, keys, values, features = self._forward, slab.keys, slab.values, slab.features
         buffer = host.to(keys.device)
         rows = Rows.of(buffer, len(self.kinds), *size)
         for tensor in rows[:-1]:
@@ -142,7 +152,10 @@ class FrozenRunner:
             torch._dynamo.maybe_mark_dynamic(tensor, 3)
 
         def work() -> torch.Tensor:
-            return forward(rows, keys, values)
+            logits, hidden = forward(rows, keys, values)
+            if features is not None and hidden is not None:
+                features[rows.slots, rows.columns] = hidden
+            return logits
 
         # A pass that happens to have as many rows as the slab has columns is no rule for others.
         every: Any = symbols
@@ -158,13 +171,15 @@ class FrozenRunner:
         _LOG.warning("passes of %s are not frozen, it cannot be compiled whole (%s)", name, why)
 
 
-def _compiled(eager: PackedRunner, kinds: Seq[Reach], backend: str) -> Callable[..., torch.Tensor]:
-    """The model as one graph of `Rows` and the slab's keys and values: logits `[R, vocabulary]`."""
+def _compiled(eager: PackedRunner, kinds: Seq[Reach], backend: str) -> Forward:
+    """The model as one graph."""
     model: Any = eager.model
-    keeps = eager.keeps
+    keeps, hidden = eager.keeps, eager.hidden
     seen = [kinds.index(eager.reaches[layer]) for layer in range(len(eager.reaches))]
 
-    def forward(rows: Rows, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(
+        rows: Rows, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         sight = [rows.sight[kind] for kind in seen]
         options: dict[str, Any] = {"logits_to_keep": rows.scored} if keeps else {}
         logits = model(
@@ -174,7 +189,7 @@ def _compiled(eager: PackedRunner, kinds: Seq[Reach], backend: str) -> Callable[
             draftrec_plan=RowPlan(keys, values, rows.slots, rows.columns, sight),
             **options,
         ).logits[0]
-        return logits if keeps else logits[rows.scored]
+        return logits if keeps else logits[rows.scored], hidden.taken() if hidden else None
 
     # What was compiled, and how often it may be, is kept by code object, which all models share.
     code = forward.__code__.replace(co_name="forward")

@@ -90,8 +90,9 @@ class LlamaStep:
         self._waves = np.empty((0, 0, 2), np.float32)
 
     def __call__(self, packed: Packed, plan: Plan, *, by_row: bool) -> torch.Tensor:
-        """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows. `by_row`: no
-        row's attention depends on the other rows, however many they are."""
+        """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows, and their
+        features where they are kept. `by_row`: no row's attention depends on the other rows,
+        however many they are."""
         by_row = by_row or packed.rows <= _NARROW * len(packed.spans)
         x = self._model.embed_tokens(packed.token_ids)
         rows, inner = packed.rows, self._layers[0].gate_up.width // 2
@@ -124,6 +125,8 @@ class LlamaStep:
             last = place + 1 == len(self._layers)
             weight = self._norm if last else self._layers[place + 1].before
             over_rows(_add_norm, len(x), width, stream, delta, weight, epsilon, h)
+        if plan.slab.features is not None:
+            plan.slab.features[packed.slots, packed.columns] = normed
         return self._head(normed.index_select(0, packed.scored))
 
     def _tables(self, positions: int) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from draftrec.engine.masks import FULL, PROBE, Reach
 from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.passes import attention
 from draftrec.engine.passes.half_weights import HalfLinear
+from draftrec.engine.passes.last_hidden import LastHidden
 from draftrec.engine.passes.llama_step import LlamaStep
 from draftrec.engine.passes.prepacked import is_prepacked
 from draftrec.engine.rotary import RowFactors
@@ -51,7 +53,11 @@ class PackedRunner:
             layer.by_row = by_row
         #: What runs in place of the model, where its architecture has a pass written by hand.
         self.step: LlamaStep | None = None
+        self.hidden: LastHidden | None = None
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def keep_features(self, hidden: LastHidden) -> None:
+        self.hidden = hidden
 
     def attend_together(self) -> None:
         """Let rows share what computes them, which is faster, from now on."""
@@ -93,22 +99,26 @@ class PackedRunner:
         if self.step and slab.keys.dtype == torch.float32:
             plan = attention.Plan(packed, slab, self.reaches)
             return self.step(packed, plan, by_row=self.by_row)[: packed.wanted]
+        hidden = self.hidden
         options: dict[str, Any] = {"draftrec_plan": self._plan(packed, slab)}
         if self.keeps:
             options["logits_to_keep"] = packed.scored
 
         def forward() -> torch.Tensor:
-            return self.model(
-                input_ids=packed.token_ids[None],
-                position_ids=packed.positions[None],
-                use_cache=False,
-                **options,
-            ).logits[0]
+            with hidden.watched() if hidden else nullcontext():
+                return self.model(
+                    input_ids=packed.token_ids[None],
+                    position_ids=packed.positions[None],
+                    use_cache=False,
+                    **options,
+                ).logits[0]
 
         if factors is None:
             logits = forward()
         else:
             logits = factors.run(packed.text_lengths, packed.lengths[None], forward)
+        if slab.features is not None and hidden:
+            slab.features[packed.slots, packed.columns] = hidden.taken()
         return (logits if self.keeps else logits[packed.scored])[: packed.wanted]
 
     def _plan(self, packed: Packed, slab: KVSlab) -> attention.Plan | attention.RowPlan:

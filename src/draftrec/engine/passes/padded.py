@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, ColumnMasks, Reach
 from draftrec.engine.packing import Segment, pack
 from draftrec.engine.passes.attention import Plan
+from draftrec.engine.passes.last_hidden import LastHidden
 from draftrec.engine.rotary import RowFactors
 from draftrec.errors import UnsupportedModelError
 
@@ -64,6 +66,7 @@ class PaddedRunner:
         self.columns = ColumnMasks(model)
         self.reaches: Mapping[int, Reach] = _reaches(model, self.columns)
         self.padded_rows: Callable[[int], int] = int
+        self.hidden: LastHidden | None = None
         names = inspect.signature(model.forward).parameters
         # transformers 5.24 calls it `cache`, earlier releases `past_key_values`.
         self.cache_name = "cache" if "cache" in names else "past_key_values"
@@ -72,6 +75,9 @@ class PaddedRunner:
                 f"{type(model).__name__} cannot be served: its forward pass takes no position ids "
                 "or no cache, so a tree of drafts cannot be placed; use another architecture."
             )
+
+    def keep_features(self, hidden: LastHidden) -> None:
+        self.hidden = hidden
 
     @torch.inference_mode()
     def shape(self) -> KVShape:
@@ -106,9 +112,11 @@ class PaddedRunner:
         own = {i: masks[reach] for i, reach in self.reaches.items()} if len(self.columns) else {}
         plan = Plan(packed, slab, self.reaches)
         cache = Cache(layers=[_Layer(plan, i) for i in range(len(slab.keys))])
+        hidden = self.hidden
 
         def forward() -> torch.Tensor:
-            with self.columns.replaced(own, block.length):
+            watched = hidden.watched() if hidden else nullcontext()
+            with watched, self.columns.replaced(own, block.length):
                 return self.model(
                     input_ids=padded(packed.token_ids),
                     position_ids=padded(packed.positions),
@@ -121,6 +129,8 @@ class PaddedRunner:
             logits = forward()
         else:
             logits = factors.run(packed.text_lengths, padded(packed.lengths), forward)
+        if slab.features is not None and hidden:
+            slab.features[packed.slots, packed.columns] = hidden.taken()[packed.back]
         return logits.flatten(0, 1)[packed.back[packed.scored]]
 
     def _by_kind(self, masks: Mapping[Reach, torch.Tensor]) -> Any:
