@@ -172,7 +172,7 @@ def shares(model: Path, texts: int, tokens: int, rounds: int) -> dict[str, Any]:
         "texts": texts,
         "max_new_tokens": tokens,
         "dtype": loaded.dtype,
-        "threads": loaded.threads,
+        "threads": torch.get_num_threads(),
         **{
             way: {name: spread([run[name] for run in runs]) for name in runs[0]}
             for way, runs in found.items()

@@ -16,6 +16,7 @@ from draftrec.core import Counts, Generation, IntArray, Request
 from draftrec.engine.costs import CostCurve
 from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.errors import Interrupted
+from draftrec.jobs.knowledge.manifest import Facts
 from draftrec.models.prompting import ChatTemplate, PromptForm
 
 EOS = 0
@@ -73,6 +74,19 @@ class FakeGenerator:
     exact: bool = False
     decoded: int = 0
     largest_run: int = 0
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            self.fingerprint,
+            self.device,
+            self.dtype,
+            self.has_chat_template,
+            self.chat_template,
+            self.cost_state,
+            self.threads,
+            self.exact,
+        )
 
     def render(self, prompts: list[str], form: PromptForm) -> list[str]:
         day = f"{form.now:%Y-%m-%d} " if self.chat_template and self.chat_template.dated else ""

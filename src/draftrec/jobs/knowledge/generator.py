@@ -35,17 +35,12 @@ from draftrec.engine.warping import Warping
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.jobs.knowledge import writing
 from draftrec.jobs.knowledge.account import exactness
+from draftrec.jobs.knowledge.manifest import Facts
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.knobs import not_allowed
 from draftrec.models import loading
-from draftrec.models.prompting import (
-    ChatTemplate,
-    PromptEncoder,
-    PromptForm,
-    chat_template,
-    has_chat_template,
-)
+from draftrec.models.prompting import PromptEncoder, PromptForm, chat_template, has_chat_template
 from draftrec.pool.costs import measure_cost
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
@@ -185,19 +180,23 @@ class Generator:
         return has_chat_template(self.tokenizer)
 
     @property
-    def chat_template(self) -> ChatTemplate | None:
-        """What a job records of the tokenizer's chat template."""
-        return chat_template(self.tokenizer)
-
-    @property
     def exact(self) -> bool:
         """Are strict texts plain decoding's bit for bit, by the check at load?"""
         return self.target.exact
 
     @property
-    def threads(self) -> int:
-        """Threads of the processor's that PyTorch uses."""
-        return torch.get_num_threads()
+    def facts(self) -> Facts:
+        """What a job records of it, and decides by."""
+        return Facts(
+            self.fingerprint,
+            self.device,
+            self.dtype,
+            self.has_chat_template,
+            chat_template(self.tokenizer),
+            self.cost_state,
+            torch.get_num_threads(),
+            self.exact,
+        )
 
     def render(self, prompts: Seq[str], form: PromptForm) -> list[str]:
         """The prompts as the model is sent them, without what the tokenizer adds by itself."""

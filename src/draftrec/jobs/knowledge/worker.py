@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from draftrec.core import Generation, IntArray, Request
 from draftrec.data.records import Entity, Rejected
@@ -26,7 +26,7 @@ from draftrec.jobs.knowledge.plan import JobSpec
 from draftrec.jobs.knowledge.prompts import key_of, samples_of, unfit, unknown_token
 from draftrec.jobs.knowledge.refresh import Earlier, PreviousRun, unchanged
 from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, RunFolder, Written, prompt_hash
-from draftrec.models.prompting import ChatTemplate, PromptForm
+from draftrec.models.prompting import PromptForm
 
 if TYPE_CHECKING:
     from draftrec.engine.costs import PassCosts
@@ -51,27 +51,17 @@ class TextGenerator(Protocol):
     pool: Any
 
     @property
-    def fingerprint(self) -> dict[str, str]: ...
-    @property
     def context_length(self) -> int: ...
     @property
     def vocabulary(self) -> int: ...
     @property
     def device(self) -> str: ...
     @property
-    def dtype(self) -> str: ...
-    @property
     def timing(self) -> Timing: ...
     @property
     def cost_state(self) -> dict[str, Any] | None: ...
     @property
-    def has_chat_template(self) -> bool: ...
-    @property
-    def chat_template(self) -> ChatTemplate | None: ...
-    @property
-    def exact(self) -> bool: ...
-    @property
-    def threads(self) -> int: ...
+    def facts(self) -> Facts: ...
     def render(self, prompts: list[str], form: PromptForm) -> list[str]: ...
     def encode(self, prompts: list[str], *, form: PromptForm) -> list[IntArray]: ...
     def decode(self, token_ids: IntArray) -> str: ...
@@ -147,17 +137,8 @@ class ShardWorker:
     @property
     def facts(self) -> Facts:
         """Of the model that this worker has."""
-        it = self.generator
-        return Facts(
-            it.fingerprint,
-            it.device,
-            it.dtype,
-            it.has_chat_template,
-            it.chat_template,
-            it.cost_state if self._alone else None,  # devices may differ
-            it.threads,
-            it.exact,
-        )
+        facts = self.generator.facts
+        return facts if self._alone else replace(facts, cost_state=None)  # devices may differ
 
     def __call__(
         self,
@@ -315,13 +296,13 @@ class ShardWork:
         if previous is None and spec.previous:
             previous = PreviousRun(spec.previous)
         generator = self.load(spec, self.cost_state)
-        exact = spec.config.pool_lag != "auto"
+        exact, tokenizer = spec.config.pool_lag != "auto", generator.facts.fingerprint["tokenizer"]
         return ShardWorker(
             generator,
             previous,
             joins_at_once=spec.config.joins_at_once,
             folder=spec.run_folder(),
-            given=partial(self.given, spec, generator.fingerprint["tokenizer"]) if exact else None,
+            given=partial(self.given, spec, tokenizer) if exact else None,
             alone=self.alone,
         )
 
@@ -461,10 +442,7 @@ def load_generator(spec: JobSpec, cost_state: dict[str, Any] | None) -> TextGene
         # Before the model, which may take minutes to load only to find that the pool is not its.
         tokenizer = loading.load_tokenizer_of(config.target)
         pool = given_pool(spec, loading.tokenizer_fingerprint(tokenizer))
-    made = Generator.from_pretrained(
-        config.target.model, config=config, pool=pool, cost_state=cost_state
-    )
-    return cast(TextGenerator, made)  # pyright does not see that a cached property is one
+    return Generator.from_pretrained(config=config, pool=pool, cost_state=cost_state)
 
 
 def given_pool(spec: JobSpec, tokenizer: str) -> Pool:
