@@ -14,6 +14,7 @@ from draftrec.demo.shop import demo_model_path
 from draftrec.models import loading
 
 
+@pytest.mark.slow
 def test_a_job_computes_hardly_more_rows_than_any_order_could() -> None:
     tokenizer = loading.load_tokenizer(demo_model_path())
     found = {

@@ -92,6 +92,7 @@ def test_logits_have_the_same_bits_as_drafts_and_in_company(
     assert torch.equal(found, alone)
 
 
+@pytest.mark.slow
 def test_without_it_bits_differ() -> None:
     """So that the tests above can fail."""
     differ = 0

@@ -72,6 +72,7 @@ def test_drafting_is_timed_as_well() -> None:
     assert curve.draft_seconds == pytest.approx(0.02)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 600), st.floats(1e-5, 100.0)), min_size=32, max_size=200))
 def test_whatever_was_seen_more_rows_never_cost_less(seen: list[tuple[int, float]]) -> None:
     curve = LearningCurve(FIRST)

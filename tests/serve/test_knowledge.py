@@ -59,6 +59,7 @@ def test_texts_are_those_of_each_prompt_alone(served: Running, writer: Generator
     assert {t["finish_reason"] for t in texts} <= {"eos", "length"}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(served: Running) -> None:
     message = error_of(served.knowledge("fine", "far too long " * 60), 422, "invalid_request")
     assert "'e1'" in message
@@ -71,6 +72,7 @@ def test_what_does_not_fit_is_refused(served: Running) -> None:
     assert "records.0.prompt" in error_of(answer, 422, "invalid_request")
 
 
+@pytest.mark.slow
 def test_half_a_character_is_refused(served: Running) -> None:
     """A lone surrogate is JSON, but no text that could be answered."""
     for field in ("entity_id", "prompt"):

@@ -67,6 +67,7 @@ def test_epochs_visit_every_context_once_in_an_order_of_their_own(task: Alignmen
     assert len(task.held_out) == 10
 
 
+@pytest.mark.slow
 def test_the_target_as_its_own_draft_has_nothing_to_learn(folder: Path, task: Alignment):
     model = task.target.model
     batch = next(task.batches(0))
@@ -80,6 +81,7 @@ def test_the_target_as_its_own_draft_has_nothing_to_learn(folder: Path, task: Al
     assert task.target_calls(model) == 1.0, "a draft that agrees is always accepted"
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_single_contexts_computed_token_by_token(folder: Path):
     """Nothing of trees, masks and gathering: beams one by one, as the paper has them."""
     task = task_in(folder, objective="atspeed-r", alpha=0.4)
@@ -109,6 +111,7 @@ def test_losses_are_those_of_single_contexts_computed_token_by_token(folder: Pat
     assert found == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_word_kd_looks_at_the_true_path_and_seqkd_at_the_beams(folder: Path):
     task = task_in(folder)
     batch = task.batch(task.folder.contexts(0)[:5])
@@ -132,6 +135,7 @@ def test_word_kd_looks_at_the_true_path_and_seqkd_at_the_beams(folder: Path):
     assert float(seqkd) == pytest.approx(float(np.mean(losses)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_soft_labels_are_the_target_s_own_opinion_of_every_prompt(folder: Path):
     task = task_in(folder, objective="beamkd", alpha=0.0, soft=1.0)
     torch.manual_seed(2)

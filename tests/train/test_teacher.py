@@ -150,6 +150,7 @@ def test_an_interrupted_recording_goes_on_and_ends_with_the_same_bytes(
     assert (tmp_path / "broken" / "mine.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_shift_by_one_level_is_noticed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -70,6 +70,7 @@ class Tape:
         return replay
 
 
+@pytest.mark.slow
 def test_one_graph_serves_passes_of_all_sizes_and_slabs() -> None:
     tape = Tape()
     (target, _), eager = frozen_target(zoo.build("mistral"), record=tape), zoo.target("mistral")
@@ -113,6 +114,7 @@ def test_longer_passes_run_eagerly_over_the_same_slab() -> None:
     assert [target.padded_rows(n) for n in (1, 5, 200, 257)] == [4, 8, 256, 257]
 
 
+@pytest.mark.slow
 def test_frozen_passes_go_with_the_slab() -> None:
     target, _ = frozen_target(zoo.build("llama"))
     target.reserve(2, 64)
@@ -236,6 +238,7 @@ def test_passes_cut_in_pieces_score_the_same(data: st.DataObject) -> None:
 CUT = frozen_target(zoo.build("mistral"), exact=True)
 
 
+@pytest.mark.slow
 def test_a_model_that_breaks_the_graph_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
     model: Any = build(_MODELS["llama"]())
     mlp = model.model.layers[0].mlp
@@ -257,6 +260,7 @@ def test_a_model_that_breaks_the_graph_runs_eagerly(caplog: pytest.LogCaptureFix
     assert target.padded_rows(5) == 5
 
 
+@pytest.mark.slow
 def test_frozen_passes_that_say_something_else_are_found_out(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

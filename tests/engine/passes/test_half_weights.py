@@ -98,6 +98,7 @@ def test_one_layer_that_would_lose_is_not_halved(published: Any) -> None:
     assert isinstance(published.model.layers[1].mlp.down_proj, HalfLinear)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["auto", "eager"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_texts_are_the_plain_models(published: Any, way: Any, exact: bool) -> None:  # noqa: FBT001

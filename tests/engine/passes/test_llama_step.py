@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def both(model: Any) -> Iterator[Target]:
         yield target
 
 
+@cache
+def pair(name: str, *, packed: bool) -> tuple[Target, ...] | None:
+    """As `both`, once for all that is drawn; None where torch has no packed layers."""
+    model = model_of(name)
+    if packed:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(prepacked._LEAST_USUAL_SIZE, torch.float32, 0)
+            if not prepack(model):
+                return None
+    return tuple(both(model))
+
+
 def scores(target: Target, segments: list[Segment]) -> torch.Tensor:
     first, second = prompts_of(30, 50)
     target.score([Segment(0, 0, first, EMPTY_TREE), Segment(2, 0, second, EMPTY_TREE)])
@@ -70,18 +83,15 @@ def scores(target: Target, segments: list[Segment]) -> torch.Tensor:
 @given(st.data())
 @settings(max_examples=8)
 def test_logits_are_the_models(name: str, packed: bool, data: st.DataObject) -> None:  # noqa: FBT001
-    model = model_of(name)
-    if packed:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(prepacked._LEAST_USUAL_SIZE, torch.float32, 0)
-            if not prepack(model):
-                pytest.skip("this build of torch has no packed linear operators")
+    targets = pair(name, packed=packed)
+    if targets is None:
+        pytest.skip("this build of torch has no packed linear operators")
     start = np.array([3, 4], np.int32)
     segments = [
         Segment(slot, at, start, data.draw(trees(zoo.VOCABULARY)))
         for slot, at in ((2, 50), (0, 30))
     ]
-    hand, own = (scores(target, segments) for target in both(model))
+    hand, own = (scores(target, segments) for target in targets)
     torch.testing.assert_close(hand, own, rtol=1e-4, atol=1e-4)
 
 
@@ -106,6 +116,7 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(calls) == {3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral window"])
 def test_exact_texts_are_plain_ones(name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):

@@ -190,6 +190,7 @@ def test_rows_get_what_a_mask_would_give(
         check_alone(WAYS[way], it, shape)
 
 
+@pytest.mark.slow
 @interpreted
 @settings(max_examples=2, phases=UNSHRUNK)
 @drawn

@@ -80,6 +80,7 @@ def test_all_controls_together_on_every_architecture(name: str) -> None:
     assert ours(name, "together", 1, 0.0) == expected
 
 
+@pytest.mark.slow
 def test_every_control_of_these_tests_changes_texts() -> None:
     """Or equality would mean nothing."""
     without = plain_without("llama")

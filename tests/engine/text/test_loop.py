@@ -132,6 +132,7 @@ def test_a_path_longer_than_the_text_may_be_is_cut(most: int) -> None:
         assert text.finish_reason == "length"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon"])
 def test_texts_end_where_the_context_ends(name: str) -> None:
     """Positions past the context would be an error in GPT-2, and other texts elsewhere."""
