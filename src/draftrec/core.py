@@ -174,6 +174,12 @@ class SequenceView(Protocol):
         """Tokens this sequence may still emit."""
         ...
 
+    @property
+    def noise(self) -> int | None:
+        """What the tokens of a sampled text are drawn by, for `engine.noise.foreseen`; None where
+        they are not drawn."""
+        ...
+
 
 class Drafter(Protocol):
     """Proposes continuations. The lifecycle of a sequence is start, (draft, observe)*, stop."""

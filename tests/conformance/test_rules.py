@@ -11,7 +11,8 @@ import torch
 
 from draftrec.config import AcceptConfig
 from draftrec.core import EMPTY_TREE, DraftTree, Request, Verdict
-from draftrec.engine.text.accept import AcceptanceRule, make_rule, uniforms_for
+from draftrec.engine.noise import noise_of
+from draftrec.engine.text.accept import AcceptanceRule, make_rule
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.tree import chain, depths
 from tests.engine.text.toy import EOS, BushyDrafter
@@ -42,7 +43,7 @@ def rule(config: AcceptConfig) -> AcceptanceRule:
 
 def sequence(number: int, room: int = ROOM) -> RunningSequence:
     made = RunningSequence(number, number, Request(str(number), np.array([1], np.int32)), room)
-    made.uniforms = uniforms_for(0, number, room + 1)
+    made.noise = noise_of(0, number)
     return made
 
 

@@ -1,15 +1,20 @@
-"""Choosing tokens: greedy ties, the nucleus of transformers, and draws that invert a CDF."""
+"""Choosing tokens: greedy ties, the nucleus of transformers, draws and what is foreseen of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
+from scipy import stats
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from draftrec.engine import sampling
+from draftrec.engine.noise import foreseen, noise_of, place_of, uniform
 from draftrec.engine.warping import Warping
 
 
@@ -18,17 +23,49 @@ def random_logits(seed: int, rows: int = 1, vocabulary: int = 12) -> torch.Tenso
     return 2 * torch.randn(rows, vocabulary, generator=generator)
 
 
-def sample(
-    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float
+def draws(
+    logits: torch.Tensor, count: int, warping: Warping | None = None, seed: int = 0
 ) -> torch.Tensor:
-    return sampling.draw(Warping(temperature=temperature, top_p=top_p)(logits), uniforms)
+    """int64 `[count]`: what one row of logits gives at the first places of a text."""
+    noise = torch.full((count,), noise_bits(seed))
+    scores = (warping or Warping())(logits.expand(count, -1))
+    return sampling.draw(scores, noise, torch.arange(count))
 
 
-def reachable(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """bool `[V]`: tokens that some uniform leads to, one row of logits."""
-    uniforms = torch.linspace(0, 1, 4001, dtype=torch.float64)[:-1]
-    drawn = sample(logits.expand(len(uniforms), -1), uniforms, temperature, top_p)
-    return torch.bincount(drawn, minlength=logits.shape[-1]) > 0
+def noise_bits(seed: int, key: int = 0) -> int:
+    noise = noise_of(seed, key)
+    return noise - 2**64 if noise >= 2**63 else noise
+
+
+def p_value(drawn: torch.Tensor, probs: torch.Tensor) -> float:
+    """Chi-square of draws against a distribution; 0 where an impossible one was drawn."""
+    seen = torch.bincount(drawn, minlength=len(probs)).double().numpy()
+    wanted = probs.double().numpy() * len(drawn)
+    if seen[wanted == 0].any():
+        return 0.0
+    rare = wanted < 5
+    observed, expected = seen[~rare], wanted[~rare]
+    if wanted[rare].sum() >= 5:
+        observed = np.append(observed, seen[rare].sum())
+        expected = np.append(expected, wanted[rare].sum())
+    return float(stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue)
+
+
+WARPINGS = {
+    "none": Warping(),
+    "cold": Warping(temperature=0.7),
+    "top-k": Warping(top_k=7),
+    "top-p": Warping(top_p=0.85),
+    "min-p": Warping(temperature=1.3, min_p=0.05),
+    "typical": Warping(typical_p=0.8),
+}
+
+
+@pytest.fixture(params=[64, 3, 1])
+def head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many tokens compete by themselves."""
+    monkeypatch.setattr(sampling, "HEAD", request.param)
+    return request.param
 
 
 @given(st.integers(0, 500), st.sampled_from([0.05, 0.3, 0.6, 0.9]), st.sampled_from([0.5, 1.0]))
@@ -36,52 +73,143 @@ def test_nucleus_is_the_one_transformers_keeps(seed: int, top_p: float, temperat
     logits = random_logits(seed)
     warped = TemperatureLogitsWarper(temperature)(torch.empty(0), logits)
     kept = torch.isfinite(TopPLogitsWarper(top_p)(torch.empty(0), warped))[0]
-    found = reachable(logits, temperature, top_p)
+    found = draws(logits, 4000, Warping(temperature=temperature, top_p=top_p))
+    reached = torch.bincount(found, minlength=12) > 0
     probs = torch.softmax(warped, -1)[0]
-    assert not (found & ~kept).any()
-    # what the grid of uniforms must hit: anything wider than its step
-    assert not (kept & ~found & (probs > 1e-3)).any()
+    assert not (reached & ~kept).any()
+    # what so many draws must hit
+    assert not (kept & ~reached & (probs > 1e-2)).any()
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("name", WARPINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_even_uniforms_draw_in_proportion(top_p: float, dtype: torch.dtype) -> None:
-    logits = random_logits(1).to(dtype)
-    uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    drawn = sample(logits.expand(20_000, -1), uniforms, 0.7, top_p)
-    warped = TemperatureLogitsWarper(0.7)(torch.empty(0), logits.float())
-    if top_p < 1:
-        warped = TopPLogitsWarper(top_p)(torch.empty(0), warped)
-    expected = torch.softmax(warped, -1)[0]
-    share = torch.bincount(drawn, minlength=12) / 20_000
-    torch.testing.assert_close(share, expected, rtol=0, atol=2e-3)
+def test_draws_follow_the_distribution(name: str, dtype: torch.dtype, head: int) -> None:
+    """Also where most of it belongs to tokens that compete together (40, the head of 1 or 3)."""
+    logits = random_logits(1, vocabulary=40).to(dtype) / 2
+    probs = torch.softmax(WARPINGS[name](logits), -1)[0]
+    assert p_value(draws(logits, 20_000, WARPINGS[name], seed=head), probs) > 1e-4
 
 
-def test_rows_are_drawn_independently() -> None:
-    """A row's token depends on its own logits and uniform, whatever else is in the batch."""
-    logits = random_logits(2, rows=8)
-    uniforms = torch.linspace(0.01, 0.99, 8, dtype=torch.float64)
-    for top_p in (1.0, 0.8):
-        together = sample(logits, uniforms, 1.0, top_p)
-        alone = [sample(logits[i : i + 1], uniforms[i : i + 1], 1.0, top_p) for i in range(8)]
+@pytest.mark.parametrize("by", ["place", "key"])
+def test_successive_draws_are_independent(by: str, head: int) -> None:
+    """Tokens of neighbouring places of a text, and of the same place in texts of neighbouring
+    keys."""
+    logits, count = random_logits(4, vocabulary=8) / 2, 40_000
+    if by == "place":
+        drawn = draws(logits, count, seed=head).reshape(-1, 2)
+    else:
+        noise = torch.tensor([noise_bits(head, key) for key in range(count)])
+        drawn = sampling.draw(logits.expand(count, -1), noise, torch.zeros_like(noise))
+        drawn = drawn.reshape(-1, 2)
+    probs = torch.softmax(logits, -1)[0]
+    both = (probs[:, None] * probs).flatten()
+    assert p_value(drawn[:, 0] * 8 + drawn[:, 1], both) > 1e-4
+
+
+def test_rows_are_drawn_independently(head: int) -> None:
+    """A row's token depends on its own logits, noise and place, whatever else is in the batch."""
+    logits = random_logits(2, rows=16, vocabulary=30)
+    logits[8:] = logits[8:].round()  # many tie
+    noise = torch.tensor([noise_bits(3, key) for key in range(16)])
+    for warping in WARPINGS.values():
+        together = sampling.draw(warping(logits), noise, torch.arange(16))
+        alone = [
+            sampling.draw(warping(logits[i : i + 1]), noise[i : i + 1], torch.tensor([i]))
+            for i in range(16)
+        ]
         assert together.tolist() == torch.cat(alone).tolist()
         assert len(set(together.tolist())) > 1
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.5])
-@pytest.mark.parametrize("uniform", [0.0, 0.5, float(np.nextafter(1.0, 0.0))])
-def test_impossible_tokens_are_never_drawn(top_p: float, uniform: float) -> None:
+def test_where_tokens_tie_no_order_counts(head: int) -> None:
+    """All that tie with the first token beyond the head are left out of it, whoever they are, so
+    that nothing hangs on which of them `topk` finds."""
+    logits = torch.zeros(1, 80)
+    logits[0, [5, 9]] = 2.0
+    drawn = draws(logits, 30_000)
+    assert p_value(drawn, torch.softmax(logits, -1)[0]) > 1e-4
+    assert (draws(logits.flip(-1), 300) != 79 - drawn[:300]).any()
+    moved = torch.cat([logits[:, :10], logits[:, 10:].flip(-1)], -1)
+    assert torch.equal(draws(moved, 300), drawn[:300])
+
+
+def test_impossible_tokens_are_never_drawn(head: int) -> None:
     """Neither before the first nor after the last token that has any weight."""
-    logits = torch.full((1, 6), -float("inf"))
+    logits = torch.full((1, 100), -float("inf"))
     logits[0, 2:4] = 0.0
-    drawn = sample(logits, torch.tensor([uniform], dtype=torch.float64), 1.0, top_p)
-    assert int(drawn[0]) in (2, 3)
+    assert set(draws(logits, 500).tolist()) == {2, 3}
+    logits[0, 3] = -float("inf")
+    assert set(draws(logits, 500).tolist()) == {2}
 
 
-def test_low_temperature_is_greedy() -> None:
+def test_low_temperature_is_greedy(head: int) -> None:
     logits = random_logits(3, rows=50)
-    uniforms = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(sample(logits, uniforms, 1e-4, 1.0), sampling.greedy(logits))
+    noise = torch.tensor([noise_bits(0, key) for key in range(50)])
+    drawn = sampling.draw(Warping(temperature=1e-4)(logits), noise, torch.zeros_like(noise))
+    assert torch.equal(drawn, sampling.greedy(logits))
+
+
+def test_drafters_and_the_target_see_the_same_numbers() -> None:
+    """The hash compiled for drafters has the bits of the one in torch."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 2**64, 500, np.uint64)
+    noise[:2] = 0, 2**64 - 1
+    positions = random.integers(0, 1 << 20, 500)
+    tokens = random.integers(-2, 262_144, (500, 7))
+    places = sampling._places(torch.from_numpy(noise.view(np.int64)), torch.from_numpy(positions))
+    in_torch = sampling._uniforms(places, torch.from_numpy(tokens)).numpy()
+    compiled = np.empty_like(in_torch)
+    _uniforms(noise, positions, tokens, compiled)
+    assert (in_torch == compiled).all()
+    assert 0 < in_torch.min() < in_torch.max() < 1
+
+
+@njit
+def _uniforms(noise: Any, positions: Any, tokens: Any, out: Any) -> None:
+    for row in range(len(noise)):
+        place = place_of(noise[row], positions[row])
+        for i in range(tokens.shape[1]):
+            out[row, i] = uniform(place, tokens[row, i])
+
+
+def test_candidates_are_foreseen_by_the_noise() -> None:
+    """The definition, written out; and where probabilities are the target's, the one that is drawn
+    is foreseen."""
+    random = np.random.default_rng(1)
+    for key in range(200):
+        probs, ids = random.dirichlet(np.ones(9)), random.permutation(1000)[:9]
+        noise = noise_of(5, key)
+        own = np.array([uniform_of(noise, 3, int(i)) for i in ids])
+        wanted = probs[:7] / (-np.log(own[:7])) ** 0.6
+        wanted /= wanted.sum() + probs[7:].sum()
+        found = foreseen(probs[:7].astype(np.float64), ids[:7], probs[7:].sum(), noise, 3)
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+        scores = torch.full((1, 1000), -torch.inf)
+        scores[0, ids] = torch.from_numpy(np.log(probs)).float()
+        drawn = sampling.draw(scores, torch.tensor([noise_bits(5, key)]), torch.tensor([3]))
+        sure = foreseen(probs, ids, 0.0, noise, 3, belief=1.0, sharpness=50.0)
+        assert ids[sure.argmax()] == int(drawn[0])
+
+
+def uniform_of(noise: int, position: int, token: int) -> float:
+    """splitmix64, written out in whole numbers."""
+
+    def mixed(state: int) -> int:
+        state &= 2**64 - 1
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+        return state ^ (state >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    bits = mixed(mixed(noise + golden * (position + 1)) + golden * (token + 3))
+    return ((bits >> 12) + 0.5) / 2**52
+
+
+def test_nothing_is_foreseen_of_nothing() -> None:
+    noise = noise_of(0, 0)
+    assert len(foreseen(np.empty(0), np.empty(0, np.int32), 1.0, noise, 0)) == 0
+    assert foreseen(np.zeros(2), np.arange(2), 0.0, noise, 0).tolist() == [0.0, 0.0]
+    assert foreseen(np.array([0.4]), np.array([-1]), 0.6, noise, 0).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
+from draftrec.engine.noise import foreseen
 from draftrec.engine.tree import check_tree, depths
-from draftrec.pool import ngrams
+from draftrec.pool import drafting, ngrams
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER, START
 from draftrec.pool.suffix_states import REACH
@@ -230,6 +231,31 @@ def test_sources_are_merged_and_named_by_who_said_most() -> None:
     assert tree.token_ids[0] == 3
     swapped = TreeBuilder().build([(own, tail, 0.1, 0), (pool, tail, 1.0, 3)], 8, 1)
     assert swapped.token_ids[0] == 4
+
+
+def test_a_sampled_text_is_drafted_as_it_will_be_drawn() -> None:
+    """Children are weighted by their own place's variables, and not where nothing is drawn."""
+    texts = [[1, t, u] for t in range(2, 12) for u in (20, 21, 22)]
+    tail = tail_of_text(ids([1]))
+    builder, source = TreeBuilder(least_prob=0.0), (index_of(*texts), tail, 1.0, 3)
+    plain, first, later = builder.build_many([[source]] * 3, 32, 1, [None, (77, 4), (77, 5)])
+    assert plain.probs.tolist() == builder.build([source], 32, 1).probs.tolist()
+    likely = dict(zip(plain.token_ids.tolist(), plain.probs.tolist(), strict=True))
+    tokens = np.array(list(likely))
+    for tree, position in ((first, 4), (later, 5)):
+        check_tree(tree)
+        probs = np.array(list(likely.values()), np.float64)
+        seen = foreseen(probs, tokens, drafting.UNSEEN * (1 - probs.sum()), 77, position)
+        wanted = dict(zip(tokens.tolist(), seen.tolist(), strict=True))
+        shares = np.array([wanted[t] for t in tree.token_ids.tolist()])
+        np.testing.assert_allclose(shares / shares.sum(), tree.probs / tree.probs.sum(), 1e-4)
+        assert tree.token_ids.tolist() != plain.token_ids.tolist()
+    deep = builder.build_many([[source]], 40, 2, [(77, 4)])[0]
+    start = int(np.flatnonzero(deep.parents == -1)[0])
+    below = deep.token_ids[deep.parents == start].tolist()
+    after = tail_of_text(ids([1, int(deep.token_ids[start])]))
+    alone = builder.build_many([[(source[0], after, 1.0, 3)]], 40, 1, [(77, 5)])[0]
+    assert below[:3] == alone.token_ids.tolist()[:3]
 
 
 def test_unlikely_paths_are_not_proposed() -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 from draftrec.core import FloatArray, IntArray, LongArray
+from draftrec.engine.noise import FIRST, GOLDEN, REST, SECOND, WITHIN
 from draftrec.engine.passes import row_attention
+
+#: Tokens of a row that compete by themselves when one is drawn. Of 64, the others have a few
+#: percent at temperature 1, and finding them is quick.
+HEAD = 64
+_GOLDEN, _FIRST, _SECOND = (it - 2**64 if it >= 2**63 else it for it in (GOLDEN, FIRST, SECOND))
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
@@ -16,13 +22,59 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """int64 `[R]`: one draw per row by inverting the cumulative distribution at `uniforms`.
+def draw(scores: torch.Tensor, noise: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """int64 `[R]`: one draw per row from the softmax of its `scores` `[R, V]`, by Gumbel-max.
 
-    `uniforms` float64 `[R]` in [0, 1). A row's draw depends on its scores and its uniform only, so
-    a text is the same whatever was drafted.
+    `noise` int64 `[R]`, the bits of each row's `noise.noise_of`; `positions` int64 `[R]`, where in
+    its text the token will stand. Both and the row's scores alone decide its draw, so a text is the
+    same whatever was drafted. Not every token of a large vocabulary has a variable of its own: all
+    but the `HEAD` most probable ones compete as one event, and if that wins, one of them is drawn
+    by inverting their cumulative distribution. That is a draw from the softmax however tokens are
+    parted; tokens that tie where the head ends are all left out of it, so that no order counts.
     """
-    return _invert(torch.softmax(scores.float(), -1), uniforms)
+    scores, places = scores.float(), _places(noise, positions)
+    logs, ids = scores.topk(min(HEAD + 1, scores.shape[-1]), -1)
+    if scores.shape[-1] <= HEAD:
+        return ids.gather(-1, _race(logs, places, ids).argmin(-1, True))[:, 0]
+    ids, border, logs = ids[:, :-1], logs[:, -1:], logs[:, :-1]
+    outside = logs <= border
+    others = scores.scatter(-1, ids, logs.masked_fill(~outside, -torch.inf))
+    logs = torch.cat([logs.masked_fill(outside, -torch.inf), log_sum_exp(others)[:, None]], -1)
+    ids = torch.cat([ids, torch.full_like(ids[:, :1], REST)], -1)
+    chosen = ids.gather(-1, _race(logs, places, ids).argmin(-1, True))[:, 0]
+    rows = (chosen == REST).nonzero()[:, 0]
+    if len(rows):
+        within = _uniforms(places[rows], torch.full_like(rows[:, None], WITHIN))[:, 0]
+        chosen[rows] = _invert(torch.softmax(others[rows], -1), within)
+    return chosen
+
+
+def _race(logs: torch.Tensor, places: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """float64 `[R, n]`: the log of each event's exponential variable over its weight."""
+    return torch.log(-torch.log(_uniforms(places, ids))) - logs.double()
+
+
+def _places(noise: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """int64 `[R]`, the bits of `noise.place_of`."""
+    return _mixed(noise + _GOLDEN * (positions + 1))
+
+
+def _uniforms(places: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """float64 `[R, n]`, as `noise.uniform`."""
+    bits = _shifted(_mixed(places[:, None] + _GOLDEN * (ids + 3)), 12)
+    return (bits.double() + 0.5) * 2.0**-52
+
+
+def _mixed(state: torch.Tensor) -> torch.Tensor:
+    """int64, as `noise.mixed`: products wrap around."""
+    state = (state ^ _shifted(state, 30)) * _FIRST
+    state = (state ^ _shifted(state, 27)) * _SECOND
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
+    """To the right; zeros come in, as they would with unsigned numbers."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import ALL, GROUP, PREVIOUS, PROMPT, DraftTree, IntArray, SequenceView, Verdict
-from draftrec.pool.index import NgramIndex, Source, TreeBuilder, tail_of_text
+from draftrec.pool.index import NgramIndex, Noise, Source, TreeBuilder, tail_of_text
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.store import LevelName, Pool
 
@@ -47,7 +47,8 @@ class PoolDrafter:
 
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
-        trees = self.builder.build_many([self._sources(s) for s in batch], limit, depth)
+        sources, noise = [self._sources(s) for s in batch], [_noise(s) for s in batch]
+        trees = self.builder.build_many(sources, limit, depth, noise)
         for sequence, tree in zip(batch, trees, strict=True):
             from_pool = len(tree) > 0 and int(tree.sources.max()) >= GROUP
             self._running[id(sequence)].from_pool = from_pool
@@ -78,6 +79,12 @@ class PoolDrafter:
         if self.pool is not None:
             found.extend(pool_sources(self.pool.sources(request.group), tail))
         return found
+
+
+def _noise(sequence: SequenceView) -> Noise | None:
+    if sequence.noise is None:
+        return None
+    return sequence.noise, len(sequence.context) - len(sequence.request.prompt_ids)
 
 
 def pool_sources(indexes: Iterable[tuple[LevelName, Any]], tail: IntArray) -> Iterator[Source]:

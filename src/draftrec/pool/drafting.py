@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from draftrec.engine.noise import BELIEF, place_of, weigh
 from draftrec.pool import ngrams, suffixes, views
 from draftrec.pool.blend import PLACE, RANK, SPAN, TOP, blend, make_room
 from draftrec.pool.ngrams import ORDER
@@ -14,6 +15,11 @@ from draftrec.pool.views import inlined, kernel
 
 # Columns of a queued node: the place above it, its token, the source that said most.
 _ABOVE, _TOKEN, _SOURCE = range(3)
+
+
+#: How much of what estimates leave to tokens that they do not have counts beside the noise; chosen
+#: with `noise.BELIEF`.
+UNSEEN = 0.6
 
 
 class _Queue(NamedTuple):
@@ -33,12 +39,13 @@ class _Queue(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def draft(sources, wanted, settings, out):
+def draft(sources, noise, wanted, settings, out):
     """One tree per sequence, each from its own sources.
 
     `sources`: handles int64 `[b, s, FIELDS]`, weights float64 `[b, s]`, tails int32 `[b, s, t]` and
-    their lengths int32 `[b, s]` (the last tokens are used), source ids uint8 `[b, s]`. `wanted`
-    int64 `[2]`: nodes and levels. `settings` float64: least path probability, as how many
+    their lengths int32 `[b, s]` (the last tokens are used), source ids uint8 `[b, s]`. `noise`:
+    what each text is drawn by, uint64 `[b]`, and its next place, int64 `[b]`, -1 where it is not.
+    `wanted` int64 `[2]`: nodes and levels. `settings` float64: least path probability, as how many
     observations a source counts at most, then the escape weight of each order from 0 on. `out`:
     tokens, parents, probs, source ids `[b, nodes]` and sizes `[b]`.
     """
@@ -51,7 +58,7 @@ def draft(sources, wanted, settings, out):
         for s in range(n):
             _first(handles[b], s, tails[b, s, : lengths[b, s]], places, room.ids)
         trees = tokens[b], parents[b], probs[b], origins[b]
-        known = handles[b], weights[b], names[b]
+        known = handles[b], weights[b], names[b], noise[0][b], noise[1][b]
         sizes[b] = _draw(known, wanted, settings, (room, queue, places, levels), trees)
 
 
@@ -70,7 +77,7 @@ def _make_queue(limit, n):
 @kernel
 def _draw(sources, wanted, settings, work, out):
     """Best-first expansion of one tree; returns how many nodes it got."""
-    handles, weights, names = sources
+    handles, weights, names, drawn_by, start = sources
     room, queue, places, levels = work
     tokens, parents, probs, origins = out
     limit, depth = wanted[0], wanted[1]
@@ -83,8 +90,15 @@ def _draw(sources, wanted, settings, work, out):
         space = limit - made
         if levels[place] < depth:
             _shorten(queue, space)
-            limits = prob, max(least, _worst(queue, space)), most
+            # A token that is unlikely by itself may be the one that is drawn.
+            worth = max(least, _worst(queue, space)) if start < 0 else least
+            limits = prob, worth, most
             found = blend(handles, weights, places, place, escape, limits, room)
+            if start >= 0:
+                probs_here = room.probs[:found]
+                rest = UNSEEN * (1.0 - probs_here.sum())
+                here = place_of(drawn_by, start + levels[place])
+                weigh(probs_here, room.tokens, rest, here, BELIEF, 1.0)
             for i in range(found):
                 p = prob * room.probs[i]
                 if room.tokens[i] >= 0 and p >= least:

@@ -65,6 +65,9 @@ class NgramIndex:
 
 #: An index, the last tokens of the text to go on with, what one observation counts, a source id.
 Source = tuple[NgramIndex | ClosedIndex, IntArray, float, int]
+#: Of a text that is sampled: what its tokens are drawn by (`SequenceView.noise`), and the place in
+#: the text of the first one to draft.
+Noise = tuple[int, int]
 
 
 class TreeBuilder:
@@ -97,17 +100,29 @@ class TreeBuilder:
         """
         return self.build_many([sources], limit, depth)[0]
 
-    def build_many(self, batch: Seq[Seq[Source]], limit: int, depth: int) -> list[DraftTree]:
-        """One tree per sequence, in one call that releases the GIL."""
+    def build_many(
+        self,
+        batch: Seq[Seq[Source]],
+        limit: int,
+        depth: int,
+        noise: Seq[Noise | None] | None = None,
+    ) -> list[DraftTree]:
+        """One tree per sequence, in one call that releases the GIL. `noise`, of each sequence that
+        is sampled, has the tree prefer the tokens that will be drawn."""
         width = max((len(sources) for sources in batch), default=0)
         if width == 0 or limit <= 0 or depth <= 0:
             return [EMPTY_TREE] * len(batch)
         sources = _pack(batch, width)
+        drawn_by, places = np.zeros(len(batch), np.uint64), np.full(len(batch), -1, np.int64)
+        for b, known in enumerate(noise or ()):
+            if known is not None:
+                drawn_by[b], places[b] = known
         tokens, parents = np.empty((2, len(batch), limit), np.int32)
         probs = np.empty((len(batch), limit), np.float32)
         origins, sizes = np.empty((len(batch), limit), np.uint8), np.empty(len(batch), np.int64)
         drafting.draft(
             sources,
+            (drawn_by, places),
             np.array([limit, depth]),
             self._settings,
             (tokens, parents, probs, origins, sizes),
@@ -132,7 +147,8 @@ def warm_up() -> None:
     index.extend(np.arange(64, dtype=np.int32))
     closed = ClosedIndex.build([np.arange(32, dtype=np.int32)] * 20)
     tail = tail_of_text(np.arange(2, dtype=np.int32))
-    TreeBuilder().build([(index, tail, 1.0, 0), (closed, tail, 1.0, 3)], 4, 4)
+    sources: list[Source] = [(index, tail, 1.0, 0), (closed, tail, 1.0, 3)]
+    TreeBuilder().build_many([sources], 4, 4, [(1, 0)])
 
 
 def _pack(batch: Seq[Seq[Source]], width: int) -> tuple[Any, Any, Any, Any, Any]:

@@ -12,11 +12,14 @@ import torch
 from scipy import stats as scipy_stats
 
 from draftrec.config import AcceptConfig
-from draftrec.core import DraftTree, Verdict
-from draftrec.engine.text.accept import AcceptanceRule, Strict, make_rule, uniforms_for
+from draftrec.core import DraftTree, SequenceView, Verdict
+from draftrec.engine import sampling
+from draftrec.engine.noise import foreseen, noise_of
+from draftrec.engine.text.accept import AcceptanceRule, Strict, make_rule
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.budget import FixedBudget
 from draftrec.engine.text.loop import generate
+from draftrec.engine.tree import chain
 from tests.engine.text.helpers import PROMPTS, GuessingDrafter, make_engine, plain_text, requests
 from tests.engine.text.toy import EOS, BushyDrafter, toy_engine, toy_requests
 
@@ -74,10 +77,13 @@ def p_value(config: AcceptConfig, rule: AcceptanceRule | None = None, *, drafted
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drafted", [False, True])
+@pytest.mark.parametrize("head", [64, 2, 1])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
 def test_texts_follow_the_targets_distribution(
-    temperature: float, top_p: float, *, drafted: bool
+    temperature: float, top_p: float, head: int, monkeypatch: pytest.MonkeyPatch, *, drafted: bool
 ) -> None:
+    """Whole texts, that is tokens jointly, however many of them compete by themselves."""
+    monkeypatch.setattr(sampling, "HEAD", head)
     config = AcceptConfig(temperature=temperature, top_p=top_p, seed=11)
     assert p_value(config, drafted=drafted) > THRESHOLD
 
@@ -147,9 +153,55 @@ def test_sampled_text_of_a_model_depends_on_seed_and_key_only(name: str) -> None
     assert texts(config.model_copy(update={"seed": 2}), range(6)) != plain
 
 
-def test_uniforms_come_from_seed_and_key_alone() -> None:
-    first = uniforms_for(1, 2, 10)
-    assert (uniforms_for(1, 2, 20)[:10] == first).all()
-    for seed, key in [(1, 3), (2, 2), (2, 1), (-1, 2)]:
-        assert not (uniforms_for(seed, key, 10) == first).any()
-    assert ((first >= 0) & (first < 1)).all()
+class Knowing(BushyDrafter):
+    """Knows the target's probabilities, and how far to believe the noise then."""
+
+    def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+        return [self._chain(s, depth) for s in batch]
+
+    def _chain(self, sequence: SequenceView, depth: int) -> DraftTree:
+        assert sequence.noise is not None
+        written = len(sequence.context) - len(sequence.request.prompt_ids)
+        tokens = [int(sequence.context[-1])]
+        for level in range(depth):
+            probs = np.array(next_probs(tokens[-1], 1.0, 1.0))
+            likely = foreseen(
+                probs, np.arange(VOCABULARY), 0.0, sequence.noise, written + level,
+                belief=1.0, sharpness=30.0,
+            )  # fmt: skip
+            tokens.append(int(likely.argmax()))
+        return chain(tokens[1:])
+
+
+def test_who_knows_the_distribution_drafts_what_will_be_drawn() -> None:
+    config = AcceptConfig(temperature=1.0, seed=4)
+    engine = toy_engine(TABLE, config, Knowing(VOCABULARY), most=40)
+    engine.depth = 8
+    done = generate(engine, toy_requests(200))
+    plain = generate(toy_engine(TABLE, config, most=40), toy_requests(200))
+    assert [g.token_ids.tolist() for g in done] == [g.token_ids.tolist() for g in plain]
+    for text in done:  # not one draft was refused
+        assert text.counts.target_calls == -(-len(text.token_ids) // 9)
+
+
+def test_noise_comes_from_seed_and_key_alone() -> None:
+    first = noise_of(1, 2)
+    assert noise_of(1, 2) == first
+    others = [noise_of(*it) for it in [(1, 3), (2, 2), (2, 1), (-1, 2), (1, 2**63), (0, 0)]]
+    assert len({first, *others}) == 7
+    assert all(0 <= it < 2**64 for it in (first, *others))
+
+
+@pytest.mark.parametrize("accept", ["strict", "relaxed"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafters_are_told_what_tokens_are_drawn_by(accept: Any, temperature: float) -> None:
+    told: list[int | None] = []
+
+    class Listening(BushyDrafter):
+        def start(self, sequence: SequenceView) -> None:
+            told.append(sequence.noise)
+
+    config = AcceptConfig(accept=accept, temperature=temperature, seed=6)
+    generate(toy_engine(TABLE, config, Listening(VOCABULARY)), toy_requests(2))
+    known = [noise_of(6, 0), noise_of(6, 1)]
+    assert told == (known if temperature else [None, None])

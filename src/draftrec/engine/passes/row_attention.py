@@ -224,6 +224,9 @@ def _log_sums(begin: int, end: int, rows: Any, out: Any) -> None:
         highest = np.float32(-np.inf)
         for value in rows[row]:
             highest = max(highest, value)
+        if highest == -np.inf:
+            out[row] = highest
+            continue
         total = 0.0
         for first in range(0, len(rows[row]), _STRETCH):
             here = stretch[: min(_STRETCH, len(rows[row]) - first)]

@@ -49,14 +49,11 @@ def own_choices(
         np.concatenate(([0], depths(tree) + 1)) + sequence.new_tokens
         for sequence, tree in zip(batch, trees, strict=True)
     ]
-    uniforms = np.concatenate(
-        [
-            sequence.uniforms[np.minimum(place, len(sequence.uniforms) - 1)]
-            for sequence, place in zip(batch, places, strict=True)
-        ]
-    )
+    noise = np.array([sequence.noise for sequence in batch], np.uint64).view(np.int64)
+    rows = np.stack([np.repeat(noise, [len(p) for p in places]), np.concatenate(places)])
+    where = torch.as_tensor(rows, device=logits.device)
     scores = warping(logits)
-    return sampling.draw(scores, torch.as_tensor(uniforms, device=logits.device)), scores
+    return sampling.draw(scores, where[0], where[1]), scores
 
 
 def warping_of(config: AcceptConfig) -> Warping | None:
@@ -70,12 +67,6 @@ def warping_of(config: AcceptConfig) -> Warping | None:
         min_p=config.min_p,
         typical_p=config.typical_p,
     )
-
-
-def uniforms_for(seed: int, key: int, count: int) -> DoubleArray:
-    """float64 `[count]`: one uniform per position of a text, from (seed, key) alone."""
-    bits = np.random.Philox(key=np.array([seed % 2**64, key % 2**64], np.uint64))
-    return np.random.Generator(bits).random(count)
 
 
 def verdict_of(
@@ -363,7 +354,7 @@ def _questions(trees: Seq[DraftTree]) -> tuple[LongArray, LongArray]:
     return np.concatenate(rows), tokens
 
 
-__all__ = ["AcceptanceRule", "Relaxed", "Strict", "make_rule", "uniforms_for"]
+__all__ = ["AcceptanceRule", "Relaxed", "Strict", "make_rule"]
 
 
 def make_rule(

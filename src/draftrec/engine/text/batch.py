@@ -37,7 +37,8 @@ class Limits:
 
 
 class RunningSequence:
-    """One text being written. `computed` rows of its context are in the KV slab."""
+    """One text being written. `computed` rows of its context are in the KV slab; `noise` is what
+    its tokens are drawn by, if they are (`engine.noise`)."""
 
     def __init__(self, order: int, slot: int, request: Request, max_new_tokens: int) -> None:
         self.order, self.slot, self.request = order, slot, request
@@ -49,7 +50,7 @@ class RunningSequence:
         self.counts = Counts()
         self.loss = 0.0
         self.finish: FinishReason | None = None
-        self.uniforms = np.empty(0, np.float64)
+        self.noise: int | None = None
 
     @property
     def context(self) -> IntArray:

@@ -144,3 +144,7 @@ class _Ahead:
     @property
     def room(self) -> int:
         return self._sequence.room - len(self.ahead)
+
+    @property
+    def noise(self) -> int | None:
+        return self._sequence.noise

@@ -11,10 +11,11 @@ import torch
 from draftrec.config import AcceptConfig
 from draftrec.core import EMPTY_TREE, Drafter, DraftTree, Generation, Request, Verdict
 from draftrec.engine.costs import LearningCurve
+from draftrec.engine.noise import noise_of
 from draftrec.engine.packing import Segment
 from draftrec.engine.target import Target
 from draftrec.engine.text import stats
-from draftrec.engine.text.accept import AcceptanceRule, uniforms_for
+from draftrec.engine.text.accept import AcceptanceRule
 from draftrec.engine.text.batch import Batch, Limits, RunningSequence
 from draftrec.engine.text.budget import Budget
 from draftrec.engine.text.controls import Control, controlled
@@ -132,8 +133,7 @@ def admit(engine: Engine, batch: Batch) -> None:
     for sequence in batch.refill():
         accept = engine.accept
         if accept.temperature > 0:
-            key = sequence.request.key
-            sequence.uniforms = uniforms_for(accept.seed, key, engine.max_new_tokens + 1)
+            sequence.noise = noise_of(accept.seed, sequence.request.key)
         engine.drafter.start(sequence)
 
 
