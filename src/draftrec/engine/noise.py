@@ -18,9 +18,8 @@ from draftrec.core import DoubleArray, FloatArray, IntArray, LongArray
 
 #: splitmix64 (Steele, Lea and Flood, OOPSLA 2014): what the state goes up by, and the multipliers.
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-#: Ids of what is no token: all tokens but the most probable ones together, and the number that one
-#: of those is drawn by.
-REST, WITHIN = -1, -2
+#: The id of what is no token: all tokens but the most probable ones together.
+REST = -1
 #: How far the noise is believed where probabilities are a pool's: wholly (1) would be right if they
 #: were the target's own. Chosen by the likelihood of recorded sampled texts, of other entities than
 #: those of any reported figure; it is the same for likely and unlikely tokens.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from draftrec.core import FloatArray, IntArray, LongArray
-from draftrec.engine.noise import FIRST, GOLDEN, REST, SECOND, WITHIN
+from draftrec.engine.noise import FIRST, GOLDEN, REST, SECOND
 from draftrec.engine.passes import row_attention
 
 #: Tokens of a row that compete by themselves when one is drawn. Of 64, the others have a few
 #: percent at temperature 1, and finding them is quick.
 HEAD = 64
+# Rows whose whole vocabulary is hashed at once: 16 of 262,144 tokens are 34 MB at every step of it.
+_ROWS = 16
 _GOLDEN, _FIRST, _SECOND = (it - 2**64 if it >= 2**63 else it for it in (GOLDEN, FIRST, SECOND))
 
 
@@ -27,10 +29,12 @@ def draw(scores: torch.Tensor, noise: torch.Tensor, positions: torch.Tensor) -> 
 
     `noise` int64 `[R]`, the bits of each row's `noise.noise_of`; `positions` int64 `[R]`, where in
     its text the token will stand. Both and the row's scores alone decide its draw, so a text is the
-    same whatever was drafted. Not every token of a large vocabulary has a variable of its own: all
-    but the `HEAD` most probable ones compete as one event, and if that wins, one of them is drawn
-    by inverting their cumulative distribution. That is a draw from the softmax however tokens are
-    parted; tokens that tie where the head ends are all left out of it, so that no order counts.
+    same whatever was drafted. Hashing a large vocabulary for every row would be slow: all but the
+    `HEAD` most probable tokens compete as one event with a variable of its own, and only where that
+    wins among themselves. That is a draw from the softmax however tokens are parted; those that tie
+    where the head ends are all left out of it, so that no order counts. (To invert a cumulative
+    distribution would be as exact, but where sums are rounded otherwise, as in passes of other
+    shapes, it may give quite another token.)
     """
     scores, places = scores.float(), _places(noise, positions)
     logs, ids = scores.topk(min(HEAD + 1, scores.shape[-1]), -1)
@@ -42,10 +46,10 @@ def draw(scores: torch.Tensor, noise: torch.Tensor, positions: torch.Tensor) -> 
     logs = torch.cat([logs.masked_fill(outside, -torch.inf), log_sum_exp(others)[:, None]], -1)
     ids = torch.cat([ids, torch.full_like(ids[:, :1], REST)], -1)
     chosen = ids.gather(-1, _race(logs, places, ids).argmin(-1, True))[:, 0]
-    rows = (chosen == REST).nonzero()[:, 0]
-    if len(rows):
-        within = _uniforms(places[rows], torch.full_like(rows[:, None], WITHIN))[:, 0]
-        chosen[rows] = _invert(torch.softmax(others[rows], -1), within)
+    every = torch.arange(scores.shape[-1], device=scores.device)
+    for rows in (chosen == REST).nonzero()[:, 0].split(_ROWS):
+        race = _race(others[rows], places[rows], every.expand(len(rows), -1))
+        chosen[rows] = race.argmin(-1)
     return chosen
 
 
@@ -75,16 +79,6 @@ def _mixed(state: torch.Tensor) -> torch.Tensor:
 def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
     """To the right; zeros come in, as they would with unsigned numbers."""
     return (bits >> by) & ((1 << (64 - by)) - 1)
-
-
-def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """First column whose cumulative weight exceeds the row's uniform share of the total."""
-    mass = weights.cumsum(-1)
-    total = mass[:, -1:]
-    # Rounding must not carry the share past the last token that has any weight.
-    below = torch.nextafter(total, torch.zeros_like(total))
-    wanted = torch.minimum((uniforms[:, None] * total.double()).to(mass.dtype), below)
-    return torch.searchsorted(mass, wanted, right=True)[:, 0]
 
 
 def most_probable(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
