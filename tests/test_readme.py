@@ -62,7 +62,7 @@ def commands_of(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_named_commands_and_options_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands_of(path.read_text(encoding="utf-8")):
-        command = words[: 2 if words[0] in ("pool", "group", "genrec", "sid") else 1]
+        command = words[: 2 if words[0] in ("pool", "group", "genrec", "sid", "drafter") else 1]
         assert run([*command, "--help"]) == 0, words
         known = capsys.readouterr().out
         for option in words:

@@ -46,6 +46,7 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "recommend RecommendOptions": {config.RecommendConfig, config.RecommendRun},
     "train FitOptions": {train.TrainSettings, train.FitRun, items.PromptFormat},
     "train TeachOptions": {train.TeachSettings, train.TeachRun},
+    "drafter DrafterFitOptions": {train.TrainSettings, train.HeadSettings, train.HeadRun},
     "train AlignOptions": {train.TrainSettings, train.ObjectiveSettings, train.AlignRun},
     "ctr CtrOptions": {ctr.FitSettings, ctr.StudyRun, data.CutSettings},
     "tune TuneOptions": {

@@ -19,6 +19,7 @@ _WRITTEN = ("output", "report", "save_pool", "save_histories")
 # These see to it in the middle of their work: tests/conformance/test_jobs.py, or below.
 _BY_THEMSELVES = {
     "demo": ("output",),
+    "drafter fit": ("output",),
     "encode": ("output",),
     "generate": ("output", "save_pool"),
     "genrec align": ("output",),

@@ -31,6 +31,7 @@ from draftrec.jobs.recommend.setup import TaskSettings, prepare
 from draftrec.jobs.trials import Settings, TrialStore, run_trials
 from draftrec.models.documents import Document, Encoded
 from draftrec.train.align import AlignSpec, align
+from draftrec.train.drafter.fit import fit_drafter
 from draftrec.train.fit import fit
 from draftrec.train.loop import TrainWatcher
 from draftrec.train.presets import ModelSource
@@ -39,11 +40,14 @@ from draftrec.train.teacher import TeachSpec, TeachWatcher, teach
 from tests.fakes import FakeGenerator, Killed
 from tests.jobs.recommend.worlds import World, make_world
 from tests.locks import held_elsewhere
+from tests.train.drafter import worlds
+from tests.train.drafter.worlds import drafter_spec, make_target, write_records, write_run
 from tests.train.small import SETTINGS, fit_spec
 
 #: Is called at every piece of work that is done; the place to be killed at.
 Tick = Callable[[], None]
 FIT = replace(SETTINGS, epochs=1, save_steps=2)
+DRAFTER = replace(worlds.SETTINGS, save_steps=2)
 ALIGN = TrainSettings(epochs=1, batch_tokens=600, dropout=0.0, device="cpu", save_steps=2)
 
 
@@ -130,6 +134,13 @@ class Inputs:
         )  # fmt: skip
         align(spec, Steps(tick))
 
+    def drafter(self, output: Path, tick: Tick, *, other: bool, overwrite: bool) -> None:
+        spec = drafter_spec(
+            self.folder / "words", [self.folder / "run"], output,
+            settings=replace(DRAFTER, lr=2e-3 if other else 1e-3), overwrite=overwrite,
+        )  # fmt: skip
+        fit_drafter(spec, Steps(tick))
+
     def trials(self, output: Path, tick: Tick, *, other: bool, overwrite: bool) -> None:
         def square(settings: Settings) -> Mapping[str, Any]:
             tick()
@@ -156,6 +167,7 @@ JOBS = {
     "fit": Job(Inputs.fit, "lr", "model", ("model.safetensors",)),
     "teach": Job(Inputs.teach, "contexts", "teacher", ("*.safetensors",), kill_at=2),
     "align": Job(Inputs.align, "lr", "draft", ("model.safetensors",)),
+    "drafter": Job(Inputs.drafter, "lr", "drafter", ("head.safetensors",)),
     # A study of `ctr`, and what `tune --model` tries.
     "trials": Job(Inputs.trials, "positive", "study", ("trials.*",), inside=True),
 }
@@ -171,6 +183,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     found = Inputs(folder, make_world(folder / "world"))
     found.fit(folder / "target", count(), other=False, overwrite=False)
     found.teach(folder / "teacher", count(), other=False, overwrite=False)
+    words = make_target(folder / "words", counts=True)
+    write_run(folder / "run", words, write_records(folder / "words.jsonl", 20))
     return found
 
 

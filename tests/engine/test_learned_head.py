@@ -28,18 +28,41 @@ def path(head: DraftHead, embedded: torch.Tensor, features: torch.Tensor, asked:
     return found
 
 
-@pytest.mark.parametrize("first", [1, 4])
-def test_unrolled_rows_are_those_of_drafting_step_by_step(first: int) -> None:
+def drawn() -> DraftHead:
     torch.manual_seed(0)
-    head, n = DraftHead(SHAPE), 9
+    head = DraftHead(SHAPE)
     for p in head.parameters():
         torch.nn.init.normal_(p, std=0.5)
+    return head
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_unrolled_rows_are_those_of_drafting_step_by_step(first: int) -> None:
+    head, n = drawn(), 9
     embedded, features = torch.randn(n, 16), torch.randn(n, 16)
-    items = unrolled(head, embedded, features, first, 4)
+    items = unrolled(head, embedded[None], features[None], first, 4)
     for step, item in enumerate(items):
         for t in range(first + step, n):
             expected = path(head, embedded[: t + 1], features, t - step)[t]
-            torch.testing.assert_close(item[t - first], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(item[0, t - first], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_unrolled_together_are_those_unrolled_alone() -> None:
+    head = drawn()
+    sizes = [(3, 6), (5, 4), (1, 5)]  # rows of context, and of the text
+    first, most = max(c for c, _ in sizes), max(n for _, n in sizes)
+    both = torch.full((2, len(sizes), first + most, 16), 7.0)  # padding is not zero
+    lead = torch.tensor([first - c for c, _ in sizes])
+    alone = []
+    for i, (context, n) in enumerate(sizes):
+        inputs = torch.randn(2, 1, context + n, 16)
+        both[:, i, first - context : first + n] = inputs[:, 0]
+        alone.append(unrolled(head, *inputs, context, 3))
+    together = unrolled(head, *both, first, 3, lead)
+    for i, (_, n) in enumerate(sizes):
+        for step in range(3):
+            found, expected = together[step][i, step:n], alone[i][step][0, step:]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_is_turned_by_its_position() -> None:

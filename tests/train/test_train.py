@@ -59,7 +59,7 @@ class Scored:
 
 def trained(folder: Path, task: Scored, **changes: Any) -> tuple[Line, Any]:
     model = Line()
-    files = TrainingFolder(folder)
+    files = TrainingFolder(folder, "model.json")
     files.claim({}, overwrite=True)
     return model, Trainer(task, model, replace(SETTINGS, **changes), files).run(TrainWatcher())
 
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
     trained(tmp_path, Scored([1.0] * 6))
     (tmp_path / "state.pt").write_bytes(b"nothing")
     with pytest.raises(DraftrecError, match="is damaged"):
-        TrainingFolder(tmp_path).load()
+        TrainingFolder(tmp_path, "model.json").load()
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path):

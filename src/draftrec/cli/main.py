@@ -28,6 +28,7 @@ _COMMANDS = {
     "ctr": "draftrec.cli.knowledge.ctr",
     "dashboard": "draftrec.cli.dashboard",
     "demo": "draftrec.cli.demo",
+    "drafter": "draftrec.cli.drafter",
     "encode": "draftrec.cli.knowledge.encode",
     "generate": "draftrec.cli.knowledge.generate",
     "genrec": "draftrec.cli.genrec.app",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from draftrec.train.examples import IGNORED, Batch
 from draftrec.train.fit import longest
 from draftrec.train.loop import TrainWatcher, Validation
 from draftrec.train.presets import ModelSource
-from draftrec.train.session import Prepared, Session
+from draftrec.train.session import RECOMMENDER, Prepared, Session, save_trained
 from draftrec.train.settings import (
     ALIGN_DROPOUT,
     DRAFT_PRESET,
@@ -290,8 +290,9 @@ def align(
         **asdict(spec.objective),
         **spec.settings.deciding(),
     }
+    watcher = watcher or TrainWatcher()
     session = Session(
-        spec.output, spec.settings, identity, spec.overwrite, watcher or TrainWatcher(), should_stop
+        spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, RECOMMENDER
     )
     return session.run(lambda: prepare(spec, target, folder, manifest))
 
@@ -315,7 +316,8 @@ def prepare(
         target=target.fingerprint,
     )
     note = f"{manifest.total - held:,} contexts, {task.steps():,} steps an epoch"
-    return Prepared(task, model, target.tokenizer, info, note)
+    save = partial(save_trained, spec.output, model, target.tokenizer, info)
+    return Prepared(task, model, note, save)
 
 
 def _draft(spec: AlignSpec, target: Recommender, context: int) -> Any:

@@ -17,7 +17,6 @@ import torch
 from draftrec.data.files.writers import TEMPORARY, naming, replace_file
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger, changes
-from draftrec.models.recommender import INFO_FILE
 
 _OWNED = re.compile(r"state\.pt|best\.safetensors|metrics\.jsonl")
 Board = Callable[[int, dict[str, float]], None]
@@ -26,9 +25,11 @@ Board = Callable[[int, dict[str, float]], None]
 @dataclass(frozen=True)
 class TrainingFolder:
     """`state.pt` to go on from, `best.safetensors`, `metrics.jsonl` (a line per epoch),
-    `settings.json`, and TensorBoard's `logs`."""
+    `settings.json`, and TensorBoard's `logs`. `sign`: the file beside the folder that says that its
+    model is whole."""
 
     path: Path
+    sign: str
 
     @property
     def ledger(self) -> Ledger:
@@ -47,7 +48,7 @@ class TrainingFolder:
     def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder, or go on in it; with `overwrite` what it and its model were goes."""
         if overwrite:
-            (self.path.parent / INFO_FILE).unlink(missing_ok=True)
+            (self.path.parent / self.sign).unlink(missing_ok=True)
             self.ledger.clear(record_last=True)
             shutil.rmtree(self.path / "logs", ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)

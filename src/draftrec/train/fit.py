@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from draftrec.train.examples import Batch, Examples, TrainingData, read_training
 from draftrec.train.loop import TrainWatcher, Validation, Validator, answer_loss
 from draftrec.train.lora import LoraSettings, adapted
 from draftrec.train.presets import ModelSource
-from draftrec.train.session import Prepared, Session
+from draftrec.train.session import RECOMMENDER, Prepared, Session, save_trained
 from draftrec.train.settings import FitRun, TrainSettings
 
 
@@ -88,8 +89,9 @@ def fit(
         "recall_users": spec.recall_users,
         **spec.settings.deciding(),
     }
+    watcher = watcher or TrainWatcher()
     session = Session(
-        spec.output, spec.settings, identity, spec.overwrite, watcher or TrainWatcher(), should_stop
+        spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, RECOMMENDER
     )
     return session.run(lambda: prepare(spec, sids, data))
 
@@ -129,7 +131,8 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
             encoder, trie, data.valid_histories, data.valid_targets, recall_users=spec.recall_users
         )
     note = f"{len(data.train):,} users, {examples.steps():,} steps an epoch"
-    return Prepared(NextItems(examples, validator), model, tokenizer, info, note)
+    save = partial(save_trained, spec.output, model, tokenizer, info)
+    return Prepared(NextItems(examples, validator), model, note, save)
 
 
 def longest(encoder: HistoryEncoder) -> int:

@@ -80,6 +80,9 @@ class TrainWatcher:
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
+    def reading(self, done: int, texts: int) -> None:
+        """So many of `texts` have been read by the model that is learnt from."""
+
     def begin(self, progress: Progress, steps: int) -> None:
         """Training goes on at `progress`; `steps` in all if it does not end early."""
 

@@ -16,16 +16,30 @@ from draftrec.train.lora import merged
 from draftrec.train.settings import TrainSettings
 
 
+def _nothing() -> None:
+    """There is nothing to do."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A model about to be trained. `info` describes it, but for the training; `note` tells people
-    what is ahead."""
+    """A model about to be trained. `note` tells people what is ahead; `save` writes the trained
+    model's folder, given the record of its training; `begin` is called before the first step, when
+    the folder is there."""
 
     task: Task
     model: Any
-    tokenizer: PreTrainedTokenizerBase
-    info: RecommenderInfo
     note: str
+    save: Callable[[dict[str, Any]], None]
+    begin: Callable[[], None] = _nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a training makes: `sign`, the file that says that its folder is whole, and the
+    `summary` of such a folder."""
+
+    sign: str
+    summary: Callable[[Path], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,6 +52,7 @@ class Session:
     overwrite: bool
     watcher: TrainWatcher
     should_stop: Callable[[], bool] | None
+    kind: Kind
 
     def run(self, prepare: Callable[[], Prepared]) -> dict[str, Any]:
         """Train and save, go on with what was begun, or find that it is done; a summary.
@@ -46,45 +61,65 @@ class Session:
         the folder holds another training, or another process trains in it, and Interrupted
         once `should_stop()` is true.
         """
-        folder = TrainingFolder(self.output / "training")
+        folder = TrainingFolder(self.output / "training", self.kind.sign)
         with folder.ledger.held():
             return self._run(folder, prepare)
 
     def _run(self, folder: TrainingFolder, prepare: Callable[[], Prepared]) -> dict[str, Any]:
         if not self.overwrite:
             folder.check(self.identity)
-            if (self.output / INFO_FILE).is_file():
+            if (self.output / self.kind.sign).is_file():
                 self.watcher.note(f"{self.output} is already trained; nothing was changed")
-                return summary(self.output, read_info(self.output))
+                return self.kind.summary(self.output)
         prepared = prepare()
         folder.claim(self.identity, overwrite=self.overwrite)
         weights = sum(weight.numel() for weight in prepared.model.parameters())
         self.watcher.note(f"{weights:,} weights, {prepared.note}")
+        prepared.begin()
         trainer = Trainer(prepared.task, prepared.model, self.settings, folder)
         progress = trainer.run(self.watcher, self.should_stop)
-        record = {
-            **self.identity,
-            "weights": weights,
-            "best_epoch": progress.best_epoch,
-            "seconds": round(progress.seconds, 1),
-            "epochs": progress.epochs,
-        }
-        info = prepared.info.model_copy(update={"training": record})
-        save_recommender(self.output, merged(prepared.model), prepared.tokenizer, info)
-        return summary(self.output, info)
+        prepared.save(
+            {
+                **self.identity,
+                "weights": weights,
+                "best_epoch": progress.best_epoch,
+                "seconds": round(progress.seconds, 1),
+                "epochs": progress.epochs,
+            }
+        )
+        return self.kind.summary(self.output)
 
 
-def summary(output: Path, info: RecommenderInfo) -> dict[str, Any]:
-    """What the command line says about a trained model."""
-    record = info.training
+def figures(output: Path, record: dict[str, Any], **what: str) -> dict[str, Any]:
+    """What the command line says about a trained model, of the record of its training; `what`: of
+    which kind it is."""
     best = record["epochs"][record["best_epoch"]]
     return {
         "output": str(output),
-        "kind": info.kind,
-        "objective": info.objective,
+        **what,
         "weights": record["weights"],
         "epochs": len(record["epochs"]),
         "best_epoch": record["best_epoch"],
         "seconds": record["seconds"],
         **{name: best[name] for name in best if name not in ("epoch", "steps", "seconds")},
     }
+
+
+def _summary(output: Path) -> dict[str, Any]:
+    info = read_info(output)
+    return figures(output, info.training, kind=info.kind, objective=info.objective)
+
+
+RECOMMENDER = Kind(INFO_FILE, _summary)
+
+
+def save_trained(
+    output: Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    info: RecommenderInfo,
+    record: dict[str, Any],
+) -> None:
+    """Write the folder of a recommender that was trained."""
+    done = info.model_copy(update={"training": record})
+    save_recommender(output, merged(model), tokenizer, done)

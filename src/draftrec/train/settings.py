@@ -147,3 +147,52 @@ class AlignRun:
     the best weights are those with the fewest target calls."""
 
     held_out: Annotated[int, knob("Contexts to validate on, at most a tenth.", ge=0)] = 256
+
+
+#: Of draft heads, which have few texts and no catalogue to learn by heart.
+HEAD_TRAINING: dict[str, Any] = {
+    "epochs": 10,
+    "batch_tokens": 2048,
+    "weight_decay": 0.01,
+    "dropout": 0.0,
+    "drop_items": 0.0,
+    "patience": 3,
+    "save_steps": 100,
+}
+Loss = Literal["kl", "ce"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSettings:
+    """What a draft head learns: to follow its target for `levels` tokens in a row, over the
+    `vocabulary` tokens that texts use most.
+
+    Level j (from 0) counts `decay ** j`: a level is drafted only where the one before was taken.
+    """
+
+    loss: Annotated[
+        Loss,
+        knob("kl: the target's probabilities of draft tokens; ce: the token that was written."),
+    ] = "kl"
+    vocabulary: Annotated[int, knob("Draft tokens: those that texts use most.", ge=2)] = 8192
+    levels: Annotated[int, knob("Tokens that the head learns to draft in a row.", ge=1, le=16)] = 4
+    decay: Annotated[
+        float, knob("Weight of a level, times that of the one before.", gt=0, le=1)
+    ] = 0.8
+
+    def __post_init__(self) -> None:
+        """Raises DraftrecError for values that cannot work."""
+        check_knobs(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRun:
+    """Which texts a head learns from, and how it is watched: all texts of `held_out` entities, or
+    of a tenth of them if that is less, validate; the best weights are those with the most tokens
+    per call. `keep_features`: the target's hidden states stay in the training's folder."""
+
+    limit: Annotated[int | None, knob("First texts of every run only.", ge=1)] = None
+    held_out: Annotated[int, knob("Entities to validate on, at most a tenth.", ge=0)] = 128
+    keep_features: Annotated[
+        bool, knob("Keep the target's hidden states, for a training with other settings.")
+    ] = False

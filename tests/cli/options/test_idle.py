@@ -16,6 +16,7 @@ from draftrec.jobs.knowledge import worker
 from tests.fakes import FakeGenerator
 
 TABLES: dict[str, tuple[str, str]] = {
+    "drafter": ("DrafterFitOptions", "_IDLE"),
     "knowledge.ctr": ("CtrOptions", "_IDLE"),
     "knowledge.encode": ("EncodeOptions", "_IDLE"),
     "knowledge.generate": ("GenerateOptions", "_IDLE"),

@@ -199,7 +199,7 @@ def fit(options: FitOptions) -> int:
         overwrite=options.overwrite,
         columns=options.columns(),
     )
-    return _trained(run, spec, as_json=options.json)
+    return trained(run, spec, as_json=options.json)
 
 
 @command(TeachOptions, idle=_TEACH_IDLE)
@@ -256,10 +256,11 @@ def align(options: AlignOptions) -> int:
         held_out=options.held_out,
         overwrite=options.overwrite,
     )
-    return _trained(run, spec, as_json=options.json)
+    return trained(run, spec, as_json=options.json)
 
 
-def _trained(run: Any, spec: Any, *, as_json: bool) -> int:
+def trained(run: Any, spec: Any, *, as_json: bool) -> int:
+    """Run a training under a bar, and say what it came to; an exit code."""
     from draftrec.cli.genrec.train_bar import TrainBar
 
     try:

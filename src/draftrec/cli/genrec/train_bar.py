@@ -39,9 +39,10 @@ class _Bar:
         self._task: TaskID = self._bar.add_task(name, total=None, note="")
         self._logged = time.monotonic()
 
-    def start(self, done: int, total: int) -> None:
-        """Show the bar; from now on a signal finishes the step first."""
-        self._bar.update(self._task, total=total, completed=done)
+    def start(self, done: int, total: int, name: str | None = None) -> None:
+        """Show the bar, under another name than so far if one is given; from now on a signal
+        finishes the step first."""
+        self._bar.update(self._task, total=total, completed=done, description=name)
         self._bar.start()
         self._stop.arm()
 
@@ -69,9 +70,18 @@ class TrainBar(_Bar, train.TrainWatcher):
         super().__init__("training", stop)
         self._steps = self._total = 0
         self._loss = 0.0
+        self._reading = False
 
     def note(self, text: str) -> None:
         say(text)
+
+    def reading(self, done: int, texts: int) -> None:
+        if not self._reading:
+            self._reading = True
+            self.start(done, texts, "reading")
+        self.show(done, "texts read by the target")
+        if self.due:
+            say(f"{done:,} of {texts:,} texts read by the target")
 
     def begin(self, progress: train.Progress, steps: int) -> None:
         epochs = len(progress.epochs)
@@ -79,7 +89,7 @@ class TrainBar(_Bar, train.TrainWatcher):
         if progress.epoch or progress.step:
             say(f"continuing after {epochs} epochs and {progress.step} steps")
         self._steps = progress.step + sum(int(e["steps"]) for e in progress.epochs)
-        self.start(self._steps, steps)
+        self.start(self._steps, steps, "training")
 
     def step(self, progress: train.Progress, loss: float) -> None:
         self._steps += 1

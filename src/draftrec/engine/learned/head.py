@@ -83,7 +83,8 @@ class DraftHead(nn.Module):
     def attended(
         self, stream: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries `[N, heads, dim]`, keys and values `[N, kv_heads, dim]`, at `positions`."""
+        """Queries `[N, heads, dim]`, keys and values `[N, kv_heads, dim]`, turned to `positions`
+        `[N]`; with more dimensions before `N` where the stream has them."""
         x, dim = self.before(stream), self.shape.head_dim
         query, key, value = (
             linear(x).unflatten(-1, (-1, dim)) for linear in (self.query, self.key, self.value)
@@ -119,51 +120,57 @@ def unrolled(
     features: torch.Tensor,
     first: int,
     steps: int,
+    lead: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """What the head foretells of a text when it goes on from itself, for training.
+    """What the head foretells of `B` texts when it goes on from itself, for training.
 
-    `embedded`, `features` `[T, H]`: of each token, and of the row before it (zero for the first).
-    Item `j` `[T - first, H]` holds the features of rows `first ..` as they are foretold where the
-    target was last asked `j` rows before: row `t` then follows the head's own `t - 1`, which
-    followed its own `t - 2` and so on, `j` times (training-time test, arXiv 2503.01840). Rows
+    `embedded`, `features` `[B, T, H]`: of each token, and of the row before it (zero for the
+    first). Item `j` `[B, T - first, H]` holds the features of rows `first ..` as they are foretold
+    where the target was last asked `j` rows before: row `t` then follows the head's own `t - 1`,
+    which followed its own `t - 2` and so on, `j` times (training-time test, arXiv 2503.01840). Rows
     before `first` are context alone. Rows `t < first + j` of item `j` would follow rows before
     `first`, whose features nobody foretold; they are to be left out of losses.
+
+    `lead` int64 `[B]`: so many of a text's first rows, at most `first`, are padding that no row
+    sees; None: none are. What stands behind a text is seen by no row of it.
     """
-    positions = torch.arange(len(embedded), device=embedded.device)
+    positions = torch.arange(embedded.shape[1], device=embedded.device)
     stream = head.joined(embedded, features)
     query, key, value = head.attended(stream, positions)
-    n, shape = len(embedded) - first, head.shape
+    n, shape = embedded.shape[1] - first, head.shape
     groups = shape.heads // shape.kv_heads
     own = positions[first:]
+    hidden = positions[None] < (0 if lead is None else lead[:, None])
     found: list[torch.Tensor] = []
     # Keys and values of the rows of each step, aligned with the rows themselves.
     keys, values = [key], [value]
-    stream, query = stream[first:], query[first:]
+    stream, query = stream[:, first:], query[:, first:]
     for step in range(steps):
         if step:
-            before = torch.cat([found[-1].new_zeros(1, shape.hidden), found[-1][:-1]])
-            stream = head.joined(embedded[first:], before)
+            before = torch.cat([torch.zeros_like(found[-1][:, :1]), found[-1][:, :-1]], 1)
+            stream = head.joined(embedded[:, first:], before)
             query, key, value = head.attended(stream, own)
             keys.append(key)
             values.append(value)
-        q = query.view(n, shape.kv_heads, groups, shape.head_dim) * shape.head_dim**-0.5
-        scores = torch.einsum("nkgd,skd->nkgs", q, keys[0])
-        seen = positions <= own[:, None] - step
-        scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
+        q = query.unflatten(2, (shape.kv_heads, groups)) * shape.head_dim**-0.5
+        scores = torch.einsum("bnkgd,bskd->bnkgs", q, keys[0])
+        later = positions > own[:, None] - step
+        unseen = (later[None] | hidden[:, None])[:, :, None, None]
+        scores = scores.masked_fill(unseen, float("-inf"))
         # Row t sees the head's own row t - step + i of step i: one column for each.
         shifted = [_delayed(x, step - i - 1) for i, x in enumerate(keys[1:])]
-        columns = [torch.einsum("nkgd,nkd->nkg", q, k)[..., None] for k in shifted]
+        columns = [torch.einsum("bnkgd,bnkd->bnkg", q, k)[..., None] for k in shifted]
         weights = torch.cat([scores, *columns], -1).softmax(-1)
-        mixed = torch.einsum("nkgs,skd->nkgd", weights[..., : len(embedded)], values[0])
+        mixed = torch.einsum("bnkgs,bskd->bnkgd", weights[..., : len(positions)], values[0])
         for i, x in enumerate(values[1:]):
-            part = weights[..., len(embedded) + i, None]
-            mixed = mixed + part * _delayed(x, step - i - 1)[:, :, None]
-        found.append(head.foretold(stream, mixed.reshape(n, shape.heads, shape.head_dim)))
+            part = weights[..., len(positions) + i, None]
+            mixed = mixed + part * _delayed(x, step - i - 1)[:, :, :, None]
+        found.append(head.foretold(stream, mixed.reshape(-1, n, shape.heads, shape.head_dim)))
     return found
 
 
 def _delayed(rows: torch.Tensor, by: int) -> torch.Tensor:
-    """Row `t - by` in the place of row `t`; zero where there is none."""
+    """Row `t - by` in the place of row `t`, `[B, N, ...]`; zero where there is none."""
     if by == 0:
         return rows
-    return torch.cat([torch.zeros_like(rows[:by]), rows[:-by]])
+    return torch.cat([torch.zeros_like(rows[:, :by]), rows[:, :-by]], 1)

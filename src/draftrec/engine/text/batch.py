@@ -203,11 +203,11 @@ class Batch:
         if held is None:  # far from where the other slots begin
             at = slot * count // self.limits.slots
             return range(at, min(count, at + _CANDIDATES))
-        at = bisect_left(self.waiting, _tokens(held), key=_beginning)
+        at = bisect_left(self.waiting, sort_key(held), key=_beginning)
         behind = range(at, min(count, at + _CANDIDATES // 2))
         before = range(max(0, at - _CANDIDATES // 2), at)[::-1]
         return sorted(
-            [*behind, *before], key=lambda i: -_common(held, self.waiting[i][1].prompt_ids)
+            [*behind, *before], key=lambda i: -common_prefix(held, self.waiting[i][1].prompt_ids)
         )
 
     def _take_slot(self, source: int, shared: int) -> int:
@@ -222,7 +222,7 @@ class Batch:
         if len(prompt) > self.limits.shared_length:
             return 0, 0
         best = max(
-            ((_common(prompt, rows), -slot) for slot, rows in self._resident.items()),
+            ((common_prefix(prompt, rows), -slot) for slot, rows in self._resident.items()),
             default=(0, 0),
         )
         return min(best[0], len(prompt) - 1), -best[1]
@@ -233,7 +233,7 @@ class Batch:
             return 0
         return max(
             (
-                _common(prompt, s.request.prompt_ids)
+                common_prefix(prompt, s.request.prompt_ids)
                 for s in self.running
                 if s.computed < s.prompt_tokens and s.length <= most
             ),
@@ -244,21 +244,21 @@ class Batch:
 def shared_tokens(prompts: Seq[IntArray]) -> int:
     """How many tokens of prompts, int32 `[n]` each, need not be computed, since an earlier one
     begins with the same: all that any batch could save, but for one token of equal prompts."""
-    ordered = sorted(prompts, key=_tokens)
-    return sum(_common(a, b) for a, b in pairwise(ordered))
+    ordered = sorted(prompts, key=sort_key)
+    return sum(common_prefix(a, b) for a, b in pairwise(ordered))
 
 
 def _beginning(waiting: tuple[int, Request]) -> bytes:
     """What waiting requests are put in order by: those that begin alike lie side by side."""
-    return _tokens(waiting[1].prompt_ids)
+    return sort_key(waiting[1].prompt_ids)
 
 
-def _tokens(ids: IntArray) -> bytes:
+def sort_key(ids: IntArray) -> bytes:
     """Compares as the token ids do, one by one."""
     return ids.astype(">u4").tobytes()
 
 
-def _common(a: IntArray, b: IntArray) -> int:
+def common_prefix(a: IntArray, b: IntArray) -> int:
     """Length of the longest common prefix."""
     n = min(len(a), len(b))
     differs = a[:n] != b[:n]

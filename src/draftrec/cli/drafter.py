@@ -1,0 +1,105 @@
+"""`draftrec drafter`: train what drafts beside pools, from texts that jobs have written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from draftrec.cli.command import command
+from draftrec.cli.genrec.train import Folder, Overwrite, trained
+from draftrec.cli.options.idle import Idle
+from draftrec.cli.options.knobs import (
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    REQUIRED,
+    TRAINING_PANEL,
+    argument,
+    option,
+    option_of,
+    settings_of,
+)
+from draftrec.cli.options.places import HERE, READ
+from draftrec.cli.options.shared import JsonOptions
+from draftrec.data.files.places import place
+from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings
+
+Head = partial(option_of, HeadSettings)
+Run = partial(option_of, HeadRun)
+
+
+def Training(name: str, **more: Any) -> Any:
+    """An option of a training, with the default that heads have."""
+    usual = {"default": HEAD_TRAINING[name]} if name in HEAD_TRAINING else {}
+    return option_of(TrainSettings, name, **usual, **{"panel": TRAINING_PANEL, **more})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterFitOptions(JsonOptions):
+    """The command line of `draftrec drafter fit`."""
+
+    runs: list[str] = argument("RUN...", "Folders that `draftrec generate` wrote.", READ)
+    model: str = option(
+        "The model that wrote the texts: a folder or a Hub id.",
+        metavar="TARGET",
+        default=REQUIRED,
+        place=HERE,
+    )
+    output: Path = Folder("Folder of the trained drafter.")
+    records: list[str] | None = option(
+        "Records of a run, where they have moved; once for every RUN.", metavar="FILE", place=READ
+    )
+    loss: str = Head("loss")
+    vocabulary: int = Head("vocabulary")
+    levels: int = Head("levels")
+    limit: int | None = Run("limit", metavar="TEXTS")
+    decay: float = Head("decay", panel=TRAINING_PANEL)
+    held_out: int = Run("held_out", panel=TRAINING_PANEL)
+    epochs: int = Training("epochs", panel=None)
+    batch_tokens: int = Training("batch_tokens")
+    lr: float = Training("lr")
+    weight_decay: float = Training("weight_decay")
+    warmup: float = Training("warmup")
+    clip: float = Training("clip")
+    patience: int = Training("patience")
+    seed: int = Training("seed")
+    save_steps: int = Training("save_steps", panel=OUTPUT_PANEL)
+    keep_features: bool = Run("keep_features", panel=OUTPUT_PANEL)
+    device: str = Training("device", panel=MODEL_PANEL)
+    precision: str = Training("precision", panel=MODEL_PANEL)
+    overwrite: bool = Overwrite()
+
+
+_IDLE = (
+    Idle("patience", lambda o: o.held_out == 0, "with --held-out 0, as nothing is validated on"),
+    Idle("decay", lambda o: o.levels == 1, "with --levels 1"),
+)
+
+
+@command(DrafterFitOptions, idle=_IDLE)
+def fit(options: DrafterFitOptions) -> int:
+    """Train a draft head on texts that TARGET has written in RUNs.
+
+    It foretells the target's next hidden states, for several tokens in a row. The same command
+    again goes on where it was interrupted.
+    """
+    from draftrec.train.drafter.fit import DrafterSpec, fit_drafter
+
+    known = {name: HEAD_TRAINING[name] for name in ("dropout", "drop_items")}
+    spec = DrafterSpec(
+        runs=[place(run) for run in options.runs],
+        model=options.model,
+        output=options.output,
+        records=options.records or (),
+        head=settings_of(HeadSettings, options),
+        settings=settings_of(TrainSettings, options, **known),
+        limit=options.limit,
+        held_out=options.held_out,
+        keep_features=options.keep_features,
+        overwrite=options.overwrite,
+    )
+    return trained(fit_drafter, spec, as_json=options.json)
+
+
+SUBCOMMANDS = {"fit": fit}

@@ -1,0 +1,1 @@
+"""Training draft heads on texts that knowledge jobs have written."""

@@ -1,0 +1,229 @@
+"""Texts of knowledge jobs, with the prompts that they answer, as token ids.
+
+A run keeps its texts and a hash of every prompt; the prompts themselves are made once more of its
+records, as the job made them, or of what `--keep-prompts` kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from draftrec.config import AcceptConfig, ControlsConfig, RecordsConfig
+from draftrec.core import IntArray
+from draftrec.data.files.places import Place, arrow_path
+from draftrec.data.records import Entity
+from draftrec.engine.text.settings import resolve
+from draftrec.errors import DraftrecError
+from draftrec.jobs.knowledge.manifest import Manifest, recorded_settings
+from draftrec.jobs.knowledge.plan import read_records
+from draftrec.jobs.knowledge.shards import RunFolder, prompt_hash
+from draftrec.models.prompting import PromptEncoder, PromptForm, form_of, has_chat_template
+
+Config = TypeVar("Config", bound=BaseModel)
+
+_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRules:
+    """What a run did to scores before a token was chosen: penalties of tokens seen before
+    (repetition in prompt and text, the others in the text), then the temperature, 1 where texts
+    are greedy."""
+
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TrainingText:
+    """`ids` int32 `[first + n]`: a prompt of `first` tokens and a text of n, at least 1."""
+
+    entity_id: str
+    ids: IntArray
+    first: int
+    rules: ScoreRules
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Written:
+    """A text as its run keeps it: int32 `token_ids`, the hash of its prompt, and that prompt where
+    the run kept it."""
+
+    entity_id: str
+    token_ids: IntArray
+    prompt_hash: int
+    prompt: str | None
+
+
+class WrittenRun:
+    """A folder of `draftrec generate`, finished or not, and the first `limit` texts of its finished
+    shards. `records`: where its records lie now; None: where they lay.
+
+    Raises DraftrecError for any other folder, and for one without texts.
+    """
+
+    def __init__(self, folder: Place, records: str | None, limit: int | None) -> None:
+        self.folder, self._files = folder, RunFolder(folder)
+        manifest = self._files.manifest() if folder.is_dir() else None
+        if manifest is None:
+            raise DraftrecError(f"{folder} is no run; give folders that `draftrec generate` wrote")
+        self._files.check_parts(manifest)
+        self.manifest: Manifest = manifest
+        self.settings = recorded_settings(manifest)
+        self.records = records or str(manifest.paths["input"])
+        self.texts = list(islice(self._read(), limit))
+        if not self.texts:
+            raise DraftrecError(
+                f"{folder} holds no texts yet; let `draftrec generate` finish a shard of it"
+            )
+
+    def add_to(self, digest: Any) -> None:
+        """Add all that decides what is learnt from the run to a hashlib digest."""
+        for text in self.texts:
+            digest.update(f"{text.entity_id}\t{text.prompt_hash}\t".encode())
+            digest.update(np.ascontiguousarray(text.token_ids, "<i4").tobytes())
+        digest.update(str(sorted(self.settings.items())).encode())
+        digest.update(str(self.manifest.fingerprints.get("generation_config")).encode())
+
+    def check(self, fingerprint: dict[str, str]) -> None:
+        """Raise DraftrecError unless the target with these fingerprints wrote the texts."""
+        for what in ("tokenizer", "model"):
+            if self.manifest.fingerprints.get(what) != fingerprint[what]:
+                raise DraftrecError(
+                    f"the run in {self.folder} was written with another {what} than the target's; "
+                    f"give runs of this target, or the --model that wrote it"
+                )
+
+    def rules(self, model: Any, tokenizer: Any) -> ScoreRules:
+        """What the run did to scores. Raises DraftrecError where it went by other settings of the
+        model's than there are now."""
+        controls, accept = self._part(ControlsConfig), self._part(AcceptConfig)
+        resolved = resolve(controls, accept, model, tokenizer)
+        then = self.manifest.fingerprints.get("generation_config", "")
+        if resolved.fingerprint != (then or ""):
+            raise DraftrecError(
+                f"the run in {self.folder} was written under another generation_config of the "
+                "model's; put back the one of then"
+            )
+        found = resolved.settings
+        return ScoreRules(
+            found.repetition_penalty,
+            found.presence_penalty,
+            found.frequency_penalty,
+            accept.temperature or 1.0,
+        )
+
+    def training_texts(self, model: Any, tokenizer: Any) -> list[TrainingText]:
+        """Prompts and texts. Raises DraftrecError where the prompts cannot be made again."""
+        rules, prompts = self.rules(model, tokenizer), self._prompts(tokenizer)
+        return [
+            TrainingText(
+                text.entity_id,
+                np.concatenate([prompts[text.prompt_hash], text.token_ids]),
+                len(prompts[text.prompt_hash]),
+                rules,
+            )
+            for text in self.texts
+        ]
+
+    def _read(self) -> Iterator[Written]:
+        """Texts of at least one token."""
+        for shard in range(len(self.manifest.shards)):
+            part = pq.read_table(arrow_path(self._files.part(shard)))
+            stats = pq.read_table(arrow_path(self._files.stats(shard)), columns=["prompt_hash"])
+            kept = "prompt" in part.column_names
+            columns = (
+                part["entity_id"].to_pylist(),
+                part["token_ids"].to_pylist(),
+                stats["prompt_hash"].to_pylist(),
+                part["prompt"].to_pylist() if kept else [None] * len(part),
+            )
+            for entity_id, ids, hashed, prompt in zip(*columns, strict=True):
+                if ids:
+                    yield Written(entity_id, np.array(ids, np.int32), hashed, prompt)
+
+    def _prompts(self, tokenizer: Any) -> dict[int, IntArray]:
+        """The prompts of all texts by their hashes."""
+        form = self._form(tokenizer)
+        wanted = {text.prompt_hash for text in self.texts}
+        found: dict[int, IntArray] = {}
+        kept = [text.prompt for text in self.texts if text.prompt is not None]
+        # As they were sent: no template again. A text of a special token in them is lost.
+        sent = tokenizer(kept, add_special_tokens=not form.chat).input_ids if kept else []
+        self._take(found, wanted, (np.array(ids, np.int32) for ids in sent))
+        if wanted > found.keys():
+            self._take(found, wanted, self._made_again(PromptEncoder(tokenizer, form)))
+        if missing := len(wanted - found.keys()):
+            raise DraftrecError(
+                f"{missing:,} of {len(wanted):,} prompts of the run in {self.folder} are not those "
+                f"of its records, {self.records}, which were changed; name them as they were then "
+                f"with --records"
+            )
+        return found
+
+    def _take(
+        self, found: dict[int, IntArray], wanted: set[int], prompts: Iterator[IntArray]
+    ) -> None:
+        for ids in prompts:
+            if (hashed := prompt_hash(ids)) in wanted:
+                found[hashed] = ids
+
+    def _form(self, tokenizer: Any) -> PromptForm:
+        records, manifest = self._records_config(), self.manifest
+        chat = manifest.chat if manifest.chat is not None else has_chat_template(tokenizer)
+        return form_of(records, has_template=chat, began=manifest.chat_date or datetime.now())
+
+    def _records_config(self) -> RecordsConfig:
+        settings = {**self.settings, "template": self.manifest.paths["template"]}
+        return RecordsConfig(**{name: settings[name] for name in RecordsConfig.model_fields})
+
+    def _part(self, kind: type[Config]) -> Config:
+        """The recorded settings of one kind."""
+        return kind(**{name: self.settings[name] for name in kind.model_fields})
+
+    def _made_again(self, encoder: PromptEncoder) -> Iterator[IntArray]:
+        """Token ids of the prompts of all records."""
+        try:
+            records = iter(read_records(self.records, self._records_config())[0])
+            while block := list(islice(records, _BLOCK)):
+                yield from encoder.encode([it.prompt for it in block if isinstance(it, Entity)])
+        except DraftrecError as error:
+            raise DraftrecError(
+                f"the prompts of the run in {self.folder} cannot be made again ({error}); name its "
+                "records with --records"
+            ) from error
+
+
+def open_runs(
+    folders: Seq[Place], records: Seq[str], limit: int | None
+) -> tuple[list[WrittenRun], str]:
+    """The runs, and a fingerprint of all that is learnt from them. `records`: of each, or none.
+
+    Raises DraftrecError for other folders, and for runs of several models.
+    """
+    if records and len(records) != len(folders):
+        raise DraftrecError(
+            f"--records names {len(records)} files of records and there are {len(folders)} runs; "
+            "name those of each run, in the same order, or none"
+        )
+    places = [*records] or [None] * len(folders)
+    runs = [WrittenRun(folder, at, limit) for folder, at in zip(folders, places, strict=True)]
+    digest = hashlib.sha256()
+    for run in runs:
+        run.check(
+            {what: str(runs[0].manifest.fingerprints[what]) for what in ("tokenizer", "model")}
+        )
+        run.add_to(digest)
+    return runs, digest.hexdigest()
