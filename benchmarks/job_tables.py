@@ -1,4 +1,4 @@
-"""The tables of first jobs, controls and structured output in docs/benchmarks.md."""
+"""The tables of first jobs, sampled texts, controls and structured output in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -167,3 +167,29 @@ def exactness_bits(result: Result) -> str:
         fewest = f"{min(runs)} of {result['prompts']} ({min(others)})"
         out += row(model, dtype, len(runs), fewest, "yes" if r["promised"] else "no", *costs)
     return out
+
+
+def sampled(result: Result) -> str:
+    """Drafts of sampled texts, with and without what their tokens are drawn by."""
+    asked, lives = result["settings"], []
+    out = (
+        "## Sampled texts: `benchmarks/sampled.py`\n\n"
+        f"Tokens per call of {asked['texts']} texts that {result['model']} samples, strict, "
+        f"drafted from a pool of {asked['warm']} that it sampled for other entities: by the pool's "
+        "probabilities alone (blind), and knowing the numbers that tokens are drawn by (told). "
+        "Counted on recorded texts; nothing is timed.\n"
+    )
+    out += header("temperature", "nodes", "texts", "blind", "told", "ratio")
+    for temperature, r in result["temperatures"].items():
+        for nodes, ways in r["nodes"].items():
+            for name, blind in ways["blind"].items():
+                ratio = f"{ways['ratio'][name]:.3f}"
+                told = f"{ways['told'][name]:.2f}"
+                out += row(temperature, nodes, name, f"{blind:.2f}", told, ratio)
+        live = r["live"]
+        lives.append(
+            f"temperature {temperature}, {live['nodes']} nodes: {live['tokens_per_call']:.2f} "
+            f"tokens per call, {live['identical_to_plain']} of {live['texts']} texts those of "
+            "plain decoding"
+        )
+    return out + "\nLive: " + "; ".join(lives) + ".\n"

@@ -19,6 +19,7 @@ from job_tables import (
     controls_exactness,
     exactness_bits,
     movielens,
+    sampled,
     structured,
 )
 from load_tables import load
@@ -342,6 +343,7 @@ _SECTIONS = {
     "first-job-movielens-penalty": movielens,
     "knowledge-replay": _replay,
     "knowledge-live": _live,
+    "sampled": sampled,
     "pool-rivals": _pool_rivals,
     "pool-published": _pool_rivals,
     "pool-scale": _pool_scale,

@@ -16,7 +16,8 @@ import torch
 from hypothesis import given
 
 from draftrec.config import AcceptConfig, StructureConfig
-from draftrec.core import GRAMMAR, Drafter, DraftTree, Generation, Request
+from draftrec.core import GRAMMAR, Drafter, DraftTree, Generation, Request, SequenceView
+from draftrec.engine.noise import noise_of
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import make_rule
 from draftrec.engine.text.budget import FixedBudget
@@ -116,6 +117,26 @@ def test_forced_tokens_are_drafted_with_certainty_and_counted() -> None:
     plain = loop.generate(engine_for("llama", "json")[0], requests())
     assert [g.counts.target_calls for g in plain] > [g.counts.target_calls for g in done]
     assert all(g.counts.drafted_tokens == 0 for g in plain)
+
+
+def test_behind_forced_tokens_drafters_look_at_later_numbers() -> None:
+    """What follows the head that is forced has the noise of its own place in the text."""
+    told: list[tuple[int | None, int]] = []
+
+    class Listening(NoDrafter):
+        def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+            told.extend((s.noise, len(s.context) - len(s.request.prompt_ids)) for s in batch)
+            return super().draft(batch, limit, depth)
+
+    sampled = AcceptConfig(temperature=1.0, seed=2)
+    engine, states = engine_for("llama", "json", Listening(), accept=sampled)
+    batch = loop.start(engine, requests()[:1])
+    loop.admit(engine, batch)
+    [text] = batch.running
+    forced = len(states.at(text).compute_ff_tokens())
+    assert forced > 0
+    engine.drafter.draft([text], 64, 24)
+    assert told == [(noise_of(2, 0), forced)]
 
 
 class Resting(FixedBudget):
