@@ -6,10 +6,10 @@ from draftrec.core import SOURCES, Counts
 
 
 def test_counts_add_up_field_by_field_and_leave_the_parts_alone() -> None:
-    one, two = Counts(1, 2, 3, 4, 5, [1, 2, 3, 4, 5]), Counts(10, 20, 30, 40, 50, [1] * 5)
-    assert one + two == Counts(11, 22, 33, 44, 55, [2, 3, 4, 5, 6])
+    one, two = Counts(1, 2, 3, 4, 5, [*range(6)]), Counts(10, 20, 30, 40, 50, [1] * 6)
+    assert one + two == Counts(11, 22, 33, 44, 55, [1, 2, 3, 4, 5, 6])
     assert sum([one, two], Counts()) == one + two
-    assert one.accepted_by_source == [1, 2, 3, 4, 5]
+    assert one.accepted_by_source == [*range(6)]
 
 
 def test_counts_of_before_a_source_existed_have_none_of_it() -> None:

@@ -84,6 +84,10 @@ class ModelConfig(_Frozen):
             "graphs; auto: frozen on GPUs, on CPU by hand where the architecture has that."
         ),
     ] = "auto"
+    drafter: Annotated[
+        str | None,
+        knob("Learned drafter to draft with as well, of `draftrec drafter fit` for this model."),
+    ] = None
     trust_remote_code: Annotated[bool, knob("Run Python code that comes with the model.")] = False
     threads: Annotated[
         Size | None,

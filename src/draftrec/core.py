@@ -24,8 +24,8 @@ ByteArray = npt.NDArray[np.uint8]
 FinishReason = Literal["eos", "length", "stop"]
 
 #: Where a draft node came from; `DraftTree.sources` holds positions in this tuple.
-SOURCES = ("prompt", "previous", "group", "all", "grammar")
-PROMPT, PREVIOUS, GROUP, ALL, GRAMMAR = range(len(SOURCES))
+SOURCES = ("prompt", "previous", "group", "all", "grammar", "head")
+PROMPT, PREVIOUS, GROUP, ALL, GRAMMAR, HEAD = range(len(SOURCES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,16 @@ class SequenceView(Protocol):
     def noise(self) -> int | None:
         """What the tokens of a sampled text are drawn by, for `engine.noise.foreseen`; None where
         they are not drawn."""
+        ...
+
+    @property
+    def slot(self) -> int:
+        """Where its rows lie in the target's memory."""
+        ...
+
+    @property
+    def computed(self) -> int:
+        """How many of its tokens have theirs there; all but the last while it is decoded."""
         ...
 
 

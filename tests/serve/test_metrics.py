@@ -29,7 +29,7 @@ def step(**changes: object) -> StepStats:
     values = {
         "active": 3, "waiting": 5, "finished": 1, "rows": 20, "new_tokens": 7, "target_calls": 3,
         "drafted_tokens": 10, "accepted_tokens": 4, "draft_calls": 2, "relaxed_tokens": 1,
-        "kv_tokens": 120, "accepted_by_source": (1, 0, 3, 0, 0), "accepted_by_depth": (2, 1, 1),
+        "kv_tokens": 120, "accepted_by_source": (1, 0, 3, 0, 0, 0), "accepted_by_depth": (2, 1, 1),
         "by_group": {"a": (6, 3), "": (4, 1)},
     }  # fmt: skip
     return StepStats(**{**values, **changes})  # type: ignore[arg-type]

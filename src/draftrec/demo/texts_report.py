@@ -36,6 +36,7 @@ _SOURCE_NAMES = {
     "group": "group pool",
     "all": "pool of all",
     "grammar": "forced by the grammar",
+    "head": "learned drafter",
 }
 
 

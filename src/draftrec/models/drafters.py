@@ -6,21 +6,28 @@ head borrows from the target, the output rows of those tokens, is taken from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch.nn.functional import linear
 
+from draftrec.core import Drafter
 from draftrec.data.files.places import here
 from draftrec.data.files.writers import replace_file
+from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadShape
+from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 
 FORMAT_VERSION = 1
@@ -89,12 +96,14 @@ class OutputRows:
 @dataclass(frozen=True, eq=False, slots=True)
 class LearnedDrafter:
     """A draft head on the target's device and in its dtype, and its draft `tokens` int64 `[V]`, the
-    most frequent first. `output(head.foretold(...))` are their logits."""
+    most frequent first. `output(head.foretold(...))` are their logits. `fingerprint`: sha256 of the
+    weights and of how they are joined with a pool."""
 
     head: DraftHead
     tokens: torch.Tensor
     output: OutputRows
     info: DrafterInfo
+    fingerprint: str = ""
 
 
 def output_layer(model: Any) -> Any:
@@ -213,4 +222,32 @@ def load_drafter(folder: str | Path, model: Any, fingerprint: Mapping[str, str])
         raise DraftrecError(f"{path} does not fit its {INFO_FILE}; train the drafter again")
     head = head.requires_grad_(False).to(model.device, model.dtype).eval()
     output = OutputRows.of(model, tokens, model.dtype, info.scale, info.cap)
-    return LearnedDrafter(head, tokens.to(model.device), output, info)
+    content = (here(folder) / WEIGHTS_FILE).read_bytes() + json.dumps(info.mixing).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    return LearnedDrafter(head, tokens.to(model.device), output, info, digest)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HeadDrafting:
+    """A drafter ready to draft beside a target that keeps its features."""
+
+    learned: LearnedDrafter
+    passes: HeadPasses
+    target: Target
+
+    def drafter(self, inner: Drafter, rate: Callable[[int], float] | None) -> HeadDrafter:
+        """One that draws into the trees of `inner`; `rate` as `HeadDrafter` takes it."""
+        info, tokens = self.learned.info, self.learned.tokens.cpu().numpy()
+        weights = None if info.mixing is None else np.array(info.mixing["weights"])
+        rates = {"rate": rate, "weights": weights}
+        return HeadDrafter(inner, self.passes, self.target, tokens, info.levels, **rates)
+
+
+def drafting_with(learned: LearnedDrafter, target: Target) -> HeadDrafting:
+    """Let the target keep its features, and the head use its embeddings.
+
+    Raises UnsupportedModelError for a target whose features cannot be had.
+    """
+    target.keep_features()
+    embed = cast(Any, target.model.get_input_embeddings())
+    return HeadDrafting(learned, HeadPasses(learned.head, embed, learned.output), target)

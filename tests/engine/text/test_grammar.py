@@ -16,7 +16,10 @@ import torch
 from hypothesis import given
 
 from draftrec.config import AcceptConfig, StructureConfig
-from draftrec.core import GRAMMAR, Drafter, DraftTree, Generation, Request, SequenceView
+from draftrec.core import GRAMMAR, HEAD, Drafter, DraftTree, Generation, Request, SequenceView
+from draftrec.engine.learned.drafter import HeadDrafter
+from draftrec.engine.learned.head import DraftHead, HeadShape
+from draftrec.engine.learned.passes import HeadPasses
 from draftrec.engine.noise import noise_of
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import make_rule
@@ -96,6 +99,20 @@ def test_texts_are_those_of_plain_decoding_under_the_masks(name: str, form: str)
     for drafter, slots in (*alone, (right, 4), (wrong, 4), (pool, 4)):
         engine, _ = engine_for(name, form, drafter, slots=slots)
         assert texts_of(loop.generate(engine, requests())) == expected(name, form)
+
+
+@pytest.mark.slow
+def test_a_head_drafts_between_what_is_forced() -> None:
+    target = forms.target("llama")
+    target.keep_features()
+    torch.manual_seed(0)
+    head = DraftHead(HeadShape.of(target.model.config)).requires_grad_(False)
+    embed: Any = target.model.get_input_embeddings()
+    passes = HeadPasses(head, embed, lambda h: h @ embed.weight.T)
+    drafter = HeadDrafter(NoDrafter(), passes, target, np.arange(forms.VOCABULARY), levels=3)
+    done = loop.generate(engine_for("llama", "json", drafter)[0], requests())
+    assert texts_of(done) == expected("llama", "json")
+    assert any(g.counts.accepted_by_source[HEAD] for g in done)
 
 
 @pytest.mark.slow

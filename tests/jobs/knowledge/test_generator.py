@@ -236,7 +236,8 @@ def test_what_runs_is_reported(folder: Path) -> None:
     generator = load(folder)
     assert (generator.device, generator.dtype) == ("cpu", "float32")
     assert generator.fingerprint == load(folder).fingerprint
-    assert set(generator.fingerprint) == {"model", "tokenizer", "generation_config"}
+    prints = {"model", "tokenizer", "generation_config", "drafter"}
+    assert set(generator.fingerprint) == prints
     assert generator.pool is not None
     assert generator.pool.tokenizer_fingerprint == generator.fingerprint["tokenizer"]
 

@@ -113,6 +113,9 @@ class GenerateOptions(JsonOptions, ClusterOptions):
         place=READ,
         panel=DRAFTING_PANEL,
     )
+    drafter: str | None = option_of(
+        ModelConfig, "drafter", metavar="DIR", place=READ, panel=DRAFTING_PANEL
+    )
     budget: int | Auto = Drafting("budget")
     depth: int = Drafting("depth")
     pool_lag: int | Auto = option_of(JobConfig, "pool_lag", default="auto", panel=DRAFTING_PANEL)

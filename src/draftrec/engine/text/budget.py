@@ -87,7 +87,7 @@ class AutoBudget:
         order = np.argsort(-probs, kind="stable")
         seconds = self.cost(plain_rows + np.arange(len(order) + 1))
         worth = np.concatenate(([0.0], np.cumsum(probs[order])))
-        count = int(np.argmax(worth - self._rate(len(trees)) * seconds))
+        count = int(np.argmax(worth - self.rate(len(trees)) * seconds))
         self._doubts = 0 if count else self._doubts + 1
         if self._doubts > _DOUBT:
             count, self._doubts = min(len(order), len(trees)), 0
@@ -105,11 +105,12 @@ class AutoBudget:
         plain, verifying = self.cost([len(trees), rows])
         self._seconds = 0.98 * self._seconds + verifying + drafting
         if not self._rested:  # what the drafts gained, in tokens, their time counted as tokens too
-            lost = self._rate(len(trees)) * (verifying + drafting - plain)
+            lost = self.rate(len(trees)) * (verifying + drafting - plain)
             self._gain += 0.05 * (sum(len(v.path) for v in verdicts) - lost - self._gain)
 
-    def _rate(self, active: int) -> float:
-        """Tokens per second lately, by the cost curve's clock; at the start, plain decoding's.
+    def rate(self, active: int) -> float:
+        """Tokens per second of so many texts lately, by the cost curve's clock; at the start those
+        of plain decoding.
 
         Prompt rows do not count: they have to be computed in any case.
         """

@@ -148,3 +148,11 @@ class _Ahead:
     @property
     def noise(self) -> int | None:
         return self._sequence.noise
+
+    @property
+    def slot(self) -> int:
+        return self._sequence.slot
+
+    @property
+    def computed(self) -> int:
+        return self._sequence.computed

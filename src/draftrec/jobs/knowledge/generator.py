@@ -40,6 +40,7 @@ from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.knobs import not_allowed
 from draftrec.models import loading
+from draftrec.models.drafters import HeadDrafting, drafting_with, load_drafter
 from draftrec.models.prompting import PromptEncoder, PromptForm, chat_template, has_chat_template
 from draftrec.pool.costs import measure_cost
 from draftrec.pool.drafter import PoolDrafter
@@ -69,7 +70,7 @@ class Generator:
     ```
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         target: Target,
         tokenizer: Any,
@@ -78,13 +79,18 @@ class Generator:
         pool: Pool | None = None,
         cost_state: dict[str, Any] | None = None,
         fingerprint: dict[str, str] | None = None,
+        learned: HeadDrafting | None = None,
     ) -> None:
         self.target, self.tokenizer, self.config = target, tokenizer, config
+        self.learned = learned
         #: Logits processors of the caller's own.
         self.processors: Seq[LogitsProcessor] = ()
         self.resolved = resolve(config.controls, config.accept, target.model, tokenizer)
         self.fingerprint = fingerprint or fingerprint_of(target.model, tokenizer)
-        self.fingerprint = self.fingerprint | {"generation_config": self.resolved.fingerprint}
+        self.fingerprint = self.fingerprint | {
+            "generation_config": self.resolved.fingerprint,
+            "drafter": learned.learned.fingerprint if learned else "",
+        }
         self.context_length = context_length(target.model)
         self.vocabulary = loading.vocabulary(target.model)
         self.eos_ids = loading.eos_token_ids(target.model, tokenizer)
@@ -140,6 +146,8 @@ class Generator:
         packs = way != "frozen"  # the compiler cannot look into packed weights
         loaded = loading.load_model(config.target, packs=packs)
         fingerprint = fingerprint_of(loaded, tokenizer)
+        drafter = config.target.drafter
+        learned = load_drafter(drafter, loaded, fingerprint) if drafter else None
         if packs:
             prepack(loaded)
         _LOG.info("checking that the model is run as it runs by itself")
@@ -149,8 +157,9 @@ class Generator:
             meaning = exactness("strict", str(target.dtype), exact=target.exact)
             _LOG.info("strict texts are those of plain decoding, %s%s", meaning, _HINTS[meaning])
         made = cls(
-            target, tokenizer, config, pool=pool, cost_state=cost_state, fingerprint=fingerprint
-        )
+            target, tokenizer, config, pool=pool, cost_state=cost_state, fingerprint=fingerprint,
+            learned=drafting_with(learned, target) if learned else None,
+        )  # fmt: skip
         made.processors = processors
         if taken := made.resolved.sentence():
             _LOG.info(taken)
@@ -162,7 +171,7 @@ class Generator:
         state = self.cost_state if same_batch else None
         made = Generator(
             self.target, self.tokenizer, config,
-            pool=pool, cost_state=state, fingerprint=self.fingerprint,
+            pool=pool, cost_state=state, fingerprint=self.fingerprint, learned=self.learned,
         )  # fmt: skip
         made.processors = self.processors
         return made
@@ -347,7 +356,8 @@ class Generator:
         passes cost where something is drafted and that is not known yet."""
         config = self.config
         slots, costs = self._slots(longest), self.cost_curve(longest, texts)
-        drafter, controls, certain = self._drafter(), self._controls(), None
+        budget, certain = self._budget(costs), None
+        drafter, controls = self._drafter(budget), self._controls()
         if self.grammar:
             states = GrammarStates(self.grammar)
             controls.append(GrammarControl(states))
@@ -358,7 +368,7 @@ class Generator:
             target=self.target,
             drafter=drafter,
             rule=make_rule(config.accept, self.eos_ids, self._warping()),
-            budget=self._budget(costs),
+            budget=budget,
             accept=config.accept,
             eos_ids=self.eos_ids,
             slots=slots,
@@ -383,10 +393,12 @@ class Generator:
         warmth = self.config.accept.temperature
         return self.resolved.settings.warping(warmth) if warmth > 0 else None
 
-    def _drafter(self) -> Drafter:
+    def _drafter(self, budget: Budget) -> Drafter:
         if self.config.draft.draft == "none":
             return NoDrafter()
-        return PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
+        found = PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
+        rate = budget.rate if isinstance(budget, AutoBudget) else None
+        return self.learned.drafter(found, rate) if self.learned else found
 
     def _budget(self, costs: LearningCurve | None) -> Budget:
         wanted = self.config.draft.budget

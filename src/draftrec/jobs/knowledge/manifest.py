@@ -254,8 +254,8 @@ def settings_of(config: JobConfig) -> dict[str, Any]:
                 pending.append(inner)
             else:
                 flat[name.rstrip("_")] = values[name]
-    # Its content decides, not where it lies; see the fingerprints.
-    del flat["template"]
+    # Their content decides, not where they lie; see the fingerprints.
+    del flat["template"], flat["drafter"]
     model = Path(flat["model"])
     if model.exists():
         flat["model"] = str(model.resolve())
@@ -274,6 +274,10 @@ def recorded_settings(then: Manifest) -> dict[str, Any]:
     return recorded
 
 
+#: Fingerprints that runs of earlier versions lack, in which nothing of the kind was read.
+_LATE = {"generation_config", "drafter"}
+
+
 def differences(
     then: Manifest, settings: Mapping[str, Any], fingerprints: Mapping[str, str | None]
 ) -> list[str]:
@@ -290,8 +294,10 @@ def differences(
     told = {
         name: new
         for name, new in fingerprints.items()
-        if name in then.fingerprints or (name == "generation_config" and new)
+        if name in then.fingerprints or (name in _LATE and new)
     }
+    if settings["accept"] == "strict":  # no draft decides what is written
+        told.pop("drafter", None)
     return changes(before, now) + input_changes(then.fingerprints, told)
 
 

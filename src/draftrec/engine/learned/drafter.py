@@ -1,0 +1,252 @@
+"""Drafts of a head and of another drafter, in one tree under one budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from draftrec.core import (
+    EMPTY_TREE,
+    HEAD,
+    DoubleArray,
+    Drafter,
+    DraftTree,
+    IntArray,
+    LongArray,
+    SequenceView,
+    Verdict,
+)
+from draftrec.engine.learned import growth
+from draftrec.engine.learned.growth import Growth
+from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.packing import Segment
+from draftrec.engine.target import Target
+from draftrec.engine.tree import certain
+
+#: Tokens of the head's that are looked at below a node, and nodes that it looks at in a level.
+BRANCHES, WIDTH = 8, 8
+
+
+class HeadDrafter:
+    """Draws the head's tokens into the trees of `inner`, level by level, best first.
+
+    A level is a pass of the head over the likeliest nodes so far, whosever they are; `levels` of
+    them at most in a step. `tokens` int64 `[V]`: the draft tokens. `weights` as in `growth`. Texts
+    whose last row the target has yet to compute, prompts under way, are drafted by `inner` alone.
+    With a `rate`, tokens per second of so many sequences lately, levels are looked at while they
+    bring more tokens than their time would without them; the same of the head as a whole.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        inner: Drafter,
+        passes: HeadPasses,
+        target: Target,
+        tokens: LongArray,
+        levels: int,
+        weights: DoubleArray | None = None,
+        rate: Callable[[int], float] | None = None,
+    ) -> None:
+        self.inner, self.passes, self.target = inner, passes, target
+        self.worth = Worth(levels, rate) if rate else None
+        self.levels = levels
+        self.weights = growth.default_weights(levels) if weights is None else weights
+        self._tokens = tokens.astype(np.int32)
+        vocabulary = max(int(tokens.max()) + 1, target.model.config.get_text_config().vocab_size)
+        self._known = np.full(vocabulary, -1, np.int32)
+        self._known[tokens] = np.arange(len(tokens), dtype=np.int32)
+        self._rows: dict[int, int] = {}
+        self._drawn: dict[int, _Drawn] = {}
+
+    def start(self, sequence: SequenceView) -> None:
+        """Tell the inner drafter; the head has no row of the text yet."""
+        self._rows[id(sequence)] = 0
+        self.inner.start(sequence)
+
+    def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+        """One tree per sequence, at most `limit` nodes and `depth` levels."""
+        trees = self.inner.draft(batch, limit, depth)
+        able = [i for i, s in enumerate(batch) if len(s.context) - s.computed == 1 < s.room]
+        levels = min(self.levels, depth)
+        if able and levels and not (self.worth and self.worth.rests()):
+            grown = self._grown([batch[i] for i in able], [trees[i] for i in able], limit, levels)
+            for i, tree in zip(able, grown, strict=True):
+                trees[i] = tree
+        return trees
+
+    def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None:
+        """Tell the inner drafter, and count what the head brought."""
+        self.inner.observe(batch, verdicts)
+        if self.worth and self._drawn:
+            pairs = zip(batch, verdicts, strict=True)
+            found = [(d, v) for q, v in pairs if (d := self._drawn.get(id(q)))]
+            self.worth.settle([d.by_level[v.path] for d, v in found if len(v.path)], len(found))
+        self._drawn = {}
+
+    def stop(self, sequence: SequenceView) -> None:
+        """Tell the inner drafter, and forget the sequence."""
+        del self._rows[id(sequence)]
+        self.inner.stop(sequence)
+
+    def _grown(
+        self, batch: Seq[SequenceView], trees: Seq[DraftTree], limit: int, levels: int
+    ) -> list[DraftTree]:
+        grown = Growth.room(len(batch), limit + BRANCHES * (1 + WIDTH * (levels - 1)))
+        for b, tree in enumerate(trees):
+            growth.plant(grown, b, tree.token_ids, tree.parents, tree.probs, tree.sources)
+        self._reserve(levels)
+        below = [_Below(EMPTY_TREE, self._start(s)) for s in batch]
+        rows = np.stack([np.arange(len(batch)), np.full(len(batch), -1)], 1)
+        mass = float(len(batch))
+        for level in range(levels):
+            if not len(rows) or (self.worth and not self.worth.pays(level, mass, len(batch))):
+                break
+            began = time.perf_counter()
+            segments = [b.segment(s) for b, s in zip(below, batch, strict=True) if b.asks]
+            self._look(grown, segments, rows, level)
+            rows = self._choose(grown, below, limit, levels)
+            if self.worth:
+                self.worth.looked(level, mass, time.perf_counter() - began)
+            mass = float(grown.probs[rows[:, 0], rows[:, 1]].sum())
+        for sequence in batch:
+            self._rows[id(sequence)] = len(sequence.context)
+        drawn = [_drawn(grown, b, limit) for b in range(len(batch))]
+        self._drawn = {id(s): d for s, d in zip(batch, drawn, strict=True)}
+        return [d.tree for d in drawn]
+
+    def _start(self, sequence: SequenceView) -> IntArray:
+        """Tokens of the text that the head has no rows of."""
+        done = self._rows[id(sequence)]
+        return sequence.context[min(done, len(sequence.context) - 1) :]
+
+    def _reserve(self, levels: int) -> None:
+        slab = self.target.slab
+        assert slab is not None
+        nodes = WIDTH * levels
+        self.passes.reserve(slab.slots, slab.capacity + nodes, nodes)
+
+    def _look(self, grown: Growth, segments: Seq[Segment], rows: LongArray, level: int) -> None:
+        """Ask the head about `rows` `[n, 2]`, and give them their children."""
+        slab = self.target.slab
+        assert slab is not None
+        assert slab.features is not None
+        logits = self.passes.score(segments, slab.features).float()
+        asked = torch.from_numpy(growth.questions(grown, rows, self._known)).to(logits.device)
+        total = logits.logsumexp(-1, keepdim=True)
+        best, ids = logits.topk(min(BRANCHES, logits.shape[-1]), -1)
+        own = (logits[asked[:, 0], asked[:, 1]] - total[asked[:, 0], 0]).exp()
+        found = torch.cat([(best - total).exp().double().flatten(), own.double()]).cpu().numpy()
+        many = best.numel()
+        growth.join(
+            grown, rows, self._known, self._tokens[ids.cpu().numpy()],
+            found[:many].reshape(best.shape), found[many:], self.weights, (HEAD, level),
+        )  # fmt: skip
+
+    def _choose(self, grown: Growth, below: Seq[_Below], limit: int, levels: int) -> LongArray:
+        """Nodes to look at next, int64 `[n, 2]`; none where the head has said all it can."""
+        found: list[LongArray] = []
+        for b, known in enumerate(below):
+            nodes = growth.chosen(grown, b, WIDTH, limit, levels)
+            known.add(grown, b, nodes)
+            found.append(np.stack([np.full(len(nodes), b), nodes], 1))
+        return np.concatenate(found)
+
+
+@dataclass(slots=True)
+class _Below:
+    """What the head has looked at below a text: `pending` tokens, then a tree, whose last nodes are
+    new."""
+
+    tree: DraftTree
+    pending: IntArray
+    past: int = 0
+    asks: bool = True
+
+    def segment(self, sequence: SequenceView) -> Segment:
+        start = len(sequence.context) - len(self.pending)
+        return Segment(sequence.slot, start, self.pending, self.tree, past=self.past)
+
+    def add(self, grown: Growth, b: int, nodes: LongArray) -> None:
+        above = grown.parents[b, nodes]
+        parents = np.where(above < 0, -1, grown.looked[b, above]).astype(np.int32)
+        self.past, self.asks = len(self.tree), len(nodes) > 0
+        self.pending = EMPTY_TREE.token_ids
+        self.tree = certain(
+            np.concatenate([self.tree.token_ids, grown.tokens[b, nodes]]),
+            np.concatenate([self.tree.parents, parents]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A tree, and of each node the level at which the head proposed it, int32; -1: it did not."""
+
+    tree: DraftTree
+    by_level: IntArray
+
+
+def _drawn(grown: Growth, b: int, limit: int) -> _Drawn:
+    """The `limit` likeliest nodes of a tree."""
+    kept = growth.best(grown, b, limit)
+    place = np.full(grown.tokens.shape[1] + 1, -1, np.int32)
+    place[kept] = np.arange(len(kept), dtype=np.int32)
+    tree = DraftTree(
+        grown.tokens[b, kept],
+        place[grown.parents[b, kept]],
+        grown.probs[b, kept].astype(np.float32),
+        grown.sources[b, kept].astype(np.uint8),
+    )
+    return _Drawn(tree, grown.levels[b, kept])
+
+
+# Steps without the head before the next try; what one observation keeps of those before; and what
+# the first estimate counts for: half of what a level could bring.
+_REST, _KEPT, _PRIOR = 15, 0.98, 4.0
+
+
+class Worth:
+    """Whether the head's levels bring more tokens than their time is worth.
+
+    Of each level: `mass`, the probability that texts would come by the nodes that it looked at,
+    summed; `brought`, the tokens accepted that it alone proposed; `seconds` that it takes.
+    """
+
+    def __init__(self, levels: int, rate: Callable[[int], float]) -> None:
+        self.rate = rate
+        self.mass, self.brought, self.seconds = (np.zeros(levels) for _ in range(3))
+        self._spent, self._gain, self._rested = 0.0, 0.0, 0
+
+    def rests(self) -> bool:
+        """Is the head left out of this step, since it has not paid lately?"""
+        if self._gain < 0 and self._rested < _REST:
+            self._rested += 1
+            return True
+        self._rested = 0
+        return False
+
+    def pays(self, level: int, mass: float, sequences: int) -> bool:
+        """Is a look at nodes of so much probability worth its time?"""
+        share = (self.brought[level] + 0.5 * _PRIOR) / (self.mass[level] + _PRIOR)
+        return mass * share >= self.rate(sequences) * self.seconds[level]
+
+    def looked(self, level: int, mass: float, seconds: float) -> None:
+        """Note what a level took. Undisturbed passes count: others last as long as it pleases."""
+        known = self.seconds[level]
+        self.seconds[level] = seconds if not known else min(seconds, known + 0.1 * seconds)
+        self.mass[level] = _KEPT * self.mass[level] + mass
+        self.brought[level] *= _KEPT
+        self._spent += seconds
+
+    def settle(self, accepted: Seq[IntArray], sequences: int) -> None:
+        """Count the accepted nodes by level, of so many sequences that were drafted for."""
+        levels = np.concatenate([*accepted, np.empty(0, np.int32)])
+        counts = np.bincount(levels[levels >= 0], minlength=len(self.brought))
+        self.brought += counts
+        gain = counts.sum() - self.rate(sequences) * self._spent
+        self._gain += 0.05 * (gain - self._gain)
+        self._spent = 0.0

@@ -1,0 +1,106 @@
+"""A learned drafter in jobs: texts are what they are without it, whatever it proposes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from draftrec.core import HEAD, Generation
+from draftrec.engine.learned.head import DraftHead, HeadShape
+from draftrec.errors import DraftrecError
+from draftrec.jobs.knowledge import generator as module
+from draftrec.jobs.knowledge.generator import Generator
+from draftrec.models.drafters import DrafterInfo, save_drafter
+from tests.engine.text.helpers import observed_eos, requests
+from tests.models import zoo
+from tests.models.folders import save
+
+NEW = 20
+VOCABULARY = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model: Any = zoo.build("llama")
+    model.generation_config.eos_token_id = sorted(observed_eos("llama"))
+    return save(model, tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = module.CostCurve((1, 200), (1.0, 1.5))
+    monkeypatch.setattr(module, "measure_cost", lambda *_, **__: curve)
+
+
+def load(folder: Path, **settings: Any) -> Generator:
+    defaults = {"device": "cpu", "max_new_tokens": NEW, "budget": 8, "batch_size": 3}
+    return Generator.from_pretrained(folder, **(defaults | settings))
+
+
+@pytest.fixture(scope="module")
+def drafter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head that knows nothing yet of the folder's model, and most of its tokens."""
+    made = load(folder, draft="none")
+    return make(tmp_path_factory.mktemp("drafters") / "a", made, seed=0)
+
+
+def make(path: Path, made: Generator, seed: int) -> Path:
+    torch.manual_seed(seed)
+    shape = HeadShape.of(made.target.model.config)
+    sizes = {name: getattr(shape, name) for name in HeadShape.__slots__}
+    prints = {name: made.fingerprint[name] for name in ("model", "tokenizer")}
+    info = DrafterInfo(shape=sizes, levels=3, vocabulary=VOCABULARY, **prints)
+    save_drafter(path, DraftHead(shape).state_dict(), torch.arange(VOCABULARY), info)
+    return path
+
+
+def ids(done: list[Generation]) -> list[list[int]]:
+    return [g.token_ids.tolist() for g in done]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"draft": "prompt"},
+        {"draft": "pool", "batch_size": 1, "budget": 30, "depth": 3},
+        pytest.param({"draft": "pool", "budget": "auto"}, marks=pytest.mark.slow),
+        pytest.param({"repetition_penalty": 1.3, "prefill_chunk": 7}, marks=pytest.mark.slow),
+        pytest.param({"draft": "prompt", "temperature": 0.8, "seed": 3}, marks=pytest.mark.slow),
+        pytest.param({"draft": "prompt", "pass_": "eager"}, marks=pytest.mark.slow),
+        pytest.param({"draft": "prompt", "pass_": "frozen"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_strict_texts_are_those_without_it(
+    folder: Path, drafter: Path, settings: dict[str, Any]
+) -> None:
+    plain = load(folder, **(settings | {"draft": "none"}))
+    drafted = load(folder, drafter=str(drafter), **settings)
+    done = drafted.run(requests())
+    assert ids(done) == ids(plain.run(requests()))
+    counts = sum((g.counts for g in done[1:]), done[0].counts)
+    assert counts.accepted_by_source[HEAD] > 0 or settings.get("draft") != "prompt"
+
+
+@pytest.mark.slow
+def test_relaxed_texts_do_not_depend_on_what_is_written_beside(folder: Path, drafter: Path) -> None:
+    settings: dict[str, Any] = {"accept": "relaxed", "top_k": 8, "min_prob": 0.001}
+    alone, beside = (
+        load(folder, drafter=str(drafter), batch_size=size, **settings) for size in (1, 5)
+    )
+    assert ids(alone.run(requests())) == ids(beside.run(requests()))
+
+
+def test_it_is_part_of_what_a_run_depends_on(folder: Path, drafter: Path, tmp_path: Path) -> None:
+    made = load(folder, drafter=str(drafter))
+    assert made.fingerprint["drafter"]
+    assert made.with_settings(budget=4).fingerprint == made.fingerprint
+    other = make(tmp_path / "b", made, seed=1)
+    again = load(folder, drafter=str(other))
+    assert again.fingerprint["drafter"] != made.fingerprint["drafter"]
+    assert load(folder).fingerprint["drafter"] == ""
+    with pytest.raises(DraftrecError, match="so it is no drafter; name a folder that"):
+        load(folder, drafter=str(tmp_path))
