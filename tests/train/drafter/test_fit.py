@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,11 +14,10 @@ from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge.generator import fingerprint_of
 from draftrec.models.drafters import load_drafter
 from draftrec.models.loading import load_model, load_tokenizer
-from draftrec.train.drafter.fit import fit_drafter, held_out, new_head
+from draftrec.train.drafter.fit import fit_drafter, held_out
 from draftrec.train.drafter.texts import ScoreRules, TrainingText
 from draftrec.train.loop import TrainWatcher
 from draftrec.train.settings import HeadSettings
-from tests.models import zoo
 from tests.train.drafter.worlds import (
     HEAD,
     SETTINGS,
@@ -117,19 +115,6 @@ def test_runs_of_another_model_are_refused(world: Path, tmp_path: Path) -> None:
     mixed = replace(spec, runs=[world / "run0", tmp_path / "run"])
     with pytest.raises(DraftrecError, match=r"run was written with another model than"):
         fit_drafter(mixed)
-
-
-@pytest.mark.parametrize(("name", "same"), [("llama", True), ("gemma3", False), ("gpt2", False)])
-def test_a_head_begins_as_the_last_layer_of_its_kind(name: str, same: bool) -> None:  # noqa: FBT001
-    model: Any = zoo.plain(name)
-    torch.manual_seed(0)
-    head = new_head(model)
-    assert head.shape.hidden == 32
-    weights = {id(it): it for it in model.parameters() if it.shape == head.query.weight.shape}
-    assert any(torch.equal(head.query.weight, it) for it in weights.values()) == same
-    if same:
-        assert torch.equal(head.down.weight, model.model.layers[-1].mlp.down_proj.weight)
-        assert torch.equal(head.last.weight, model.model.norm.weight)
 
 
 def test_entities_are_held_out_whole() -> None:

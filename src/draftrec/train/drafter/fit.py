@@ -199,48 +199,10 @@ def held_out(texts: Seq[TrainingText], count: int, seed: int) -> set[str]:
     return {entities[i] for i in chosen[: min(count, len(entities) // 10)].tolist()}
 
 
-# Where layers of Llama's kind have what a head has.
-_IN_LAYER = {
-    "before": "input_layernorm",
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "after": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-
-
 def new_head(model: Any) -> DraftHead:
-    """A head of the size of the target's layers. Where those are of Llama's kind it begins as the
-    last of them, and learns sooner than from random weights; what joins embedding and feature is
-    random, for which it learns sooner still than where the feature is passed on."""
+    """A head of the size of the target's layers."""
     head = DraftHead(HeadShape.of(model.config.get_text_config()))
     for weight in head.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=0.02)
-    known = _last_layer(model)
-    if all(it.shape == head.get_parameter(name).shape for name, it in known.items()):
-        with torch.no_grad():
-            for name, weight in known.items():
-                head.get_parameter(name).copy_(weight)
     return head
-
-
-def _last_layer(model: Any) -> dict[str, torch.Tensor]:
-    """Weights of the target's last layer and last norm by the head's names; none where its layers
-    have other parts. Norms of Gemma's kind mean something else by their weights."""
-    body = model.base_model
-    layers, norm = getattr(body, "layers", None), getattr(body, "norm", None)
-    if not layers or norm is None or model.config.model_type.startswith("gemma"):
-        return {}
-    parts: dict[str, Any] = {"last": norm}
-    for name, place in _IN_LAYER.items():
-        try:
-            parts[name] = layers[-1].get_submodule(place)
-        except AttributeError:
-            return {}
-    weights = {f"{name}.weight": getattr(part, "weight", None) for name, part in parts.items()}
-    return {name: it for name, it in weights.items() if it is not None}
