@@ -27,6 +27,7 @@ from draftrec.data.files.writers import replace_file
 from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 
@@ -235,12 +236,17 @@ class HeadDrafting:
     passes: HeadPasses
     target: Target
 
-    def drafter(self, inner: Drafter, rate: Callable[[int], float] | None) -> HeadDrafter:
-        """One that draws into the trees of `inner`; `rate` as `HeadDrafter` takes it."""
+    def drafter(
+        self, inner: Drafter, rate: Callable[[int], float] | None, rules: ScoreRules
+    ) -> HeadDrafter:
+        """One that draws into the trees of `inner`; `rate` and `rules` as `HeadDrafter` takes
+        them."""
         info, tokens = self.learned.info, self.learned.tokens.cpu().numpy()
         weights = None if info.mixing is None else np.array(info.mixing["weights"])
-        rates = {"rate": rate, "weights": weights}
-        return HeadDrafter(inner, self.passes, self.target, tokens, info.levels, **rates)
+        return HeadDrafter(
+            inner, self.passes, self.target, tokens, info.levels,
+            weights=weights, rate=rate, rules=rules,
+        )  # fmt: skip
 
 
 def drafting_with(learned: LearnedDrafter, target: Target) -> HeadDrafting:

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.core import ALL, EMPTY_TREE, HEAD, DraftTree, IntArray, Request
-from draftrec.engine.learned.drafter import HeadDrafter
+from draftrec.engine.learned.drafter import PLAIN, HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadShape, unrolled
 from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.tree import check_tree, depths, make_tree
 
@@ -67,16 +68,18 @@ class World:
         slab = SimpleNamespace(slots=texts, capacity=64, features=self.features)
         self.target: Any = SimpleNamespace(slab=slab, model=model)
 
-    def drafter(self, inner: Any = None, levels: int = 3) -> HeadDrafter:
+    def drafter(self, inner: Any = None, levels: int = 3, rules: ScoreRules = PLAIN) -> HeadDrafter:
         passes = HeadPasses(self.head, lambda i: self.embedding[i], lambda h: h @ self.output.T)
-        return HeadDrafter(inner or NoDrafter(), passes, self.target, TOKENS, levels)
+        return HeadDrafter(inner or NoDrafter(), passes, self.target, TOKENS, levels, rules=rules)
 
     def text(self, slot: int, length: int) -> Text:
         ids = self.ids[slot]
         return Text(Request(str(slot), ids[:3]), ids[:length], slot)
 
     @torch.no_grad()
-    def path_probs(self, slot: int, context: IntArray, path: Seq[int]) -> list[float]:
+    def path_probs(
+        self, slot: int, context: IntArray, path: Seq[int], rules: ScoreRules
+    ) -> list[float]:
         """The head's probability of each token of a path below the text, as training unrolls it."""
         ids = torch.tensor([*context.tolist(), *path])
         n = len(context)
@@ -85,6 +88,14 @@ class World:
         found = []
         for step, token in enumerate(path):
             logits = items[step][0, step] @ self.output.T
+            had = ids[: n + step].tolist()
+            for i, known in enumerate(TOKENS.tolist()):
+                if known in had:
+                    low = logits[i] < 0
+                    logits[i] *= rules.repetition if low else 1 / rules.repetition
+                written = had[3:].count(known)
+                logits[i] -= rules.frequency * written + rules.presence * (written > 0)
+            logits /= rules.temperature
             found.append(float(logits.softmax(-1)[TOKENS.tolist().index(token)]))
         return found
 
@@ -97,9 +108,10 @@ def paths(tree: DraftTree) -> list[list[int]]:
     return found
 
 
-def test_alone_the_head_drafts_what_training_unrolls() -> None:
+@pytest.mark.parametrize("rules", [PLAIN, ScoreRules(1.6, 0.4, 0.3, 0.7)], ids=str)
+def test_alone_the_head_drafts_what_training_unrolls(rules: ScoreRules) -> None:
     world = World()
-    drafter = world.drafter()
+    drafter = world.drafter(rules=rules)
     drafter.weights[:] = [0, 0, 0, 0, 1, 0, 0, 0]  # its own estimate, unchanged
     texts = [world.text(0, 6), world.text(1, 9)]
     for text in texts:
@@ -113,7 +125,7 @@ def test_alone_the_head_drafts_what_training_unrolls() -> None:
             assert (len(tree), depths(tree).max()) == (16, 2)
             assert set(tree.sources.tolist()) == {HEAD}
             for path, prob in zip(paths(tree), tree.probs.tolist(), strict=True):
-                expected = np.prod(world.path_probs(text.slot, text.context, path))
+                expected = np.prod(world.path_probs(text.slot, text.context, path, rules))
                 assert prob == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from draftrec.config import ModelConfig
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge.generator import fingerprint_of
 from draftrec.models.drafters import load_drafter
 from draftrec.models.loading import load_model, load_tokenizer
 from draftrec.train.drafter.fit import fit_drafter, held_out
-from draftrec.train.drafter.texts import ScoreRules, TrainingText
+from draftrec.train.drafter.texts import TrainingText
 from draftrec.train.loop import TrainWatcher
 from draftrec.train.settings import HeadSettings
 from tests.train.drafter.worlds import (

@@ -12,6 +12,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from draftrec.engine.learned.head import DraftHead, HeadShape
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.models.drafters import OutputRows
 from draftrec.train.drafter.lesson import (
     Learner,
@@ -20,7 +21,7 @@ from draftrec.train.drafter.lesson import (
     draft_vocabulary,
     target_calls,
 )
-from draftrec.train.drafter.texts import ScoreRules, TrainingText
+from draftrec.train.drafter.texts import TrainingText
 from draftrec.train.settings import HeadSettings
 
 WORDS, WIDTH, DRAFTS, LEVELS = 60, 16, 25, 3

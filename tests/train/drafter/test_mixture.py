@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from draftrec.core import ALL
 from draftrec.engine.learned.growth import DEFAULT
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.tree import make_tree
-from draftrec.train.drafter.mixture import Said, fit_mixture, said_of
+from draftrec.train.drafter.mixture import Said, fit_mixture, mixture_of, said_of
+from draftrec.train.drafter.texts import TrainingText
 
 TOKENS = np.array([5, 7, 9], np.int32)
 
@@ -59,3 +63,26 @@ def test_rare_and_certain_things_do_not_lead_it_astray() -> None:
     weights = fit_mixture([[Said(inputs, np.ones(3000, np.int32), came)]], levels=1)
     assert np.isfinite(weights).all()
     assert 1 / (1 + np.exp(-inputs[1] @ weights[0, 3:6])) < 0.01
+
+
+def test_who_knows_the_texts_is_believed() -> None:
+    """A head that always says what comes, and one that says anything else, beside one pool."""
+    rng = np.random.default_rng(1)
+    tokens = np.arange(10, dtype=np.int32)
+    ids = [np.array([11, 12, *rng.integers(0, 10, 40)], np.int32) for _ in range(6)]
+    texts = [TrainingText(str(i), x, 2, ScoreRules()) for i, x in enumerate(ids)]
+
+    def says(text: TrainingText, *, right: bool) -> np.ndarray:
+        written = text.ids[2:]
+        said = written if right else (written + 1 + rng.integers(0, 9, 40)) % 10
+        probs = np.full((2, 40, 10), 0.1 / 9)
+        probs[:, np.arange(40), said] = 0.9
+        return probs
+
+    for right in (True, False):
+        along = [(text, partial(says, text, right=right)) for text in texts[3:]]
+        weights = mixture_of(texts[:3], along, tokens, levels=2)
+        assert weights.shape == (2, 8)
+        likely = weights[0, 3:6] @ [1.0, log_odds(0.9), log_odds(0.5)]
+        unlikely = weights[0, 3:6] @ [1.0, log_odds(0.01), log_odds(0.5)]
+        assert (likely > 0 > unlikely) if right else (likely < 0)

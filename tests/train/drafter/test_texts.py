@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import load_tokenizer
-from draftrec.train.drafter.texts import ScoreRules, WrittenRun, open_runs
+from draftrec.train.drafter.texts import WrittenRun, open_runs
 from tests.models import zoo
 from tests.models.folders import make_tokenizer
 from tests.train.drafter.worlds import make_target, write_records, write_run

@@ -24,12 +24,14 @@ from draftrec.core import (
 from draftrec.engine.learned import growth
 from draftrec.engine.learned.growth import Growth
 from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.learned.rules import ScoreRules, SeenTokens
 from draftrec.engine.packing import Segment
 from draftrec.engine.target import Target
 from draftrec.engine.tree import certain
 
 #: Tokens of the head's that are looked at below a node, and nodes that it looks at in a level.
 BRANCHES, WIDTH = 8, 8
+PLAIN = ScoreRules()
 
 
 class HeadDrafter:
@@ -38,6 +40,7 @@ class HeadDrafter:
     A level is a pass of the head over the likeliest nodes so far, whosever they are; `levels` of
     them at most in a step. `tokens` int64 `[V]`: the draft tokens. `weights` as in `growth`. Texts
     whose last row the target has yet to compute, prompts under way, are drafted by `inner` alone.
+    `rules`: what is done to the target's scores, and so to the head's.
     With a `rate`, tokens per second of so many sequences lately, levels are looked at while they
     bring more tokens than their time would without them; the same of the head as a whole.
     """
@@ -51,6 +54,7 @@ class HeadDrafter:
         levels: int,
         weights: DoubleArray | None = None,
         rate: Callable[[int], float] | None = None,
+        rules: ScoreRules = PLAIN,
     ) -> None:
         self.inner, self.passes, self.target = inner, passes, target
         self.worth = Worth(levels, rate) if rate else None
@@ -60,6 +64,8 @@ class HeadDrafter:
         vocabulary = max(int(tokens.max()) + 1, target.model.config.get_text_config().vocab_size)
         self._known = np.full(vocabulary, -1, np.int32)
         self._known[tokens] = np.arange(len(tokens), dtype=np.int32)
+        self.rules = rules
+        self._seen = SeenTokens(self._known, len(tokens)) if rules.penalises else None
         self._rows: dict[int, int] = {}
         self._drawn: dict[int, _Drawn] = {}
 
@@ -91,6 +97,8 @@ class HeadDrafter:
     def stop(self, sequence: SequenceView) -> None:
         """Tell the inner drafter, and forget the sequence."""
         del self._rows[id(sequence)]
+        if self._seen:
+            self._seen.stop(sequence)
         self.inner.stop(sequence)
 
     def _grown(
@@ -108,7 +116,7 @@ class HeadDrafter:
                 break
             began = time.perf_counter()
             segments = [b.segment(s) for b, s in zip(below, batch, strict=True) if b.asks]
-            self._look(grown, segments, rows, level)
+            self._look(grown, segments, rows, level, batch)
             rows = self._choose(grown, below, limit, levels)
             if self.worth:
                 self.worth.looked(level, mass, time.perf_counter() - began)
@@ -130,12 +138,17 @@ class HeadDrafter:
         nodes = WIDTH * levels
         self.passes.reserve(slab.slots, slab.capacity + nodes, nodes)
 
-    def _look(self, grown: Growth, segments: Seq[Segment], rows: LongArray, level: int) -> None:
+    def _look(
+        self, grown: Growth, segments: Seq[Segment], rows: LongArray, level: int,
+        batch: Seq[SequenceView],
+    ) -> None:  # fmt: skip
         """Ask the head about `rows` `[n, 2]`, and give them their children."""
         slab = self.target.slab
         assert slab is not None
         assert slab.features is not None
-        logits = self.passes.score(segments, slab.features).float()
+        scores = self.passes.score(segments, slab.features).float()
+        had = self._seen.rows(batch, grown, rows) if self._seen else (None, None)
+        logits = self.rules(scores, *(x if x is None else x.to(scores.device) for x in had))
         asked = torch.from_numpy(growth.questions(grown, rows, self._known)).to(logits.device)
         total = logits.logsumexp(-1, keepdim=True)
         best, ids = logits.topk(min(BRANCHES, logits.shape[-1]), -1)

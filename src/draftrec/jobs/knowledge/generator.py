@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, under_new_names
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.engine.costs import CostCurve, LearningCurve
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
@@ -398,7 +399,12 @@ class Generator:
             return NoDrafter()
         found = PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
         rate = budget.rate if isinstance(budget, AutoBudget) else None
-        return self.learned.drafter(found, rate) if self.learned else found
+        if self.learned is None:
+            return found
+        done = self.resolved.settings
+        warmth = self.config.accept.temperature or 1.0
+        penalties = done.repetition_penalty, done.presence_penalty, done.frequency_penalty
+        return self.learned.drafter(found, rate, ScoreRules(*penalties, warmth))
 
     def _budget(self, costs: LearningCurve | None) -> Budget:
         wanted = self.config.draft.budget

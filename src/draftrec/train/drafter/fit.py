@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from draftrec.models.loading import (
 )
 from draftrec.train.drafter.features import FeatureFiles
 from draftrec.train.drafter.lesson import Learner, Lesson, draft_vocabulary
+from draftrec.train.drafter.mixture import mixture_of
 from draftrec.train.drafter.texts import TrainingText, WrittenRun, open_runs
 from draftrec.train.loop import Progress, TrainWatcher
 from draftrec.train.session import Kind, Prepared, Session, figures
@@ -138,7 +140,7 @@ class _Making:
         self.learner = Learner(head, model.get_input_embeddings(), output)
         index = torch.full((vocabulary(model),), len(self.tokens))
         index[self.tokens] = torch.arange(len(self.tokens))
-        lesson = Lesson(
+        self.lesson = Lesson(
             self.texts,
             self.features,
             self.taught,
@@ -151,9 +153,9 @@ class _Making:
         )
         note = (
             f"{len(self.taught):,} texts to learn from and {len(self.held):,} to validate on, "
-            f"{len(self.tokens):,} draft tokens, {lesson.steps():,} steps an epoch"
+            f"{len(self.tokens):,} draft tokens, {self.lesson.steps():,} steps an epoch"
         )
-        return Prepared(lesson, self.learner, note, self._save, self._begin)
+        return Prepared(self.lesson, self.learner, note, self._save, self._begin)
 
     def _begin(self) -> None:
         """Have the target read the texts, as far as it has not, and let go of it."""
@@ -172,12 +174,19 @@ class _Making:
 
     def _save(self, record: dict[str, Any]) -> None:
         head = self.learner.head
+        self.watcher.note("fitting how the head and a pool are heard together")
+        taught = [self.texts[i] for i in self.taught]
+        along = [
+            (self.texts[i], partial(self.lesson.probabilities, self.learner, i)) for i in self.held
+        ]
+        mixture = mixture_of(taught, along, self.tokens.int().numpy(), self.spec.head.levels)
         info = DrafterInfo(
             shape=asdict(head.shape),
             levels=self.spec.head.levels,
             vocabulary=len(self.tokens),
             scale=self.scale,
             cap=self.cap,
+            mixing={"weights": mixture.tolist()},
             training=record,
             model=self.fingerprint["model"],
             tokenizer=self.fingerprint["tokenizer"],

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from draftrec.core import BoolArray, IntArray, LongArray
+from draftrec.core import BoolArray, DoubleArray, IntArray, LongArray
 from draftrec.engine.learned.head import DraftHead, unrolled
 from draftrec.models.drafters import OutputRows
 from draftrec.train.drafter.features import FeatureFiles
@@ -182,6 +182,14 @@ class Lesson:
             **{f"valid_top{CANDIDATES}_{i + 1}": float(it) for i, it in enumerate(recall)},
         }
         return Validation(figures, figures["valid_tokens_per_call"])
+
+    @torch.inference_mode()
+    def probabilities(self, model: Any, number: int) -> DoubleArray:
+        """float64 `[K, n, V]`: what each level says along a text of n tokens, row i of its token
+        i."""
+        batch = {name: x.to(model.device) for name, x in self.batch([number]).items()}
+        scores = self._scores(model, model(batch, self.settings.levels), self._seen(batch))
+        return torch.stack([x.softmax(-1).double() for x in scores]).cpu().numpy()
 
     @torch.inference_mode()
     def _judged(self, model: Any, batch: Batch) -> tuple[float, BoolArray, BoolArray]:

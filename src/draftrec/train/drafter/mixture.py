@@ -8,19 +8,25 @@ being proposed. So estimates are calibrated where they meet, and nothing is coun
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.core import BoolArray, DoubleArray, DraftTree, IntArray
+from draftrec.core import BoolArray, DoubleArray, DraftTree, IntArray, Request, Verdict
 from draftrec.engine.learned.drafter import BRANCHES
 from draftrec.engine.learned.growth import DEFAULT, WEIGHTS
+from draftrec.pool.drafter import PoolDrafter
+from draftrec.pool.store import Pool
+from draftrec.train.drafter.texts import TrainingText
 
 #: Columns of `growth.WEIGHTS` that each case has: proposed by both, by the head alone, by the pool
 #: alone.
 _CASES = (slice(0, 3), slice(3, 6), slice(6, 8))
+# Nodes of the pool's trees, their levels, and the texts that are gone along.
+_NODES, _DEPTH, _TEXTS = 16, 24, 48
 # What the usual weights count for, in observations of probability one half.
 _PRIOR = 16.0
 _LEAST = 1e-4
@@ -51,11 +57,11 @@ def said_of(
         over = float(tree.probs[node]) if node >= 0 else 1.0
         ids = tree.token_ids[below]
         given = tree.probs[below] / over
-        numbers = known[ids]
+        numbers = np.where(ids < len(known), known[np.minimum(ids, len(known) - 1)], -1)
         both = numbers >= 0
         q = np.where(both, probs[level, np.maximum(numbers, 0)], 0.5)
         rows = [np.stack([np.ones(len(ids)), _log_odds(given), np.where(both, _log_odds(q), 0)], 1)]
-        own = np.argsort(-probs[level], kind="stable")[:BRANCHES]
+        own = np.argpartition(-probs[level], min(BRANCHES, len(tokens)) - 1)[:BRANCHES]
         own = own[~np.isin(tokens[own], ids)]
         left = np.full(len(own), 1.0 - given.sum())
         rows.append(np.stack([np.ones(len(own)), _log_odds(probs[level, own]), _log_odds(left)], 1))
@@ -65,6 +71,66 @@ def said_of(
         on = below[ids == text[level]]
         node = int(on[0]) if len(on) else -2
     return found
+
+
+def mixture_of(
+    taught: Seq[TrainingText],
+    held_out: Seq[tuple[TrainingText, Callable[[], DoubleArray]]],
+    tokens: IntArray,
+    levels: int,
+) -> DoubleArray:
+    """float64 `[levels, WEIGHTS]` for a pool of the `taught` texts, from `held_out` ones and what
+    the head says along each, float64 `[levels, n, V]`: row i of a level is about its token i."""
+    pool = Pool("")
+    pool.add((it.ids[it.first :], None) for it in taught)
+    known = np.full(1 + max(int(tokens.max()), *(int(it.ids.max()) for it in taught)), -1, np.int32)
+    known[tokens] = np.arange(len(tokens), dtype=np.int32)
+
+    def said() -> Iterator[list[Said]]:
+        for text, probs in held_out[:_TEXTS]:
+            yield from _said_along(PoolDrafter(pool), text, probs(), tokens, known)
+
+    return fit_mixture(said(), levels)
+
+
+def _said_along(
+    drafter: PoolDrafter, text: TrainingText, probs: DoubleArray, tokens: IntArray, known: IntArray
+) -> Iterator[list[Said]]:
+    """What is said after every token of a text but the last."""
+    along = _Along(Request(text.entity_id, text.ids[: text.first]), text.ids)
+    drafter.start(along)
+    nothing = np.empty(0, np.int32)
+    for at in range(text.first + 1, len(text.ids)):
+        along.length = at
+        drafter.observe([along], [Verdict(nothing, text.ids[at - 1 : at])])
+        tree = drafter.draft([along], _NODES, _DEPTH)[0]
+        first = at - text.first
+        rows = [level[first + i] for i, level in enumerate(probs) if first + i < len(level)]
+        yield said_of(tree, np.stack(rows), tokens, known, text.ids[at:])
+    drafter.stop(along)
+
+
+@dataclass(eq=False, slots=True)
+class _Along:
+    """A text under way as a drafter sees it: its first `length` tokens."""
+
+    request: Request
+    ids: IntArray
+    length: int = 0
+    slot: int = 0
+    noise: int | None = None
+
+    @property
+    def context(self) -> IntArray:
+        return self.ids[: self.length]
+
+    @property
+    def room(self) -> int:
+        return len(self.ids) - self.length
+
+    @property
+    def computed(self) -> int:
+        return self.length - 1
 
 
 def fit_mixture(said: Iterable[list[Said]], levels: int) -> DoubleArray:

@@ -22,6 +22,7 @@ from draftrec.config import AcceptConfig, ControlsConfig, RecordsConfig
 from draftrec.core import IntArray
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.records import Entity
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.text.settings import resolve
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.manifest import Manifest, recorded_settings
@@ -32,18 +33,6 @@ from draftrec.models.prompting import PromptEncoder, PromptForm, form_of, has_ch
 Config = TypeVar("Config", bound=BaseModel)
 
 _BLOCK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRules:
-    """What a run did to scores before a token was chosen: penalties of tokens seen before
-    (repetition in prompt and text, the others in the text), then the temperature, 1 where texts
-    are greedy."""
-
-    repetition: float = 1.0
-    presence: float = 0.0
-    frequency: float = 0.0
-    temperature: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
