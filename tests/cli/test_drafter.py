@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from draftrec.cli.main import run
@@ -60,6 +61,26 @@ def test_a_drafter_is_trained_and_stays_as_it_is(command: Command, tmp_path: Pat
     assert "is already trained" in command.err
     command.refuses("levels was 2, now 3", *command.data, "--output", output, *FEW, "--levels", 3)
     assert (output / "head.safetensors").read_bytes() == written
+
+
+def test_a_drafter_says_what_it_is(command: Command, tmp_path: Path, capsys: Any) -> None:
+    assert command(*command.data, "--output", tmp_path / "d", *FEW) == 0
+    assert run(["drafter", "info", str(tmp_path / "d"), "--json"]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out.splitlines()[-1])
+    record = json.loads((tmp_path / "d" / "drafter.json").read_text())
+    best = record["training"]["epochs"][record["training"]["best_epoch"]]
+    assert found["valid_tokens_per_call"] == best["valid_tokens_per_call"]
+    assert (found["form"], found["levels"], found["vocabulary"]) == (
+        "head",
+        2,
+        record["vocabulary"],
+    )
+    assert found["joined_with_pools_as_fitted"]
+    assert np.shape(record["mixing"]["weights"]) == (2, 8)
+    assert f"valid tokens per call  {best['valid_tokens_per_call']}" in shown.err
+    assert run(["drafter", "info", str(tmp_path)]) == 2
+    assert "so it is no drafter" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 
 from draftrec.cli.command import command
 from draftrec.cli.genrec.train import Folder, Overwrite, trained
+from draftrec.cli.knowledge.pool import told
 from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     MODEL_PANEL,
@@ -102,4 +103,19 @@ def fit(options: DrafterFitOptions) -> int:
     return trained(fit_drafter, spec, as_json=options.json)
 
 
-SUBCOMMANDS = {"fit": fit}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterInfoOptions(JsonOptions):
+    """The command line of `draftrec drafter info`."""
+
+    drafter: Path = argument("DIR", "Folder that `draftrec drafter fit` wrote.", READ)
+
+
+@command(DrafterInfoOptions)
+def info(options: DrafterInfoOptions) -> int:
+    """Show what a drafter is, what it was trained on, and how good it was on held-out texts."""
+    from draftrec.models.drafters import describe_drafter
+
+    return told(options.json, describe_drafter, options.drafter)
+
+
+SUBCOMMANDS = {"fit": fit, "info": info}

@@ -189,6 +189,29 @@ def read_drafter_info(folder: str | Path) -> DrafterInfo:
     return info
 
 
+def describe_drafter(folder: str | Path) -> dict[str, Any]:
+    """What people want to know of a drafter, by name. Raises as `read_drafter_info`."""
+    info = read_drafter_info(folder)
+    record = info.training
+    epochs = record.get("epochs") or [{}]
+    best = epochs[min(max(record.get("best_epoch", -1), -1), len(epochs) - 1)]
+    return {
+        "form": info.form,
+        "levels": info.levels,
+        "vocabulary": info.vocabulary,
+        "weights": record.get("weights"),
+        "texts": record.get("texts"),
+        "loss": record.get("loss"),
+        "epochs": record.get("best_epoch", -1) + 1 or None,
+        "seconds": record.get("seconds"),
+        **{name: best[name] for name in best if name.startswith("valid_")},
+        "joined_with_pools_as_fitted": info.mixing is not None,
+        "model": info.model,
+        "tokenizer": info.tokenizer,
+        "format_version": info.format_version,
+    }
+
+
 def check_drafter(folder: str | Path, info: DrafterInfo, fingerprint: Mapping[str, str]) -> None:
     """Raise DraftrecError unless the drafter was trained for the target with these fingerprints."""
     for what in ("tokenizer", "model"):

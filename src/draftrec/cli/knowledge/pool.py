@@ -52,7 +52,7 @@ def build(options: BuildOptions) -> int:
     from draftrec.pool.store import LEVELS
 
     levels = tuple(n for n in LEVELS if options.levels in ("both", n))
-    return _told(
+    return told(
         options.json,
         build_pool,
         options.files(options.texts),
@@ -80,7 +80,7 @@ def add(options: AddOptions) -> int:
     """Add TEXTS to the pool in DIR."""
     from draftrec.evaluate.replay.pool_job import add_to_pool
 
-    return _told(
+    return told(
         options.json,
         add_to_pool,
         options.pool,
@@ -105,7 +105,7 @@ def merge(options: MergeOptions) -> int:
     """Make one pool of two; texts that both hold are kept once."""
     from draftrec.evaluate.replay.pool_job import merge_pools
 
-    return _told(options.json, merge_pools, options.one, options.other, options.output)
+    return told(options.json, merge_pools, options.one, options.other, options.output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def prune(options: PruneOptions) -> int:
     """Shrink the pool in DIR: texts accepted least and longest ago go first."""
     from draftrec.evaluate.replay.pool_job import prune_pool
 
-    return _told(options.json, prune_pool, options.pool, options.max_bytes)
+    return told(options.json, prune_pool, options.pool, options.max_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def info(options: LookOptions) -> int:
     """Show a pool's size, and what it was worth to the runs that drafted from it."""
     from draftrec.evaluate.replay.pool_job import describe
 
-    return _told(options.json, describe, options.pool)
+    return told(options.json, describe, options.pool)
 
 
 @command(LookOptions)
@@ -144,7 +144,7 @@ def check(options: LookOptions) -> int:
     """Verify the checksums of the pool in DIR."""
     from draftrec.evaluate.replay.pool_job import check_pool
 
-    return _told(options.json, check_pool, options.pool)
+    return told(options.json, check_pool, options.pool)
 
 
 #: What the `draftrec` command makes of this module.
@@ -159,7 +159,7 @@ SUBCOMMANDS: dict[str, Callable[..., int]] = {
 _MOST_LINES = 8
 
 
-def _told(json: bool, work: Callable[..., dict[str, Any]], *args: Any, **more: Any) -> int:  # noqa: FBT001
+def told(json: bool, work: Callable[..., dict[str, Any]], *args: Any, **more: Any) -> int:  # noqa: FBT001
     """Do the work and show what came of it."""
     from rich.console import Console
 
@@ -182,7 +182,7 @@ def _readable(name: str, value: Any) -> str:
         return " ".join(map(str, value)) or "-"  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
-    if name == "tokenizer":
+    if name in ("tokenizer", "model"):
         return str(value)[:16]
     return (
         f"{value:,}" if isinstance(value, int | float) and name != "format_version" else str(value)
