@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch.nn.functional import linear
 
 from draftrec.core import Drafter
@@ -232,7 +232,8 @@ def load_drafter(folder: str | Path, model: Any, fingerprint: Mapping[str, str])
     check_drafter(folder, info, fingerprint)
     path = here(folder) / WEIGHTS_FILE
     try:
-        held = load_file(path)
+        content = path.read_bytes()
+        held = load(content)
         tokens = held.pop(_TOKENS).long()
         head = DraftHead(HeadShape(**info.shape))  # type: ignore[arg-type]
         head.load_state_dict({name.removeprefix(_HEAD): held[name] for name in held})
@@ -246,9 +247,9 @@ def load_drafter(folder: str | Path, model: Any, fingerprint: Mapping[str, str])
         raise DraftrecError(f"{path} does not fit its {INFO_FILE}; train the drafter again")
     head = head.requires_grad_(False).to(model.device, model.dtype).eval()
     output = OutputRows.of(model, tokens, model.dtype, info.scale, info.cap)
-    content = (here(folder) / WEIGHTS_FILE).read_bytes() + json.dumps(info.mixing).encode()
-    digest = hashlib.sha256(content).hexdigest()
-    return LearnedDrafter(head, tokens.to(model.device), output, info, digest)
+    digest = hashlib.sha256(content)
+    digest.update(json.dumps(info.mixing).encode())
+    return LearnedDrafter(head, tokens.to(model.device), output, info, digest.hexdigest())
 
 
 @dataclass(frozen=True, eq=False, slots=True)

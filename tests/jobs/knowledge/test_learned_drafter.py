@@ -10,6 +10,7 @@ import torch
 
 from draftrec.core import HEAD, Generation
 from draftrec.engine.learned.head import DraftHead, HeadShape
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge import generator as module
 from draftrec.jobs.knowledge.generator import Generator
@@ -52,7 +53,8 @@ def make(path: Path, made: Generator, seed: int) -> Path:
     shape = HeadShape.of(made.target.model.config)
     sizes = {name: getattr(shape, name) for name in HeadShape.__slots__}
     prints = {name: made.fingerprint[name] for name in ("model", "tokenizer")}
-    info = DrafterInfo(shape=sizes, levels=3, vocabulary=VOCABULARY, **prints)
+    mixing = {"weights": [[0.1 * seed + i for i in range(8)]] * 3} if seed else None
+    info = DrafterInfo(shape=sizes, levels=3, vocabulary=VOCABULARY, mixing=mixing, **prints)
     save_drafter(path, DraftHead(shape).state_dict(), torch.arange(VOCABULARY), info)
     return path
 
@@ -99,7 +101,10 @@ def test_it_is_part_of_what_a_run_depends_on(folder: Path, drafter: Path, tmp_pa
     assert made.fingerprint["drafter"]
     assert made.with_settings(budget=4).fingerprint == made.fingerprint
     other = make(tmp_path / "b", made, seed=1)
-    again = load(folder, drafter=str(other))
+    again = load(folder, drafter=str(other), repetition_penalty=1.3, temperature=0.7)
+    drafting: Any = again.engine(20).drafter
+    assert drafting.weights[2].tolist() == [0.1 + i for i in range(8)]
+    assert drafting.rules == ScoreRules(1.3, 0.0, 0.0, 0.7)
     assert again.fingerprint["drafter"] != made.fingerprint["drafter"]
     assert load(folder).fingerprint["drafter"] == ""
     with pytest.raises(DraftrecError, match="so it is no drafter; name a folder that"):

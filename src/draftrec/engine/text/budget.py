@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from draftrec.core import DoubleArray, DraftTree, FloatArray, Verdict
 from draftrec.engine.costs import PassCosts, smoothed
@@ -135,8 +136,8 @@ class Calibration:
         """float64 `[n]`: calibrated probabilities."""
         estimate = _sigmoid(self.knots)
         rate = estimate * (self.kept + self.prior) / (self.expected + self.prior)
-        learnt = _log_odds(smoothed(rate, 1.0 + self.expected / estimate))
-        x = _log_odds(probs.astype(np.float64))
+        learnt = log_odds(smoothed(rate, 1.0 + self.expected / estimate))
+        x = log_odds(probs)
         return _sigmoid(x + np.interp(x, self.knots, learnt - self.knots))
 
     def observe(self, trees: Seq[DraftTree], verdicts: Seq[Verdict]) -> None:
@@ -152,7 +153,7 @@ class Calibration:
 
     def _shares(self, probs: DoubleArray, amount: DoubleArray) -> DoubleArray:
         """float64 `[knots]`: what of `amount` `[n]` falls to each knot."""
-        place = np.interp(_log_odds(probs), self.knots, np.arange(len(self.knots)))
+        place = np.interp(log_odds(probs), self.knots, np.arange(len(self.knots)))
         left = np.minimum(place.astype(np.int64), len(self.knots) - 2)
         right = amount * (place - left)
         found = np.zeros(len(self.knots))
@@ -165,6 +166,7 @@ def _sigmoid(x: DoubleArray) -> DoubleArray:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def _log_odds(p: DoubleArray) -> DoubleArray:
-    clipped = np.clip(p, 1e-4, 1 - 1e-4)
+def log_odds(probs: npt.ArrayLike) -> DoubleArray:
+    """float64, of probabilities that are kept away from 0 and 1."""
+    clipped = np.clip(np.asarray(probs, np.float64), 1e-4, 1 - 1e-4)
     return np.log(clipped / (1 - clipped))

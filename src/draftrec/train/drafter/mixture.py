@@ -13,23 +13,22 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from draftrec.core import BoolArray, DoubleArray, DraftTree, IntArray, Request, Verdict
 from draftrec.engine.learned.drafter import BRANCHES
-from draftrec.engine.learned.growth import DEFAULT, WEIGHTS
+from draftrec.engine.learned.growth import DEFAULT, default_weights
+from draftrec.engine.text.budget import log_odds
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 from draftrec.train.drafter.texts import TrainingText
 
-#: Columns of `growth.WEIGHTS` that each case has: proposed by both, by the head alone, by the pool
-#: alone.
+#: Columns of a level's weights (`growth.WEIGHTS`) that each case has: proposed by both, by the head
+#: alone, by the pool alone.
 _CASES = (slice(0, 3), slice(3, 6), slice(6, 8))
 # Nodes of the pool's trees, their levels, and the texts that are gone along.
 _NODES, _DEPTH, _TEXTS = 16, 24, 48
 # What the usual weights count for, in observations of probability one half.
 _PRIOR = 16.0
-_LEAST = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,11 @@ def said_of(
         numbers = np.where(ids < len(known), known[np.minimum(ids, len(known) - 1)], -1)
         both = numbers >= 0
         q = np.where(both, probs[level, np.maximum(numbers, 0)], 0.5)
-        rows = [np.stack([np.ones(len(ids)), _log_odds(given), np.where(both, _log_odds(q), 0)], 1)]
+        rows = [np.stack([np.ones(len(ids)), log_odds(given), np.where(both, log_odds(q), 0)], 1)]
         own = np.argpartition(-probs[level], min(BRANCHES, len(tokens)) - 1)[:BRANCHES]
         own = own[~np.isin(tokens[own], ids)]
         left = np.full(len(own), 1.0 - given.sum())
-        rows.append(np.stack([np.ones(len(own)), _log_odds(probs[level, own]), _log_odds(left)], 1))
+        rows.append(np.stack([np.ones(len(own)), log_odds(probs[level, own]), log_odds(left)], 1))
         cases = np.concatenate([np.where(both, 0, 2), np.ones(len(own), np.int64)])
         came = np.concatenate([ids, tokens[own]]) == text[level]
         found.append(Said(np.concatenate(rows), cases.astype(np.int32), came))
@@ -79,7 +78,7 @@ def mixture_of(
     tokens: IntArray,
     levels: int,
 ) -> DoubleArray:
-    """float64 `[levels, WEIGHTS]` for a pool of the `taught` texts, from `held_out` ones and what
+    """float64 `[levels, 8]` for a pool of the `taught` texts, from `held_out` ones and what
     the head says along each, float64 `[levels, n, V]`: row i of a level is about its token i."""
     pool = Pool("")
     pool.add((it.ids[it.first :], None) for it in taught)
@@ -134,13 +133,12 @@ class _Along:
 
 
 def fit_mixture(said: Iterable[list[Said]], levels: int) -> DoubleArray:
-    """float64 `[levels, WEIGHTS]` from what was said at many places."""
+    """float64 `[levels, 8]` from what was said at many places."""
     by_level: list[list[Said]] = [[] for _ in range(levels)]
     for place in said:
         for level, found in enumerate(place[:levels]):
             by_level[level].append(found)
-    weights = np.tile(DEFAULT, (levels, 1))
-    assert weights.shape[1] == WEIGHTS
+    weights = default_weights(levels)
     for level, found in enumerate(by_level):
         if not found:
             continue
@@ -177,8 +175,3 @@ def _regression(inputs: DoubleArray, came: BoolArray, usual: DoubleArray) -> Dou
         if gained < 1e-6 * max(1.0, here):
             break
     return weights
-
-
-def _log_odds(probs: npt.ArrayLike) -> DoubleArray:
-    p = np.clip(np.asarray(probs, np.float64), _LEAST, 1 - _LEAST)
-    return np.log(p / (1 - p))
