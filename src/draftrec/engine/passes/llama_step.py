@@ -107,10 +107,9 @@ class LlamaStep:
         over_rows(_norm, len(x), width, stream, self._layers[0].before, epsilon, h)
         for place, layer in enumerate(self._layers):
             keys, values = plan.slab.keys[place], plan.slab.values[place]
-            projected = _array(layer.query_key_value(normed))
             over_rows(
-                _rotate, rows, width, projected, layer.size, where, waves, layer.heads_norm,
-                epsilon, asked, keys.numpy(), values.numpy(),
+                _rotate, rows, width, *layer.query_key_value.parts(normed), layer.size, where,
+                waves, layer.heads_norm, epsilon, asked, keys.numpy(), values.numpy(),
             )  # fmt: skip
             if by_row:
                 keys, values = plan.slab.keys[place], plan.slab.values[place]
@@ -120,7 +119,7 @@ class LlamaStep:
                 mixed = attend(plan, place, query, scale=layer.scale)
             delta = _array(layer.out(mixed.view(len(x), -1).to(x.dtype)))
             over_rows(_add_norm, len(x), width, stream, delta, layer.after, epsilon, h)
-            over_rows(_gate, len(x), 4 * width, _array(layer.gate_up(normed)), act)
+            over_rows(_gate, len(x), 4 * width, *layer.gate_up.parts(normed), act)
             delta = _array(layer.down(gated))
             last = place + 1 == len(self._layers)
             weight = self._norm if last else self._layers[place + 1].before
@@ -142,23 +141,26 @@ class LlamaStep:
 
 
 class _Product:
-    """Rows times the weights of linear layers that read the same: `[R, in]` to `[R, width]`."""
+    """Rows times the weights of linear layers that read the same, in one product where `prepack`
+    has joined them."""
 
     def __init__(self, *linears: Any) -> None:
         self.width = sum(x.out_features for x in linears)
         first = linears[0]
         packed = first.whole if isinstance(first, Part) else first
-        if isinstance(packed, PrepackedLinear | HalfLinear):
-            self._run: Any = packed
-            return
-        self._run = first if len(linears) == 1 else self._beside
-        self._linears = linears
-
-    def _beside(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([linear(x) for linear in self._linears], -1)
+        joined = isinstance(packed, PrepackedLinear | HalfLinear)
+        self._linears = (packed,) if joined else linears
+        ends = np.cumsum([0, *(x.out_features for x in linears[:-1])]).tolist()
+        self._begins = tuple(ends) if joined else (0,) * len(linears)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._run(x)
+        """`[R, in]` to `[R, width]`, of a single layer."""
+        return self._linears[0](x)
+
+    def parts(self, x: torch.Tensor) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+        """Of each layer an array `[R, >= out]` that holds what it gives, and its first column."""
+        found = [_array(linear(x)) for linear in self._linears]
+        return tuple(found * (len(self._begins) // len(found))), self._begins
 
 
 def _layer(layer: Any) -> _Layer:
@@ -255,11 +257,13 @@ def _add_norm(  # noqa: PLR0913
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-def _gate(first: int, last: int, x: Any, out: Any) -> None:
-    """SiLU of the first half of each row times the second half. The divisor is never zero; a check
-    for it would make the loop run one by one, eight times as long."""
+def _gate(first: int, last: int, parts: Any, begins: Any, out: Any) -> None:
+    """SiLU of the gates times the ups. The divisor is never zero; a check for it would make the
+    loop run one by one, eight times as long."""
     for row in range(first, last):
-        gate, up, result = x[row, : out.shape[1]], x[row, out.shape[1] :], out[row]
+        result = out[row]
+        gate = parts[0][row, begins[0] : begins[0] + len(result)]
+        up = parts[1][row, begins[1] : begins[1] + len(result)]
         for i in range(len(result)):
             g = _number(gate[i])
             silu = _rounded(g / (np.float32(1) + exponential(-g)), result[i])
@@ -268,32 +272,33 @@ def _gate(first: int, last: int, x: Any, out: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def _rotate(  # noqa: PLR0913
-    first: int, last: int, x: Any, size: Any, where: Any, waves: Any, norms: Any, epsilon: Any,
-    query: Any, keys: Any, values: Any,
+    first: int, last: int, parts: Any, begins: Any, size: Any, where: Any, waves: Any, norms: Any,
+    epsilon: Any, query: Any, keys: Any, values: Any,
 ) -> None:  # fmt: skip
-    """Rotary factors, after norms of heads where there are some: `x` `[R, (heads + 2 kv_heads) *
-    dim]` to `query` float32 `[R, heads, dim]` and to `keys`, `values` float32 at each row's slot
-    and column."""
+    """Rotary factors, after norms of heads where there are some: queries to `query` float32
+    `[R, heads, dim]`, keys and values to `keys` and `values` float32 at each row's slot and
+    column."""
     heads, kv_heads, dim = size
     positions, slots, columns = where
-    normed = np.empty(dim, x.dtype)
+    normed = np.empty(dim, parts[0].dtype)
     for row in range(first, last):
         slot, column, wave = slots[row], columns[row], waves[positions[row]]
         for head in range(heads + kv_heads):
-            own = x[row, head * dim : head * dim + dim]
-            norm = norms[0] if head < heads else norms[1]
-            if len(norm):
-                _scaled(own, norm, epsilon, normed)
+            part = 0 if head < heads else 1
+            begin = begins[part] + (head - part * heads) * dim
+            own = parts[part][row, begin : begin + dim]
+            if len(norms[part]):
+                _scaled(own, norms[part], epsilon, normed)
                 own = normed
             if head < heads:
                 _turn(own, wave, query[row, head])
             else:
                 _turn(own, wave, keys[slot, head - heads, column])
         for head in range(kv_heads):
-            begin = (heads + kv_heads + head) * dim
+            begin = begins[2] + head * dim
             to = values[slot, head, column]
             for i in range(dim):
-                to[i] = _number(x[row, begin + i])
+                to[i] = _number(parts[2][row, begin + i])
 
 
 @njit(cache=True, nogil=True, inline="always")
