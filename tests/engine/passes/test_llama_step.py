@@ -159,8 +159,11 @@ def test_what_was_put_into_a_model_is_heeded() -> None:
 def test_a_pass_that_differs_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def wrong(first: int, last: int, x: np.ndarray, out: np.ndarray) -> None:
-        out[first:last] = x[first:last, : out.shape[1]]
+    def wrong(
+        first: int, last: int, parts: tuple[np.ndarray, ...], begins: tuple[int, ...],
+        out: np.ndarray,
+    ) -> None:  # fmt: skip
+        out[first:last] = parts[0][first:last, begins[0] : begins[0] + out.shape[1]]
 
     monkeypatch.setattr(llama_step, "_gate", wrong)
     with caplog.at_level(logging.WARNING, "draftrec"):
