@@ -13,7 +13,7 @@ import torch
 from draftrec.core import Generation, Request
 from draftrec.engine.text.stats import StepStats
 from draftrec.errors import DraftrecError, Interrupted, PoolMismatchError
-from draftrec.jobs.knowledge import generator as module
+from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator, make_config
 from draftrec.pool.store import Pool
 from tests.engine.text.helpers import PROMPTS, observed_eos, plain_text, requests

@@ -12,7 +12,7 @@ from draftrec.core import HEAD, Generation
 from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge import generator as module
+from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.models.drafters import DrafterInfo, save_drafter
 from tests.engine.text.helpers import observed_eos, requests

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge import generator as module
+from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.writing import Texts
 from draftrec.pool.store import Pool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 
 from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, under_new_names
 from draftrec.core import Drafter, Generation, IntArray, Request
-from draftrec.engine.costs import CostCurve, LearningCurve
+from draftrec.engine.costs import LearningCurve
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.rotary import context_length
@@ -37,21 +36,18 @@ from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.jobs.knowledge import writing
 from draftrec.jobs.knowledge.account import exactness
 from draftrec.jobs.knowledge.manifest import Facts
+from draftrec.jobs.knowledge.passes import Passes
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.knobs import not_allowed
 from draftrec.models import loading
 from draftrec.models.drafters import HeadDrafting, drafting_with, load_drafter
 from draftrec.models.prompting import PromptEncoder, PromptForm, chat_template, has_chat_template
-from draftrec.pool.costs import measure_cost
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
 
 _LOG = logging.getLogger(__name__)
-_MOST_SLOTS = {"cpu": 16, "cuda": 128}
-# As many texts as make it worthwhile to measure for as long as ever.
-_MANY = 1 << 30
 
 #: What follows from what strict means.
 _HINTS = {
@@ -112,8 +108,7 @@ class Generator:
         self._said_special = False
         self.costs: dict[BatchConfig, dict[str, Any]] = {}
         self.timing = Timing()
-        self.cost_state = cost_state
-        self._curve: tuple[int, int, LearningCurve] | None = None
+        self._passes = Passes(target, config, self.context_length, cost_state)
 
     @classmethod
     def from_pretrained(
@@ -193,6 +188,16 @@ class Generator:
     def exact(self) -> bool:
         """Are strict texts plain decoding's bit for bit, by the check at load?"""
         return self.target.exact
+
+    @property
+    def cost_state(self) -> dict[str, Any] | None:
+        """What is known of its passes, for a later run to begin with."""
+        return self._passes.state
+
+    def cost_curve(self, longest: int, texts: int | None = None) -> LearningCurve | None:
+        """As `Passes.curve`; None where nothing is drafted."""
+        drafts = self.config.draft.draft != "none"
+        return self._passes.curve(longest, texts) if drafts else None
 
     @property
     def facts(self) -> Facts:
@@ -294,7 +299,8 @@ class Generator:
         drafts = config.draft.draft == "pool"
         made = self.with_config(config, pool=self.pool if drafts else None)
         made.timing, made.costs, made.processors = self.timing, self.costs, processors
-        made.cost_state = self.costs.get(config.batch, made.cost_state)
+        if known := self.costs.get(config.batch):
+            made._passes.state = known
         return made
 
     def run(
@@ -330,7 +336,7 @@ class Generator:
         try:
             return loop.generate(engine, requests, on_step, should_stop)
         finally:
-            self._keep_costs()
+            self._passes.keep()
 
     def commit(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
         """Draft from these (token_ids, group) texts as well from now on."""
@@ -338,25 +344,11 @@ class Generator:
             with self.timing.drafting():
                 self.pool.add(texts)
 
-    def cost_curve(self, longest: int, texts: int | None = None) -> LearningCurve | None:
-        """Seconds of a pass by its rows, prompts being of at most `longest` tokens, which goes on
-        learning from every run; None where nothing is drafted. Measured for no longer than is worth
-        it for so many `texts` (None: any number), and again where there are many more."""
-        if self.config.draft.draft == "none":
-            return None
-        slots, many = self._slots(longest), _MANY if texts is None else texts
-        if self._curve is None or self._curve[0] != slots or many >= 8 * self._curve[1]:
-            known = self._known_curve(slots) if self._curve is None else None
-            first = known or self._measure(slots, longest, many)
-            self._curve = slots, _MANY if known else many, LearningCurve(first)
-            self._keep_costs()
-        return self._curve[2]
-
     def engine(self, longest: int, texts: int | None = None) -> loop.Engine:
         """A new engine for prompts of at most `longest` tokens, and so many `texts`. Measures what
         passes cost where something is drafted and that is not known yet."""
         config = self.config
-        slots, costs = self._slots(longest), self.cost_curve(longest, texts)
+        slots, costs = self._passes.slots(longest), self.cost_curve(longest, texts)
         budget, certain = self._budget(costs), None
         drafter, controls = self._drafter(budget), self._controls()
         if self.grammar:
@@ -416,43 +408,6 @@ class Generator:
         # more. Where drafts change texts, what this run learns is for the next to go by.
         return AutoBudget(costs if self.config.accept.accept == "strict" else costs.curve)
 
-    def _known_curve(self, slots: int) -> CostCurve | None:
-        """What passes cost as an earlier run left it."""
-        state = self.cost_state
-        if self.config.draft.budget != "auto" or state is None or state["slots"] != slots:
-            return None
-        return CostCurve.from_json(state) if "rows" in state else None
-
-    def _measure(self, slots: int, longest: int, texts: int) -> CostCurve:
-        budget = self.config.draft.budget
-        _LOG.info("measuring what a pass of the model costs")
-        usual = min(self.config.batch.max_new_tokens, 256) // 2
-        context = max(1, min(longest + usual, self.context_length - 66))
-        most = 64 if budget == "auto" else min(64, budget)
-        nodes = max(0, min(most, self.context_length - context - 1))
-        # A pass writes some two tokens of each text.
-        passes, together = -(-texts // slots) * usual // 2, min(slots, texts)
-        return measure_cost(self.target, together, context, nodes=nodes, passes=passes)
-
-    def _keep_costs(self) -> None:
-        """Let what passes cost be part of what later runs begin with."""
-        if self._curve is not None and self.config.draft.budget == "auto":
-            slots, _, curve = self._curve
-            self.cost_state = {"slots": slots, **curve.to_json()}
-
-    def _slots(self, longest: int) -> int:
-        """Sequences that run together: as asked, or as many as a share of free memory holds."""
-        wanted = self.config.batch.batch_size
-        if wanted != "auto":
-            return wanted
-        if self.cost_state is not None:
-            return self.cost_state["slots"]
-        room = min(longest + self.config.batch.max_new_tokens + 65, self.context_length + 65)
-        fit = int(_free_memory(self.target.device) * 0.5) // (self.target.bytes_per_token * room)
-        slots = max(1, min(_MOST_SLOTS[self.target.device.type], fit))
-        self.cost_state = {"slots": slots}
-        return slots
-
 
 def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
     """What a run depends on: the model's weights and the tokenizer's vocabulary.
@@ -487,13 +442,3 @@ def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> Generate
     except ValidationError as error:
         raise DraftrecError(not_allowed(error)) from error
     return config.model_copy(update=made)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes free on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 << 30
