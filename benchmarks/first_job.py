@@ -65,7 +65,7 @@ def bookshop(args: argparse.Namespace, scratch: Path, penalty: float) -> dict[st
             draft = ["--draft=none"] if way == "plain" else []
             job = ["generate", str(records), "--model", str(model), "--output", str(output)]
             start = time.perf_counter()
-            summary = _command([*job, "--template=kar", "--side=user", *extra, *draft])
+            summary = run_command([*job, "--template=kar", "--side=user", *extra, *draft])
             seconds = time.perf_counter() - start
             note(f"bookshop {way} {summary['wall_seconds']:.1f} s")
             if turn:
@@ -84,7 +84,7 @@ def bookshop(args: argparse.Namespace, scratch: Path, penalty: float) -> dict[st
     }
 
 
-def _command(arguments: Seq[str]) -> dict[str, Any]:
+def run_command(arguments: Seq[str]) -> dict[str, Any]:
     """Run `draftrec` and read the summary on the last line of its output."""
     done = subprocess.run(
         [sys.executable, "-c", _MAIN, *arguments, "--json"],
@@ -197,7 +197,7 @@ def _requests(generator: Generator, users: int | None) -> list[Request]:
 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "users.jsonl"
-        _command([
+        run_command([
             "records", str(_RATINGS), str(_MOVIES), "--side=user", f"--output={output}", *_COLUMNS
         ])  # fmt: skip
         rows: list[Mapping[str, Any]] = [json.loads(x) for x in output.read_text().splitlines()]
