@@ -28,6 +28,7 @@ import torch
 from common import SHARED, in_turn, note, paired_ratio, spread, write_result
 from first_job import run_command
 
+from draftrec.config import Side
 from draftrec.core import SOURCES, Generation, Request
 from draftrec.data.templates import load_template
 from draftrec.jobs.knowledge.generator import Generator, make_config
@@ -43,7 +44,7 @@ class Work:
     """Files of one side in the working folder."""
 
     folder: Path
-    side: str
+    side: Side
 
     @property
     def taught(self) -> Path:
