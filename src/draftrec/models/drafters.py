@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 from torch.nn.functional import linear
 
 from draftrec.core import Drafter
@@ -28,6 +30,7 @@ from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.engine.learned.passes import HeadPasses
 from draftrec.engine.learned.rules import ScoreRules
+from draftrec.engine.passes.half_weights import HalfLinear
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 
@@ -66,17 +69,17 @@ class DrafterInfo(BaseModel):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OutputRows:
-    """The target's output layer for some tokens: `rows` `[V, H]`, `bias` `[V]` or None; scores are
-    then multiplied by `scale` and, with a `cap`, bent to stay within it (Gemma 2's soft cap)."""
+    """The target's output layer for some tokens: `product` gives `[..., V]` of features `[..., H]`;
+    scores are then multiplied by `scale` and, with a `cap`, bent to stay within it (Gemma 2's soft
+    cap)."""
 
-    rows: torch.Tensor
-    bias: torch.Tensor | None = None
+    product: Callable[[torch.Tensor], torch.Tensor]
     scale: float = 1.0
     cap: float | None = None
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of features `[..., H]`."""
-        scores = linear(features, self.rows, self.bias)
+        scores = self.product(features)
         if self.scale != 1.0:
             scores = scores * self.scale
         return scores if self.cap is None else self.cap * torch.tanh(scores / self.cap)
@@ -91,7 +94,13 @@ class OutputRows:
         rows = layer.weight[tokens.to(layer.weight.device)].detach().to(dtype)
         bias = getattr(layer, "bias", None)
         bias = None if bias is None else bias[tokens.to(bias.device)].detach().to(dtype)
-        return cls(rows, bias, scale, cap)
+        return cls(partial(linear, weight=rows, bias=bias), scale, cap)
+
+    def narrowed(self) -> OutputRows:
+        """With bfloat16 weights, computing in float32."""
+        held: Any = self.product
+        product = HalfLinear(held.keywords["weight"].bfloat16(), held.keywords["bias"])
+        return replace(self, product=product)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -247,9 +256,19 @@ def load_drafter(folder: str | Path, model: Any, fingerprint: Mapping[str, str])
         raise DraftrecError(f"{path} does not fit its {INFO_FILE}; train the drafter again")
     head = head.requires_grad_(False).to(model.device, model.dtype).eval()
     output = OutputRows.of(model, tokens, model.dtype, info.scale, info.cap)
+    if model.dtype == torch.float32 and model.device.type == "cpu":
+        _narrow(head)  # a draft may be rounded, and half the weights take half the time to be read
+        output = output.narrowed()
     digest = hashlib.sha256(content)
     digest.update(json.dumps(info.mixing).encode())
     return LearnedDrafter(head, tokens.to(model.device), output, info, digest.hexdigest())
+
+
+def _narrow(head: DraftHead) -> None:
+    """Let the head's products keep their weights in bfloat16 and compute in float32."""
+    for name, layer in list(head.named_children()):
+        if isinstance(layer, nn.Linear):
+            setattr(head, name, HalfLinear(layer.weight.detach().bfloat16(), None))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -4,11 +4,13 @@ that drafting would have saved."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import linear
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from draftrec.engine.learned.head import DraftHead, HeadShape
@@ -53,7 +55,7 @@ def lesson(rules: list[ScoreRules], **settings: Any) -> tuple[Lesson, Learner]:
     tokens = torch.from_numpy(draft_vocabulary(taught, [2], DRAFTS)).long()
     index = torch.full((WORDS,), len(tokens))
     index[tokens] = torch.arange(len(tokens))
-    output = OutputRows(torch.randn(len(tokens), WIDTH))
+    output = OutputRows(partial(linear, weight=torch.randn(len(tokens), WIDTH)))
     features: Any = [torch.randn(len(it.ids) - 1, WIDTH).half() for it in taught]
     numbers = list(range(len(taught)))
     given = HeadSettings(vocabulary=DRAFTS, levels=LEVELS, **settings)

@@ -36,7 +36,7 @@ class HeadPasses:
 
     def reserve(self, slots: int, capacity: int, nodes: int) -> None:
         """Make room for texts of `capacity` rows, the `nodes` below them included."""
-        shape, like = self.head.shape, self.head.join.weight
+        shape, like = self.head.shape, self.head.last.weight
         kept = self.slab and self.slab.slots == slots and self.slab.capacity >= capacity
         if kept and self._foretold.shape[1] > nodes:
             return

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from draftrec.config import ModelConfig
+from draftrec.core import IntArray
 from draftrec.data.files.places import Place
 from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.engine.passes.prepacked import prepack
@@ -95,6 +96,9 @@ def _summary(output: Path) -> dict[str, Any]:
     return {**found, **more, "vocabulary": info.vocabulary}
 
 
+# Tokens of a text that show how large a target's features are.
+_SAMPLE = 256
+
 DRAFTER = Kind(INFO_FILE, _summary)
 
 
@@ -136,7 +140,7 @@ class _Making:
         self.scale, self.cap = score_transform(model)
         output = OutputRows.of(model, self.tokens, torch.float32, self.scale, self.cap)
         torch.manual_seed(spec.settings.seed)
-        head = new_head(model).to(model.device)
+        head = new_head(model, self.texts[self.taught[0]].ids).to(model.device)
         self.learner = Learner(head, model.get_input_embeddings(), output)
         index = torch.full((vocabulary(model),), len(self.tokens))
         index[self.tokens] = torch.arange(len(self.tokens))
@@ -208,10 +212,15 @@ def held_out(texts: Seq[TrainingText], count: int, seed: int) -> set[str]:
     return {entities[i] for i in chosen[: min(count, len(entities) // 10)].tolist()}
 
 
-def new_head(model: Any) -> DraftHead:
-    """A head of the size of the target's layers."""
+@torch.no_grad()
+def new_head(model: Any, ids: IntArray) -> DraftHead:
+    """A head of the size of the target's layers, whose features begin as large as the target's own
+    of a text `ids`, each of its dimensions: a scale takes a thousand steps to be learnt."""
     head = DraftHead(HeadShape.of(model.config.get_text_config()))
     for weight in head.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=0.02)
+    rows = torch.from_numpy(ids[:_SAMPLE]).long().to(model.device)[None]
+    features = model.base_model(input_ids=rows, use_cache=False).last_hidden_state[0].float()
+    head.last.weight.copy_(features.square().mean(0).sqrt())
     return head

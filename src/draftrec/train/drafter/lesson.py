@@ -43,7 +43,7 @@ class Learner(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.join.weight.device
+        return self.head.last.weight.device
 
     @property
     def output(self) -> OutputRows:
