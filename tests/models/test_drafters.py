@@ -46,8 +46,9 @@ def test_a_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found.tokens.tolist() == TOKENS.tolist()
     assert (found.info.form, found.info.levels, found.info.mixing) == ("head", 4, None)
     embedded, features = torch.randn(2, 3, 32)
+    rounded = head.bfloat16().float()  # weights may be, what they are multiplied by may not
     torch.testing.assert_close(
-        found.head.joined(embedded, features), head.joined(embedded, features)
+        found.head.joined(embedded, features), rounded.joined(embedded, features)
     )
     assert not any(p.requires_grad for p in found.head.parameters())
 
