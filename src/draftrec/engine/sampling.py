@@ -53,6 +53,12 @@ def draw(scores: torch.Tensor, noise: torch.Tensor, positions: torch.Tensor) -> 
     return chosen
 
 
+def log_variables(noise: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """float64 `[R, n]`: logs of the exponential variables of tokens `ids` int64 `[R, n]`, `noise`
+    and `positions` as `draw` takes them. The less they are, the sooner a token is drawn."""
+    return torch.log(-torch.log(_uniforms(_places(noise, positions), ids)))
+
+
 def _race(logs: torch.Tensor, places: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """float64 `[R, n]`: the log of each event's exponential variable over its weight."""
     return torch.log(-torch.log(_uniforms(places, ids))) - logs.double()

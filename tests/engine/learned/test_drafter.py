@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.core import ALL, EMPTY_TREE, HEAD, DraftTree, IntArray, Request
-from draftrec.engine.learned.drafter import PLAIN, HeadDrafter
+from draftrec.engine.learned import growth
+from draftrec.engine.learned.drafter import BRANCHES, PLAIN, HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadShape, unrolled
 from draftrec.engine.learned.passes import HeadPasses
 from draftrec.engine.learned.rules import ScoreRules
+from draftrec.engine.noise import foreseen, noise_of, place_of, uniform
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.tree import check_tree, depths, make_tree
 
@@ -35,6 +37,7 @@ class Text:
     slot: int
     room: int = 30
     late: int = 1
+    noise: int | None = None
 
     @property
     def computed(self) -> int:
@@ -113,13 +116,10 @@ def test_alone_the_head_drafts_what_training_unrolls(rules: ScoreRules) -> None:
     world = World()
     drafter = world.drafter(rules=rules)
     drafter.weights[:] = [0, 0, 0, 0, 1, 0, 0, 0]  # its own estimate, unchanged
-    texts = [world.text(0, 6), world.text(1, 9)]
-    for text in texts:
-        drafter.start(text)
-    for length in (6, 8):  # the second time, some rows are known
+    for length in (6, 8):
         texts = [world.text(0, length), world.text(1, length + 3)]
         for text in texts:
-            drafter._rows.setdefault(id(text), 0)
+            drafter.start(text)
         for text, tree in zip(texts, drafter.draft(texts, 16, 8), strict=True):
             check_tree(tree)
             assert (len(tree), depths(tree).max()) == (16, 2)
@@ -127,6 +127,60 @@ def test_alone_the_head_drafts_what_training_unrolls(rules: ScoreRules) -> None:
             for path, prob in zip(paths(tree), tree.probs.tolist(), strict=True):
                 expected = np.prod(world.path_probs(text.slot, text.context, path, rules))
                 assert prob == pytest.approx(expected, rel=2e-3, abs=2e-4)
+
+
+def test_of_sampled_texts_the_noise_chooses_what_is_drafted() -> None:
+    """At both levels, where the head alone drafts."""
+    world = World()
+    drafter = world.drafter(levels=2)
+    drafter.weights[:] = [0, 0, 0, 0, 1, 0, 0, 0]
+    text = world.text(0, 6)
+    text.noise = noise_of(3, 14)
+    drafter.start(text)
+    tree = drafter.draft([text], 12, 8)[0]
+    check_tree(tree)
+    found = dict(zip(map(tuple, paths(tree)), tree.probs.tolist(), strict=True))
+    second = [path for path in found if len(path) == 2]
+    assert second
+    for above in ((), second[0][:1]):
+        probs = np.array(
+            [world.path_probs(0, text.context, [*above, int(t)], PLAIN)[-1] for t in TOKENS]
+        )
+        place = 3 + len(above)  # the prompt has three tokens, the text so far three as well
+        race = [
+            np.log(p)
+            - growth.BELIEF * np.log(-np.log(uniform(place_of(np.uint64(text.noise), place), t)))
+            for p, t in zip(probs, TOKENS, strict=True)
+        ]
+        best = np.argsort(race)[::-1][:BRANCHES]
+        expected = foreseen(
+            probs[best], TOKENS[best], 1 - probs[best].sum(), text.noise, place, growth.BELIEF
+        )
+        over = found[above] if above else 1.0
+        for t, p in zip(TOKENS[best].tolist(), expected.tolist(), strict=True):
+            if (*above, t) in found:
+                assert found[*above, t] == pytest.approx(over * p, rel=1e-2, abs=1e-3)
+        mine = [path[-1] for path in found if path[:-1] == above]
+        assert set(mine) <= set(TOKENS[best].tolist())
+
+
+def test_the_noise_is_told_the_other_drafter_where_it_drafts_alone() -> None:
+    world = World()
+    text = world.text(0, 6)
+    text.noise = 5
+    seen: list[int | None] = []
+
+    class Listening(Fixed):
+        def draft(self, batch: Seq[Any], limit: int, depth: int) -> list[DraftTree]:
+            seen.extend(s.noise for s in batch)
+            return super().draft(batch, limit, depth)
+
+    drafter = world.drafter(Listening())
+    drafter.start(text)
+    drafter.draft([text], 8, 8)
+    text.late = 2  # its last row but one is not there yet
+    drafter.draft([text], 8, 8)
+    assert seen == [None, 5]
 
 
 def test_rows_of_accepted_tokens_are_taken_from_the_target() -> None:

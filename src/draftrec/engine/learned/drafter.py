@@ -18,11 +18,13 @@ from draftrec.core import (
     DraftTree,
     IntArray,
     LongArray,
+    Request,
     SequenceView,
     Verdict,
 )
+from draftrec.engine import sampling
 from draftrec.engine.learned import growth
-from draftrec.engine.learned.growth import Growth
+from draftrec.engine.learned.growth import NOT_DRAWN, Drawn, Growth
 from draftrec.engine.learned.passes import HeadPasses
 from draftrec.engine.learned.rules import ScoreRules, SeenTokens
 from draftrec.engine.packing import Segment
@@ -31,6 +33,10 @@ from draftrec.engine.tree import certain
 
 #: Tokens of the head's that are looked at below a node, and nodes that it looks at in a level.
 BRANCHES, WIDTH = 8, 8
+# Likely tokens of the head's among which the noise of a sampled text chooses those.
+_CANDIDATES = 64
+# So many times as many nodes are asked of the other drafter before the noise chooses among them.
+_MORE = 2
 PLAIN = ScoreRules()
 
 
@@ -40,7 +46,8 @@ class HeadDrafter:
     A level is a pass of the head over the likeliest nodes so far, whosever they are; `levels` of
     them at most in a step. `tokens` int64 `[V]`: the draft tokens. `weights` as in `growth`. Texts
     whose last row the target has yet to compute, prompts under way, are drafted by `inner` alone.
-    `rules`: what is done to the target's scores, and so to the head's.
+    `rules`: what is done to the target's scores, and so to the head's. Where texts are sampled,
+    both estimates are joined as if nobody knew the noise, which then chooses among what they say.
     With a `rate`, tokens per second of so many sequences lately, levels are looked at while they
     bring more tokens than their time would without them; the same of the head as a whole.
     """
@@ -68,26 +75,41 @@ class HeadDrafter:
         self._seen = SeenTokens(self._known, len(tokens)) if rules.penalises else None
         self._rows: dict[int, int] = {}
         self._drawn: dict[int, _Drawn] = {}
+        self._views: dict[int, _View] = {}
 
     def start(self, sequence: SequenceView) -> None:
         """Tell the inner drafter; the head has no row of the text yet."""
         self._rows[id(sequence)] = 0
-        self.inner.start(sequence)
+        self._views[id(sequence)] = _View(sequence)
+        self.inner.start(self._views[id(sequence)])
 
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
-        trees = self.inner.draft(batch, limit, depth)
         able = [i for i, s in enumerate(batch) if len(s.context) - s.computed == 1 < s.room]
         levels = min(self.levels, depth)
-        if able and levels and not (self.worth and self.worth.rests()):
-            grown = self._grown([batch[i] for i in able], [trees[i] for i in able], limit, levels)
-            for i, tree in zip(able, grown, strict=True):
-                trees[i] = tree
-        return trees
+        if not (able and levels) or (self.worth and self.worth.rests()):
+            return self._others(batch, limit, depth)
+        chosen = [batch[i] for i in able]
+        sampled = any(s.noise is not None for s in chosen)
+        trees = self._others(chosen, limit * _MORE if sampled else limit, depth, blind=True)
+        grown = iter(self._grown(chosen, trees, limit, levels))
+        if len(able) == len(batch):
+            return list(grown)
+        left = iter(self._others([s for i, s in enumerate(batch) if i not in able], limit, depth))
+        return [next(grown) if i in able else next(left) for i in range(len(batch))]
+
+    def _others(
+        self, batch: Seq[SequenceView], limit: int, depth: int, *, blind: bool = False
+    ) -> list[DraftTree]:
+        """What the inner drafter draws; `blind`: without the noise of sampled texts."""
+        views = [self._views[id(s)] for s in batch]
+        for view in views:
+            view.blind = blind
+        return self.inner.draft(views, limit, depth)
 
     def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None:
         """Tell the inner drafter, and count what the head brought."""
-        self.inner.observe(batch, verdicts)
+        self.inner.observe([self._views[id(s)] for s in batch], verdicts)
         if self.worth and self._drawn:
             pairs = zip(batch, verdicts, strict=True)
             found = [(d, v) for q, v in pairs if (d := self._drawn.get(id(q)))]
@@ -99,14 +121,15 @@ class HeadDrafter:
         del self._rows[id(sequence)]
         if self._seen:
             self._seen.stop(sequence)
-        self.inner.stop(sequence)
+        self.inner.stop(self._views.pop(id(sequence)))
 
     def _grown(
         self, batch: Seq[SequenceView], trees: Seq[DraftTree], limit: int, levels: int
     ) -> list[DraftTree]:
-        grown = Growth.room(len(batch), limit + BRANCHES * (1 + WIDTH * (levels - 1)))
+        most = max(map(len, trees)) + BRANCHES * (1 + WIDTH * (levels - 1))
+        grown, drawn_by = Growth.room(len(batch), most), _drawn_by(batch)
         for b, tree in enumerate(trees):
-            growth.plant(grown, b, tree.token_ids, tree.parents, tree.probs, tree.sources)
+            growth.plant(grown, b, tree.token_ids, tree.parents, tree.probs, tree.sources, drawn_by)
         self._reserve(levels)
         below = [_Below(EMPTY_TREE, self._start(s)) for s in batch]
         rows = np.stack([np.arange(len(batch)), np.full(len(batch), -1)], 1)
@@ -116,7 +139,7 @@ class HeadDrafter:
                 break
             began = time.perf_counter()
             segments = [b.segment(s) for b, s in zip(below, batch, strict=True) if b.asks]
-            self._look(grown, segments, rows, level, batch)
+            self._look(grown, segments, rows, level, batch, drawn_by)
             rows = self._choose(grown, below, limit, levels)
             if self.worth:
                 self.worth.looked(level, mass, time.perf_counter() - began)
@@ -140,7 +163,7 @@ class HeadDrafter:
 
     def _look(
         self, grown: Growth, segments: Seq[Segment], rows: LongArray, level: int,
-        batch: Seq[SequenceView],
+        batch: Seq[SequenceView], drawn_by: Drawn,
     ) -> None:  # fmt: skip
         """Ask the head about `rows` `[n, 2]`, and give them their children."""
         slab = self.target.slab
@@ -151,14 +174,31 @@ class HeadDrafter:
         logits = self.rules(scores, *(x if x is None else x.to(scores.device) for x in had))
         asked = torch.from_numpy(growth.questions(grown, rows, self._known)).to(logits.device)
         total = logits.logsumexp(-1, keepdim=True)
-        best, ids = logits.topk(min(BRANCHES, logits.shape[-1]), -1)
+        best, ids = self._best(logits, grown, rows, drawn_by)
         own = (logits[asked[:, 0], asked[:, 1]] - total[asked[:, 0], 0]).exp()
         found = torch.cat([(best - total).exp().double().flatten(), own.double()]).cpu().numpy()
         many = best.numel()
         growth.join(
             grown, rows, self._known, self._tokens[ids.cpu().numpy()],
-            found[:many].reshape(best.shape), found[many:], self.weights, (HEAD, level),
+            found[:many].reshape(best.shape), found[many:], self.weights, (HEAD, level), drawn_by,
         )  # fmt: skip
+
+    def _best(
+        self, logits: torch.Tensor, grown: Growth, rows: LongArray, drawn_by: Drawn
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and draft tokens `[n, k]` of what the head proposes below the `rows`: the
+        likeliest, and where texts are sampled those of the likely ones that the noise favours."""
+        if not len(drawn_by.noise):
+            return logits.topk(min(BRANCHES, logits.shape[-1]), -1)
+        best, ids = logits.topk(min(_CANDIDATES, logits.shape[-1]), -1)
+        b, node = rows.T
+        depth = np.where(node < 0, 0, grown.depths[b, node] + 1)
+        where = np.stack([drawn_by.noise[b].view(np.int64), drawn_by.start[b] + depth])
+        noise, positions = torch.from_numpy(where).to(logits.device)
+        tokens = torch.from_numpy(self._tokens).to(logits.device).long()[ids]
+        race = best - growth.BELIEF * sampling.log_variables(noise, positions, tokens)
+        chosen = race.topk(min(BRANCHES, race.shape[-1]), -1).indices
+        return best.gather(-1, chosen), ids.gather(-1, chosen)
 
     def _choose(self, grown: Growth, below: Seq[_Below], limit: int, levels: int) -> LongArray:
         """Nodes to look at next, int64 `[n, 2]`; none where the head has said all it can."""
@@ -168,6 +208,47 @@ class HeadDrafter:
             known.add(grown, b, nodes)
             found.append(np.stack([np.full(len(nodes), b), nodes], 1))
         return np.concatenate(found)
+
+
+@dataclass(eq=False, slots=True)
+class _View:
+    """A sequence as the inner drafter sees it; `blind`: without the noise that it is drawn by."""
+
+    sequence: SequenceView
+    blind: bool = False
+
+    @property
+    def request(self) -> Request:
+        return self.sequence.request
+
+    @property
+    def context(self) -> IntArray:
+        return self.sequence.context
+
+    @property
+    def room(self) -> int:
+        return self.sequence.room
+
+    @property
+    def noise(self) -> int | None:
+        return None if self.blind else self.sequence.noise
+
+    @property
+    def slot(self) -> int:
+        return self.sequence.slot
+
+    @property
+    def computed(self) -> int:
+        return self.sequence.computed
+
+
+def _drawn_by(batch: Seq[SequenceView]) -> Drawn:
+    """What the texts of a batch are drawn by; all are, or none is."""
+    noise = [s.noise for s in batch if s.noise is not None]
+    if not noise:
+        return NOT_DRAWN
+    start = [len(s.context) - len(s.request.prompt_ids) for s in batch]
+    return Drawn(np.array(noise, np.uint64), np.array(start, np.int64))
 
 
 @dataclass(slots=True)

@@ -3,7 +3,9 @@
 Trees of a batch grow together in flat arrays. A node that the head has looked at gets its children
 from both: what both propose becomes one node, whose probability given its parent is a logistic
 mixture of the two estimates, with weights that were fitted to what texts did
-(`models.drafters`). Adding or averaging would count the same evidence twice, or half.
+(`models.drafters`). Adding or averaging would count the same evidence twice, or half. Where texts
+are sampled, the noise that the target draws by then says which of its children comes
+(`engine.noise`).
 """
 
 from __future__ import annotations
@@ -14,12 +16,26 @@ import numpy as np
 from numba import njit
 
 from draftrec.core import DoubleArray
+from draftrec.engine.noise import place_of, weigh
 
 #: Columns of the weights of a level. Proposed by both: constant, other's log-odds, head's. By the
 #: head alone: constant, its log-odds, and those of what the other has left over. By the other
 #: alone, a token that the head does not know: constant, its log-odds.
 WEIGHTS = 8
 DEFAULT = np.array([0.0, 0.5, 0.7, 0.0, 1.0, 0.35, -1.0, 0.8])
+#: How far the noise is believed, as `noise.BELIEF` for a pool alone.
+BELIEF = 0.8
+
+
+class Drawn(NamedTuple):
+    """What the texts of `B` sequences are drawn by: `noise` uint64 `[B]`, and `start` int64 `[B]`,
+    the place in its text of the next token. Both empty where texts are not drawn."""
+
+    noise: Any
+    start: Any
+
+
+NOT_DRAWN = Drawn(np.empty(0, np.uint64), np.empty(0, np.int64))
 
 
 class Growth(NamedTuple):
@@ -27,8 +43,9 @@ class Growth(NamedTuple):
 
     int32 `[B, M]`: `tokens`, `parents` (-1: the root), `looked` (the how manieth node that the head
     looked at, -1: not yet), `sources`, as in `DraftTree`, `depths`, `levels` (that at which the
-    head proposed it, -1: it did not). float64 `[B, M]`: `given`, the
-    probability given the parent, `probs`, that of the path. int32 `[B]`: `sizes`, `seen` (nodes
+    head proposed it, -1: it did not). float64 `[B, M]`: `blind`, the
+    probability given the parent for those who do not see the noise, `given`, the same for those who
+    do, `probs`, that of the path. int32 `[B]`: `sizes`, `seen` (nodes
     looked at), `others` (first nodes, the other drafter's).
     """
 
@@ -38,6 +55,7 @@ class Growth(NamedTuple):
     sources: Any
     depths: Any
     levels: Any
+    blind: Any
     given: Any
     probs: Any
     sizes: Any
@@ -47,23 +65,27 @@ class Growth(NamedTuple):
     @classmethod
     def room(cls, sequences: int, nodes: int) -> Growth:
         marks = np.full((6, sequences, nodes), -1, np.int32)
-        probs, counts = np.zeros((2, sequences, nodes)), np.zeros((3, sequences), np.int32)
+        probs, counts = np.zeros((3, sequences, nodes)), np.zeros((3, sequences), np.int32)
         return cls(*marks, *probs, *counts)
 
 
 @njit(cache=True, nogil=True)
-def plant(growth: Any, b: int, tokens: Any, parents: Any, probs: Any, sources: Any) -> None:
-    """Begin tree `b` with the other drafter's, as in `DraftTree`."""
+def plant(  # noqa: PLR0913
+    growth: Any, b: int, tokens: Any, parents: Any, probs: Any, sources: Any, drawn: Any
+) -> None:
+    """Begin tree `b` with the other drafter's, as in `DraftTree`, drawn without the noise."""
     for i in range(len(tokens)):
         above = parents[i]
         growth.tokens[b, i], growth.parents[b, i] = tokens[i], above
         growth.sources[b, i], growth.looked[b, i] = sources[i], -1
         growth.depths[b, i] = growth.depths[b, above] + 1 if above >= 0 else 0
         over = probs[above] if above >= 0 else 1.0
-        growth.given[b, i] = probs[i] / over if over > 0.0 else 0.0
-        growth.probs[b, i] = probs[i]
+        growth.blind[b, i] = probs[i] / over if over > 0.0 else 0.0
     growth.sizes[b] = growth.others[b] = len(tokens)
     growth.seen[b] = 0
+    for node in range(-1, len(tokens)):
+        _weigh(growth, b, node, drawn)
+    _follow(growth, b)
 
 
 @njit(cache=True, nogil=True)
@@ -85,7 +107,7 @@ def questions(growth: Any, rows: Any, known: Any) -> Any:
 @njit(cache=True, nogil=True)
 def join(  # noqa: PLR0913
     growth: Any, rows: Any, known: Any, tokens: Any, best: Any, asked: Any, weights: Any,
-    mark: Any,
+    mark: Any, drawn: Any,
 ) -> None:  # fmt: skip
     """Give the nodes of `rows` their children.
 
@@ -101,22 +123,23 @@ def join(  # noqa: PLR0913
         left = 1.0
         for i in range(max(node, 0), growth.others[b]):
             if growth.parents[b, i] == node:
-                left -= growth.given[b, i]
+                left -= growth.blind[b, i]
         for i in range(max(node, 0), growth.others[b]):
             if growth.parents[b, i] == node:
                 its = known[growth.tokens[b, i]] >= 0
                 said = asked[answer] if its else -1.0
                 answer += 1 if its else 0
-                growth.given[b, i] = _mixed(mixture, growth.given[b, i], said)
+                growth.blind[b, i] = _mixed(mixture, growth.blind[b, i], said)
         for j in range(tokens.shape[1]):
             i = growth.sizes[b]
             if i < growth.tokens.shape[1] and not _has(growth, b, node, tokens[row, j]):
                 growth.tokens[b, i], growth.parents[b, i] = tokens[row, j], node
                 growth.depths[b, i], growth.looked[b, i] = depth, -1
                 growth.sources[b, i], growth.levels[b, i] = mark
-                growth.given[b, i] = _alone(mixture, best[row, j], left)
+                growth.blind[b, i] = _alone(mixture, best[row, j], left)
                 growth.sizes[b] += 1
-        _weigh(growth, b, node)
+        _weigh(growth, b, node, drawn)
+        _follow(growth, b)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -135,16 +158,32 @@ def _alone(mixture: Any, said: float, left: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _weigh(growth: Any, b: int, node: int) -> None:
-    """Let the children of a node have 1 together at most, and all paths through it follow."""
-    total = 0.0
+def _weigh(growth: Any, b: int, node: int, drawn: Any) -> None:
+    """What the children of a node are given: 1 together at most, the noise considered."""
+    children = np.empty(growth.tokens.shape[1], np.int64)
+    count, total = 0, 0.0
     for i in range(max(node, 0), growth.sizes[b]):
         if growth.parents[b, i] == node:
-            total += growth.given[b, i]
-    for i in range(max(node, 0), growth.sizes[b]):
+            children[count] = i
+            count += 1
+            total += growth.blind[b, i]
+    given, tokens = np.empty(count), np.empty(count, np.int64)
+    for c in range(count):
+        given[c] = growth.blind[b, children[c]] / max(total, 1.0)
+        tokens[c] = growth.tokens[b, children[c]]
+    if len(drawn.noise):
+        depth = growth.depths[b, node] + 1 if node >= 0 else 0
+        place = place_of(drawn.noise[b], drawn.start[b] + depth)
+        weigh(given, tokens, 1.0 - total, place, BELIEF, 1.0)
+    for c in range(count):
+        growth.given[b, children[c]] = given[c]
+
+
+@njit(cache=True, nogil=True)
+def _follow(growth: Any, b: int) -> None:
+    """What paths are given, from what their nodes are."""
+    for i in range(growth.sizes[b]):
         above = growth.parents[b, i]
-        if above == node and total > 1.0:
-            growth.given[b, i] /= total
         over = growth.probs[b, above] if above >= 0 else 1.0
         growth.probs[b, i] = over * growth.given[b, i]
 
