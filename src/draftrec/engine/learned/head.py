@@ -155,10 +155,7 @@ def unrolled(
         q = query.unflatten(2, (shape.kv_heads, groups)) * shape.head_dim**-0.5
         scores = torch.einsum("bnkgd,bskd->bnkgs", q, keys[0])
         later = positions > own[:, None] - step
-        unseen = later[None] | hidden[:, None]
-        if step == 0:  # rows of padding see themselves, as softmax has to sum over something
-            unseen = unseen & (positions != own[:, None])
-        unseen = unseen[:, :, None, None]
+        unseen = (later[None] | hidden[:, None])[:, :, None, None]
         scores = scores.masked_fill(unseen, float("-inf"))
         # Row t sees the head's own row t - step + i of step i: one column for each.
         shifted = [_delayed(x, step - i - 1) for i, x in enumerate(keys[1:])]
