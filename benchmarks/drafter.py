@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def fit(args: argparse.Namespace, work: Work) -> None:
     for texts in args.texts:
         job = [
             "drafter", "fit", str(work.run), f"--model={args.model}",
-            f"--output={work.head(texts)}", f"--limit={texts}", *args.fit_options,
+            f"--output={work.head(texts)}", f"--limit={texts}", *shlex.split(args.fit),
         ]  # fmt: skip
         note(json.dumps(run_command(job)))
 
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="of the result; default: MODEL-SIDE")
     parser.add_argument("--results", type=Path, help="folder of the result file")
-    parser.add_argument("fit_options", nargs="*", help="after --: options of `drafter fit`")
+    parser.add_argument("--fit", default="", help="options of `drafter fit`, as one word")
     args = parser.parse_args()
     work = Work(args.work, args.side)
     args.work.mkdir(parents=True, exist_ok=True)
