@@ -70,6 +70,7 @@ GAUGES: dict[str, tuple[str, Labels]] = {
     "pool_bytes": ("Size of the pool and its indexes.", ()),
     "pool_texts": ("Texts in the pool.", ()),
     "pool_hit_ratio": ("Drafts from the pool of which a token was kept, over the pool's life.", ()),
+    "drafter_info": ("1 for the learned drafter in use.", ("form", "levels", "fingerprint")),
     "beam_batch_users": ("Users that the last pass worked on.", ()),
 }
 _LATENCIES = (
@@ -208,6 +209,10 @@ class ServiceMetrics:
         self._set("pool_bytes", nbytes)
         self._set("pool_hit_ratio", hit_rate)
         self._set("pool_texts", texts)
+
+    def set_drafter(self, form: str, levels: int, fingerprint: str) -> None:
+        """The learned drafter in use."""
+        self._set("drafter_info", 1, form=form, levels=str(levels), fingerprint=fingerprint[:12])
 
     # Beams.
 

@@ -13,6 +13,7 @@ import numpy as np
 from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
 from draftrec.engine.beams import loop as beam_loop
 from draftrec.engine.beams.state import BeamRequest, UserSearch
+from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.text import loop as text_loop
 from draftrec.engine.text.drafters import GrammarDrafter
 from draftrec.errors import PoolMismatchError
@@ -188,6 +189,16 @@ class SwitchingDrafter:
         return list(found.values())
 
 
+def _switching(drafter: Drafter) -> tuple[Drafter, SwitchingDrafter]:
+    """The drafter with what draws from the pool in it made exchangeable. What a grammar forces and
+    what a head foretells do not change with the pool."""
+    if isinstance(drafter, GrammarDrafter | HeadDrafter):
+        drafter.inner, found = _switching(drafter.inner)
+        return drafter, found
+    found = SwitchingDrafter(drafter)
+    return found, found
+
+
 class KnowledgeWork:
     """Writes the texts that `generator` would write of each prompt alone (strict), for prompts of
     at most `longest` tokens. The pool is read, never grown."""
@@ -269,10 +280,7 @@ class KnowledgeWork:
 
     def _build(self) -> None:
         engine = self.generator.engine(self.longest)
-        if isinstance(engine.drafter, GrammarDrafter):  # what it forces does not change
-            self._drafter = engine.drafter.inner = SwitchingDrafter(engine.drafter.inner)
-        else:
-            self._drafter = engine.drafter = SwitchingDrafter(engine.drafter)
+        engine.drafter, self._drafter = _switching(engine.drafter)
         self._engine, self._batch = engine, text_loop.empty_batch(engine, self.longest)
         self._orders.clear()
         self._wanted.clear()
@@ -280,6 +288,9 @@ class KnowledgeWork:
         assert slab is not None
         rows = slab.slots * slab.capacity
         self.metrics.set_kv_capacity(rows, rows * engine.target.bytes_per_token)
+        if self.generator.learned:
+            learned = self.generator.learned.learned
+            self.metrics.set_drafter(learned.info.form, learned.info.levels, learned.fingerprint)
         self._look()
 
     def _finished(self, order: int) -> Written:

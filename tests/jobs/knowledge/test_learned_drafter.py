@@ -6,21 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from draftrec.core import HEAD, Generation
-from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator
-from draftrec.models.drafters import DrafterInfo, save_drafter
 from tests.engine.text.helpers import observed_eos, requests
 from tests.models import zoo
-from tests.models.folders import save
+from tests.models.folders import save, save_head
 
 NEW = 20
-VOCABULARY = 60
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +41,8 @@ def load(folder: Path, **settings: Any) -> Generator:
 def drafter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A head that knows nothing yet of the folder's model, and most of its tokens."""
     made = load(folder, draft="none")
-    return make(tmp_path_factory.mktemp("drafters") / "a", made, seed=0)
-
-
-def make(path: Path, made: Generator, seed: int) -> Path:
-    torch.manual_seed(seed)
-    shape = HeadShape.of(made.target.model.config)
-    sizes = {name: getattr(shape, name) for name in HeadShape.__slots__}
-    prints = {name: made.fingerprint[name] for name in ("model", "tokenizer")}
-    mixing = {"weights": [[0.1 * seed + i for i in range(8)]] * 3} if seed else None
-    info = DrafterInfo(shape=sizes, levels=3, vocabulary=VOCABULARY, mixing=mixing, **prints)
-    save_drafter(path, DraftHead(shape).state_dict(), torch.arange(VOCABULARY), info)
-    return path
+    path = tmp_path_factory.mktemp("drafters") / "a"
+    return save_head(path, made.target.model.config, made.fingerprint)
 
 
 def ids(done: list[Generation]) -> list[list[int]]:
@@ -100,7 +86,7 @@ def test_it_is_part_of_what_a_run_depends_on(folder: Path, drafter: Path, tmp_pa
     made = load(folder, drafter=str(drafter))
     assert made.fingerprint["drafter"]
     assert made.with_settings(budget=4).fingerprint == made.fingerprint
-    other = make(tmp_path / "b", made, seed=1)
+    other = save_head(tmp_path / "b", made.target.model.config, made.fingerprint, seed=1)
     again = load(folder, drafter=str(other), repetition_penalty=1.3, temperature=0.7)
     drafting: Any = again.engine(20).drafter
     assert drafting.weights[2].tolist() == [0.1 + i for i in range(8)]

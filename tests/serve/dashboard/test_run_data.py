@@ -98,6 +98,14 @@ def test_a_finished_run_shows_its_summary(tmp_path: Path) -> None:
     assert run.facts == {"model": "toy-lm", "device": "cpu", "dtype": "float32"}
 
 
+def test_a_run_with_a_learned_drafter_names_it(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    assert "drafter" not in read(tmp_path / "run").settings
+    prints = writer.manifest.fingerprints | {"drafter": "0123456789abcdef"}
+    writer.folder.write_manifest(writer.manifest.model_copy(update={"fingerprints": prints}))
+    assert read(tmp_path / "run").settings["drafter"] == "head 0123456789ab"
+
+
 def test_the_shard_under_way_counts_while_the_run_is_running(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run", records=40)
     assert read(tmp_path / "run").totals["new_tokens"] == 0

@@ -334,7 +334,10 @@ def _with_pending(manifest: Manifest, pending: Sums) -> Totals:
 def _settings(manifest: Manifest) -> dict[str, Any]:
     settings = manifest.settings
     relaxed = settings.get("accept") != "strict"
-    return {n: settings.get(n) for n in _SHOWN if relaxed or n not in _RELAXED_ONLY}
+    shown = {n: settings.get(n) for n in _SHOWN if relaxed or n not in _RELAXED_ONLY}
+    # A run knows what its drafter was by the weights alone, wherever they lie.
+    drafter = manifest.fingerprints.get("drafter")
+    return shown | ({"drafter": f"head {drafter[:12]}"} if drafter else {})
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

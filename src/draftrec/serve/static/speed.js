@@ -17,6 +17,7 @@ const SOURCES = {
   group: ["group pool", "var(--c3)"],
   all: ["pool of all", "var(--c1)"],
   grammar: ["forced by the grammar", "var(--c5)"],
+  head: ["learned drafter", "var(--c6)"],
 };
 const PHASES = {
   verify_seconds: ["passes of the model", "var(--c1)"],
