@@ -222,9 +222,10 @@ def describe_drafter(folder: str | Path) -> dict[str, Any]:
 
 
 def check_drafter(folder: str | Path, info: DrafterInfo, fingerprint: Mapping[str, str]) -> None:
-    """Raise DraftrecError unless the drafter was trained for the target with these fingerprints."""
+    """Raise DraftrecError unless the drafter was trained for the target with these fingerprints, of
+    its `model` and, where that is known, its `tokenizer`."""
     for what in ("tokenizer", "model"):
-        if getattr(info, what) != fingerprint[what]:
+        if getattr(info, what) != fingerprint.get(what, getattr(info, what)):
             raise DraftrecError(
                 f"the drafter {folder} was trained for another {what} than the target's; train one "
                 "for this target with `draftrec drafter fit`"
@@ -232,8 +233,8 @@ def check_drafter(folder: str | Path, info: DrafterInfo, fingerprint: Mapping[st
 
 
 def load_drafter(folder: str | Path, model: Any, fingerprint: Mapping[str, str]) -> LearnedDrafter:
-    """The drafter of a folder, for `model`, whose layers are not packed yet; `fingerprint`: of the
-    model and its tokenizer, as runs record them.
+    """The drafter of a folder, for `model`, whose layers are not packed yet; `fingerprint`: as
+    `check_drafter` takes it.
 
     Raises DraftrecError for a folder of anything else, a damaged one, and another target's.
     """

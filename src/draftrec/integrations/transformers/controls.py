@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import transformers as tf
 
 from draftrec.core import DraftTree, IntArray
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.text import penalties
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.controls import Control, Processors, RowControl, rows_of
@@ -87,6 +89,13 @@ def warping_of(processors: Seq[Any]) -> Warping:
     for process in processors:
         settings |= _WARPERS.get(type(process), lambda _: {})(process)
     return Warping(**settings)
+
+
+def rules_of(processors: Seq[Any], *, sampled: bool) -> ScoreRules:
+    """What a call's processors do to scores of which a draft head should know."""
+    repeated = [p.penalty for p in processors if type(p) is tf.RepetitionPenaltyLogitsProcessor]
+    warmth = warping_of(processors).temperature if sampled else 1.0
+    return ScoreRules(repetition=prod(repeated), temperature=warmth)
 
 
 class _Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,18 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from draftrec.config import AcceptConfig, Auto
-from draftrec.core import Counts, Drafter, DraftTree, Generation, IntArray, Request, Verdict
+from draftrec.core import Counts, DraftTree, Generation, IntArray, Request, Verdict
 from draftrec.engine.target import Target
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import AcceptanceRule, make_rule
 from draftrec.engine.text.batch import RunningSequence
+from draftrec.engine.text.budget import AutoBudget
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.warping import Warping
 from draftrec.integrations.transformers.call import Call, Handed, Settings, read_call, read_settings
-from draftrec.integrations.transformers.controls import controls_of, warping_of
+from draftrec.integrations.transformers.controls import controls_of, rules_of, warping_of
 from draftrec.integrations.transformers.model import ModelState, adapted, costs_of, make_budget
+from draftrec.models.drafters import HeadDrafting, drafting_with
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
@@ -95,6 +98,7 @@ def generate(  # noqa: PLR0913  (transformers finds a callable's settings by the
     budget: int | Auto = "auto",
     depth: int = 24,
     batch_size: int | Auto = "auto",
+    drafter: str | Path | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | Output:
     """The decoding method for `model.generate(..., custom_generate=generate)`; not called directly.
@@ -102,7 +106,8 @@ def generate(  # noqa: PLR0913  (transformers finds a callable's settings by the
     `pool`: texts to draft from, beside each prompt and its own text; with `grow_pool` the texts
     written join it. `groups`: the group of each row, for a pool with groups. `accept`: a rule's
     name, or an `AcceptConfig` for its details. `draft`, `budget`, `depth` and `batch_size` (auto:
-    all rows at once) are `GenerateConfig`'s.
+    all rows at once) are `GenerateConfig`'s. `drafter`: folder of a learned drafter of this model's
+    (`draftrec drafter fit`) to draft with as well.
 
     Returns what `generate` returns: int64 `[batch, length]`, prompts included and padded on the
     right, or `Output`. Raises DraftrecError for whatever cannot be served exactly.
@@ -123,7 +128,10 @@ def generate(  # noqa: PLR0913  (transformers finds a callable's settings by the
     with adapted(model) as (target, state):
         if pool is not None:
             state.check_pool(pool, model.config.get_text_config().vocab_size)
-        texts = loop.generate(_engine(target, state, call, settings, pool), requests)
+        learned = None
+        if drafter is not None and settings.drafting.draft != "none":
+            learned = drafting_with(state.learned_drafter(drafter, model), target)
+        texts = loop.generate(_engine(target, state, call, settings, pool, learned), requests)
     if grow_pool and pool is not None:
         pool.add((text.token_ids, group) for text, group in zip(texts, names, strict=True))
     if call.streamer is not None:
@@ -135,8 +143,9 @@ def generate(  # noqa: PLR0913  (transformers finds a callable's settings by the
 
 
 def _engine(
-    target: Target, state: ModelState, call: Call, settings: Settings, pool: Pool | None
-) -> loop.Engine:
+    target: Target, state: ModelState, call: Call, settings: Settings, pool: Pool | None,
+    learned: HeadDrafting | None,
+) -> loop.Engine:  # fmt: skip
     longest = max(len(ids) for ids in call.prompts)
     accept, warping = settings.accept, None
     if call.do_sample:
@@ -146,16 +155,20 @@ def _engine(
     controls = controls_of(
         call.processors, call.input_ids, call.prompts, warp=settings.strict and call.do_sample
     )
-    drafter: Drafter = NoDrafter()
+    costs = costs_of(target, state, settings, longest, call.max_new_tokens)
+    budget, drafter = make_budget(settings, costs), NoDrafter()
     if settings.drafting.draft != "none":
         warm_up()
         drafter = PoolDrafter(pool if settings.drafting.draft == "pool" else None)
-    costs = costs_of(target, state, settings, longest, call.max_new_tokens)
+    if learned:
+        rate = budget.rate if isinstance(budget, AutoBudget) else None
+        rules = rules_of(call.processors, sampled=call.do_sample)
+        drafter = learned.drafter(drafter, rate, rules)
     return loop.Engine(
         target=target,
         drafter=drafter,
         rule=CallersRule(make_rule(accept, call.eos_ids, warping), call),
-        budget=make_budget(settings, costs),
+        budget=budget,
         costs=costs,
         accept=accept,
         eos_ids=call.eos_ids,

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet
 
 from transformers import PreTrainedModel
 
+from draftrec.data.files.places import here
 from draftrec.engine.costs import LearningCurve
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
@@ -17,6 +19,8 @@ from draftrec.engine.target import Target
 from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
 from draftrec.errors import PoolMismatchError, UnsupportedModelError
 from draftrec.integrations.transformers.call import Settings
+from draftrec.models.drafters import INFO_FILE, LearnedDrafter, load_drafter
+from draftrec.models.loading import model_fingerprint
 from draftrec.pool.costs import measure_cost
 from draftrec.pool.store import Pool
 
@@ -31,6 +35,7 @@ class ModelState:
     plain: bool = False  # runs as it is, and not by a pass written for its architecture
     costs: dict[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
     pools: WeakSet[Pool] = field(default_factory=WeakSet)
+    learned: tuple[tuple[object, ...], LearnedDrafter] | None = None
 
     def check_pool(self, pool: Pool, vocabulary: int) -> None:
         """Raises PoolMismatchError if the pool, seen for the first time, has foreign tokens."""
@@ -42,6 +47,18 @@ class ModelState:
                 "draftrec.integrations.transformers.open_pool and the model's tokenizer."
             )
         self.pools.add(pool)
+
+    def learned_drafter(self, folder: str | Path, model: PreTrainedModel) -> LearnedDrafter:
+        """The drafter of a folder, read again when it or the model has changed.
+
+        Raises DraftrecError for a folder of anything else, and for another model's.
+        """
+        info, known = here(folder, "a drafter") / INFO_FILE, model_fingerprint(model)
+        written = info.stat().st_mtime_ns if info.is_file() else None
+        key = info, written, known, model.dtype, model.device
+        if self.learned is None or self.learned[0] != key:
+            self.learned = key, load_drafter(folder, model, {"model": known})
+        return self.learned[1]
 
 
 _STATES: WeakKeyDictionary[PreTrainedModel, ModelState] = WeakKeyDictionary()
