@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from draftrec.cli.command import INTERRUPTED
 from draftrec.cli.main import run
 from draftrec.train.loop import Trainer
 from tests.train.drafter.worlds import make_target, write_records, write_run
@@ -115,3 +117,82 @@ def test_bad_input_is_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").unlink()
     command.refuses("name its records with --records", *command.data, *output)
     assert not (tmp_path / "d" / "drafter.json").exists()
+
+
+def texts_of(folder: Path) -> list[list[int]]:
+    """Token ids of a run, shard after shard."""
+    parts = sorted(folder.glob("part-*.parquet"))
+    return [ids for part in parts for ids in pq.read_table(part)["token_ids"].to_pylist()]
+
+
+def generated(command: Command, tmp_path: Path, *more: Any) -> list[str]:
+    """A command line of `draftrec generate` over the records of the run."""
+    words = ["generate", tmp_path / "records.jsonl", "--model", command.target, *more]
+    words += ["--output", tmp_path / "taught", "--max-new-tokens", 16, "--shard-size", 4]
+    return [str(word) for word in (*words, "--dtype", "float32", "--budget", 8)]
+
+
+@pytest.mark.slow
+def test_a_job_trains_its_own_drafter(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = generated(command, tmp_path, "--drafter-fit", 2, "--json")
+    assert run(line) == 0
+    out, err = capsys.readouterr()
+    assert "training a draft head on the texts so far" in err
+    assert "interrupted" not in err
+    assert texts_of(tmp_path / "taught") == texts_of(command.run)
+    summary = json.loads(out.splitlines()[-1])
+    assert (summary["texts"], len(summary["accepted_by_source"]) > 0) == (20, True)
+    assert summary["accepted_by_source"]["head"] > 0
+    record = json.loads((tmp_path / "taught" / "drafter" / "drafter.json").read_text())
+    assert record["training"]["texts"] == 8  # of two shards, and of no other
+    assert run(line) == 0
+    assert "already finished" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = generated(command, tmp_path, "--drafter-fit", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopped)
+        assert run(line) == INTERRUPTED
+    capsys.readouterr()
+    assert len(list((tmp_path / "taught").glob("part-*.parquet"))) == 2
+    assert run(line) == 0
+    assert "continuing after 8 of 20 records" in capsys.readouterr().err
+    assert texts_of(tmp_path / "taught") == texts_of(command.run)
+
+
+def stopped(*_: Any) -> float:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_short_job_trains_nothing(command: Command, tmp_path: Path) -> None:
+    assert run(generated(command, tmp_path, "--drafter-fit", 5)) == 0  # as many as there are
+    assert not (tmp_path / "taught" / "drafter").exists()
+    assert texts_of(tmp_path / "taught") == texts_of(command.run)
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("needs --accept strict", ("--accept", "relaxed")),
+        ("--draft none is the baseline", ("--draft", "none")),
+        ("leave one of the two out", ("--drafter", "somewhere")),
+    ],
+)
+def test_jobs_that_cannot_train_a_drafter(
+    words: str, more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.jsonl").write_text('{"entity_id": 1, "prompt": "a"}\n')
+    line = ["generate", str(tmp_path / "r.jsonl"), "--model", "m", "--output", str(tmp_path / "o")]
+    assert run([*line, "--drafter-fit", "1", *more]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

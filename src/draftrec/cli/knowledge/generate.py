@@ -116,6 +116,12 @@ class GenerateOptions(JsonOptions, ClusterOptions):
     drafter: str | None = option_of(
         ModelConfig, "drafter", metavar="DIR", place=READ, panel=DRAFTING_PANEL
     )
+    drafter_fit: int | None = option(
+        "After so many shards, train a drafter on what they hold, and draft the others with it.",
+        metavar="SHARDS",
+        min=1,
+        panel=DRAFTING_PANEL,
+    )
     budget: int | Auto = Drafting("budget")
     depth: int = Drafting("depth")
     pool_lag: int | Auto = option_of(JobConfig, "pool_lag", default="auto", panel=DRAFTING_PANEL)
@@ -273,7 +279,19 @@ def generate(options: GenerateOptions) -> int:
         previous=options.previous,
         overwrite=options.overwrite,
     )
-    return _run(spec, cluster, options.metrics_port, as_json=options.json)
+    if options.drafter_fit is not None:
+        from draftrec.cli.knowledge.taught import check_taught, has_shards, with_own_drafter
+
+        check_taught(spec)
+        if not has_shards(spec, options.drafter_fit):
+            code = _run(spec, cluster, options, until=options.drafter_fit)
+            if code is not None:
+                return code
+        taught = with_own_drafter(spec)
+        if isinstance(taught, int):
+            return taught
+        spec = taught
+    return _run(spec, cluster, options) or DONE
 
 
 def job_config(options: GenerateOptions, model: str) -> JobConfig:
@@ -326,13 +344,19 @@ def _pool_lag(options: GenerateOptions) -> Any:
     return lag_to_use(options.output, usual, overwrite=options.overwrite)
 
 
-def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) -> int:
+def _run(spec: Any, cluster: Any, options: GenerateOptions, until: int | None = None) -> int | None:
+    """Do the job; an exit code. `until`: so many shards at first, and None if there are more."""
+    from draftrec.cli.knowledge.taught import FirstShards
     from draftrec.cli.progress import ProgressBar, progress_of
 
+    stop = StopSignal()
+    bar = ProgressBar(stop) if until is None else FirstShards(stop, until)
     try:
-        with StopSignal() as stop, closing(ProgressBar(stop)) as bar:
-            result = _job(spec, cluster, bar, metrics_port)
+        with stop, closing(bar):
+            result = _job(spec, cluster, bar, options.metrics_port)
     except Interrupted as event:
+        if isinstance(bar, FirstShards) and bar.enough and not stop():
+            return None
         done, total, what = progress_of(event.progress, event.kept)
         kept = ", which are kept" if done else ""
         say(
@@ -343,7 +367,7 @@ def _run(spec: Any, cluster: Any, metrics_port: int | None, *, as_json: bool) ->
     if not result.fresh:
         say(f"the run in {spec.output} is already finished; nothing was changed")
     _report(result.summary, spec)
-    if as_json:
+    if options.json:
         print_json(result.summary)
     return SOME_REJECTED if result.summary["rejected"] else DONE
 
