@@ -2,12 +2,14 @@
 
     PYTHONPATH=src python benchmarks/exactness.py [--model DIR] [--prompts FILE] [--limit 300]
     PYTHONPATH=src python benchmarks/exactness.py --part bits [--model DIR ...] [--limit 300]
+    PYTHONPATH=src python benchmarks/exactness.py --part bits-cost [--model DIR ...] [--timed 16]
 
 The reference is Hugging Face's greedy search, one prompt at a time and unpadded, in float32.
 draftrec runs at several batch sizes, drafting from a pool of texts that the model itself wrote for
 train prompts. Every text must be equal; the first that is not is named, with the gap between the
 two largest logits where the texts part (a gap of rounding size is a tie, anything else a bug).
-`--part bits` asks the same of draftrec's own plain decoding, bit for bit (exactness_bits.py).
+`--part bits` asks the same of draftrec's own plain decoding, bit for bit, and `--part bits-cost`
+times it (exactness_bits.py).
 """
 
 from __future__ import annotations
@@ -184,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, measure, write exactness.json or exactness-bits.json in benchmarks/results; 1 if any
     text differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("generate", "bits"), default="generate")
+    parser.add_argument("--part", choices=("generate", "bits", "bits-cost"), default="generate")
     parser.add_argument("--model", type=Path, nargs="+", help="bits: any number; default: embedded")
     parser.add_argument("--prompts", type=Path, default=SHARED / "data" / "profiles.parquet")
     parser.add_argument("--limit", type=int, default=300, help="held-out prompts, tasks in turn")
@@ -195,8 +197,10 @@ def main(argv: list[str] | None = None) -> int:
         help="auto, or draft nodes per text; of several, generate and times take the last",
     )  # fmt: skip
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="of bits")
-    parser.add_argument("--timed", type=int, default=8, help="bits: prompts, at least a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="bits: of the times")
+    parser.add_argument(
+        "--timed", type=int, default=16, help="bits-cost: prompts, at least a batch"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="bits-cost")
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -205,8 +209,11 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--results", type=Path, help="folder of the result file")
     args = parser.parse_args(argv)
+    if args.part == "bits-cost":
+        write_result("exactness-bits-cost", measure_bits(args, cost=True), folder=args.results)
+        return 0
     if args.part == "bits":
-        payload = measure_bits(args)
+        payload = measure_bits(args, cost=False)
         write_result("exactness-bits", payload, folder=args.results)
         return int(not all_equal(payload))
     payload = measure(args)

@@ -1,5 +1,5 @@
-"""The part `bits` of exactness.py: with --exact, are texts plain decoding's bit for bit, whatever
-is drafted and whatever else is in the batch, and what does that cost?
+"""Parts of exactness.py, `bits` and `bits-cost`: with --exact, are texts plain decoding's bit for
+bit, whatever is drafted and whatever else is in the batch, and what does that cost?
 
 Every text is compared, token by token, with the one that the same model writes alone, one prompt at
 a time and without drafts: strict at several batch sizes and budgets, beside other texts, relaxed
@@ -27,21 +27,27 @@ Texts = dict[str, list[int]]
 _WARM, _STRANGERS = 64, 32
 
 
-def measure_bits(args: argparse.Namespace) -> dict[str, Any]:
-    """Every model in every dtype; the payload."""
-    folders = args.model or [demo_model_path()]
+def measure_bits(args: argparse.Namespace, *, cost: bool) -> dict[str, Any]:
+    """Every model in every dtype; the payload. `cost`: of the times, else of the texts."""
+    folders, measure = args.model or [demo_model_path()], _costs if cost else _texts_of
     return {
-        "prompts": args.limit,
+        "prompts": args.timed if cost else args.limit,
         "max_new_tokens": args.max_new_tokens,
         "settings": dict(args.settings),
         "models": {
-            folder.name: {dtype: _of_dtype(folder, dtype, args) for dtype in args.dtype}
+            folder.name: {
+                dtype: measure(*_loaded(folder, dtype, args), args) for dtype in args.dtype
+            }
             for folder in folders
         },
     }
 
 
-def _of_dtype(folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
+def _loaded(
+    folder: Path, dtype: str, args: argparse.Namespace
+) -> tuple[dict[bool, Generator], Pool, list[Request], list[Request]]:
+    """The model with `exact` and without; a pool of texts, what is to be written, and what may be
+    beside it."""
     common = {"dtype": dtype, "device": args.device, "max_new_tokens": args.max_new_tokens}
     both = {
         exact: Generator.from_pretrained(
@@ -54,7 +60,16 @@ def _of_dtype(folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, A
     pool = Pool(both[True].fingerprint["tokenizer"])
     warm = _with(both[True], None, draft="none", batch_size=16).run(others[:_WARM])
     pool.add((g.token_ids, r.group) for g, r in zip(warm, others, strict=False))
-    strangers = others[_WARM:]
+    return both, pool, requests, others[_WARM:]
+
+
+def _texts_of(
+    both: dict[bool, Generator],
+    pool: Pool,
+    requests: list[Request],
+    strangers: list[Request],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
     report: dict[str, Any] = {"promised": both[True].exact, "exact": {}, "ordinary": {}}
     for exact, generator in both.items():
         expected = _texts(generator.run(requests))
@@ -63,12 +78,8 @@ def _of_dtype(folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, A
             made = _with(generator, pool, **settings)
             done = made.run(_mixed(requests, strangers) if beside else requests)
             found[name] = _compared(requests, expected, done)
-            note(f"{folder.name} {dtype} {'exact' if exact else 'ordinary'}, {name}: "
-                 f"{found[name]['equal']} of {len(requests)}")  # fmt: skip
-    report["cost"] = {
-        f"batch_{batch}": _costs(both, pool, requests, batch, args)
-        for batch in sorted({min(args.batch), max(args.batch)})
-    }
+            way = f"{generator.dtype} {'exact' if exact else 'ordinary'}, {name}"
+            note(f"{way}: {found[name]['equal']} of {len(requests)}")
     return report
 
 
@@ -154,6 +165,19 @@ def _compared(requests: list[Request], expected: Texts, done: list[Generation]) 
 
 
 def _costs(
+    both: dict[bool, Generator],
+    pool: Pool,
+    requests: list[Request],
+    _strangers: list[Request],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    return {
+        f"batch_{batch}": _cost(both, pool, requests, batch, args)
+        for batch in sorted({min(args.batch), max(args.batch)})
+    }
+
+
+def _cost(
     both: dict[bool, Generator],
     pool: Pool,
     requests: list[Request],

@@ -145,28 +145,42 @@ def structured(result: Result) -> str:
 
 
 def exactness_bits(result: Result) -> str:
-    """What --exact promises, kept or not, and its price."""
+    """What --exact promises, kept or not."""
     out = (
         "## Bit for bit: `benchmarks/exactness.py --part bits`\n\n"
         f"With `--exact`: {result['prompts']} prompts, each text compared with the one that the "
         "same model writes alone and without drafts; in brackets the fewest equal ones of any run "
-        "without `--exact`. Then how many times as long it takes, plain and strict, at the "
-        "smallest and the largest batch.\n"
+        "without `--exact`. Nothing is timed.\n"
     )
-    found = [
-        (model, dtype, r)
-        for model, dtypes in result["models"].items()
-        for dtype, r in dtypes.items()
-    ]
-    batches = list(found[0][2]["cost"])
-    ways = [f"{way}, {batch.replace('_', ' ')}" for batch in batches for way in ("plain", "strict")]
-    out += header("model", "dtype", "runs", "equal texts, fewest", "promised", *ways)
-    for model, dtype, r in found:
+    out += header("model", "dtype", "runs", "equal texts, fewest", "promised")
+    for model, dtype, r in _of_dtypes(result):
         runs, others = ([x["equal"] for x in r[kind].values()] for kind in ("exact", "ordinary"))
-        costs = [spread(x) for b in batches for x in r["cost"][b]["exact_over_ordinary"].values()]
         fewest = f"{min(runs)} of {result['prompts']} ({min(others)})"
-        out += row(model, dtype, len(runs), fewest, "yes" if r["promised"] else "no", *costs)
+        out += row(model, dtype, len(runs), fewest, "yes" if r["promised"] else "no")
     return out
+
+
+def exactness_bits_cost(result: Result) -> str:
+    """What --exact costs."""
+    out = (
+        "## What bit for bit costs: `benchmarks/exactness.py --part bits-cost`\n\n"
+        "How many times as long texts take with `--exact`, plain and strict, at the smallest and "
+        "the largest batch; the same prompts in turn.\n"
+    )
+    found = _of_dtypes(result)
+    batches = list(found[0][2])
+    ways = [f"{way}, {batch.replace('_', ' ')}" for batch in batches for way in ("plain", "strict")]
+    out += header("model", "dtype", *ways)
+    for model, dtype, r in found:
+        costs = [spread(x) for b in batches for x in r[b]["exact_over_ordinary"].values()]
+        out += row(model, dtype, *costs)
+    return out
+
+
+def _of_dtypes(result: Result) -> list[tuple[str, str, Result]]:
+    """What was found of each model in each dtype."""
+    models = result["models"].items()
+    return [(model, dtype, r) for model, dtypes in models for dtype, r in dtypes.items()]
 
 
 def sampled(result: Result) -> str:

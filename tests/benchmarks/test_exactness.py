@@ -83,7 +83,8 @@ def test_tasks_take_turns(prompts: Path) -> None:
 def test_bits_dry(model: Path, tmp_path: Path) -> None:
     few = ["--limit", "3", "--batch", "1", "3", "--max-new-tokens", "6", "--budget", "4", "auto"]
     more = ["--timed", "2", "--rounds", "1", "--model", str(model), "--results", str(tmp_path)]
-    assert exactness.main(["--part", "bits", *few, *more]) == 0
+    for part in ("bits", "bits-cost"):
+        assert exactness.main(["--part", part, *few, *more]) == 0
     found = json.loads((tmp_path / "exactness-bits.json").read_text())["models"][model.name]
     assert found.keys() == {"float32", "bfloat16"}
     for of_dtype in found.values():
@@ -93,7 +94,7 @@ def test_bits_dry(model: Path, tmp_path: Path) -> None:
         assert of_dtype["ordinary"].keys() == {
             "strict auto, batch 1", "plain, batch 3", "strict auto, batch 3"
         }  # fmt: skip
-        cost = of_dtype["cost"]["batch_3"]
-        assert cost["exact_over_ordinary"]["plain"]["median"] > 0
+    costs = json.loads((tmp_path / "exactness-bits-cost.json").read_text())["models"][model.name]
+    assert costs["bfloat16"]["batch_3"]["exact_over_ordinary"]["plain"]["median"] > 0
     table = tables.render(tmp_path)
     assert table.count("| 8 | 3 of 3 (") == 2
