@@ -78,6 +78,41 @@ def test_a_folder_must_exist_and_a_damaged_run_is_a_note(tmp_path: Path) -> None
     assert "odd cannot be shown" in data["notes"][0]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "note"),
+    [
+        ("manifest.json", '{"format": "draftrec-run", "sha', "odd cannot be shown"),
+        ("manifest.json", "[" * 100_000, "odd cannot be shown"),
+        ("metrics.jsonl", '{"kind": "steps", "seconds": null}\n', "odd: 1 line of its metrics"),
+        ("metrics.jsonl", '{"kind": "steps", "seconds": NaN}\n', "odd: 1 line of its metrics"),
+        ("compare.json", '{"a":' * 100_000, None),
+    ],
+)
+def test_one_odd_run_hides_no_other(
+    tmp_path: Path, file: str, content: str, note: str | None
+) -> None:
+    for name in ("good", "odd"):
+        RunWriter(tmp_path / name).finish()
+    (tmp_path / "odd" / file).write_text(content)
+    data = data_of(RunSources([tmp_path]))
+    names = [run["name"] for run in data["runs"]]
+    assert names == (["good"] if file == "manifest.json" else ["good", "odd"])
+    assert [n.startswith(note or "") for n in data["notes"]] == [True] * bool(note)
+
+
+def test_a_run_whose_figures_are_no_numbers_is_a_note(tmp_path: Path) -> None:
+    for name in ("good", "odd"):
+        RunWriter(tmp_path / name).finish()
+    path = tmp_path / "odd" / "manifest.json"
+    values = json.loads(path.read_text())
+    values["totals"]["wall_seconds"] = float("nan")
+    values["settings"]["budget"] = {"odd": [None]}
+    path.write_text(json.dumps(values))
+    data = data_of(RunSources([tmp_path]))
+    assert [run["name"] for run in data["runs"]] == ["good"]
+    assert len(data["notes"]) == 1
+
+
 def test_runs_that_begin_later_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard_sources, "FRESH_SECONDS", 0.0)
     sources = RunSources([tmp_path])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from draftrec.pool.store import Pool
-from draftrec.serve.dashboard.metrics import MetricsTail, curves, unfinished
+from draftrec.serve.dashboard.metrics import MetricsTail, Progress
 from draftrec.serve.dashboard.run_data import (
     QUIET_SECONDS,
     RunData,
@@ -29,56 +29,101 @@ def read(path: Path) -> RunData:
     return found
 
 
+def steps(seconds: float, tokens: int, **more: Any) -> dict[str, Any]:
+    return {"kind": "steps", "seconds": seconds, "new_tokens": tokens, "target_calls": 10, **more}
+
+
+def lines(*tokens: int) -> str:
+    return "".join(json.dumps(steps(1.0, n)) + "\n" for n in tokens)
+
+
+def speeds(progress: Progress) -> list[float]:
+    return progress.curves().tokens_per_second
+
+
+def progress_of(records: list[dict[str, Any]], most: int = 120) -> Progress:
+    found = Progress(most)
+    for record in records:
+        found.add(record)
+    return found
+
+
 def test_a_tail_reads_what_was_added_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tail = MetricsTail(path)
-    assert tail.read() == []
-    path.write_text('{"a": 1}\n{"a": ')
-    assert tail.read() == [{"a": 1}]
+    assert speeds(tail.read()) == []
+    whole = lines(2)
+    path.write_text(lines(1) + whole[:9])
+    assert speeds(tail.read()) == [1]
     with path.open("a") as file:
-        file.write('2}\nnot json\n[3]\n{"a": 4}\n')
-    assert tail.read() == [{"a": 1}, {"a": 2}, {"a": 4}]
+        file.write(whole[9:] + "not json\n[3]\n" + lines(4))
+    assert speeds(tail.read()) == [1, 2, 4]
+    assert tail.read().odd == 2
+
+
+def test_a_tail_reads_in_blocks_and_keeps_no_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("draftrec.serve.dashboard.metrics._BLOCK_BYTES", 100)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines(*range(1000)))
+    found = MetricsTail(path).read()
+    assert found.pending.new_tokens == sum(range(1000))
+    points = found.curves()
+    assert 60 <= len(points.seconds) <= 120
+    assert points.seconds[-1] == 1000
+    assert points.tokens_per_second[0] == pytest.approx(np.mean(range(16)))
 
 
 def test_a_tail_starts_again_with_a_file_that_was_cut_or_replaced(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2}\n')
+    path.write_text(lines(1, 2))
     tail = MetricsTail(path)
-    assert len(tail.read()) == 2
-    os.truncate(path, 9)
-    assert tail.read() == [{"a": 1}]
+    assert speeds(tail.read()) == [1, 2]
+    os.truncate(path, len(lines(1)))
+    assert speeds(tail.read()) == [1]
     other = tmp_path / "new"
-    other.write_text('{"b": 1}\n{"b": 2}\n{"b": 3}\n')
+    other.write_text(lines(3, 4, 5))
     other.replace(path)
-    assert tail.read() == [{"b": 1}, {"b": 2}, {"b": 3}]
+    assert speeds(tail.read()) == [3, 4, 5]
     path.unlink()
-    assert tail.read() == []
+    assert speeds(tail.read()) == []
+
+
+def test_odd_lines_are_counted_and_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = steps(1.0, 5)
+    odd = [{**good, "seconds": bad} for bad in (None, float("nan"), "long", -1, [1], 10**400)]
+    odd += [{**good, "new_tokens": bad} for bad in (None, float("inf"), {})]
+    odd += [{**good, "accepted_by_source": bad} for bad in (3, [None], {"a": 1})]
+    content = [json.dumps(record) for record in (good, *odd, good)]
+    path.write_text("\n".join([*content, "[" * 100_000, '{"a":' * 100_000, "\0"]) + "\n")
+    found = MetricsTail(path).read()
+    assert found.odd == len(odd) + 3
+    assert speeds(found) == [5, 5]
+    assert found.pending.new_tokens == 10
 
 
 def test_curves_follow_steps_and_shards_without_steps() -> None:
-    def steps(seconds: float, tokens: int) -> dict[str, Any]:
-        return {"kind": "steps", "seconds": seconds, "new_tokens": tokens, "target_calls": 10}
-
     shard = {"kind": "shard", "wall_seconds": 2.0, "new_tokens": 100, "target_calls": 50}
-    found = curves([steps(1, 40), steps(1, 60), shard, shard])
+    found = progress_of([steps(1, 40), steps(1, 60), shard, shard]).curves()
     assert found.seconds == [1.0, 2.0, 4.0]
     assert found.tokens_per_second == [40.0, 60.0, 50.0]
     assert found.tokens_per_call == [4.0, 6.0, 2.0]
-    merged = curves([steps(1, 40), steps(3, 60), shard, shard], most=2)
+    merged = progress_of([steps(1, 40), steps(3, 60), shard, shard], most=2).curves()
     assert merged.seconds == [4.0, 6.0]
     assert merged.tokens_per_second == [25.0, 50.0]
-    assert curves([]).seconds == []
+    assert progress_of([]).curves().seconds == []
 
 
 def test_work_before_an_interruption_does_not_count_as_under_way() -> None:
-    def steps(end: str, tokens: int) -> dict[str, Any]:
-        return {"kind": "steps", "at": f"2026-01-01T00:00:{end}+00:00", "seconds": 5.0,
-                "new_tokens": tokens}  # fmt: skip
+    def ended(end: str, tokens: int) -> dict[str, Any]:
+        return steps(5.0, tokens, at=f"2026-01-01T00:00:{end}+00:00")
 
     shard = {"kind": "shard", "at": "2026-01-01T00:00:01+00:00", "new_tokens": 999}
-    lost, first, second = steps("10", 1), steps("45", 20), steps("50", 300)
-    assert unfinished([shard, lost, first, second]).new_tokens == 320
-    assert unfinished([shard, lost, first, second, shard]).new_tokens == 0
+    records = [shard, ended("10", 1), ended("45", 20), ended("50", 300)]
+    assert progress_of(records).pending.new_tokens == 320
+    assert progress_of([*records, shard]).pending.new_tokens == 0
 
 
 def test_a_finished_run_shows_its_summary(tmp_path: Path) -> None:

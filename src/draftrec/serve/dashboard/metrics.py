@@ -1,77 +1,201 @@
-"""A run's `metrics.jsonl` as it grows: records read once, and what they say of speed over time."""
+"""A run's `metrics.jsonl` as it grows: every record read once, and summed as it comes."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from draftrec.core import COUNTED, SOURCES, Counts
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 
 #: Points of a curve; more would be noise, so neighbours are merged.
 MOST_POINTS = 120
 #: Seconds between two records that still count as one stretch of work.
 _SEAM = 2.0
+_BLOCK_BYTES = 4 << 20
 
 
 class MetricsTail:
     """Reads what was added to a file of JSON lines since the last look.
 
-    A last line without its end is left for the next look; a line that is no JSON object is passed
-    over; a file that was cut or replaced is read anew.
+    A last line without its end is left for the next look; a line that is no record is passed over
+    and counted; a file that was cut or replaced is read anew.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records: list[Record] = []
+        self.progress = Progress()
         self._offset = 0
         self._file: tuple[int, int] | None = None
 
-    def read(self) -> list[Record]:
-        """All records so far; empty where there is no file."""
+    def read(self) -> Progress:
+        """What all records so far come to; nothing where there is no file."""
         try:
             with self.path.open("rb") as file:
                 status = self.path.stat()
                 identity = (status.st_dev, status.st_ino)
                 if identity != self._file or status.st_size < self._offset:
-                    self.records, self._offset, self._file = [], 0, identity
+                    self.progress, self._offset, self._file = Progress(), 0, identity
                 file.seek(self._offset)
-                added = file.read()
+                rest = b""
+                while block := file.read(_BLOCK_BYTES):
+                    rest = self._take(rest + block)
         except FileNotFoundError:
-            self.records, self._offset, self._file = [], 0, None
-            return self.records
-        complete = added[: added.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        self.records += [r for line in complete.splitlines() if (r := _record(line)) is not None]
-        return self.records
+            self.progress, self._offset, self._file = Progress(), 0, None
+        return self.progress
+
+    def _take(self, content: bytes) -> bytes:
+        """Sum the whole lines; what is left of the last one."""
+        end = content.rfind(b"\n") + 1
+        self._offset += end
+        for line in content[:end].splitlines():
+            self.progress.add_line(line)
+        return content[end:]
 
 
-@dataclass(slots=True)
+#: Numbers of a record that add up, in this order, before those by source.
+_SUMMED = ("new_tokens", *COUNTED)
+
+
 class Sums:
-    """What a stretch of work came to, and what its texts cost."""
+    """What a stretch of work came to, and what its texts cost. `active`: the last batch."""
 
-    seconds: float = 0.0
-    new_tokens: int = 0
-    finished: int = 0
-    active: int = 0
-    counts: Counts = field(default_factory=Counts)
+    __slots__ = ("_numbers", "active", "finished", "seconds")
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Add a record of steps, or one of a shard."""
-        by_source = [int(n) for n in record.get("accepted_by_source", ())[: len(SOURCES)]]
-        numbers = {name: int(record.get(name, 0)) for name in COUNTED}
-        self.counts += Counts(**numbers, accepted_by_source=by_source)
-        self.new_tokens += int(record.get("new_tokens", 0))
-        self.seconds += _seconds(record)
-        counted = next((n for n in ("finished", "texts", "entities") if n in record), None)
-        self.finished += int(record[counted]) if counted else 0
-        self.active = int(record.get("active", 0))
+    def __init__(self) -> None:
+        self.seconds, self.finished, self.active = 0.0, 0, 0
+        self._numbers = [0] * (len(_SUMMED) + len(SOURCES))
+
+    @property
+    def new_tokens(self) -> int:
+        return self._numbers[0]
+
+    @property
+    def counts(self) -> Counts:
+        """All but the new tokens."""
+        last = len(_SUMMED)
+        return Counts(
+            **dict(zip(COUNTED, self._numbers[1:last], strict=True)),
+            accepted_by_source=self._numbers[last:],
+        )
+
+    def add(self, other: Sums) -> None:
+        """Add what came later."""
+        self.seconds += other.seconds
+        self.finished += other.finished
+        self.active = other.active
+        self._numbers = [a + b for a, b in zip(self._numbers, other._numbers, strict=True)]
+
+    @classmethod
+    def of(cls, record: Record) -> Sums:
+        """A record of steps, or one of a shard.
+
+        Raises TypeError, ValueError or OverflowError for one that does not hold plain numbers.
+        """
+        sums, get = cls(), record.get
+        sums.seconds = float(get("seconds", get("wall_seconds", 0.0)))
+        sums.finished = int(get("finished", get("texts", get("entities", 0))))
+        sums.active = int(get("active", 0))
+        sources = [int(n) for n in get("accepted_by_source", ())[: len(SOURCES)]]
+        # What was written before a source existed has counted nothing for it.
+        sources += [0] * (len(SOURCES) - len(sources))
+        sums._numbers = [int(get(name, 0)) for name in _SUMMED] + sources
+        if not math.isfinite(sums.seconds) or min(sums.seconds, *sums._numbers) < 0:
+            raise ValueError("numbers of a record are 0 or more")
+        return sums
+
+
+class Progress:
+    """Speed over time, and what is under way, of records that are added one by one: at most `most`
+    points, however many records there are. `odd`: lines that were no records.
+
+    `pending`: what was done since the last finished shard, in one stretch up to the last record, as
+    an interruption loses what went before it.
+    """
+
+    def __init__(self, most: int = MOST_POINTS) -> None:
+        self.most, self.odd = most, 0
+        self.pending = Sums()
+        self._ended: float | None = None  # when the last record of `pending` did
+        self._has_steps = False  # of the shard under way
+        self._points: list[Sums] = []
+        self._size = 1  # stretches of work that a point holds
+        self._in_last = 0
+
+    def add_line(self, line: bytes) -> None:
+        """A line of the file."""
+        try:
+            record = from_json(line)
+            if not isinstance(record, dict):
+                raise TypeError("not an object")
+            self.add(record)
+        except (TypeError, ValueError, OverflowError):
+            self.odd += 1
+
+    def add(self, record: Record) -> None:
+        """A record. Raises what `Sums.of` does, and is unchanged then."""
+        kind = record.get("kind")
+        if kind not in ("steps", "shard"):
+            self._end_pending()
+            return
+        sums = Sums.of(record)
+        if kind == "steps":
+            ended = _end(record)
+            if self._ended is not None and abs(ended - sums.seconds - self._ended) > _SEAM:
+                self.pending = Sums()
+            self.pending.add(sums)
+            self._ended, self._has_steps = ended, True
+            self._add_stretch(sums)
+            return
+        if not self._has_steps:  # as in runs that were shorter
+            self._add_stretch(sums)
+        self._has_steps = False
+        self._end_pending()
+
+    def curves(self) -> Curves:
+        """Speed over time. Time in which nothing ran, between an interruption and its resumption,
+        is left out."""
+        found = Curves([], [], [], [], [], [])
+        clock = 0.0
+        for sums in self._points:
+            clock += sums.seconds
+            found.seconds.append(round(clock, 3))
+            found.tokens_per_second.append(round(sums.new_tokens / sums.seconds, 5))
+            rates = sums.counts.rates(sums.new_tokens)
+            for name in ("tokens_per_call", "acceptance_rate", "relaxed_share"):
+                getattr(found, name).append(round(rates[name], 5))
+            found.batch.append(sums.active)
+        return found
+
+    def _end_pending(self) -> None:
+        self.pending, self._ended = Sums(), None
+
+    def _add_stretch(self, sums: Sums) -> None:
+        if sums.seconds <= 0:
+            return
+        if not self._points or self._in_last == self._size:
+            self._points.append(Sums())
+            self._in_last = 0
+        self._points[-1].add(sums)
+        self._in_last += 1
+        if len(self._points) > self.most:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Let a point hold twice as many stretches."""
+        if len(self._points) % 2 == 0:
+            self._in_last += self._size
+        self._size *= 2
+        for first, second in zip(self._points[::2], self._points[1::2], strict=False):
+            first.add(second)
+        self._points = self._points[::2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,73 +210,9 @@ class Curves:
     batch: list[int]
 
 
-def curves(records: Seq[Record], most: int = MOST_POINTS) -> Curves:
-    """Speed over time. Time in which nothing ran, between an interruption and its resumption,
-    is left out."""
-    stretches = _stretches(records)
-    size = -(-len(stretches) // most) if stretches else 1
-    found = Curves([], [], [], [], [], [])
-    clock = 0.0
-    for first in range(0, len(stretches), size):
-        sums = Sums()
-        for record in stretches[first : first + size]:
-            sums.add(record)
-        clock += sums.seconds
-        found.seconds.append(round(clock, 3))
-        per_second = sums.new_tokens / sums.seconds if sums.seconds else 0.0
-        found.tokens_per_second.append(round(per_second, 5))
-        rates = sums.counts.rates(sums.new_tokens)
-        for name in ("tokens_per_call", "acceptance_rate", "relaxed_share"):
-            getattr(found, name).append(round(rates[name], 5))
-        found.batch.append(sums.active)
-    return found
-
-
-def unfinished(records: Seq[Record]) -> Sums:
-    """What was done since the last finished shard, in one stretch up to the last record: an
-    interruption loses what went before it."""
-    sums, following = Sums(), None
-    for record in reversed(records):
-        if record.get("kind") != "steps":
-            break
-        end = _end(record)
-        if following is not None and abs(following - end) > _SEAM:
-            break
-        sums.add(record)
-        following = end - _seconds(record)
-    return sums
-
-
-def _stretches(records: Seq[Record]) -> list[Record]:
-    """Records of steps; a shard's own where it has none, as in runs that were shorter."""
-    found: list[Record] = []
-    has_steps = False
-    for record in records:
-        if record.get("kind") == "steps":
-            found.append(record)
-            has_steps = True
-        elif record.get("kind") == "shard":
-            if not has_steps:
-                found.append(record)
-            has_steps = False
-    return [r for r in found if _seconds(r) > 0]
-
-
-def _record(line: bytes) -> Record | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _seconds(record: Mapping[str, Any]) -> float:
-    return float(record.get("seconds", record.get("wall_seconds", 0.0)))
-
-
-def _end(record: Mapping[str, Any]) -> float:
+def _end(record: Record) -> float:
     """Unix seconds at which a record was written."""
     try:
         return datetime.fromisoformat(str(record.get("at"))).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0

@@ -178,6 +178,6 @@ def _range(found: Mapping[str, Any], form: str) -> str:
 def _load(path: Path) -> Json | None:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

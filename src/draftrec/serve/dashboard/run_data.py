@@ -18,7 +18,7 @@ from draftrec.core import SOURCES
 from draftrec.data.files.places import arrow_path
 from draftrec.engine.costs import CostCurve
 from draftrec.jobs.knowledge.manifest import Manifest, Totals, read_manifest
-from draftrec.serve.dashboard.metrics import Curves, MetricsTail, Sums, curves, unfinished
+from draftrec.serve.dashboard.metrics import Curves, MetricsTail, Sums
 
 #: The pool of all groups, in `GroupUse.name` of `PoolUse.everyone`.
 ALL = "all"
@@ -194,7 +194,8 @@ class Baseline:
 class RunData:
     """One run. `totals` and `rates` as in its summary.json, the shard under way included;
     `quiet_seconds`: since its files last changed; `same_job`: what must be equal for two runs to be
-    compared; `speedup`: times as fast as `baseline`, None without one."""
+    compared; `speedup`: times as fast as `baseline`, None without one; `odd_lines`: of its metrics,
+    which are no records."""
 
     name: str
     path: str
@@ -214,6 +215,7 @@ class RunData:
     same_job: str
     baseline: Baseline
     speedup: float | None = None
+    odd_lines: int = 0
 
 
 class RunReader:
@@ -230,11 +232,11 @@ class RunReader:
         manifest = read_manifest(self.folder / "manifest.json")
         if manifest is None:
             return None
-        records = self._tail.read()
+        progress = self._tail.read()
         quiet = self._quiet()
         state: State = "running" if quiet < QUIET_SECONDS else "quiet"
         state = "finished" if manifest.finished else state
-        pending = unfinished(records) if state == "running" else Sums()
+        pending = progress.pending if state == "running" else Sums()
         totals = _with_pending(manifest, pending)
         pool = _pool_of(manifest, self.folder)
         sums = self._sums.read(manifest)
@@ -254,12 +256,13 @@ class RunReader:
             totals=shown,
             rates=totals.rates(),
             by_source=by_source,
-            curves=curves(records),
+            curves=progress.curves(),
             groups=group_uses(sums, pool),
             everyone=everyone_use(sums, pool),
             pool=pool,
             same_job=_same_job(manifest),
             baseline=_own_baseline(manifest, totals),
+            odd_lines=progress.odd,
         )
 
     def _quiet(self) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard.advice import Advice, advise
@@ -75,19 +75,37 @@ class RunSources:
         places = list(self._places())
         names = _names(places)
         for folder, name in zip(places, names, strict=True):
-            if _is_run(folder):
-                reader = self._readers.setdefault(folder, RunReader(folder, name))
-                reader.name = name
-                try:
-                    run = reader.read()
-                except (DraftrecError, OSError) as error:
-                    found.notes.append(f"{name} cannot be shown: {error}")
-                    continue
-                found.runs.extend([run] if run else [])
-            found.evaluations.extend(read_evaluations(folder, name))
+            try:
+                self._read(folder, name, found)
+            except Exception as error:  # noqa: BLE001 - one odd file must not hide the others
+                reason = f"{error}" if isinstance(error, DraftrecError) else _odd(error)
+                found.notes.append(f"{name} cannot be shown: {reason}")
         found.runs[:] = with_baselines(found.runs)
         found.advice.extend(advise(found.runs, found.evaluations))
         return found
+
+    def _read(self, folder: Path, name: str, found: Found) -> None:
+        evaluations = read_evaluations(folder, name)
+        _check(Found(evaluations=evaluations))
+        found.evaluations.extend(evaluations)
+        kind = _kind(folder)
+        if kind == "damaged":
+            raise DraftrecError("its manifest.json is cut off or damaged")
+        if kind != "run":
+            return
+        reader = self._readers.setdefault(folder, RunReader(folder, name))
+        reader.name = name
+        run = reader.read()
+        if run is None:
+            return
+        _check(Found(runs=[run]))
+        found.runs.append(run)
+        if run.odd_lines:
+            lines = "line" if run.odd_lines == 1 else "lines"
+            found.notes.append(
+                f"{name}: {run.odd_lines} {lines} of its metrics.jsonl are no records and were "
+                "left out"
+            )
 
     def _take(self) -> Snapshot:
         values: dict[str, Any] = {**asdict(self.read()), "price_per_hour": self.price_per_hour}
@@ -101,7 +119,7 @@ class RunSources:
         seen: set[Path] = set()
         for folder in self.folders:
             inside = [folder]
-            if not _is_run(folder):
+            if _kind(folder) != "run":
                 inside += sorted(p for p in _children(folder) if not p.name.startswith("."))
             for place in inside:
                 if place not in seen:
@@ -116,13 +134,27 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _is_run(folder: Path) -> bool:
-    """Whether a folder's manifest is that of a run; pools have one too."""
+def _kind(folder: Path) -> Literal["run", "damaged", "other"]:
+    """What a folder's manifest is that of; pools have one too."""
     try:
         content = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == "draftrec-run"
+    except OSError:
+        return "other"
+    except (ValueError, RecursionError):
+        return "damaged"
+    is_run = isinstance(content, dict) and content.get("format") == "draftrec-run"
+    return "run" if is_run else "other"
+
+
+def _check(found: Found) -> None:
+    """Raise whatever the page's data or the advice would over this alone; numbers that are none,
+    or infinite, are no JSON to a browser."""
+    json.dumps(asdict(found), allow_nan=False)
+    advise(with_baselines(found.runs), found.evaluations)
+
+
+def _odd(error: Exception) -> str:
+    return f"a file in it holds something unexpected ({type(error).__name__}: {error})"[:300]
 
 
 def _names(folders: Seq[Path]) -> list[str]:
