@@ -68,6 +68,7 @@ class Running:
 
     @property
     def log(self) -> list[dict[str, Any]]:
+        assert self.service.log.flush()
         return [json.loads(line) for line in self._log.getvalue().splitlines()]
 
     def recommend(self, history: list[int], **more: Any) -> Any:

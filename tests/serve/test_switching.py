@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from draftrec.core import DraftTree, Verdict
+from draftrec.errors import DraftrecError
+from draftrec.serve.http.errors import ApiError
+from draftrec.serve.loading import ServiceSources
+from draftrec.serve.logs import RequestLog
+from draftrec.serve.model_thread import WorkError
+from draftrec.serve.service import Service
 from draftrec.serve.work import SwitchingDrafter
+from tests.serve.services import settings
 
 
 class Named:
@@ -63,3 +75,48 @@ def test_texts_keep_the_drafter_with_which_they_began() -> None:
         ("start", [b]), ("draft", [b]), ("observe", [(b, 8)]), ("stop", [b]),
     ]  # fmt: skip
     assert switching._of == {}
+
+
+class Thread:
+    """Exchanges at once, or says why not."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.now, self.fails = "old", fails
+
+    def change(self, new: Any) -> Future[None]:
+        done: Future[None] = Future()
+        if self.fails:
+            done.set_exception(WorkError("it cannot be used"))
+        else:
+            self.now = new
+            done.set_result(None)
+        return done
+
+
+class Source:
+    """Loads a new one, unless it is broken."""
+
+    chat = None
+
+    def __init__(self, new: Any) -> None:
+        self.new = new
+
+    def reload(self, old: Any) -> Any:
+        if self.new is None:
+            raise DraftrecError("it is damaged")
+        return self.new
+
+
+@pytest.mark.parametrize(("pool", "fails"), [(None, False), ("new", True)])
+def test_a_reload_of_which_half_fails_changes_nothing(pool: Any, *, fails: bool) -> None:
+    stream = io.StringIO()
+    service = Service(settings(), ServiceSources(), RequestLog(stream))
+    catalogue = SimpleNamespace(catalogue=SimpleNamespace(sids=[1, 2]))
+    service.sources = ServiceSources(Source(catalogue), Source(pool))  # type: ignore[arg-type]
+    recommend, knowledge = Thread(), Thread(fails=fails)
+    service.recommend, service.knowledge = recommend, knowledge  # type: ignore[assignment]
+    service.recommending = SimpleNamespace(recommender="old")  # type: ignore[assignment]
+    service.writing = SimpleNamespace(generator=SimpleNamespace(pool="old"))  # type: ignore[assignment]
+    with pytest.raises(ApiError, match="the old files stay in use"):
+        asyncio.run(service.reload())
+    assert (recommend.now, knowledge.now) == ("old", "old")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MOST_LINES = 10_000
 
 
 @dataclass(eq=False, slots=True)
@@ -36,11 +39,19 @@ class RequestNote:
 
 
 class RequestLog:
-    """Writes whole lines, from any thread. A reader that has gone away costs no request."""
+    """Writes whole lines, from any thread, in a thread of its own.
 
-    def __init__(self, stream: TextIO, *, contents: bool = False) -> None:
+    A reader that has gone away, or that stalls, costs no request: `most` lines wait for it, and
+    `on_drop` is called for every further one. How many were lost stands in the log once it is read
+    again. (`logging.handlers.QueueListener` would wait for a stalled reader when it is stopped.)
+    """
+
+    def __init__(self, stream: TextIO, *, contents: bool = False, most: int = _MOST_LINES) -> None:
         self.stream, self.contents = stream, contents
-        self._lock = threading.Lock()
+        self.dropped = 0
+        self.on_drop: Callable[[], None] = lambda: None
+        self._lines: queue.Queue[str | threading.Event] = queue.Queue(most)
+        threading.Thread(target=self._write_lines, name="request-log", daemon=True).start()
 
     def request(self, note: RequestNote) -> None:
         """A request that is over."""
@@ -63,14 +74,41 @@ class RequestLog:
 
     def write(self, event: str, **values: Any) -> None:
         """One line."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, **values}, default=str) + "\n"
-        with self._lock:
+        try:
+            self._lines.put_nowait(_line(event, values))
+        except queue.Full:
+            self.dropped += 1
+            self.on_drop()
+
+    def flush(self, seconds: float = 1.0) -> bool:
+        """Wait until everything so far is written, or so long at most; was it?"""
+        written, end = threading.Event(), time.monotonic() + seconds
+        try:
+            self._lines.put(written, timeout=seconds)
+        except queue.Full:
+            return False
+        return written.wait(max(0.0, end - time.monotonic()))
+
+    def _write_lines(self) -> None:
+        told = 0
+        while True:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            if (dropped := self.dropped) > told:
+                line += _line("lines_dropped", {"lines": dropped - told})
+                told = dropped
             try:
                 self.stream.write(line)
                 self.stream.flush()
             except (OSError, ValueError):
-                return  # nobody reads any more, or the stream was closed
+                continue  # nobody reads any more, or the stream was closed
+
+
+def _line(event: str, values: dict[str, Any]) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "event": event, **values}, default=str) + "\n"
 
 
 def request_id(given: str | None) -> str:

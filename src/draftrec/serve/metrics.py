@@ -33,6 +33,7 @@ Labels = tuple[str, ...]
 COUNTERS: dict[str, tuple[str, Labels]] = {
     "requests": ("HTTP requests answered.", ("route", "status")),
     "errors": ("Failures, by kind.", ("kind",)),
+    "log_dropped_lines": ("Lines of the log that its reader was too slow for.", ()),
     "passes": ("Forward passes of the target over a batch of texts.", ()),
     "pass_rows": ("Token rows that these passes computed, drafts and prompts included.", ()),
     "texts": ("Texts finished.", ()),
@@ -153,6 +154,10 @@ class ServiceMetrics:
     def observe_error(self, kind: str) -> None:
         """Something failed. `kind`: one of a few words, such as `engine` or `deadline`."""
         self._add("errors", 1, kind=kind)
+
+    def count_dropped_line(self) -> None:
+        """The log's reader was too slow for a line."""
+        self._add("log_dropped_lines", 1)
 
     # Texts.
 

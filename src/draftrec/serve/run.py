@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import os
 import socket
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 import uvicorn
 
@@ -35,11 +37,12 @@ def serve(settings: ServeSettings, sources: ServiceSources, say: Callable[[str],
         if warning := exposure(settings):
             say(warning)
         say("loading models")
-        log = RequestLog(sys.stdout, contents=settings.log_contents)
+        log = RequestLog(_unbuffered(sys.stdout), contents=settings.log_contents)
         service = Service(settings, sources, log)
         server = make_server(service)
         say(f"serving on {address(listener)}, process {os.getpid()}; see /docs")
         server.run(sockets=[listener])
+        log.flush()
     if service.broken:
         raise service.broken
     left = server.unanswered
@@ -99,6 +102,16 @@ async def _reload(service: Service) -> None:
         await service.reload()
     except ApiError as error:
         service.log.write("reload_refused", message=error.message)
+
+
+def _unbuffered(stream: TextIO) -> TextIO:
+    """Another writer to where `stream` writes. A reader that stalls would hold the lock of
+    `stream`'s own buffer, for which Python waits when it ends."""
+    try:
+        raw = open(stream.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115 - never closed
+    except (OSError, ValueError):
+        return stream  # no file, as in tests
+    return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)  # type: ignore[arg-type]
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -31,6 +31,7 @@ class Service:
     def __init__(self, settings: ServeSettings, sources: ServiceSources, log: RequestLog) -> None:
         self.settings, self.sources, self.log = settings, sources, log
         self.metrics = ServiceMetrics()
+        log.on_drop = self.metrics.count_dropped_line
         self.folders = RunSources(settings.runs)
         self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
         self.keyring = Keyring(settings.keys)
@@ -98,7 +99,7 @@ class Service:
         self._reloading = True
         start = time.monotonic()
         try:
-            facts = {**await self._reload_catalogue(), **await self._reload_pool()}
+            facts = await self._reload_all()
         except (DraftrecError, OSError, WorkError) as error:
             self.log.write("reload_failed", message=str(error))
             raise ApiError(409, "reload_failed", f"the old files stay in use: {error}") from error
@@ -107,23 +108,32 @@ class Service:
         self.log.write("reloaded", seconds=round(time.monotonic() - start, 3), **facts)
         return facts
 
-    async def _reload_catalogue(self) -> dict[str, Any]:
-        source, thread, work = self.sources.recommend, self.recommend, self.recommending
-        if source is None or thread is None or work is None:
-            return {}
-        new = await asyncio.to_thread(source.reload, work.recommender)
-        await asyncio.wrap_future(thread.change(new))
-        return {"items": len(new.catalogue.sids)}
-
-    async def _reload_pool(self) -> dict[str, Any]:
-        source, thread, work = self.sources.knowledge, self.knowledge, self.writing
-        if source is None or thread is None or work is None:
-            return {}
-        pool = await asyncio.to_thread(source.reload, work.generator)
-        if pool is None:
-            return {}
-        await asyncio.wrap_future(thread.change(pool))
-        return {"pool_texts": len(pool)}
+    async def _reload_all(self) -> dict[str, Any]:
+        """Load everything before anything is exchanged; where one exchange fails, take back those
+        before it."""
+        facts: dict[str, Any] = {}
+        exchanges: list[tuple[ModelThread[Any, Any], Any, Any]] = []  # thread, old, new
+        if self.sources.recommend and self.recommend and self.recommending:
+            recommender = self.recommending.recommender
+            new = await asyncio.to_thread(self.sources.recommend.reload, recommender)
+            exchanges.append((self.recommend, recommender, new))
+            facts["items"] = len(new.catalogue.sids)
+        if self.sources.knowledge and self.knowledge and self.writing:
+            generator = self.writing.generator
+            pool = await asyncio.to_thread(self.sources.knowledge.reload, generator)
+            if pool is not None:
+                exchanges.append((self.knowledge, generator.pool, pool))
+                facts["pool_texts"] = len(pool)
+        exchanged: list[tuple[ModelThread[Any, Any], Any]] = []
+        try:
+            for thread, old, new in exchanges:
+                await asyncio.wrap_future(thread.change(new))
+                exchanged.append((thread, old))
+        except BaseException:
+            for thread, old in exchanged:
+                await asyncio.wrap_future(thread.change(old))
+            raise
+        return facts
 
     def _thread(self, work: Any, route: str) -> ModelThread[Any, Any]:
         def failed(error: Exception) -> None:
