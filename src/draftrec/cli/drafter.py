@@ -23,7 +23,7 @@ from draftrec.cli.options.knobs import (
 )
 from draftrec.cli.options.places import HERE, READ
 from draftrec.cli.options.shared import JsonOptions
-from draftrec.data.files.places import place
+from draftrec.data.files.places import Place, place
 from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings
 
 Head = partial(option_of, HeadSettings)
@@ -107,7 +107,7 @@ def fit(options: DrafterFitOptions) -> int:
 class DrafterInfoOptions(JsonOptions):
     """The command line of `draftrec drafter info`."""
 
-    drafter: Path = argument("DIR", "Folder that `draftrec drafter fit` wrote.", READ)
+    drafter: Place = argument("DIR", "Folder that `draftrec drafter fit` wrote.", READ)
 
 
 @command(DrafterInfoOptions)

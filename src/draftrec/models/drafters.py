@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from draftrec.core import Drafter
-from draftrec.data.files.places import here
+from draftrec.data.files.places import Place, place
 from draftrec.data.files.writers import replace_file
 from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadShape
@@ -176,12 +176,12 @@ def save_drafter(
     replace_file(folder / INFO_FILE, (info.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_drafter_info(folder: str | Path) -> DrafterInfo:
+def read_drafter_info(folder: str | Place) -> DrafterInfo:
     """What `drafter.json` says. Raises DraftrecError if there is none that this version reads."""
-    path = here(folder, "a drafter") / INFO_FILE
+    path = place(folder) / INFO_FILE
     if not path.is_file():
         raise DraftrecError(
-            f"{folder} has no {INFO_FILE}, so it is no drafter; name a folder that "
+            f"{place(folder)} has no {INFO_FILE}, so it is no drafter; name a folder that "
             "`draftrec drafter fit` wrote"
         )
     try:
@@ -198,7 +198,7 @@ def read_drafter_info(folder: str | Path) -> DrafterInfo:
     return info
 
 
-def describe_drafter(folder: str | Path) -> dict[str, Any]:
+def describe_drafter(folder: str | Place) -> dict[str, Any]:
     """What people want to know of a drafter, by name. Raises as `read_drafter_info`."""
     info = read_drafter_info(folder)
     record = info.training
@@ -221,18 +221,18 @@ def describe_drafter(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def check_drafter(folder: str | Path, info: DrafterInfo, fingerprint: Mapping[str, str]) -> None:
+def check_drafter(folder: str | Place, info: DrafterInfo, fingerprint: Mapping[str, str]) -> None:
     """Raise DraftrecError unless the drafter was trained for the target with these fingerprints, of
     its `model` and, where that is known, its `tokenizer`."""
     for what in ("tokenizer", "model"):
         if getattr(info, what) != fingerprint.get(what, getattr(info, what)):
             raise DraftrecError(
-                f"the drafter {folder} was trained for another {what} than the target's; train one "
-                "for this target with `draftrec drafter fit`"
+                f"the drafter {place(folder)} was trained for another {what} than the target's; "
+                "train one for this target with `draftrec drafter fit`"
             )
 
 
-def load_drafter(folder: str | Path, model: Any, fingerprint: Mapping[str, str]) -> LearnedDrafter:
+def load_drafter(folder: str | Place, model: Any, fingerprint: Mapping[str, str]) -> LearnedDrafter:
     """The drafter of a folder, for `model`, whose layers are not packed yet; `fingerprint`: as
     `check_drafter` takes it.
 
@@ -240,7 +240,7 @@ def load_drafter(folder: str | Path, model: Any, fingerprint: Mapping[str, str])
     """
     info = read_drafter_info(folder)
     check_drafter(folder, info, fingerprint)
-    path = here(folder) / WEIGHTS_FILE
+    path = place(folder) / WEIGHTS_FILE
     try:
         content = path.read_bytes()
         held = load(content)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from draftrec.core import HEAD, Generation
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError
+from draftrec.jobs.knowledge import generator
 from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator
 from tests.engine.text.helpers import observed_eos, requests
@@ -95,3 +97,24 @@ def test_it_is_part_of_what_a_run_depends_on(folder: Path, drafter: Path, tmp_pa
     assert load(folder).fingerprint["drafter"] == ""
     with pytest.raises(DraftrecError, match="so it is no drafter; name a folder that"):
         load(folder, drafter=str(tmp_path))
+
+
+def test_it_may_lie_at_an_address(folder: Path, drafter: Path, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(drafter), f"/{tmp_path.name}/drafter", recursive=True)
+    there = load(folder, drafter=f"memory://{tmp_path.name}/drafter", draft="prompt")
+    here = load(folder, drafter=str(drafter), draft="prompt")
+    assert there.fingerprint == here.fingerprint
+    assert ids(there.run(requests()[:2])) == ids(here.run(requests()[:2]))
+
+
+def test_what_is_none_is_refused_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(generator.loading, "load_model", loaded)
+    for place in (str(tmp_path), f"memory://{tmp_path.name}/nothing"):
+        with pytest.raises(DraftrecError, match=f"^{place} has no drafter.json, so it is no"):
+            load(folder, drafter=place)

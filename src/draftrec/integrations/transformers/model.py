@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from transformers import PreTrainedModel
 
-from draftrec.data.files.places import here
+from draftrec.data.files.places import place
 from draftrec.engine.costs import LearningCurve
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
@@ -53,9 +53,9 @@ class ModelState:
 
         Raises DraftrecError for a folder of anything else, and for another model's.
         """
-        info, known = here(folder, "a drafter") / INFO_FILE, model_fingerprint(model)
-        written = info.stat().st_mtime_ns if info.is_file() else None
-        key = info, written, known, model.dtype, model.device
+        info, known = place(folder) / INFO_FILE, model_fingerprint(model)
+        said = info.read_bytes() if info.is_file() else None
+        key = info, said, known, model.dtype, model.device
         if self.learned is None or self.learned[0] != key:
             self.learned = key, load_drafter(folder, model, {"model": known})
         return self.learned[1]

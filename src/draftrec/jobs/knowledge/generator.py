@@ -41,7 +41,7 @@ from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.knobs import not_allowed
 from draftrec.models import loading
-from draftrec.models.drafters import HeadDrafting, drafting_with, load_drafter
+from draftrec.models.drafters import HeadDrafting, drafting_with, load_drafter, read_drafter_info
 from draftrec.models.prompting import PromptEncoder, PromptForm, chat_template, has_chat_template
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
@@ -133,7 +133,10 @@ class Generator:
         if config is None and model is None:
             raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
         config = config or make_config(str(model), **settings)
+        drafter = config.target.drafter
         check_structure(config.structure)  # before the model, which may take minutes
+        if drafter:
+            read_drafter_info(drafter)
         _LOG.info("loading the model %s", config.target.model)
         tokenizer = loading.load_tokenizer_of(config.target)
         if isinstance(pool, str | Path):
@@ -142,7 +145,6 @@ class Generator:
         packs = way != "frozen"  # the compiler cannot look into packed weights
         loaded = loading.load_model(config.target, packs=packs)
         fingerprint = fingerprint_of(loaded, tokenizer)
-        drafter = config.target.drafter
         learned = load_drafter(drafter, loaded, fingerprint) if drafter else None
         if packs:
             prepack(loaded)

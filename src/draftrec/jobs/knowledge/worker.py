@@ -324,11 +324,12 @@ class ShardWork:
             if (path := getattr(spec, name)) is not None
         }
         target = spec.config.generate.target
-        model = Path(target.model)
-        own = {
-            "model": str(model.resolve()) if model.exists() else target.model,
-            "device": share.device(target.device),
+        folders = {
+            name: str(Path(given).resolve())
+            for name in ("model", "drafter")
+            if (given := getattr(target, name)) is not None and Path(given).exists()
         }
+        own = folders | {"device": share.device(target.device)}
         generate = spec.config.generate.model_copy(update={"target": target.model_copy(update=own)})
         config = spec.config.model_copy(update={"generate": generate})
         spec = replace(spec, config=config, **found)
