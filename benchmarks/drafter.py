@@ -3,12 +3,14 @@
     python benchmarks/drafter.py prepare --model DIR --side item --work WORK [--texts 1000]
     python benchmarks/drafter.py fit     --model DIR --side item --work WORK --texts 250 500 1000
     python benchmarks/drafter.py measure --model DIR --side item --work WORK --texts 250 500 1000
+    python benchmarks/drafter.py plan
 
 `prepare` writes records of MovieLens-1M, sets `--reported` entities aside that neither a pool nor
 a head ever sees, and lets the model write texts of the others; interrupted, it goes on. `fit`
 trains a head on the first so many of these texts each. `measure` writes the reported entities'
 texts plainly, with a pool of as many texts, with pool and head, and with the head and their own
-words alone, in turn. The last line is the result.
+words alone, in turn. `plan` counts what a head's levels and a large target read, from their shapes
+alone. The last line is the result.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from first_job import run_command
 from draftrec.config import Side
 from draftrec.core import SOURCES, Generation, Request
 from draftrec.data.templates import load_template
+from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.jobs.knowledge.generator import Generator, make_config
 from draftrec.models.drafters import describe_drafter
 from draftrec.pool.store import Pool
@@ -229,12 +232,40 @@ def _measured(args: argparse.Namespace, work: Work) -> dict[str, Any]:
     return {"trained": trained, "cells": cells}
 
 
+#: Published shapes: width, layers, heads, key heads, feed-forward width, vocabulary.
+_LARGE = {
+    "Llama-2-7B": (4096, 32, 32, 32, 11008, 32_000),
+    "Llama-3.1-8B": (4096, 32, 32, 8, 14336, 128_256),
+    "Qwen2.5-7B": (3584, 28, 28, 4, 18944, 152_064),
+}
+
+
+def plan(vocabulary: int, levels: int, bytes_per_weight: int = 2) -> dict[str, Any]:
+    """Bytes that a step of the target reads, and a level of a head of its shape over `vocabulary`
+    draft tokens; what share of plain steps `levels` of them take where memory is the limit. A head
+    pays where it brings more tokens per call than that share of those that there are already."""
+    found: dict[str, Any] = {}
+    for name, (hidden, layers, heads, kv_heads, inner, words) in _LARGE.items():
+        shape = HeadShape(hidden, heads, kv_heads, hidden // heads, inner)
+        with torch.device("meta"):
+            head = sum(p.numel() for p in DraftHead(shape).parameters())
+        per_layer = hidden * hidden * 2 + 2 * hidden * shape.kv_heads * shape.head_dim
+        target = layers * (per_layer + 3 * hidden * inner) + hidden * words
+        level = head + vocabulary * hidden
+        found[name] = {
+            "target_bytes": target * bytes_per_weight,
+            "level_bytes": level * bytes_per_weight,
+            "share": round(levels * level / target, 4),
+        }
+    return {"vocabulary": vocabulary, "levels": levels, "models": found}
+
+
 def main() -> None:
     """Parse, run; `measure` writes drafter-NAME.json to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("prepare", "fit", "measure"))
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder outside the repository")
+    parser.add_argument("part", choices=("prepare", "fit", "measure", "plan"))
+    parser.add_argument("--model", type=Path, help="folder of a real model")
+    parser.add_argument("--work", type=Path, help="folder outside the repository")
     parser.add_argument("--side", choices=("item", "user"), default="item")
     parser.add_argument("--texts", type=int, nargs="+", default=[250, 500, 1000])
     parser.add_argument("--reported", type=int, default=24, help="texts that are reported")
@@ -252,6 +283,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the result file")
     parser.add_argument("--fit", default="", help="options of `drafter fit`, as one word")
     args = parser.parse_args()
+    if args.part == "plan":
+        write_result("drafter-plan", plan(vocabulary=8192, levels=4), folder=args.results)
+        return
+    if not args.model or not args.work:
+        parser.error("--model and --work are needed")
     work = Work(args.work, args.side)
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -1,0 +1,58 @@
+"""Tables of drafter.py: heads beside pools, and what they would cost a large model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markdown import header, row, spread
+
+Result = dict[str, Any]
+
+
+def drafter(result: Result) -> str:
+    """Tokens per call and time of every way, and how the heads were trained."""
+    asked = result["settings"]
+    greedy = "a repetition penalty of " + str(asked["penalty"])
+    out = (
+        f"## A trained head beside a pool, {result['model']}, {asked['side']} texts: "
+        "`benchmarks/drafter.py`\n\n"
+        f"{asked['reported']} held-out texts of at most {asked['max_new_tokens']} tokens, KAR "
+        f"prompts, {greedy}, {asked['threads']} thread(s). `pool-N`: a pool of the first N texts "
+        "that the model wrote for other entities; `both-N`: and a head trained on the same; "
+        "`head-N`: the head, and the text's own words. Times are of the same prompts in turn.\n"
+    )
+    out += header(
+        "texts", "budget", "way", "tokens per call", "over the pool", "speed over plain",
+        "speed over the pool", "plain\'s texts",
+    )  # fmt: skip
+    for cell, budgets in result["cells"].items():
+        for budget, ways in budgets.items():
+            for way, found in ways.items():
+                over = found.get("over_pool", {})
+                ratio = over.get("tokens_per_call")
+                out += row(
+                    cell, budget.removeprefix("budget "), way, f"{found['tokens_per_call']:.2f}",
+                    f"{ratio:.2f}" if ratio else "", spread(found["speedup_over_plain"]),
+                    spread(over.get("speed")), f"{found['identical_to_plain']} of {found['texts']}",
+                )  # fmt: skip
+    out += "\n" + header("head", "draft tokens", "epochs", "minutes", "tokens per call, no pool")
+    for texts, info in result["trained"].items():
+        alone = info.get("valid_tokens_per_call")
+        minutes, alone = f"{info['seconds'] / 60:.0f}", f"{alone:.2f}" if alone else "-"
+        out += row(f"{texts} texts", info["vocabulary"], info["epochs"], minutes, alone)
+    return out
+
+
+def drafter_plan(result: Result) -> str:
+    """What levels of a head cost large targets, by shapes alone."""
+    out = (
+        "## Heads of large models, a plan: `benchmarks/drafter.py plan`\n\n"
+        "Counted from published shapes, not measured: bytes that a step of the target and a level "
+        f"of its head read in bfloat16, over {result['vocabulary']:,} draft tokens, and what share "
+        f"of a plain step {result['levels']} levels take where memory is the limit.\n"
+    )
+    out += header("target", "GB per step", "GB per level", "share")
+    for name, found in result["models"].items():
+        target, level = (found[f"{of}_bytes"] / 1e9 for of in ("target", "level"))
+        out += row(name, f"{target:.2f}", f"{level:.2f}", f"{found['share']:.1%}")
+    return out

@@ -1,0 +1,63 @@
+"""The drafter benchmark on a toy target, and its plan beside transformers' own count."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import drafter
+import drafter_tables
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from draftrec.core import Request
+from draftrec.train.drafter.fit import fit_drafter
+from tests.train.drafter.worlds import drafter_spec, make_target, write_records, write_run
+
+
+def test_the_plan_counts_what_the_target_has() -> None:
+    found = drafter.plan(vocabulary=8192, levels=4)["models"]["Llama-2-7B"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig())  # its defaults are that model's
+    read = {n: p.numel() for n, p in model.named_parameters() if "embed" not in n and p.ndim > 1}
+    assert found["target_bytes"] == 2 * sum(read.values())
+    layer = sum(size for name, size in read.items() if ".layers.0." in name)
+    rows = 4096 * (2 * 4096 + 8192)  # where it joins two inputs, and the draft tokens
+    assert found["level_bytes"] == pytest.approx(2 * (layer + rows), rel=1e-4)  # but for norms
+
+
+@pytest.mark.slow
+def test_measure_dry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = make_target(tmp_path / "target", counts=True)
+    records = write_records(tmp_path / "records.jsonl", 20)
+    work = drafter.Work(tmp_path, "item")
+    write_run(work.run, target, records)
+    for texts in (8, 16):
+        fit_drafter(drafter_spec(target, [work.run], work.head(texts), limit=texts))
+    rng = np.random.default_rng(5)
+    asked = [Request(f"r{i}", rng.integers(3, 97, 6).astype(np.int32), key=i) for i in range(4)]
+    monkeypatch.setattr(drafter, "_requests", lambda *_: asked)
+    few = ["--texts", "8", "16", "--reported", "4", "--rounds", "2", "--batch", "1", "2"]
+    more = ["--max-new-tokens", "12", "--budgets", "6", "auto", "--dtype", "float32"]
+    line = ["measure", "--model", str(target), "--work", str(tmp_path), "--name", "toy"]
+    monkeypatch.setattr("sys.argv", ["drafter.py", *line, *few, *more, "--results", str(tmp_path)])
+    drafter.main()
+    found = json.loads((tmp_path / "drafter-toy.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+    assert len(found["cells"]) == 4
+    for budgets in found["cells"].values():
+        for ways in budgets.values():
+            assert {w["identical_to_plain"] for w in ways.values()} == {4}
+            assert ways["plain"]["tokens_per_call"] == 1
+    first = found["cells"]["temperature 0.0, batch 1"]["budget 6"]
+    assert set(first) == {"plain", "pool-8", "both-8", "pool-16", "both-16", "head-16"}
+    assert first["head-16"]["share_of_tokens"]["head"] > 0
+    table = drafter_tables.drafter(found)
+    assert table.count("| 4 of 4 |") == sum(
+        len(ways) for budgets in found["cells"].values() for ways in budgets.values()
+    )
+    assert "| 16 texts |" in table
