@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoConfig
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
@@ -19,6 +20,7 @@ from draftrec.evaluate.replay import drafters
 from draftrec.evaluate.replay.drafters import NAMES
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
+from tests.models.folders import save_head
 
 CONTRACT = {
     "texts", "tokens", "steps", "tokens_per_step", "drafted_per_step",
@@ -283,3 +285,11 @@ class TestBadInput:
     def test_token_ids_of_another_tokenizer(self, command: Command) -> None:
         rows = {"entity_id": "a", "text": "t", "token_ids": [10**6]}
         command.refuses("outside the tokenizer's", texts=command.write("x.jsonl", rows))
+
+
+def test_a_learned_drafter_is_refused_with_what_measures_it(
+    command: Command, tmp_path: Path
+) -> None:
+    config = AutoConfig.from_pretrained(demo_model_path())
+    head = save_head(tmp_path / "head", config, {"model": "m", "tokenizer": "t"})
+    command.refuses(f"`draftrec tune RECORDS --model MODEL --drafter {head}`", "--drafter", head)

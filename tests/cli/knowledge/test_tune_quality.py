@@ -13,7 +13,10 @@ from bookshop.world import stream_records
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
+from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.evaluate.tune import choice as tune_space
+from draftrec.jobs.knowledge.generator import Generator
+from tests.models.folders import save_head
 
 SMALL = ("--budgets", "8", "--sample", "2", "--rounds", "1", "--max-new-tokens", "12")
 
@@ -54,6 +57,43 @@ def test_a_study_leaves_settings_that_generate_takes_a_page_and_a_table(
     assert run([str(x) for x in line]) == 0
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert done["accept"] == yaml.safe_load(settings.read_text()).get("accept", "strict")
+
+
+def test_a_learned_drafter_drafts_in_every_setting(
+    records: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(tune_space.KNOBS, "typical", {"epsilon": (0.5,), "delta": (0.2,)})
+    made = Generator.from_pretrained(demo_model_path(), device="cpu", draft="none")
+    drafter = save_head(tmp_path / "head", made.target.model.config, made.fingerprint)
+    looks: list[float] = []
+    real = HeadDrafter._look
+
+    def look(self: HeadDrafter, *rest: Any) -> None:
+        looks.append(self.target.model.config.vocab_size)
+        real(self, *rest)
+
+    monkeypatch.setattr(HeadDrafter, "_look", look)
+    more = ("--rules", "typical", "--report", tmp_path / "study", "--json")
+    assert tune(records, *more) == 0
+    assert not looks
+    journal = tmp_path / "study" / "trials.jsonl"
+    first, *rest = journal.read_text().splitlines(keepends=True)
+    begun = json.loads(first)["identity"]
+    # As a study that was begun before there were drafters.
+    before = {name: value for name, value in begun.items() if name != "drafter"}
+    journal.write_text("".join([json.dumps({"identity": before}) + "\n", *rest]))
+    assert tune(records, *more) == 0
+    assert tune(records, *more, "--drafter", drafter) == 2
+    assert "drafter was" in capsys.readouterr().err
+    assert tune(records, *more, "--drafter", drafter, "--overwrite") == 0
+    assert looks
+    with_it = json.loads(journal.read_text().splitlines()[0])["identity"]
+    assert begun["drafter"] is None
+    assert with_it == begun | {"drafter": with_it["drafter"]}
+    assert str(drafter) in (tmp_path / "study" / "frontier.html").read_text()
 
 
 @pytest.mark.parametrize(

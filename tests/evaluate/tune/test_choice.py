@@ -91,7 +91,10 @@ def test_the_settings_file_holds_the_rule_and_its_own_knobs() -> None:
     assert "1.90 times plain decoding" in text
     capped = chosen_yaml(row("relaxed", 1.9, max_deviations=4), LIMITS, depth=24)
     assert yaml.safe_load(capped)["max_deviations"] == 4
+    drafted = chosen_yaml(STRICT, LIMITS, depth=12, drafter="run 1: #2/head")
+    assert yaml.safe_load(drafted)["drafter"] == "run 1: #2/head"
     strict = yaml.safe_load(chosen_yaml(STRICT, LIMITS, depth=12))
+    assert "drafter" not in strict
     assert strict == {"accept": "strict", "budget": 16, "depth": 12}
 
 

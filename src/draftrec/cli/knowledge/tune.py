@@ -27,7 +27,7 @@ from draftrec.cli.options.places import HERE, READ, WRITTEN
 from draftrec.cli.options.shared import Groups, JsonOptions, Tokenizer
 from draftrec.config import Auto, BatchConfig, Dtype, ModelConfig, RecordsConfig, Side
 from draftrec.data.files.locks import sole_writer
-from draftrec.data.files.places import Place
+from draftrec.data.files.places import Place, shown
 from draftrec.data.templates import FRAMEWORKS
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.settings import QualityRun, TuneRun
@@ -94,6 +94,9 @@ class TuneOptions(JsonOptions):
     chat: bool | None = Prompts("chat")
     max_new_tokens: int = Batch("max_new_tokens", panel=PROMPTS_PANEL)
     batch_size: int | Auto = Batch("batch_size", panel=MODEL_PANEL)
+    drafter: str | None = option_of(
+        ModelConfig, "drafter", metavar="DIR", place=READ, panel=MODEL_PANEL, note=WITH_MODEL
+    )
     device: str = Machine("device")
     dtype: Dtype = Machine("dtype")
     trust_remote_code: bool = Machine(
@@ -113,8 +116,8 @@ class TuneOptions(JsonOptions):
 _IDLE = (
     Idle(
         "rules budgets sample rounds trials max_loss_per_token min_similarity max_length_drift "
-        "template side chat max_new_tokens batch_size device dtype trust_remote_code report "
-        "overwrite",
+        "template side chat max_new_tokens batch_size drafter device dtype trust_remote_code "
+        "report overwrite",
         lambda o: o.model is None,
         "without --model",
     ),
@@ -245,7 +248,7 @@ def _tuned(job: QualityJob, options: TuneOptions) -> int:
     show(report_of(study, short=True), Console(stderr=options.json))
     say(f"page: {page}; all trials: {job.folder / 'trials.parquet'}")
     if options.output is not None:
-        text = chosen_yaml(summary["chosen"], job.limits, job.depth)
+        text = chosen_yaml(summary["chosen"], job.limits, job.depth, job.target.drafter)
         replace_file(options.output, text.encode())
         _say_written(options.output)
     if options.json:
@@ -304,7 +307,9 @@ def _study(job: QualityJob, summary: dict[str, Any], output: Place | None) -> St
     from draftrec.evaluate.tune.frontier import Study, facts_of
     from draftrec.report.blocks import machine_facts
 
-    how = {"rounds": job.rounds, "longest text": job.batch.max_new_tokens, "seed": job.seed}
+    how: dict[str, Any] = {"rounds": job.rounds, "seed": job.seed}
+    how["longest text"] = job.batch.max_new_tokens
+    how |= {"drafter": shown(job.target.drafter)} if job.target.drafter else {}
     facts = facts_of(summary, {**how, "device": summary["device"], "dtype": summary["dtype"]})
     return Study(
         tuple(summary["trials"]),

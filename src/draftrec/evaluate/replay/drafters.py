@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from draftrec.core import DraftTree, SequenceView, Verdict
+from draftrec.data.files.places import place
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.replay.loop import PoolText, ReplayDrafter
 from draftrec.pool.drafter import PoolDrafter
@@ -140,9 +141,15 @@ def maker_of(name: str) -> Maker:
                 f"drafter {name!r} is not part of the package: it lies in benchmarks/rivals of its "
                 "source; it is found where draftrec is installed from a checkout (pip install -e .)"
             )
-        place, grouped = RIVALS[name]
-        make = _imported(place, _BENCHMARKS)
+        where, grouped = RIVALS[name]
+        make = _imported(where, _BENCHMARKS)
         return (lambda tokenizer: PerGroup(lambda: make(tokenizer))) if grouped else make
+    if _is_learned(name):
+        raise DraftrecError(
+            f"--drafter {name} is a learned drafter, which goes by what the model computes, and "
+            "recorded texts hold none of that; measure it with `draftrec tune RECORDS --model "
+            f"MODEL --drafter {name}`"
+        )
     if ":" not in name:
         raise DraftrecError(
             f"there is no drafter {name!r}; choose from {', '.join(NAMES)}, or name a class of "
@@ -162,16 +169,23 @@ def maker_of(name: str) -> Maker:
     return made
 
 
-def _imported(place: str, folder: Path) -> Maker:
+def _is_learned(name: str) -> bool:
+    """Is it a folder of `draftrec drafter fit`?"""
+    from draftrec.models.drafters import INFO_FILE
+
+    return (place(name) / INFO_FILE).is_file()
+
+
+def _imported(where: str, folder: Path) -> Maker:
     """What `module:Class` names; the module may lie in `folder`."""
-    module, _, name = place.partition(":")
+    module, _, name = where.partition(":")
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise DraftrecError(
-            f"--drafter {place} cannot be imported ({error}); give module:Class, of a module that "
+            f"--drafter {where} cannot be imported ({error}); give module:Class, of a module that "
             "is installed or lies in this folder"
         ) from error
 

@@ -4,6 +4,7 @@ makes of its trials: the frontier, the setting that it chooses, the settings fil
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
@@ -175,8 +176,9 @@ def unrest(rows: Seq[Row]) -> str | None:
     )
 
 
-def chosen_yaml(row: Row, limits: LossLimits, depth: int) -> str:
-    """The content of a settings file for `generate --config`, with the reasons as comments."""
+def chosen_yaml(row: Row, limits: LossLimits, depth: int, drafter: str | None = None) -> str:
+    """The content of a settings file for `generate --config`, with the reasons as comments.
+    `drafter`: the learned drafter that drafted as well."""
     bounds = ", ".join(f"{name} {value:g}" for name, value in asdict(limits).items())
     lines = [
         f"# {row['speedup']:.2f} times plain decoding ({row['speedup_low']:.2f} to "
@@ -188,6 +190,8 @@ def chosen_yaml(row: Row, limits: LossLimits, depth: int) -> str:
     if row["speedup"] <= 1.0:
         return "\n".join([*lines, "# Drafting did not pay here.", "draft: none"]) + "\n"
     knobs = {"accept": row["rule"], "budget": row["budget"], "depth": depth, **knobs_of(row)}
+    if drafter:
+        knobs["drafter"] = json.dumps(drafter)  # a quoted string of YAML's as well
     return "\n".join([*lines, *(f"{name}: {value}" for name, value in knobs.items())]) + "\n"
 
 

@@ -357,6 +357,8 @@ def _identity(
     batch = job.batch.model_dump(include={"batch_size", "max_new_tokens"})
     return {
         **generator.fingerprint,
+        # None where there is none, as in studies that were begun before there were any.
+        "drafter": generator.fingerprint["drafter"] or None,
         "records": sample.fingerprint,
         "groups": groups.fingerprint if groups else None,
         "pool": _pool_fingerprint(job.pool) if job.pool else None,
