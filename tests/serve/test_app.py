@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 import time
@@ -15,7 +16,10 @@ import pytest
 from draftrec.serve.http.app import create_app
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
-from draftrec.serve.run import make_server
+from draftrec.serve.loading import ServiceSources
+from draftrec.serve.logs import RequestLog
+from draftrec.serve.run import exposure, make_server
+from draftrec.serve.service import Service
 from tests.jobs.recommend.worlds import World, make_world
 from tests.serve.services import (
     ADMIN,
@@ -353,3 +357,51 @@ def test_two_reloads_at_once_are_one_too_many(served: Running) -> None:
     assert done == {"items": 60}
     assert isinstance(refused, ApiError)
     assert refused.code == "reloading"
+
+
+def test_forwarded_addresses_are_believed_from_named_proxies_only() -> None:
+    service = Service(settings(), ServiceSources(), RequestLog(io.StringIO()))
+    config = make_server(service).config
+    assert not config.proxy_headers
+    service.settings = settings(trusted_proxies=["10.0.0.0/8"])
+    config = make_server(service).config
+    assert config.proxy_headers
+    assert config.forwarded_allow_ips == ["10.0.0.0/8"]
+
+
+def test_what_browsers_and_probes_ask_for() -> None:
+    chosen = settings(allowed_hosts=["shop.example"], cors_origins=["https://shop.example"])
+    with running(chosen, ServiceSources()) as served:
+        client, good = served.client, {"host": "shop.example"}
+        for path in ("/healthz", "/readyz", "/metrics"):
+            found = client.head(path, headers=good)
+            assert (found.status_code, found.content) == (200, b"")
+            assert found.headers["x-content-type-options"] == "nosniff"
+            assert found.headers["x-frame-options"] == "DENY"
+        assert client.get("/metrics", headers={"host": "evil.example"}).status_code == 400
+        asks = {**good, "access-control-request-method": "POST"}
+        for origin, status in (("https://shop.example", 200), ("https://evil.example", 400)):
+            found = client.options("/v1/recommend", headers={**asks, "origin": origin})
+            assert found.status_code == status
+    with running(settings(), ServiceSources()) as served:
+        found = served.client.get("/healthz", headers={"origin": "https://shop.example"})
+        assert "access-control-allow-origin" not in found.headers
+
+
+def test_a_service_that_others_can_reach_is_warned_of() -> None:
+    public = {"host": "0.0.0.0", "keys": KEYS}
+    assert "monitoring: key" in (exposure(settings(**public)) or "")
+    assert exposure(settings(**public, monitoring="key")) is None
+    assert "no API keys" in (exposure(settings(host="0.0.0.0")) or "")
+    assert exposure(settings()) is None
+
+
+def test_a_lack_of_descriptors_is_one_line_and_no_traceback() -> None:
+    stream = io.StringIO()
+    service = Service(settings(), ServiceSources(), RequestLog(stream))
+    for _ in range(1000):
+        service.note_loop_error(None, {"message": "accept", "exception": OSError(24, "too many")})
+    assert service.log.flush()
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == [
+        "out_of_descriptors"
+    ]

@@ -118,6 +118,19 @@ def test_a_deadline_gives_the_text_so_far(served: Running) -> None:
 
 
 @pytest.mark.slow
+def test_a_far_too_long_prompt_is_refused_before_it_is_tokenised(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("tokenised")
+
+    assert served.service.writing
+    monkeypatch.setattr(served.service.writing.generator, "encode", never)
+    answer = served.knowledge("a" * (64 * 32 + 1))
+    assert "2049 characters" in error_of(answer, 422, "invalid_request")
+
+
+@pytest.mark.slow
 def test_another_pool_is_used_and_changes_no_strict_text(
     served: Running, pool: Path, writer: Generator
 ) -> None:

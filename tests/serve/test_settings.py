@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,15 @@ def test_a_settings_file_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert demo_settings().host == "127.0.0.1"
 
 
-def test_the_example_is_a_settings_file() -> None:
-    found = load_settings(Path(__file__).parents[2] / "deploy" / "serve.example.yaml")
+def test_the_example_is_a_settings_file(tmp_path: Path) -> None:
+    """But for its key, which must be changed."""
+    text = (Path(__file__).parents[2] / "deploy" / "serve.example.yaml").read_text()
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    with pytest.raises(DraftrecError, match="change-me"):
+        load_settings(path)
+    path.write_text(text.replace(hashlib.sha256(b"change-me").hexdigest(), "ab" * 32))
+    found = load_settings(path)
     assert found.recommend
     assert found.knowledge
     assert found.keys

@@ -15,6 +15,7 @@ import uvicorn
 
 from draftrec.errors import DraftrecError
 from draftrec.serve.http.app import create_app
+from draftrec.serve.http.connections import protocol
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import DrainingServer
 from draftrec.serve.loading import ServiceSources
@@ -56,7 +57,10 @@ def make_server(service: Service) -> DrainingServer:
         create_app(service),
         access_log=False,
         log_config=None,
-        limit_concurrency=settings.limits.connections,
+        log_level="error",
+        http=protocol(settings.limits),
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_LAST_SECONDS,
         server_header=False,
     )
@@ -77,13 +81,19 @@ def make_server(service: Service) -> DrainingServer:
 
 def exposure(settings: ServeSettings) -> str | None:
     """A warning for a service that others can reach and nobody guards."""
-    if settings.keys or settings.host == "localhost":
+    guarded = bool(settings.keys)
+    if (guarded and settings.monitoring == "key") or settings.host == "localhost":
         return None
     try:
         if ipaddress.ip_address(settings.host).is_loopback:
             return None
     except ValueError:
         pass  # a name, which may resolve to anything
+    if guarded:
+        return (
+            f"warning: {settings.host} can be reached from elsewhere and /metrics and /dashboard "
+            "need no key; set monitoring: key, or keep to 127.0.0.1"
+        )
     return (
         f"warning: {settings.host} can be reached from elsewhere and there are no API keys, so "
         "anyone may ask; list keys in the settings, or keep to 127.0.0.1"

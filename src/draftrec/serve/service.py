@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from draftrec.errors import DraftrecError
@@ -19,6 +21,8 @@ from draftrec.serve.metrics import ServiceMetrics
 from draftrec.serve.model_thread import ModelThread, WorkError
 from draftrec.serve.settings import ServeSettings
 from draftrec.serve.work import KnowledgeWork, Recommended, RecommendWork, Wanted, Written
+
+_QUIET_SECONDS = 10.0
 
 
 class Service:
@@ -41,7 +45,10 @@ class Service:
         self.recommend: ModelThread[Query, Recommended] | None = None
         self.knowledge: ModelThread[Wanted, Written] | None = None
         self.chat = False
+        # Of its own, so that nothing else that waits for a thread waits for long prompts.
+        self.tokenizing = ThreadPoolExecutor(2, "tokenizing")
         self._reloading = False
+        self._told_of_descriptors = float("-inf")
         if sources.recommend:
             self.recommending = RecommendWork(sources.recommend.load(), self.metrics)
             self.recommend = self._thread(self.recommending, "/v1/recommend")
@@ -77,6 +84,8 @@ class Service:
         """End the threads."""
         for thread in self.threads:
             thread.stop()
+        self.tokenizing.shutdown(wait=False, cancel_futures=True)
+        self.folders.looking.shutdown(wait=False, cancel_futures=True)
 
     def seconds_since(self, note: RequestNote) -> float:
         """How long a request took."""
@@ -87,6 +96,16 @@ class Service:
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         places = [f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in frames]
         self.log.write("error", kind=type(error).__name__, message=str(error)[:500], places=places)
+
+    def note_loop_error(self, _loop: object, context: dict[str, Any]) -> None:
+        """What asyncio would write to standard error, with a traceback each; a lack of descriptors
+        would do so thousands of times a second."""
+        error = context.get("exception") or RuntimeError(context["message"])
+        if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
+            self.note_error(error)
+        elif (now := time.monotonic()) - self._told_of_descriptors > _QUIET_SECONDS:
+            self._told_of_descriptors = now
+            self.log.write("out_of_descriptors", message="raise the limit of open files")
 
     async def reload(self) -> dict[str, Any]:
         """Read catalogue and pool again and go over to them; nothing that runs is lost.

@@ -22,6 +22,8 @@ from draftrec.data.files.yaml_file import read_yaml
 from draftrec.data.sequences import USUAL, SequenceColumns
 from draftrec.errors import DraftrecError
 
+#: Of the key in deploy/serve.example.yaml.
+_EXAMPLE = "e2186dbdb1bb4193608605e84f33208765b5693b55edd4f730a719a100eeea6f"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Count = Annotated[int, Field(ge=1)]
@@ -78,12 +80,20 @@ class LimitSettings(_Frozen):
 
     body_bytes: Count = 1 << 20
     body_seconds: Seconds = Field(default=10.0, description="for a request to arrive whole")
-    connections: Count = 1024
+    headers_seconds: Seconds = Field(
+        default=10.0, description="for the headers of a request, from the connection on"
+    )
+    connections: Count = Field(
+        default=1024, description="at once; the longest idle one gives way to a new one"
+    )
     queue: Count = Field(default=256, description="users, or records, that wait for an engine")
     history: Count = Field(default=1000, description="items of a history")
     items: Count = Field(default=10_000, description="items of an allow or deny list")
     records: Count = 64
     prompt_tokens: Count = 2048
+    prompt_chars: Count | None = Field(
+        default=None, description="refused before tokenising; None: 32 for each of prompt_tokens"
+    )
     deadline_ms: Count | None = Field(default=None, description="of requests that name none")
 
     @model_validator(mode="after")
@@ -110,6 +120,10 @@ class KeySettings(_Frozen):
     @field_validator("sha256")
     @classmethod
     def _is_a_hash(cls, value: str) -> str:
+        if value.lower() == _EXAMPLE:
+            raise ValueError(
+                'is that of "change-me", which everybody knows; choose a long random key'
+            )
         if not _SHA256.fullmatch(value.lower()):
             raise ValueError("must be the 64 hexadecimal digits of a key's SHA-256")
         return value.lower()
@@ -126,6 +140,15 @@ class ServeSettings(ListenConfig):
     rate: RateSettings | None = None
     runs: tuple[Here, ...] = Field(
         default=(), description="folders of jobs that /dashboard shows beside the service"
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(), description="addresses or networks whose X-Forwarded-For is believed"
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="names of Host headers that are answered; none named: any"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="origins whose pages may ask this service, such as https://shop"
     )
     monitoring: Literal["open", "key"] = Field(
         default="open",

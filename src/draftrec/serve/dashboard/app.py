@@ -122,8 +122,8 @@ def router(
         return Response(files[name].read_bytes(), media_type=kind, headers=headers)
 
     @routes.get("/data.json")
-    def data() -> Response:
-        return Response(sources.snapshot().json, media_type="application/json")
+    async def data() -> Response:
+        return Response((await sources.latest()).json, media_type="application/json")
 
     @routes.get("/events")
     def events(request: Request) -> Response:
@@ -159,7 +159,7 @@ async def event_stream(
     yield "retry: 2000\n\n"
     silent = 0.0
     while not stopping():
-        snapshot = await asyncio.to_thread(sources.snapshot)
+        snapshot = await sources.latest()
         said = ""
         if snapshot.version != last:
             said = f"id: {snapshot.version}\nevent: data\ndata: {snapshot.json}\n\n"

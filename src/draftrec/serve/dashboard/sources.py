@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +59,8 @@ class RunSources:
         self.folders = list(dict.fromkeys(f.absolute() for f in folders))
         self.price_per_hour = price_per_hour
         self._readers: dict[Path, RunReader] = {}
+        # One thread for all pages: a run that takes long to read must not take those of others.
+        self.looking = ThreadPoolExecutor(1, "run-folders")
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._looked = 0.0
@@ -68,6 +72,10 @@ class RunSources:
             if self._snapshot is None or now - self._looked >= FRESH_SECONDS:
                 self._snapshot, self._looked = self._take(), now
             return self._snapshot
+
+    async def latest(self) -> Snapshot:
+        """The same, for an event loop: read in the one thread of these folders."""
+        return await asyncio.get_running_loop().run_in_executor(self.looking, self.snapshot)
 
     def read(self) -> Found:
         """All runs and evaluations, and advice on them."""

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -110,6 +111,8 @@ async def _hung_up(request: Request) -> None:
 
 
 _USUAL_K = 10
+#: More than tokens have of any text but long runs of one character.
+_TOKEN_CHARS = 32
 _MEANINGS = {
     400: "The body is not JSON.",
     401: "No API key, or a wrong one.",
@@ -175,8 +178,10 @@ def knowledge_router(
         if len(body.records) > limits.records:
             raise _refused(f"records: at most {limits.records} at once")
         prompts = [record.prompt for record in body.records]
+        _check_prompts(body, limits)
         form = PromptForm(service.chat, special_tokens="split")
-        encoded = await asyncio.to_thread(work.generator.encode, prompts, form=form)
+        encode = partial(work.generator.encode, prompts, form=form)
+        encoded = await asyncio.get_running_loop().run_in_executor(service.tokenizing, encode)
         tickets: list[Ticket[Wanted, Any]] = []
         for record, ids in zip(body.records, encoded, strict=True):
             if not 0 < len(ids) <= work.longest:
@@ -228,6 +233,7 @@ def health_router(service: Service) -> APIRouter:
     """`GET /healthz`, `/readyz` and `/metrics`."""
     router = APIRouter(tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", response_model=Status, responses=_errors(503))
     async def healthz() -> Status:
         """Is the process worth keeping? 503: an engine has failed for good."""
@@ -235,6 +241,7 @@ def health_router(service: Service) -> APIRouter:
             raise ApiError(503, "broken", "an engine has failed; start the service again")
         return Status(status="ok")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", response_model=Status, responses=_errors(503))
     async def readyz() -> Status:
         """May requests be sent here? 503 while models are prepared, and from SIGTERM on."""
@@ -244,6 +251,7 @@ def health_router(service: Service) -> APIRouter:
             raise ApiError(503, "starting", "the models are not ready yet", retry(1))
         return Status(status="ready")
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus' text format."""
@@ -276,6 +284,17 @@ def _check_lists(body: RecommendRequest, limits: LimitSettings) -> None:
     for name, limit in most.items():
         if len(getattr(body, name) or ()) > limit:
             raise _refused(f"{name}: at most {limit} items")
+
+
+def _check_prompts(body: KnowledgeRequest, limits: LimitSettings) -> None:
+    """Tokenising what is far too long would take as long as many requests do."""
+    most = limits.prompt_chars or _TOKEN_CHARS * limits.prompt_tokens
+    for record in body.records:
+        if len(record.prompt) > most:
+            raise _refused(
+                f"the prompt of {record.entity_id!r} has {len(record.prompt)} characters; at most "
+                f"{most} are possible"
+            )
 
 
 def _refused(message: str) -> ApiError:

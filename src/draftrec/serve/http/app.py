@@ -4,6 +4,7 @@ document as a page that needs no script and no network.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from draftrec import __version__
 from draftrec.errors import DraftrecError
@@ -134,6 +137,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(service.note_loop_error)
         service.start()
         yield
         service.stop()
@@ -148,7 +152,18 @@ def create_app(service: Service) -> FastAPI:
     )
     _add_routes(app, service)
     _add_errors(app)
+    settings = service.settings
+    if settings.allowed_hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.allowed_hosts))
     app.add_middleware(Gate, service=service)  # type: ignore[arg-type]
+    if settings.cors_origins:  # outside of the gate: what browsers ask first has no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
     return app
 
 

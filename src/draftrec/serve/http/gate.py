@@ -29,6 +29,11 @@ _QUIET = ("/healthz", "/readyz", "/metrics", "/dashboard")
 #: sending would otherwise not get to read why.
 _LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 2.0
 _HUNG_UP = 499
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
 #: Refusals that are part of starting and ending, and no failures.
 _EXPECTED = ("starting", "draining")
 
@@ -80,6 +85,8 @@ class Gate:
             raise ApiError(
                 503, "draining", "the service is about to end; ask another one", retry(1)
             )
+        if self.service.lifecycle.in_flight >= self.service.settings.limits.connections:
+            raise ApiError(503, "busy", "too many requests are under way; try again", retry(1))
         with accepted(self.service.lifecycle):
             body = await _read(scope, receive, self.service.settings.limits)
             await self.app(scope, _replayed(body, receive), reply)
@@ -144,7 +151,10 @@ class _Reply:
         if message["type"] == "http.response.start":
             self.started = True
             self.note.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self.note.id.encode())]
+            given = message.get("headers", ())
+            named = {name for name, _ in given}
+            headers = [*given, (b"x-request-id", self.note.id.encode())]
+            headers += [pair for pair in _SECURITY if pair[0] not in named]
             if self.lifecycle.draining:  # or the next request would meet a closed port
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
