@@ -56,3 +56,20 @@ def drafter_plan(result: Result) -> str:
         target, level = (found[f"{of}_bytes"] / 1e9 for of in ("target", "level"))
         out += row(name, f"{target:.2f}", f"{level:.2f}", f"{found['share']:.1%}")
     return out
+
+
+def recycling(result: Result) -> str:
+    """What the target's second thoughts add to a pool."""
+    asked = result["settings"]
+    out = (
+        "## The target's own second thoughts: `benchmarks/recycling.py`\n\n"
+        f"{asked['texts']} texts of {result['model']} replayed, tokens per call; a pool of "
+        f"{asked['pool']} earlier texts, a memory of the target's latest eight likeliest tokens "
+        f"after each token (of {asked['remembered']} of those, and of the texts as they go on), "
+        "and the union of both trees beside a pool with as many nodes. Nothing is timed.\n"
+    )
+    out += header("way", "tokens per call")
+    for ways in result["tokens_per_call"].values():
+        for way, found in ways.items():
+            out += row(way, f"{found:.2f}")
+    return out

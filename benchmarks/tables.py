@@ -12,7 +12,7 @@ from typing import Any
 
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
-from drafter_tables import drafter, drafter_plan
+from drafter_tables import drafter, drafter_plan, recycling
 from genrec_tables import beauty_table, item_baseline, item_trie
 from job_tables import (
     bookshop,
@@ -359,6 +359,7 @@ _SECTIONS = {
     "drafter-smollm2-item": drafter,
     "drafter-smollm2-user": drafter,
     "drafter-plan": drafter_plan,
+    "recycling": recycling,
     "exactness": _exactness,
     "exactness-bits": exactness_bits,
     "exactness-bits-cost": exactness_bits_cost,
