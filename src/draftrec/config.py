@@ -433,8 +433,15 @@ class EncodeConfig(_Frozen):
 class RecommendConfig(_Frozen):
     """Everything that decides what is recommended, models and files apart."""
 
-    k: Annotated[int, knob("Items per user, and beams kept.", ge=1)] = 20
-    draft_beams: Annotated[int, knob("Beams drafted per level (N).", ge=1)] = 40
+    k: Annotated[int, knob("Items per user.", ge=1)] = 20
+    beams: Annotated[
+        Size | None,
+        knob("Beams kept, at least -k: more find better items and take longer.", unset="-k"),
+    ] = None
+    draft_beams: Annotated[
+        Size | None,
+        knob("Beams drafted per level (N).", unset="40, or twice the beams kept where more"),
+    ] = None
     draft_steps: Annotated[Count | Auto, knob("Levels drafted per pass; auto: as many as pay.")] = (
         "auto"
     )
@@ -444,7 +451,8 @@ class RecommendConfig(_Frozen):
     verify: Annotated[
         Literal["strict", "relaxed", "sample"],
         knob(
-            "strict: plain beam search's own answer; sample: an exact sample without replacement; "
+            "strict: plain beam search's own answer; sample: an exact sample of items' ids without "
+            "replacement, from the target renormalised over legal tokens at every level; "
             "relaxed: AtSpeed's published sampling."
         ),
     ] = "strict"
@@ -459,6 +467,16 @@ class RecommendConfig(_Frozen):
     seed: Annotated[int, knob("Seed of the samples.")] = 0
     batch_size: Annotated[int, knob("Users at once.", ge=1)] = 32
     exclude_seen: Annotated[bool, knob("Leave out the items of the user's history.")] = False
+
+    @property
+    def width(self) -> int:
+        """Beams kept, of which the k best items are the answer."""
+        return self.beams or self.k
+
+    @property
+    def draft_width(self) -> int:
+        """Beams drafted per level."""
+        return self.draft_beams or max(40, 2 * self.width)
 
 
 Wanted = Literal["train", "valid", "test", "all"]

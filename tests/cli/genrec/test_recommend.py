@@ -168,12 +168,12 @@ def test_unusable_files_are_refused(
 ) -> None:
     output = tmp_path / "out.parquet"
     rows = [
-        {"user": 1, "items": [10, 4711], "part": "train"},
+        {"user": 1, "items": [4712, 4711], "part": "train"},
         {"user": 1, "items": [11], "part": "test"},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "unknown.parquet")
     words = line(world, output, sequences=tmp_path / "unknown.parquet")
-    refused(words, capsys, "user 1: item 4711 has no semantic id", output)
+    refused(words, capsys, "no item of any history has a semantic id", output)
     missing = tmp_path / "missing.parquet"
     refused(line(world, output, sequences=missing), capsys, "missing.parquet", output)
 
@@ -223,3 +223,35 @@ def test_an_output_is_replaced_only_on_request(
     assert output.read_bytes() == first, "bad settings must not cost the old file"
     assert run(line(world, output, "--overwrite")) == 0
     assert pq.read_table(output).num_rows == 12
+
+
+@pytest.mark.slow
+def test_an_item_without_an_id_costs_its_user_nothing_but_that_item(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = []
+    for name, items in (("odd", [10, 4711, 12]), ("whole", [10, 12])):
+        rows = [
+            {"user": 1, "items": items, "part": "train"},
+            {"user": 2, "items": [11, 13], "part": "train"},
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}-in.parquet")
+        output = tmp_path / f"{name}.parquet"
+        words = line(world, output, "--json", sequences=tmp_path / f"{name}-in.parquet")
+        assert run(words) == 0
+        said = capsys.readouterr()
+        tables.append(pq.read_table(output, columns=["user", "items"]))
+        summary = json.loads(said.out.splitlines()[-1])
+        assert summary["unknown_items"] == (1 if name == "odd" else 0)
+        assert ("item 4711 of user 1" in said.err) == (name == "odd")
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_unconstrained_search_needs_no_other_option(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.parquet"
+    assert run(line(world, output, "--constraint", "none", "--json")) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["invalid_rate"] > 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import read_semantic_ids
@@ -186,6 +190,9 @@ def test_unconstrained_searches_may_find_no_item(world: World) -> None:
     [
         ("none", {"k": 61}, "the catalogue has 60"),
         ("both", {"k": 9}, "let --draft-beams be at least -k"),
+        ("both", {"beams": 9}, "let --draft-beams be at least --beams"),
+        ("none", {"beams": 4}, "let --beams be at least -k"),
+        ("none", {"beams": 9, "verify": "sample"}, "needs --verify strict"),
         ("items", {"verify": "relaxed"}, "give --draft a model"),
         ("none", {"verify": "sample", "constraint": "none"}, "leave --constraint trie"),
         ("items", {"constraint": "none"}, "leave --constraint trie"),
@@ -224,11 +231,10 @@ def stopper(after: int) -> Callable[[], bool]:
 
 @pytest.mark.slow
 def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) -> None:
-    import dataclasses
 
     def ready(name: str, **changes: Any) -> Any:
         found = prepare(task(world, tmp_path / name, **changes))
-        return found, dataclasses.replace(found.job, shard_size=4)
+        return found, replace(found.job, shard_size=4)
 
     whole, job = ready("whole.parquet")
     summary = run_job(job, whole.executor, whole.histories)
@@ -314,3 +320,61 @@ def test_another_catalogue_needs_no_new_measurement(
     other = first.swapped(first.catalogue, items, items)
     same(other.recommend(queries()), make(world).recommend(queries()))
     assert len(measured) == 2
+
+
+def brute_force(world: World, query: Query, width: int) -> tuple[list[int], list[float]]:
+    """Items that `width` beams find and their scores, best first, by transformers alone."""
+    recommender, loaded = make(world), load_recommender(world.target)
+    sids = recommender.catalogue.sids
+    tokens = sids.token_ids(loaded.tokenizer.get_vocab())
+    prompt = recommender.request(replace(query, k=None)).prompt_ids
+    rows = np.concatenate((np.tile(prompt, (len(tokens), 1)), tokens), axis=1)
+    with torch.inference_mode():
+        logits = loaded.model.eval()(torch.as_tensor(rows, dtype=torch.long)).logits
+    log_probs = logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
+    steps = log_probs.gather(2, torch.as_tensor(tokens, dtype=torch.long)[:, :, None])[..., 0]
+    sums = steps.cumsum(1).numpy()
+    kept = {(): 0.0}
+    for level in range(1, tokens.shape[1] + 1):
+        below: dict[tuple[int, ...], float] = {}
+        for row, total in zip(tokens.tolist(), sums[:, level - 1].tolist(), strict=True):
+            if tuple(row[: level - 1]) in kept:
+                below[tuple(row[:level])] = total
+        kept = dict(sorted(below.items(), key=lambda pair: -pair[1])[:width])
+    paths = [tuple(row) for row in tokens.tolist()]
+    found = [
+        (int(sids.items[i]), score) for path, score in kept.items()
+        for i, other in enumerate(paths) if other == path
+    ]  # fmt: skip
+    return [item for item, _ in found], [score for _, score in found]
+
+
+@pytest.mark.parametrize("draft", ["none", *DRAFTS])
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_the_best_of_more_beams_are_those_that_a_search_by_hand_finds(
+    world: World, draft: str, data: st.DataObject
+) -> None:
+    beams = data.draw(st.integers(1, 60), label="beams")
+    k = data.draw(st.integers(1, beams), label="k")
+    fewer = data.draw(st.none() | st.integers(1, k), label="fewer")
+    history = data.draw(st.lists(st.integers(10, 69), min_size=1, max_size=8), label="history")
+    query = Query(1, np.array(history, np.int64), k=fewer)
+    recommender = make(world, draft, k=k, beams=beams, draft_beams=None, draft_steps=2)
+    (answer,) = recommender.recommend([query])
+    items, scores = brute_force(world, query, beams)
+    assert answer.items.tolist() == items[: fewer or k]
+    np.testing.assert_allclose(answer.scores, scores[: fewer or k], atol=1e-4)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_default_drafts_follow_k(world: World, draft: str) -> None:
+    wide = make(world, draft, k=50, draft_beams=None)
+    same(wide.recommend(queries(2)), wide.plain().recommend(queries(2)))
+
+
+def test_a_run_with_the_former_defaults_goes_on(world: World, tmp_path: Path) -> None:
+    config = RecommendConfig(k=5, batch_size=3)
+    job = prepare(task(world, tmp_path / "out.parquet", config=config)).job
+    assert job.settings["draft_beams"] == 40
+    assert "beams" not in job.settings

@@ -52,16 +52,17 @@ class RecommendOptions(JsonOptions, GenrecColumnOptions, ClusterOptions):
         default=REQUIRED,
         place=WRITTEN,
     )
-    draft: str = option(
-        "Who drafts: a draft model's folder, items proposed by co-occurrence, or nobody.",
+    draft: str | None = option(
+        "Who drafts: a draft model's folder, items proposed by co-occurrence, or nobody. [default: "
+        "items; none with --constraint none, where no item can be proposed]",
         metavar="DIR|items|none",
-        default="items",
         place=HERE,
     )
     part: Wanted | None = Run("part")
     k: int = Config("k", "-k")
     limit: int | None = Run("limit", metavar="USERS")
-    draft_beams: int = Config("draft_beams", panel=DRAFTING_PANEL)
+    beams: int | None = Config("beams", panel=SEARCH_PANEL)
+    draft_beams: int | None = Config("draft_beams", panel=DRAFTING_PANEL)
     draft_steps: int | Auto = Config("draft_steps", panel=DRAFTING_PANEL)
     draft_items: int = Config("draft_items", panel=DRAFTING_PANEL)
     verify: str = Config("verify", panel=SEARCH_PANEL)
@@ -80,15 +81,20 @@ class RecommendOptions(JsonOptions, GenrecColumnOptions, ClusterOptions):
     config: Place | None = SettingsFile()
 
 
+def drafting_of(options: RecommendOptions) -> str:
+    """Who drafts, where nothing is said of it too."""
+    return options.draft or ("none" if options.constraint == "none" else "items")
+
+
 _IDLE = (
     Idle(
         "draft_beams draft_steps draft_items shadow",
-        lambda o: o.draft == "none",
+        lambda o: drafting_of(o) == "none",
         "with --draft none, which is plain search",
     ),
     Idle(
         "draft_items",
-        lambda o: o.draft == "items" or o.verify == "relaxed" or o.constraint == "none",
+        lambda o: drafting_of(o) == "items" or o.verify == "relaxed" or o.constraint == "none",
         "without a draft model beside whose drafts proposed items can be verified",
     ),
     Idle(
@@ -127,6 +133,7 @@ def recommend(options: RecommendOptions) -> int:
                 users_bar(len(task.histories), options.output.name) as bar,
             ):
                 summary = run_job(task.job, executor, task.histories, bar, stop)
+                summary["unknown_items"] = task.unknown
         except Interrupted:
             say("interrupted; finished users are kept, run the same command again to continue")
             return INTERRUPTED
@@ -142,7 +149,7 @@ def recommend_settings(options: RecommendOptions) -> Any:
         sequences=options.sequences,
         sids=options.sids,
         target=options.target,
-        draft=options.draft,
+        draft=drafting_of(options),
         output=options.output,
         overwrite=options.overwrite,
         config=settings_of(RecommendConfig, options),

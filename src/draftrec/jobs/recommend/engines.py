@@ -53,10 +53,20 @@ class Curves:
 
 def check_config(config: RecommendConfig, parts: Parts) -> None:
     """Raise DraftrecError for settings that contradict each other."""
-    if parts.drafts and config.draft_beams < config.k:
+    if config.width < config.k:
         raise DraftrecError(
-            f"{config.draft_beams} beams are drafted per level but {config.k} are kept, so no "
-            "level could be accepted; let --draft-beams be at least -k"
+            f"{config.k} items are asked for but {config.width} beams are kept; let --beams be at "
+            "least -k"
+        )
+    if config.width > config.k and config.verify != "strict":
+        raise DraftrecError(
+            "the best of more samples are no sample of their own, so --beams needs --verify strict"
+        )
+    if parts.drafts and config.draft_width < config.width:
+        least = "-k" if config.beams is None else "--beams"
+        raise DraftrecError(
+            f"{config.draft_width} beams are drafted per level but {config.width} are kept, so no "
+            f"level could be accepted; let --draft-beams be at least {least}"
         )
     if config.verify == "relaxed" and (parts.draft is None or config.constraint == "none"):
         raise DraftrecError(
@@ -78,7 +88,7 @@ def make_engine(
     """The engine for prompts of about `prompt` tokens. Measures passes where the pace is auto, as
     far as `curves` does not hold them; they are kept there."""
     constrained = config.constraint == "trie"
-    most = max(config.draft_beams, config.k)
+    most = max(config.draft_width, config.width)
     constraint = Constraint(
         parts.trie if constrained else None, parts.trie.levels, config.renormalise, most
     )
@@ -86,10 +96,10 @@ def make_engine(
     draft = BeamModel(parts.draft, constraint) if parts.draft else None
     if not parts.drafts:
         rule = StrictRule(_expansion(config))
-        return BeamEngine(target, NoBeamDrafter(), config.k, config.batch_size, rule)
+        return BeamEngine(target, NoBeamDrafter(), config.width, config.batch_size, rule)
     pace = _pace(parts, (target, draft), config, prompt, curves or Curves())
     drafter, rule = _roles(parts, draft, config, pace)
-    return BeamEngine(target, drafter, config.k, config.batch_size, rule)
+    return BeamEngine(target, drafter, config.width, config.batch_size, rule)
 
 
 def _expansion(config: RecommendConfig) -> Expansion:
@@ -106,9 +116,9 @@ def _roles(
         assert proposals is not None
         return ItemDrafter(proposals, pace), StrictRule(expand)
     if config.verify == "relaxed":
-        relaxed = RelaxedDrafter(draft, config.k, pace, config.seed)
+        relaxed = RelaxedDrafter(draft, config.width, pace, config.seed)
         return relaxed, RelaxedRule(relaxed)
-    own = ModelDrafter(draft, config.k, pace, expand)
+    own = ModelDrafter(draft, config.width, pace, expand)
     if proposals is None or not config.draft_items:
         return own, StrictRule(expand)
     return MixedDrafter(own, proposals, config.draft_items), StrictRule(expand)
@@ -124,25 +134,25 @@ def _pace(
     target, draft = models
     depth = target.constraint.levels
     if config.draft_steps != "auto":
-        return FixedPace(config.draft_beams, config.draft_steps, depth)
+        return FixedPace(config.draft_width, config.draft_steps, depth)
     if config.verify == "relaxed":  # its drafts are drawn, so that a narrower one says nothing
-        return FixedPace(config.draft_beams, depth - 1, depth)
-    users, most = config.batch_size, whole(config.draft_beams) * (depth - 1) + config.k
+        return FixedPace(config.draft_width, depth - 1, depth)
+    users, most = config.batch_size, whole(config.draft_width) * (depth - 1) + config.width
     if curves.target is None:
         curves.target = measure_passes(target, users, prompt, most)
     if draft and curves.draft is None:
-        curves.draft = measure_passes(draft, users, prompt, whole(config.draft_beams))
+        curves.draft = measure_passes(draft, users, prompt, whole(config.draft_width))
     sizes = np.diff(parts.trie.level_start).astype(np.float64)
     costs = Costs(
         curves.target,
         curves.draft if draft else None,
         users,
         prompt,
-        config.k,
+        config.width,
         tuple((sizes[1:] / sizes[:-1]).tolist()) if config.constraint == "trie" else (),
         _propose_seconds(parts) if parts.retriever else 0.0,
     )
-    return AutoPace(config.draft_beams, depth, costs)
+    return AutoPace(config.draft_width, depth, costs)
 
 
 def _propose_seconds(parts: Parts, users: int = 16) -> float:

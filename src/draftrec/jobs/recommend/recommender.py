@@ -148,7 +148,9 @@ class ItemRecommender:
         places = self.catalogue.sids.places(query.history)
         allowed = self.catalogue.filter_of(query, exclude_seen=self.config.exclude_seen)
         prompt = self.catalogue.encoder.encode(places)
-        return BeamRequest(number_of(query.user), prompt, allowed, places, query.k)
+        # A setting of beams holds for whatever number of items is asked for.
+        width = query.k if self.config.beams is None else None
+        return BeamRequest(number_of(query.user), prompt, allowed, places, width)
 
     def answer(
         self, query: Query, request: BeamRequest, beams: Beams, seconds: float

@@ -59,10 +59,12 @@ class TaskSettings(RecommendRun):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Inputs:
-    """The catalogue, and the users to recommend for."""
+    """The catalogue, and the users to recommend for. `unknown`: items left out of histories, since
+    they have no semantic id."""
 
     sids: SemanticIds
     histories: list[History]
+    unknown: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -72,13 +74,14 @@ class Task:
     job: RecommendJob
     executor: Executor
     histories: list[History]
+    unknown: int = 0
 
 
 def prepare(settings: TaskSettings, start: Start = LocalExecutor) -> Task:
     """Read files and load models; whatever is wrong with them is said before any work is done.
 
     `start` finds who recommends. Raises DraftrecError for unusable files, folders
-    or settings, and items without semantic ids.
+    or settings, and semantic ids of other items.
     """
     check_table_name(settings.output)
     refuse_second_writer(settings.output)
@@ -101,21 +104,39 @@ def prepare(settings: TaskSettings, start: Start = LocalExecutor) -> Task:
     except BaseException:
         executor.close()
         raise
-    return Task(job, executor, inputs.histories)
+    return Task(job, executor, inputs.histories, inputs.unknown)
 
 
 def read_inputs(settings: TaskSettings) -> Inputs:
-    """Semantic ids and histories, which must fit."""
+    """Semantic ids, and histories of the items that have one; others are left out and warned of.
+
+    Raises DraftrecError where no item of any history has one.
+    """
     sids = read_semantic_ids(settings.sids, settings.columns)
     part = settings.part or usual_part(settings.sequences, settings.columns)
     histories = read_histories(settings.sequences, part, None, settings.columns)
     histories = histories[: settings.limit]
-    for history in histories:
-        try:
-            sids.places(history.items)
-        except DraftrecError as error:
-            raise DraftrecError(f"user {history.user}: {error}") from error
-    return Inputs(sids, histories)
+    known = [sids.find(history.items) >= 0 for history in histories]
+    gaps = [i for i, has in enumerate(known) if not has.all()]
+    if not gaps:
+        return Inputs(sids, histories)
+    first = histories[gaps[0]]
+    example = f"item {first.items[~known[gaps[0]]][0]} of user {first.user}"
+    if not any(has.any() for has in known):
+        raise DraftrecError(
+            f"no item of any history has a semantic id, such as {example}; give the semantic ids "
+            "of this catalogue"
+        )
+    for i in gaps:
+        histories[i] = replace(histories[i], items=histories[i].items[known[i]])
+    unknown = sum(int((~has).sum()) for has in known)
+    _LOG.warning(
+        "%d items in the histories of %d users have no semantic id and are left out, such as %s",
+        unknown,
+        len(gaps),
+        example,
+    )
+    return Inputs(sids, histories, unknown)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -203,8 +224,13 @@ def fit_retriever(
 
 def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dict[str, Any]:
     """What decides the content of the output."""
+    config = settings.config.model_dump(mode="json")
+    if config["beams"] is None:
+        del config["beams"]
+    # The default follows k, which is recorded; earlier versions wrote 40 of it.
+    config["draft_beams"] = config["draft_beams"] or 40
     return {
-        **settings.config.model_dump(mode="json"),
+        **config,
         "sequences": open_records(settings.sequences).fingerprint(),
         "sids": sids.fingerprint(),
         "target": models.target,
