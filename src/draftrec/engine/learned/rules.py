@@ -29,14 +29,27 @@ class ScoreRules:
     def __call__(
         self, scores: torch.Tensor, seen: torch.Tensor | None, counts: torch.Tensor | None
     ) -> torch.Tensor:
-        """Scores `[R, V]` as tokens are chosen by (arXiv 1909.05858, then OpenAI's penalties);
-        `seen` bool, `counts` `[R, V]`: what the path of each row has of every draft token, None
-        where nothing is penalised."""
+        """Scores `[R, V]` as tokens are chosen by; `seen` bool, `counts` `[R, V]`: what the path of
+        each row has of every draft token, None where nothing is penalised."""
         if seen is not None and counts is not None:
-            lowered = torch.where(scores < 0, scores * self.repetition, scores / self.repetition)
-            scores = torch.where(seen, lowered, scores)
-            scores = scores - self.frequency * counts - self.presence * (counts > 0)
+            scores = penalised(scores, seen, counts, self.repetition, self.presence, self.frequency)
         return scores if self.temperature == 1.0 else scores / self.temperature
+
+
+def penalised(
+    scores: torch.Tensor,
+    seen: torch.Tensor,
+    counts: torch.Tensor,
+    repetition: float | torch.Tensor,
+    presence: float | torch.Tensor,
+    frequency: float | torch.Tensor,
+) -> torch.Tensor:
+    """Scores `[R, V]` after penalties, one for all rows or columns `[R, 1]`, of tokens `seen` in
+    prompt or text, bool `[R, V]`, and of those that the text has, by their `counts` `[R, V]` (arXiv
+    1909.05858, then OpenAI's)."""
+    lowered = torch.where(scores < 0, scores * repetition, scores / repetition)
+    scores = torch.where(seen, lowered, scores)
+    return scores - frequency * counts - presence * (counts > 0)
 
 
 class SeenTokens:
@@ -58,9 +71,10 @@ class SeenTokens:
         their own tokens and those above them included."""
         seen = np.empty((len(rows), self._size), np.bool_)
         counts = np.empty((len(rows), self._size), np.int16)
+        texts = {b: self._text(batch[b]) for b in set(rows[:, 0].tolist())}
+        known = {b: text.in_prompt | (text.counts > 0) for b, text in texts.items()}
         for row, (b, node) in enumerate(rows.tolist()):
-            text = self._text(batch[b])
-            seen[row], counts[row] = text.in_prompt | (text.counts > 0), text.counts
+            seen[row], counts[row] = known[b], texts[b].counts
             above = node
             while above >= 0:
                 number = self._known[grown.tokens[b, above]]

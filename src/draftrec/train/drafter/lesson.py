@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from draftrec.core import BoolArray, DoubleArray, IntArray, LongArray
 from draftrec.engine.learned.head import DraftHead, unrolled
+from draftrec.engine.learned.rules import penalised
 from draftrec.models.drafters import OutputRows
 from draftrec.train.drafter.features import FeatureFiles
 from draftrec.train.drafter.texts import TrainingText
@@ -64,13 +65,13 @@ class Learner(nn.Module):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Seen:
-    """What a batch's rows have seen: `factors` `[M, V]` that scores below and above 0 are
-    multiplied by (two of them), what is then `off` them, and the `temperature` `[M, 1]`. None:
-    nothing is done."""
+    """What a batch's rows have seen of the draft tokens, in prompt or text, bool `[M, V]`, and how
+    often in the text, int16 `[M, V]`, None where nothing is penalised; the penalties and
+    temperatures of their jobs `[M, 1]`, as `ScoreRules` has them."""
 
-    factors: tuple[torch.Tensor, torch.Tensor] | None
-    off: torch.Tensor | None
-    temperature: torch.Tensor | None
+    seen: torch.Tensor | None
+    counts: torch.Tensor | None
+    rules: Seq[torch.Tensor]
 
     @classmethod
     def of(cls, batch: Batch, index: torch.Tensor, size: int) -> Seen:
@@ -79,35 +80,24 @@ class Seen:
         rules, text = batch["rules"], batch["text"]
         rows = text >= 0
         of_row = rules[:, None, :].expand(-1, text.shape[1], -1)[rows]
-        repetition, presence, frequency, temperature = of_row[:, :, None].unbind(1)
-        factors = off = None
-        if bool((rules[:, :3] != rules.new_tensor([1.0, 0.0, 0.0])).any()):
-            counts = _counts(batch, index, size)
-            in_prompt = torch.zeros(len(text), size + 1, dtype=torch.bool, device=text.device)
-            first = batch["ids"].shape[1] - text.shape[1] + 1
-            prompt = index[batch["ids"][:, :first]]
-            padding = torch.arange(first, device=text.device) < batch["lead"][:, None]
-            in_prompt.scatter_(1, prompt.masked_fill(padding, size), True)
-            seen = in_prompt[:, None, :size] | (counts > 0)
-            seen, counts = seen[rows], counts[rows]
-            if bool((repetition != 1).any()):
-                plain = torch.ones_like(repetition)
-                factors = (
-                    torch.where(seen, repetition, plain),
-                    torch.where(seen, 1 / repetition, plain),
-                )
-            if bool((presence != 0).any() or (frequency != 0).any()):
-                off = frequency * counts + presence * (counts > 0)
-        return cls(factors, off, temperature if bool((temperature != 1).any()) else None)
+        columns = of_row[:, :, None].unbind(1)
+        if not bool((rules[:, :3] != rules.new_tensor([1.0, 0.0, 0.0])).any()):
+            return cls(None, None, columns)
+        counts = _counts(batch, index, size)
+        in_prompt = torch.zeros(len(text), size + 1, dtype=torch.bool, device=text.device)
+        first = batch["ids"].shape[1] - text.shape[1] + 1
+        prompt = index[batch["ids"][:, :first]]
+        padding = torch.arange(first, device=text.device) < batch["lead"][:, None]
+        in_prompt.scatter_(1, prompt.masked_fill(padding, size), True)
+        seen = in_prompt[:, None, :size] | (counts > 0)
+        return cls(seen[rows], counts[rows], columns)
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores `[M, V]` as tokens are chosen by (arXiv 1909.05858, then OpenAI's penalties)."""
-        if self.factors is not None:
-            below, above = self.factors
-            scores = scores * torch.where(scores < 0, below, above)
-        if self.off is not None:
-            scores = scores - self.off
-        return scores if self.temperature is None else scores / self.temperature
+        """Scores `[M, V]` as tokens are chosen by."""
+        *penalties, temperature = self.rules
+        if self.seen is not None and self.counts is not None:
+            scores = penalised(scores, self.seen, self.counts, *penalties)
+        return scores / temperature
 
 
 def _counts(batch: Batch, index: torch.Tensor, size: int) -> torch.Tensor:
