@@ -52,6 +52,19 @@ def ids(done: list[Generation]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
+    ("settings", "timed"),
+    [({}, True), ({"budget": 8}, False), ({"accept": "relaxed"}, False)],
+    ids=str,
+)
+def test_what_the_clock_says_changes_no_text(
+    folder: Path, drafter: Path, settings: dict[str, Any], *, timed: bool
+) -> None:
+    made = load(folder, drafter=str(drafter), **({"budget": "auto"} | settings))
+    drafts: Any = made.engine(20).drafter
+    assert (drafts.worth is not None) == timed
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"draft": "prompt"},

@@ -392,9 +392,11 @@ class Generator:
         if self.config.draft.draft == "none":
             return NoDrafter()
         found = PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
-        rate = budget.rate if isinstance(budget, AutoBudget) else None
         if self.learned is None:
             return found
+        # How long the head took decides what it drafts, which must not change texts.
+        strict = self.config.accept.accept == "strict"
+        rate = budget.rate if strict and isinstance(budget, AutoBudget) else None
         done = self.resolved.settings
         warmth = self.config.accept.temperature or 1.0
         penalties = done.repetition_penalty, done.presence_penalty, done.frequency_penalty
