@@ -268,6 +268,10 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    short = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    path.write_text(short + "\n", encoding="utf-8")  # the package is to stay small
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def _here(arguments: Seq[str]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_command_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_job, "_command", lambda a: _here([*a, "--max-new-tokens", "16"]))
+    monkeypatch.setattr(first_job, "run_command", lambda a: _here([*a, "--max-new-tokens", "16"]))
     result = first_job.bookshop(argparse.Namespace(records=8, rounds=1), tmp_path, 1.1)
     assert result["identical_texts"]
     assert result["drafted"]["new_tokens"] > 0
