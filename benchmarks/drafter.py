@@ -29,11 +29,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from common import SHARED, in_turn, note, paired_ratio, spread, write_result
-from first_job import run_command
+from first_job import kar_requests, run_command
 
 from draftrec.config import Side
 from draftrec.core import SOURCES, Generation, Request
-from draftrec.data.templates import load_template
 from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.jobs.knowledge.generator import Generator, make_config
 from draftrec.models.drafters import describe_drafter
@@ -99,12 +98,7 @@ def fit(args: argparse.Namespace, work: Work) -> None:
 def _requests(generator: Generator, work: Work, count: int) -> list[Request]:
     """Prompts of the reported entities as a job sends them."""
     rows = [json.loads(line) for line in work.reported.read_text().splitlines()[:count]]
-    template = load_template("kar", work.side)
-    ids = generator.encode([template.render(r) for r in rows], chat=generator.has_chat_template)
-    pairs = zip(rows, ids, strict=True)
-    return [
-        Request(str(r["entity_id"]), x, r.get("group"), key=i) for i, (r, x) in enumerate(pairs)
-    ]
+    return kar_requests(generator, rows, work.side)
 
 
 def _written(run: Path, count: int) -> list[tuple[Any, str | None]]:

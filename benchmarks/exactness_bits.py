@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common import interleave, note, paired_ratio, spread
+from first_job import kar_requests
 
 from draftrec.core import Generation, Request
-from draftrec.data.templates import load_template
 from draftrec.demo.shop import demo_model_path, readers
 from draftrec.jobs.knowledge.generator import Generator, make_config
 from draftrec.pool.store import Pool
@@ -85,15 +85,10 @@ def _texts_of(
 
 def _requests(generator: Generator, count: int) -> list[Request]:
     """The embedded shop's readers, asked about as KAR does."""
-    template, records = load_template("kar", "user"), readers()
+    records = readers()
     if count > len(records):
         raise SystemExit(f"the shop has {len(records)} readers; ask for fewer prompts")
-    prompts = [template.render(record) for record in records[:count]]
-    ids = generator.encode(prompts, chat=generator.has_chat_template)
-    return [
-        Request(str(record["entity_id"]), x, record["group"], key=i)
-        for i, (record, x) in enumerate(zip(records, ids, strict=False))
-    ]
+    return kar_requests(generator, records[:count], "user")
 
 
 def _with(generator: Generator, pool: Pool | None, **settings: Any) -> Generator:

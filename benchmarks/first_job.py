@@ -26,6 +26,7 @@ from common import SHARED, note, paired_ratio, spread, write_result
 from jobs import environment
 from shop import stream_records
 
+from draftrec.config import Side
 from draftrec.data.templates import load_template
 from draftrec.demo.shop import demo_model_path
 
@@ -193,18 +194,23 @@ def _write(
 
 def _requests(generator: Generator, users: int | None) -> list[Request]:
     """The users' prompts as a job sends them."""
-    from draftrec.core import Request
-
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "users.jsonl"
         run_command([
             "records", str(_RATINGS), str(_MOVIES), "--side=user", f"--output={output}", *_COLUMNS
         ])  # fmt: skip
         rows: list[Mapping[str, Any]] = [json.loads(x) for x in output.read_text().splitlines()]
-    template = load_template("kar", "user")
-    prompts = [template.render(row) for row in rows[:users]]
+    return kar_requests(generator, rows[:users], "user")
+
+
+def kar_requests(generator: Generator, rows: Seq[Mapping[str, Any]], side: Side) -> list[Request]:
+    """KAR's prompts of records, as a job sends them; keys in their order."""
+    from draftrec.core import Request
+
+    template = load_template("kar", side)
+    prompts = [template.render(row) for row in rows]
     ids = generator.encode(prompts, chat=generator.has_chat_template)
-    pairs = zip(rows, ids, strict=False)
+    pairs = zip(rows, ids, strict=True)
     return [
         Request(str(r["entity_id"]), x, r.get("group"), key=i) for i, (r, x) in enumerate(pairs)
     ]
