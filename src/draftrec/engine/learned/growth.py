@@ -80,11 +80,12 @@ def plant(  # noqa: PLR0913
         growth.sources[b, i], growth.looked[b, i] = sources[i], -1
         growth.depths[b, i] = growth.depths[b, above] + 1 if above >= 0 else 0
         over = probs[above] if above >= 0 else 1.0
-        growth.blind[b, i] = probs[i] / over if over > 0.0 else 0.0
+        growth.blind[b, i] = growth.given[b, i] = probs[i] / over if over > 0.0 else 0.0
     growth.sizes[b] = growth.others[b] = len(tokens)
     growth.seen[b] = 0
-    for node in range(-1, len(tokens)):
-        _weigh(growth, b, node, drawn)
+    if len(drawn.noise):
+        for node in range(-1, len(tokens)):
+            _weigh(growth, b, node, drawn)
     _follow(growth, b)
 
 
@@ -139,6 +140,7 @@ def join(  # noqa: PLR0913
                 growth.blind[b, i] = _alone(mixture, best[row, j], left)
                 growth.sizes[b] += 1
         _weigh(growth, b, node, drawn)
+    for b in range(len(growth.sizes)):
         _follow(growth, b)
 
 
