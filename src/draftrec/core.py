@@ -191,6 +191,38 @@ class SequenceView(Protocol):
         ...
 
 
+class SequenceProxy:
+    """A sequence as a drafter inside of another is to see it: as it is, but for what a subclass
+    changes."""
+
+    def __init__(self, sequence: SequenceView) -> None:
+        self._sequence = sequence
+
+    @property
+    def request(self) -> Request:
+        return self._sequence.request
+
+    @property
+    def context(self) -> IntArray:
+        return self._sequence.context
+
+    @property
+    def room(self) -> int:
+        return self._sequence.room
+
+    @property
+    def noise(self) -> int | None:
+        return self._sequence.noise
+
+    @property
+    def slot(self) -> int:
+        return self._sequence.slot
+
+    @property
+    def computed(self) -> int:
+        return self._sequence.computed
+
+
 class Drafter(Protocol):
     """Proposes continuations. The lifecycle of a sequence is start, (draft, observe)*, stop."""
 

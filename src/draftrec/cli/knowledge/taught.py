@@ -70,20 +70,19 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
     """The job, going on with a head that was trained on what it has written; an exit code where the
     training was interrupted."""
     from draftrec.cli.genrec.train import trained
+    from draftrec.jobs.knowledge.generator import with_values
     from draftrec.models.drafters import INFO_FILE
     from draftrec.train.drafter.fit import DrafterSpec, fit_drafter
 
     folder: Any = spec.output / FOLDER
     if spec.overwrite or not (folder / INFO_FILE).is_file():
         say("training a draft head on the texts so far; later ones are drafted with it")
-        target = spec.config.generate.target
+        model = spec.config.generate.target.model
         teaching = DrafterSpec(
-            runs=[spec.output], model=target.model, output=folder, overwrite=spec.overwrite
+            runs=[spec.output], model=model, output=folder, overwrite=spec.overwrite
         )
         if code := trained(fit_drafter, teaching, as_json=False):
             return code
-    generate = spec.config.generate
-    target = generate.target.model_copy(update={"drafter": str(folder)})
-    config = generate.model_copy(update={"target": target})
-    changed = spec.config.model_copy(update={"generate": config})
-    return replace(spec, config=changed, overwrite=False)
+    generate = with_values(spec.config.generate, {"drafter": str(folder)})
+    config = spec.config.model_copy(update={"generate": generate})
+    return replace(spec, config=config, overwrite=False)

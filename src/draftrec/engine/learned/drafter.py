@@ -18,7 +18,7 @@ from draftrec.core import (
     DraftTree,
     IntArray,
     LongArray,
-    Request,
+    SequenceProxy,
     SequenceView,
     Verdict,
 )
@@ -195,7 +195,7 @@ class HeadDrafter:
         depth = np.where(node < 0, 0, grown.depths[b, node] + 1)
         where = np.stack([drawn_by.noise[b].view(np.int64), drawn_by.start[b] + depth])
         noise, positions = torch.from_numpy(where).to(logits.device)
-        tokens = torch.from_numpy(self._tokens).to(logits.device).long()[ids]
+        tokens = torch.from_numpy(self._tokens[ids.cpu().numpy()]).long().to(logits.device)
         race = best - growth.BELIEF * sampling.log_variables(noise, positions, tokens)
         chosen = race.topk(min(BRANCHES, race.shape[-1]), -1).indices
         return best.gather(-1, chosen), ids.gather(-1, chosen)
@@ -210,36 +210,14 @@ class HeadDrafter:
         return np.concatenate(found)
 
 
-@dataclass(eq=False, slots=True)
-class _View:
+class _View(SequenceProxy):
     """A sequence as the inner drafter sees it; `blind`: without the noise that it is drawn by."""
 
-    sequence: SequenceView
-    blind: bool = False
-
-    @property
-    def request(self) -> Request:
-        return self.sequence.request
-
-    @property
-    def context(self) -> IntArray:
-        return self.sequence.context
-
-    @property
-    def room(self) -> int:
-        return self.sequence.room
+    blind = False
 
     @property
     def noise(self) -> int | None:
-        return None if self.blind else self.sequence.noise
-
-    @property
-    def slot(self) -> int:
-        return self.sequence.slot
-
-    @property
-    def computed(self) -> int:
-        return self.sequence.computed
+        return None if self.blind else super().noise
 
 
 def _drawn_by(batch: Seq[SequenceView]) -> Drawn:

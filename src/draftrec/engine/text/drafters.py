@@ -12,7 +12,7 @@ from draftrec.core import (
     Drafter,
     DraftTree,
     IntArray,
-    Request,
+    SequenceProxy,
     SequenceView,
     Verdict,
 )
@@ -125,34 +125,18 @@ class GrammarDrafter:
         return trim(tree, keep)
 
 
-class _Ahead:
+class _Ahead(SequenceProxy):
     """A sequence as it will be if the tokens `ahead`, int32, are accepted, as they are bound to."""
 
     def __init__(self, sequence: SequenceView) -> None:
-        self._sequence = sequence
+        super().__init__(sequence)
         self.ahead: IntArray = EMPTY_TREE.token_ids
 
     @property
-    def request(self) -> Request:
-        return self._sequence.request
-
-    @property
     def context(self) -> IntArray:
-        context = self._sequence.context
+        context = super().context
         return np.concatenate([context, self.ahead]) if len(self.ahead) else context
 
     @property
     def room(self) -> int:
-        return self._sequence.room - len(self.ahead)
-
-    @property
-    def noise(self) -> int | None:
-        return self._sequence.noise
-
-    @property
-    def slot(self) -> int:
-        return self._sequence.slot
-
-    @property
-    def computed(self) -> int:
-        return self._sequence.computed
+        return super().room - len(self.ahead)

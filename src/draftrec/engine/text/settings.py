@@ -20,6 +20,7 @@ import numpy as np
 
 from draftrec.config import AcceptConfig, ControlsConfig
 from draftrec.core import BoolArray
+from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.text import penalties
 from draftrec.engine.text.controls import Control, Processors, RowControl, Rows
 from draftrec.engine.text.penalties import NoRepeatedNGrams, PhraseBias
@@ -105,6 +106,12 @@ class GenerationSettings:
     typical_p: float | None = None
     epsilon_cutoff: float | None = None
     eta_cutoff: float | None = None
+
+    def score_rules(self, temperature: float) -> ScoreRules:
+        """What a draft head does to its scores, as is done to the target's; `temperature` 0: texts
+        are greedy."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return ScoreRules(*penalties, temperature or 1.0)
 
     def warping(self, temperature: float) -> Warping:
         """How tokens are drawn at that temperature."""

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, under_new_names
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.engine.costs import LearningCurve
-from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
@@ -397,10 +396,8 @@ class Generator:
         # How long the head took decides what it drafts, which must not change texts.
         strict = self.config.accept.accept == "strict"
         rate = budget.rate if strict and isinstance(budget, AutoBudget) else None
-        done = self.resolved.settings
-        warmth = self.config.accept.temperature or 1.0
-        penalties = done.repetition_penalty, done.presence_penalty, done.frequency_penalty
-        return self.learned.drafter(found, rate, ScoreRules(*penalties, warmth))
+        rules = self.resolved.settings.score_rules(self.config.accept.temperature)
+        return self.learned.drafter(found, rate, rules)
 
     def _budget(self, costs: LearningCurve | None) -> Budget:
         wanted = self.config.draft.budget

@@ -106,13 +106,7 @@ class WrittenRun:
                 f"the run in {self.folder} was written under another generation_config of the "
                 "model's; put back the one of then"
             )
-        found = resolved.settings
-        return ScoreRules(
-            found.repetition_penalty,
-            found.presence_penalty,
-            found.frequency_penalty,
-            accept.temperature or 1.0,
-        )
+        return resolved.settings.score_rules(accept.temperature)
 
     def training_texts(self, model: Any, tokenizer: Any) -> list[TrainingText]:
         """Prompts and texts. Raises DraftrecError where the prompts cannot be made again."""
