@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
-from draftrec.evaluate.replay.pool_job import prune_pool
+from draftrec.evaluate.replay.pool_job import add_to_pool, prune_pool
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 
@@ -112,11 +113,17 @@ def test_texts_are_added_and_pools_merged(command: Command) -> None:
 
 
 @pytest.mark.parametrize("second", ["add", "prune"])
+@pytest.mark.parametrize("begun", ["add", "prune"])
 def test_two_that_change_a_pool_at_once_are_one_too_many(
-    command: Command, monkeypatch: pytest.MonkeyPatch, second: str
+    command: Command, monkeypatch: pytest.MonkeyPatch, begun: str, second: str
 ) -> None:
     """The second one would read the pool before the first has written it, and lose its texts."""
     command.build()
+    early = command.write("early.jsonl", {"entity_id": "c", "text": "Early.", "group": "x"})
+    work: dict[str, Callable[[], Any]] = {
+        "add": lambda: add_to_pool(command.pool, str(early), command.tokenizer),
+        "prune": lambda: prune_pool(command.pool, 1 << 30),
+    }
     taking, end = threading.Event(), threading.Event()
     real = Pool.load
 
@@ -128,7 +135,7 @@ def test_two_that_change_a_pool_at_once_are_one_too_many(
         return found
 
     monkeypatch.setattr(Pool, "load", slow)
-    first = threading.Thread(target=prune_pool, args=(command.pool, 1 << 30))
+    first = threading.Thread(target=work[begun])
     first.start()
     assert taking.wait(60)
     try:
@@ -139,7 +146,7 @@ def test_two_that_change_a_pool_at_once_are_one_too_many(
     finally:
         end.set()
         first.join()
-    assert len(real(command.pool)) == 3
+    assert len(real(command.pool)) == (4 if begun == "add" else 3)
 
 
 def test_pruning_keeps_what_was_used(command: Command) -> None:
