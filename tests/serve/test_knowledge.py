@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,3 +185,28 @@ def transformers_text(folder: Path, prompt: str, new_tokens: int) -> str:
     given = tokenizer(prompt, return_tensors="pt")
     out = model.generate(**given, do_sample=False, max_new_tokens=new_tokens)
     return tokenizer.decode(out[0, given.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.slow
+def test_metrics_of_tokens_and_nothing_left_of_them_when_idle(served: Running) -> None:
+    def value(name: str, **labels: str) -> float:
+        return served.service.metrics.registry.get_sample_value(f"draftrec_{name}", labels) or 0.0
+
+    def counts() -> list[float]:
+        names = ("time_to_first_token_seconds_count", "time_per_output_token_seconds_count")
+        return [value(name, route="/v1/knowledge") for name in names]
+
+    def idle() -> bool:
+        return not any(value(n) for n in ("batch_sequences", "waiting_sequences", "kv_tokens"))
+
+    before = counts()
+    records = [{"entity_id": "e", "prompt": PROMPTS[0], "group": g} for g in ("a", "made up")]
+    assert served.client.post("/v1/knowledge", json={"records": records}).status_code == 200
+    assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 2]
+    groups = served.service.metrics.registry.get_sample_value
+    assert groups("draftrec_group_drafted_tokens_total", {"group": "made up"}) is None
+    end = time.monotonic() + 5
+    while not idle():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert value("kv_capacity_tokens") > 0

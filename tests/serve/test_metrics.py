@@ -76,9 +76,9 @@ def test_requests_queue_errors_pool_and_texts() -> None:
     found = scraped(metrics)
     assert found["draftrec_requests_total{route=/v1/recommend,status=200}"] == 1
     assert found["draftrec_requests_total{route=/v1/recommend,status=429}"] == 1
-    assert found["draftrec_request_seconds_count{route=/v1/recommend}"] == 2
-    assert found["draftrec_request_seconds_sum{route=/v1/recommend}"] == pytest.approx(0.0304)
-    assert found["draftrec_request_seconds_bucket{le=0.025,route=/v1/recommend}"] == 1
+    assert found["draftrec_request_seconds_count{route=/v1/recommend,status=200}"] == 1
+    assert found["draftrec_request_seconds_sum{route=/v1/recommend,status=429}"] == 0.0004
+    assert found["draftrec_request_seconds_bucket{le=0.05,route=/v1/recommend,status=200}"] == 1
     assert found["draftrec_queue_seconds_count{route=/v1/recommend}"] == 1
     assert found["draftrec_queue_requests{route=/v1/recommend}"] == 4
     assert found["draftrec_errors_total{kind=engine}"] == 1
@@ -125,6 +125,44 @@ def test_groups_beyond_the_limit_share_a_label() -> None:
     found = scraped(metrics)
     assert found["draftrec_group_accepted_tokens_total{group=(others)}"] == 3
     assert found["draftrec_group_accepted_tokens_total{group=g0}"] == 2
+
+
+def test_groups_that_nobody_knows_take_no_label() -> None:
+    metrics = ServiceMetrics()
+    metrics.name_groups({"a"})
+    for i in range(MOST_GROUPS):
+        metrics.observe_step(step(by_group={f"made up {i}": (2, 1)}))
+    metrics.observe_step(step(by_group={"a": (2, 1), "": (2, 1)}))
+    found = scraped(metrics)
+    assert found["draftrec_group_accepted_tokens_total{group=(others)}"] == MOST_GROUPS
+    assert found["draftrec_group_accepted_tokens_total{group=a}"] == 1
+    assert found["draftrec_group_accepted_tokens_total{group=}"] == 1
+
+
+def test_what_may_fail_is_there_at_zero() -> None:
+    metrics = ServiceMetrics()
+    metrics.expect(["/v1/recommend"], lambda: 3)
+    found = scraped(metrics)
+    assert found["draftrec_errors_total{kind=engine}"] == 0
+    assert found["draftrec_reloads_total{result=failed}"] == 0
+    assert found["draftrec_requests_total{route=/v1/recommend,status=503}"] == 0
+    assert found["draftrec_requests_in_flight"] == 3
+    assert found["process_start_time_seconds"] > 0
+    assert sum(found[name] for name in found if name.startswith("draftrec_build_info{")) == 1
+
+
+def test_a_reload_that_fails_leaves_the_time_of_the_last_that_did_not() -> None:
+    metrics = ServiceMetrics()
+    loaded = scraped(metrics)["draftrec_last_reload_success_timestamp_seconds"]
+    metrics.observe_reload(succeeded=False, seconds=0.2)
+    found = scraped(metrics)
+    assert found["draftrec_last_reload_successful"] == 0
+    assert found["draftrec_last_reload_success_timestamp_seconds"] == loaded
+    metrics.observe_reload(succeeded=True, seconds=0.3)
+    found = scraped(metrics)
+    assert found["draftrec_last_reload_successful"] == 1
+    assert found["draftrec_last_reload_success_timestamp_seconds"] > loaded
+    assert found["draftrec_reload_seconds_sum"] == pytest.approx(0.5)
 
 
 def test_several_in_one_process_do_not_meet() -> None:

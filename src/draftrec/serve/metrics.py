@@ -8,11 +8,15 @@ counters get `_total` when they are shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import platform
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
+from draftrec import __version__
 from draftrec.core import COUNTED, SOURCES
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.job import Watcher
@@ -33,6 +37,7 @@ Labels = tuple[str, ...]
 COUNTERS: dict[str, tuple[str, Labels]] = {
     "requests": ("HTTP requests answered.", ("route", "status")),
     "errors": ("Failures, by kind.", ("kind",)),
+    "reloads": ("Reloads of catalogue and pool, by result (ok, failed).", ("result",)),
     "log_dropped_lines": ("Lines of the log that its reader was too slow for.", ()),
     "passes": ("Forward passes of the target over a batch of texts.", ()),
     "pass_rows": ("Token rows that these passes computed, drafts and prompts included.", ()),
@@ -62,7 +67,14 @@ COUNTERS: dict[str, tuple[str, Labels]] = {
     "beam_partial_users": ("Beam searches that a deadline cut short.", ()),
 }
 GAUGES: dict[str, tuple[str, Labels]] = {
+    "build_info": ("1 for what runs here.", ("version", "python", "torch")),
+    "requests_in_flight": ("Requests that were accepted and are not answered yet.", ()),
     "queue_requests": ("Requests that wait for an engine.", ("route",)),
+    "last_reload_successful": ("1 if the last reload succeeded, or there was none; else 0.", ()),
+    "last_reload_success_timestamp_seconds": (
+        "When catalogue and pool were loaded last, in Unix time.",
+        (),
+    ),
     "batch_sequences": ("Texts that the last pass worked on.", ()),
     "waiting_sequences": ("Texts that wait for a place in the batch.", ()),
     "kv_tokens": ("Tokens whose keys and values are kept for running texts.", ()),
@@ -77,12 +89,30 @@ GAUGES: dict[str, tuple[str, Labels]] = {
 _LATENCIES = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+_TOKENS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0,
+)  # fmt: skip
 _LENGTHS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
 
 #: Meaning, labels, upper bounds of the buckets.
 HISTOGRAMS: dict[str, tuple[str, Labels, tuple[float, ...]]] = {
-    "request_seconds": ("Time to answer a request, its wait included.", ("route",), _LATENCIES),
+    "request_seconds": (
+        "Time to answer a request, its wait included.",
+        ("route", "status"),
+        _LATENCIES,
+    ),
     "queue_seconds": ("Time that a request waited for an engine.", ("route",), _LATENCIES),
+    "time_to_first_token_seconds": (
+        "Time from a text's arrival to its first token, its wait included.",
+        ("route",),
+        _LATENCIES,
+    ),
+    "time_per_output_token_seconds": (
+        "Time of a text after its first token, for each token that followed.",
+        ("route",),
+        _TOKENS,
+    ),
+    "reload_seconds": ("Time to load catalogue and pool again, failures included.", (), _LATENCIES),
     "beam_pass_seconds": ("Time of a pass over a batch of users.", (), _LATENCIES),
     "text_tokens": ("Tokens of a text that was handed over.", (), _LENGTHS),
 }
@@ -92,6 +122,17 @@ HISTOGRAMS: dict[str, tuple[str, Labels, tuple[float, ...]]] = {
 MOST_GROUPS = 50
 _OTHER_GROUPS = "(others)"
 _PHASES = ("draft", "verify", "prefill")
+#: Series that are there from the start, at 0: the first failure would otherwise be no increase.
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "errors": ("engine", "engine_failed", "broken", "busy", "internal"),
+    "reloads": ("ok", "failed"),
+    "text_ends": ("eos", "length", "stop", "deadline"),
+    "source_accepted_tokens": tuple(SOURCES),
+    "phase_seconds": _PHASES,
+}
+_STATUSES = (200, 400, 401, 413, 422, 429, 499, 500, 503)
+#: What says what the batch is doing now.
+_TEXT_GAUGES = ("batch_sequences", "waiting_sequences", "kv_tokens")
 
 
 class SearchCounts(Protocol):
@@ -125,8 +166,17 @@ class ServiceMetrics:
             self._metrics[name] = client.Histogram(
                 PREFIX + name, words, labels, buckets=bounds, registry=self.registry
             )
+        client.ProcessCollector(registry=self.registry)  # process_*, where there is /proc
         self._groups: set[str] = set()
+        self._may_have_label: Collection[str] | None = None
         self._seconds = dict.fromkeys(_PHASES, 0.0)
+        for name, values in _KNOWN.items():
+            for value in values:
+                self._metrics[name].labels(value)
+        facts = {"version": __version__, "python": platform.python_version()}
+        self._set("build_info", 1, **facts, torch=version("torch"))
+        self._set("last_reload_successful", 1)
+        self._set("last_reload_success_timestamp_seconds", time.time())
 
     def render(self) -> tuple[bytes, str]:
         """The body of `GET /metrics` and its content type."""
@@ -134,6 +184,15 @@ class ServiceMetrics:
         return client.generate_latest(self.registry), client.CONTENT_TYPE_LATEST
 
     # Requests.
+
+    def expect(self, routes: Iterable[str], in_flight: Callable[[], int]) -> None:
+        """Show the usual series of routes at 0 from the start, and what `in_flight` says."""
+        for route in routes:
+            for status in _STATUSES:
+                self._metrics["requests"].labels(route, str(status))
+            self._metrics["request_seconds"].labels(route, "200")
+            self._metrics["queue_requests"].labels(route)
+        self._metrics["requests_in_flight"].set_function(in_flight)
 
     def observe_request(
         self, route: str, status: int, seconds: float, queue_seconds: float | None = None
@@ -143,7 +202,7 @@ class ServiceMetrics:
         `seconds` include `queue_seconds`; None for one that never waited for an engine.
         """
         self._add("requests", 1, route=route, status=str(status))
-        self._observe("request_seconds", seconds, route=route)
+        self._observe("request_seconds", seconds, route=route, status=str(status))
         if queue_seconds is not None:
             self._observe("queue_seconds", queue_seconds, route=route)
 
@@ -154,6 +213,14 @@ class ServiceMetrics:
     def observe_error(self, kind: str) -> None:
         """Something failed. `kind`: one of a few words, such as `engine` or `deadline`."""
         self._add("errors", 1, kind=kind)
+
+    def observe_reload(self, *, succeeded: bool, seconds: float) -> None:
+        """Catalogue and pool were read again, or could not be."""
+        self._add("reloads", 1, result="ok" if succeeded else "failed")
+        self._observe("reload_seconds", seconds)
+        self._set("last_reload_successful", int(succeeded))
+        if succeeded:
+            self._set("last_reload_success_timestamp_seconds", time.time())
 
     def count_dropped_line(self) -> None:
         """The log's reader was too slow for a line."""
@@ -183,6 +250,23 @@ class ServiceMetrics:
         self._set("batch_sequences", step.active)
         self._set("waiting_sequences", step.waiting)
         self._set("kv_tokens", step.kv_tokens)
+
+    def observe_first_token(self, route: str, seconds: float) -> None:
+        """A text's first token came so long after it was asked for."""
+        self._observe("time_to_first_token_seconds", seconds, route=route)
+
+    def observe_token_time(self, route: str, seconds: float) -> None:
+        """Each token after a text's first took so long, on average."""
+        self._observe("time_per_output_token_seconds", seconds, route=route)
+
+    def rest_texts(self) -> None:
+        """No text is being written."""
+        for name in _TEXT_GAUGES:
+            self._set(name, 0)
+
+    def name_groups(self, groups: Collection[str]) -> None:
+        """Give no others labels of their own: clients may name whatever group they like."""
+        self._may_have_label = groups
 
     def observe_text(self, finish_reason: str, tokens: int) -> None:
         """A text was handed over. Its tokens were counted by `observe_step` already."""
@@ -228,6 +312,10 @@ class ServiceMetrics:
         self._observe("beam_pass_seconds", seconds)
         self._set("beam_batch_users", users)
 
+    def rest_beams(self) -> None:
+        """Nobody is being recommended for."""
+        self._set("beam_batch_users", 0)
+
     def observe_beams(
         self, done: Iterable[SearchCounts], *, results: int = 0, invalid: int = 0, partial: int = 0
     ) -> None:
@@ -251,7 +339,8 @@ class ServiceMetrics:
     def _group_label(self, group: str) -> str:
         if group in self._groups:
             return group
-        if len(self._groups) >= MOST_GROUPS:
+        may = not group or self._may_have_label is None or group in self._may_have_label
+        if not may or len(self._groups) >= MOST_GROUPS:
             return _OTHER_GROUPS
         self._groups.add(group)
         return group

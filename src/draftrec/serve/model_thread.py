@@ -159,7 +159,8 @@ class Work(Protocol[Q, A]):
 class ModelThread(Generic[Question, Answer]):
     """Runs a `Work`, with at most `most` questions waiting.
 
-    `on_queue` is told how many wait, `on_error` of errors that nobody expected. `threads`: torch's,
+    `on_queue` is told how many wait, `on_error` of errors that nobody expected, `on_idle` that
+    nothing runs or waits. `threads`: torch's,
     for this thread (None: as many as it likes).
     """
 
@@ -171,11 +172,12 @@ class ModelThread(Generic[Question, Answer]):
         threads: int | None = None,
         on_queue: Callable[[int], None] = lambda waiting: None,
         on_error: Callable[[Exception], None] = lambda error: None,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self.work, self.most, self.threads = work, most, threads
         self.ready = threading.Event()
         self.broken: Exception | None = None
-        self._on_queue, self._on_error = on_queue, on_error
+        self._on_queue, self._on_error, self._on_idle = on_queue, on_error, on_idle
         self._changed = threading.Condition()
         self._waiting: deque[Ticket[Question, Answer]] = deque()
         self._running: dict[int, Ticket[Question, Answer]] = {}
@@ -243,6 +245,7 @@ class ModelThread(Generic[Question, Answer]):
         """Wait for work; False when it is time to end."""
         with self._changed:
             while not (self._stopping or self._waiting or self._running or self._next):
+                self._on_idle()
                 self._changed.wait()
             return not self._stopping
 

@@ -48,6 +48,7 @@ class Service:
         # Of its own, so that nothing else that waits for a thread waits for long prompts.
         self.tokenizing = ThreadPoolExecutor(2, "tokenizing")
         self._reloading = False
+        self._routes = ["/admin/reload"]
         self._told_of_descriptors = float("-inf")
         if sources.recommend:
             self.recommending = RecommendWork(sources.recommend.load(), self.metrics)
@@ -59,6 +60,7 @@ class Service:
             longest = min(settings.limits.prompt_tokens, generator.context_length - 1)
             self.writing = KnowledgeWork(generator, longest, self.metrics)
             self.knowledge = self._thread(self.writing, "/v1/knowledge")
+        self.metrics.expect(self._routes, lambda: self.lifecycle.in_flight)
 
     @property
     def threads(self) -> list[ModelThread[Any, Any]]:
@@ -117,13 +119,16 @@ class Service:
             raise ApiError(409, "reloading", "another reload is under way; wait for it")
         self._reloading = True
         start = time.monotonic()
+        succeeded = False
         try:
             facts = await self._reload_all()
+            succeeded = True
         except (DraftrecError, OSError, WorkError) as error:
             self.log.write("reload_failed", message=str(error))
             raise ApiError(409, "reload_failed", f"the old files stay in use: {error}") from error
         finally:
             self._reloading = False
+            self.metrics.observe_reload(succeeded=succeeded, seconds=time.monotonic() - start)
         self.log.write("reloaded", seconds=round(time.monotonic() - start, 3), **facts)
         return facts
 
@@ -155,6 +160,8 @@ class Service:
         return facts
 
     def _thread(self, work: Any, route: str) -> ModelThread[Any, Any]:
+        self._routes.append(route)
+
         def failed(error: Exception) -> None:
             self.metrics.observe_error("engine")
             self.note_error(error)
@@ -165,4 +172,5 @@ class Service:
             threads=self.settings.threads,
             on_queue=lambda waiting: self.metrics.set_queue(route, waiting),
             on_error=failed,
+            on_idle=work.rest,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -93,6 +93,10 @@ class RecommendWork:
         """Recommend from another catalogue."""
         self._take(new)
 
+    def rest(self) -> None:
+        """Nobody is being recommended for."""
+        self.metrics.rest_beams()
+
     def reset(self) -> None:
         """An engine of its own making, since the old one may still believe in lost searches."""
         recommender = self.recommender
@@ -133,11 +137,14 @@ _LOOK = 64
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Wanted:
-    """A text to write: `prompt_ids` int32 `[p]`, special tokens included."""
+    """A text to write: `prompt_ids` int32 `[p]`, special tokens included. `route` asked for it when
+    `time.monotonic()` was `arrived`."""
 
     entity_id: str
     prompt_ids: IntArray
     group: str | None = None
+    route: str = "/v1/knowledge"
+    arrived: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +214,7 @@ class KnowledgeWork:
         self.generator, self.longest, self.metrics = generator, longest, metrics
         self._orders: dict[int, int] = {}
         self._wanted: dict[int, tuple[int, Wanted]] = {}
+        self._began: dict[int, tuple[float, int]] = {}  # when, and with how many tokens
         self._passes = 0
 
     def prepare(self) -> None:
@@ -238,6 +246,7 @@ class KnowledgeWork:
         """One step of the loop of `engine.text.loop`."""
         text_loop.step(self._engine, self._batch, self._count)
         finished = list(self._batch.results)
+        self._note_first_tokens(finished)
         return {self._wanted[order][0]: self._finished(order) for order in finished}
 
     def stop(self, number: int) -> None:
@@ -245,6 +254,7 @@ class KnowledgeWork:
         order = self._orders.pop(number)
         text_loop.drop(self._engine, self._batch, order)
         del self._wanted[order]
+        self._began.pop(order, None)
 
     def cut(self, number: int) -> Written:
         """The text so far."""
@@ -253,6 +263,7 @@ class KnowledgeWork:
         sequence = text_loop.drop(self._engine, self._batch, order)
         if sequence is None:
             return self.late(question)
+        self._note_token_time(order, question, sequence.new_tokens)
         return self._told(question, sequence.context[sequence.prompt_tokens :], "deadline")
 
     def late(self, question: Wanted) -> Written:
@@ -274,6 +285,10 @@ class KnowledgeWork:
             self._drafter.current = PoolDrafter(new)
         self._look()
 
+    def rest(self) -> None:
+        """No text is being written."""
+        self.metrics.rest_texts()
+
     def reset(self) -> None:
         """A new engine over the same model."""
         self._build()
@@ -284,6 +299,7 @@ class KnowledgeWork:
         self._engine, self._batch = engine, text_loop.empty_batch(engine, self.longest)
         self._orders.clear()
         self._wanted.clear()
+        self._began.clear()
         slab = engine.target.slab
         assert slab is not None
         rows = slab.slots * slab.capacity
@@ -297,7 +313,25 @@ class KnowledgeWork:
         number, question = self._wanted.pop(order)
         del self._orders[number]
         found = self._batch.results.pop(order)
+        self._note_token_time(order, question, len(found.token_ids))
         return self._told(question, found.token_ids, found.finish_reason)
+
+    def _note_first_tokens(self, finished: Seq[int]) -> None:
+        now = time.monotonic()
+        new = [(s.order, s.new_tokens) for s in self._batch.running if s.new_tokens]
+        new += [(order, len(self._batch.results[order].token_ids)) for order in finished]
+        for order, tokens in new:
+            number, question = self._wanted[order]
+            if order not in self._began and number:  # 0 prepares, and nobody asked for it
+                self._began[order] = now, tokens
+                self.metrics.observe_first_token(question.route, now - question.arrived)
+
+    def _note_token_time(self, order: int, question: Wanted, tokens: int) -> None:
+        """Of the tokens that came after those of the pass that brought the first."""
+        began, first = self._began.pop(order, (0.0, tokens))
+        if tokens > first:
+            seconds = (time.monotonic() - began) / (tokens - first)
+            self.metrics.observe_token_time(question.route, seconds)
 
     def _told(
         self,
@@ -318,5 +352,6 @@ class KnowledgeWork:
 
     def _look(self) -> None:
         pool = self.generator.pool
+        self.metrics.name_groups(pool.groups if pool is not None else ())
         if pool is not None:
             self.metrics.set_pool(pool.nbytes, pool.usage.hit_rate, len(pool))

@@ -35,18 +35,18 @@ def service_figures(metrics: ServiceMetrics) -> dict[str, Any]:
     of their seconds since the start."""
     totals: dict[str, float] = defaultdict(float)
     routes: dict[str, dict[str, float]] = defaultdict(_no_requests)
-    latencies: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    latencies: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
     for family in metrics.registry.collect():
         for sample in family.samples:
             name = sample.name.removeprefix(PREFIX)
             if name == "request_seconds_bucket":
                 bound = float(sample.labels["le"])
-                latencies[sample.labels["route"]].append((bound, sample.value))
+                latencies[sample.labels["route"]][bound] += sample.value
             elif name == "requests_total":
                 _count(routes[sample.labels["route"]], sample.labels["status"], sample.value)
             totals[name.removesuffix("_total")] += sample.value
     for route, buckets in latencies.items():
-        ordered = sorted(buckets)
+        ordered = sorted(buckets.items())
         routes[route] |= {"p50": quantile(ordered, 0.5), "p99": quantile(ordered, 0.99)}
     return {
         "at": round(time.time(), 3),

@@ -63,7 +63,7 @@ class Gate:
         except ClientGoneError:
             note.status = _HUNG_UP
         except Exception as error:  # noqa: BLE001 - one request must not end the service
-            note.error = type(error).__name__
+            note.error = "internal"
             self.service.note_error(error)
             await reply.error(ApiError(500, "internal", "something failed; the log says what"))
             await reply.finish()
