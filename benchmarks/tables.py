@@ -50,7 +50,7 @@ so far: anything on a GPU, and what a result file below does not hold.
 def render(folder: Path = RESULTS) -> str:
     """The page, from whatever results there are."""
     parts = [_HEAD]
-    for name, write in _SECTIONS.items():
+    for name, write in SECTIONS.items():
         path = folder / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text())
@@ -338,7 +338,7 @@ def _pool_scale(result: Result) -> str:
     return out
 
 
-_SECTIONS = {
+SECTIONS = {
     "first-job-bookshop": bookshop,
     "first-job-bookshop-penalty": bookshop,
     "first-job-movielens": movielens,
