@@ -265,6 +265,61 @@ def test_keys_and_rates(world: World) -> None:
         assert client.get("/metrics", headers=mine).status_code == 200
 
 
+@pytest.mark.slow
+def test_people_sign_in_with_a_cookie_for_pages_alone(world: World) -> None:
+    chosen = settings(recommend_settings(world, "none"), keys=KEYS, monitoring="key")
+    with running(chosen) as guarded:
+        client = guarded.client
+        client.follow_redirects = False
+        error_of(client.get("/dashboard/data.json"), 401, "unauthorized")
+        first = client.get("/dashboard", headers={"accept": "text/html,*/*"})
+        assert (first.status_code, first.headers["location"]) == (303, "/login?next=/dashboard")
+        page = client.get(first.headers["location"])
+        assert 'value="/dashboard"' in page.text
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        refused = client.post("/login", data={"key": "wrong", "next": "/dashboard"})
+        assert refused.status_code == 401
+        assert "set-cookie" not in refused.headers
+        elsewhere = {"sec-fetch-site": "cross-site"}
+        answer = client.post("/login", data={"key": KEY}, headers=elsewhere)
+        error_of(answer, 403, "forbidden")
+        answer = client.post("/login", data={"key": f" {KEY}\n", "next": "/metrics"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/metrics")
+        cookie = answer.headers["set-cookie"].lower()
+        assert {"httponly", "samesite=strict", "path=/"} <= set(cookie.split("; "))
+        assert KEY not in cookie
+        assert client.get("/dashboard/data.json").status_code == 200
+        assert client.get("/metrics").status_code == 200
+        assert 'href="/login"' in client.get("/dashboard").text
+        assert "shop" in client.get("/login").text
+        error_of(guarded.recommend([10]), 401, "unauthorized")
+        stolen = client.cookies["draftrec_session"]
+        assert client.post("/logout").headers["location"] == "/login"
+        assert "draftrec_session" not in client.cookies
+        client.cookies["draftrec_session"] = stolen
+        assert client.get("/metrics").status_code == 401, "the session itself has ended"
+        assert KEY not in guarded._log.getvalue()
+        too_long = client.post("/login", content=b"key=" + b"x" * (2 << 20))
+        error_of(too_long, 413, "too_large")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["https://evil.example", "//evil.example", "/\\evil", "/v1", ""])
+def test_a_login_leads_nowhere_else_and_cannot_be_tried_for_ever(world: World, place: str) -> None:
+    chosen = settings(recommend_settings(world, "none"), keys=KEYS, monitoring="key")
+    with running(chosen) as guarded:
+        client = guarded.client
+        client.follow_redirects = False
+        assert "evil" not in client.get("/login", params={"next": place}).text
+        answer = client.post("/login", data={"key": KEY, "next": place})
+        assert answer.headers["location"] == "/dashboard"
+        tried = [client.post("/login", data={"key": f"guess {i}"}) for i in range(12)]
+        assert [a.status_code for a in tried][-2:] == [429, 429]
+        assert int(tried[-1].headers["retry-after"]) >= 1
+        locked_out = client.post("/login", data={"key": KEY})
+        assert locked_out.status_code == 429, "even who has found it"
+
+
 def test_without_keys_nobody_may_reload_and_addresses_have_rates(world: World) -> None:
     rate = {"per_second": 0.01, "burst": 2}
     with running(settings(recommend_settings(world, "none"), rate=rate)) as served:

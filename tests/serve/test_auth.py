@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from draftrec.serve.http.auth import Keyring, TokenBuckets
+from draftrec.serve.http.auth import Keyring, Sessions, TokenBuckets
 from draftrec.serve.settings import KeySettings, RateSettings
 from tests.serve.services import ADMIN, KEY, KEYS
 
@@ -49,3 +49,21 @@ def test_the_oldest_callers_are_forgotten() -> None:
         assert buckets.take(caller, 0.0) == 0
     assert buckets.take("c", 0.0) > 0
     assert buckets.take("a", 0.0) == 0, "forgotten, so it begins with a full bucket"
+
+
+def test_sessions_end_with_time_by_hand_and_where_there_are_too_many() -> None:
+    key = KeySettings.model_validate(KEYS[0])
+    sessions = Sessions(seconds=60, most=2)
+    first = sessions.open(key, now=0.0)
+    assert sessions.find(first, now=59.0) is key
+    assert sessions.find(first, now=60.0) is None
+    second = sessions.open(key, now=1.0)
+    third = sessions.open(key, now=2.0)
+    assert len({first, second, third}) == 3
+    assert sessions.find(first, now=3.0) is None, "the oldest of three"
+    sessions.close(second)
+    assert sessions.find(second, now=3.0) is None
+    assert sessions.find(third, now=3.0) is key
+    for nobody in (None, "", "\u2603", third + "x"):
+        assert sessions.find(nobody, now=3.0) is None
+        sessions.close(nobody)

@@ -12,9 +12,10 @@ from typing import Any
 from draftrec.errors import DraftrecError
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.dashboard.sources import RunSources
-from draftrec.serve.http.auth import Keyring, TokenBuckets
+from draftrec.serve.http.auth import Keyring, Sessions, TokenBuckets
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import Lifecycle
+from draftrec.serve.http.login import ATTEMPTS
 from draftrec.serve.loading import ServiceSources
 from draftrec.serve.logs import RequestLog, RequestNote
 from draftrec.serve.metrics import ServiceMetrics
@@ -39,6 +40,7 @@ class Service:
         self.folders = RunSources(settings.runs)
         self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
         self.keyring = Keyring(settings.keys)
+        self.sessions, self.login_attempts = Sessions(), TokenBuckets(ATTEMPTS)
         self.buckets = TokenBuckets(settings.rate) if settings.rate else None
         self.recommending: RecommendWork | None = None
         self.writing: KnowledgeWork | None = None

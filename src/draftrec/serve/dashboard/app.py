@@ -90,6 +90,8 @@ STATIC = Path(__file__).parents[1] / "static"
 #: What browsers may load for the page: this package's own files, and nothing inline.
 _POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+#: Where the page has a link to the account, if there are any.
+_ACCOUNT = b"<!-- account -->"
 #: Seconds after which an idle stream says that it is still there.
 _HEARTBEAT = 15.0
 
@@ -98,11 +100,13 @@ def router(
     sources: RunSources,
     metrics: ServiceMetrics | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    account: str | None = None,
 ) -> APIRouter:
     """`/dashboard` and what it needs, to be included in an application.
 
     `metrics`: those of a service that the page shows as well. Streams end once `stopping()` is
-    true, so that a service that drains need not wait for open pages.
+    true, so that a service that drains need not wait for open pages. `account`: where one signs in
+    and out.
     """
     routes = APIRouter(prefix="/dashboard", include_in_schema=False)
     files = {p.name: p for p in STATIC.iterdir() if p.suffix in _TYPES}
@@ -111,6 +115,8 @@ def router(
     def page() -> Response:
         headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
         body = (STATIC / "dashboard.html").read_bytes()
+        if account:
+            body = body.replace(_ACCOUNT, f'<a href="{account}">Sign out</a>'.encode())
         return Response(body, media_type="text/html", headers=headers)
 
     @routes.get("/static/{name}")

@@ -25,6 +25,7 @@ from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.http import api
 from draftrec.serve.http.errors import ApiError, of_status, of_validation
 from draftrec.serve.http.gate import Gate
+from draftrec.serve.http.login import login_router
 from draftrec.serve.service import Service
 
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -174,8 +175,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         app.include_router(api.knowledge_router(service, service.knowledge, service.writing))
     app.include_router(api.admin_router(service))
     app.include_router(api.health_router(service))
+    signing_in = bool(service.keyring) and service.settings.monitoring == "key"
+    if signing_in:
+        app.include_router(login_router(service))
     app.include_router(
-        dashboard.router(service.folders, service.metrics, lambda: service.lifecycle.draining)
+        dashboard.router(
+            service.folders,
+            service.metrics,
+            lambda: service.lifecycle.draining,
+            account="/login" if signing_in else None,
+        )
     )
 
     @app.get("/docs", include_in_schema=False)

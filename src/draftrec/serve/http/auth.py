@@ -1,10 +1,11 @@
-"""API keys, and how fast their holders may ask."""
+"""API keys, sessions of people in browsers, and how fast their holders may ask."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import math
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
@@ -12,6 +13,7 @@ from collections.abc import Sequence as Seq
 from draftrec.serve.settings import KeySettings, RateSettings
 
 _MOST_BUCKETS = 10_000
+_SESSION_SECONDS, _MOST_SESSIONS = 12 * 3600, 1000
 
 
 class Keyring:
@@ -30,12 +32,46 @@ class Keyring:
         Takes the same time for every wrong key: it is compared with all of them, by their hashes.
         """
         scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
+        digest = _digest(key.strip())
         found = None
         for known in self._keys:
             if hmac.compare_digest(digest, known.sha256):
                 found = known
         return found if scheme.lower() == "bearer" else None
+
+
+class Sessions:
+    """Who signed in with which key, for `seconds` each; the oldest go first, at `most` of them.
+
+    Only hashes of their names are kept, and a restart ends them all.
+    """
+
+    def __init__(self, seconds: int = _SESSION_SECONDS, most: int = _MOST_SESSIONS) -> None:
+        self.seconds, self.most = seconds, most
+        self._open: OrderedDict[str, tuple[float, KeySettings]] = OrderedDict()
+
+    def open(self, key: KeySettings, now: float | None = None) -> str:
+        """A new session's name, which nobody can guess."""
+        now = time.monotonic() if now is None else now
+        name = secrets.token_urlsafe(32)
+        self._open[_digest(name)] = now + self.seconds, key
+        if len(self._open) > self.most:
+            self._open.popitem(last=False)
+        return name
+
+    def find(self, name: str | None, now: float | None = None) -> KeySettings | None:
+        """Whose session it is; None for one that has ended, or never began."""
+        now = time.monotonic() if now is None else now
+        end, key = self._open.get(_digest(name or ""), (0.0, None))
+        return key if now < end else None
+
+    def close(self, name: str | None) -> None:
+        """End a session."""
+        self._open.pop(_digest(name or ""), None)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("latin-1", "replace")).hexdigest()
 
 
 class TokenBuckets:

@@ -9,8 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import cookie_parser
+
 from draftrec.serve.http.errors import ApiError, ClientGoneError, retry
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
+from draftrec.serve.http.login import COOKIE, login_location
 from draftrec.serve.logs import RequestNote, request_id
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _GUARDED, _MONITORING = ("/v1/", "/admin/"), ("/metrics", "/dashboard")
+_LOGIN = ("/login", "/logout")
 _QUIET = ("/healthz", "/readyz", "/metrics", "/dashboard")
 #: Of a refused body, so much is thrown away before the connection closes: a client that is still
 #: sending would otherwise not get to read why.
@@ -75,7 +79,10 @@ class Gate:
     ) -> None:
         path: str = scope["path"]
         if path.startswith(_MONITORING) and self.service.settings.monitoring == "key":
-            self._who(scope, note)
+            self._who(scope, note, pages=True)
+        if path in _LOGIN:
+            body = await _read(scope, receive, self.service.settings.limits)
+            receive = _replayed(body, receive)
         if not path.startswith(_GUARDED):
             await self.app(scope, receive, reply)
             return
@@ -91,12 +98,17 @@ class Gate:
             body = await _read(scope, receive, self.service.settings.limits)
             await self.app(scope, _replayed(body, receive), reply)
 
-    def _who(self, scope: Scope, note: RequestNote) -> None:
-        """Whose key it is, where there are keys."""
+    def _who(self, scope: Scope, note: RequestNote, *, pages: bool = False) -> None:
+        """Whose key it is, where there are keys. `pages` are shown to who has signed in as well,
+        and browsers are led to where one does."""
         keyring = self.service.keyring
         if not keyring:
             return
         key = keyring.find(_header(scope, b"authorization"))
+        if key is None and pages:
+            key = self.service.sessions.find(_cookie(scope))
+            if key is None and scope["path"] == "/dashboard" and _wants_page(scope):
+                raise _SignInFirst(scope["path"])
         if key is None:
             raise ApiError(
                 401,
@@ -129,6 +141,14 @@ class Gate:
             service.metrics.observe_error(note.error)
         if not quiet or note.status >= 400:
             service.log.request(note)
+
+
+class _SignInFirst(ApiError):
+    """For people in browsers."""
+
+    def __init__(self, path: str) -> None:
+        location = {"location": login_location(path), "cache-control": "no-store"}
+        super().__init__(303, "unauthorized", "sign in first", location)
 
 
 class _TooLargeError(ApiError):
@@ -193,7 +213,7 @@ def _note(scope: Scope) -> RequestNote:
 
 def _route(path: str) -> str:
     """A label out of few: metrics must not grow with whatever is asked for."""
-    known = ("/v1/recommend", "/v1/knowledge", "/admin/reload", "/docs", "/openapi.json")
+    known = (*_LOGIN, "/v1/recommend", "/v1/knowledge", "/admin/reload", "/docs", "/openapi.json")
     if path in (*known, *_QUIET):
         return path
     return "/dashboard/..." if path.startswith("/dashboard/") else "other"
@@ -204,6 +224,15 @@ def _header(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return value.decode("latin-1")
     return None
+
+
+def _cookie(scope: Scope) -> str | None:
+    """The session's name that a browser sends along."""
+    return cookie_parser(_header(scope, b"cookie") or "").get(COOKIE)
+
+
+def _wants_page(scope: Scope) -> bool:
+    return scope["method"] in ("GET", "HEAD") and "text/html" in (_header(scope, b"accept") or "")
 
 
 async def _read(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
