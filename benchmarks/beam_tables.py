@@ -1,4 +1,4 @@
-"""The tables of beam search in docs/benchmarks.md."""
+"""The tables of beam search in docs/tables.md."""
 
 from __future__ import annotations
 

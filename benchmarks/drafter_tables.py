@@ -9,13 +9,19 @@ from markdown import header, row, spread
 Result = dict[str, Any]
 
 
+def _cells(result: Result) -> str:
+    """What tells one of these results from the others."""
+    batch, budgets = result["settings"]["batch"], result["settings"]["budgets"]
+    return f"batch {' and '.join(map(str, batch))}, budget {' and '.join(map(str, budgets))}"
+
+
 def drafter(result: Result) -> str:
     """Tokens per call and time of every way, and how the heads were trained."""
     asked = result["settings"]
     greedy = "a repetition penalty of " + str(asked["penalty"])
     out = (
-        f"## A trained head beside a pool, {result['model']}, {asked['side']} texts: "
-        "`benchmarks/drafter.py`\n\n"
+        f"## A trained head beside a pool, {result['model']}, {asked['side']} texts, "
+        f"{_cells(result)}: `benchmarks/drafter.py`\n\n"
         f"{asked['reported']} held-out texts of at most {asked['max_new_tokens']} tokens, KAR "
         f"prompts, {greedy}, {asked['threads']} thread(s). `pool-N`: a pool of the first N texts "
         "that the model wrote for other entities; `both-N`: and a head trained on the same; "

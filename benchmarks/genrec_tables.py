@@ -1,4 +1,4 @@
-"""The tables of generative recommendation in docs/benchmarks.md."""
+"""The tables of generative recommendation in docs/tables.md."""
 
 from __future__ import annotations
 

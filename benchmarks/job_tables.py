@@ -1,4 +1,4 @@
-"""The tables of first jobs, sampled texts, controls and structured output in docs/benchmarks.md."""
+"""The tables of first jobs, sampled texts, controls and structured output in docs/tables.md."""
 
 from __future__ import annotations
 

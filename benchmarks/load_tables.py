@@ -1,4 +1,4 @@
-"""The table of the service under load in docs/benchmarks.md."""
+"""The table of the service under load in docs/tables.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of the quality study in docs/benchmarks.md."""
+"""The tables of the quality study in docs/tables.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of jobs on Ray, and of workers' pools, in docs/benchmarks.md."""
+"""The tables of jobs on Ray, and of workers' pools, in docs/tables.md."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     print(plan(jobs), flush=True)
     ready = [job for job in jobs if not job.by_hand and not job.missing()]
     failed = run(ready, None, small=False)
-    for page in ("tables.py", "scaling_tables.py"):
+    for page in ("tables.py", "scaling_tables.py", "questions.py"):
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / page)], cwd=ROOT, check=True)
     return bool(failed)
 

@@ -1,4 +1,4 @@
-"""The section of docs/benchmarks.md about steps on CPU."""
+"""The section of docs/tables.md about steps on CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns committed results into docs/benchmarks.md, so that no figure there is typed by hand.
+"""Turns committed results into docs/tables.md, so that no figure there is typed by hand.
 
 `python benchmarks/tables.py` rewrites the page; a test compares it with the results.
 """
@@ -29,32 +29,39 @@ from markdown import header as _header
 from markdown import row as _row
 from markdown import spread as _spread
 from quality_tables import encoders, quality
+from questions import QUESTIONS
 from ray_tables import pool_workers, ray
 from step_tables import steps
 from transformers_tables import transformers
 from vllm_proposer_summary import vllm
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "tables.md"
 Result = dict[str, Any]
 
-_HEAD = """# Benchmarks
+_HEAD = """# Tables of all benchmarks
 
 Made by `python benchmarks/tables.py` from the files in `benchmarks/results/`; every figure can be
 measured again with the script named above its table (see `benchmarks/README.md`). Speedups are
 ratios of wall time on the same prompts in the same run, drafting and prompts included: the median
 (for replayed texts: all texts together), and in brackets the lowest and highest round. Not measured
-so far: anything on a GPU, and what a result file below does not hold.
+so far: anything on a GPU, and what a result file below does not hold. In short, with plots:
+[six questions](benchmarks.md).
 """
 
 
 def render(folder: Path = RESULTS) -> str:
-    """The page, from whatever results there are."""
-    parts = [_HEAD]
-    for name, write in SECTIONS.items():
+    """The page, from whatever results there are: those of each question, then all others."""
+    asked = {name: q.title for q in QUESTIONS for name in q.results if name in SECTIONS}
+    parts, last = [_HEAD], ""
+    for name in [*asked, *(name for name in SECTIONS if name not in asked)]:
         path = folder / f"{name}.json"
-        if path.exists():
-            result = json.loads(path.read_text())
-            parts.append(write(result) + "\n" + _origin(result))
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        if (title := asked.get(name, "Also measured")) != last:
+            parts.append(f"## {title}\n")
+            last = title
+        parts.append("#" + SECTIONS[name](result) + "\n" + _origin(result))
     return "\n".join(parts)
 
 
@@ -229,8 +236,10 @@ def _host_time(result: Result) -> str:
 
 
 def _pool_rivals(result: Result) -> str:
+    tries = any("trie" in trace["engines"] for trace in result["traces"].values())
     out = (
-        "## Draft pools against other draft structures: `benchmarks/pool.py`\n\n"
+        f"## Draft pools against other draft structures{' and the published trie' * tries}"
+        ": `benchmarks/pool.py`\n\n"
         f"Strict replay of {result['settings']['texts']} entities' texts, at most "
         f"{result['settings']['warm']:,} other entities' texts to draft from: tokens per step at "
         "each budget of draft nodes, then the time of a lookup (processor time, median and 99th "

@@ -1,4 +1,4 @@
-"""The table of texts written inside transformers in docs/benchmarks.md."""
+"""The table of texts written inside transformers in docs/tables.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rounds of vllm_proposer.py come to, and their table in docs/benchmarks.md."""
+"""What the rounds of vllm_proposer.py come to, and their table in docs/tables.md."""
 
 from __future__ import annotations
 

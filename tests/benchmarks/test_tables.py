@@ -1,7 +1,10 @@
-"""docs/benchmarks.md says what the committed results say, and nothing else."""
+"""docs/benchmarks.md and tables.md say what the committed results say, and nothing else."""
 
 from __future__ import annotations
 
+import re
+
+import questions
 import tables
 
 
@@ -11,3 +14,16 @@ def test_the_page_is_made_from_the_committed_results() -> None:
 
 def test_a_page_without_results_has_no_tables(tmp_path) -> None:
     assert "|" not in tables.render(tmp_path)
+
+
+def test_the_questions_and_their_plots_are_made_from_the_committed_results() -> None:
+    results = questions.read_results()
+    assert questions.PAGE.read_text() == questions.render(results), "run benchmarks/questions.py"
+    plots = {path.name: path.read_text() for path in questions.ASSETS.glob("*-*.svg")}
+    assert plots == questions.drawings(results), "run python benchmarks/questions.py"
+
+
+def test_no_two_sections_share_a_title() -> None:
+    for page in (tables.PAGE, questions.PAGE):
+        titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+        assert len(titles) == len(set(titles))

@@ -1,0 +1,396 @@
+"""Turns committed results into docs/benchmarks.md: six questions, each a sentence and a plot.
+
+`python benchmarks/questions.py` rewrites the page and its plots (docs/assets, light and dark); a
+test compares both with the results. The tables behind them are made by tables.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT
+from markupsafe import Markup
+
+from draftrec.report import plots
+from draftrec.report.plots import Bar, Labels, Series, Stack
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+ASSETS = ROOT / "docs" / "assets"
+STYLE = ROOT / "src" / "draftrec" / "report" / "page.css"
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, the results that answer it, the first of them on top; plot and sentences."""
+
+    title: str
+    name: str
+    results: tuple[str, ...]
+    plot: Callable[[Results], Markup]
+    answer: Callable[[Results], str]
+
+
+def _speeds(results: Results, setting: str = "greedy_batch_1") -> Results:
+    return results["knowledge-live"]["live"][setting]
+
+
+_WAYS = (
+    ("hf_generate", "transformers generate", 0),
+    ("hf_prompt_lookup", "transformers prompt lookup", 0),
+    ("plain", "draftrec without drafts", 2),
+    ("strict", "draftrec strict", 1),
+    ("relaxed", "draftrec relaxed", 3),
+)
+
+
+def _fast_plot(results: Results) -> Markup:
+    bars = []
+    for way, label, tone in _WAYS:
+        speed = _speeds(results)[way]["tokens_per_second"]
+        bars.append(Bar(label, speed["median"], speed["low"], speed["high"], tone))
+    about = "Median and extremes of three rounds; one text at a time, greedy, bfloat16."
+    return plots.bars(bars, Labels("Tokens per second", about, "tokens per second"))
+
+
+def _fast(results: Results) -> str:
+    one, sixteen = (_speeds(results, f"greedy_batch_{n}") for n in (1, 16))
+    sampled = _speeds(results, "sampled_batch_16")
+    first = results["first-job-movielens"]["movielens"]
+
+    def times(cell: Results, way: str) -> str:
+        return f"{cell[way]['speedup_over_best_plain']['median']:.2f}"
+
+    return (
+        "With drafts from a pool of its own texts, a small real model (6.8M parameters, which "
+        "repeats "
+        "itself more than a large one does) writes one greedy text at a time "
+        f"{times(one, 'strict')} times as fast as without (relaxed: {times(one, 'relaxed')} "
+        "times), "
+        f"sixteen at a time {times(sixteen, 'strict')} times. Sixteen sampled texts at a time are "
+        f"slower with drafts: {times(sampled, 'strict')} times, a loss. SmolLM2-135M-Instruct, "
+        "whose "
+        f"pool starts empty, is {first['speedup']['median']:.2f} times as fast over "
+        f"{first['compared_texts']} texts."
+    )
+
+
+def _exact_shares(results: Results) -> list[tuple[str, int, int]]:
+    """(what was compared, how many were equal, of how many)"""
+    found = [
+        (f"float32, {n} at a time", batch["identical"], batch["prompts"])
+        for n, batch in results["exactness"]["batch"].items()
+    ]
+    for n in (1, 4, 16):
+        strict = _speeds(results, f"greedy_batch_{n}")["strict"]
+        found.append((f"bfloat16, {n} at a time", strict["identical_to_plain"], strict["texts"]))
+    controls = results["controls-exactness"]
+    found.append(
+        ("generation settings", controls["texts"] - controls["different"], controls["texts"])
+    )
+    beams = results["beam-exactness"]
+    return [*found, ("beams", beams["searches"] - beams["mismatches"], beams["searches"])]
+
+
+def _exact_plot(results: Results) -> Markup:
+    bars = [
+        Bar(
+            f"{label} ({of:,})", 100 * equal / of, tone=1 if equal == of else 2,
+            note=f"{100 * equal / of:.0f} %",
+        )
+        for label, equal, of in _exact_shares(results)
+    ]  # fmt: skip
+    about = "Texts, or lists (how many), that equal those of plain decoding, token for token."
+    return plots.bars(bars, Labels("Equal to plain decoding", about, "% that are equal"), 100.0)
+
+
+def _exact(results: Results) -> str:
+    shares = {label: (equal, of) for label, equal, of in _exact_shares(results)}
+    single = [shares[f"float32, {n} at a time"] for n in (1, 4, 16)]
+    rounded = shares["bfloat16, 16 at a time"]
+    return (
+        f"In float32 {sum(a for a, _ in single):,} of {sum(b for _, b in single):,} strict texts "
+        "are "
+        "`model.generate`'s, token for token. In bfloat16 two tokens can score alike up to "
+        "rounding, and "
+        "then another number of rows at once, with or without drafts, may choose the other: of "
+        f"{rounded[1]} texts written sixteen at a time {rounded[0]} equal plain ones. `--exact` "
+        "rules "
+        "that out, or says where it cannot."
+    )
+
+
+def _relaxed_plot(results: Results) -> Markup:
+    tones = {"strict": 1, "relaxed": 3, "typical": 4, "entropy": 2}
+    trials = results["quality-ml100k"]["tune"]
+    series = []
+    for rule, tone in tones.items():
+        found = [t for t in trials if t["rule"] == rule]
+        x, y = [t["speedup"] for t in found], [100 * t["similarity_kept"] for t in found]
+        series.append(Series(rule, x, y, tone))
+    about = (
+        "Each point is a setting of a rule: its speed, and how far its texts stay near strict ones."
+    )
+    words = Labels("Speed against likeness", about, "times plain decoding", "% of likeness kept")
+    return plots.scatter(series, words)
+
+
+def _relaxed(results: Results) -> str:
+    folds = results["quality-ml100k"]["folds"]["auc"]
+    lost, gained = folds["relaxed over baseline"], folds["baseline over no knowledge"]
+    users, movies = (
+        results["quality-ml100k"]["texts"][side]["entities"] for side in ("users", "movies")
+    )
+    return (
+        f"On MovieLens-100K, with all {users} users' and {movies:,} movies' texts by a model of "
+        "6.8M "
+        f"parameters, relaxed (2, 0.1) changes the AUC of click models by {lost['mean']:+.3f} (95 "
+        "% interval "
+        f"{lost['low']:+.3f} to {lost['high']:+.3f}), where the texts had brought "
+        f"{gained['mean']:+.3f}. "
+        "Strict costs nothing. This says nothing about large models: [measure yours](quality.md)."
+    )
+
+
+_SOURCES = (("prompt", "its prompt"), ("group", "its group"), ("all", "all texts"))
+
+
+def _drafts_plot(results: Results) -> Markup:
+    stacks = []
+    for label, of in (("SmolLM2, 96 users", "movielens"), ("bookshop, 400 readers", "bookshop")):
+        shares = _shares(results, of)
+        rest = 1.0 - sum(shares.values())
+        stacks.append(Stack(label, [*((n, shares[s]) for s, n in _SOURCES), ("no draft", rest)]))
+    about = "Where the tokens of first jobs, whose pools start empty, were drafted from."
+    return plots.shares(stacks, Labels("Sources of tokens", about, "% of all tokens"))
+
+
+def _shares(results: Results, of: str) -> dict[str, float]:
+    found = results[f"first-job-{of}"][of]
+    if of == "movielens":
+        return {source: found["share_of_tokens"][source] for source, _ in _SOURCES}
+    found = found["drafted"]
+    return {s: found["accepted_by_source"][s] / found["new_tokens"] for s, _ in _SOURCES}
+
+
+def _drafts(results: Results) -> str:
+    real, shop = (_shares(results, of) for of in ("movielens", "bookshop"))
+    return (
+        f"A first job of SmolLM2-135M-Instruct drafts {real['prompt']:.0%} of its tokens from the "
+        "text's own "
+        f"prompt and beginning and {real['all']:.0%} from the texts that it wrote before; one of "
+        "the "
+        f"embedded model, whose texts are alike, {shop['group'] + shop['all']:.0%} from other "
+        "texts."
+    ).replace("%", " %")
+
+
+def _large_plot(results: Results) -> Markup:
+    sizes = results["pool-scale"]["sizes"]
+    x = [s["tokens"] / 1e6 for s in sizes.values()]
+    series = [
+        Series(f"{n} nodes", x, [s["lookup"][n]["p50_us"] for s in sizes.values()], tone)
+        for n, tone in (("8", 1), ("16", 3), ("64", 2))
+    ]
+    about = "Median time in which a tree of so many nodes is drafted."
+    words = Labels("Time of a draft", about, "million tokens in the pool", "microseconds")
+    return plots.lines(series, words)
+
+
+def _large(results: Results) -> str:
+    sizes = results["pool-scale"]["sizes"]
+    small, large = sizes["1M"], sizes["100M"]
+    return (
+        f"In a pool of {large['tokens'] / 1e6:.0f} million tokens a tree of 16 nodes takes "
+        f"{large['lookup']['16']['p50_us']:.0f} microseconds, in one of a million "
+        f"{small['lookup']['16']['p50_us']:.0f}; its files take "
+        f"{large['file_bytes_per_token']:.1f} bytes per "
+        f"token and open in {large['open_ms']['median']:.0f} ms. What 100 million entities would "
+        "take on "
+        "many GPUs is [estimated, not measured](scaling.md)."
+    )
+
+
+_BEAMS = (
+    ("plain", "plain", 0),
+    ("strict items", "items", 2),
+    ("strict beamkd-20", "trained draft", 1),
+)
+
+
+def _beams_plot(results: Results) -> Markup:
+    whole = results["genrec-beauty"]["whole"]
+    ks = sorted(whole, key=int)
+    series = [
+        Series(label, [int(k) for k in ks], [whole[k][way]["target_calls"] for k in ks], tone)
+        for way, label, tone in _BEAMS
+    ]
+    about = "Passes of the target per user, of four without drafts."
+    words = Labels("Passes of the target", about, "K, the beams kept", "passes per user")
+    return plots.lines(series, words)
+
+
+def _beams(results: Results) -> str:
+    whole = results["genrec-beauty"]["whole"]["20"]
+    timed = results["genrec-beauty-timed"]["timed"]["20"]
+    calls = [whole[way]["target_calls"] for way, _, _ in _BEAMS]
+    drafted = timed["strict beamkd-20"]["speedup"]["plain"]["median"]
+    auto = timed["auto beamkd-20 + items"]["speedup"]["plain"]["median"]
+    return (
+        f"For the best 20 items of Amazon Beauty a small trained draft needs {calls[2]:.2f} "
+        "passes of the "
+        f"target instead of {calls[0]:.0f}, proposed items alone {calls[1]:.2f}, with plain beam "
+        "search's "
+        "own lists. On two processor cores and a target of 1.5M weights that is no gain in time: "
+        "always "
+        f"drafting is {drafted:.2f} times as fast; `--draft-steps auto` finds that out and leaves "
+        "it "
+        f"({auto:.2f} times)."
+    )
+
+
+QUESTIONS = (
+    Question("How fast?", "fast", (
+        "knowledge-live", "first-job-movielens", "first-job-movielens-penalty",
+        "first-job-bookshop",
+        "first-job-bookshop-penalty", "knowledge-replay", "sampled", "steps", "packed-weights",
+        "host-time", "prompts", "transformers", "vllm", "load",
+    ), _fast_plot, _fast),
+    Question("Is it exact?", "exact", (
+        "exactness", "exactness-bits", "exactness-bits-cost", "controls-exactness",
+        "controls-costs",
+        "structured", "kill-resume", "beam-exactness", "beam-sampling",
+    ), _exact_plot, _exact),
+    Question("What does relaxed cost?", "relaxed", ("quality-ml100k", "encoders"),
+             _relaxed_plot, _relaxed),
+    Question("What do drafts come from?", "drafts", (
+        "pool-rivals", "pool-published", "pool-refresh", "pool-groups", "drafter-smollm2-item",
+        "drafter-smollm2-item-batch8", "drafter-smollm2-item-nodes16", "drafter-plan", "recycling",
+    ), _drafts_plot, _drafts),
+    Question("How large can it get?", "large", ("pool-scale", "pool-workers", "ray", "memory"),
+             _large_plot, _large),
+    Question("What about beams?", "beams", (
+        "genrec-beauty", "genrec-beauty-timed", "beauty-table", "item-baseline", "item-trie",
+    ), _beams_plot, _beams),
+)  # fmt: skip
+
+
+def read_results(folder: Path = RESULTS) -> Results:
+    """All results by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def machine(result: Results) -> str:
+    """The machine of a result in words."""
+    m = result["machine"]
+    return f"{m['cores']} cores of {m['cpu']}, {m['gpu'] or 'no GPU'}, PyTorch {m['torch']}"
+
+
+def render(results: Results) -> str:
+    """The page."""
+    parts = [
+        "# Benchmarks\n\nMade by `python benchmarks/questions.py` of the files in "
+        "`benchmarks/results/`. "
+        "Every figure and plot comes from a committed result; the [tables](tables.md) have all of "
+        "them, "
+        "with the machine and the commit, and `benchmarks/run` measures them again. **Not "
+        "measured: any "
+        "GPU.**\n"
+    ]
+    for q in QUESTIONS:
+        parts.append(
+            f"## {q.title}\n\n{_wrapped(q.answer(results))}\n\n{picture(q.name, q.title)}\n\n"
+            f"{machine(results[q.results[0]])}. [Its tables](tables.md#{slug(q.title)}).\n"
+        )
+    return "\n".join(parts)
+
+
+def _wrapped(text: str, width: int = 100) -> str:
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return "\n".join([*lines, line])
+
+
+def slug(title: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def picture(name: str, title: str, folder: str = "assets") -> str:
+    """A plot for light and dark pages."""
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">'
+        f'<img alt="{title}" src="{folder}/{name}-light.svg"></picture>'
+    )
+
+
+def drawings(results: Results) -> dict[str, str]:
+    """File names and contents of all plots."""
+    found = {}
+    for q in QUESTIONS:
+        for mode in ("light", "dark"):
+            found[f"{q.name}-{mode}.svg"] = alone(
+                q.plot(results), mode, machine(results[q.results[0]])
+            )
+    return found
+
+
+def alone(plot: Markup, mode: str, caption: str) -> str:
+    """A plot as a file of its own: its colours, its title above, its machine below."""
+    style = STYLE.read_text()
+    roots = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    colours = dict(re.findall(r"(--[\w-]+): (#\w+)", roots[mode == "dark"]))
+    rules = "\n".join(re.findall(r"^\.plot .*", style, re.MULTILINE)).replace(".plot ", "")
+    rules = re.sub(r"var\((--[\w-]+)\)", lambda m: colours[m[1]], rules)
+    head, width, height, title = re.match(
+        r'(<svg [^>]*viewBox="0 0 (\d+) (\d+)" aria-label="([^"]*)">)', str(plot)
+    ).groups()  # type: ignore[union-attr]
+    inside = str(plot).removeprefix(head).removesuffix("</svg>")
+    tall = int(height) + 52
+    about = re.search(r"<desc>(.*?)</desc>", str(plot))[1]  # type: ignore[index]
+    notes = (
+        [about, caption]
+        if len(about) < 80
+        else [*re.split(r"(?<=[:;]) ", about, maxsplit=1), caption]
+    )
+    tall += 15 * (len(notes) - 1)
+    lines = "".join(
+        f'<text class="tick" x="12" y="{int(height) + 40 + 15 * i}">{note}</text>'
+        for i, note in enumerate(notes)
+    )
+    font = (
+        'font-family="system-ui, Segoe UI, Roboto, DejaVu Sans, Arial, sans-serif" font-size="12"'
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width} {tall}" '
+        f'width="{int(1.5 * int(width))}" height="{int(1.5 * tall)}" aria-label="{title}" {font}>\n'
+        f"<style>\ntext {{ fill: {colours['--ink']}; }}\n{rules}\n</style>\n"
+        f'<rect width="{width}" height="{tall}" rx="8" fill="{colours["--card"]}"/>\n'
+        f'<text class="value" x="12" y="20">{title}</text>\n'
+        f'<g transform="translate(0 26)">{inside}</g>\n'
+        f"{lines}\n</svg>\n"
+    )
+
+
+def main() -> None:
+    """Write the page and its plots."""
+    results = read_results()
+    PAGE.write_text(render(results))
+    ASSETS.mkdir(exist_ok=True)
+    for name, content in drawings(results).items():
+        (ASSETS / name).write_text(content)
+    print(PAGE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
