@@ -1,9 +1,10 @@
 """Strict speculative beams equal plain ones: thousands of drawn models, catalogues and settings.
 
 Every case draws a target (of a few random ones), a draft (equal to the target, of its seed with
-fewer layers, another model, a flat one, random items), a catalogue, K, N, gamma, users at once,
-constraint, filters and 1 to 8 users. Items, order and scores must agree; places may differ only
-where scores are equal up to rounding, which is counted by itself. The last line is the result.
+fewer layers, another model, a flat one, random items), a catalogue, K, N (for all levels, or for
+each), gamma, users at once, constraint, filters and 1 to 8 users. Items, order and scores must
+agree; places may differ only where scores are equal up to rounding, which is counted by itself. The
+last line is the result.
 """
 
 from __future__ import annotations
@@ -98,9 +99,10 @@ def _drafter(
 ) -> BeamDrafter:
     width, expand = rule
     assert constraint.trie is not None
-    pace = FixedPace(
-        width + int(random.integers(0, 12)), int(random.integers(0, 6)), constraint.levels
-    )
+    widths = width + random.integers(0, 12, constraint.levels - 1)
+    if random.integers(2):  # one for all levels
+        widths[:] = widths[:1]
+    pace = FixedPace(widths.tolist(), int(random.integers(0, 6)), constraint.levels)
     proposals = Proposals(constraint.trie, Shuffled(random.permutation(len(constraint.trie.items))))
     if kind == "items":
         return ItemDrafter(proposals, pace)

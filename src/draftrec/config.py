@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -439,8 +439,12 @@ class RecommendConfig(_Frozen):
         knob("Beams kept, at least -k: more find better items and take longer.", unset="-k"),
     ] = None
     draft_beams: Annotated[
-        Size | None,
-        knob("Beams drafted per level (N).", unset="40, or twice the beams kept where more"),
+        Size | tuple[Size, ...] | None,
+        knob(
+            "Beams drafted per level (N): one number, or one for each level but the last, as in "
+            "40,240,120; with --draft-steps auto at most so many.",
+            unset="40, or twice the beams kept where more; with --draft-steps auto what pays",
+        ),
     ] = None
     draft_steps: Annotated[Count | Auto, knob("Levels drafted per pass; auto: as many as pay.")] = (
         "auto"
@@ -473,10 +477,31 @@ class RecommendConfig(_Frozen):
         """Beams kept, of which the k best items are the answer."""
         return self.beams or self.k
 
-    @property
-    def draft_width(self) -> int:
-        """Beams drafted per level."""
-        return self.draft_beams or max(40, 2 * self.width)
+    @field_validator("draft_beams", mode="before")
+    @classmethod
+    def _widths(cls, value: Any) -> int | tuple[int, ...] | None:
+        """Numbers with commas between them, as a command line has them, or a list; one number
+        stands for all levels."""
+        if value is None:
+            return value
+        words = [value]
+        if isinstance(value, str):  # a list of a settings file comes as text to a command line
+            words = [word.strip("[]'\" ") for word in value.split(",")]
+        elif isinstance(value, list | tuple):
+            words = list(cast("list[Any]", value))
+        try:
+            widths = [int(str(word)) for word in words]
+        except ValueError:
+            widths = []
+        if min(widths, default=0) < 1:
+            raise ValueError("must be whole numbers from 1, with commas between them")
+        return tuple(widths) if len(widths) > 1 else widths[0]
+
+    def draft_widths(self, levels: int) -> tuple[int, ...]:
+        """Beams drafted for each of an id's `levels` but the last one, which is never drafted."""
+        if isinstance(self.draft_beams, tuple):
+            return self.draft_beams
+        return (self.draft_beams or max(40, 2 * self.width),) * (levels - 1)
 
 
 Wanted = Literal["train", "valid", "test", "all"]

@@ -22,7 +22,7 @@ from draftrec.serve.settings import KnowledgeSettings, RecommendSettings, ServeS
 
 #: Of `--demo`: as many items as its users are shown, drafted by both embedded helpers.
 DEMO_SETTINGS = RecommendConfig(
-    k=20, draft_beams=24, draft_steps="auto", draft_items=8, batch_size=32, exclude_seen=True
+    k=20, draft_steps="auto", draft_items=8, batch_size=32, exclude_seen=True
 )
 
 

@@ -55,7 +55,9 @@ def test_proposals_change_nothing_but_the_number_of_calls(data: st.DataObject) -
     width = data.draw(st.integers(1, 5))
     wanted = toys.run(TARGET, trie, asked, Setting(width))
     proposals = Proposals(trie, Fixed(some), data.draw(st.integers(0, 60)))
-    pace = FixedPace(width + data.draw(st.integers(0, 8)), data.draw(st.integers(0, 4)), levels)
+    more = st.lists(st.integers(0, 8), min_size=levels - 1, max_size=levels - 1)
+    widths = [width + extra for extra in data.draw(more)]
+    pace = FixedPace(widths, data.draw(st.integers(0, 4)), levels)
     drafter: BeamDrafter = ItemDrafter(proposals, pace)
     if data.draw(st.booleans()):
         draft = ModelDrafter(BeamModel(DRAFT, Constraint(trie, levels)), width, pace)

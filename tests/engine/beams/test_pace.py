@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace
+from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace, whole
 from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, UserSearch
 from draftrec.engine.costs import CostCurve
 
@@ -27,6 +27,7 @@ def verified(needed: list[int | None], widths: list[int]) -> UserSearch:
     for need, width in zip(needed, widths, strict=True):
         drafted = np.arange(width, dtype=np.int32)
         s.levels.append(drafted)
+        s.complete.append(False)
         kept = np.array([0, width + 9 if need is None else need - 1], np.int32)
         s.trail.append(np.unique(kept))
         s.level += 1
@@ -41,15 +42,15 @@ def pace(target: CostCurve, draft: CostCurve | None) -> AutoPace:
 
 def test_fixed_widths_end_before_the_last_level() -> None:
     fixed = FixedPace(9, 2, DEPTH)
-    assert [fixed.widths(a_search(0, level)) for level in range(DEPTH)] == [
+    assert [list(fixed.widths(a_search(0, level), 1)) for level in range(DEPTH)] == [
         [9, 9], [9, 9], [9], [],
     ]  # fmt: skip
 
 
 def test_dear_passes_are_saved_and_dear_rows_are_not_spent() -> None:
-    assert pace(FLAT, CHEAP).widths(a_search(1)) == [N, N, N]
-    assert pace(STEEP, CHEAP).widths(a_search(1)) == []
-    assert pace(FLAT, FLAT).widths(a_search(1)) == [], "a draft as dear as the target never pays"
+    assert pace(FLAT, CHEAP).widths(a_search(1), 2) == (N, N, N)
+    assert pace(STEEP, CHEAP).widths(a_search(1), 2) == ()
+    assert pace(FLAT, FLAT).widths(a_search(1), 2) == (), "a draft as dear as the target never pays"
 
 
 def unlucky(costs: Costs) -> AutoPace:
@@ -62,9 +63,9 @@ def unlucky(costs: Costs) -> AutoPace:
 
 def test_where_nothing_is_held_few_users_try() -> None:
     auto = unlucky(Costs(FLAT, CHEAP, users=2, prompt=8, kept=K, propose=0.02))
-    tried = [i for i in range(1, 200) if auto.widths(a_search(0))]
+    tried = [i for i in range(1, 200) if auto.widths(a_search(0), 2)]
     assert tried == [64, 128, 192], "whatever their order in one call: calls may be of one user"
-    assert all(auto.widths(a_search(0, level=1)) == auto.plans[1] for _ in range(200))
+    assert all(auto.widths(a_search(0, level=1), 2) == auto.plans(2)[1] for _ in range(200))
 
 
 def test_dear_tries_are_rarer() -> None:
@@ -73,21 +74,21 @@ def test_dear_tries_are_rarer() -> None:
     costs = Costs(FLAT, draft, users=2, prompt=8, kept=K, propose=1.0)
     assert costs.alone([N] * 3) == pytest.approx(1.6, rel=0.01)
     auto = unlucky(costs)
-    tried = [i for i in range(1, 400) if auto.widths(a_search(0))]
+    tried = [i for i in range(1, 400) if auto.widths(a_search(0), 2)]
     assert tried == pytest.approx([80, 160, 240, 320], abs=4)
 
 
 def test_nobody_tries_where_even_perfect_drafts_would_lose() -> None:
     auto = pace(STEEP, CHEAP)
-    assert not any(auto.widths(a_search(0)) for _ in range(1000))
+    assert not any(auto.widths(a_search(0), 2) for _ in range(1000))
 
 
 def test_levels_that_are_never_accepted_are_given_up() -> None:
     auto = pace(FLAT, CostCurve((1, 10_000), (0.2, 0.2002)))
-    assert len(auto.widths(a_search(1))) > 1
+    assert len(auto.widths(a_search(1), 2)) > 1
     for _ in range(60):
         auto.observe([verified([N // 2, None], [N, N, N][:2])])
-    assert len(auto.widths(a_search(1))) == 1, "the second level never came right"
+    assert len(auto.widths(a_search(1), 2)) == 1, "the second level never came right"
 
 
 def test_narrow_drafts_do_where_they_hold_everything() -> None:
@@ -96,17 +97,57 @@ def test_narrow_drafts_do_where_they_hold_everything() -> None:
     auto = AutoPace(N, DEPTH, Costs(slope, CHEAP, users=1, prompt=8, kept=K))
     for _ in range(80):
         auto.observe([verified([K, K, K], [N, N, N])])
-    assert auto.widths(a_search(1)) == [K, K, K]
+    assert auto.widths(a_search(1), 2) == (K, K, K)
     for _ in range(400):
         auto.observe([verified([N - 1, N - 1, N - 1], [N, N, N])])
-    assert auto.widths(a_search(1)) == [N, N, N]
+    assert auto.widths(a_search(1), 2) == (N, N, N)
+
+
+def test_every_level_gets_the_width_that_it_needs() -> None:
+    """Rows cost something, and only the second level needs many: others stay narrow."""
+    slope = CostCurve((1, 201), (1.0, 3.0))
+    auto = AutoPace(N, DEPTH, Costs(slope, None, users=1, prompt=8, kept=K))
+    for _ in range(200):
+        auto.observe([verified([K, N - 1, N // 2], [N, N, N])])
+    assert auto.widths(a_search(1), 1) == (K, N, N // 2)
+
+
+def test_no_draft_has_more_nodes_than_there_is_room_for() -> None:
+    costs = Costs(FLAT, None, users=2, prompt=8, kept=K, branching=(6.0, 9.0, 9.0, 9.0))
+    auto = AutoPace((N, 4 * N, N), DEPTH, costs, rows=80)
+    for level in range(DEPTH):
+        widths = auto.widths(a_search(1, level), 2)
+        levels = range(level + 1, DEPTH)
+        most = [min(whole(w), 6 * 9 ** (i - 1)) for i, w in zip(levels, widths, strict=False)]
+        assert sum(most) <= 80
+    assert len(auto.widths(a_search(1), 2)) == DEPTH - 1
+    assert auto.rows == 80
+    assert auto.grid[1] == [K], "six first tokens are drafted whole by the narrowest draft"
+
+
+def test_a_level_that_is_drafted_whole_is_held_by_widths_that_would_do_so_too() -> None:
+    auto = pace(FLAT, None)
+    s = verified([2 * K], [2 * K])  # the last of 2 K nodes was needed, and they are all there are
+    s.complete = [True]
+    before = auto.held[1].copy()
+    auto.observe([s])
+    assert auto.grid[1][0] == K
+    assert auto.held[1, 0] == pytest.approx(before[0] * 0.995 + 1)
+
+
+def test_plans_are_for_as_many_users_as_run() -> None:
+    """One user's rows cost nothing beside a pass; those of 32 cost more than it."""
+    costs = Costs(CostCurve((1, 64, 2000), (1.0, 1.0, 30.0)), None, users=32, prompt=8, kept=K)
+    auto = AutoPace(N, DEPTH, costs)
+    assert len(auto.widths(a_search(1), 1)) == DEPTH - 1
+    assert auto.widths(a_search(1), 32) == auto.widths(a_search(1), 17) == ()
 
 
 def test_a_narrow_draft_says_nothing_of_a_wider_one() -> None:
     auto = pace(FLAT, CHEAP)
     before = auto.tried.copy(), auto.held.copy()
     auto.observe([verified([None], [K])])
-    wider = auto.grid.index(N)
+    wider = auto.grid[1].index(N)
     assert auto.tried[1, wider] == pytest.approx(before[0][1, wider] * 0.995)
     assert auto.tried[1, 0] == pytest.approx(before[0][1, 0] * 0.995 + 1)
     auto.observe([verified([K], [K])])
@@ -126,6 +167,6 @@ def test_host_work_counts_against_drafting() -> None:
     busy = Costs(FLAT, None, users=1, prompt=8, kept=4, propose=0.5)
     assert busy.passes(0, []) == plain.passes(0, [])
     assert busy.passes(0, [8]) == pytest.approx(plain.passes(0, [8]) + 0.5)
-    assert AutoPace(N, DEPTH, plain).widths(a_search(1)) == [N, N, N]
+    assert AutoPace(N, DEPTH, plain).widths(a_search(1), 2) == (N, N, N)
     dear = Costs(FLAT, None, users=1, prompt=8, kept=4, propose=5.0)
-    assert AutoPace(N, DEPTH, dear).widths(a_search(1)) == []
+    assert AutoPace(N, DEPTH, dear).widths(a_search(1), 2) == ()

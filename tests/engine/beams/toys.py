@@ -56,7 +56,7 @@ class Setting:
     """What a search is run with."""
 
     width: int = 4
-    draft_width: int = 8
+    draft_width: int | tuple[int, ...] = 8
     steps: int = 3
     slots: int = 3
     renormalise: bool = False

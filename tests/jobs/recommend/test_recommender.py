@@ -190,6 +190,8 @@ def test_unconstrained_searches_may_find_no_item(world: World) -> None:
     [
         ("none", {"k": 61}, "the catalogue has 60"),
         ("both", {"k": 9}, "let --draft-beams be at least -k"),
+        ("both", {"draft_beams": (9, 9, 9)}, "has 3 numbers, but ids of 3 tokens have 2 levels"),
+        ("both", {"draft_beams": (9, 3)}, "3 beams are drafted per level but 5"),
         ("both", {"beams": 9}, "let --draft-beams be at least --beams"),
         ("none", {"beams": 4}, "let --beams be at least -k"),
         ("none", {"beams": 9, "verify": "sample"}, "needs --verify strict"),
@@ -365,6 +367,18 @@ def test_the_best_of_more_beams_are_those_that_a_search_by_hand_finds(
     items, scores = brute_force(world, query, beams)
     assert answer.items.tolist() == items[: fewer or k]
     np.testing.assert_allclose(answer.scores, scores[: fewer or k], atol=1e-4)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_levels_may_have_widths_of_their_own(world: World, draft: str) -> None:
+    plain = make(world, k=3, beams=5).recommend(queries())
+    calls: list[float] = []
+    for widths in ("5", "6,30", (20, 60)):
+        it = make(world, draft, k=3, beams=5, draft_beams=widths, draft_steps=3)
+        found = it.recommend(queries())
+        same(found, plain)
+        calls.append(float(np.mean([a.target_calls for a in found])))
+    assert calls[0] >= calls[1] >= calls[2], "wider drafts never take more passes"
 
 
 @pytest.mark.parametrize("draft", DRAFTS)

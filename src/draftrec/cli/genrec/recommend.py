@@ -62,7 +62,9 @@ class RecommendOptions(JsonOptions, GenrecColumnOptions, ClusterOptions):
     k: int = Config("k", "-k")
     limit: int | None = Run("limit", metavar="USERS")
     beams: int | None = Config("beams", panel=SEARCH_PANEL)
-    draft_beams: int | None = Config("draft_beams", panel=DRAFTING_PANEL)
+    draft_beams: str | None = Config(
+        "draft_beams", kind=str | None, metavar="N|N,N,...", panel=DRAFTING_PANEL
+    )
     draft_steps: int | Auto = Config("draft_steps", panel=DRAFTING_PANEL)
     draft_items: int = Config("draft_items", panel=DRAFTING_PANEL)
     verify: str = Config("verify", panel=SEARCH_PANEL)

@@ -196,6 +196,7 @@ class RelaxedDrafter(ModelDrafter):
         spans, scores, _ = plain(scored, kept)
         total = _log_sum(scores)
         places = draw(np.exp(scores - total), width, self._random[s.order])
+        s.complete.append(len(places) == len(scores))
         self._joints[s.order].append(Joint(kept, total))
         return _taken(scored, kept, (spans, scores), places), inner
 

@@ -1,7 +1,8 @@
 """Who drafts beams: nobody, a smaller model, a cheap retriever's items, or these together.
 
 A drafter writes `search.levels`: for each level after the one decided, nodes of the user's tree in
-the order in which a narrower draft would have had them.
+the order in which a narrower draft would have had them; and `search.complete`: which of them are
+all that can follow the level above.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class BeamDrafter(Protocol):
     def start(self, search: UserSearch) -> None: ...
 
     def draft(self, running: Seq[UserSearch]) -> None:
-        """Set `levels` of every search."""
+        """Set `levels` and `complete` of every search."""
         ...
 
     def observe(self, running: Seq[UserSearch]) -> None:
@@ -90,10 +91,10 @@ class ModelDrafter:
 
     @property
     def most_rows(self) -> int:
-        return self.model.constraint.levels * whole(self.pace.most)
+        return self.pace.rows
 
     def reserve(self, slots: int, longest: int) -> None:
-        rows = self.model.constraint.levels * (self.kept + whole(self.pace.most))
+        rows = self.model.constraint.levels * self.kept + self.pace.rows
         self.model.target.reserve(slots, longest + rows)
 
     def start(self, search: UserSearch) -> None:
@@ -102,10 +103,10 @@ class ModelDrafter:
     def draft(self, running: Seq[UserSearch]) -> None:
         """Level by level, one pass of the draft model over all users for each."""
         self._drop_rows(running)
-        plans = {s.order: self.pace.widths(s) for s in running}
+        plans = {s.order: self.pace.widths(s, len(running)) for s in running}
         ahead = {s.order: (s.kept, len(s.kept.nodes)) for s in running}
         for s in running:
-            s.levels = []
+            s.levels, s.complete = [], []
         for step in range(max(map(len, plans.values()), default=0)):
             active = [s for s in running if len(plans[s.order]) > step]
             self._rate(active, {s.order: ahead[s.order][0].nodes for s in active})
@@ -135,7 +136,8 @@ class ModelDrafter:
         """The next level, and how many of its first nodes are the draft model's own K beams."""
         scored = self._users[s.order]
         spans, scores, noise = self.expand(scored, kept)
-        if len(scores) <= whole(width):
+        s.complete.append(len(scores) <= whole(width))
+        if s.complete[-1]:
             width = len(scores)
         wide = select.best(spans, kept.ranks, scored.tokens, noise, width)
         own = select.best(spans[:inner], kept.ranks, scored.tokens, noise, min(self.kept, width))
@@ -226,7 +228,7 @@ class ItemDrafter:
 
     @property
     def most_rows(self) -> int:
-        return whole(self.pace.most) * self.proposals.trie.levels
+        return self.pace.rows
 
     def reserve(self, slots: int, longest: int) -> None:
         """Nothing to make room for."""
@@ -236,13 +238,14 @@ class ItemDrafter:
 
     def draft(self, running: Seq[UserSearch]) -> None:
         for s in running:
-            s.levels = []
+            s.levels, s.complete = [], []
             above = s.kept.nodes
-            for step, width in enumerate(self.pace.widths(s)):
+            for step, width in enumerate(self.pace.widths(s, len(running))):
                 every = self.proposals.every(s, above, whole(width))
                 chosen = self.proposals.below(s, s.level + step, above, width)
                 above = chosen if every is None else _first(chosen, every)
                 s.levels.append(above)
+                s.complete.append(every is not None)
 
     def observe(self, running: Seq[UserSearch]) -> None:
         self.pace.observe(running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence as Seq
@@ -11,36 +12,39 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.engine.beams.model import BeamModel
 from draftrec.engine.beams.state import UserSearch
 from draftrec.engine.costs import CostCurve, smoothed
 from draftrec.engine.packing import Segment
 from draftrec.engine.tree import certain
 
-_ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512)
+# Rows of a user's tree that are timed, with all users at once; fewer users have a row each.
+_ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _REPEATS = 3
 
 
 def measure_passes(
     model: BeamModel, users: int, prompt: int, most: int, seconds: float = 3.0
 ) -> CostCurve:
-    """Seconds of a pass at growing numbers of rows: `users` trees of up to `most` nodes each behind
-    `prompt` cached tokens. The shortest of three times, taken in turns, evened out where they fall
-    with rows: what else the machine does adds time. Stops after `seconds`.
+    """Seconds of a pass at growing numbers of rows: up to `users` trees of up to `most` nodes each
+    behind `prompt` cached tokens. The shortest of three times, taken in turns, evened out where
+    they fall with rows: what else the machine does adds time. Stops after `seconds`.
     """
     model.target.reserve(users, prompt + most)
     started = time.perf_counter()
     found: dict[int, float] = {}
+    few = [(1 << i, 1) for i in range((users - 1).bit_length())]
+    sizes = few + [(users, count) for count in sorted({min(r, most) for r in _ROWS})]
     _timed(model, users, prompt, 1)
     for _ in range(_REPEATS):
-        for count in sorted({min(r, most) for r in _ROWS}):
+        for at_once, count in sizes:
             if len(found) > 1 and time.perf_counter() - started > seconds:
                 break
-            took = _timed(model, users, prompt, count)
-            found[count] = min(took, found.get(count, took))
+            took, rows = _timed(model, at_once, prompt, count), at_once * count
+            found[rows] = min(took, found.get(rows, took))
     rows = sorted(found)
-    heights = smoothed([found[r] for r in rows]).tolist()
-    return CostCurve(tuple(users * r for r in rows), tuple(heights))
+    return CostCurve(tuple(rows), tuple(smoothed([found[r] for r in rows]).tolist()))
 
 
 def _timed(model: BeamModel, users: int, prompt: int, rows: int) -> float:
@@ -56,7 +60,9 @@ def _timed(model: BeamModel, users: int, prompt: int, rows: int) -> float:
 
 
 #: Widths that are considered, as shares of the widest.
-_SHARES = (0.25, 0.5, 0.75, 1.0)
+_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+# Ways to draft so many levels that are weighed against each other.
+_CHOICES = 1000
 # Passes between two plans, after the first few.
 _REPLAN = 8
 # Where drafting does not pay, tries may take this share of the time, and at most every 64th user.
@@ -67,25 +73,31 @@ _FADE = 0.995
 class Pace(Protocol):
     """Says how many nodes to draft for each level after the decided one; none: a plain step."""
 
-    most: int
-    """The widest level that it ever asks for."""
+    most: tuple[int, ...]
+    """The widest that it ever asks of every level but the last."""
+    rows: int
+    """The most nodes that a draft of its widths may have."""
 
-    def widths(self, search: UserSearch) -> list[int]: ...
+    def widths(self, search: UserSearch, users: int) -> Seq[int]:
+        """Of a search that runs beside others, `users` in all."""
+        ...
 
     def observe(self, running: Seq[UserSearch]) -> None: ...
 
 
 class FixedPace:
-    """`width` nodes (N) for `steps` levels (gamma), as far as there are levels to draft.
+    """`width` nodes (N) for `steps` levels (gamma), as far as there are levels to draft; or a width
+    for each of them.
 
     The last of `depth` levels is never drafted: the pass that scores the level above it gives it.
     """
 
-    def __init__(self, width: int, steps: int, depth: int) -> None:
-        self.most, self.steps, self.depth = width, steps, depth
+    def __init__(self, width: int | Seq[int], steps: int, depth: int) -> None:
+        self.most = (width,) * (depth - 1) if isinstance(width, int) else tuple(width)
+        self.rows, self.steps = sum(map(whole, self.most)), steps
 
-    def widths(self, search: UserSearch) -> list[int]:
-        return [self.most] * max(0, min(self.steps, self.depth - 1 - search.level))
+    def widths(self, search: UserSearch, users: int) -> Seq[int]:
+        return self.most[search.level :][: self.steps]
 
     def observe(self, running: Seq[UserSearch]) -> None:
         """Nothing to learn."""
@@ -102,9 +114,9 @@ def whole(width: int) -> int:
 class Costs:
     """Seconds of a pass by its rows: the target's and the drafter's (None: drafts need no pass).
 
-    `users` run at once, prompts have about `prompt` rows, `kept` beams (K) are scored in any case.
-    `branching`: mean continuations of a prefix, by its level. `propose`: seconds of host work that
-    drafting for one user takes.
+    At most `users` run at once, prompts have about `prompt` rows, `kept` beams (K) are scored in
+    any case. `branching`: mean continuations of a prefix, by its level. `propose`: seconds of host
+    work that drafting for one user takes.
     """
 
     target: CostCurve
@@ -115,18 +127,27 @@ class Costs:
     branching: tuple[float, ...] = ()
     propose: float = 0.0
 
-    def passes(self, level: int, widths: Seq[int]) -> float:
-        """Seconds of drafting `widths` after `level` and verifying, per user."""
-        first = self.prompt if level == 0 else self.kept
-        rows = self.rows(level, widths)
-        seconds = float(self.target(self.users * (first + sum(rows))))
-        if self.draft is not None and widths:
-            seconds += sum(float(self.draft(self.users * r)) for r in (first, *rows[:-1]))
-        return seconds / self.users + (self.propose if widths else 0.0)
+    def passes(self, level: int, widths: Seq[int], users: int | None = None) -> float:
+        """Seconds of drafting `widths` after `level` and verifying, per user of `users` (None: as
+        many as may run)."""
+        return float(self.choices(level, [widths], users or self.users)[0])
 
-    def alone(self, widths: Seq[int]) -> float:
+    def choices(self, level: int, choices: Seq[Seq[int]], users: int) -> DoubleArray:
+        """float64: `passes` of several widths, equally many of each."""
+        steps = len(choices[0])
+        first = self.prompt if level == 0 else self.kept
+        rows = np.array([self.rows(level, widths) for widths in choices]).reshape(
+            len(choices), steps
+        )
+        seconds = self.target(users * (first + rows.sum(1)))
+        if self.draft is not None and steps:
+            seconds = seconds + float(self.draft(users * first))
+            seconds = seconds + self.draft(users * rows[:, :-1]).sum(1)
+        return seconds / users + (self.propose if steps else 0.0)
+
+    def alone(self, widths: Seq[int], users: int | None = None) -> float:
         """Seconds more that the first pass takes because one user drafts `widths` in it."""
-        plain, rows = float(self.users * self.prompt), self.rows(0, widths)
+        plain, rows = float((users or self.users) * self.prompt), self.rows(0, widths)
         seconds = float(self.target(plain + sum(rows)) - self.target(plain)) + self.propose
         if self.draft is not None:
             seconds += sum(float(self.draft(r)) for r in (self.prompt, *rows[:-1]))
@@ -142,100 +163,184 @@ class Costs:
             found.append(above)
         return found
 
+    def all_of(self, level: int) -> float:
+        """Prefixes of a level, 1 for the first one."""
+        return math.prod(self.branching[:level]) if self.branching else float("inf")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Choices:
+    """Ways to draft equally many levels after one: `widths`, their places int64 `[c, steps]` in the
+    levels' grids, and float64 `[c]` seconds of drafting and verifying."""
+
+    widths: list[tuple[int, ...]]
+    places: LongArray
+    seconds: DoubleArray
+
 
 class AutoPace:
-    """The widths that finish a search soonest, by costs and by what was accepted lately.
+    """The widths, level by level, that finish a search soonest, by costs and by what was accepted
+    lately.
 
     For every level it counts, width by width, how often all beams that the target kept were among
     the first so many drafted ones; a level that was verified with a wide draft says what narrower
     ones would have done. Plans come from the end backwards: after `t` levels, drafting some levels
     costs their passes and leads to t + 1 .. levels with the estimated probabilities, from where the
-    best plan goes on. Where the best plan is plain, a few users get a wide draft to begin with all
-    the same, so that a change is noticed: as many as a hundredth of the time allows, and none if
-    even drafts that are always right would lose. All clocks are the cost curves', so that a run
-    repeats its decisions.
+    best plan goes on. They are made for as many users as run, up to the next power of two. Where
+    the best plan is plain, a few users get a wide draft to begin with all the same, so that a
+    change is noticed: as many as a hundredth of the time allows, and none if even drafts that are
+    always right would lose. All clocks are the cost curves', so that a run repeats its decisions.
+
+    `most`: the widest that all levels, or each of them, may be; a draft has at most `rows` nodes.
     """
 
-    def __init__(self, most: int, depth: int, costs: Costs) -> None:
-        self.most, self.depth, self.costs = most, depth, costs
-        least = costs.kept
-        self.grid = sorted({max(least, round(most * s)) for s in _SHARES} | {min(least, most)})
+    def __init__(
+        self, most: int | Seq[int], depth: int, costs: Costs, rows: int | None = None
+    ) -> None:
+        self.most = (most,) * (depth - 1) if isinstance(most, int) else tuple(most)
+        self.depth, self.costs = depth, costs
+        none: list[int] = []  # nothing is drafted before the first level
+        self.grid = [none, *(self._grid(level) for level in range(1, depth))]
+        self.rows = min(rows or self._most_nodes(self.most), self._most_nodes(self.most))
         # Two tries to begin with, so that nothing is certain before it was seen; wide drafts are
         # expected to hold more.
-        self.tried = np.full((depth, len(self.grid)), 2.0)
-        self.held = self.tried * np.linspace(0.4, 0.8, len(self.grid))
-        self.plans = self._plan(self.held / self.tried)
+        size = max(map(len, self.grid), default=0)
+        self.tried = np.full((depth, size), 2.0)
+        self.held = np.zeros_like(self.tried)
+        for level, grid in enumerate(self.grid[1:], 1):
+            self.held[level, : len(grid)] = 2.0 * np.linspace(0.4, 0.8, len(grid))
+            if whole(grid[-1]) >= costs.all_of(level):
+                self.held[level, len(grid) - 1] = 2.0
+        self._choices: dict[tuple[int, int], list[Choices]] = {}
+        self._plans: dict[int, list[tuple[int, ...]]] = {}
+        self._apart: dict[int, int | None] = {}
         self._passes = self._plain = 0
-        self._apart = self._users_between_tries()
 
-    def widths(self, search: UserSearch) -> list[int]:
-        plan = self.plans[search.level]
-        if not plan and search.level == 0 and self._apart:
+    def widths(self, search: UserSearch, users: int) -> Seq[int]:
+        users = min(self.costs.users, 1 << (users - 1).bit_length())
+        plan = self.plans(users)[search.level]
+        if plan or search.level:
+            return plan
+        if users not in self._apart:
+            self._apart[users] = self._users_between_tries(users)
+        if apart := self._apart[users]:
             self._plain += 1
-            if self._plain % self._apart == 0:
+            if self._plain % apart == 0:
                 return self._widest()
         return plan
+
+    def plans(self, users: int) -> list[tuple[int, ...]]:
+        """The best widths after 0, 1, ... levels, with so many users at once."""
+        if users not in self._plans:
+            self._plans[users] = self._plan(self.held / self.tried, users)
+        return self._plans[users]
 
     def observe(self, running: Seq[UserSearch]) -> None:
         """Count at which width every verified level would have been accepted."""
         self.tried *= _FADE
         self.held *= _FADE
-        for search in running:
-            before = search.level - len(search.trail)
-            for i, (drafted, kept) in enumerate(zip(search.levels, search.trail, strict=False)):
-                self._count(before + i + 1, len(drafted), _needed(drafted, kept))
+        for s in running:
+            before = s.level - len(s.trail)
+            levels = zip(s.levels, s.complete, s.trail, strict=False)
+            for step, (drafted, complete, kept) in enumerate(levels, 1):
+                needed = _needed(drafted, kept)
+                self._count(before + step, len(drafted), needed, complete=complete)
         self._passes += 1
         if self._passes < 4 or self._passes % _REPLAN == 0:
-            self.plans = self._plan(self.held / self.tried)
+            self._plans.clear()
 
-    def _count(self, level: int, drafted: int, needed: int | None) -> None:
+    def _count(self, level: int, drafted: int, needed: int | None, *, complete: bool) -> None:
         if level >= self.depth:
             return
-        for place, width in enumerate(self.grid):
-            if needed is not None and needed <= width:
+        for place, width in enumerate(self.grid[level]):
+            if (needed is not None and needed <= width) or (complete and drafted <= whole(width)):
                 self.held[level, place] += 1
-            elif width > max(drafted, self.grid[0]):
+            elif width > max(drafted, self.grid[level][0]):
                 continue  # a wider draft might have had them
             self.tried[level, place] += 1
 
-    def _widest(self) -> list[int]:
-        return [self.most] * (self.depth - 1)
+    def _grid(self, level: int) -> list[int]:
+        """Widths to consider of a level; none beyond the first with which it is drafted whole."""
+        least, most = self.costs.kept, self.most[level - 1]
+        grid = sorted({max(least, round(most * s)) for s in _SHARES} | {min(least, most)})
+        every = self.costs.all_of(level)
+        enough = next((i for i, width in enumerate(grid, 1) if whole(width) >= every), None)
+        return grid[:enough]
 
-    def _users_between_tries(self) -> int | None:
+    def _most_nodes(self, widths: Seq[int], level: int = 0) -> int:
+        """What a draft of `widths` after `level` may have, every level whole where it can be."""
+        levels = range(level + 1, self.depth)
+        most = (min(whole(w), self.costs.all_of(i)) for i, w in zip(levels, widths, strict=False))
+        return round(sum(most))
+
+    def _widest(self) -> tuple[int, ...]:
+        """Of the longest drafts, the one of most nodes."""
+        longest = self._choices_after(0, self.costs.users)[-1]
+        return max(longest.widths, key=self._most_nodes)
+
+    def _users_between_tries(self, users: int) -> int | None:
         """Plain users for each that tries a draft; None if no draft can ever pay."""
-        if not any(self._plan(np.ones_like(self.held))):
+        if not any(self._plan(np.ones_like(self.held), users)):
             return None
-        plain = sum(self.costs.passes(level, []) for level in range(self.depth))
-        return max(_APART, math.ceil(self.costs.alone(self._widest()) / (_TRIES * plain)))
+        plain = sum(self.costs.passes(level, [], users) for level in range(self.depth))
+        return max(_APART, math.ceil(self.costs.alone(self._widest(), users) / (_TRIES * plain)))
 
-    def _plan(self, shares: np.ndarray) -> list[list[int]]:
+    def _plan(self, shares: DoubleArray, users: int) -> list[tuple[int, ...]]:
         """The best widths after 0, 1, ... levels, if of a level's drafts such `shares` hold all
         kept beams, by width."""
-        left = [0.0] * (self.depth + 1)
-        plans: list[list[int]] = [[] for _ in range(self.depth)]
+        left = np.zeros(self.depth + 1)
+        plans: list[tuple[int, ...]] = [()] * self.depth
         for level in range(self.depth - 1, -1, -1):
-            left[level] = self.costs.passes(level, []) + left[level + 1]
-            for steps in range(1, self.depth - level):
-                for place, width in enumerate(self.grid):
-                    widths = [width] * steps
-                    later = _expected(shares[level + 1 : level + steps + 1, place], left[level:])
-                    seconds = self.costs.passes(level, widths) + later
-                    if seconds < left[level]:
-                        left[level], plans[level] = seconds, widths
+            left[level] = self.costs.passes(level, [], users) + left[level + 1]
+            for choices in self._choices_after(level, users):
+                drafted = np.arange(len(choices.widths[0])) + level + 1
+                held = shares[drafted, choices.places]
+                seconds = choices.seconds + _expected(held, left[level:])
+                best = int(seconds.argmin())
+                if seconds[best] < left[level]:
+                    left[level], plans[level] = seconds[best], choices.widths[best]
         return plans
 
+    def _choices_after(self, level: int, users: int) -> list[Choices]:
+        """Every way to draft 1, 2, ... levels of at most `rows` nodes; where there are many, of
+        fewer widths."""
+        if (level, users) in self._choices:
+            return self._choices[level, users]
+        found: list[Choices] = []
+        for steps in range(1, self.depth - level):
+            few = max(1, math.floor(_CHOICES ** (1 / steps)))
+            grids = self.grid[level + 1 : level + steps + 1]
+            some = [_spread(len(grid), few) for grid in grids]
+            widths = [
+                (tuple(grid[i] for grid, i in zip(grids, places, strict=True)), places)
+                for places in itertools.product(*some)
+            ]
+            fitting = [pair for pair in widths if self._most_nodes(pair[0], level) <= self.rows]
+            if fitting:
+                chosen = [pair[0] for pair in fitting]
+                places = np.array([pair[1] for pair in fitting], np.int64)
+                seconds = self.costs.choices(level, chosen, users)
+                found.append(Choices(chosen, places, seconds))
+        self._choices[level, users] = found
+        return found
 
-def _expected(shares: np.ndarray, left: Seq[float]) -> float:
-    """Seconds expected after a pass over drafts that hold all kept beams of their levels with
-    probabilities `shares`; `left`: seconds once 0, 1, ... levels more are decided."""
-    reached, seconds = 1.0, 0.0
-    for step, share in enumerate(shares.tolist(), 1):
-        seconds += reached * (1 - share) * left[step]
-        reached *= share
-    return seconds + reached * left[len(shares) + 1]
+
+def _spread(size: int, most: int) -> list[int]:
+    """At most `most` of `size` places, the last one among them, evenly spread."""
+    return sorted({size - 1 - i * size // min(most, size) for i in range(min(most, size))})
 
 
-def _needed(drafted: np.ndarray, kept: np.ndarray) -> int | None:
+def _expected(shares: DoubleArray, left: DoubleArray) -> DoubleArray:
+    """float64 `[c]`: seconds expected after passes over drafts that hold all kept beams of their
+    levels with probabilities `shares` `[c, steps]`; `left`: seconds once 0, 1, ... levels more are
+    decided."""
+    steps = shares.shape[1]
+    reached = np.cumprod(shares, axis=1)
+    before = np.concatenate((np.ones((len(shares), 1)), reached[:, :-1]), axis=1)
+    return (before - reached) @ left[1 : steps + 1] + reached[:, -1] * left[steps + 1]
+
+
+def _needed(drafted: IntArray, kept: IntArray) -> int | None:
     """How many drafted nodes, in their order, hold all kept ones; None if not even all do."""
     places = np.flatnonzero(np.isin(drafted, kept))
     return int(places[-1]) + 1 if len(places) == len(kept) and len(places) else None

@@ -297,8 +297,9 @@ class UserSearch:
     """`level` levels are decided; `kept` are the target's own beams there.
 
     `levels` holds what was drafted for the levels after it, in the order in which a narrower draft
-    would have had them; `trail` the beams that the target kept at these levels, as far as the last
-    pass went. `began` is the clock's reading when the user got a slot.
+    would have had them, and `complete` whether that is all that can follow; `trail` the beams that
+    the target kept at these levels, as far as the last pass went. `began` is the clock's reading
+    when the user got a slot.
     """
 
     order: int
@@ -308,6 +309,7 @@ class UserSearch:
     kept: Kept = ROOT
     level: int = 0
     levels: list[IntArray] = field(default_factory=list[IntArray])
+    complete: list[bool] = field(default_factory=list[bool])
     trail: list[IntArray] = field(default_factory=list[IntArray])
     target_calls: int = 0
     draft_calls: int = 0

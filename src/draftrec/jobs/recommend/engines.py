@@ -51,6 +51,11 @@ class Curves:
     draft: CostCurve | None = None
 
 
+#: Where --draft-beams is left to `auto`: how many times as wide a level may be as it usually is,
+#: and rows of all users' drafts that a pass may have in any case.
+_WIDER, _ROOM = 6, 8192
+
+
 def check_config(config: RecommendConfig, parts: Parts) -> None:
     """Raise DraftrecError for settings that contradict each other."""
     if config.width < config.k:
@@ -62,12 +67,8 @@ def check_config(config: RecommendConfig, parts: Parts) -> None:
         raise DraftrecError(
             "the best of more samples are no sample of their own, so --beams needs --verify strict"
         )
-    if parts.drafts and config.draft_width < config.width:
-        least = "-k" if config.beams is None else "--beams"
-        raise DraftrecError(
-            f"{config.draft_width} beams are drafted per level but {config.width} are kept, so no "
-            f"level could be accepted; let --draft-beams be at least {least}"
-        )
+    if parts.drafts:
+        _check_widths(config, parts.trie.levels)
     if config.verify == "relaxed" and (parts.draft is None or config.constraint == "none"):
         raise DraftrecError(
             "relaxed verification samples from a draft model within the item trie; give --draft a "
@@ -82,13 +83,28 @@ def check_config(config: RecommendConfig, parts: Parts) -> None:
         )
 
 
+def _check_widths(config: RecommendConfig, levels: int) -> None:
+    widths = config.draft_widths(levels)
+    if len(widths) != levels - 1:
+        raise DraftrecError(
+            f"--draft-beams has {len(widths)} numbers, but ids of {levels} tokens have "
+            f"{levels - 1} levels that are drafted; give one for each, or one for all"
+        )
+    if min(widths, default=config.width) < config.width:
+        least = "-k" if config.beams is None else "--beams"
+        raise DraftrecError(
+            f"{min(widths)} beams are drafted per level but {config.width} are kept, so no "
+            f"level could be accepted; let --draft-beams be at least {least}"
+        )
+
+
 def make_engine(
     parts: Parts, config: RecommendConfig, prompt: int, curves: Curves | None = None
 ) -> BeamEngine:
     """The engine for prompts of about `prompt` tokens. Measures passes where the pace is auto, as
     far as `curves` does not hold them; they are kept there."""
     constrained = config.constraint == "trie"
-    most = max(config.draft_width, config.width)
+    most = max(*config.draft_widths(parts.trie.levels), config.width, 1)
     constraint = Constraint(
         parts.trie if constrained else None, parts.trie.levels, config.renormalise, most
     )
@@ -133,15 +149,20 @@ def _pace(
 ) -> Pace:
     target, draft = models
     depth = target.constraint.levels
+    widths = config.draft_widths(depth)
     if config.draft_steps != "auto":
-        return FixedPace(config.draft_width, config.draft_steps, depth)
+        return FixedPace(widths, config.draft_steps, depth)
     if config.verify == "relaxed":  # its drafts are drawn, so that a narrower one says nothing
-        return FixedPace(config.draft_width, depth - 1, depth)
-    users, most = config.batch_size, whole(config.draft_width) * (depth - 1) + config.width
+        return FixedPace(widths, depth - 1, depth)
+    users, rows = config.batch_size, sum(map(whole, widths))
+    if config.draft_beams is None:  # what pays may be wider where few users leave room for it
+        rows = max(rows, _ROOM // users)
+        widths = tuple(_WIDER * width for width in widths)
     if curves.target is None:
-        curves.target = measure_passes(target, users, prompt, most)
+        curves.target = measure_passes(target, users, prompt, rows + config.width)
     if draft and curves.draft is None:
-        curves.draft = measure_passes(draft, users, prompt, whole(config.draft_width))
+        most = min(rows, whole(max(widths, default=1)))
+        curves.draft = measure_passes(draft, users, prompt, most)
     sizes = np.diff(parts.trie.level_start).astype(np.float64)
     costs = Costs(
         curves.target,
@@ -152,7 +173,7 @@ def _pace(
         tuple((sizes[1:] / sizes[:-1]).tolist()) if config.constraint == "trie" else (),
         _propose_seconds(parts) if parts.retriever else 0.0,
     )
-    return AutoPace(config.draft_width, depth, costs)
+    return AutoPace(widths, depth, costs, rows)
 
 
 def _propose_seconds(parts: Parts, users: int = 16) -> float:
