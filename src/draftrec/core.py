@@ -26,6 +26,8 @@ FinishReason = Literal["eos", "length", "stop"]
 #: Where a draft node came from; `DraftTree.sources` holds positions in this tuple.
 SOURCES = ("prompt", "previous", "group", "all", "grammar", "head")
 PROMPT, PREVIOUS, GROUP, ALL, GRAMMAR, HEAD = range(len(SOURCES))
+#: In place of a position in `SOURCES`: the token was not drafted.
+OWN = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ COUNTED = tuple(f.name for f in fields(Counts) if f.name != "accepted_by_source"
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A finished text. `token_ids` int32: new tokens only, EOS included if it was emitted. `loss`:
-    nats of log-probability that its relaxed tokens gave up."""
+    nats of log-probability that its relaxed tokens gave up; `sources` uint8, of each token: its
+    position in `SOURCES`, or `OWN`; None where nobody noted them."""
 
     entity_id: str
     token_ids: IntArray
@@ -125,6 +128,7 @@ class Generation:
     prompt_tokens: int
     counts: Counts
     loss: float = 0.0
+    sources: ByteArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

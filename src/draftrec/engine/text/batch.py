@@ -17,7 +17,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from draftrec.core import Counts, FinishReason, Generation, IntArray, Request, Verdict
+from draftrec.core import (
+    OWN,
+    ByteArray,
+    Counts,
+    FinishReason,
+    Generation,
+    IntArray,
+    Request,
+    Verdict,
+)
 
 # A shared prefix shorter than this is cheaper to compute than to copy, or than to wait for.
 _LEAST_COPIED, _LEAST_AWAITED = 4, 16
@@ -48,6 +57,7 @@ class RunningSequence:
         self.length = self.prompt_tokens
         self.computed = 0
         self.counts = Counts()
+        self._sources = np.full(max_new_tokens, OWN, np.uint8)
         self.loss = 0.0
         self.finish: FinishReason | None = None
         self.noise: int | None = None
@@ -69,6 +79,10 @@ class RunningSequence:
         """Known tokens whose KV rows are not there yet; 1 while decoding."""
         return self.length - self.computed
 
+    def note_sources(self, sources: ByteArray) -> None:
+        """Where the next tokens were drafted from, before they are taken over."""
+        self._sources[self.new_tokens : self.new_tokens + len(sources)] = sources
+
     def extend(self, verdict: Verdict, eos_ids: frozenset[int]) -> None:
         """Take over a verdict's tokens and finish on EOS or on a full text, if it is not finished
         for another reason."""
@@ -87,7 +101,10 @@ class RunningSequence:
             raise RuntimeError("this text is not finished")
         new = self._tokens[self.prompt_tokens : self.length].copy()
         entity_id, counts = self.request.entity_id, self.counts
-        return Generation(entity_id, new, self.finish, self.prompt_tokens, counts, self.loss)
+        sources = self._sources[: self.new_tokens].copy()
+        return Generation(
+            entity_id, new, self.finish, self.prompt_tokens, counts, self.loss, sources
+        )
 
 
 class Batch:

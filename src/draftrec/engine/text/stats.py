@@ -123,7 +123,9 @@ def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None
     counts.accepted_tokens += len(verdict.path)
     counts.relaxed_tokens += verdict.relaxed
     if len(verdict.path):
-        by_source = np.bincount(tree.sources[verdict.path], minlength=len(SOURCES))
+        sources = tree.sources[verdict.path]
+        sequence.note_sources(sources)
+        by_source = np.bincount(sources, minlength=len(SOURCES))
         for i, n in enumerate(by_source.tolist()):
             counts.accepted_by_source[i] += n
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.core import COUNTED, SOURCES, Counts, Generation, IntArray, Request
+from draftrec.core import COUNTED, OWN, SOURCES, Counts, Generation, IntArray, Request
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.remote import RemotePath
 from draftrec.data.files.writers import (
@@ -75,6 +75,7 @@ class Entry:
             "finish_reason": it.finish_reason,
             "prompt_tokens": it.prompt_tokens,
             "loss": it.loss,
+            "sources": None if it.sources is None else it.sources.tolist(),
             "counts": asdict(it.counts),
             "wall": clock.wall,
             "spent": asdict(clock.spent),
@@ -94,6 +95,8 @@ class Entry:
             values["prompt_tokens"],
             Counts(**values["counts"]),
             values["loss"],
+            # Older journals have none.
+            None if (found := values.get("sources")) is None else np.array(found, np.uint8),
         )
         clock = Clock(values["wall"], Spent(**values["spent"]))
         return cls(values["key"], values["prompt_hash"], generation, clock)
@@ -208,6 +211,7 @@ STATS_SCHEMA = pa.schema(
         pa.field("entity_id", pa.string(), nullable=False),
         *(pa.field(name, pa.int32(), nullable=False) for name in _COUNTS),
         pa.field("prompt_hash", pa.int64(), nullable=False),
+        pa.field("pieces", pa.list_(pa.struct([("source", pa.string()), ("chars", pa.int32())]))),
     ]
 )
 _SAMPLE = pa.field("sample", pa.int32(), nullable=False)
@@ -224,7 +228,8 @@ _OWNED = re.compile(
 class Written:
     """One text, ready to be stored, and the hash of the prompt that it answers; the prompt itself,
     as the model was sent it, where prompts are kept. `sample`: which of its record's texts it is,
-    counted from 0."""
+    counted from 0. `pieces`: of a few texts, how many characters came from where, in order, the
+    source being one of `SOURCES` or "model"."""
 
     generation: Generation
     group: str | None
@@ -232,6 +237,7 @@ class Written:
     prompt_hash: int
     prompt: str | None = None
     sample: int = 0
+    pieces: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -401,8 +407,37 @@ def _stats_table(texts: Seq[Written]) -> pa.Table:
         for source, accepted in zip(SOURCES, counts.accepted_by_source, strict=True):
             row[f"accepted_{source}"] = accepted
         row["prompt_hash"] = text.prompt_hash
+        row["pieces"] = text.pieces and [{"source": s, "chars": n} for s, n in text.pieces]
         rows.append({"entity_id": text.generation.entity_id, **row})
     return pa.Table.from_pylist(rows, schema=STATS_SCHEMA)
+
+
+def pieces_of(
+    generation: Generation, text: str, decode: Callable[[IntArray], str]
+) -> tuple[tuple[str, int], ...] | None:
+    """How many characters of a text came from where; None where nobody noted it. A character that
+    two sources share the bytes of is the later one's."""
+    sources = generation.sources
+    if sources is None or not len(sources):
+        return None
+    ends = [*(np.flatnonzero(np.diff(sources)) + 1).tolist(), len(sources)]
+    found: list[tuple[str, int]] = []
+    done = 0
+    for end in ends:
+        source = int(sources[end - 1])
+        last = end == len(sources)
+        until = len(text) if last else _shared(decode(generation.token_ids[:end]), text)
+        if until > done:
+            found.append(("model" if source == OWN else SOURCES[source], until - done))
+            done = until
+    return tuple(found)
+
+
+def _shared(beginning: str, text: str) -> int:
+    """How many characters of a text its decoded beginning has; the last may be half of one."""
+    if text.startswith(beginning):
+        return len(beginning)
+    return next((i for i, (a, b) in enumerate(zip(beginning, text, strict=False)) if a != b), len(text))
 
 
 def prompt_hash(prompt_ids: IntArray) -> int:

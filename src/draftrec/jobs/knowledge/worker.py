@@ -25,7 +25,15 @@ from draftrec.jobs.knowledge.metrics import ShardCost, peak_memory
 from draftrec.jobs.knowledge.plan import JobSpec
 from draftrec.jobs.knowledge.prompts import key_of, samples_of, unfit, unknown_token
 from draftrec.jobs.knowledge.refresh import Earlier, PreviousRun, unchanged
-from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, RunFolder, Written, prompt_hash
+from draftrec.jobs.knowledge.shards import (
+    Clock,
+    Entry,
+    Journal,
+    RunFolder,
+    Written,
+    pieces_of,
+    prompt_hash,
+)
 from draftrec.models.prompting import PromptForm
 
 if TYPE_CHECKING:
@@ -33,6 +41,8 @@ if TYPE_CHECKING:
     from draftrec.engine.text.stats import StepStats, Timing
     from draftrec.pool.store import Pool
 
+#: Texts of a shard of which is kept where their words came from.
+_SAMPLED = 16
 #: Token ids and group of each text of a shard, in order.
 Texts = Seq[tuple[IntArray, str | None]]
 #: The texts of a finished shard, by its index.
@@ -263,7 +273,7 @@ class ShardWorker:
         self, requests: Seq[Request], written: Seq[Generation], kept: dict[str, list[Written]]
     ) -> Iterator[Written]:
         """Kept and new texts in the order of the requests."""
-        new = iter(written)
+        new, left = iter(written), _SAMPLED
         for request in requests:
             if request.entity_id in kept:
                 yield kept[request.entity_id][request.sample]
@@ -271,7 +281,10 @@ class ShardWorker:
             generation = next(new)
             decoded = self.generator.decode(generation.token_ids)
             hashed = prompt_hash(request.prompt_ids)
-            yield Written(generation, request.group, decoded, hashed, sample=request.sample)
+            sampled, left = left > 0, left - 1
+            pieces = pieces_of(generation, decoded, self.generator.decode) if sampled else None
+            sample = request.sample
+            yield Written(generation, request.group, decoded, hashed, sample=sample, pieces=pieces)
 
 
 @dataclass(frozen=True, slots=True)
