@@ -40,6 +40,8 @@ class RunWriter:
         cost_state: dict[str, Any] | None = None,
         source: str = "input",
         temperature: float = 0.0,
+        text: str = "text",
+        pieces: tuple[tuple[str, int], ...] | None = None,
     ) -> None:
         config = GenerateConfig(
             target=ModelConfig(model="models/toy-lm"),
@@ -48,6 +50,7 @@ class RunWriter:
         )
         self.plain, self.relaxed = draft == "none", accept != "strict"
         self.seconds = seconds
+        self.text, self.pieces = text, pieces
         self.folder = RunFolder(path)
         path.mkdir(parents=True, exist_ok=True)
         prints = {"input": source, "template": None, "model": "m", "tokenizer": "t"}
@@ -131,7 +134,7 @@ class RunWriter:
         )
         ids = np.full(TOKENS, 3, np.int32)
         generation = Generation(f"e{number}", ids, "eos", PROMPT, counts)
-        return Written(generation, GROUPS[place], "text", 0)
+        return Written(generation, GROUPS[place], self.text, 0, pieces=self.pieces)
 
     def _append(self, kind: str, at: float | None, **values: Any) -> None:
         moment = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)

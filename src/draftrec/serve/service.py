@@ -7,8 +7,10 @@ import errno
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from draftrec import __version__
 from draftrec.errors import DraftrecError
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.dashboard.sources import RunSources
@@ -49,6 +51,7 @@ class Service:
         self.chat = False
         # Of its own, so that nothing else that waits for a thread waits for long prompts.
         self.tokenizing = ThreadPoolExecutor(2, "tokenizing")
+        self._began = time.monotonic()
         self._reloading = False
         self._routes = ["/admin/reload"]
         self._told_of_descriptors = float("-inf")
@@ -94,6 +97,22 @@ class Service:
     def seconds_since(self, note: RequestNote) -> float:
         """How long a request took."""
         return time.monotonic() - note.began
+
+    def about(self) -> dict[str, Any]:
+        """What runs here: version, model of each kind of work, seconds since the start, and the
+        settings, without keys."""
+        asked = self.settings
+        models = {
+            "recommend": asked.recommend and asked.recommend.target.name,
+            "knowledge": asked.knowledge and Path(asked.knowledge.generate.target.model).name,
+        }
+        served = {"recommend": self.recommend, "knowledge": self.knowledge}
+        return {
+            "version": __version__,
+            "models": {n: models[n] or "demo" for n, thread in served.items() if thread},
+            "uptime": round(time.monotonic() - self._began, 1),
+            "settings": asked.model_dump(mode="json", exclude={"keys"}, exclude_none=True),
+        }
 
     def note_error(self, error: Exception) -> None:
         """Log an error that nobody expected, and where it came from."""

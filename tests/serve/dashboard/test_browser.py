@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 
 from draftrec.serve.dashboard import app as dashboard
+from draftrec.serve.dashboard import history as dashboard_history
 from draftrec.serve.dashboard import sources as dashboard_sources
 from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.metrics import ServiceMetrics
@@ -60,7 +61,14 @@ def served(folder: Path, port: int = 0, metrics: ServiceMetrics | None = None) -
     app = dashboard.application(RunSources([folder]), stop.is_set)
     if metrics is not None:
         app.router.routes.clear()
-        app.include_router(dashboard.router(RunSources([folder]), metrics, stop.is_set))
+        about: dict[str, Any] = {
+            "version": "1.2.3",
+            "models": {"knowledge": "toy-lm"},
+            "uptime": 5.0,
+        }
+        about["settings"] = {"port": 1}
+        sources = RunSources([folder])
+        app.include_router(dashboard.router(sources, metrics, stop.is_set, lambda: about))
     config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
@@ -86,6 +94,7 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Opens the dashboard and waits for its data; whatever the console complains of fails."""
     monkeypatch.setattr(dashboard, "FRESH_SECONDS", 0.1)
+    monkeypatch.setattr(dashboard_history, "POINT_SECONDS", 0.1)
     monkeypatch.setattr(dashboard_sources, "FRESH_SECONDS", 0.1)
     complaints: list[str] = []
     contexts: list[Any] = []
@@ -121,10 +130,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def open_section(page: Any, name: str) -> None:
+    page.locator(f"#{name} > details > summary h2").click()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_finished_run_is_complete(open_page: Any, finished: Path, scheme: str) -> None:
     with served(finished) as address:
         page = open_page(address, scheme=scheme)
+        open_section(page, "retrieval")
         for host in ("#speed-chart", "#lengths-chart"):
             assert page.evaluate(_INKED, host), host
             assert page.get_attribute(host, "aria-label")
@@ -145,6 +159,8 @@ def test_filters_and_settings_of_the_page(open_page: Any, finished: Path) -> Non
     with served(finished) as address:
         page = open_page(address)
         assert page.locator("#tiles .tile").count() == 3
+        open_section(page, "groups")
+        open_section(page, "cost")
         page.get_by_label("plain", exact=True).uncheck()
         assert page.locator("#tiles .tile").count() == 2
         assert "plain" not in page.inner_text("#speed-legend")
@@ -173,13 +189,20 @@ def test_the_keyboard_is_enough(open_page: Any, finished: Path) -> None:
         page = open_page(address)
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the runs"
-        page.locator("#chips input").first.focus()
+        page.locator("#run-table input").first.focus()
         page.keyboard.press("Space")
         assert page.locator("#tiles .tile").count() == 2
+        page.locator("#groups summary").first.focus()
+        page.keyboard.press("Enter")
         page.locator("#groups-table button").first.focus()
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.dataset.key") == "name"  # focus is kept
-        page.locator("#speed details summary").focus()
+        page.locator("#speed-chart").focus()
+        page.keyboard.press("+")
+        assert "from=" in page.url
+        page.keyboard.press("0")
+        assert "from=" not in page.url
+        page.locator("#speed details details summary").focus()
         page.keyboard.press("Enter")
         assert page.locator("#speed-table tbody tr").count() == 12
 
@@ -270,6 +293,10 @@ def test_a_service_is_shown_as_well(open_page: Any, tmp_path: Path) -> None:
         cells = page.locator("#service-routes tbody td")
         sync_api.expect(cells.first).to_have_text("2")
         assert page.evaluate(_INKED, "#service-answers")
+        page.reload()  # the server has kept what was before
+        page.wait_for_selector("#service-answers canvas")
+        assert "1.2.3, knowledge: toy-lm, up for" in page.inner_text("#service-about")
+        assert "/v1/recommend, median" in page.inner_text("#service-latency-legend")
         assert not page.locator("#empty").is_visible()
 
 
@@ -280,3 +307,102 @@ def test_without_runs_the_page_says_what_it_waits_for(open_page: Any, tmp_path: 
         RunWriter(tmp_path / "run")
         sync_api.expect(page.locator(".tile")).to_contain_text("0 of 24 records")
         assert not page.locator("#empty").is_visible()
+
+
+def test_a_table_of_many_runs_is_sorted_searched_and_linked_to(
+    open_page: Any, tmp_path: Path
+) -> None:
+    for number in range(20):
+        accept = "relaxed" if number % 2 else "strict"
+        seconds = 0.01 + 0.001 * number
+        RunWriter(
+            tmp_path / f"run-{number:02d}", accept=accept, seconds=seconds, records=8
+        ).finish()
+    with served(tmp_path) as address:
+        page = open_page(address)
+        rows = page.locator("#run-table tbody tr")
+        assert rows.count() == 20
+        assert page.locator("#tiles .tile").count() == 7  # more than the eye can tell apart
+        heads = page.locator("#run-table thead th").all_inner_texts()
+        assert "accept" in heads  # runs differ in it
+        assert "temperature" not in heads  # but not in this
+        assert "cut off" not in heads  # nothing to say
+        assert "temperature 0" in page.inner_text("#run-note")
+        page.get_by_role("button", name="tokens/s").click()
+        assert rows.first.locator("th").inner_text() == "run-00"
+        page.get_by_label("Find").fill("accept=relaxed speed<2500")
+        assert rows.count() == 11 - 4
+        page.get_by_role("button", name="Show none").click()
+        assert page.locator("#tiles .tile").count() == 0
+        rows.nth(1).get_by_role("checkbox").check()
+        name = rows.nth(1).locator("th").inner_text()
+        page.locator("#advice, #sources").first.wait_for()
+        open_section(page, "settings")
+        page.get_by_label("against").select_option("tokens written")
+        link = page.url
+        other = open_page(address)
+        other.goto("about:blank")
+        other.goto(link)
+        other.wait_for_selector("html[data-version]")
+        assert other.locator("#tiles .tile").count() == 1
+        assert name in other.inner_text("#tiles")
+        assert other.locator("#run-table tbody tr").count() == rows.count()
+        assert other.locator("#settings-table").is_visible()
+        assert "against the tokens" in other.inner_text("#speed-caption")
+
+
+def test_two_runs_side_by_side_show_what_differs_and_their_texts(
+    open_page: Any, tmp_path: Path
+) -> None:
+    words = "Sea <b>tales</b> and more sea tales"
+    pieces = (("model", 4), ("all", 12), ("prompt", len(words) - 16))
+    RunWriter(tmp_path / "one", text=words, pieces=pieces).finish()
+    RunWriter(tmp_path / "other", text=words[:-1], accept="relaxed").finish()
+    with served(tmp_path) as address:
+        page = open_page(address)
+        page.get_by_label("One", exact=True).select_option("one")
+        page.get_by_label("Other", exact=True).select_option("other")
+        article = page.locator("#texts article").first
+        article.get_by_text("texts differ").wait_for()
+        written = article.locator(".written")
+        assert written.all_inner_texts() == [words, words[:-1]]
+        assert written.first.locator("mark").all_inner_texts() == [words[4:16], words[16:]]
+        assert written.last.locator("mark").count() == 0  # nobody noted it there
+        assert "pool of all" in page.inner_text("#texts-legend")
+        assert page.locator("#texts b").count() == 0
+        assert "accept\tstrict\trelaxed" in page.inner_text("#pair-table")
+        page.get_by_label("Entity").fill("e7")
+        page.keyboard.press("Enter")
+        sync_api.expect(page.locator("#texts h3")).to_have_text(["e7"])
+        page.get_by_label("Entity").fill("nobody")
+        page.keyboard.press("Enter")
+        sync_api.expect(page.locator("#texts-note")).to_contain_text("no text of nobody")
+
+
+def test_one_run_fits_on_two_screens(open_page: Any, tmp_path: Path) -> None:
+    RunWriter(tmp_path / "run", pool=write_pool(tmp_path / "pool")).finish()
+    with served(tmp_path) as address:
+        page = open_page(address)
+        page.wait_for_selector("#texts article")
+        assert page.evaluate("document.documentElement.scrollHeight") <= 2 * 900
+
+
+def test_targets_are_large_enough_and_estimates_look_like_estimates(
+    open_page: Any, tmp_path: Path
+) -> None:
+    costs = {"slots": 4, "rows": [1, 4, 16], "seconds": [0.001, 0.0011, 0.002]}
+    writer = RunWriter(tmp_path / "run", cost_state=costs)
+    writer.shard()
+    RunWriter(tmp_path / "other", cost_state=costs, source="of its own").finish()
+    script = """() => [...document.querySelectorAll('button, select, summary, a, label, input')]
+      .filter((e) => e.offsetParent && !e.matches('.skip, label *, input[type=checkbox]'))
+      .filter((e) => e.tagName !== 'LABEL' || e.querySelector('input'))
+      .filter((e) => Math.min(e.offsetWidth, e.offsetHeight) < 24).map((e) => e.outerHTML)"""
+    with served(tmp_path) as address:
+        page = open_page(address, width=390, has_touch=True, is_mobile=True)
+        page.wait_for_selector("#texts article")
+        assert page.evaluate(script) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        tile = page.locator(".tile.estimated", has_text="of 24").first
+        assert tile.locator(".guess").first.inner_text().startswith("≈")
+        assert "left" in page.inner_text("#tiles")

@@ -437,7 +437,9 @@ def _shared(beginning: str, text: str) -> int:
     """How many characters of a text its decoded beginning has; the last may be half of one."""
     if text.startswith(beginning):
         return len(beginning)
-    return next((i for i, (a, b) in enumerate(zip(beginning, text, strict=False)) if a != b), len(text))
+    return next(
+        (i for i, (a, b) in enumerate(zip(beginning, text, strict=False)) if a != b), len(text)
+    )
 
 
 def prompt_hash(prompt_ids: IntArray) -> int:

@@ -11,22 +11,21 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from collections.abc import Sequence as Seq
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 
+from draftrec.errors import DraftrecError
+from draftrec.serve.dashboard.history import History, quantile
 from draftrec.serve.dashboard.sources import FRESH_SECONDS, RunSources
 from draftrec.serve.metrics import COUNTERS, GAUGES, PREFIX
 
 if TYPE_CHECKING:
     from draftrec.serve.metrics import ServiceMetrics
-
-
-#: (upper bound, requests at or below it), bounds rising, the last one infinite.
-Buckets = Seq[tuple[float, float]]
 
 
 def service_figures(metrics: ServiceMetrics) -> dict[str, Any]:
@@ -56,24 +55,6 @@ def service_figures(metrics: ServiceMetrics) -> dict[str, Any]:
     }
 
 
-def quantile(buckets: Buckets, share: float) -> float:
-    """The value below which `share` of what was observed lies, linear within a bucket, as
-    Prometheus' histogram_quantile; the last finite bound where it lies above that; 0 for nothing.
-    """
-    total = buckets[-1][1] if buckets else 0.0
-    if not total:
-        return 0.0
-    below, count_below = 0.0, 0.0
-    for bound, count in buckets:
-        if count >= share * total:
-            if bound == float("inf"):
-                return below
-            part = (share * total - count_below) / (count - count_below)
-            return below + (bound - below) * part
-        below, count_below = bound, count
-    return below
-
-
 def _count(route: dict[str, float], status: str, value: float) -> None:
     route["requests"] += value
     if status.startswith("5"):
@@ -100,15 +81,18 @@ def router(
     sources: RunSources,
     metrics: ServiceMetrics | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    about: Callable[[], dict[str, Any]] = dict,
     account: str | None = None,
 ) -> APIRouter:
     """`/dashboard` and what it needs, to be included in an application.
 
-    `metrics`: those of a service that the page shows as well. Streams end once `stopping()` is
-    true, so that a service that drains need not wait for open pages. `account`: where one signs in
-    and out.
+    `metrics`: those of a service that the page shows as well, which is `about`. Streams end once
+    `stopping()` is true, so that a service that drains need not wait for open pages. `account`:
+    where one signs in and out.
     """
-    routes = APIRouter(prefix="/dashboard", include_in_schema=False)
+    history = None if metrics is None else History(metrics, about)
+
+    routes = APIRouter(prefix="/dashboard", include_in_schema=False, lifespan=_kept(history))
     files = {p.name: p for p in STATIC.iterdir() if p.suffix in _TYPES}
 
     @routes.get("")
@@ -131,14 +115,41 @@ def router(
     async def data() -> Response:
         return Response((await sources.latest()).json, media_type="application/json")
 
+    @routes.get("/texts.json")
+    async def texts(
+        run: str, other: str = "", entity: str = "", start: int = 0, count: int = 3
+    ) -> Response:
+        try:
+            page = await sources.texts(run, start, count, entity=entity, other=other)
+        except KeyError:
+            return JSONResponse({"note": "this page shows no such run"}, 404)
+        except DraftrecError as error:
+            return JSONResponse({"note": str(error)}, 409)
+        return JSONResponse(asdict(page), headers={"Cache-Control": "no-store"})
+
     @routes.get("/events")
     def events(request: Request) -> Response:
         last = request.headers.get("last-event-id", "")
-        stream = event_stream(sources, last, metrics, stopping)
+        stream = event_stream(sources, last, metrics, stopping, history)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     return routes
+
+
+def _kept(history: History | None) -> Callable[[object], AbstractAsyncContextManager[None]]:
+    """A lifespan in which the history goes on."""
+
+    @asynccontextmanager
+    async def keeping(_app: object) -> AsyncIterator[None]:
+        task = asyncio.create_task(history.keep()) if history else None
+        yield
+        if task:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    return keeping
 
 
 def application(sources: RunSources, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
@@ -158,12 +169,14 @@ async def event_stream(
     last: str = "",
     metrics: ServiceMetrics | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    history: History | None = None,
 ) -> AsyncIterator[str]:
     """Server-sent events: `data` with everything whenever it changed, `service` with a service's
-    figures each second. `last`: the version that the page has already, after a broken connection.
+    figures each second, `history` with the points of its last hour, and those that are added.
+    `last`: the version that the page has already, after a broken connection.
     """
     yield "retry: 2000\n\n"
-    silent = 0.0
+    silent, told = 0.0, 0.0
     while not stopping():
         snapshot = await sources.latest()
         said = ""
@@ -172,6 +185,10 @@ async def event_stream(
             last = snapshot.version
         if metrics is not None:
             said += f"event: service\ndata: {json.dumps(service_figures(metrics))}\n\n"
+        if history is not None and (points := history.since(told)):
+            news = {"points": points, **({} if told else {"about": history.about()})}
+            said += f"event: history\ndata: {json.dumps(news)}\n\n"
+            told = points[-1]["at"]
         silent = 0.0 if said else silent + FRESH_SECONDS
         if silent >= _HEARTBEAT:
             said, silent = ": still here\n\n", 0.0

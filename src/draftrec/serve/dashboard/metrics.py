@@ -65,12 +65,13 @@ _SUMMED = ("new_tokens", *COUNTED)
 
 
 class Sums:
-    """What a stretch of work came to, and what its texts cost. `active`: the last batch."""
+    """What a stretch of work came to, and what its texts cost. `active`: the last batch; `at`: Unix
+    seconds at its end, 0 where that is not known."""
 
-    __slots__ = ("_numbers", "active", "finished", "seconds")
+    __slots__ = ("_numbers", "active", "at", "finished", "seconds")
 
     def __init__(self) -> None:
-        self.seconds, self.finished, self.active = 0.0, 0, 0
+        self.seconds, self.at, self.finished, self.active = 0.0, 0.0, 0, 0
         self._numbers = [0] * (len(_SUMMED) + len(SOURCES))
 
     @property
@@ -90,7 +91,7 @@ class Sums:
         """Add what came later."""
         self.seconds += other.seconds
         self.finished += other.finished
-        self.active = other.active
+        self.active, self.at = other.active, other.at
         self._numbers = [a + b for a, b in zip(self._numbers, other._numbers, strict=True)]
 
     @classmethod
@@ -102,7 +103,7 @@ class Sums:
         sums, get = cls(), record.get
         sums.seconds = float(get("seconds", get("wall_seconds", 0.0)))
         sums.finished = int(get("finished", get("texts", get("entities", 0))))
-        sums.active = int(get("active", 0))
+        sums.active, sums.at = int(get("active", 0)), _end(record)
         sources = [int(n) for n in get("accepted_by_source", ())[: len(SOURCES)]]
         # What was written before a source existed has counted nothing for it.
         sources += [0] * (len(SOURCES) - len(sources))
@@ -147,7 +148,7 @@ class Progress:
             return
         sums = Sums.of(record)
         if kind == "steps":
-            ended = _end(record)
+            ended = sums.at
             if self._ended is not None and abs(ended - sums.seconds - self._ended) > _SEAM:
                 self.pending = Sums()
             self.pending.add(sums)
@@ -162,11 +163,15 @@ class Progress:
     def curves(self) -> Curves:
         """Speed over time. Time in which nothing ran, between an interruption and its resumption,
         is left out."""
-        found = Curves([], [], [], [], [], [])
+        found = Curves([], [], [], [], [], [], [], [])
+        tokens = 0
         clock = 0.0
         for sums in self._points:
             clock += sums.seconds
+            tokens += sums.new_tokens
             found.seconds.append(round(clock, 3))
+            found.at.append(round(sums.at, 1))
+            found.tokens.append(tokens)
             found.tokens_per_second.append(round(sums.new_tokens / sums.seconds, 5))
             rates = sums.counts.rates(sums.new_tokens)
             for name in ("tokens_per_call", "acceptance_rate", "relaxed_share"):
@@ -200,9 +205,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Columns of equal length over `seconds` of work; rates are those of the stretch before."""
+    """Columns of equal length over `seconds` of work; rates are those of the stretch before. `at`:
+    the same moments in Unix seconds, 0 where a record has none; `tokens`: written by then."""
 
     seconds: list[float]
+    at: list[float]
+    tokens: list[int]
     tokens_per_second: list[float]
     tokens_per_call: list[float]
     acceptance_rate: list[float]

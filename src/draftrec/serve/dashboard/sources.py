@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard.advice import Advice, advise
 from draftrec.serve.dashboard.quality import Evaluation, read_evaluations
 from draftrec.serve.dashboard.run_data import RunData, RunReader, with_baselines
+from draftrec.serve.dashboard.texts import Page, read_page
 
 #: Folders are looked at once in this many seconds, however many pages are open.
 FRESH_SECONDS = 1.0
@@ -61,6 +63,7 @@ class RunSources:
         self._readers: dict[Path, RunReader] = {}
         # One thread for all pages: a run that takes long to read must not take those of others.
         self.looking = ThreadPoolExecutor(1, "run-folders")
+        self._reading = ThreadPoolExecutor(1, "run-texts")
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._looked = 0.0
@@ -76,6 +79,21 @@ class RunSources:
     async def latest(self) -> Snapshot:
         """The same, for an event loop: read in the one thread of these folders."""
         return await asyncio.get_running_loop().run_in_executor(self.looking, self.snapshot)
+
+    async def texts(
+        self, run: str, start: int, count: int, *, entity: str = "", other: str = ""
+    ) -> Page:
+        """Texts of a run that was shown, named by its path, beside those of another.
+
+        Raises KeyError for a folder that is no such run, and DraftrecError for damaged files.
+        """
+        known = {str(folder): folder for folder in list(self._readers)}
+        beside = known[other] if other else None
+        page = partial(read_page, known[run], start, count, entity=entity, other=beside)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reading, page)
+        except (OSError, ValueError, LookupError, TypeError) as error:  # Arrow's are ValueErrors
+            raise DraftrecError(f"the texts cannot be read: {_odd(error)}") from error
 
     def read(self) -> Found:
         """All runs and evaluations, and advice on them."""

@@ -183,6 +183,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             service.folders,
             service.metrics,
             lambda: service.lifecycle.draining,
+            service.about,
             account="/login" if signing_in else None,
         )
     )

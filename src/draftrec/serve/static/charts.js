@@ -1,8 +1,9 @@
 // Lines and bars with uPlot: colours from the style sheet, as wide as their place, drawn anew only
-// when their series change.
+// when their series change. Drag over a chart, or + - and arrows on the keyboard, to see a part of it.
 
 /** Steps between ticks of seconds that people count in. */
 const SECONDS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400];
+const COUNTS = [1, 2, 5].flatMap((n) => Array.from({ length: 12 }, (_, i) => n * 10 ** i)).sort((a, b) => a - b);
 
 const drawn = new Map();
 
@@ -12,26 +13,29 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const paint = (tone) => (tone.startsWith("var(") ? colour(tone.slice(4, -1)) : tone);
 
 /**
- * Draw curves into a host. `series`: [{name, tone, dashed, x: [...], y: [...]}]; `form` writes a
- * value of the y axis; `xForm` one of the x axis; `bars` draws bars instead of lines; `hover` is
- * told the values under the pointer, or null.
+ * Draw curves into a host. `series`: [{name, tone, dashed, faint, x: [...], y: [...]}]; `form` writes
+ * a value of the y axis; `xForm` one of the x axis; `bars` draws bars instead of lines; `hover` is
+ * told the values under the pointer, or null. `log`: the y axis by powers of ten; `counted`: x counts
+ * something else than seconds; `range`: [from, to] of x to show, null for all; `zoom`: told another
+ * one that was asked for.
  */
-export function chart(host, { series, form, xForm, label, bars = false, hover = () => {} }) {
+export function chart(host, { series, form, xForm, label, bars = false, hover = () => {}, log = false, counted = false, range = null, zoom = null }) {
   host.setAttribute("aria-label", label);
-  const data = align(series);
-  const key = JSON.stringify([series.map((s) => [s.name, s.tone, s.dashed]), bars, theme(), form(0.5)]);
+  const data = align(series, log);
+  const key = JSON.stringify([series.map((s) => [s.name, s.tone, s.dashed, s.faint]), bars, theme(), form(0.5), log, counted, xForm(3601)]);
   const old = drawn.get(host);
   if (old && old.key === key) {
-    old.hover = hover;
+    Object.assign(old, { hover, range, zoom });
     old.plot.setData(data);
     return;
   }
   old?.plot.destroy();
-  const entry = { key, hover, plot: null };
+  const entry = { key, hover, range, zoom, plot: null };
   const told = (plot) => entry.hover(plot.cursor.idx == null ? null : nearest(plot));
-  entry.plot = new uPlot(options(host, series, { form, xForm, bars, told }), data, host);
+  entry.plot = new uPlot(options(host, series, { form, xForm, bars, told, log, counted, entry }), data, host);
   drawn.set(host, entry);
   observer.observe(host);
+  if (zoom && !host.onkeydown) host.onkeydown = (event) => steer(host, event);
 }
 
 /** Take a chart away, where nothing is left to draw. */
@@ -39,6 +43,28 @@ export function clear(host) {
   drawn.get(host)?.plot.destroy();
   drawn.delete(host);
 }
+
+/** Look closer or from further away, `factor` of the width around the middle; shift by a part of it. */
+export function rescale(host, factor, shift = 0) {
+  const entry = drawn.get(host);
+  if (!entry?.zoom) return;
+  const all = whole(entry.plot);
+  const [from, to] = entry.range ?? all;
+  const middle = (from + to) / 2 + shift * (to - from);
+  const half = (factor * (to - from)) / 2;
+  const [low, high] = [Math.max(all[0], middle - half), Math.min(all[1], middle + half)];
+  if (high > low) entry.zoom(low <= all[0] && high >= all[1] ? null : [low, high]);
+}
+
+function steer(host, event) {
+  const ways = { "+": [0.5], "=": [0.5], "-": [2], ArrowLeft: [1, -0.25], ArrowRight: [1, 0.25] };
+  if (event.key === "0" || event.key === "Escape") drawn.get(host)?.zoom?.(null);
+  else if (ways[event.key] && !event.ctrlKey && !event.metaKey) rescale(host, ...ways[event.key]);
+  else return;
+  event.preventDefault();
+}
+
+const whole = (plot) => [plot.data[0][0] ?? 0, plot.data[0].at(-1) ?? 1];
 
 /** The last known value of each series at the pointer: runs have their own seconds. */
 function nearest(plot) {
@@ -51,7 +77,7 @@ function nearest(plot) {
 
 const observer = new ResizeObserver((entries) => {
   for (const { target } of entries) {
-    drawn.get(target)?.plot.setSize({ width: target.clientWidth, height: target.clientHeight });
+    if (target.clientWidth) drawn.get(target)?.plot.setSize({ width: target.clientWidth, height: target.clientHeight });
   }
 });
 
@@ -59,31 +85,43 @@ function theme() {
   return colour("--page");
 }
 
-function align(series) {
+function align(series, log) {
   if (!series.length) return [[0], [null]];
-  return uPlot.join(series.map((s) => [s.x, s.y]));
+  // Nothing has no logarithm.
+  const told = (y) => (log ? y.map((v) => (v > 0 ? v : null)) : y);
+  return uPlot.join(series.map((s) => [s.x, told(s.y)]));
 }
 
-function options(host, series, { form, xForm, bars, told }) {
+function options(host, series, { form, xForm, bars, told, log, counted, entry }) {
   const axis = {
     stroke: colour("--soft"),
     grid: { stroke: colour("--line"), width: 1 },
     ticks: { stroke: colour("--line"), width: 1, size: 4 },
     font: "12px system-ui, sans-serif",
   };
+  const select = (plot) => {
+    const { left, width } = plot.select;
+    if (width < 4) return;
+    const asked = [plot.posToVal(left, "x"), plot.posToVal(left + width, "x")];
+    plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+    entry.zoom?.(asked);
+  };
+  const lines = (_, low, high) => entry.range ?? lineRange(_, low, high);
   return {
-    width: host.clientWidth,
-    height: host.clientHeight,
+    width: host.clientWidth || 600,
+    height: host.clientHeight || 200,
     legend: { show: false },
-    hooks: { setCursor: [told] },
-    cursor: { drag: { x: false, y: false }, y: false },
+    hooks: { setCursor: [told], setSelect: [select] },
+    cursor: { drag: { x: Boolean(entry.zoom), y: false, setScale: false }, y: false, bind: { dblclick: () => () => entry.zoom?.(null) } },
     scales: {
-      x: { time: false, range: bars ? barRange : lineRange },
-      y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] },
+      x: { time: false, range: bars ? barRange : lines },
+      y: log
+        ? { distr: 3, range: (_, low, high) => uPlot.rangeLog(low > 0 ? low : 0.001, high > 0 ? high : 1, 10, false) }
+        : { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] },
     },
     axes: [
-      { ...axis, size: 32, space: 60, incrs: bars ? [1, 2, 5, 10] : SECONDS, grid: { show: false }, values: (_, ticks) => ticks.map(xForm) },
-      { ...axis, size: 62, values: (_, ticks) => ticks.map(form) },
+      { ...axis, size: 32, space: 64, incrs: bars ? [1, 2, 5, 10] : counted ? COUNTS : SECONDS, grid: { show: false }, values: (_, ticks) => ticks.map(xForm) },
+      { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : form(tick))) },
     ],
     series: [{}, ...series.map((s, place) => one(s, place, series.length, bars))],
   };
@@ -102,10 +140,10 @@ function one(series, place, count, bars) {
   const few = series.x.length <= 40;
   return {
     label: series.name,
-    stroke,
-    width: 2,
-    spanGaps: true,
+    stroke: series.faint ? `${stroke}44` : stroke,
+    width: series.faint ? 1 : 2,
+    spanGaps: !series.gaps,
     dash: series.dashed ? [6, 5] : undefined,
-    points: { show: few && !series.dashed, size: 5, fill: stroke },
+    points: { show: few && !series.dashed && !series.faint, size: 5, fill: stroke },
   };
 }

@@ -1,18 +1,27 @@
 // The page: data from the stream of events, drawn section by section.
 
 import { $, fill, el, show } from "./dom.js";
-import { coloured, drawAdvice, drawChips, drawSettings, drawTiles, visible } from "./runs.js";
+import { coloured, drawAdvice, drawRuns, drawSettings, drawTiles, judged, listenToRuns, visible } from "./runs.js";
 import { drawSources, drawSpeed, drawTime, offerMeasures } from "./speed.js";
 import { drawGroups, drawRetrieval, listenToGroups } from "./pools.js";
 import { drawCost, drawQuality } from "./worth.js";
-import { drawService, hasService } from "./service.js";
+import { drawService, hasService, listenToService, takeHistory } from "./service.js";
+import { drawPair, listenToPair } from "./pair.js";
+import { chosen, foldSections, goTo, onChoice } from "./view.js";
 
 let data = null;
 let runs = [];
 let price = null;
 
+let arrived = false;
+
 function draw() {
+  if (!data) return;
+  runs = judged(coloured(data.runs), data.evaluations);
   const shown = visible(runs);
+  show("runs", runs.length);
+  $("lead").classList.toggle("one", runs.length === 1);
+  drawRuns(runs, draw);
   drawTiles(shown);
   drawAdvice(data.advice, shown, runs);
   drawSpeed(shown);
@@ -22,19 +31,29 @@ function draw() {
   drawGroups(shown);
   drawCost(shown, price);
   drawSettings(shown);
+  drawPair(runs);
+  drawContents();
+  if (!arrived) goTo(chosen("at"));
+  arrived = true;
+}
+
+/** Links to the sections that there are. */
+function drawContents() {
+  const sections = [...document.querySelectorAll("main section:not([hidden])")];
+  const links = sections.map((s) => [s.id, s.querySelector("h2").textContent]);
+  if ($("contents").dataset.of === JSON.stringify(links)) return;
+  $("contents").dataset.of = JSON.stringify(links);
+  fill($("contents"), ...links.map(([id, title]) => el("a", { href: `#at=${id}`, "data-key": `to-${id}` }, title.split(/[:,]/)[0])));
 }
 
 function receive(news) {
   data = news;
-  runs = coloured(data.runs);
   if (price === null && data.price_per_hour !== null && $("price").value === "") {
     price = data.price_per_hour;
     $("price").value = String(price);
   }
-  $("empty").hidden = hasService() || runs.length > 0 || data.evaluations.length > 0;
+  $("empty").hidden = hasService() || data.runs.length > 0 || data.evaluations.length > 0;
   fill($("notes"), ...data.notes.map((note) => el("p", { class: "note" }, note)));
-  show("runs", runs.length);
-  drawChips(runs, draw);
   drawQuality(data.evaluations);
   draw();
   document.documentElement.dataset.version = data.version;
@@ -50,8 +69,10 @@ function listen() {
   events.addEventListener("open", () => connection("live", "live"));
   events.addEventListener("error", () => connection("lost", "connection lost, trying again"));
   events.addEventListener("data", (event) => receive(JSON.parse(event.data)));
+  events.addEventListener("history", (event) => takeHistory(JSON.parse(event.data)));
   events.addEventListener("service", (event) => {
     drawService(JSON.parse(event.data));
+    drawContents();
     $("empty").hidden = true;
   });
 }
@@ -99,7 +120,12 @@ function start() {
     memory.write("draftrec-price", event.target.value);
     setPrice(event.target.value);
   });
-  offerMeasures(() => data && drawSpeed(visible(runs)));
+  foldSections();
+  offerMeasures();
+  listenToRuns(() => runs);
+  listenToPair();
+  listenToService();
+  onChoice(draw);
   listenToGroups(() => data && drawGroups(visible(runs)));
   listen();
 }

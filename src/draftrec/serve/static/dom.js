@@ -29,8 +29,13 @@ export function show(id, something) {
   return Boolean(something);
 }
 
-/** A table. Columns are words or nodes; the first cell of a row names it. */
-export function table(columns, rows, caption = null) {
+/** A table. Columns are words or nodes; the first cell of a row names it. Columns in which no row has
+ * anything to say are left out. */
+export function table(allColumns, allRows, caption = null) {
+  const says = (value) => (value instanceof Node ? value.textContent : String(value ?? "-")) !== "-";
+  const used = allColumns.map((_, i) => i === 0 || !allRows.length || allRows.some((row) => says(row[i])));
+  const columns = allColumns.filter((_, i) => used[i]);
+  const rows = allRows.map((row) => row.filter((_, i) => used[i]));
   return el(
     "table",
     {},

@@ -26,6 +26,10 @@ export function clock(seconds) {
   return seconds < 7200 ? `${number(seconds / 60)} min` : `${number(seconds / 3600, 1)} h`;
 }
 
+/** Unix seconds as this browser's clock shows them. */
+export const timeOfDay = (seconds) =>
+  new Date(1000 * seconds).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
 /** Hours with as many digits as say something. */
 export const hours = (value) => number(value, value < 0.1 ? 5 : value < 10 ? 3 : 1);
 

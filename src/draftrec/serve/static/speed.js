@@ -1,8 +1,9 @@
 // Curves over the seconds of work, and where tokens and time went.
 
-import { chart, clear } from "./charts.js";
+import { chart, clear, rescale } from "./charts.js";
 import { $, fill, legend, show, stackBar, table } from "./dom.js";
-import { clock, duration, number, percent, ratio } from "./format.js";
+import { clock, duration, number, percent, ratio, timeOfDay } from "./format.js";
+import { choose, chosen } from "./view.js";
 
 const MEASURES = {
   tokens_per_second: ["tokens per second", (v) => number(v)],
@@ -11,7 +12,7 @@ const MEASURES = {
   relaxed_share: ["relaxed share", (v) => percent(v, 1)],
   batch: ["texts at once", (v) => number(v)],
 };
-const SOURCES = {
+export const SOURCES = {
   prompt: ["own prompt and text", "var(--c2)"],
   previous: ["previous text", "var(--c4)"],
   group: ["group pool", "var(--c3)"],
@@ -26,29 +27,81 @@ const PHASES = {
 };
 const ROWS = 12;
 
-/** Offer the measures; `changed` is called when another is chosen. */
-export function offerMeasures(changed) {
-  const options = Object.entries(MEASURES).map(([key, [name]]) => new Option(name, key));
-  $("measure").replaceChildren(...options);
-  $("measure").addEventListener("change", changed);
+/** What lies along the x axis, so that runs can be laid over each other. */
+const CLOCKS = {
+  work: ["seconds of work", "the seconds of work of each run", clock, (run) => [0, ...run.curves.seconds]],
+  tokens: ["tokens written", "the tokens that each run had written", (v) => number(v), (run) => [0, ...run.curves.tokens]],
+  start: ["time since its start", "the time since each run began, pauses included", clock, (run) => since(run, startOf(run))],
+  day: ["time of day", "the time of day", timeOfDay, (run) => since(run, 0)],
+};
+
+const startOf = (run) => run.curves.at[0] - run.curves.seconds[0];
+const since = (run, start) => [startOf(run), ...run.curves.at].map((at) => at - start);
+const timed = (run) => run.curves.seconds.length && run.curves.at.every((at, i, all) => at > 0 && (i === 0 || at >= all[i - 1]));
+
+/** Offer what can be shown; the choice is kept in the address. */
+export function offerMeasures() {
+  $("measure").replaceChildren(...Object.entries(MEASURES).map(([key, [name]]) => new Option(name, key)));
+  $("clock").replaceChildren(...Object.entries(CLOCKS).map(([key, [name]]) => new Option(name, key)));
+  $("measure").addEventListener("change", () => choose({ measure: $("measure").value }));
+  $("clock").addEventListener("change", () => choose({ clock: $("clock").value, from: null, to: null }));
+  $("smooth").addEventListener("input", () => choose({ smooth: $("smooth").value === "0" ? null : $("smooth").value }));
+  $("log").addEventListener("change", () => choose({ log: $("log").checked ? "1" : null }));
+  $("zoom-in").addEventListener("click", () => rescale($("speed-chart"), 0.5));
+  $("zoom-out").addEventListener("click", () => rescale($("speed-chart"), 2));
+  $("zoom-all").addEventListener("click", () => zoom(null));
 }
 
+const zoom = (range) => choose({ from: range ? String(round(range[0])) : null, to: range ? String(round(range[1])) : null });
+const round = (value) => Math.round(value * 1000) / 1000;
+const known = (table, key) => (Object.hasOwn(table, key) ? key : Object.keys(table)[0]);
+
 export function drawSpeed(runs) {
-  const key = $("measure").value;
+  const key = known(MEASURES, chosen("measure"));
+  const against = known(CLOCKS, chosen("clock"));
+  const smooth = Math.min(0.95, Math.max(0, Number(chosen("smooth", "0")) || 0));
+  const log = chosen("log") === "1";
+  $("measure").value = key;
+  $("clock").value = against;
+  $("smooth").value = String(smooth);
+  $("log").checked = log;
   const [name, form] = MEASURES[key];
-  const series = runs.filter((run) => run.curves.seconds.length).map((run) => ({
-    name: run.name, tone: run.tone, ...fromZero(run.curves.seconds, run.curves[key]),
-  }));
-  if (key === "tokens_per_second") series.push(...runs.filter(estimated).map(estimate));
-  if (!show("speed", series.length)) return clear($("speed-chart"));
+  const [, along, xForm, xs] = CLOCKS[against];
+  const begun = runs.filter((run) => run.curves.seconds.length);
+  const drawable = ["start", "day"].includes(against) ? begun.filter(timed) : begun;
+  const exact = drawable.map((run) => ({ name: run.name, tone: run.tone, x: xs(run), y: [run.curves[key][0], ...run.curves[key]] }));
+  const series = smooth ? exact.map((s) => ({ ...s, y: smoothed(s.y, smooth) })) : exact;
+  if (key === "tokens_per_second") series.push(...drawable.filter(estimated).map((run) => estimate(run, xs(run))));
+  if (!show("speed", begun.length)) return clear($("speed-chart"));
   const told = series.map((s) => `${s.name} ${form(s.y.at(-1))}`).join(", ");
   const hover = (values) => legend($("speed-legend"), withValues(series, values, form));
-  const label = `${name} over time, last values: ${told}`;
-  chart($("speed-chart"), { series, form, xForm: clock, label, hover });
+  const label = `${name} over time, last values: ${told}. Drag, or use + - and arrows, to look closer.`;
+  const faint = smooth ? exact.map((s) => ({ ...s, faint: true })) : [];
+  chart($("speed-chart"), { series: [...series, ...faint], form, xForm, label, hover, log, counted: against === "tokens", range: rangeOf(), zoom });
   hover(null);
   const estimates = series.some((s) => s.dashed) ? " Dashed: plain decoding, estimated from the run's own measured costs." : "";
-  $("speed-caption").textContent = `${name[0].toUpperCase()}${name.slice(1)}, against the seconds of work of each run.${estimates}`;
-  fill($("speed-table"), table(["seconds of work", ...series.map((s) => s.name)], sampled(series, form)));
+  const left = begun.length - drawable.length;
+  const missing = left ? ` ${left} without times of their own are left out.` : "";
+  const soft = smooth ? " Thin: as measured." : "";
+  $("speed-caption").textContent = `${name[0].toUpperCase()}${name.slice(1)}, against ${along}.${estimates}${soft}${missing}`;
+  const head = against === "day" ? "time" : CLOCKS[against][0];
+  fill($("speed-table"), table([head, ...series.map((s) => s.name)], sampled(series, form, against)));
+}
+
+function rangeOf() {
+  const range = [Number(chosen("from", "x")), Number(chosen("to", "x"))];
+  return range.every(Number.isFinite) && range[1] > range[0] ? range : null;
+}
+
+/** A running mean in which what lies `share` further back counts that much less; its first values are
+ * those of what there is, not pulled to zero. */
+export function smoothed(values, share) {
+  let [sum, weight] = [0, 0];
+  return values.map((value) => {
+    sum = share * sum + (1 - share) * value;
+    weight = share * weight + (1 - share);
+    return sum / weight;
+  });
 }
 
 /** Series with the values under the pointer. */
@@ -57,23 +110,22 @@ const withValues = (series, values, form) =>
 
 const estimated = (run) => run.baseline.kind === "estimate" && run.curves.seconds.length;
 
-function estimate(run) {
+function estimate(run, xs) {
   const value = run.baseline.tokens_per_second;
-  return { name: `${run.name}, plain (estimate)`, tone: run.tone, dashed: true, x: [0, run.curves.seconds.at(-1)], y: [value, value] };
+  return { name: `${run.name}, plain (estimate)`, tone: run.tone, dashed: true, x: [xs[0], xs.at(-1)], y: [value, value] };
 }
 
-/** A stretch has one rate from its start to its end, so the first one starts at zero. */
-const fromZero = (x, y) => ({ x: [0, ...x], y: [y[0], ...y] });
-
-function sampled(series, form) {
+function sampled(series, form, against) {
+  if (!series.length) return [];
+  const start = Math.min(...series.map((s) => s.x[0]));
   const end = Math.max(...series.map((s) => s.x.at(-1)));
   return Array.from({ length: ROWS }, (_, i) => {
-    const at = (end * (i + 1)) / ROWS;
+    const at = start + ((end - start) * (i + 1)) / ROWS;
     const values = series.map((s) => {
       const place = s.x.findIndex((x) => x >= at - 1e-9);
       return place < 0 ? "-" : form(s.y[place]);
     });
-    return [duration(at), ...values];
+    return [against === "day" ? timeOfDay(at) : against === "tokens" ? number(at) : duration(at), ...values];
   });
 }
 
