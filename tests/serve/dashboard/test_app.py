@@ -14,7 +14,8 @@ from fastapi.testclient import TestClient
 from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.dashboard import sources as dashboard_sources
-from draftrec.serve.dashboard.app import quantile, service_figures
+from draftrec.serve.dashboard.app import service_figures
+from draftrec.serve.dashboard.history import History, quantile
 from draftrec.serve.dashboard.quality import read_evaluations
 from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.metrics import ServiceMetrics
@@ -262,3 +263,51 @@ def test_recommendations_under_way_are_summed_up(tmp_path: Path) -> None:
     assert found.name == "genrec/out.parquet"
     assert found.findings == ("20 users in 4.0 s so far.",)
     assert ("target calls per user", "2.00") in found.tables[0].rows
+
+
+def test_texts_are_read_by_page_by_entity_and_beside_another_run(runs: Path) -> None:
+    with TestClient(dashboard.application(RunSources([runs]))) as client:
+        client.get("/dashboard/data.json")
+        asked = {
+            "run": str(runs / "fast"),
+            "other": str(runs / "plain"),
+            "start": "7",
+            "count": "3",
+        }
+        page = client.get("/dashboard/texts.json", params=asked).json()
+        assert (page["start"], page["total"]) == (7, 24)
+        assert [text["entity_id"] for text in page["texts"]] == ["e7", "e8", "e9"]
+        assert [text["target_calls"] for text in page["others"]] == [40, 40, 40]
+        found = client.get("/dashboard/texts.json", params={**asked, "entity": "e20"}).json()
+        assert [text["entity_id"] for text in found["texts"]] == ["e20"]
+        for odd in ({"run": "/etc"}, {**asked, "other": "../fast"}, {"run": str(runs / "pool")}):
+            assert client.get("/dashboard/texts.json", params=odd).status_code == 404
+        far = {**asked, "start": "99999999", "count": "-5"}
+        assert client.get("/dashboard/texts.json", params=far).json()["texts"] == []
+        (runs / "fast" / "part-00000.parquet").write_bytes(b"PAR1 nothing")
+        (runs / "plain" / "stats-00000.parquet").unlink()
+        for run in ("fast", "plain"):
+            answer = client.get("/dashboard/texts.json", params={"run": str(runs / run)})
+            assert answer.status_code == 409
+            assert answer.json()["note"].startswith("the texts cannot be read: ")
+
+
+def test_a_service_keeps_what_happened_between_two_looks() -> None:
+    metrics = ServiceMetrics()
+    history = History(metrics)
+    metrics.observe_request("/v1/recommend", 200, 5.0)
+    history.look()
+    assert history.since(0) == []
+    for seconds in (0.02, 0.02, 0.02, 0.2):
+        metrics.observe_request("/v1/recommend", 200, seconds)
+    metrics.observe_request("/v1/knowledge", 429, 0.001)
+    metrics.observe_request("/healthz", 200, 0.001)
+    history.look()
+    [point] = history.since(0)
+    median, slow = point["times"]["request_seconds"]["/v1/recommend"]
+    assert 0.01 < median <= 0.025  # and not the five seconds of before
+    assert 0.1 < slow <= 0.25
+    assert point["answers"]["2xx"] == pytest.approx(4 * point["answers"]["429"], rel=1e-3)
+    history.look()
+    assert history.since(0)[-1]["times"] == {}
+    assert history.since(point["at"] + 1000) == []

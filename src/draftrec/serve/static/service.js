@@ -34,6 +34,7 @@ export function takeHistory(news) {
   }
   points = [...points, ...news.points].slice(-MOST_POINTS);
   show("service", true);
+  tell();
   drawCharts();
 }
 
@@ -49,12 +50,13 @@ export function drawService(figures) {
   ]);
   $("service-routes").hidden = !rows.length;
   fill($("service-routes"), table(columns, rows));
-  if (about?.version) $("service-about").textContent = told();
+  tell();
 }
 
-function told() {
+function tell() {
+  if (!about?.version) return;
   const models = Object.entries(about.models ?? {}).map(([kind, name]) => `${kind}: ${name}`).join(", ");
-  return `draftrec ${about.version}${models ? `, ${models}` : ""}, up for ${duration(about.uptime + (Date.now() - about.heard) / 1000)}.`;
+  $("service-about").textContent = `draftrec ${about.version}${models ? `, ${models}` : ""}, up for ${duration(about.uptime + (Date.now() - about.heard) / 1000)}.`;
 }
 
 /** Whether a route is one that clients come for, and not this page's or a probe's. */
