@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from draftrec.data.files.places import arrow_path
@@ -100,10 +99,10 @@ def _search(run: Path, rows: Seq[int], entities: Seq[str]) -> list[Text]:
     for number in range(min(len(rows), _MOST_SHARDS)):
         path = arrow_path(run / f"part-{number:05d}.parquet")
         names = pq.read_table(path, columns=["entity_id"])["entity_id"]
-        mask = pc.is_in(names, value_set=pa.array(sorted(wanted), names.type))
-        if not pc.any(mask).as_py():
+        places = [i for i, name in enumerate(names.to_pylist()) if name in wanted]
+        if not places:
             continue
-        found = _texts(_shard(run, number).filter(mask))
+        found = _texts(_shard(run, number).take(places))
         texts += found
         wanted -= {text.entity_id for text in found}
         if not wanted:
@@ -113,18 +112,16 @@ def _search(run: Path, rows: Seq[int], entities: Seq[str]) -> list[Text]:
 
 def _shard(run: Path, number: int) -> pa.Table:
     """Parts and statistics of a shard, side by side, with all the columns that it has."""
-    table: pa.Table | None = None
-    for kind, wanted in (("part", (*_PART, "prompt")), ("stats", (*_STATS, "pieces"))):
-        file = pq.ParquetFile(arrow_path(run / f"{kind}-{number:05d}.parquet"))
-        names = [name for name in wanted if name in file.schema_arrow.names]
-        found = file.read(columns=names)
-        if table is None:
-            table = found
-            continue
-        for name in names:
-            table = table.append_column(name, found[name])
-    assert table is not None  # there are two kinds
-    return table
+    part = _columns(run / f"part-{number:05d}.parquet", (*_PART, "prompt"))
+    stats = _columns(run / f"stats-{number:05d}.parquet", (*_STATS, "pieces"))
+    for name in stats.column_names:
+        part = part.append_column(name, stats[name])
+    return part
+
+
+def _columns(path: Path, wanted: Seq[str]) -> pa.Table:
+    file = pq.ParquetFile(arrow_path(path))
+    return file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
 
 
 def _texts(table: pa.Table) -> list[Text]:
