@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging as _logging
+from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
+
+from draftrec.kernel_cache import find_place as _find_place
 
 __version__ = "0.1.0"
 __all__ = ["Generator", "__version__"]
 
 # What happens is logged under this name. Whether and where it shows is the application's business.
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())
+
+_find_place(_Path(__file__).parent)
 
 if TYPE_CHECKING:
     from draftrec.jobs.knowledge.generator import Generator as Generator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import io
 import json
 import threading
@@ -74,7 +75,10 @@ def test_health_and_documents(served: Running) -> None:
     assert document["components"]["schemas"]["RecommendRequest"]["examples"]
     page = client.get("/docs").text
     assert "/v1/recommend" in page
-    assert "http" not in page.replace("http://127.0.0.1:8080", "").replace("HTTP", "")
+    assert "http" not in page.replace("http://testserver", "").replace("HTTP", "")
+    assert "$KEY" not in page
+    elsewhere = client.get("/docs", headers={"host": "shop.example:8123"}).text
+    assert "curl -X POST http://shop.example:8123/v1/recommend" in elsewhere
 
 
 def test_errors_are_json_and_never_a_traceback(served: Running) -> None:
@@ -263,6 +267,15 @@ def test_keys_and_rates(world: World) -> None:
         assert client.get("/healthz").status_code == 200
         error_of(client.get("/metrics"), 401, "unauthorized")
         assert client.get("/metrics", headers=mine).status_code == 200
+        paths = client.get("/openapi.json").json()["paths"]
+        keyed = [
+            path for path, found in paths.items() for one in found.values() if "security" in one
+        ]
+        assert sorted(keyed) == ["/admin/reload", "/metrics", "/v1/recommend"]
+        page = html.unescape(client.get("/docs").text)
+        assert '/v1/recommend -H "authorization: Bearer $KEY"' in page
+        assert "/healthz\n" not in page
+        assert "/healthz -H" not in page
 
 
 @pytest.mark.slow

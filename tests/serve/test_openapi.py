@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from draftrec.serve.http.app import operations
 from tests.jobs.recommend.worlds import make_world
 from tests.serve.services import (
     Running,
@@ -89,3 +92,29 @@ def test_sensible_questions_are_answered(
     answer = served.client.post("/v1/recommend", json=body)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["items"]) == k
+
+
+def test_the_page_tells_fields_within_fields_and_quotes_for_a_shell() -> None:
+    inner = {"properties": {"prompt": {"type": "string", "description": "what to say"}}}
+    record = {"properties": {"a": {"$ref": "#/components/schemas/Inner"}}, "required": ["a"]}
+    body = {
+        "properties": {
+            "records": {"type": "array", "items": {"$ref": "#/components/schemas/Record"}},
+            "self": {"anyOf": [{"$ref": "#/components/schemas/Body"}, {"type": "null"}]},
+        },
+        "examples": [{"records": "it's"}],
+    }
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Body"}}}
+    document = {
+        "info": {"title": "t", "version": "1", "description": "d"},
+        "paths": {"/x": {"post": {"requestBody": {"content": content}, "responses": {}}}},
+        "components": {"schemas": {"Inner": inner, "Record": record, "Body": body}},
+    }
+    [operation] = operations(document, "http://h:1")
+    names = [name for name, *_ in operation.fields]
+    assert names[:3] == ["records", "records[].a", "records[].a.prompt"]
+    assert "self.records" in names
+    assert len(names) < 50, "what holds itself ends"
+    words = shlex.split(operation.curl)
+    assert words[:4] == ["curl", "-X", "POST", "http://h:1/x"]
+    assert json.loads(words[-1]) == {"records": "it's"}

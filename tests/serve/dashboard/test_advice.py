@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,8 +114,8 @@ def test_relaxed_that_gains_nothing(change: Change, good: RunData) -> None:
     assert "9.0 % of the tokens" in advice.text
     assert rules.relaxed_gains_nothing(relaxed(1.4), [good]) is None
     assert rules.relaxed_gains_nothing(relaxed(1.02), []) is None
-    other_budget = change(settings={"budget": 3})
-    assert rules.relaxed_gains_nothing(relaxed(1.02), [other_budget]) is None
+    other_drafts = change(same_drafts="another pool")
+    assert rules.relaxed_gains_nothing(relaxed(1.02), [other_drafts]) is None
     rare = rules.relaxed_gains_nothing(relaxed(1.02, 0.001), [])
     assert rare is not None
     assert "0.10 % of the tokens" in rare.text
@@ -161,3 +162,28 @@ def test_a_missing_baseline_and_a_closed_gate(change: Change) -> None:
     found = rules.advise([alone], [gate, replace(gate, verdict="passed")])
     assert [(a.about, a.weight) for a in found] == [("compare", "act"), ("run", "consider")]
     assert "--draft none" in found[1].text
+
+
+def test_drafts_are_the_same_from_the_same_pool_by_the_same_settings(tmp_path: Path) -> None:
+    def drafts(name: str, pool: str | None = None, **settings: Any) -> str:
+        writer = RunWriter(tmp_path / name, **settings)
+        writer.manifest.fingerprints["pool"] = pool
+        writer.folder.write_manifest(writer.manifest)
+        run = RunReader(writer.finish(), name).read()
+        assert run
+        return run.same_drafts
+
+    first = drafts("strict", "p1")
+    assert drafts("relaxed", "p1", accept="relaxed") == first
+    assert drafts("other pool", "p2", accept="relaxed") != first
+    assert drafts("no pool", None) != first
+    assert drafts("other budget", "p1", budget=3) != first
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"), [(1.005, "1.01"), (2.675, "2.68"), (1.125, "1.13"), (1234.5, "1,234.50")]
+)
+def test_figures_are_rounded_as_the_tiles_are(change: Change, speedup: float, words: str) -> None:
+    """What browsers make of these numbers: halves of what is written go upward."""
+    [advice] = rules.advise([change(speedup=speedup)], [])
+    assert advice.text.startswith(f"{words} times as fast")

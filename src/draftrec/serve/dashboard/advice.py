@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
 from draftrec.serve.dashboard.quality import Evaluation
@@ -53,7 +54,7 @@ def slower_than_plain(run: RunData, same: Seq[RunData]) -> Advice | None:
     """Drafting must not lose."""
     if run.speedup is None or run.speedup >= 0.98 or run.baseline.kind != "run":
         return None
-    loss = f"{run.speedup:.2f} times as fast as {run.baseline.name}, which drafts nothing"
+    loss = f"{_number(run.speedup, 2)} times as fast as {run.baseline.name}, which drafts nothing"
     if isinstance(run.settings["budget"], int):
         return _act(
             run,
@@ -77,7 +78,7 @@ def budget_too_large(run: RunData, same: Seq[RunData]) -> Advice | None:
     return _act(
         run,
         f"The budget is too large: of {budget} draft tokens per text and pass only "
-        f"{_percent(rate)} are kept, {run.rates['mean_accepted_tokens']:.1f} per pass. Use "
+        f"{_percent(rate)} are kept, {_number(run.rates['mean_accepted_tokens'], 1)} per pass. Use "
         f"--budget auto, or a smaller number.",
     )
 
@@ -104,8 +105,7 @@ def relaxed_gains_nothing(run: RunData, same: Seq[RunData]) -> Advice | None:
     if run.settings["accept"] == "strict" or run.settings["draft"] == "none":
         return None
     share = run.rates["relaxed_share"]
-    drafted = [r for r in same if r.settings["draft"] == run.settings["draft"]]
-    alike = [r for r in drafted if r.settings["budget"] == run.settings["budget"]]
+    alike = [r for r in same if r.same_drafts == run.same_drafts]
     stricts = [r for r in alike if r.settings["accept"] == "strict"]
     strict = max(stricts, key=lambda r: r.rates["tokens_per_second"], default=None)
     if strict is not None:
@@ -114,8 +114,9 @@ def relaxed_gains_nothing(run: RunData, same: Seq[RunData]) -> Advice | None:
             return None
         return _act(
             run,
-            f"Relaxed acceptance gains nothing here: {gain:.2f} times the speed of {strict.name}, "
-            f"and {_percent(share, 1)} of the tokens are not the model's own. Use --accept strict.",
+            f"Relaxed acceptance gains nothing here: {_number(gain, 2)} times the speed of "
+            f"{strict.name}, and {_percent(share, 1)} of the tokens are not the model's own. Use "
+            f"--accept strict.",
         )
     if share >= 0.005:
         return None
@@ -165,8 +166,8 @@ def idle_pools(run: RunData, same: Seq[RunData]) -> Advice | None:
     return _consider(
         run,
         f"{len(idle)} of {len(run.pool.sizes)} group pools gave this run nothing; they are "
-        f"{total / 1e6:.1f} of the pool's {run.pool.nbytes / 1e6:.1f} MB. draftrec pool prune "
-        f"drops what is used least.",
+        f"{_number(total / 1e6, 1)} of the pool's {_number(run.pool.nbytes / 1e6, 1)} MB. "
+        f"draftrec pool prune drops what is used least.",
     )
 
 
@@ -210,7 +211,7 @@ RULES: tuple[Rule, ...] = (
 def _all_well(run: RunData) -> list[Advice]:
     if run.speedup is None or run.baseline.kind != "run":
         return []
-    text = f"{run.speedup:.2f} times as fast as {run.baseline.name}. Nothing to mend."
+    text = f"{_number(run.speedup, 2)} times as fast as {run.baseline.name}. Nothing to mend."
     return [Advice(run.name, "good", text)]
 
 
@@ -226,5 +227,12 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else 0.0
 
 
+def _number(value: float, digits: int = 0) -> str:
+    """Rounded as the page's own figures: by the decimals that people see, halves upward (1.005 is
+    1.01), where Python would round the binary number and halves to even."""
+    step = Decimal(1).scaleb(-digits)
+    return f"{Decimal(repr(float(value))).quantize(step, ROUND_HALF_UP):,}"
+
+
 def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return f"{_number(100 * share, digits)} %"

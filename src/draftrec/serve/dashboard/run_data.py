@@ -194,8 +194,8 @@ class Baseline:
 class RunData:
     """One run. `totals` and `rates` as in its summary.json, the shard under way included;
     `quiet_seconds`: since its files last changed; `same_job`: what must be equal for two runs to be
-    compared; `speedup`: times as fast as `baseline`, None without one; `odd_lines`: of its metrics,
-    which are no records."""
+    compared, and `same_drafts` what besides for their drafts to be the same; `speedup`: times as
+    fast as `baseline`, None without one; `odd_lines`: of its metrics, which are no records."""
 
     name: str
     path: str
@@ -213,6 +213,7 @@ class RunData:
     everyone: GroupUse | None
     pool: PoolUse | None
     same_job: str
+    same_drafts: str
     baseline: Baseline
     speedup: float | None = None
     odd_lines: int = 0
@@ -261,6 +262,7 @@ class RunReader:
             everyone=everyone_use(sums, pool),
             pool=pool,
             same_job=_same_job(manifest),
+            same_drafts=_same_drafts(manifest),
             baseline=_own_baseline(manifest, totals),
             odd_lines=progress.odd,
         )
@@ -357,6 +359,14 @@ def _same_job(manifest: Manifest) -> str:
     parts += [settings.get(name) for name in _SAME]
     parts += [str(manifest.samples)] if manifest.samples > 1 else []
     return "/".join(str(p) for p in (*parts, manifest.device, manifest.dtype))
+
+
+def _same_drafts(manifest: Manifest) -> str:
+    """Equal for runs that drafted alike: with the same method, budget and depth, from the same
+    pool, groups, earlier texts and head."""
+    parts = [manifest.settings.get(name) for name in ("draft", "budget", "depth")]
+    parts += [manifest.fingerprints.get(name) for name in ("pool", "groups", "previous", "drafter")]
+    return "/".join(str(p) for p in parts)
 
 
 def _pool_of(manifest: Manifest, folder: Path) -> PoolUse | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.http import api
 from draftrec.serve.http.errors import ApiError, of_status, of_validation
-from draftrec.serve.http.gate import Gate
+from draftrec.serve.http.gate import GUARDED, MONITORING, Gate
 from draftrec.serve.http.login import login_router
 from draftrec.serve.service import Service
 
+#: Objects in objects of a body whose fields are told.
+_DEEPEST = 3
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 
@@ -45,8 +48,8 @@ class Operation:
     statuses: tuple[tuple[str, str], ...]
 
 
-def render_docs(document: dict[str, Any]) -> str:
-    """The page of an OpenAPI 3 document."""
+def render_docs(document: dict[str, Any], base: str = "http://127.0.0.1:8080") -> str:
+    """The page of an OpenAPI 3 document, for a service that is asked at `base`."""
     environment = Environment(
         loader=PackageLoader("draftrec.serve.http", "."),
         autoescape=True,
@@ -55,14 +58,14 @@ def render_docs(document: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("docs.html.j2").render(
-        info=document["info"], operations=operations(document)
+        info=document["info"], operations=operations(document, base)
     )
 
 
-def operations(document: dict[str, Any]) -> list[Operation]:
+def operations(document: dict[str, Any], base: str) -> list[Operation]:
     """All routes of the document, in its order."""
     return [
-        _operation(document, method, path, found)
+        _operation(document, method, path, found, base)
         for path, methods in document["paths"].items()
         for method, found in methods.items()
         if method in _METHODS
@@ -70,7 +73,7 @@ def operations(document: dict[str, Any]) -> list[Operation]:
 
 
 def _operation(
-    document: dict[str, Any], method: str, path: str, found: dict[str, Any]
+    document: dict[str, Any], method: str, path: str, found: dict[str, Any], base: str
 ) -> Operation:
     asked = _schema(document, found.get("requestBody", {}))
     answered = _schema(document, found["responses"].get("200", {}))
@@ -79,9 +82,9 @@ def _operation(
         method.upper(),
         path,
         found.get("description", found.get("summary", "")),
-        tuple(_fields(asked)),
+        tuple(_fields(document, asked)),
         None if example is None else json.dumps(example, indent=2),
-        _curl(method, path, example),
+        _curl(method, base + path, example, key="security" in found),
         None if (told := _example(answered)) is None else json.dumps(told, indent=2),
         tuple((status, r["description"]) for status, r in found["responses"].items()),
     )
@@ -89,7 +92,10 @@ def _operation(
 
 def _schema(document: dict[str, Any], holder: dict[str, Any]) -> dict[str, Any]:
     """The JSON schema of a body, references resolved."""
-    schema = holder.get("content", {}).get("application/json", {}).get("schema", {})
+    return _named(document, holder.get("content", {}).get("application/json", {}).get("schema", {}))
+
+
+def _named(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     name = schema.get("$ref", "").rpartition("/")[2]
     return document["components"]["schemas"][name] if name else schema
 
@@ -98,18 +104,29 @@ def _example(schema: dict[str, Any]) -> Any:
     return next(iter(schema.get("examples", ())), None)
 
 
-def _fields(schema: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+def _fields(
+    document: dict[str, Any], schema: dict[str, Any], outer: str = "", depth: int = 0
+) -> list[tuple[str, str, str, bool]]:
+    """Of an object, those of objects in it after it: `records`, `records[].prompt`."""
     required = schema.get("required", ())
-    return [
-        (name, _kind(field), field.get("description", ""), name in required)
-        for name, field in schema.get("properties", {}).items()
-    ]
+    found: list[tuple[str, str, str, bool]] = []
+    for name, field in schema.get("properties", {}).items():
+        place = outer + name
+        found.append((place, _kind(field), field.get("description", ""), name in required))
+        for option in _options(field) if depth < _DEEPEST else ():
+            many = option.get("type") == "array"
+            inner = _named(document, option.get("items", {}) if many else option)
+            found += _fields(document, inner, f"{place}[]." if many else f"{place}.", depth + 1)
+    return found
+
+
+def _options(field: dict[str, Any]) -> list[dict[str, Any]]:
+    return [f for f in field.get("anyOf", (field,)) if f.get("type") != "null"]
 
 
 def _kind(field: dict[str, Any]) -> str:
     """`list of integer`, `KnowledgeRecord`: a word or two for a schema."""
-    options = [f for f in field.get("anyOf", (field,)) if f.get("type") != "null"]
-    first = options[0]
+    first = _options(field)[0]
     if "$ref" in first:
         return first["$ref"].rpartition("/")[2]
     if first.get("type") == "array":
@@ -117,13 +134,15 @@ def _kind(field: dict[str, Any]) -> str:
     return str(first.get("type", "any"))
 
 
-def _curl(method: str, path: str, example: Any) -> str:
+def _curl(method: str, url: str, example: Any, *, key: bool) -> str:
     words = ["curl"]
     if method != "get":
         words.append(f"-X {method.upper()}")
-    words.append(f"http://127.0.0.1:8080{path}")
+    words.append(shlex.quote(url))
+    if key:
+        words.append('-H "authorization: Bearer $KEY"')
     if example is not None:
-        words.append(f"-H 'content-type: application/json' -d '{json.dumps(example)}'")
+        words.append(f"-H 'content-type: application/json' -d {shlex.quote(json.dumps(example))}")
     return " ".join(words)
 
 
@@ -188,9 +207,29 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         )
     )
 
+    if service.keyring:
+        _tell_of_keys(app, pages=signing_in)
+
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(render_docs(app.openapi()))
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(render_docs(app.openapi(), str(request.base_url).rstrip("/")))
+
+
+def _tell_of_keys(app: FastAPI, *, pages: bool) -> None:
+    """Say in the OpenAPI document which routes need a key; the gate asks for it, not they."""
+    plain = app.openapi
+    guarded = (*GUARDED, *(MONITORING if pages else ()))
+
+    def told() -> dict[str, Any]:
+        document = plain()
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["key"] = {"type": "http", "scheme": "bearer"}
+        for path, methods in document["paths"].items():
+            for operation in methods.values() if path.startswith(guarded) else ():
+                operation["security"] = [{"key": []}]
+        return document
+
+    app.openapi = told  # type: ignore[method-assign]
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -26,7 +26,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_GUARDED, _MONITORING = ("/v1/", "/admin/"), ("/metrics", "/dashboard")
+#: Beginnings of paths that need a key where there are any, and that may need one.
+GUARDED, MONITORING = ("/v1/", "/admin/"), ("/metrics", "/dashboard")
 _LOGIN = ("/login", "/logout")
 _QUIET = ("/healthz", "/readyz", "/metrics", "/dashboard")
 #: Of a refused body, so much is thrown away before the connection closes: a client that is still
@@ -78,12 +79,12 @@ class Gate:
         self, scope: Scope, receive: Receive, reply: _Reply, note: RequestNote
     ) -> None:
         path: str = scope["path"]
-        if path.startswith(_MONITORING) and self.service.settings.monitoring == "key":
+        if path.startswith(MONITORING) and self.service.settings.monitoring == "key":
             self._who(scope, note, pages=True)
         if path in _LOGIN:
             body = await _read(scope, receive, self.service.settings.limits)
             receive = _replayed(body, receive)
-        if not path.startswith(_GUARDED):
+        if not path.startswith(GUARDED):
             await self.app(scope, receive, reply)
             return
         self._who(scope, note)
