@@ -215,13 +215,16 @@ export function drawSettings(runs) {
   fill($("settings-table"), settingsTable(runs));
 }
 
-/** What runs were asked for, differences marked. */
+/** What runs were asked for, in what they differ first and marked. */
 export function settingsTable(runs, more = []) {
   const names = [...new Set(runs.flatMap((run) => Object.keys(facts(run))))];
   const rows = [...names.map((name) => [name.replaceAll("_", " "), ...runs.map((run) => String(facts(run)[name] || (facts(run)[name] ?? "-")))]), ...more];
   rows.push(["folder", ...runs.map((run) => run.path)]);
-  const cells = rows.filter((row) => row.slice(1).some((text) => text !== "-")).map(([name, ...texts]) => {
-    const differ = new Set(texts).size > 1;
+  const differs = ([, ...texts]) => new Set(texts).size > 1;
+  const told = rows.filter((row) => row.slice(1).some((text) => text !== "-"));
+  const ordered = [...told.filter(differs), ...told.filter((row) => !differs(row))];
+  const cells = ordered.map(([name, ...texts]) => {
+    const differ = differs([name, ...texts]);
     return [name, ...texts.map((text) => el("td", { class: differ && runs.length > 1 ? "words differs" : "words" }, text))];
   });
   return table(["setting", ...runs.map((run) => el("th", { scope: "col", class: "words" }, run.name))], cells);
