@@ -44,6 +44,7 @@ export function remaining(run) {
 export const guess = (shown) => el("span", { class: "guess", title: "estimated, not measured" }, `≈ ${shown}`);
 
 const COLUMNS = {
+  __proto__: null, // names come from the address and from what people type
   name: ["run", (r) => r.name],
   state: ["state", (r) => STATES[r.state], (r) => el("span", { class: `badge ${r.state}` }, STATES[r.state])],
   done: ["done", (r) => ratio(r.records_done, r.records), (r) => percent(ratio(r.records_done, r.records))],
@@ -102,7 +103,7 @@ export function matches(run, asked) {
   const text = `${run.name} ${STATES[run.state]} ${Object.values(all).join(" ")}`.toLowerCase();
   return asked.toLowerCase().split(/\s+/).filter(Boolean).every((term) => {
     const [, name, sign, wanted] = /^(\w+)([=<>])(.+)$/.exec(term) ?? [];
-    if (!name || (!COLUMNS[name] && !(name in all))) return text.includes(term);
+    if (!name || (!COLUMNS[name] && !Object.hasOwn(all, name))) return text.includes(term);
     const found = value(name);
     if (sign === "=") return String(found).toLowerCase() === wanted;
     if (found === null || found === undefined || found === "") return false;
