@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from draftrec.core import Counts, Generation, Request
+from draftrec.core import ALL, OWN, PROMPT, Counts, Generation, IntArray, Request
 from draftrec.engine.text.stats import Spent
 from draftrec.jobs.knowledge import shards as module
-from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, texts_in
+from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, pieces_of, texts_in
 
 
 def entry(i: int) -> Entry:
@@ -91,3 +92,21 @@ def test_what_waits_reaches_the_disk_in_time(
         assert synced == [31.0]
         journal.add(entry(1))
     assert synced == [31.0, 70.0]
+
+
+def test_where_words_came_from_is_kept_through_the_journal_and_halves_of_characters() -> None:
+    content = "Sea é tales".encode()  # a token is a byte here
+    sources = np.full(len(content), OWN, np.uint8)
+    sources[4:5], sources[5:] = PROMPT, ALL  # é's first byte, and what follows
+    made = Generation(
+        "e", np.frombuffer(content, np.uint8).astype(np.int32), "eos", 1, Counts(), 0.0, sources
+    )
+    read = Entry.of(Entry(1, 2, made, Clock()).line()).generation
+    assert read.sources is not None
+    assert read.sources.tolist() == sources.tolist()
+
+    def decode(ids: IntArray) -> str:
+        return bytes(ids.tolist()).decode(errors="replace")
+
+    assert pieces_of(read, "Sea é tales", decode) == (("model", 4), ("all", 7))
+    assert pieces_of(replace(read, sources=None), "Sea é tales", decode) is None
