@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,7 @@ from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.engine.learned.passes import HeadPasses
 from draftrec.engine.learned.rules import ScoreRules
+from draftrec.engine.learned.worth import Worth
 from draftrec.engine.passes.half_weights import HalfLinear
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
@@ -274,22 +275,28 @@ def _narrow(head: DraftHead) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class HeadDrafting:
-    """A drafter ready to draft beside a target that keeps its features."""
+    """A drafter ready to draft beside a target that keeps its features. `worth`: what is known, by
+    rules, of what it brings and takes; kept from run to run."""
 
     learned: LearnedDrafter
     passes: HeadPasses
     target: Target
+    worth: dict[ScoreRules, Worth] = field(default_factory=dict)
 
     def drafter(
         self, inner: Drafter, rate: Callable[[int], float] | None, rules: ScoreRules
     ) -> HeadDrafter:
-        """One that draws into the trees of `inner`; `rate` and `rules` as `HeadDrafter` takes
-        them."""
+        """One that draws into the trees of `inner`; `rules` as `HeadDrafter` takes them. With a
+        `rate`, tokens per second of so many sequences lately, it drafts while that pays."""
         info, tokens = self.learned.info, self.learned.tokens.cpu().numpy()
         weights = None if info.mixing is None else np.array(info.mixing["weights"])
+        worth = None
+        if rate is not None:
+            worth = self.worth.setdefault(rules, Worth(info.levels, rate))
+            worth.rate = rate
         return HeadDrafter(
             inner, self.passes, self.target, tokens, info.levels,
-            weights=weights, rate=rate, rules=rules,
+            weights=weights, worth=worth, rules=rules,
         )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from draftrec.engine.learned import growth
 from draftrec.engine.learned.growth import NOT_DRAWN, Drawn, Growth
 from draftrec.engine.learned.passes import HeadPasses
 from draftrec.engine.learned.rules import ScoreRules, SeenTokens
+from draftrec.engine.learned.worth import Worth
 from draftrec.engine.packing import Segment
 from draftrec.engine.target import Target
 from draftrec.engine.tree import certain
@@ -35,6 +35,8 @@ from draftrec.engine.tree import certain
 BRANCHES, WIDTH = 8, 8
 # Likely tokens of the head's among which the noise of a sampled text chooses those.
 _CANDIDATES = 64
+# A step seldom writes more tokens of a text than this.
+_STEP = 16
 # So many times as many nodes are asked of the other drafter before the noise chooses among them.
 _MORE = 2
 PLAIN = ScoreRules()
@@ -48,8 +50,8 @@ class HeadDrafter:
     whose last row the target has yet to compute, prompts under way, are drafted by `inner` alone.
     `rules`: what is done to the target's scores, and so to the head's. Where texts are sampled,
     both estimates are joined as if nobody knew the noise, which then chooses among what they say.
-    With a `rate`, tokens per second of so many sequences lately, levels are looked at while they
-    bring more tokens than their time would without them; the same of the head as a whole.
+    With a `worth`, levels are looked at while they bring more tokens than their time would without
+    them; the same of the head as a whole.
     """
 
     def __init__(  # noqa: PLR0913
@@ -60,11 +62,11 @@ class HeadDrafter:
         tokens: LongArray,
         levels: int,
         weights: DoubleArray | None = None,
-        rate: Callable[[int], float] | None = None,
+        worth: Worth | None = None,
         rules: ScoreRules = PLAIN,
     ) -> None:
         self.inner, self.passes, self.target = inner, passes, target
-        self.worth = Worth(levels, rate) if rate else None
+        self.worth = worth
         self.levels = levels
         self.weights = growth.default_weights(levels) if weights is None else weights
         self._tokens = tokens.astype(np.int32)
@@ -87,7 +89,7 @@ class HeadDrafter:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
         able = [i for i, s in enumerate(batch) if len(s.context) - s.computed == 1 < s.room]
         levels = min(self.levels, depth)
-        if not (able and levels) or (self.worth and self.worth.rests()):
+        if not (able and levels) or (self.worth and self.worth.rests(len(able))):
             return self._others(batch, limit, depth)
         chosen = [batch[i] for i in able]
         sampled = any(s.noise is not None for s in chosen)
@@ -139,10 +141,12 @@ class HeadDrafter:
                 break
             began = time.perf_counter()
             segments = [b.segment(s) for b, s in zip(below, batch, strict=True) if b.asks]
+            behind = any(len(b.pending) > _STEP for b in below)
             self._look(grown, segments, rows, level, batch, drawn_by)
             rows = self._choose(grown, below, limit, levels)
             if self.worth:
-                self.worth.looked(level, mass, time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                self.worth.looked(level, mass, seconds, len(batch), behind=behind)
             mass = float(grown.probs[rows[:, 0], rows[:, 1]].sum())
         for sequence in batch:
             self._rows[id(sequence)] = len(sequence.context)
@@ -274,51 +278,3 @@ def _drawn(grown: Growth, b: int, limit: int) -> _Drawn:
         grown.sources[b, kept].astype(np.uint8),
     )
     return _Drawn(tree, grown.levels[b, kept])
-
-
-# Steps without the head before the next try; what one observation keeps of those before; and what
-# the first estimate counts for: half of what a level could bring.
-_REST, _KEPT, _PRIOR = 15, 0.98, 4.0
-
-
-class Worth:
-    """Whether the head's levels bring more tokens than their time is worth.
-
-    Of each level: `mass`, the probability that texts would come by the nodes that it looked at,
-    summed; `brought`, the tokens accepted that it alone proposed; `seconds` that it takes.
-    """
-
-    def __init__(self, levels: int, rate: Callable[[int], float]) -> None:
-        self.rate = rate
-        self.mass, self.brought, self.seconds = (np.zeros(levels) for _ in range(3))
-        self._spent, self._gain, self._rested = 0.0, 0.0, 0
-
-    def rests(self) -> bool:
-        """Is the head left out of this step, since it has not paid lately?"""
-        if self._gain < 0 and self._rested < _REST:
-            self._rested += 1
-            return True
-        self._rested = 0
-        return False
-
-    def pays(self, level: int, mass: float, sequences: int) -> bool:
-        """Is a look at nodes of so much probability worth its time?"""
-        share = (self.brought[level] + 0.5 * _PRIOR) / (self.mass[level] + _PRIOR)
-        return mass * share >= self.rate(sequences) * self.seconds[level]
-
-    def looked(self, level: int, mass: float, seconds: float) -> None:
-        """Note what a level took. Undisturbed passes count: others last as long as it pleases."""
-        known = self.seconds[level]
-        self.seconds[level] = seconds if not known else min(seconds, known + 0.1 * seconds)
-        self.mass[level] = _KEPT * self.mass[level] + mass
-        self.brought[level] *= _KEPT
-        self._spent += seconds
-
-    def settle(self, accepted: Seq[IntArray], sequences: int) -> None:
-        """Count the accepted nodes by level, of so many sequences that were drafted for."""
-        levels = np.concatenate([*accepted, np.empty(0, np.int32)])
-        counts = np.bincount(levels[levels >= 0], minlength=len(self.brought))
-        self.brought += counts
-        gain = counts.sum() - self.rate(sequences) * self._spent
-        self._gain += 0.05 * (gain - self._gain)
-        self._spent = 0.0
