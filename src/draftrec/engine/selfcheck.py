@@ -38,7 +38,8 @@ def checked_target(
 
     `narrow_kv`: as `Target`. `exact`: let a row give the same bits whatever else is in its pass,
     and look whether it does: `target.exact` says so; where it does not, a warning, and rows share
-    what computes them as without `exact`. Frozen passes, and those written by hand, that differ by
+    what computes them as without `exact`. Passes written by hand are exact unasked where that takes
+    no more rows than there are. Frozen passes, and those written by hand, that differ by
     more than rounding are run eagerly instead, which is said. Raises UnsupportedModelError if
     scores differ then: some architectures hide state, positions or masks of their own, and would
     give wrong texts silently.
@@ -59,6 +60,8 @@ def checked_target(
             error = _difference(target, _length(target), own)
         if exact:
             target.exact = _is_exact(target)
+        elif target.by_hand and not narrow_kv:
+            target.exact = _exact_as_it_is(target)
         runner = target.runner
         if not target.exact and runner.by_row and isinstance(runner, PackedRunner | FrozenRunner):
             runner.attend_together()
@@ -112,6 +115,15 @@ def _is_exact(target: Target) -> bool:
         type(target.model).__name__,
     )
     return False
+
+
+def _exact_as_it_is(target: Target) -> bool:
+    """Let attention go by rows, if that alone makes rows what they are by themselves."""
+    runner = target.runner
+    assert isinstance(runner, PackedRunner)
+    runner.by_row = True
+    runner.by_row = _alike(target)
+    return runner.by_row
 
 
 def _alike(target: Target) -> bool:

@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numba import njit
 from torch import nn
 
 from draftrec.engine.passes.row_attention import SUMS, over_rows
 
-# Rows from which products of widened weights, by the library, take less time.
-_MANY = 96
-# Inputs whose rows stay in a core's cache while weights pass by.
+# Rows whose inputs stay in a core's cache while weights pass by, and how many of these inputs.
+_ROWS = 96
 _INPUTS = 1024
 
 
@@ -28,7 +26,8 @@ class HalfLinear(nn.Module):
     """Linear layers that read the same rows, as one: float32 `[..., in]` to `[..., out]` with
     weights bfloat16 `[out, in]`. For inference only.
 
-    `by_row`: a row gives the same bits whatever rows are beside it.
+    A row gives the same bits whatever rows are beside it: `_one` adds up what `_tiles` does, in its
+    order. `engine.selfcheck` looks whether that holds on this processor.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -36,17 +35,17 @@ class HalfLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = bias
-        self.by_row = False
         self._half: Any = weight.view(torch.int16).numpy()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        if len(rows) >= _MANY and not self.by_row:
-            return F.linear(x, self.weight.float(), self.bias)
         out = torch.empty((len(rows), self.out_features))
-        kernel = _one if len(rows) == 1 and not self.by_row else _tiles
+        given, made = rows.numpy(), out.numpy()
+        kernel = _one if len(rows) == 1 else _tiles
         work = self._half.size // 4  # numbers come by faster here than in loops over rows
-        over_rows(kernel, self.out_features, work, rows.numpy(), self._half, out.numpy())
+        for i in range(0, len(rows), _ROWS):
+            here = slice(i, i + _ROWS)
+            over_rows(kernel, self.out_features, work, given[here], self._half, made[here])
         out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out.add_(self.bias)
 
@@ -65,19 +64,35 @@ def widened(half: Any) -> Any:
 
 @njit(cache=True, nogil=True, fastmath=SUMS)
 def _one(first: int, last: int, x: Any, weight: Any, out: Any) -> None:
-    """Outputs `first .. last - 1` of a single row, four at a time."""
-    row = x[0]
-    for o in range(first, last, 4):
-        o1, o2, o3 = min(o + 1, last - 1), min(o + 2, last - 1), min(o + 3, last - 1)
-        w0, w1, w2, w3 = weight[o], weight[o1], weight[o2], weight[o3]
-        a = b = c = d = np.float32(0)
-        for k in range(len(row)):
-            v = row[k]
-            a += v * widened(w0[k])
-            b += v * widened(w1[k])
-            c += v * widened(w2[k])
-            d += v * widened(w3[k])
-        out[0, o], out[0, o1], out[0, o2], out[0, o3] = a, b, c, d
+    """Outputs `first .. last - 1` of a single row, eight at a time: as many sums as a tile has, so
+    that they are vectorised, and rounded, as a tile's are."""
+    for begin in range(0, x.shape[1], _INPUTS):
+        size = min(_INPUTS, x.shape[1] - begin)
+        row = x[0, begin : begin + size]
+        for o in range(first, last, 8):
+            o1, o2, o3 = min(o + 1, last - 1), min(o + 2, last - 1), min(o + 3, last - 1)
+            o4, o5, o6 = min(o + 4, last - 1), min(o + 5, last - 1), min(o + 6, last - 1)
+            o7 = min(o + 7, last - 1)
+            w0, w1 = weight[o, begin : begin + size], weight[o1, begin : begin + size]
+            w2, w3 = weight[o2, begin : begin + size], weight[o3, begin : begin + size]
+            w4, w5 = weight[o4, begin : begin + size], weight[o5, begin : begin + size]
+            w6, w7 = weight[o6, begin : begin + size], weight[o7, begin : begin + size]
+            a = b = c = d = e = f = g = h = np.float32(0)
+            for k in range(size):
+                v = row[k]
+                a += v * widened(w0[k])
+                b += v * widened(w1[k])
+                c += v * widened(w2[k])
+                d += v * widened(w3[k])
+                e += v * widened(w4[k])
+                f += v * widened(w5[k])
+                g += v * widened(w6[k])
+                h += v * widened(w7[k])
+            if begin:
+                a, b, c, d = a + out[0, o], b + out[0, o1], c + out[0, o2], d + out[0, o3]
+                e, f, g, h = e + out[0, o4], f + out[0, o5], g + out[0, o6], h + out[0, o7]
+            out[0, o], out[0, o1], out[0, o2], out[0, o3] = a, b, c, d
+            out[0, o4], out[0, o5], out[0, o6], out[0, o7] = e, f, g, h
 
 
 @njit(cache=True, nogil=True, fastmath=SUMS)

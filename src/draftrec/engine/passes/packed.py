@@ -45,12 +45,10 @@ class PackedRunner:
         one_dnn = cpu and (is_prepacked(model) or not wide)
         few = partial(bucket, least=1) if wide else bucket
         self._usual: Callable[[int], int] = few if one_dnn else int
-        self._halves = [m for m in model.modules() if isinstance(m, HalfLinear)]
         self.padded_rows = self._usual
         if by_row:
-            self.padded_rows = bucket if one_dnn else int if self._halves else sixteens
-        for layer in self._halves:
-            layer.by_row = by_row
+            halves = any(isinstance(m, HalfLinear) for m in model.modules())
+            self.padded_rows = bucket if one_dnn else int if halves else sixteens
         #: What runs in place of the model, where its architecture has a pass written by hand.
         self.step: LlamaStep | None = None
         self.hidden: LastHidden | None = None
@@ -62,8 +60,6 @@ class PackedRunner:
     def attend_together(self) -> None:
         """Let rows share what computes them, which is faster, from now on."""
         self.by_row, self.padded_rows = False, self._usual
-        for layer in self._halves:
-            layer.by_row = False
 
     @torch.inference_mode()
     def shape(self) -> KVShape:
