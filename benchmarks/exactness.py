@@ -1,7 +1,8 @@
 """Is the strict text the model's own? Token ids against `model.generate`, prompt by prompt.
 
     PYTHONPATH=src python benchmarks/exactness.py [--model DIR] [--prompts FILE] [--limit 300]
-    PYTHONPATH=src python benchmarks/exactness.py --part bits [--model DIR ...] [--limit 300]
+    PYTHONPATH=src python benchmarks/exactness.py --part bits [--model DIR ...] [--limit 300] \
+        [--settings pass_=frozen]
     PYTHONPATH=src python benchmarks/exactness.py --part bits-cost [--model DIR ...] [--timed 16]
 
 The reference is Hugging Face's greedy search, one prompt at a time and unpadded, in float32.
@@ -214,7 +215,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.part == "bits":
         payload = measure_bits(args, cost=False)
-        write_result("exactness-bits", payload, folder=args.results)
+        name = "-".join(["exactness-bits", *(str(value) for _, value in args.settings)])
+        write_result(name, payload, folder=args.results)
         return int(not all_equal(payload))
     payload = measure(args)
     write_result("exactness", payload, folder=args.results)

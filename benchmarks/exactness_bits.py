@@ -70,7 +70,10 @@ def _texts_of(
     strangers: list[Request],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    report: dict[str, Any] = {"promised": both[True].exact, "exact": {}, "ordinary": {}}
+    unasked = both[False].exact
+    report: dict[str, Any] = {
+        "promised": both[True].exact, "unasked": unasked, "exact": {}, "ordinary": {},
+    }  # fmt: skip
     for exact, generator in both.items():
         expected = _texts(generator.run(requests))
         found = report["exact" if exact else "ordinary"]

@@ -146,17 +146,20 @@ def structured(result: Result) -> str:
 
 def exactness_bits(result: Result) -> str:
     """What --exact promises, kept or not."""
+    way = result["settings"].get("pass_", "")
     out = (
-        "## Bit for bit: `benchmarks/exactness.py --part bits`\n\n"
-        f"With `--exact`: {result['prompts']} prompts, each text compared with the one that the "
+        f"## Bit for bit{way and ', ' + way}: `benchmarks/exactness.py --part bits`\n\n"
+        f"With `--exact`: {result['prompts']} prompts, at most {result['max_new_tokens']} tokens "
+        "each, every text compared with the one that the "
         "same model writes alone and without drafts; in brackets the fewest equal ones of any run "
-        "without `--exact`. Nothing is timed.\n"
+        "without `--exact`. Promised unasked: the job said so without `--exact`. Nothing is timed.\n"
     )
-    out += header("model", "dtype", "runs", "equal texts, fewest", "promised")
+    out += header("model", "dtype", "runs", "equal texts, fewest", "promised", "promised unasked")
     for model, dtype, r in _of_dtypes(result):
         runs, others = ([x["equal"] for x in r[kind].values()] for kind in ("exact", "ordinary"))
         fewest = f"{min(runs)} of {result['prompts']} ({min(others)})"
-        out += row(model, dtype, len(runs), fewest, "yes" if r["promised"] else "no")
+        promised = ["yes" if r[kind] else "no" for kind in ("promised", "unasked")]
+        out += row(model, dtype, len(runs), fewest, *promised)
     return out
 
 

@@ -50,7 +50,12 @@ class Job:
 JOBS = (
     # What is exact, first: nothing else is worth measuring before.
     Job("exactness.py", ("exactness",), 15, _OURS),
-    Job("exactness.py --part bits", ("exactness-bits",), 60),
+    Job("exactness.py --part bits --max-new-tokens 128", ("exactness-bits",), 20),
+    Job(
+        "exactness.py --part bits --max-new-tokens 128 --settings pass_=frozen",
+        ("exactness-bits-frozen",),
+        40,
+    ),
     Job("exactness.py --part bits-cost", ("exactness-bits-cost",), 5),
     Job("controls.py", ("controls-exactness", "controls-costs"), 15, _OURS),
     Job("transformers_generate.py", ("transformers",), 4, _OURS),

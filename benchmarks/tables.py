@@ -372,6 +372,7 @@ SECTIONS = {
     "recycling": recycling,
     "exactness": _exactness,
     "exactness-bits": exactness_bits,
+    "exactness-bits-frozen": exactness_bits,
     "exactness-bits-cost": exactness_bits_cost,
     "controls-exactness": controls_exactness,
     "controls-costs": controls_costs,
