@@ -152,7 +152,7 @@ def exactness_bits(result: Result) -> str:
         f"With `--exact`: {result['prompts']} prompts, at most {result['max_new_tokens']} tokens "
         "each, every text compared with the one that the "
         "same model writes alone and without drafts; in brackets the fewest equal ones of any run "
-        "without `--exact`. Promised unasked: the job said so without `--exact`. Nothing is timed.\n"
+        "without `--exact`. Promised unasked: without `--exact` too. Nothing is timed.\n"
     )
     out += header("model", "dtype", "runs", "equal texts, fewest", "promised", "promised unasked")
     for model, dtype, r in _of_dtypes(result):
