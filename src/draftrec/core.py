@@ -55,6 +55,31 @@ EMPTY_TREE = DraftTree(
 
 
 @dataclass(frozen=True, slots=True)
+class Wishes:
+    """What one text wants otherwise than the engine it is written by; None: as the engine has it.
+
+    `rules`: an `engine.text.loop.TextRules`. `drafts`: whether anything is drafted. `log_probs`:
+    keep the log-probability of every token, and of so many of the likeliest at its place.
+    """
+
+    rules: Any = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    drafts: bool = True
+    log_probs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token's log-probability where it stands, by the target's scores as they are: before
+    penalties, masks and temperature. `likeliest`: tokens there with theirs, best first."""
+
+    token_id: int
+    log_prob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One text to write: `prompt_ids` int32 `[p]`, p >= 1, special tokens included.
 
@@ -69,6 +94,7 @@ class Request:
     previous_ids: IntArray | None = None
     key: int = 0
     sample: int = 0
+    wishes: Wishes = Wishes()
 
 
 @dataclass(slots=True)
@@ -120,7 +146,8 @@ COUNTED = tuple(f.name for f in fields(Counts) if f.name != "accepted_by_source"
 class Generation:
     """A finished text. `token_ids` int32: new tokens only, EOS included if it was emitted. `loss`:
     nats of log-probability that its relaxed tokens gave up; `sources` uint8, of each token: its
-    position in `SOURCES`, or `OWN`; None where nobody noted them."""
+    position in `SOURCES`, or `OWN`; None where nobody noted them. `scores`: of
+    every token, where its request wished for them."""
 
     entity_id: str
     token_ids: IntArray
@@ -129,6 +156,7 @@ class Generation:
     counts: Counts
     loss: float = 0.0
     sources: ByteArray | None = None
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from draftrec.core import FloatArray, IntArray, LongArray
+from draftrec.core import FloatArray, IntArray, LongArray, TokenScore
 from draftrec.engine.noise import FIRST, GOLDEN, REST, SECOND
 from draftrec.engine.passes import row_attention
 
@@ -122,3 +123,15 @@ def log_probs_of(logits: torch.Tensor, rows: LongArray, tokens: IntArray) -> Flo
     at = torch.as_tensor(rows, device=device), torch.as_tensor(tokens, device=device).long()
     total = log_sum_exp(logits)
     return (logits[at].float() - total[at[0]]).cpu().numpy()
+
+
+def token_scores(logits: torch.Tensor, tokens: IntArray, k: int) -> list[TokenScore]:
+    """Of `tokens` int32 `[n]`, each after its row of `logits` `[n, V]`; with the `k` likeliest."""
+    own = log_probs_of(logits, np.arange(len(tokens)), tokens).tolist()
+    if not k:
+        return [TokenScore(t, p) for t, p in zip(tokens.tolist(), own, strict=True)]
+    values, ids = (found.cpu().tolist() for found in most_probable(logits, k))
+    return [
+        TokenScore(t, p, tuple(zip(i, v, strict=True)))
+        for t, p, i, v in zip(tokens.tolist(), own, ids, values, strict=True)
+    ]

@@ -35,14 +35,19 @@ _BREAK = "\u200b"  # zero-width space
 _VALUES = {"tools", "documents", "add_generation_prompt", "continue_final_message"}
 
 
+#: One user's words, or a whole conversation: turns of `role` and `content`.
+Prompt = str | Seq[Mapping[str, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class PromptForm:
     """How a prompt becomes what the model is sent.
 
     `chat`: in the tokenizer's chat template, after `system` if there is one, with `values` for the
-    template to read. `special_tokens`: whether the text of a special token in a prompt acts as that
-    token ("obey") or is text like any other ("split"). `now`: what a template takes for the time;
-    None: the time of the call.
+    template to read; without it a conversation is what its turns say, a blank line between.
+    `special_tokens`: whether the text of a special token in a prompt acts as that token ("obey") or
+    is text like any other ("split"). `now`: what a template takes for the time; None: the time of
+    the call.
     """
 
     chat: bool = False
@@ -112,7 +117,7 @@ class PromptEncoder:
         (a BOS, say) are left out."""
         return [self._unmarked(text) for text in self._rendered(prompts)]
 
-    def encode(self, prompts: Seq[str]) -> list[IntArray]:
+    def encode(self, prompts: Seq[Prompt]) -> list[IntArray]:
         """int32 token ids per prompt, special tokens as the model expects them.
 
         Raises DraftrecError with the chat template's own words where it refuses.
@@ -127,14 +132,16 @@ class PromptEncoder:
             for text, clean, ids in zip(texts, sent, plain.input_ids, strict=True)
         ]
 
-    def _rendered(self, prompts: Seq[str]) -> list[str]:
+    def _rendered(self, prompts: Seq[Prompt]) -> list[str]:
         """The texts to encode, with marks around special tokens that are to be text."""
-        marked = [self._marked(prompt) for prompt in prompts]
-        if not self.form.chat or not marked:
-            return marked
+        if not self.form.chat or not prompts:
+            return [
+                self._marked(p if isinstance(p, str) else "\n\n".join(t["content"] for t in p))
+                for p in prompts
+            ]
         system = self.form.system
         first = [] if system is None else [{"role": "system", "content": system}]
-        turns = [[*first, {"role": "user", "content": text}] for text in marked]
+        turns = [[*first, *self._turns(prompt)] for prompt in prompts]
         values = {"add_generation_prompt": True, "draftrec_dates": self._dates, **self.form.values}
         try:
             return self.tokenizer.apply_chat_template(
@@ -143,9 +150,15 @@ class PromptEncoder:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             mend = "leave --system out, or use --no-chat" if first else "use --no-chat"
+            if not isinstance(prompts[0], str):
+                mend = "put the turns as it wants them"
             raise DraftrecError(
                 f"the model's chat template refuses: {words.rstrip('.')}; {mend}"
             ) from error
+
+    def _turns(self, prompt: Prompt) -> list[dict[str, str]]:
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return [{**turn, "content": self._marked(turn["content"])} for turn in turns]
 
     def _marked(self, prompt: str) -> str:
         if self.form.special_tokens == "obey":

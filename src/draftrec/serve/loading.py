@@ -40,6 +40,7 @@ class KnowledgeSource(Protocol):
     """Where a generator comes from, and another pool once its folder has changed."""
 
     chat: bool | None
+    name: str | None
 
     def load(self) -> Generator: ...
 
@@ -134,7 +135,7 @@ class FileGenerator:
 
     def __init__(self, settings: KnowledgeSettings) -> None:
         self.settings = settings
-        self.chat = settings.chat
+        self.chat, self.name = settings.chat, settings.name
 
     def load(self) -> Generator:
         """Load the model and open the pool. Raises DraftrecError for unusable ones."""

@@ -127,8 +127,8 @@ class Work(Protocol[Q, A]):
         cannot be answered."""
         ...
 
-    def turn(self) -> Mapping[int, A]:
-        """One pass; what it finished."""
+    def turn(self) -> Mapping[int, A | DraftrecError]:
+        """One pass; what it finished, and what failed alone."""
         ...
 
     def stop(self, number: int) -> None:
@@ -310,7 +310,10 @@ class ModelThread(Generic[Question, Answer]):
             ticket.passes += 1
         for number, answer in finished.items():
             if ticket := self._running.pop(number, None):
-                ticket.settle(answer)
+                if isinstance(answer, DraftrecError):
+                    ticket.fail(answer)
+                else:
+                    ticket.settle(answer)
         self._speed.count(len(finished))
 
     def _change(self) -> None:

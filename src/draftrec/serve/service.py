@@ -15,7 +15,7 @@ from draftrec.errors import DraftrecError
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.http.auth import Keyring, Sessions, TokenBuckets
-from draftrec.serve.http.errors import ApiError
+from draftrec.serve.http.errors import OPENAI_ROUTES, ApiError
 from draftrec.serve.http.lifecycle import Lifecycle
 from draftrec.serve.http.login import ATTEMPTS
 from draftrec.serve.loading import ServiceSources
@@ -30,7 +30,7 @@ _QUIET_SECONDS = 10.0
 
 class Service:
     """Loads what the sources name. `start` sets their threads going, `stop` ends them. `chat`: are
-    prompts put into the tokenizer's chat template?
+    prompts put into the tokenizer's chat template? `model_name`: of what writes texts.
 
     Raises DraftrecError for unusable files, models and settings.
     """
@@ -48,7 +48,7 @@ class Service:
         self.writing: KnowledgeWork | None = None
         self.recommend: ModelThread[Query, Recommended] | None = None
         self.knowledge: ModelThread[Wanted, Written] | None = None
-        self.chat = False
+        self.chat, self.model_name, self.began = False, "", int(time.time())
         # Of its own, so that nothing else that waits for a thread waits for long prompts.
         self.tokenizing = ThreadPoolExecutor(2, "tokenizing")
         self._began = time.monotonic()
@@ -62,9 +62,13 @@ class Service:
             generator = sources.knowledge.load()
             chat = sources.knowledge.chat
             self.chat = generator.has_chat_template if chat is None else chat
+            model = generator.config.target.model
+            own = Path(model).name if Path(model).exists() else model
+            self.model_name = sources.knowledge.name or own
             longest = min(settings.limits.prompt_tokens, generator.context_length - 1)
             self.writing = KnowledgeWork(generator, longest, self.metrics)
             self.knowledge = self._thread(self.writing, "/v1/knowledge")
+            self._routes += OPENAI_ROUTES
         self.metrics.expect(self._routes, lambda: self.lifecycle.in_flight)
 
     @property

@@ -61,9 +61,13 @@ class RecommendSettings(_Frozen):
 
 
 class KnowledgeSettings(_Frozen):
-    """Who answers `POST /v1/knowledge`. `chat` None: where the tokenizer has a chat template."""
+    """Who answers `POST /v1/knowledge` and OpenAI's routes. `chat` None: where the tokenizer has a
+    chat template."""
 
     generate: GenerateConfig
+    name: str | None = Field(
+        default=None, description="the model's, for clients of OpenAI's routes; None: its own"
+    )
     pool: Here | None = None
     chat: bool | None = None
 

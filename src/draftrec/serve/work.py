@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from draftrec.core import Drafter, DraftTree, IntArray, Request, SequenceView, Verdict
+from draftrec.core import (
+    Counts,
+    Drafter,
+    DraftTree,
+    IntArray,
+    Request,
+    SequenceView,
+    TokenScore,
+    Verdict,
+    Wishes,
+)
 from draftrec.engine.beams import loop as beam_loop
 from draftrec.engine.beams.state import BeamRequest, UserSearch
 from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.text import loop as text_loop
 from draftrec.engine.text.drafters import GrammarDrafter
-from draftrec.errors import PoolMismatchError
+from draftrec.engine.text.grammar import GrammarLostError
+from draftrec.engine.text.loop import TextRules
+from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.prompts import key_of
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
@@ -133,28 +147,38 @@ class RecommendWork:
 
 # Passes between two looks at what the pool was worth.
 _LOOK = 64
+# Settings of requests that are kept ready; a grammar of a large schema holds some megabytes.
+_MOST_RULES = 64
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Wanted:
     """A text to write: `prompt_ids` int32 `[p]`, special tokens included. `route` asked for it when
-    `time.monotonic()` was `arrived`."""
+    `time.monotonic()` was `arrived`. `key` seeds its sampling; None: that of the entity."""
 
     entity_id: str
     prompt_ids: IntArray
     group: str | None = None
     route: str = "/v1/knowledge"
     arrived: float = field(default_factory=time.monotonic)
+    key: int | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    on_tokens: Callable[[IntArray, Seq[TokenScore]], None] | None = None
+    """Is told, by the model's thread, of new tokens and their scores, but for those of the pass
+    that ends the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A text, and why it ended; `deadline`: it is what there was by then. `tokens`: new ones."""
+    """A text, and why it ended; `deadline`: it is what there was by then. `token_ids` int32: new
+    ones. `scores`: of every token, where they were wished for."""
 
     entity_id: str
     text: str
     finish_reason: Literal["eos", "length", "stop", "deadline"]
-    tokens: int
+    token_ids: IntArray
+    counts: Counts = field(default_factory=Counts)
+    scores: Seq[TokenScore] = ()
 
 
 class SwitchingDrafter:
@@ -215,7 +239,17 @@ class KnowledgeWork:
         self._orders: dict[int, int] = {}
         self._wanted: dict[int, tuple[int, Wanted]] = {}
         self._began: dict[int, tuple[float, int]] = {}  # when, and with how many tokens
+        self._told_of: dict[int, int] = {}  # tokens that were handed over already
         self._passes = 0
+        # Texts with the same settings share their rules, and are judged together in a pass.
+        self._rules = lru_cache(_MOST_RULES)(self._rules_of)
+
+    def rules(self, settings: Mapping[str, Any]) -> TextRules | None:
+        """As `Generator.text_rules`; safe to call from other threads."""
+        return self._rules(json.dumps(settings, sort_keys=True))
+
+    def _rules_of(self, settings: str) -> TextRules | None:
+        return self.generator.text_rules(json.loads(settings))
 
     def prepare(self) -> None:
         """Measure what passes cost, take the memory, and write a few tokens."""
@@ -235,24 +269,43 @@ class KnowledgeWork:
             question.entity_id,
             question.prompt_ids,
             question.group,
-            key=key_of(question.entity_id),
+            key=key_of(question.entity_id) if question.key is None else question.key,
+            wishes=question.wishes,
         )
         order = self._batch.add(request)
         self._orders[number] = order
         self._wanted[order] = number, question
         return None
 
-    def turn(self) -> Mapping[int, Written]:
-        """One step of the loop of `engine.text.loop`."""
-        text_loop.step(self._engine, self._batch, self._count)
+    def turn(self) -> Mapping[int, Written | DraftrecError]:
+        """One step of the loop of `engine.text.loop`. A text that its grammar cannot follow fails
+        alone; the others take the step again."""
+        try:
+            text_loop.step(self._engine, self._batch, self._count)
+        except GrammarLostError as error:
+            order = next(s.order for s in self._batch.running if s is error.sequence)
+            number = self._wanted[order][0]
+            self.stop(number)
+            return {number: error}
+        self._tell()
         finished = list(self._batch.results)
         self._note_first_tokens(finished)
         return {self._wanted[order][0]: self._finished(order) for order in finished}
+
+    def _tell(self) -> None:
+        """Hand new tokens to whoever reads along."""
+        for sequence in self._batch.running:
+            question, told = self._wanted[sequence.order][1], self._told_of.get(sequence.order, 0)
+            if question.on_tokens and sequence.new_tokens > told:
+                fresh = sequence.context[sequence.prompt_tokens + told :].copy()
+                question.on_tokens(fresh, sequence.scores[told:])
+                self._told_of[sequence.order] = sequence.new_tokens
 
     def stop(self, number: int) -> None:
         """Forget a text that nobody waits for."""
         order = self._orders.pop(number)
         text_loop.drop(self._engine, self._batch, order)
+        self._told_of.pop(order, None)
         del self._wanted[order]
         self._began.pop(order, None)
 
@@ -261,10 +314,12 @@ class KnowledgeWork:
         order = self._orders.pop(number)
         question = self._wanted.pop(order)[1]
         sequence = text_loop.drop(self._engine, self._batch, order)
+        self._told_of.pop(order, None)
         if sequence is None:
             return self.late(question)
         self._note_token_time(order, question, sequence.new_tokens)
-        return self._told(question, sequence.context[sequence.prompt_tokens :], "deadline")
+        tokens = sequence.context[sequence.prompt_tokens :].copy()
+        return self._told(question, tokens, "deadline", sequence.counts, sequence.scores)
 
     def late(self, question: Wanted) -> Written:
         """No text at all: there was no time to begin."""
@@ -297,9 +352,13 @@ class KnowledgeWork:
         engine = self.generator.engine(self.longest)
         engine.drafter, self._drafter = _switching(engine.drafter)
         self._engine, self._batch = engine, text_loop.empty_batch(engine, self.longest)
+        if self.generator.config.draft.draft != "none" and not self.generator.grammar:
+            engine.drafter = GrammarDrafter(engine.drafter)  # for texts that come with one
+            engine.certain = engine.drafter.certain
         self._orders.clear()
         self._wanted.clear()
         self._began.clear()
+        self._told_of.clear()
         slab = engine.target.slab
         assert slab is not None
         rows = slab.slots * slab.capacity
@@ -312,9 +371,11 @@ class KnowledgeWork:
     def _finished(self, order: int) -> Written:
         number, question = self._wanted.pop(order)
         del self._orders[number]
+        self._told_of.pop(order, None)
         found = self._batch.results.pop(order)
         self._note_token_time(order, question, len(found.token_ids))
-        return self._told(question, found.token_ids, found.finish_reason)
+        reason, counts, scores = found.finish_reason, found.counts, found.scores
+        return self._told(question, found.token_ids, reason, counts, scores)
 
     def _note_first_tokens(self, finished: Seq[int]) -> None:
         now = time.monotonic()
@@ -338,10 +399,12 @@ class KnowledgeWork:
         question: Wanted,
         tokens: IntArray,
         reason: Literal["eos", "length", "stop", "deadline"],
+        counts: Counts | None = None,
+        scores: Seq[TokenScore] = (),
     ) -> Written:
         self.metrics.observe_text(reason, len(tokens))
-        text = self.generator.decode(tokens) if len(tokens) else ""
-        return Written(question.entity_id, text, reason, len(tokens))
+        text = self.generator.decode(tokens, question.wishes.rules) if len(tokens) else ""
+        return Written(question.entity_id, text, reason, tokens, counts or Counts(), tuple(scores))
 
     def _count(self, step: StepStats) -> None:
         self.metrics.observe_step(step)

@@ -88,6 +88,7 @@ class HeadDrafter:
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
         able = [i for i, s in enumerate(batch) if len(s.context) - s.computed == 1 < s.room]
+        able = _alike(able, batch)
         levels = min(self.levels, depth)
         if not (able and levels) or (self.worth and self.worth.rests(len(able))):
             return self._others(batch, limit, depth)
@@ -222,6 +223,14 @@ class _View(SequenceProxy):
     @property
     def noise(self) -> int | None:
         return None if self.blind else super().noise
+
+
+def _alike(places: list[int], batch: Seq[SequenceView]) -> list[int]:
+    """Of sampled and greedy texts those that are more, since a pass of the head is for one kind."""
+    drawn = [i for i in places if batch[i].noise is not None]
+    if 2 * len(drawn) > len(places):
+        return drawn
+    return [i for i in places if batch[i].noise is None]
 
 
 def _drawn_by(batch: Seq[SequenceView]) -> Drawn:

@@ -25,6 +25,7 @@ from draftrec.core import (
     Generation,
     IntArray,
     Request,
+    TokenScore,
     Verdict,
 )
 
@@ -61,6 +62,7 @@ class RunningSequence:
         self.loss = 0.0
         self.finish: FinishReason | None = None
         self.noise: int | None = None
+        self.scores: list[TokenScore] = []
 
     @property
     def context(self) -> IntArray:
@@ -100,10 +102,17 @@ class RunningSequence:
         if self.finish is None:
             raise RuntimeError("this text is not finished")
         new = self._tokens[self.prompt_tokens : self.length].copy()
-        entity_id, counts = self.request.entity_id, self.counts
+        counts, scores = self.counts, tuple(self.scores)
         sources = self._sources[: self.new_tokens].copy()
         return Generation(
-            entity_id, new, self.finish, self.prompt_tokens, counts, self.loss, sources
+            self.request.entity_id,
+            new,
+            self.finish,
+            self.prompt_tokens,
+            counts,
+            self.loss,
+            sources,
+            scores,
         )
 
 
@@ -198,7 +207,8 @@ class Batch:
 
     def _room(self, request: Request) -> int:
         left = self.limits.context_length - len(request.prompt_ids)
-        return min(self.limits.max_new_tokens, left)
+        most, wished = self.limits.max_new_tokens, request.wishes.max_new_tokens
+        return min(most if wished is None else wished, most, left)
 
     def _next(self) -> int | None:
         """The place of the waiting request to begin; None: one step later, rows that all those

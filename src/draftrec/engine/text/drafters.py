@@ -41,10 +41,11 @@ class GrammarDrafter:
     """Drafts forced tokens with certainty, and lets `inner` draft what follows them.
 
     What the grammar refuses is left out, which saves its rows of the pass. Where a text must end,
-    its end is all that is drafted.
+    its end is all that is drafted. `states`: of texts without rules of their own; None: these have
+    no grammar, and are what `inner` drafts.
     """
 
-    def __init__(self, inner: Drafter, states: GrammarStates) -> None:
+    def __init__(self, inner: Drafter, states: GrammarStates | None = None) -> None:
         self.inner, self.states = inner, states
         self._views: dict[int, _Ahead] = {}
 
@@ -63,8 +64,10 @@ class GrammarDrafter:
         tails = self.inner.draft(views, limit, depth)
         for view in views:
             view.ahead = EMPTY_TREE.token_ids
-        joined = [self._joined(h, t, limit, depth) for h, t in zip(heads, tails, strict=True)]
-        return [self._legal(s, t) for s, t in zip(batch, joined, strict=True)]
+        return [
+            self._legal(s, self._joined(s, head, tail, limit, depth))
+            for s, head, tail in zip(batch, heads, tails, strict=True)
+        ]
 
     def certain(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """Forced tokens alone, which cost no search: worth verifying when drafting rests."""
@@ -78,16 +81,23 @@ class GrammarDrafter:
         """Tell the inner drafter, and forget the sequence."""
         self.inner.stop(self._views.pop(id(sequence)))
 
+    def _states(self, sequence: SequenceView) -> GrammarStates | None:
+        rules = sequence.request.wishes.rules
+        return rules.states if rules else self.states
+
     def _forced(self, sequence: SequenceView, most: int) -> DraftTree:
         """A chain of forced tokens, and the ids that may end the text where it is over then."""
-        matcher = self.states.at(sequence)
+        states = self._states(sequence)
+        if states is None:
+            return EMPTY_TREE
+        matcher = states.at(sequence)
         tokens = matcher.compute_ff_tokens()[:most]
         read = matcher.try_consume_tokens(tokens) if tokens else 0
         over = matcher.is_stopped()
         if read:
             matcher.rollback(read)
         n = len(tokens)
-        ends = sorted(self.states.grammar.eos_ids)[: most - n] if over else []
+        ends = sorted(states.grammar.eos_ids)[: most - n] if over else []
         return make_tree(
             [*tokens, *ends],
             [*range(-1, n - 1), *[n - 1] * len(ends)],
@@ -95,12 +105,14 @@ class GrammarDrafter:
             [GRAMMAR] * (n + len(ends)),
         )
 
-    def _joined(self, head: DraftTree, tail: DraftTree, limit: int, depth: int) -> DraftTree:
+    def _joined(
+        self, sequence: SequenceView, head: DraftTree, tail: DraftTree, limit: int, depth: int
+    ) -> DraftTree:
         """`tail` behind the last node of `head`, cut to what both may be together."""
-        n = len(head)
-        if not n:
+        n, states = len(head), self._states(sequence)
+        if not n or states is None:
             return tail
-        if n == limit or int(head.token_ids[-1]) in self.states.grammar.eos_ids:
+        if n == limit or int(head.token_ids[-1]) in states.grammar.eos_ids:
             return head
         tail = trim(tail, (depths(tail) < depth - n) & (np.arange(len(tail)) < limit - n))
         below = np.where(tail.parents < 0, n - 1, tail.parents + n).astype(np.int32)
@@ -113,11 +125,12 @@ class GrammarDrafter:
 
     def _legal(self, sequence: SequenceView, tree: DraftTree) -> DraftTree:
         """The tree without what the grammar refuses."""
-        if not len(tree) or int(tree.sources.min()) == GRAMMAR:
+        states = self._states(sequence)
+        if states is None or not len(tree) or int(tree.sources.min()) == GRAMMAR:
             return tree
         keep = np.zeros(len(tree), np.bool_)
-        tokens, ends = tree.token_ids.tolist(), self.states.grammar.eos_ids
-        matcher = self.states.at(sequence)
+        tokens, ends = tree.token_ids.tolist(), states.grammar.eos_ids
+        matcher = states.at(sequence)
         walk = Walk(matcher, tree.parents.tolist())
         for node in walk:
             is_end = tokens[node] in ends

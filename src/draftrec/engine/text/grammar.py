@@ -45,7 +45,7 @@ class GrammarStates:
     def at(self, sequence: SequenceView) -> LLMatcher:
         """The matcher after the sequence's committed tokens; whoever moves it on takes that back.
 
-        Raises DraftrecError where the text has left the grammar, or the grammar its limits.
+        Raises GrammarLostError where the text has left the grammar, or the grammar its limits.
         """
         state = self._running.get(sequence)
         if state is None:
@@ -162,9 +162,18 @@ def _mask(logits: torch.Tensor, masks: IntArray) -> None:
         logits.masked_fill_(nothing_left[:, None] & ~forbidden, 0.0)
 
 
+class GrammarLostError(DraftrecError):
+    """A grammar cannot follow the text of `sequence`, which other texts need not suffer from."""
+
+    def __init__(self, sequence: SequenceView, message: str) -> None:
+        super().__init__(message)
+        self.sequence = sequence
+
+
 def _lost(sequence: SequenceView, matcher: LLMatcher) -> DraftrecError:
     reason = " ".join(matcher.get_error().split()) or "a token was written that it does not allow"
-    return DraftrecError(
+    return GrammarLostError(
+        sequence,
         f"the grammar cannot follow the text of {sequence.request.entity_id!r}: {reason[:200]}; "
-        f"simplify the schema or grammar"
+        f"simplify the schema or grammar",
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import accumulate
 
+import numpy as np
 import torch
 
 from draftrec.config import AcceptConfig
 from draftrec.core import EMPTY_TREE, Drafter, DraftTree, Generation, Request, Verdict
+from draftrec.engine import sampling
 from draftrec.engine.costs import LearningCurve
 from draftrec.engine.noise import noise_of
 from draftrec.engine.packing import Segment
@@ -19,6 +22,7 @@ from draftrec.engine.text.accept import AcceptanceRule
 from draftrec.engine.text.batch import Batch, Limits, RunningSequence
 from draftrec.engine.text.budget import Budget
 from draftrec.engine.text.controls import Control, controlled
+from draftrec.engine.text.grammar import GrammarStates
 from draftrec.engine.text.stats import Spent, StepStats, Timing
 from draftrec.engine.text.stop_strings import StopStrings
 from draftrec.engine.tree import within
@@ -26,6 +30,19 @@ from draftrec.errors import Interrupted
 
 #: Sequences of the next pass, each with the pending rows that it computes.
 Shares = list[tuple[RunningSequence, int]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TextRules:
+    """How tokens of some texts are chosen and what ends them, in place of the engine's own rules.
+    Texts with one and the same object are judged together. `states`: of their grammar, which is
+    among the `controls`."""
+
+    accept: AcceptConfig
+    rule: AcceptanceRule
+    controls: Seq[Control] = ()
+    stops: StopStrings | None = None
+    states: GrammarStates | None = None
 
 
 @dataclass(slots=True)
@@ -131,9 +148,11 @@ def drop(engine: Engine, batch: Batch, order: int) -> RunningSequence | None:
 def admit(engine: Engine, batch: Batch) -> None:
     """Let waiting requests into free slots."""
     for sequence in batch.refill():
-        accept = engine.accept
+        wishes = sequence.request.wishes
+        accept = (wishes.rules or engine).accept
         if accept.temperature > 0:
-            sequence.noise = noise_of(accept.seed, sequence.request.key)
+            seed = accept.seed if wishes.seed is None else wishes.seed
+            sequence.noise = noise_of(seed, sequence.request.key)
         engine.drafter.start(sequence)
 
 
@@ -159,11 +178,13 @@ def draft(engine: Engine, shares: Shares) -> dict[int, DraftTree]:
         propose, limit = engine.certain, engine.budget.most
     if limit == 0 or max(s.room for s in ready) <= 1:
         return {s.slot: EMPTY_TREE for s in ready}
+    drafted = [s for s in ready if s.request.wishes.drafts]
     # Not as deep as the longest of them has room for: a tree must not depend on its neighbours.
-    trees = propose(ready, limit, engine.depth)
-    trees = within(trees, [_levels(engine, s) for s in ready])
+    trees = propose(drafted, limit, engine.depth) if drafted else []
+    trees = within(trees, [_levels(engine, s) for s in drafted])
     trees = engine.budget.choose(trees, sum(rows for _, rows in shares))
-    return {s.slot: t for s, t in zip(ready, trees, strict=True)}
+    plain = {s.slot: EMPTY_TREE for s in ready}
+    return plain | {s.slot: t for s, t in zip(drafted, trees, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +229,55 @@ def accept(engine: Engine, laid: Laid, logits: torch.Tensor) -> list[Verdict]:
     """A verdict for every scored sequence, from `logits` `[R, V]` after the controls."""
     if not laid.scored:
         return []
-    logits = controlled(engine.controls, laid.scored, laid.trees, logits)
-    verdicts = engine.rule.accept(laid.scored, laid.trees, logits)
-    return engine.stops.cut(laid.scored, verdicts) if engine.stops else verdicts
+    by_rules: dict[int, list[int]] = {}
+    for place, sequence in enumerate(laid.scored):
+        by_rules.setdefault(id(sequence.request.wishes.rules), []).append(place)
+    if len(by_rules) == 1:
+        return _judged(engine, laid.scored, laid.trees, logits)
+    ends = [*accumulate(1 + len(tree) for tree in laid.trees)]
+    found: dict[int, Verdict] = {}
+    for places in by_rules.values():
+        rows: list[int] = []
+        for i in places:
+            rows += range(ends[i] - 1 - len(laid.trees[i]), ends[i])
+        scored, trees = [laid.scored[i] for i in places], [laid.trees[i] for i in places]
+        own = logits[torch.tensor(rows, device=logits.device)]
+        found |= dict(zip(places, _judged(engine, scored, trees, own), strict=True))
+    return [found[place] for place in range(len(laid.scored))]
+
+
+def _judged(
+    engine: Engine, scored: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
+) -> list[Verdict]:
+    """Verdicts of sequences whose rules are one and the same."""
+    rules: Engine | TextRules = scored[0].request.wishes.rules or engine
+    asks = any(s.request.wishes.log_probs is not None for s in scored)
+    raw = logits.clone() if asks and rules.controls else logits  # controls may write into theirs
+    logits = controlled(rules.controls, scored, trees, logits)
+    verdicts = rules.rule.accept(scored, trees, logits)
+    if rules.stops:
+        verdicts = rules.stops.cut(scored, verdicts)
+    if asks:
+        _keep_scores(scored, trees, verdicts, raw)
+    return verdicts
+
+
+def _keep_scores(
+    scored: Seq[RunningSequence],
+    trees: Seq[DraftTree],
+    verdicts: Seq[Verdict],
+    logits: torch.Tensor,
+) -> None:
+    """Note the log-probabilities of the verdicts' tokens where they are wished for; `logits`
+    `[R, V]` as the target gave them."""
+    row = 0
+    for sequence, tree, verdict in zip(scored, trees, verdicts, strict=True):
+        most = sequence.request.wishes.log_probs
+        if most is not None:
+            above = np.concatenate([[row], row + 1 + verdict.path])[: len(verdict.token_ids)]
+            places = torch.as_tensor(above.astype(np.int64), device=logits.device)
+            sequence.scores += sampling.token_scores(logits[places], verdict.token_ids, most)
+        row += 1 + len(tree)
 
 
 def commit(engine: Engine, laid: Laid, verdicts: Seq[Verdict]) -> None:

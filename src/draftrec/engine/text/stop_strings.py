@@ -1,4 +1,4 @@
-"""Stop strings: texts that end a text, wherever tokens begin and end.
+"""Stop strings: texts that end a text, wherever tokens begin and end; and texts read as they grow.
 
 A text is decoded only where its newest token could complete a stop string, which is known per token
 after it was seen once; then its tokens are taken one by one, as plain decoding would have. So the
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,6 +22,10 @@ Decode = Callable[[IntArray], str]
 
 # What decoders write for bytes that are not a character yet.
 _INCOMPLETE = "\ufffd"
+# Tokens that a growing text decodes at once, and those of them that only say how others are read.
+_WINDOW, _OVERLAP = 96, 16
+# Special tokens by their text, and an anchor: a large vocabulary takes a while to go through.
+_KNOWN: WeakKeyDictionary[Any, tuple[dict[str, int], int | None]] = WeakKeyDictionary()
 
 
 class StopStrings:
@@ -49,6 +54,12 @@ class StopStrings:
         """Where the first stop string begins in `text`; its length if there is none."""
         found = [at for s in self.strings if (at := text.find(s)) >= 0]
         return min(found, default=len(text))
+
+    def begun(self, text: str) -> int:
+        """How many characters at the end of `text` a stop string may begin with."""
+        most = max(map(len, self.strings)) - 1
+        ends = (text[-n:] for n in range(min(most, len(text)), 0, -1))
+        return next((len(e) for e in ends if any(s.startswith(e) for s in self.strings)), 0)
 
     def _cut(self, sequence: RunningSequence, verdict: Verdict) -> Verdict:
         tokens = verdict.token_ids
@@ -81,14 +92,72 @@ def stop_strings_of(strings: Seq[str], tokenizer: Any) -> StopStrings | None:
     """What ends texts at `strings`, one of which may be a special token; None without any."""
     if not strings:
         return None
-    special_ids = set(tokenizer.all_special_ids)
-    special = {t: i for t, i in tokenizer.get_vocab().items() if i in special_ids}
+    decode = decoder(tokenizer)
+    if tokenizer not in _KNOWN:
+        special_ids = set(tokenizer.all_special_ids)
+        special = {t: i for t, i in tokenizer.get_vocab().items() if i in special_ids}
+        _KNOWN[tokenizer] = special, _anchor(tokenizer, decode)
+    special, anchor = _KNOWN[tokenizer]
+    ids = [special[s] for s in strings if s in special]
+    return StopStrings(strings, decode, anchor=anchor, stop_ids=ids)
+
+
+def decoder(tokenizer: Any) -> Decode:
+    """What makes texts of token ids, without special tokens."""
 
     def decode(token_ids: IntArray) -> str:
         return tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
 
-    ids = [special[s] for s in strings if s in special]
-    return StopStrings(strings, decode, anchor=_anchor(tokenizer, decode), stop_ids=ids)
+    return decode
+
+
+class GrowingText:
+    """A text that is read as it is written: what of it will stay, and no more.
+
+    Held back are bytes that are not a character yet, and what may become one of `stops`. Tokens
+    are decoded in a window, whose beginning moves on where that is seen to change nothing.
+    """
+
+    def __init__(self, decode: Decode, stops: StopStrings | None = None) -> None:
+        self._decode, self._stops = decode, stops
+        self._ids: IntArray = np.empty(0, np.int32)
+        self._settled, self._lead = "", ""
+        self.sent = 0
+
+    @property
+    def text(self) -> str:
+        """All of it so far, the part held back included."""
+        return self._settled + self._decode(self._ids).removeprefix(self._lead)
+
+    def add(self, tokens: IntArray) -> str:
+        """What is certain now and was not before."""
+        self._ids = np.concatenate([self._ids, tokens])
+        text = self.text
+        if len(self._ids) > _WINDOW:
+            self._move_on(text)
+        safe = text.rstrip(_INCOMPLETE)
+        end = len(safe)
+        if self._stops:
+            end = min(self._stops.first(text), end - self._stops.begun(safe))
+        return self._until(text, end)
+
+    def finish(self, text: str) -> str:
+        """What is left of the whole `text`, cut at a stop string where there was one."""
+        return self._until(text, len(text))
+
+    def _until(self, text: str, end: int) -> str:
+        fresh = text[self.sent : end]
+        self.sent = max(self.sent, end)
+        return fresh
+
+    def _move_on(self, text: str) -> None:
+        """Begin the window later, if what is read then is the same."""
+        ids = self._ids[-_WINDOW // 2 :]
+        lead = self._decode(ids[:_OVERLAP])
+        window = self._decode(ids)
+        rest = window.removeprefix(lead)
+        if lead and _INCOMPLETE not in lead and window.startswith(lead) and text.endswith(rest):
+            self._settled, self._ids, self._lead = text[: len(text) - len(rest)], ids, lead
 
 
 def _anchor(tokenizer: Any, decode: Decode) -> int | None:

@@ -27,7 +27,7 @@ from draftrec.engine.text.drafters import GrammarDrafter, NoDrafter
 from draftrec.engine.text.grammar import GrammarControl, GrammarStates
 from draftrec.engine.text.grammar_text import check_structure, compile_grammar
 from draftrec.engine.text.penalties import LogitsProcessor, OwnProcessors
-from draftrec.engine.text.settings import make_controls, resolve
+from draftrec.engine.text.settings import GenerationSettings, make_controls, resolve
 from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.engine.text.stop_strings import stop_strings_of
 from draftrec.engine.warping import Warping
@@ -41,7 +41,13 @@ from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.knobs import not_allowed
 from draftrec.models import loading
 from draftrec.models.drafters import HeadDrafting, drafting_with, load_drafter, read_drafter_info
-from draftrec.models.prompting import PromptEncoder, PromptForm, chat_template, has_chat_template
+from draftrec.models.prompting import (
+    Prompt,
+    PromptEncoder,
+    PromptForm,
+    chat_template,
+    has_chat_template,
+)
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool
@@ -214,12 +220,38 @@ class Generator:
             self.exact,
         )
 
+    def text_rules(self, settings: Mapping[str, Any]) -> loop.TextRules | None:
+        """How single texts of an engine are written otherwise than its others: settings of
+        acceptance, controls and structure by name. None where that is no difference.
+
+        Raises DraftrecError for one that is unknown, not allowed, or cannot be kept.
+        """
+        config = with_values(self.config, settings)
+        if config == self.config:
+            return None
+        model, tokenizer = self.target.model, self.tokenizer
+        found = resolve(config.controls, config.accept, model, tokenizer).settings
+        grammar = self.grammar
+        if config.structure != self.config.structure:
+            rows = model.config.get_text_config().vocab_size
+            grammar = compile_grammar(config.structure, tokenizer, rows, self.eos_ids)
+        states = GrammarStates(grammar) if grammar else None
+        warmth = config.accept.temperature
+        warping = found.warping(warmth) if warmth > 0 else None
+        return loop.TextRules(
+            config.accept,
+            make_rule(config.accept, self.eos_ids, warping),
+            [*self._controls(found), *([GrammarControl(states)] if states is not None else [])],
+            stop_strings_of(found.stop_strings, tokenizer),
+            states,
+        )
+
     def render(self, prompts: Seq[str], form: PromptForm) -> list[str]:
         """The prompts as the model is sent them, without what the tokenizer adds by itself."""
         return PromptEncoder(self.tokenizer, form).render(prompts)
 
     def encode(
-        self, prompts: Seq[str], *, chat: bool = False, form: PromptForm | None = None
+        self, prompts: Seq[Prompt], *, chat: bool = False, form: PromptForm | None = None
     ) -> list[IntArray]:
         """int32 token ids per prompt, special tokens as the model expects them; in the chat
         template or not, or in any other form."""
@@ -234,10 +266,12 @@ class Generator:
             )
         return encoded
 
-    def decode(self, token_ids: IntArray) -> str:
-        """The text without special tokens, up to the first stop string."""
+    def decode(self, token_ids: IntArray, rules: loop.TextRules | None = None) -> str:
+        """The text without special tokens, up to the first stop string; of `rules`, if there are
+        any."""
         text = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
-        return text[: self.stops.first(text)] if self.stops else text
+        stops = rules.stops if rules else self.stops
+        return text[: stops.first(text)] if stops else text
 
     @overload
     def generate(  # pyright: ignore[reportOverlappingOverload]
@@ -351,7 +385,7 @@ class Generator:
         config = self.config
         slots, costs = self._passes.slots(longest), self.cost_curve(longest, texts)
         budget, certain = self._budget(costs), None
-        drafter, controls = self._drafter(budget), self._controls()
+        drafter, controls = self._drafter(budget), self._controls(self.resolved.settings)
         if self.grammar:
             states = GrammarStates(self.grammar)
             controls.append(GrammarControl(states))
@@ -377,9 +411,9 @@ class Generator:
             timing=self.timing,
         )
 
-    def _controls(self) -> list[Control]:
+    def _controls(self, settings: GenerationSettings) -> list[Control]:
         """What changes the target's scores before tokens are chosen, in order."""
-        controls = make_controls(self.resolved.settings, self.eos_ids)
+        controls = make_controls(settings, self.eos_ids)
         return [*controls, OwnProcessors(self.processors)] if self.processors else controls
 
     def _warping(self) -> Warping | None:

@@ -65,21 +65,36 @@ async def ask(
     cannot be answered.
     """
     note: RequestNote = request.state.note
-    if not thread.ready.is_set():
-        raise ApiError(503, "starting", "the models are not ready yet; try again soon", retry(1))
+    submit(thread, tickets)
     try:
-        thread.submit(tickets)
         answers = await _answers(request, tickets, late)
-    except QueueFullError as error:
-        raise ApiError(429, "queue_full", str(error), retry(error.retry_after)) from error
     except WorkError as error:
-        raise ApiError(503, "engine_failed", f"{error}; try again", retry(1)) from error
+        raise failed(error) from error
     finally:
         for ticket in tickets:
             ticket.future.cancel()  # of no effect on one that is answered
     note.queue_seconds = max(t.queue_seconds for t in tickets)
     note.passes = max(t.passes for t in tickets)
     return answers
+
+
+def submit(thread: ModelThread[Question, Answer], tickets: Seq[Ticket[Question, Answer]]) -> None:
+    """Let the tickets wait for the thread. Raises ApiError where they cannot."""
+    if not thread.ready.is_set():
+        raise ApiError(503, "starting", "the models are not ready yet; try again soon", retry(1))
+    try:
+        thread.submit(tickets)
+    except QueueFullError as error:
+        raise ApiError(429, "queue_full", str(error), retry(error.retry_after)) from error
+    except WorkError as error:
+        raise failed(error) from error
+
+
+def failed(error: WorkError | DraftrecError) -> ApiError:
+    """What a client is told of a question that failed."""
+    if isinstance(error, WorkError):
+        return ApiError(503, "engine_failed", f"{error}; try again", retry(1))
+    return ApiError(422, "unusable", " ".join(str(error).split()))
 
 
 async def _answers(
@@ -117,6 +132,7 @@ _MEANINGS = {
     400: "The body is not JSON.",
     401: "No API key, or a wrong one.",
     403: "The key may not do this.",
+    404: "There is no such model.",
     408: "The body did not arrive in time.",
     409: "Another reload is under way, or the new files cannot be used.",
     413: "The body is too large.",
@@ -126,11 +142,12 @@ _MEANINGS = {
 }
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of a route, for the OpenAPI document."""
     return {s: {"model": ErrorAnswer, "description": _MEANINGS[s]} for s in statuses}
 
 
-_ASKING = _errors(400, 401, 408, 413, 422, 429, 503)
+_ASKING = errors(400, 401, 408, 413, 422, 429, 503)
 
 
 def recommend_router(
@@ -176,7 +193,7 @@ def knowledge_router(
         """A text for each record: that which `draftrec generate` writes of its prompt."""
         deadline = deadline_of(body.deadline_ms or limits.deadline_ms)
         if len(body.records) > limits.records:
-            raise _refused(f"records: at most {limits.records} at once")
+            raise refused(f"records: at most {limits.records} at once")
         prompts = [record.prompt for record in body.records]
         _check_prompts(body, limits)
         form = PromptForm(service.chat, special_tokens="split")
@@ -185,12 +202,12 @@ def knowledge_router(
         tickets: list[Ticket[Wanted, Any]] = []
         for record, ids in zip(body.records, encoded, strict=True):
             if not 0 < len(ids) <= work.longest:
-                raise _refused(
+                raise refused(
                     f"the prompt of {record.entity_id!r} has {len(ids)} tokens; 1 to "
                     f"{work.longest} are possible"
                 )
             if reason := unknown_token(ids, work.generator.vocabulary):
-                raise _refused(f"{record.entity_id!r}: {reason}")
+                raise refused(f"{record.entity_id!r}: {reason}")
             tickets.append(Ticket(Wanted(record.entity_id, ids, record.group), deadline))
         found = await ask(request, thread, tickets)
         texts = [
@@ -213,7 +230,7 @@ def admin_router(service: Service) -> APIRouter:
         "/admin/reload",
         response_model=ReloadAnswer,
         response_model_exclude_none=True,
-        responses=_errors(401, 403, 409, 429, 503),
+        responses=errors(401, 403, 409, 429, 503),
     )
     async def reload(request: Request) -> ReloadAnswer:
         """Read the catalogue and the pool again; running requests are answered from the old."""
@@ -234,7 +251,7 @@ def health_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
-    @router.get("/healthz", response_model=Status, responses=_errors(503))
+    @router.get("/healthz", response_model=Status, responses=errors(503))
     async def healthz() -> Status:
         """Is the process worth keeping? 503: an engine has failed for good."""
         if service.broken:
@@ -242,7 +259,7 @@ def health_router(service: Service) -> APIRouter:
         return Status(status="ok")
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", response_model=Status, responses=_errors(503))
+    @router.get("/readyz", response_model=Status, responses=errors(503))
     async def readyz() -> Status:
         """May requests be sent here? 503 while models are prepared, and from SIGTERM on."""
         if service.lifecycle.draining:
@@ -267,7 +284,7 @@ def _query(body: RecommendRequest, most: int) -> Query:
 
     k = min(_USUAL_K, most) if body.k is None else body.k
     if k > most:
-        raise _refused(f"k: this service gives at most {most} items")
+        raise refused(f"k: this service gives at most {most} items")
     return Query(body.user, items(body.history), items(body.deny), items(body.allow), k)
 
 
@@ -283,19 +300,25 @@ def _check_lists(body: RecommendRequest, limits: LimitSettings) -> None:
     most = {"history": limits.history, "allow": limits.items, "deny": limits.items}
     for name, limit in most.items():
         if len(getattr(body, name) or ()) > limit:
-            raise _refused(f"{name}: at most {limit} items")
+            raise refused(f"{name}: at most {limit} items")
 
 
 def _check_prompts(body: KnowledgeRequest, limits: LimitSettings) -> None:
     """Tokenising what is far too long would take as long as many requests do."""
-    most = limits.prompt_chars or _TOKEN_CHARS * limits.prompt_tokens
+    most = most_chars(limits)
     for record in body.records:
         if len(record.prompt) > most:
-            raise _refused(
+            raise refused(
                 f"the prompt of {record.entity_id!r} has {len(record.prompt)} characters; at most "
                 f"{most} are possible"
             )
 
 
-def _refused(message: str) -> ApiError:
-    return ApiError(422, "invalid_request", message)
+def most_chars(limits: LimitSettings) -> int:
+    """Of a prompt that is tokenised at all."""
+    return limits.prompt_chars or _TOKEN_CHARS * limits.prompt_tokens
+
+
+def refused(message: str, param: str | None = None) -> ApiError:
+    """A request that asks for what cannot be; `param`: the field."""
+    return ApiError(422, "invalid_request", message, param=param)

@@ -23,7 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from draftrec import __version__
 from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard import app as dashboard
-from draftrec.serve.http import api
+from draftrec.serve.http import api, completions
 from draftrec.serve.http.errors import ApiError, of_status, of_validation
 from draftrec.serve.http.gate import GUARDED, MONITORING, Gate
 from draftrec.serve.http.login import login_router
@@ -192,6 +192,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         app.include_router(api.recommend_router(service, service.recommend, service.recommending))
     if service.knowledge and service.writing:
         app.include_router(api.knowledge_router(service, service.knowledge, service.writing))
+        app.include_router(completions.router(service, service.knowledge, service.writing))
     app.include_router(api.admin_router(service))
     app.include_router(api.health_router(service))
     signing_in = bool(service.keyring) and service.settings.monitoring == "key"
@@ -233,17 +234,16 @@ def _tell_of_keys(app: FastAPI, *, pages: bool) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def told(error: ApiError) -> Response:
-        return Response(error.body(), error.status, error.headers, "application/json")
-
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
-        request.state.note.error = error.code
-        return told(error)
+        note = request.state.note
+        note.error = error.code
+        status, body = error.answer(note.route)
+        return Response(body, status, error.headers, "application/json")
 
     @app.exception_handler(DraftrecError)
     async def unusable(request: Request, error: DraftrecError) -> Response:
-        return await refused(request, ApiError(422, "unusable", " ".join(str(error).split())))
+        return await refused(request, api.failed(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -1,4 +1,6 @@
-"""What a client is told instead of an answer: `{"error": {"code", "message"}}`."""
+"""What a client is told instead of an answer: `{"error": {"code", "message"}}`, and on OpenAI's
+routes `{"error": {"message", "type", "param", "code"}}`.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,42 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+#: Routes that answer as OpenAI's do.
+OPENAI_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions")
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
-    """Ends a request with `status` and one sentence. `code` is a word for programs."""
+    """Ends a request with `status` and one sentence. `code` is a word for programs; `param`: the
+    field that is wrong."""
 
     def __init__(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.param = status, code, message, param
         self.headers = dict(headers or {})
 
-    def body(self) -> bytes:
-        """The answer's body. ASCII only, so that nothing of a strange request can break it."""
-        return json.dumps({"error": {"code": self.code, "message": self.message}}).encode()
+    def answer(self, route: str) -> tuple[int, bytes]:
+        """Status and body as the route tells of errors. ASCII only, so that nothing of a strange
+        request can break it."""
+        if route not in OPENAI_ROUTES:
+            told = {"code": self.code, "message": self.message}
+            return self.status, json.dumps({"error": told}).encode()
+        status = 400 if self.status == 422 else self.status
+        usual = "server_error" if status >= 500 else "invalid_request_error"
+        told = {
+            "message": self.message,
+            "type": _TYPES.get(status, usual),
+            "param": self.param,
+            "code": self.code,
+        }
+        return status, json.dumps({"error": told}).encode()
 
 
 class ClientGoneError(Exception):
@@ -44,7 +67,7 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         message = f"unknown field {place}; leave it out, or correct its spelling"
     else:
         message = f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}"
-    return ApiError(422, "invalid_request", message)
+    return ApiError(422, "invalid_request", message, param=place or None)
 
 
 def retry(seconds: int) -> dict[str, str]:

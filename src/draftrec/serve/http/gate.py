@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import cookie_parser
 
-from draftrec.serve.http.errors import ApiError, ClientGoneError, retry
+from draftrec.serve.http.errors import OPENAI_ROUTES, ApiError, ClientGoneError, retry
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
 from draftrec.serve.http.login import COOKIE, login_location
 from draftrec.serve.logs import RequestNote, request_id
@@ -33,7 +33,7 @@ _QUIET = ("/healthz", "/readyz", "/metrics", "/dashboard")
 #: Of a refused body, so much is thrown away before the connection closes: a client that is still
 #: sending would otherwise not get to read why.
 _LINGER_BYTES, _LINGER_SECONDS = 32 << 20, 2.0
-_HUNG_UP = 499
+HUNG_UP = 499
 _SECURITY = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -66,7 +66,7 @@ class Gate:
                 await _discard(receive)
             await reply.finish()
         except ClientGoneError:
-            note.status = _HUNG_UP
+            note.status = HUNG_UP
         except Exception as error:  # noqa: BLE001 - one request must not end the service
             note.error = "internal"
             self.service.note_error(error)
@@ -187,7 +187,7 @@ class _Reply:
         """The whole error, though `finish` has to follow."""
         if self.started:
             return
-        body = error.body()
+        status, body = error.answer(self.note.route)
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
@@ -196,7 +196,7 @@ class _Reply:
         if error.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is never read
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": error.status, "headers": raw})
+        await self({"type": "http.response.start", "status": status, "headers": raw})
         await self({"type": "http.response.body", "body": body, "more_body": True})
 
     async def finish(self) -> None:
@@ -215,8 +215,10 @@ def _note(scope: Scope) -> RequestNote:
 def _route(path: str) -> str:
     """A label out of few: metrics must not grow with whatever is asked for."""
     known = (*_LOGIN, "/v1/recommend", "/v1/knowledge", "/admin/reload", "/docs", "/openapi.json")
-    if path in (*known, *_QUIET):
+    if path in (*known, *OPENAI_ROUTES, *_QUIET):
         return path
+    if path.startswith("/v1/models/"):
+        return "/v1/models"
     return "/dashboard/..." if path.startswith("/dashboard/") else "other"
 
 
