@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,16 @@ def test_it_drafts_from_request_to_answer_and_survives_a_reload(
         served.client.portal.call(served.service.reload)  # type: ignore[union-attr]
         assert texts() == expected
         assert from_head(served.client.get("/metrics").text) > before
-        head = work._engine.drafter
+        head = work._engine.drafter.inner  # behind what texts with a grammar are drafted by
         assert isinstance(head, HeadDrafter)
         assert isinstance(head.inner, SwitchingDrafter)
         assert head.inner.current.pool.tokens == 30  # type: ignore[attr-defined]
+        drawn = {"prompt": PROMPTS[0], "temperature": 0.8, "seed": 3, "n": 2, "max_tokens": 20}
+        alone = served.client.post("/v1/completions", json=drawn).json()["choices"]
+        with ThreadPoolExecutor(2) as clients:  # greedy and drawn texts in one batch
+            both = clients.submit(served.client.post, "/v1/completions", json=drawn)
+            assert texts() == expected
+        assert both.result().json()["choices"] == alone
 
 
 def test_one_of_another_model_is_refused_in_one_sentence(
