@@ -41,7 +41,7 @@ class Bench:
         sids = read_semantic_ids(args.sids)
         target = load_recommender(args.target, "auto", args.dtype)
         self.catalogue = Catalogue.of(sids, target)
-        self.items = fit_retriever(str(args.sequences), sids)
+        self.items = fit_retriever(str(args.sequences), sids, part="valid")
         config = RecommendConfig(batch_size=args.batch, k=1)
         parts = parts_of(target, self.catalogue)
         self.base = ItemRecommender(parts, self.catalogue, config, self.items)

@@ -16,6 +16,7 @@ from draftrec.data.sequences import (
     History,
     SequenceColumns,
     read_histories,
+    read_known,
     read_semantic_ids,
     read_sequences,
     write_semantic_ids,
@@ -80,6 +81,19 @@ def test_histories_of_each_part_are_what_came_before(location: Path) -> None:
     ]
     assert told(read_histories(location, "valid", None)) == [(4, [1, 2, 3, 4], [5])]
     assert told(read_histories(location, "train", None)) == [(4, [1, 2, 3], [4]), (1, [], [9])]
+
+
+def test_all_that_is_known_before_a_part_is_every_users(location: Path) -> None:
+    found = {
+        part: [items.tolist() for items in read_known(location, part)]
+        for part in ("train", "valid", "test", "all")
+    }
+    assert found == {
+        "train": [[1, 2, 3], [], []],
+        "valid": [[1, 2, 3, 4], [9], []],
+        "test": [[1, 2, 3, 4, 5], [9], []],
+        "all": [[1, 2, 3, 4, 5, 6, 1], [9], [8, 7]],
+    }
 
 
 def test_histories_keep_the_most_recent_items(location: Path) -> None:

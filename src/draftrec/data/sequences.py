@@ -146,6 +146,23 @@ def read_histories(
     return found
 
 
+def read_known(location: str | Place, part: str, columns: SequenceColumns = USUAL) -> Iterator[Ids]:
+    """The items of every user that are known when `part` is to be predicted, oldest first: all
+    that `read_histories` has as histories, whole, of users with nothing to predict too.
+
+    Raises DraftrecError as `read_sequences` does.
+    """
+    before = PARTS if part == ALL else PARTS[: PARTS.index(part)]
+    users: dict[Id, _User] = {}
+    for row in read_sequences(location, None, None, columns):
+        user = users.setdefault(plain(row.user), _User())
+        if row.part == part:
+            user.targets = row.items
+        elif row.part in before:
+            user.before[row.part] = row.items
+    return (_history(name, user, part, None).items for name, user in users.items())
+
+
 def usual_part(location: str | Place, columns: SequenceColumns = USUAL) -> str:
     """What to recommend for: the part test, or all where nobody has anything to predict there.
 

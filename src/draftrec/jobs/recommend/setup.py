@@ -16,8 +16,8 @@ from draftrec.data.sequences import (
     History,
     SequenceColumns,
     read_histories,
+    read_known,
     read_semantic_ids,
-    read_sequences,
     usual_part,
 )
 from draftrec.data.tables.readers import open_records
@@ -185,7 +185,7 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     draft = None
     if settings.draft not in ("items", "none"):
         draft = load_recommender(settings.draft, settings.device, settings.dtype)
-    items = fit_retriever(settings.sequences, sids, settings.columns)
+    items = fit_retriever(settings.sequences, sids, settings.columns, settings.part or ALL)
     catalogue = Catalogue.of(sids, target)
     proposer, exact = items if _proposes(settings) else None, settings.exact
     parts = parts_of(target, catalogue, draft, proposer, exact=exact)
@@ -215,10 +215,11 @@ def _proposes(settings: TaskSettings) -> bool:
 
 
 def fit_retriever(
-    sequences: str, sids: SemanticIds, columns: SequenceColumns = USUAL
+    sequences: str, sids: SemanticIds, columns: SequenceColumns = USUAL, part: str = ALL
 ) -> ItemRetriever:
-    """Co-occurrence and popularity of the train part, of items that have a semantic id."""
-    places = (sids.find(s.items) for s in read_sequences(sequences, "train", None, columns))
+    """Co-occurrence and popularity of what is known when `part` is to be predicted, of items that
+    have a semantic id."""
+    places = (sids.find(items) for items in read_known(sequences, part, columns))
     return ItemRetriever.fit((p[p >= 0] for p in places), len(sids))
 
 
@@ -236,6 +237,7 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
         "target": models.target,
         "draft": models.draft,
         "part": settings.part,
+        "popular": "of all that is known",  # of the train part, in earlier versions
         "limit": settings.limit,
         "shadow": settings.shadow,
         "shard_size": settings.shard_size,
