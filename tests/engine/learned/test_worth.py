@@ -65,12 +65,24 @@ def test_what_is_read_once_per_text_decides_too() -> None:
 
 def test_a_look_at_a_prompt_tells_nothing_of_other_looks() -> None:
     worth = Worth(1, lambda n: 1.0 * n)
-    worth.looked(0, 1.0, 0.05, 1)
+    for _ in range(3):
+        worth.looked(0, 1.0, 0.05, 1)
     worth.looked(0, 1.0, 5.0, 1, behind=True)
     assert worth.seconds(0, 1) == 0.05
     assert worth.seconds(0, 8) == 0.05  # the nearest that is known
-    worth.looked(0, 8.0, 0.2, 8)
+    for _ in range(3):
+        worth.looked(0, 8.0, 0.2, 8)
     assert worth.seconds(0, 8) == 0.2
+
+
+def test_what_a_first_look_compiles_does_not_stop_the_next() -> None:
+    worth = Worth(1, lambda n: 10.0 * n)
+    for took in (40.0, 0.06, 0.01, 0.01, 0.01):
+        assert worth.pays(0, 1.0, 1)
+        worth.looked(0, 1.0, took, 1)
+        worth.settle([np.array([0])], 1)
+    assert worth.seconds(0, 1) == 0.01
+    assert not worth.resting
 
 
 def test_a_head_is_tried_again_after_its_rest() -> None:

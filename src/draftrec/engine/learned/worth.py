@@ -20,6 +20,9 @@ _SHARE = 1 / 64
 # Texts times steps after which a trial is judged, and for which the head rests then at first and at
 # most: each trial that did not pay doubles the rest.
 _TRIAL, _REST, _LONGEST_REST = 192, 192, 12_288
+# The first look at so many compiles what it runs, and the next ones lay out memory: the least of so
+# many is believed.
+_LEAST = 3
 # Looks at 2^n to 2^(n + 1) - 1 sequences at once are timed apart.
 _SIZES = 16
 
@@ -38,6 +41,7 @@ class Worth:
         self.rate = rate
         self.mass, self.brought = np.zeros(levels), np.zeros(levels)
         self._seconds = np.zeros((levels, _SIZES))
+        self._seen = np.zeros((levels, _SIZES), np.int64)
         self._debt = self._spent = self._balance = 0.0
         self._trial, self._rested, self._rest = 0, 0, _REST
         self.resting = self._looked = False
@@ -56,13 +60,12 @@ class Worth:
         return mass * share >= self.rate(sequences) * self.seconds(level, sequences)
 
     def seconds(self, level: int, sequences: int) -> float:
-        """What a look usually takes; 0 as long as none has been seen."""
-        seen = self._seconds[level]
-        size = _size(sequences)
-        known = np.flatnonzero(seen)
+        """What a look usually takes; 0 as long as few have been seen."""
+        known = np.flatnonzero(self._seen[level] >= _LEAST)
         if not len(known):
             return 0.0
-        return float(seen[known[np.abs(known - size).argmin()]])
+        nearest = known[np.abs(known - _size(sequences)).argmin()]
+        return float(self._seconds[level, nearest])
 
     def looked(
         self, level: int, mass: float, seconds: float, sequences: int, *, behind: bool = False
@@ -74,8 +77,10 @@ class Worth:
             self._debt += max(0.0, seconds - usual)
         else:
             size = _size(sequences)
-            known = self._seconds[level, size]
-            self._seconds[level, size] = min(seconds, 1.05 * known) if known else seconds
+            known, seen = self._seconds[level, size], self._seen[level, size]
+            most = seconds if not seen else known if seen < _LEAST else 1.05 * known
+            self._seconds[level, size] = min(seconds, most)
+            self._seen[level, size] += 1
         self._spent += min(seconds, usual)
         self._looked = True
         self.mass[level] = _KEPT * self.mass[level] + mass
