@@ -125,7 +125,7 @@ def _exact(results: Results) -> str:
         f"{rounded[1]} texts written sixteen at a time {rounded[0]} equal plain ones. `--exact` "
         "rules "
         "that out, or says where it cannot. Passes by hand on a CPU are exact without it: of the "
-        f"embedded model's {bits['prompts']} texts at least {unasked} equal plain ones in every run."
+        f"embedded model's {bits['prompts']} texts at least {unasked} equal plain ones in each run."
     )
 
 
