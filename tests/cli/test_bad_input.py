@@ -24,6 +24,7 @@ _PHASES = tuple(
     for what in (
         "loading the model",
         "checking that",
+        "computing in bfloat16",
         "strict texts are",
         "preparing the",
         "measuring",

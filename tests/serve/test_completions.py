@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ def greedy() -> list[str]:
         out = model.generate(**given, do_sample=False, max_new_tokens=40)
         texts.append(tokenizer.decode(out[0, given.input_ids.shape[1] :], skip_special_tokens=True))
     return texts
+
+
+@pytest.mark.slow
+def test_their_fields_are_documented(live: Live) -> None:
+    with urllib.request.urlopen(live.url.removesuffix("/v1") + "/docs", timeout=30) as answer:
+        page = answer.read().decode()
+    assert "/v1/chat/completions" in page
+    assert "max_completion_tokens" in page
 
 
 @pytest.mark.slow

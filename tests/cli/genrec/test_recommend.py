@@ -97,7 +97,8 @@ def test_every_way_of_verifying_runs_from_files(
     ("more", "exact"),
     [
         (("--dtype", "bfloat16", "--exact"), "bit for bit"),
-        (("--dtype", "bfloat16"), "up to rounding"),
+        # As the check at load finds that this processor's products keep a row's bits.
+        (("--dtype", "bfloat16"), "bit for bit, or up to rounding"),
         ((), "token for token"),
         (("--verify", "relaxed"), "no"),
     ],
@@ -113,8 +114,9 @@ def test_how_equal_answers_are_to_plain_searchs_is_said(
     words = line(world, output, "--draft", str(world.draft), "--json", "--shard-size", "5", *more)
     assert run(words) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out.splitlines()[-1])["exact"] == exact
-    assert (f"plain beam search, {exact}" in err) == (exact != "no")
+    found = json.loads(out.splitlines()[-1])["exact"]
+    assert found in exact.split(", or ")
+    assert (f"plain beam search, {found}" in err) == (found != "no")
 
 
 @pytest.mark.slow

@@ -16,7 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, StopStringCriteria
 
 from draftrec.core import Verdict
-from draftrec.engine.text.stop_strings import StopStrings, stop_strings_of
+from draftrec.engine.text.stop_strings import (
+    GrowingText,
+    StopStrings,
+    stop_strings_of,
+)
 from draftrec.jobs.knowledge.generator import Generator
 from tests.engine.text.helpers import NEW_TOKENS, PROMPTS, requests
 from tests.engine.text.test_controls import running
@@ -144,6 +148,33 @@ def test_transformers_own_criterion_ends_texts_at_the_same_token(
     stop = stop_strings_of(stops, tokenizer("byte-level"))
     assert stop
     assert written(stop, tokens, range(len(tokens)))[0] == tokens[: next(ends, None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100, deadline=None)
+@given(
+    drawn=st.lists(st.sampled_from(range(22 * 13)), min_size=1, max_size=230),
+    step=st.integers(1, 7),
+    stops=st.lists(st.sampled_from(STOPS), max_size=3),
+)
+@example(drawn=[6, 7, 8], step=1, stops=[])  # one character in three tokens
+def test_what_is_told_of_a_text_as_it_grows_is_its_text(
+    kind: str, drawn: list[int], step: int, stops: list[str]
+) -> None:
+    tokens = [i % len(tokenizer(kind)) for i in drawn]
+    tokens = tokens[: brute_force(kind, tokens, stops) if stops else None]
+    stop = stop_strings_of(stops, tokenizer(kind))
+    whole = decoded(kind, tokens)
+    whole = whole[: stop.first(whole)] if stop else whole
+    growing, told = GrowingText(tokenizer(kind), stop), ""
+    for begin in range(0, len(tokens), step):
+        told += growing.add(np.array(tokens[begin : begin + step], np.int32))
+        assert whole.startswith(told)
+        if stop is None and kind == "byte-level":  # nothing is held back but what is incomplete
+            so_far = decoded(kind, tokens[: begin + step])
+            assert told == so_far.rstrip("\ufffd")
+    assert told + growing.finish(whole) == whole
 
 
 def test_tokens_are_decoded_once_where_they_cannot_end_a_stop_string() -> None:

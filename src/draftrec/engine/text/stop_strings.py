@@ -24,6 +24,8 @@ Decode = Callable[[IntArray], str]
 _INCOMPLETE = "\ufffd"
 # Tokens that a growing text decodes at once, and those of them that only say how others are read.
 _WINDOW, _OVERLAP = 96, 16
+# Characters at the end of a text that decoding may still change where it cleans up (" do not").
+_CLEANED = 7
 # Special tokens by their text, and an anchor: a large vocabulary takes a while to go through.
 _KNOWN: WeakKeyDictionary[Any, tuple[dict[str, int], int | None]] = WeakKeyDictionary()
 
@@ -114,12 +116,14 @@ def decoder(tokenizer: Any) -> Decode:
 class GrowingText:
     """A text that is read as it is written: what of it will stay, and no more.
 
-    Held back are bytes that are not a character yet, and what may become one of `stops`. Tokens
-    are decoded in a window, whose beginning moves on where that is seen to change nothing.
+    Held back are bytes that are not a character yet, what may become one of `stops`, and what the
+    tokenizer's decoding may yet clean up. Tokens are decoded in a window, whose beginning moves on
+    where that is seen to change nothing.
     """
 
-    def __init__(self, decode: Decode, stops: StopStrings | None = None) -> None:
-        self._decode, self._stops = decode, stops
+    def __init__(self, tokenizer: Any, stops: StopStrings | None = None) -> None:
+        self._decode, self._stops = decoder(tokenizer), stops
+        self._held = _CLEANED if _cleans_up(tokenizer) else 0
         self._ids: IntArray = np.empty(0, np.int32)
         self._settled, self._lead = "", ""
         self.sent = 0
@@ -136,9 +140,9 @@ class GrowingText:
         if len(self._ids) > _WINDOW:
             self._move_on(text)
         safe = text.rstrip(_INCOMPLETE)
-        end = len(safe)
+        end = len(safe) - self._held
         if self._stops:
-            end = min(self._stops.first(text), end - self._stops.begun(safe))
+            end = min(self._stops.first(text), end, len(safe) - self._stops.begun(safe))
         return self._until(text, end)
 
     def finish(self, text: str) -> str:
@@ -146,7 +150,7 @@ class GrowingText:
         return self._until(text, len(text))
 
     def _until(self, text: str, end: int) -> str:
-        fresh = text[self.sent : end]
+        fresh = text[self.sent : max(self.sent, end)]
         self.sent = max(self.sent, end)
         return fresh
 

@@ -126,11 +126,11 @@ def _options(field: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _kind(field: dict[str, Any]) -> str:
     """`list of integer`, `KnowledgeRecord`: a word or two for a schema."""
-    first = _options(field)[0]
+    first = next(iter(_options(field)), field)
     if "$ref" in first:
         return first["$ref"].rpartition("/")[2]
     if first.get("type") == "array":
-        return f"list of {_kind(first['items'])}"
+        return f"list of {_kind(first.get('items', {}))}"
     return str(first.get("type", "any"))
 
 

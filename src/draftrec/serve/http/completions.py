@@ -25,7 +25,7 @@ from fastapi.responses import StreamingResponse
 
 from draftrec.core import Counts, IntArray, TokenScore, Wishes
 from draftrec.core import Request as TextRequest
-from draftrec.engine.text.stop_strings import GrowingText, decoder
+from draftrec.engine.text.stop_strings import GrowingText
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.prompts import key_of, samples_of, unknown_token
@@ -251,9 +251,9 @@ class Job:
             ticket.future.add_done_callback(tell)
         rules = asked.wishes.rules
         stops = rules.stops if rules else self.generator.stops
-        self.readers.append(Reader(GrowingText(decoder(self.generator.tokenizer), stops)))
+        self.readers.append(Reader(GrowingText(self.generator.tokenizer, stops)))
         if self.body.likeliest is not None:
-            self.readers[-1].offsets = GrowingText(decoder(self.generator.tokenizer))
+            self.readers[-1].offsets = GrowingText(self.generator.tokenizer)
         self.tickets.append(ticket)
 
     def whole(self, written: Seq[Written], request: Request) -> dict[str, Any]:
