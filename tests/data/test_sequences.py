@@ -96,6 +96,13 @@ def test_all_that_is_known_before_a_part_is_every_users(location: Path) -> None:
     }
 
 
+def test_nothing_is_known_of_a_user_with_two_rows_of_a_part(tmp_path: Path) -> None:
+    twice = lines(tmp_path / "s.jsonl", [*ROWS, {"user": 4, "items": [9], "part": "train"}])
+    for part in ("test", "all"):
+        with pytest.raises(DraftrecError, match="4"):
+            read_known(twice, part)
+
+
 def test_histories_keep_the_most_recent_items(location: Path) -> None:
     assert told(read_histories(location, "test", 2)) == [(4, [4, 5], [6, 1]), (2, [], [8, 7])]
     assert told(read_histories(location, "train", 1)) == [(4, [3], [4]), (1, [], [9])]

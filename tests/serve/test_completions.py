@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +282,9 @@ def test_a_grammar_that_is_lost_costs_nobody_else(
     assert len(failed) == 2
 
 
-@pytest.mark.slow
-def test_hanging_up_ends_the_text(live: Live) -> None:
+@contextmanager
+def slow_passes(live: Live) -> Iterator[Any]:
+    """The service's texts under way, every pass 50 ms longer."""
     work = live.service.writing
     assert work
     real = work.turn
@@ -293,6 +295,14 @@ def test_hanging_up_ends_the_text(live: Live) -> None:
 
     work.turn = slow  # type: ignore[method-assign]
     try:
+        yield work
+    finally:
+        work.turn = real  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_hanging_up_ends_the_text(live: Live) -> None:
+    with slow_passes(live) as work:
         events = live.complete(stream=True)
         next(iter(events))
         assert work._wanted
@@ -307,8 +317,6 @@ def test_hanging_up_ends_the_text(live: Live) -> None:
         while work._wanted and time.monotonic() < until:
             time.sleep(0.01)
         assert not work._wanted
-    finally:
-        work.turn = real  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
@@ -388,20 +396,9 @@ def test_curl_reads_events(live: Live, greedy: list[str]) -> None:
 
 @pytest.mark.slow
 def test_a_deadline_ends_a_text(live: Live) -> None:
-    work = live.service.writing
-    assert work
-    real = work.turn
-
-    def slow() -> Any:
-        time.sleep(0.05)
-        return real()
-
-    work.turn = slow  # type: ignore[method-assign]
-    try:
+    with slow_passes(live):
         late = {"draftrec": {"deadline_ms": 120}}
         answer = live.complete(extra_body=late)
-    finally:
-        work.turn = real  # type: ignore[method-assign]
     assert answer.choices[0].finish_reason == "length"
     assert answer.draftrec["texts"][0]["finish_reason"] == "deadline"
 

@@ -123,6 +123,26 @@ def read_histories(
     rows. Raises DraftrecError as `read_sequences` does, for a user with two rows of one part, and
     when nobody has anything to predict.
     """
+    found = [h for h in _everyones(location, part, max_items, columns)
+             if part == ALL or len(h.targets)]  # fmt: skip
+    if not found:
+        raise DraftrecError(f"{location} holds no items of part {part!r}; choose another part")
+    return found
+
+
+def read_known(location: str | Place, part: str, columns: SequenceColumns = USUAL) -> Iterator[Ids]:
+    """The items of every user that are known when `part` is to be predicted, oldest first: all
+    that `read_histories` has as histories, whole, of users with nothing to predict too.
+
+    Raises DraftrecError as `read_sequences` does, and for a user with two rows of one part.
+    """
+    return (history.items for history in _everyones(location, part, None, columns))
+
+
+def _everyones(
+    location: str | Place, part: str, max_items: int | None, columns: SequenceColumns
+) -> list[History]:
+    """As `read_histories`, of users with nothing to predict too."""
     if part != ALL:
         _check_part(part)
     users: dict[Id, _User] = {}
@@ -139,28 +159,8 @@ def read_histories(
         elif row.part in before:
             # A copy of the end, so that the rest of a long history is not held.
             user.before[row.part] = _recent(row.items, max_items).copy()
-    histories = [_history(name, user, part, max_items) for name, user in users.items()]
-    found = [_typed(h, *spelt) for h in histories if part == ALL or len(h.targets)]
-    if not found:
-        raise DraftrecError(f"{location} holds no items of part {part!r}; choose another part")
-    return found
-
-
-def read_known(location: str | Place, part: str, columns: SequenceColumns = USUAL) -> Iterator[Ids]:
-    """The items of every user that are known when `part` is to be predicted, oldest first: all
-    that `read_histories` has as histories, whole, of users with nothing to predict too.
-
-    Raises DraftrecError as `read_sequences` does.
-    """
-    before = PARTS if part == ALL else PARTS[: PARTS.index(part)]
-    users: dict[Id, _User] = {}
-    for row in read_sequences(location, None, None, columns):
-        user = users.setdefault(plain(row.user), _User())
-        if row.part == part:
-            user.targets = row.items
-        elif row.part in before:
-            user.before[row.part] = row.items
-    return (_history(name, user, part, None).items for name, user in users.items())
+    histories = (_history(name, user, part, max_items) for name, user in users.items())
+    return [_typed(history, *spelt) for history in histories]
 
 
 def usual_part(location: str | Place, columns: SequenceColumns = USUAL) -> str:

@@ -324,25 +324,31 @@ class Facts(BaseModel):
     texts: list[TextFacts]
 
 
-class CompletionChoice(BaseModel):
-    """One text."""
-
+class _Choice(BaseModel):
     index: int
-    text: str
     logprobs: dict[str, Any] | None = None
     finish_reason: Literal["stop", "length"]
 
 
-class CompletionAnswer(BaseModel):
-    """n texts of each prompt, prompt by prompt."""
-
+class _Answer(BaseModel):
     id: str
-    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
-    choices: list[CompletionChoice]
     usage: Usage
     draftrec: Facts
+
+
+class CompletionChoice(_Choice):
+    """One text."""
+
+    text: str
+
+
+class CompletionAnswer(_Answer):
+    """n texts of each prompt, prompt by prompt."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
 
 
 class Said(BaseModel):
@@ -353,22 +359,14 @@ class Said(BaseModel):
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(_Choice):
     """One way in which it goes on."""
 
-    index: int
     message: Said
-    logprobs: dict[str, Any] | None = None
-    finish_reason: Literal["stop", "length"]
 
 
-class ChatAnswer(BaseModel):
+class ChatAnswer(_Answer):
     """n of them."""
 
-    id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
     choices: list[ChatChoice]
-    usage: Usage
-    draftrec: Facts
