@@ -11,10 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftrec.errors import DraftrecError
 from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.settings import PromptFormat
 from draftrec.models.recommender import (
     RecommenderInfo,
     check_draft,
+    check_ids,
     load_recommender,
     new_tokenizer,
     save_recommender,
@@ -24,7 +26,12 @@ from draftrec.models.recommender import (
 TOKENS = ("<a_0>", "<a_1>", "<b_0>", "<b_1>")
 
 
-def save(folder: Path, tokens: tuple[str, ...] = TOKENS, seed: int = 0) -> Path:
+IDS = SemanticIds.of([7, 8, 9], [["<a_0>", "<b_0>"], ["<a_0>", "<b_1>"], ["<a_1>", "<b_0>"]])
+
+
+def save(
+    folder: Path, tokens: tuple[str, ...] = TOKENS, seed: int = 0, sids: SemanticIds | None = None
+) -> Path:
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(tokens)
     model = LlamaForCausalLM(
@@ -33,8 +40,9 @@ def save(folder: Path, tokens: tuple[str, ...] = TOKENS, seed: int = 0) -> Path:
             num_attention_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
         )
     )  # fmt: skip
-    info = RecommenderInfo(levels=2, sids="s", prompt=PromptFormat(max_items=3).as_dict())
-    save_recommender(folder, model, tokenizer, info)
+    known = sids.fingerprint() if sids else "s"
+    info = RecommenderInfo(levels=2, sids=known, prompt=PromptFormat(max_items=3).as_dict())
+    save_recommender(folder, model, tokenizer, info, sids)
     return folder
 
 
@@ -70,6 +78,40 @@ def test_fingerprints_tell_checkpoints_apart(tmp_path: Path):
     )
     assert first == same
     assert first != other
+
+
+def test_a_model_is_bound_to_its_ids(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    found = load_recommender(save(tmp_path / "a", sids=IDS), "cpu")
+
+    def check(items: list[int | str], sids: list[list[str]], *, again: bool = False) -> None:
+        given = SemanticIds.of(items, sids)
+        check_ids(found.info, found.folder, given, "new.parquet", again=again)
+
+    old = IDS.sids_of(IDS.items)
+    check([9, 8, 7], old[::-1])
+    check([7, 8, 9, 10], [*old, ["<a_1>", "<b_1>"]])  # one has joined
+    check([7, 9, 11], [old[0], old[2], ["<a_7>", "<b_7>"]])  # one has left
+    assert not caplog.records
+    moved = "a was trained on other semantic ids than new.parquet are: 2 of 3 items .* item 8, "
+    moved += "which had <a_0> <b_1> and now has <a_1> <b_0>; give the semantic ids that"
+    with pytest.raises(DraftrecError, match=moved):
+        check([7, 8, 9], [old[0], old[2], old[1]])
+    with pytest.raises(DraftrecError, match="3 of 3 items"):
+        check([7, 8, 9], [[*sid, "<c_0>"] for sid in old])
+    assert not caplog.records
+    check([7, 8, 9], [old[0], old[2], old[1]], again=True)
+    assert caplog.records.pop().getMessage().endswith("what it knows of items is learnt anew")
+    check(["x", "y", "z"], old)
+    assert "new.parquet have no item that" in caplog.records.pop().getMessage()
+
+
+def test_ids_of_models_that_kept_none_are_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    info = load_recommender(save(tmp_path / "a", sids=IDS), "cpu").info
+    save(tmp_path / "a")  # an earlier version's
+    check_ids(info, tmp_path / "a", IDS, "ids.parquet")
+    assert not caplog.records
+    check_ids(info, tmp_path / "a", SemanticIds.of([7], [["<a_0>", "<b_0>"]]), "ids.parquet")
+    assert "ids.parquet are not, to the letter" in caplog.text
 
 
 def test_a_draft_needs_the_vocabulary_of_its_target(tmp_path: Path):

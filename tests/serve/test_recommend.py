@@ -21,7 +21,7 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.loading import demo_sources
 from draftrec.serve.settings import demo_settings
-from tests.jobs.recommend.worlds import World, make_world, named, with_texts
+from tests.jobs.recommend.worlds import World, make_world, named, reassigned, with_texts
 from tests.serve.services import Running, error_of, recommend_settings, running, settings
 
 
@@ -220,6 +220,9 @@ def test_another_catalogue_comes_in_under_load(world: World, tmp_path: Path) -> 
             job.result()
         path.write_text("broken")
         with pytest.raises(Exception, match="the old files stay in use"):
+            served.client.portal.call(served.service.reload)  # type: ignore[union-attr]
+        write_semantic_ids(path, reassigned(sids))
+        with pytest.raises(Exception, match="target was trained on other semantic ids"):
             served.client.portal.call(served.service.reload)  # type: ignore[union-attr]
         assert served.recommend(history, k=5).json() == after
     assert before["items"] != after["items"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.models.recommender import check_draft, load_recommender
+from draftrec.models.recommender import IDS_FILE, check_draft, load_recommender
 from draftrec.train import objectives
 from draftrec.train.align import Alignment, AlignSpec, align, alignment_loss
 from draftrec.train.fit import fit
@@ -19,6 +21,7 @@ from draftrec.train.presets import ModelSource
 from draftrec.train.settings import OBJECTIVES, ObjectiveSettings, TeachSettings, TrainSettings
 from draftrec.train.teacher import TeachSpec, teach
 from draftrec.train.teacher_files import TeacherFolder
+from tests.jobs.recommend.worlds import reassigned
 from tests.train.small import SETTINGS, fit_spec
 
 TRAIN = TrainSettings(
@@ -173,6 +176,8 @@ def test_every_objective_aligns(folder: Path, tmp_path: Path, objective: str):
     assert (draft.info.kind, draft.info.objective) == ("draft", objective)
     assert draft.info.target == target.fingerprint
     assert draft.info.sids == target.info.sids
+    kept = [read_semantic_ids(one.folder / IDS_FILE).fingerprint() for one in (draft, target)]
+    assert kept == [target.info.sids] * 2
     assert draft.format == target.format
 
 
@@ -223,6 +228,10 @@ def test_what_does_not_belong_is_refused(folder: Path, tmp_path: Path):
     old = manifest.model_copy(update={"format_version": 1})
     TeacherFolder(unfinished).write_manifest(old)
     refused("record the teacher data again with this draftrec", teacher=unfinished)
+    whole = tmp_path / "reassigned"
+    shutil.copytree(folder / "teacher", whole)
+    write_semantic_ids(whole / IDS_FILE, reassigned(read_semantic_ids(whole / IDS_FILE)))
+    refused("target was trained on other semantic ids than those of", teacher=whole)
     (unfinished / "manifest.json").write_text("{}")
     refused("is damaged", teacher=unfinished)
 

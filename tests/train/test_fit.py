@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.settings import PromptFormat
-from draftrec.models.recommender import load_recommender
+from draftrec.models.recommender import IDS_FILE, load_recommender
 from draftrec.train.fit import FitSpec, fit
 from draftrec.train.lora import LoraSettings
 from draftrec.train.presets import ModelSource
+from tests.jobs.recommend.worlds import reassigned
 from tests.train.small import SETTINGS, catalogue, fit_spec
 
 
@@ -50,6 +52,7 @@ def test_a_target_learns_and_is_saved_whole(tmp_path: Path):
     target = load_recommender(spec.output, "cpu")
     assert (target.info.kind, target.info.levels) == ("target", 3)
     assert target.info.sids == catalogue().fingerprint()
+    assert read_semantic_ids(target.folder / IDS_FILE).fingerprint() == target.info.sids
     assert target.info.training["epochs"][-1]["train_loss"] < 1.0
     tokens = catalogue().token_ids(target.tokenizer.get_vocab())
     encoder = HistoryEncoder(target.format, target.tokenizer, tokens)
@@ -135,7 +138,7 @@ def test_a_checkpoint_learns_new_tokens_through_adapters(tmp_path: Path, *, tied
 
 
 @pytest.mark.slow
-def test_a_recommender_is_trained_further(tmp_path: Path):
+def test_a_recommender_is_trained_further(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     first = fit_spec(tmp_path, "first")
     fit(first)
     spec = replace(
@@ -144,6 +147,12 @@ def test_a_recommender_is_trained_further(tmp_path: Path):
     fit(spec)
     assert weights(spec.output).keys() == weights(first.output).keys()
     assert load_recommender(spec.output, "cpu").format == load_recommender(first.output).format
+    assert "trained on other" not in caplog.text
+    moved = tmp_path / "moved.jsonl"
+    write_semantic_ids(moved, reassigned(catalogue()))
+    third = replace(spec, output=tmp_path / "third", sids=str(moved))
+    fit(replace(third, settings=replace(SETTINGS, epochs=1)))
+    assert "first was trained on other semantic ids than" in caplog.text
 
 
 def save_language_model(folder: Path, *, tied: bool) -> Path:

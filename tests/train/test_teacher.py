@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
 from draftrec.models.recommender import load_recommender
 from draftrec.train import teacher
@@ -24,6 +25,7 @@ from draftrec.train.teacher_files import (
     tree_inputs,
     tree_logits,
 )
+from tests.jobs.recommend.worlds import reassigned
 from tests.train.small import SETTINGS as FIT
 from tests.train.small import fit_spec
 
@@ -148,6 +150,14 @@ def test_an_interrupted_recording_goes_on_and_ends_with_the_same_bytes(
     (tmp_path / "broken" / "mine.txt").touch()
     assert teach(spec_in(folder, tmp_path / "broken", limit=3, overwrite=True))["contexts"] < 4
     assert (tmp_path / "broken" / "mine.txt").exists()
+
+
+def test_other_ids_than_the_target_was_trained_on_are_refused(folder: Path, tmp_path: Path):
+    sids = tmp_path / "moved.jsonl"
+    write_semantic_ids(sids, reassigned(read_semantic_ids(folder / "sids.jsonl")))
+    with pytest.raises(DraftrecError, match=r"other semantic ids than .*moved.jsonl"):
+        teach(spec_in(folder, tmp_path / "out", sids=str(sids)))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -139,6 +139,19 @@ class SemanticIds:
             )
         return np.array(ids, np.int32)[self.codes]
 
+    def moved_from(self, before: SemanticIds) -> tuple[LongArray, LongArray]:
+        """The places int64 `[m]` here of items that both have with other tokens than `before` had
+        for them, and the places there; both ascend there."""
+        here = self.find(before.items)
+        there = np.flatnonzero(here >= 0)
+        here = here[there]
+        if self.levels != before.levels:
+            return here, there
+        number = {token: i for i, token in enumerate(self.tokens)}
+        same = np.array([number.get(token, -1) for token in before.tokens], np.int64)
+        other = (same[before.codes[there]] != self.codes[here]).any(axis=1)
+        return here[other], there[other]
+
     def fingerprint(self) -> str:
         """SHA-256 over items, codes and tokens, the same on every machine."""
         whole = hashlib.sha256(json.dumps([self.levels, self.tokens]).encode())

@@ -1,12 +1,14 @@
 """A recommender's folder: a checkpoint, its tokenizer, and `genrec.json` that says what it is.
 
 Every token of a semantic id is a single token of the tokenizer. The folder is an ordinary one of
-transformers, so other programs can load it as well.
+transformers, so other programs can load it as well. `sids.parquet` are the ids that the model was
+trained on: what it has learnt holds for these, and for items that join them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +25,17 @@ from transformers.utils import logging as transformers_logging
 from draftrec.config import ModelConfig
 from draftrec.data.files.places import here
 from draftrec.data.files.writers import replace_file, share
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.settings import PromptFormat
 from draftrec.models.loading import load_model, load_tokenizer, tokenizer_fingerprint
 
 FORMAT_VERSION = 1
-INFO_FILE = "genrec.json"
+INFO_FILE, IDS_FILE = "genrec.json", "sids.parquet"
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 _BLOCKS, _BLOCK = 64, 4096
+_LOG = logging.getLogger("draftrec")
 
 
 class RecommenderInfo(BaseModel):
@@ -61,6 +66,7 @@ class Recommender:
     format: PromptFormat
     info: RecommenderInfo
     fingerprint: str
+    folder: Path
 
 
 def load_recommender(
@@ -70,19 +76,28 @@ def load_recommender(
     info = read_info(folder)
     model = load_model(ModelConfig(model=str(folder), device=device, dtype=dtype))
     form = _form(folder, info)
-    return Recommender(model, load_tokenizer(folder), form, info, weights_fingerprint(folder))
+    return Recommender(
+        model, load_tokenizer(folder), form, info, weights_fingerprint(folder), Path(folder)
+    )
 
 
 def save_recommender(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: RecommenderInfo
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    info: RecommenderInfo,
+    sids: SemanticIds | None = None,
 ) -> None:
     """Write a folder that `load_recommender` reads; `genrec.json` last, as the sign that it is
-    whole."""
+    whole. `sids`: those that the model was trained on, so that others can be told from them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INFO_FILE).unlink(missing_ok=True)
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / IDS_FILE).unlink(missing_ok=True)
+    if sids is not None:
+        write_semantic_ids(folder / IDS_FILE, sids)
     share(Path(folder))
     replace_file(folder / INFO_FILE, (info.model_dump_json(indent=1) + "\n").encode())
 
@@ -136,6 +151,46 @@ def check_draft(target: Recommender, draft: Recommender) -> None:
             "the draft model has another vocabulary than the target, so their token ids mean "
             "different things; align a draft to this target with `draftrec genrec align`"
         )
+
+
+def check_ids(
+    info: RecommenderInfo, folder: Path, sids: SemanticIds, named: str, *, again: bool = False
+) -> None:
+    """Raise DraftrecError where `sids`, which the user knows as `named`, gives items other tokens
+    than the model of `folder` was trained on. Items that joined since, or left, are welcome.
+
+    Warns instead where nobody can tell, as of models that were trained before ids were kept beside
+    them, and where the model is trained `again`.
+    """
+    if info.sids == sids.fingerprint():
+        return
+    if not (folder / IDS_FILE).is_file():
+        _warn_ids(f"{named} are not, to the letter, what {folder} was trained on", again=again)
+        return
+    before = read_semantic_ids(folder / IDS_FILE)
+    here, there = sids.moved_from(before)
+    both = int((sids.find(before.items) >= 0).sum())
+    if not len(here):
+        if not both:
+            _warn_ids(f"{named} have no item that {folder} was trained on", again=again)
+        return
+    was, now = (" ".join(ids.sids_at(at[:1])[0]) for ids, at in ((before, there), (sids, here)))
+    text = (
+        f"{folder} was trained on other semantic ids than {named} are: {len(here):,} of {both:,} "
+        f"items have other tokens, such as item {before.items[there[0]]}, which had {was} and now "
+        f"has {now}"
+    )
+    if not again:
+        raise DraftrecError(
+            f"{text}; give the semantic ids that it was trained on (`draftrec sid join` adds items "
+            "to them), or train it again on these"
+        )
+    _warn_ids(text, again=True)
+
+
+def _warn_ids(text: str, *, again: bool) -> None:
+    rest = "what it knows of items is learnt anew" if again else "its answers may mean nothing"
+    _LOG.warning("%s; %s", text, rest)
 
 
 def weights_fingerprint(folder: str | Path) -> str:

@@ -81,24 +81,26 @@ class FileCatalogue:
 
     def __init__(self, settings: RecommendSettings) -> None:
         self.settings = settings
-        self._target: Recommender | None = None
+        self._models: tuple[Recommender, Recommender | None] | None = None
 
     def load(self) -> ItemRecommender:
         """Read everything and load the models."""
         settings = self.settings
         sids, items = self._catalogue()
         load = partial(load_recommender, device=settings.device, dtype=settings.dtype)
-        target = self._target = load(settings.target)
+        target = load(settings.target)
         draft = None if settings.draft in ("items", "none") else load(settings.draft)
-        catalogue = Catalogue.of(sids, target)
+        self._models = target, draft
+        catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
         parts = parts_of(target, catalogue, draft, self._proposer(items))
         return ItemRecommender(parts, catalogue, settings.settings, items)
 
     def reload(self, old: ItemRecommender) -> ItemRecommender:
         """Read semantic ids and sequences again; the models stay."""
-        assert self._target is not None
+        assert self._models is not None
         sids, items = self._catalogue()
-        return old.swapped(Catalogue.of(sids, self._target), self._proposer(items), items)
+        catalogue = Catalogue.of(sids, *self._models, str(self.settings.sids))
+        return old.swapped(catalogue, self._proposer(items), items)
 
     def _catalogue(self) -> tuple[SemanticIds, ItemRetriever | None]:
         settings = self.settings

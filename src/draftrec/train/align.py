@@ -27,11 +27,13 @@ from draftrec.engine.beams.pace import FixedPace
 from draftrec.engine.beams.state import BeamRequest
 from draftrec.engine.target import Target
 from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import (
     Recommender,
     RecommenderInfo,
     check_draft,
+    check_ids,
     load_recommender,
 )
 from draftrec.train import objectives, presets
@@ -281,7 +283,7 @@ def align(
     """
     target = load_recommender(spec.target, spec.settings.device)
     folder = TeacherFolder(spec.teacher)
-    manifest = check_teacher(spec.teacher, folder.manifest(), target)
+    manifest = check_teacher(folder, target)
     identity = {
         "source": f"{spec.source.kind} {spec.source.name}",
         "teacher": manifest.contexts,
@@ -303,7 +305,8 @@ def prepare(
     """The draft and its examples. Raises DraftrecError for what cannot be trained."""
     catalogue = folder.catalogue()
     encoder = HistoryEncoder(target.format, target.tokenizer, catalogue.item_tokens)
-    model: Any = _draft(spec, target, longest(encoder))
+    sids = folder.sids()
+    model: Any = _draft(spec, target, sids, longest(encoder))
     model.requires_grad_(True)
     held = min(spec.held_out, manifest.total // 10)
     task = Alignment(spec.objective, spec.settings, folder, held, target)
@@ -316,13 +319,16 @@ def prepare(
         target=target.fingerprint,
     )
     note = f"{manifest.total - held:,} contexts, {task.steps():,} steps an epoch"
-    save = partial(save_trained, spec.output, model, target.tokenizer, info)
+    save = partial(save_trained, spec.output, model, target.tokenizer, info, sids)
     return Prepared(task, model, note, save)
 
 
-def _draft(spec: AlignSpec, target: Recommender, context: int) -> Any:
+def _draft(spec: AlignSpec, target: Recommender, sids: SemanticIds | None, context: int) -> Any:
     if spec.source.kind == "checkpoint":
         draft = load_recommender(spec.source.name, "cpu", "float32")
         check_draft(target, draft)
+        if sids is not None:
+            named = f"those of {spec.teacher}"
+            check_ids(draft.info, draft.folder, sids, named, again=True)
         return draft.model
     return presets.untrained(spec.source, target.tokenizer, context, spec.settings.seed)

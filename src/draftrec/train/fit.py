@@ -19,7 +19,13 @@ from draftrec.items.prompts import TEXT_FORMAT, HistoryEncoder, check_texts
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.settings import PromptFormat
 from draftrec.items.trie import ItemTrie
-from draftrec.models.recommender import INFO_FILE, RecommenderInfo, new_tokenizer, read_info
+from draftrec.models.recommender import (
+    INFO_FILE,
+    RecommenderInfo,
+    check_ids,
+    new_tokenizer,
+    read_info,
+)
 from draftrec.train import presets
 from draftrec.train.examples import Batch, Examples, TrainingData, read_training_data
 from draftrec.train.loop import TrainWatcher, Validation, Validator, answer_loss
@@ -131,7 +137,7 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
             encoder, trie, data.valid_histories, data.valid_targets, recall_users=spec.recall_users
         )
     note = f"{len(data.train):,} users, {examples.steps():,} steps an epoch"
-    save = partial(save_trained, spec.output, model, tokenizer, info)
+    save = partial(save_trained, spec.output, model, tokenizer, info, sids)
     return Prepared(NextItems(examples, validator), model, note, save)
 
 
@@ -150,9 +156,11 @@ def _continued(
         source, sids.tokens, spec.settings.seed
     )
     form = spec.form or TEXT_FORMAT
-    if spec.form is None and (Path(source) / INFO_FILE).is_file():
-        form = PromptFormat(**read_info(source).prompt)
-    elif spec.form is not None:
+    if (Path(source) / INFO_FILE).is_file():
+        info = read_info(source)
+        check_ids(info, Path(source), sids, spec.sids, again=True)
+        form = spec.form or PromptFormat(**info.prompt)
+    if spec.form is not None:
         check_texts(form, tokenizer)
     encoder = HistoryEncoder(form, tokenizer, sids.token_ids(tokenizer.get_vocab()))
     encoder = encoder.fit(uniform_length(model, context_length(model)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, read_info, save_recommender
 from draftrec.train.files import TrainingFolder
 from draftrec.train.loop import Task, Trainer, TrainWatcher
@@ -118,8 +119,9 @@ def save_trained(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     info: RecommenderInfo,
+    sids: SemanticIds | None,
     record: dict[str, Any],
 ) -> None:
     """Write the folder of a recommender that was trained."""
     done = info.model_copy(update={"training": record})
-    save_recommender(output, merged(model), tokenizer, done)
+    save_recommender(output, merged(model), tokenizer, done, sids)

@@ -34,7 +34,7 @@ from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.trie import ItemTrie
 from draftrec.jobs.ledger import input_changes
 from draftrec.models.loading import tokenizer_fingerprint
-from draftrec.models.recommender import Recommender, load_recommender
+from draftrec.models.recommender import Recommender, check_ids, load_recommender
 from draftrec.train.examples import read_training_data
 from draftrec.train.settings import TeachRun, TeachSettings
 from draftrec.train.teacher_files import (
@@ -219,6 +219,7 @@ def _teach(
     recommender = load_recommender(spec.target, spec.device)
     sids = read_semantic_ids(spec.sids, spec.columns)
     tokens = sids.token_ids(recommender.tokenizer.get_vocab())
+    check_ids(recommender.info, recommender.folder, sids, spec.sids)
     encoder = HistoryEncoder(recommender.format, recommender.tokenizer, tokens)
     data = read_training_data(
         spec.sequences, sids, spec.limit, with_valid=False, columns=spec.columns
@@ -228,7 +229,7 @@ def _teach(
     if not manifest.shards:
         # Items are told apart by number; texts have none but their places.
         numbers = np.arange(len(sids)) if is_text(sids.items) else sids.items
-        folder.write_catalogue(ItemRows(numbers, tokens, legal_codes(tokens)))
+        folder.write_catalogue(ItemRows(numbers, tokens, legal_codes(tokens)), sids)
     trie = ItemTrie.build(np.arange(len(sids)), tokens)
     recorder = Recorder(recommender, encoder, trie, spec.settings.beams)
     watcher.begin(manifest)

@@ -1,7 +1,8 @@
 """A teacher folder: contexts with the target's beams, and its log-probabilities along them.
 
 `teacher-NNNNN.safetensors` hold contexts, `catalogue.safetensors` the items and the legal codes,
-`manifest.json` says of which target, and which shards are finished.
+`sids.parquet` the semantic ids, `manifest.json` says of which target, and which shards are
+finished.
 
 The contexts of one prompt are one tree that one pass goes through: twenty beams of four codes share
 most of their prefixes, a tree holds each prefix once, and counts how many beams go through it. So
@@ -25,9 +26,11 @@ from safetensors.numpy import load_file, save
 
 from draftrec.core import BoolArray, FloatArray, HalfArray, IntArray, LongArray
 from draftrec.data.files.writers import replace_file
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError
+from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.ledger import Ledger
-from draftrec.models.recommender import Recommender
+from draftrec.models.recommender import IDS_FILE, Recommender, check_ids
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -146,7 +149,7 @@ def at_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 FORMAT_VERSION = 2
-_OWNED = re.compile(r"catalogue\.safetensors|teacher-\d{5,}\.safetensors")
+_OWNED = re.compile(r"catalogue\.safetensors|sids\.parquet|teacher-\d{5,}\.safetensors")
 _RAGGED = ("prompt", "answers", "beams", "log_probs", "prompt_log_probs")
 
 
@@ -248,13 +251,19 @@ class TeacherFolder:
         """Replace the manifest. This is the moment at which a shard counts as finished."""
         self.ledger.write(manifest.model_dump_json(indent=1) + "\n")
 
-    def write_catalogue(self, catalogue: ItemRows) -> None:
+    def write_catalogue(self, catalogue: ItemRows, sids: SemanticIds) -> None:
+        write_semantic_ids(self.path / IDS_FILE, sids)
         arrays = {f.name: getattr(catalogue, f.name) for f in fields(catalogue)}
         replace_file(self.path / "catalogue.safetensors", save(arrays))
 
     def catalogue(self) -> ItemRows:
         """Raises DraftrecError if it is damaged or missing."""
         return ItemRows(**_load(self.path / "catalogue.safetensors"))
+
+    def sids(self) -> SemanticIds | None:
+        """The semantic ids of the contexts; None where an earlier version has not kept them."""
+        path = self.path / IDS_FILE
+        return read_semantic_ids(path) if path.is_file() else None
 
     def write_shard(self, number: int, contexts: Seq[Context]) -> None:
         """Write contexts one after another, with the lengths of everything that is ragged."""
@@ -284,10 +293,10 @@ class TeacherFolder:
         return self.path / f"teacher-{number:05d}.safetensors"
 
 
-def check_teacher(
-    folder: Path, manifest: TeacherManifest | None, target: Recommender
-) -> TeacherManifest:
-    """The manifest. Raises DraftrecError unless it is finished and speaks for this target."""
+def check_teacher(teacher: TeacherFolder, target: Recommender) -> TeacherManifest:
+    """The manifest. Raises DraftrecError unless it is finished and speaks for this target, in the
+    semantic ids that this one knows."""
+    folder, manifest = teacher.path, teacher.manifest()
     if manifest is None:
         raise DraftrecError(
             f"{folder} has no manifest.json, so it is no teacher data; name a folder that "
@@ -303,6 +312,8 @@ def check_teacher(
             f"the teacher data in {folder} stops after {sum(manifest.shards):,} of "
             f"{manifest.total:,} contexts; run the same `draftrec genrec teach` again"
         )
+    if (sids := teacher.sids()) is not None:
+        check_ids(target.info, target.folder, sids, f"those of {folder}")
     return manifest
 
 

@@ -24,7 +24,7 @@ from draftrec.jobs.recommend.job import run_job
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
 from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare
 from draftrec.models.recommender import load_recommender
-from tests.jobs.recommend.worlds import World, make_world, save_model
+from tests.jobs.recommend.worlds import World, make_world, reassigned, save_model
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +164,19 @@ def test_a_catalogue_is_swapped_while_the_models_stay(world: World) -> None:
     same(swapped, fresh.recommend(asked))
     assert all(set(a.items.tolist()) <= set(fewer.items.tolist()) for a in swapped)
     same(recommender.recommend(queries(4)), before)
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_catalogue_needs_the_ids_that_its_models_know(
+    world: World, tmp_path: Path, role: str
+) -> None:
+    sids = read_semantic_ids(world.sids)
+    other = reassigned(sids)
+    save_model(tmp_path / "other", other, 0, 2, role)
+    folders = {"target": world.target, "draft": world.draft, role: tmp_path / "other"}
+    target, draft = (load_recommender(folders[name]) for name in ("target", "draft"))
+    with pytest.raises(DraftrecError, match="other was trained on other semantic ids than x are"):
+        Catalogue.of(sids, target, draft, "x")
 
 
 @pytest.mark.slow

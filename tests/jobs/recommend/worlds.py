@@ -50,7 +50,12 @@ def save_model(folder: Path, sids: SemanticIds, seed: int, layers: int, kind: st
     info = RecommenderInfo.model_validate(
         {"kind": kind, "levels": LEVELS, "sids": sids.fingerprint()}
     )
-    save_recommender(folder, model, tokenizer, info)
+    save_recommender(folder, model, tokenizer, info, sids)
+
+
+def reassigned(sids: SemanticIds) -> SemanticIds:
+    """The same items and tokens, the tokens of each being another item's."""
+    return replace(sids, codes=np.roll(sids.codes, 1, axis=0))
 
 
 def make_world(folder: Path, users: int = 12) -> World:

@@ -13,7 +13,7 @@ from draftrec.items.ids import Id, Ids, joined_ids
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.trie import Filter, ItemTrie
-from draftrec.models.recommender import Recommender
+from draftrec.models.recommender import Recommender, check_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +26,17 @@ class Catalogue:
     encoder: HistoryEncoder
 
     @classmethod
-    def of(cls, sids: SemanticIds, model: Recommender) -> Catalogue:
+    def of(
+        cls,
+        sids: SemanticIds,
+        model: Recommender,
+        draft: Recommender | None = None,
+        named: str = "the semantic ids",
+    ) -> Catalogue:
         """The catalogue for `model`; another one can take its place while the model stays.
 
-        Raises DraftrecError for ids of another length than the model's, and unknown tokens.
+        Raises DraftrecError for ids of another length than the model's, unknown tokens, and, naming
+        them `named`, for others than the model, or the `draft` beside it, was trained on.
         """
         if sids.levels != model.info.levels:
             raise DraftrecError(
@@ -37,6 +44,9 @@ class Catalogue:
                 f"{model.info.levels}; use the ids that it was trained with"
             )
         tokens = sids.token_ids(model.tokenizer.get_vocab())
+        for one in (model, draft):
+            if one is not None:
+                check_ids(one.info, one.folder, sids, named)
         context = model.model.config.get_text_config().max_position_embeddings
         encoder = HistoryEncoder(model.format, model.tokenizer, tokens).fit(context)
         return cls(sids, ItemTrie.build(np.arange(len(sids)), tokens), encoder)

@@ -186,7 +186,7 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     if settings.draft not in ("items", "none"):
         draft = load_recommender(settings.draft, settings.device, settings.dtype)
     items = fit_retriever(settings.sequences, sids, settings.columns, settings.part or ALL)
-    catalogue = Catalogue.of(sids, target)
+    catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
     proposer, exact = items if _proposes(settings) else None, settings.exact
     parts = parts_of(target, catalogue, draft, proposer, exact=exact)
     recommender = ItemRecommender(parts, catalogue, settings.config, items)
