@@ -438,6 +438,19 @@ class RecommendConfig(_Frozen):
         Size | None,
         knob("Beams kept, at least -k: more find better items and take longer.", unset="-k"),
     ] = None
+    blend: Annotated[
+        float | None,
+        knob(
+            "Rank by the log-probability plus this many times the log of item-item "
+            "co-occurrence's share, whose best items are ranked beside the beams'.",
+            ge=0,
+            le=1000,
+            unset="the model alone",
+        ),
+    ] = None
+    blend_candidates: Annotated[
+        Size, knob("With --blend: item-item's best items that are ranked beside the beams'.")
+    ] = 50
     draft_beams: Annotated[
         Size | tuple[Size, ...] | None,
         knob(
@@ -476,6 +489,11 @@ class RecommendConfig(_Frozen):
     def width(self) -> int:
         """Beams kept, of which the k best items are the answer."""
         return self.beams or self.k
+
+    @property
+    def beside(self) -> int:
+        """Items at most that are scored beside those that beams find."""
+        return 0 if self.blend is None else self.blend_candidates
 
     @field_validator("draft_beams", mode="before")
     @classmethod

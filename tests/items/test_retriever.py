@@ -134,6 +134,9 @@ def test_proposals_are_the_best_of_all_items(
         alone = retriever.propose(history, m, **more)
         assert np.array_equal(alone[0], best)
         assert np.array_equal(alone[1], weights[row, : len(best)])
+        assert retriever.shares(history, best) == pytest.approx(weights[row, : len(best)], rel=1e-6)
+        every = np.arange(12)
+        assert retriever.shares(history, every) == pytest.approx(scores / scores.sum(), rel=1e-5)
 
 
 def test_only_the_nearest_neighbours_are_kept() -> None:

@@ -19,7 +19,7 @@ from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.demo.shop import histories, readings, sequences, shipped_path
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Query
-from draftrec.serve.loading import demo_sources
+from draftrec.serve.loading import FileCatalogue, demo_sources
 from draftrec.serve.settings import demo_settings
 from tests.jobs.recommend.worlds import World, make_world, named, reassigned, with_texts
 from tests.serve.services import Running, error_of, recommend_settings, running, settings
@@ -83,6 +83,27 @@ def test_concurrent_clients_get_what_the_command_line_gives(
             for job, i, k in jobs:
                 agree(job.result(), expected[k][i])
         assert max(r["passes"] for r in served.log) <= 3
+
+
+@pytest.mark.parametrize("draft", ["items", "model"])
+def test_a_blend_is_that_of_plain_search_for_concurrent_clients(world: World, draft: str) -> None:
+    rows, wanted = asked(12), recommend_settings(world, "none", blend=0.5, blend_candidates=9)
+    queries = [Query(0, np.array(row), k=k) for row in rows for k in (2, 5)]
+    expected = FileCatalogue(wanted).load().recommend(queries)
+    assert any(
+        a.items.tolist() != b.items.tolist()
+        for a, b in zip(
+            expected,
+            FileCatalogue(recommend_settings(world, "none")).load().recommend(queries),
+            strict=True,
+        )
+    )
+    served_by = recommend_settings(world, draft, blend=0.5, blend_candidates=9)
+    with running(settings(served_by)) as served, ThreadPoolExecutor(8) as clients:
+        jobs = [clients.submit(served.recommend, q.history.tolist(), k=q.k) for q in queries]
+        for job, answer in zip(jobs, expected, strict=True):
+            row = {"items": answer.items.tolist(), "sids": answer.sids, "scores": answer.scores}
+            agree(job.result(), row)
 
 
 @pytest.mark.slow

@@ -57,6 +57,12 @@ def test_the_example_is_a_settings_file(tmp_path: Path) -> None:
         (GOOD.replace("k: 7", "kk: 7"), "unknown name recommend.settings.kk"),
         (GOOD.replace("k: 7", "k: 0"), "recommend.settings.k: Input should be"),
         (GOOD.replace("sequences: q.parquet, ", ""), "draft: items needs sequences"),
+        (
+            GOOD.replace("sequences: q.parquet, ", "")
+            .replace("draft: items", "draft: none")
+            .replace("k: 7", "k: 7, blend: 0.1"),
+            "blend needs sequences",
+        ),
         (GOOD.replace("records: 8", "records: 80"), "records must not be more than queue"),
         (GOOD.replace("aB" * 32, "secret"), "64 hexadecimal digits"),
         (GOOD.replace("2.5", "0"), "rate.per_second"),

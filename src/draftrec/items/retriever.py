@@ -159,6 +159,20 @@ class ItemRetriever:
             everything[columns] = self.prior[columns]
         return places, weights
 
+    def shares(self, history: LongArray, places: LongArray) -> DoubleArray:
+        """float64 `[k]`: the shares of all items' scores that `history`, places int64 `[h]`, leaves
+        to the items at `places` int64 `[k]`; positive, and `propose`'s weights where it names them.
+        """
+        following = self._following([history])
+        order = np.argsort(following.indices)
+        columns, values = following.indices[order], following.data[order]
+        scores = self.prior[places]
+        if len(columns):
+            at = np.minimum(np.searchsorted(columns, places), len(columns) - 1)
+            scores = scores + np.where(columns[at] == places, values[at], np.float32(0))
+        total = float(self.prior.sum(dtype=np.float64)) + values.sum(dtype=np.float64)
+        return scores / total
+
     def save(self, path: Path) -> None:
         """Write everything to an .npz file."""
         with path.open("wb") as file:

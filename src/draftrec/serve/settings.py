@@ -57,6 +57,8 @@ class RecommendSettings(_Frozen):
     def _proposals_need_sequences(self) -> RecommendSettings:
         if self.draft == "items" and self.sequences is None:
             raise ValueError("draft: items needs sequences, from which items are proposed")
+        if self.settings.blend is not None and self.sequences is None:
+            raise ValueError("settings: blend needs sequences, to which item-item is fitted")
         return self
 
 

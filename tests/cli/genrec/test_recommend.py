@@ -135,6 +135,27 @@ def test_exact_answers_have_the_bits_of_plain_ones_whatever_is_drafted(
     assert all(table == tables[0] for table in tables)
 
 
+@pytest.mark.slow
+def test_a_blend_is_the_same_whoever_drafts_and_another_one_than_the_models(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = []
+    for number, more in enumerate(
+        (["--draft", "none"], ["--draft", "items", "--shadow", "1"], ["--draft", str(world.draft)])
+    ):
+        output = tmp_path / f"{number}.parquet"
+        assert run(line(world, output, "--blend", "0.5", "--json", *more)) == 0
+        tables.append(pq.read_table(output, columns=["user", "items"]).to_pylist())
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert summary.get("shadow_exact_rate", 1.0) == 1.0
+    assert tables[1:] == tables[:1] * 2
+    assert run(line(world, tmp_path / "plain.parquet", "--blend-candidates", "9")) == 0
+    assert "--blend-candidates has no effect without --blend" in capsys.readouterr().err
+    plain = pq.read_table(tmp_path / "plain.parquet", columns=["user", "items"]).to_pylist()
+    assert plain != tables[0]
+    assert run(line(world, output, "--blend", "0.6", "--overwrite")) == 0
+
+
 def refused(
     words: list[str], capsys: pytest.CaptureFixture[str], message: str, output: Path
 ) -> None:
@@ -158,6 +179,11 @@ def test_impossible_settings_are_refused(
         (("--draft-steps", "some"), "auto or a whole number"),
         (("--draft-steps", "-1"), "--draft-steps"),
         (("--temperature", "0"), "--temperature"),
+        (("--blend", "0.1", "--verify", "sample"), "--blend needs --verify strict"),
+        (("--blend", "0.1", "--constraint", "none"), "--blend needs --verify strict"),
+        (("--blend", "-0.1"), "--blend"),
+        (("--blend", "some"), "--blend"),
+        (("--blend", "0.1", "--blend-candidates", "0"), "--blend-candidates"),
         (("--draft", str(tmp_path / "nowhere")), "nowhere"),
         (("--device", "tpu"), "tpu"),
     ):

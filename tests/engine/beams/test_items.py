@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from draftrec.engine.beams.drafters import (
     ItemDrafter,
     MixedDrafter,
     ModelDrafter,
+    NoBeamDrafter,
     Proposals,
 )
 from draftrec.engine.beams.loop import BeamEngine, search
@@ -114,3 +117,58 @@ def test_a_prefix_weighs_what_its_items_weigh() -> None:
     request = BeamRequest(0, np.array([1], np.int32))
     leaves, weights = proposals._legal(request)
     assert dict(zip(leaves.tolist(), weights.tolist(), strict=True)) == {6: 1.0, 3: 0.5, 4: 1 / 3}
+
+
+@pytest.mark.slow
+@settings(max_examples=30)
+@given(data=st.data())
+def test_scores_beside_the_beams_are_a_whole_searchs_and_move_no_beam(
+    data: st.DataObject,
+) -> None:
+    """Of any leaves, beams end there or not, whoever drafts, filtered or renormalised or not."""
+    seed = data.draw(st.integers(0, 10_000))
+    levels = data.draw(st.integers(1, 4))
+    trie, ids = toys.catalogue(seed, data.draw(st.integers(3, 50)), levels, 5)
+    random = np.random.default_rng(seed)
+    denied = Filter.deny(trie, random.permutation(len(ids))[::3])
+    constraint = Constraint(trie, levels, data.draw(st.booleans()))
+    plain = toys.requests(seed, 5, [None, denied])
+    asked = []
+    for request in plain:
+        places = random.permutation(len(ids))[: random.integers(0, 12)]
+        leaves = np.unique(trie.leaves_of(places))
+        if request.filter is not None:
+            leaves = leaves[request.filter.legal(leaves)]
+        asked.append(replace(request, beside=leaves))
+    width = data.draw(st.integers(1, 4))
+    pace = FixedPace(width + 3, data.draw(st.integers(0, 3)), levels)
+    proposals = Proposals(trie, Fixed(random.permutation(len(ids))))
+    drafters: list[BeamDrafter] = [
+        NoBeamDrafter(),
+        ItemDrafter(proposals, pace),
+        ModelDrafter(BeamModel(DRAFT, constraint), width, pace),
+    ]
+    target = BeamModel(TARGET, constraint)
+    wanted = search(BeamEngine(target, NoBeamDrafter(), width, 3), plain)
+    everything = search(BeamEngine(target, NoBeamDrafter(), trie.leaves, 2), plain)
+    for drafter in drafters:
+        found = search(BeamEngine(target, drafter, width, 3, beside=12), asked)
+        assert toys.same(found, wanted)
+        for request, beams, all_ in zip(asked, found, everything, strict=True):
+            scores = dict(zip(all_.leaves.tolist(), all_.scores.tolist(), strict=True))
+            theirs = [scores[leaf] for leaf in request.beside.tolist()]
+            np.testing.assert_allclose(beams.beside, theirs, atol=1e-4)
+            own = dict(zip(beams.leaves.tolist(), beams.scores.tolist(), strict=True))
+            beside = zip(request.beside.tolist(), beams.beside.tolist(), strict=True)
+            assert all(own[leaf] == score for leaf, score in beside if leaf in own)
+
+
+def test_leaves_beside_the_beams_need_room_and_save_passes() -> None:
+    trie, ids = toys.catalogue(1, 40, 4, 5)
+    every = np.unique(trie.leaves_of(np.arange(len(ids))))
+    asked = [replace(r, beside=every) for r in toys.requests(1, 4)]
+    target = BeamModel(TARGET, Constraint(trie, 4))
+    found = search(BeamEngine(target, NoBeamDrafter(), 3, 2, beside=len(every)), asked)
+    assert [b.target_calls for b in found] == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match="beside"):
+        search(BeamEngine(target, NoBeamDrafter(), 3, 2, beside=3), asked)

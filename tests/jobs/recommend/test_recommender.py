@@ -98,6 +98,101 @@ def test_scores_are_the_models_own(world: World) -> None:
         assert score == pytest.approx(expected, abs=1e-4)
 
 
+def blended(
+    world: World, query: Query, weight: float, n: int, beams: int
+) -> list[tuple[int, float]]:
+    """What a blend should say, item by item: beams of plain search and item-item's best `n`, each
+    item scored by a forward pass of its own."""
+    recommender, target = make(world, k=beams, draft_beams=60), load_recommender(world.target)
+    catalogue, items = recommender.catalogue, recommender.popular
+    assert items is not None
+    sids, allowed = catalogue.sids, catalogue.filter_of(query, exclude_seen=False)
+    legal = (
+        np.arange(len(sids))
+        if allowed is None
+        else np.flatnonzero(allowed.keeps(np.arange(len(sids))))
+    )
+    history = sids.places(query.history)
+    share = items.scores(history).astype(np.float64)
+    best = legal[np.lexsort((legal, -share[legal]))][:n]
+    wide = recommender.recommend([replace(query, k=beams)])[0]
+    beam_leaves = {tuple(sid) for sid in wide.sids}
+    pool_leaves = beam_leaves | {tuple(sid) for sid in sids.sids_at(best)}
+    prompt = catalogue.encoder.encode(history)
+    found = []
+    for place in legal.tolist():
+        if tuple(sids.sids_at(np.array([place]))[0]) not in pool_leaves:
+            continue
+        own = catalogue.encoder.item_tokens[place].tolist()
+        with torch.inference_mode():
+            logits = target.model(input_ids=torch.tensor([[*prompt.tolist(), *own]])).logits[0]
+        rows = torch.log_softmax(logits.float(), -1)
+        score = sum(float(rows[len(prompt) - 1 + i, t]) for i, t in enumerate(own))
+        found.append((int(sids.items[place]), score + weight * np.log(share[place] / share.sum())))
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 30.0])
+def test_a_blend_ranks_beams_and_item_items_best_by_both(world: World, weight: float) -> None:
+    """The same items in the same order as item by item, forbidden ones left out."""
+    recommender = make(world, blend=weight, blend_candidates=7, k=6)
+    deny = np.array([12, 15, 33])
+    asked = [replace(q, deny=d) for q in queries(3) for d in (None, deny)]
+    for query, answer in zip(asked, recommender.recommend(asked), strict=True):
+        wanted = blended(world, query, weight, 7, 6)[:6]
+        np.testing.assert_allclose(answer.scores, [score for _, score in wanted], atol=1e-3)
+        assert answer.items.tolist() == [item for item, _ in wanted]
+        assert not set(answer.items.tolist()) & set([] if query.deny is None else deny.tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", ["auto", 2])
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_a_blend_is_the_same_whoever_drafts(
+    world: World,
+    draft: str,
+    steps: Any,
+    renormalise: bool,  # noqa: FBT001
+) -> None:
+    more = {"blend": 0.3, "blend_candidates": 10, "renormalise": renormalise}
+    asked = [replace(q, k=1 + i % 5) for i, q in enumerate(queries())]
+    asked += [replace(q, allow=np.arange(10, 30)) for q in queries(3)]
+    for exclude_seen in (False, True):
+        plain = make(world, exclude_seen=exclude_seen, **more)
+        drafted = make(world, draft, draft_steps=steps, exclude_seen=exclude_seen, **more)
+        same(drafted.recommend(asked), plain.recommend(asked))
+        same(drafted.plain().recommend(asked), plain.recommend(asked))
+
+
+def test_a_heavy_blend_is_item_items_own_list_and_none_the_models(world: World) -> None:
+    items = make(world).popular
+    assert items is not None
+    heavy = make(world, blend=900).recommend(queries(4))
+    for query, answer in zip(queries(4), heavy, strict=True):
+        _, shares = items.propose(query.history - 10, 5)  # ties go by the model
+        theirs = items.shares(query.history - 10, answer.items - 10)
+        np.testing.assert_allclose(theirs, shares, rtol=1e-6)
+    everything = {"beams": 60, "draft_beams": 60}  # so wide that candidates add nothing
+    same(
+        make(world, blend=0, **everything).recommend(queries(4)),
+        make(world, **everything).recommend(queries(4)),
+    )
+
+
+def test_blends_that_make_no_sense_are_refused(world: World) -> None:
+    with pytest.raises(DraftrecError, match="--blend needs"):
+        make(world, blend=0.1, verify="sample")
+    with pytest.raises(DraftrecError, match="--blend needs"):
+        make(world, blend=0.1, constraint="none")
+    whole = make(world)
+    with pytest.raises(DraftrecError, match="sequences that it is fitted to"):
+        ItemRecommender(whole.parts, whole.catalogue, RecommendConfig(k=2, blend=0.1))
+    for weight in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="blend"):
+            RecommendConfig(blend=weight)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("draft", ["none", "both"])
 def test_what_is_forbidden_is_never_recommended(world: World, draft: str) -> None:

@@ -62,6 +62,8 @@ class RecommendOptions(JsonOptions, GenrecColumnOptions, ClusterOptions):
     k: int = Config("k", "-k")
     limit: int | None = Run("limit", metavar="USERS")
     beams: int | None = Config("beams", panel=SEARCH_PANEL)
+    blend: float | None = Config("blend", metavar="WEIGHT", panel=SEARCH_PANEL)
+    blend_candidates: int = Config("blend_candidates", panel=SEARCH_PANEL)
     draft_beams: str | None = Config(
         "draft_beams", kind=str | None, metavar="N|N,N,...", panel=DRAFTING_PANEL
     )
@@ -114,6 +116,7 @@ _IDLE = (
         lambda o: o.verify == "relaxed",
         "with --verify relaxed, whose answer depends on what was drafted",
     ),
+    Idle("blend_candidates", lambda o: o.blend is None, "without --blend"),
     Idle("renormalise", lambda o: o.constraint == "none", "with --constraint none"),
 )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 from draftrec.engine.beams.accept import BeamRule, StrictRule
 from draftrec.engine.beams.drafters import BeamDrafter
 from draftrec.engine.beams.model import BeamModel
@@ -27,13 +27,15 @@ from draftrec.errors import Interrupted
 @dataclass(slots=True)
 class BeamEngine:
     """The parts of the loop. `width` is K, the beams kept of requests that do not say how many, and
-    the most that any of them may keep; `slots` users run at once."""
+    the most that any of them may keep; `slots` users run at once. `beside`: the most leaves that a
+    request may want scores of, whatever its beams are."""
 
     target: BeamModel
     drafter: BeamDrafter
     width: int
     slots: int
     rule: BeamRule = field(default_factory=StrictRule)
+    beside: int = 0
 
     @property
     def depth(self) -> int:
@@ -122,6 +124,7 @@ def reserve(engine: BeamEngine, longest: int) -> None:
     """Make room in every cache for prompts of at most `longest` tokens. A cache that is large
     enough keeps its content; a new one begins empty, so nothing may be running then."""
     rows = engine.width * engine.depth + engine.drafter.most_rows
+    rows += engine.beside * (engine.depth - 1)
     engine.target.target.reserve(engine.slots, longest + rows)
     engine.drafter.reserve(engine.slots, longest)
 
@@ -132,8 +135,20 @@ def admit(engine: BeamEngine, batch: SearchBatch) -> None:
         order, request = batch.waiting.popleft()
         tree = BeamTree(engine.depth)
         new = UserSearch(order, request, tree, Scored(batch.free.pop(), request, tree))
+        if len(request.beside):
+            new.beside = planted(engine, tree, request.beside)
         engine.drafter.start(new)
         batch.running.append(new)
+
+
+def planted(engine: BeamEngine, tree: BeamTree, leaves: LongArray) -> IntArray:
+    """The nodes int32 `[n]` of `leaves` in a user's tree. Raises ValueError for more than the
+    engine has room for, and without a trie."""
+    trie = engine.target.constraint.trie
+    if trie is None or len(leaves) > engine.beside:
+        raise ValueError(f"{len(leaves)} leaves beside the beams; the engine takes {engine.beside}")
+    tokens = trie.paths(leaves)
+    return tree.plant(tokens, trie.walk(tokens))
 
 
 def score(engine: BeamEngine, running: Seq[UserSearch]) -> int:
@@ -142,7 +157,7 @@ def score(engine: BeamEngine, running: Seq[UserSearch]) -> int:
     rows = 0
     for s in running:
         s.trail = []
-        nodes = np.concatenate((s.kept.nodes, *s.levels))
+        nodes = np.concatenate((s.kept.nodes, *s.levels, s.owed()))
         engine.target.learn_forced(s.target, nodes[nodes >= 0])
         missing = s.target.missing(nodes)
         if len(missing) or not s.target.started:

@@ -35,7 +35,8 @@ class BeamRequest:
     `key` names the user and seeds sampled searches. `history` int64 `[h]`: places of the user's
     items in the catalogue, oldest first, for drafters that go by items. `width`: beams to keep, at
     most as many as the engine's (None: as many), so that users who want lists of different lengths
-    can run together: beam search with K beams is not the beginning of one with more.
+    can run together: beam search with K beams is not the beginning of one with more. `beside` int64
+    `[n]`: legal leaves of the trie whose scores are wanted whether or not beams end there.
     """
 
     key: int
@@ -43,6 +44,7 @@ class BeamRequest:
     filter: Filter | None = None
     history: LongArray = field(default_factory=_none)
     width: int | None = None
+    beside: LongArray = field(default_factory=_none)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,7 +55,7 @@ class Beams:
     only an unconstrained search can return); `scores` float64 `[k]`, summed log-probabilities.
     `target_calls`: forward passes of the target, the prompt's included; `accepted_steps`: levels
     that needed no pass of their own; `drafted`: draft rows verified, `draft_calls`: forward passes
-    of a draft model.
+    of a draft model. `beside` float64 `[n]`: the scores of the leaves that the request names.
     """
 
     key: int
@@ -64,6 +66,7 @@ class Beams:
     accepted_steps: int
     draft_calls: int
     drafted: int
+    beside: DoubleArray = field(default_factory=lambda: np.empty(0))
 
 
 _ROOT = -1
@@ -102,6 +105,14 @@ class BeamTree:
         if fresh:
             self._append(parents[fresh], tokens[fresh], places[fresh])
         return found
+
+    def plant(self, tokens: IntArray, places: LongArray) -> IntArray:
+        """The nodes int32 `[n]` at the ends of paths `tokens` int32 `[n, L]` with `places` int64
+        `[n, L]`, each node on the way made where it is missing."""
+        nodes = np.full(len(tokens), _ROOT, np.int32)
+        for level in range(tokens.shape[1]):
+            nodes = self.add(nodes, tokens[:, level], places[:, level])
+        return nodes
 
     def closure(self, nodes: IntArray) -> IntArray:
         """`nodes` and their ancestors, each once, ancestors first."""
@@ -222,6 +233,19 @@ class Scored:
         follow plus their log-probability."""
         return np.repeat(scores, spans[:, 1] - spans[:, 0]) + self.log_probs[ragged(spans)]
 
+    def path_scores(self, nodes: IntArray) -> DoubleArray:
+        """float64 `[n]`: summed log-probabilities of `nodes`, all of the last level, all of whose
+        ancestors have been rated; added up as beams' are, so that equal paths have equal bits."""
+        paths = self.tree.paths[nodes]
+        scores, above = np.zeros(len(nodes)), np.full(len(nodes), _ROOT, np.int32)
+        for here in paths.T:
+            spans = self.spans_of(above)
+            at = ragged(spans)
+            wanted = np.repeat(self.tree.tokens[here], spans[:, 1] - spans[:, 0])
+            scores = scores + self.log_probs[at[self.tokens[at] == wanted]]
+            above = here
+        return scores
+
     def forget(self, keep: IntArray) -> list[tuple[int, int, int]]:
         """Drop the cached rows of all nodes but `keep`; returns moves: slot, column, new column."""
         kept = np.isin(self.order, keep)
@@ -298,8 +322,8 @@ class UserSearch:
 
     `levels` holds what was drafted for the levels after it, in the order in which a narrower draft
     would have had them, and `complete` whether that is all that can follow; `trail` the beams that
-    the target kept at these levels, as far as the last pass went. `began` is the clock's reading
-    when the user got a slot.
+    the target kept at these levels, as far as the last pass went. `beside` int32 `[n]`: the nodes
+    of the request's leaves of that name. `began` is the clock's reading when the user got a slot.
     """
 
     order: int
@@ -311,6 +335,7 @@ class UserSearch:
     levels: list[IntArray] = field(default_factory=list[IntArray])
     complete: list[bool] = field(default_factory=list[bool])
     trail: list[IntArray] = field(default_factory=list[IntArray])
+    beside: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
     target_calls: int = 0
     draft_calls: int = 0
     drafted: int = 0
@@ -321,6 +346,13 @@ class UserSearch:
     def done(self) -> bool:
         """Are all levels decided, or is nothing legal?"""
         return self.level == self.tree.paths.shape[1] or not len(self.kept.nodes)
+
+    def owed(self) -> IntArray:
+        """The nodes above `beside`, each once: the first pass rates them, beside whatever is
+        drafted, and they are as good as drafts."""
+        if self.target.started or not len(self.beside):
+            return self.beside[:0]
+        return np.setdiff1d(self.tree.closure(self.beside), self.beside, assume_unique=True)
 
     def settle(self, kept: Kept) -> None:
         """Decide the next level."""
@@ -341,6 +373,7 @@ class UserSearch:
             self.accepted_steps,
             self.draft_calls,
             self.drafted,
+            self.target.path_scores(self.beside),
         )
 
 

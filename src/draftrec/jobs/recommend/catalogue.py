@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from draftrec.core import DoubleArray, LongArray
-from draftrec.engine.beams.state import Beams
+from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, joined_ids
 from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.trie import Filter, ItemTrie
 from draftrec.models.recommender import Recommender, check_ids
@@ -79,17 +80,53 @@ class Catalogue:
         leaves = beams.leaves
         if (leaves < 0).any():
             leaves = self.trie.walk(beams.tokens)[:, -1]
+        found, scores = self._items_of(leaves, beams.scores, allowed, k)
+        return found, scores, int((leaves < 0).sum())
+
+    def candidates(
+        self, request: BeamRequest, beams: Beams, retriever: ItemRetriever
+    ) -> Candidates:
+        """The items of the beams and of the leaves beside them."""
+        leaves = np.concatenate((beams.leaves, request.beside))
+        first = np.sort(np.unique(leaves, return_index=True)[1])
+        log_probs = np.concatenate((beams.scores, beams.beside))[first]
+        found = self._items_of(leaves[first], log_probs, request.filter, len(self.sids))
+        shares = retriever.shares(request.history, found[0])
+        return Candidates(*found, np.log(shares))
+
+    def _items_of(
+        self, leaves: LongArray, scores: DoubleArray, allowed: Filter | None, most: int
+    ) -> tuple[LongArray, DoubleArray]:
+        """The places of the first `most` items at `leaves` int64 `[n]` (-1: none) with their
+        leaves' scores."""
         items: list[LongArray] = []
-        scores: list[float] = []
-        for leaf, score in zip(leaves.tolist(), beams.scores.tolist(), strict=True):
-            if leaf < 0 or len(scores) >= k:
+        found: list[float] = []
+        for leaf, score in zip(leaves.tolist(), scores.tolist(), strict=True):
+            if leaf < 0 or len(found) >= most:
                 continue
             here = self.trie.items_at(leaf)
             here = here if allowed is None else here[allowed.keeps(here)]
             items.append(here)
-            scores += [score] * len(here)
-        found = np.concatenate([np.empty(0, np.int64), *items])[:k]
-        return found, np.array(scores[:k], np.float64), int((leaves < 0).sum())
+            found += [score] * len(here)
+        places = np.concatenate([np.empty(0, np.int64), *items])[:most]
+        return places, np.array(found[:most], np.float64)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Candidates:
+    """Items that a blend ranks: `places` int64 `[n]` in the catalogue, distinct, with the target's
+    summed log-probabilities and the logs of item-item's shares, both float64 `[n]`."""
+
+    places: LongArray
+    log_probs: DoubleArray
+    log_shares: DoubleArray
+
+    def best(self, weight: float, k: int) -> tuple[LongArray, DoubleArray]:
+        """At most `k` places, best first, equal ones by place, and their scores: log-probability
+        plus `weight` times log share."""
+        scores = self.log_probs + weight * self.log_shares
+        order = np.lexsort((self.places, -scores))[:k]
+        return self.places[order], scores[order]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,7 +145,8 @@ class Query:
 @dataclass(frozen=True, eq=False, slots=True)
 class Recommendation:
     """`items` `[k]`, best first, ids as the catalogue has them, with `scores` float64 `[k]` (summed
-    log-probabilities) and semantic ids; fewer than K where fewer may be recommended.
+    log-probabilities, or what a blend makes of them) and semantic ids; fewer than K where fewer may
+    be recommended.
 
     `invalid`: beams that are no item, of an unconstrained search. `seconds`: from the user's
     admission to a slot to the answer. `popular`: without a history, the popular items answer, and

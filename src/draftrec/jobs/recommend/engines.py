@@ -67,6 +67,11 @@ def check_config(config: RecommendConfig, parts: Parts) -> None:
         raise DraftrecError(
             "the best of more samples are no sample of their own, so --beams needs --verify strict"
         )
+    if config.blend is not None and (config.verify != "strict" or config.constraint == "none"):
+        raise DraftrecError(
+            "a blend ranks the catalogue's items by their probabilities, so --blend needs "
+            "--verify strict and --constraint trie"
+        )
     if parts.drafts:
         _check_widths(config, parts.trie.levels)
     if config.verify == "relaxed" and (parts.draft is None or config.constraint == "none"):
@@ -112,10 +117,15 @@ def make_engine(
     draft = BeamModel(parts.draft, constraint) if parts.draft else None
     if not parts.drafts:
         rule = StrictRule(_expansion(config))
-        return BeamEngine(target, NoBeamDrafter(), config.width, config.batch_size, rule)
+        return _engine(config, target, NoBeamDrafter(), rule)
     pace = _pace(parts, (target, draft), config, prompt, curves or Curves())
-    drafter, rule = _roles(parts, draft, config, pace)
-    return BeamEngine(target, drafter, config.width, config.batch_size, rule)
+    return _engine(config, target, *_roles(parts, draft, config, pace))
+
+
+def _engine(
+    config: RecommendConfig, target: BeamModel, drafter: BeamDrafter, rule: BeamRule
+) -> BeamEngine:
+    return BeamEngine(target, drafter, config.width, config.batch_size, rule, config.beside)
 
 
 def _expansion(config: RecommendConfig) -> Expansion:

@@ -48,7 +48,8 @@ class ItemRecommender:
 
     What drafts (see `Parts`) changes the speed and, under strict verification, never the answer.
     `popular` answers with its most popular items for users without a history (None: the model
-    does, from a bare prompt). Raises DraftrecError for settings that contradict each other.
+    does, from a bare prompt), and is what a blend blends in. Raises DraftrecError for settings that
+    contradict each other.
     """
 
     def __init__(
@@ -60,6 +61,11 @@ class ItemRecommender:
     ) -> None:
         catalogue.check_width(config.k)
         check_config(config, parts)
+        if config.blend is not None and popular is None:
+            raise DraftrecError(
+                "a blend needs item-item co-occurrence; name the sequences that it is fitted to, "
+                "or leave blend out"
+            )
         self.parts, self.catalogue, self.config, self.popular = parts, catalogue, config, popular
         self._engine: BeamEngine | None = None
         self._curves = Curves()
@@ -150,14 +156,23 @@ class ItemRecommender:
         prompt = self.catalogue.encoder.encode(places)
         # A setting of beams holds for whatever number of items is asked for.
         width = query.k if self.config.beams is None else None
-        return BeamRequest(number_of(query.user), prompt, allowed, places, width)
+        beside = places[:0]
+        if self.config.beside:
+            proposed, _ = self._proposed(query, places, allowed, self.config.beside)
+            beside = np.unique(self.catalogue.trie.leaves_of(proposed))
+        return BeamRequest(number_of(query.user), prompt, allowed, places, width, beside)
 
     def answer(
         self, query: Query, request: BeamRequest, beams: Beams, seconds: float
     ) -> Recommendation:
         """The items that an engine's beams stand for; `seconds`: what the search took."""
         k = query.k or self.config.k
-        places, scores, invalid = self.catalogue.places_of(beams, request.filter, k)
+        if self.config.blend is None:
+            places, scores, invalid = self.catalogue.places_of(beams, request.filter, k)
+        else:
+            assert self.popular is not None
+            candidates = self.catalogue.candidates(request, beams, self.popular)
+            (places, scores), invalid = candidates.best(self.config.blend, k), 0
         return Recommendation(
             query.user,
             self.catalogue.sids.items[places],
@@ -190,12 +205,24 @@ class ItemRecommender:
         if self.popular is None:
             none = np.empty(0)
             return self._without_model(query, np.empty(0, np.int64), none, None)
-        most = (query.k or self.config.k) + len(query.history)
-        most += 0 if query.deny is None else len(query.deny)
-        if query.allow is not None:
-            most = self.popular.items
-        places, weights = self.popular.propose(history, most)
-        return self._without_model(query, places, weights, allowed)
+        found = self._proposed(query, history, allowed, query.k or self.config.k)
+        return self._without_model(query, *found, allowed)
+
+    def _proposed(
+        self, query: Query, history: LongArray, allowed: Filter | None, most: int
+    ) -> tuple[LongArray, DoubleArray]:
+        """At most the `most` best items that usually follow `history`, places int64 `[h]`, among
+        those that the query allows: places int64 `[m]` and shares float64 `[m]`."""
+        assert self.popular is not None
+        enough = most
+        if allowed is not None:  # as many as may be left out, or all that there are
+            enough += len(query.history) + (0 if query.deny is None else len(query.deny))
+            enough = enough if query.allow is None else self.popular.items
+        places, weights = self.popular.propose(history, enough)
+        if allowed is not None:
+            kept = allowed.keeps(places)
+            places, weights = places[kept], weights[kept]
+        return places[:most], weights[:most]
 
     def _without_model(
         self, query: Query, places: LongArray, weights: DoubleArray, allowed: Filter | None

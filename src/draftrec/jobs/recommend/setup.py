@@ -228,6 +228,8 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
     config = settings.config.model_dump(mode="json")
     if config["beams"] is None:
         del config["beams"]
+    if config["blend"] is None:
+        del config["blend"], config["blend_candidates"]
     # The default follows k, which is recorded; earlier versions wrote 40 of it.
     config["draft_beams"] = config["draft_beams"] or 40
     return {
