@@ -16,10 +16,9 @@ import typer
 from typer.core import TyperCommand
 
 from draftrec.cli.messages import drop_held, hold, say, say_held, set_loudness
-from draftrec.cli.options.idle import Idle, idle_lines
 from draftrec.cli.options.knobs import PANELS, hints_of
 from draftrec.cli.options.places import presented
-from draftrec.cli.options.shared import Options
+from draftrec.cli.options.shared import Idle, Options, idle_lines
 from draftrec.data.files.locks import sole_writer
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import Any
 from draftrec.cli.command import command
 from draftrec.cli.genrec.train import Folder, Overwrite, trained
 from draftrec.cli.knowledge.pool import told
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     MODEL_PANEL,
     OUTPUT_PANEL,
@@ -22,7 +21,7 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import HERE, READ
-from draftrec.cli.options.shared import JsonOptions
+from draftrec.cli.options.shared import Idle, JsonOptions
 from draftrec.data.files.places import Place, place
 from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings
 

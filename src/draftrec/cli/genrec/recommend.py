@@ -10,8 +10,6 @@ from typing import Any
 
 from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
 from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options.cluster import ClusterOptions, cluster_of, executor_of
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     DRAFTING_PANEL,
     MODEL_PANEL,
@@ -24,12 +22,16 @@ from draftrec.cli.options.knobs import (
 )
 from draftrec.cli.options.places import HERE, WRITTEN
 from draftrec.cli.options.shared import (
+    ClusterOptions,
     GenrecColumnOptions,
+    Idle,
     JsonOptions,
     Sequences,
     SettingsFile,
     Sids,
     Target,
+    cluster_of,
+    executor_of,
 )
 from draftrec.config import Auto, RecommendConfig, RecommendRun, Wanted
 from draftrec.data.files.places import Place

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.messages import say
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import argument, option, option_of, settings_of
 from draftrec.cli.options.places import READ
-from draftrec.cli.options.shared import JsonOptions, SidsToWrite, VectorColumnOptions
+from draftrec.cli.options.shared import Idle, JsonOptions, SidsToWrite, VectorColumnOptions
 from draftrec.config import EncoderConfig
 from draftrec.data.files.places import Place
 from draftrec.items.settings import QuantiseSettings, RqVaeSettings

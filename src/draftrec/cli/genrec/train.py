@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
 from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     MODEL_PANEL,
     OBJECTIVE_PANEL,
@@ -26,6 +25,7 @@ from draftrec.cli.options.knobs import (
 from draftrec.cli.options.places import HERE
 from draftrec.cli.options.shared import (
     GenrecColumnOptions,
+    Idle,
     JsonOptions,
     Sequences,
     Sids,

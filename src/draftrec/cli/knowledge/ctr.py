@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json, told_rejects
 from draftrec.cli.messages import StopSignal, bars, beginning, say, warn
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     HISTORIES_PANEL,
     OUTPUT_PANEL,
@@ -21,7 +20,7 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import READ, WRITTEN
-from draftrec.cli.options.shared import EventColumnOptions, JsonOptions, SettingsFile
+from draftrec.cli.options.shared import EventColumnOptions, Idle, JsonOptions, SettingsFile
 from draftrec.config import Auto
 from draftrec.ctr.settings import FitSettings, StudyRun
 from draftrec.data.files.places import Place

@@ -20,8 +20,6 @@ from draftrec.cli.command import (
     print_json,
 )
 from draftrec.cli.messages import StopSignal, hold, say, warn
-from draftrec.cli.options.cluster import ClusterOptions, cluster_of, executor_of
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     ACCEPTANCE_PANEL,
     CONTROLS_PANEL,
@@ -36,7 +34,15 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import Groups, JsonOptions, SettingsFile
+from draftrec.cli.options.shared import (
+    ClusterOptions,
+    Groups,
+    Idle,
+    JsonOptions,
+    SettingsFile,
+    cluster_of,
+    executor_of,
+)
 from draftrec.config import (
     AcceptConfig,
     Auto,

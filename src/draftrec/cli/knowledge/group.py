@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import command, print_json, told_rejects
 from draftrec.cli.messages import say
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
 from draftrec.cli.options.places import READ, WRITTEN
-from draftrec.cli.options.shared import JsonOptions, UserItemColumnOptions
+from draftrec.cli.options.shared import Idle, JsonOptions, UserItemColumnOptions
 from draftrec.config import RecordsConfig, Side
 from draftrec.data.files.places import Place
 from draftrec.data.settings import GroupSettings, Method

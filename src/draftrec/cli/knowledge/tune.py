@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.messages import bars, beginning, say
-from draftrec.cli.options.idle import Idle
 from draftrec.cli.options.knobs import (
     LIMITS_PANEL,
     MODEL_PANEL,
@@ -24,7 +23,7 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import Groups, JsonOptions, Tokenizer
+from draftrec.cli.options.shared import Groups, Idle, JsonOptions, Tokenizer
 from draftrec.config import Auto, BatchConfig, Dtype, ModelConfig, RecordsConfig, Side
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place, shown

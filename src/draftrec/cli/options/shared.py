@@ -1,14 +1,23 @@
-"""Options that several commands have: messages, settings files, inputs, columns."""
+"""Options that several commands have: messages, settings files, inputs, columns, where a job runs;
+and options that have no effect beside the others given.
+
+Those are said, each once, by one table per command, when the work begins. An option at its default
+is not complained about. What is refused instead, where it is noticed, is an option whose file would
+not be there afterwards, or one that contradicts another.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from draftrec.cli.options.knobs import (
+    CLUSTER_PANEL,
     COLUMNS_PANEL,
     MESSAGES_PANEL,
     REQUIRED,
@@ -23,6 +32,29 @@ if TYPE_CHECKING:
     from draftrec.data.events import EventColumns
     from draftrec.data.sequences import SequenceColumns
     from draftrec.evaluate.replay.recordings import TextFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """`options` (fields of the command's, separated by spaces) do nothing `when` this holds; `why`
+    ends the sentence "--option has no effect ..."."""
+
+    options: str
+    when: Callable[[Any], bool]
+    why: str
+
+
+def idle_lines(options: Any, table: Seq[Idle]) -> list[str]:
+    """A line for each option that was given and does nothing; the first rule that holds is told."""
+    defaults = {it.name: it.default for it in fields(options)}
+    found: dict[str, str] = {}
+    for rule in table:
+        given = [n for n in rule.options.split() if getattr(options, n) != defaults[n]]
+        for name in given:
+            if name not in found and rule.when(options):
+                found[name] = f"--{name.replace('_', '-')} has no effect {rule.why}"
+    return list(found.values())
+
 
 Message = partial(option, panel=MESSAGES_PANEL, default=False)
 
@@ -190,3 +222,61 @@ class GenrecColumnOptions(SequenceColumnOptions):
         return SequenceColumns(
             self.user_column, self.items_column, self.part_column, self.item_column, self.sid_column
         )
+
+
+Cluster = partial(option, panel=CLUSTER_PANEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Who does the shards of a job."""
+
+    engine: Literal["local", "ray"] = Cluster(
+        "Run in this process, or by workers on a Ray cluster.", default="local"
+    )
+    workers: int = Cluster("Ray: workers, each with a model of its own.", default=1, min=1)
+    gpus_per_worker: float | None = Cluster(
+        "Ray: GPUs of each worker, or a share of one.", min=0.0, show_default="1, if any"
+    )
+    cpus_per_worker: float | None = Cluster(
+        "Ray: processor cores of each worker.",
+        min=0.0,
+        show_default="its share of this machine, 1 on a cluster",
+    )
+    address: str | None = Cluster(
+        "Ray: a running cluster (auto, HOST:PORT or ray://HOST:PORT).",
+        show_default="RAY_ADDRESS, or a cluster on this machine for this job",
+    )
+
+
+_RAY_ONLY = ("workers", "gpus_per_worker", "cpus_per_worker", "address")
+
+
+def cluster_of(options: Any) -> Any:
+    """The `ClusterSpec` that a command's options ask for; None for the local engine.
+
+    Raises DraftrecError where options of the Ray engine are given without it.
+    """
+    values = {name: getattr(options, name) for name in _RAY_ONLY}
+    if options.engine == "local":
+        given = [n for n, value in values.items() if value not in (None, 1)]
+        if given:
+            raise DraftrecError(f"--{given[0].replace('_', '-')} needs --engine ray")
+        return None
+    from draftrec.jobs.ray.cluster import ClusterSpec
+
+    if options.device == "cpu" and options.gpus_per_worker is None:
+        values["gpus_per_worker"] = 0.0
+    return ClusterSpec(**values)
+
+
+def executor_of(cluster: Any, note: Callable[[str], None]) -> Any:
+    """Starts who does the shards of a job: workers of a cluster, of which `note` is told what a
+    user should know, or this process."""
+    if cluster is not None:
+        from draftrec.jobs.ray.executor import on_ray
+
+        return on_ray(cluster, note)
+    from draftrec.jobs.executor import LocalExecutor
+
+    return LocalExecutor
