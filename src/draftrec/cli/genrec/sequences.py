@@ -56,9 +56,9 @@ def sequences(options: SequencesOptions) -> int:
     order.
     """
     from draftrec.data.events import read_events
+    from draftrec.data.files.writers import check_new_table, write_tables
     from draftrec.data.records import Rejects
     from draftrec.data.splits import split_events
-    from draftrec.data.tables.writing import check_new_table, write_tables
 
     check_new_table(options.output, overwrite=options.overwrite)
     settings = settings_of(

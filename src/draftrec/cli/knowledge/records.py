@@ -65,10 +65,10 @@ def records(options: RecordsOptions) -> int:
     stay in file order.
     """
     from draftrec.data.events import read_events
+    from draftrec.data.files.writers import check_new_table, write_tables
     from draftrec.data.profiles import ItemColumns, item_records, read_items, user_records
     from draftrec.data.profiles import record_table as table_of
     from draftrec.data.records import Rejects
-    from draftrec.data.tables.writing import check_new_table, write_tables
 
     check_new_table(options.output, overwrite=options.overwrite)
     if options.output.suffix == ".csv":

@@ -21,10 +21,15 @@ import pyarrow.parquet as pq
 from draftrec.config import RecommendRun
 from draftrec.data.files.locks import check_still_held
 from draftrec.data.files.places import Place, arrow_path
-from draftrec.data.files.writers import remove_folder, replace_file, replace_parquet
+from draftrec.data.files.writers import (
+    check_table_name,
+    remove_folder,
+    replace_file,
+    replace_parquet,
+    write_tables,
+)
 from draftrec.data.sequences import History
 from draftrec.data.tables.columns import arrow_type
-from draftrec.data.tables.writing import check_table_name, write_tables
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import as_text, is_text
 from draftrec.items.semantic_ids import SemanticIds

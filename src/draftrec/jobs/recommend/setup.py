@@ -10,6 +10,7 @@ from typing import Any
 from draftrec.config import RecommendConfig, RecommendRun, Wanted
 from draftrec.data.files.locks import refuse_second_writer
 from draftrec.data.files.places import Place, is_address
+from draftrec.data.files.writers import check_table_name
 from draftrec.data.sequences import (
     ALL,
     USUAL,
@@ -21,7 +22,6 @@ from draftrec.data.sequences import (
     usual_part,
 )
 from draftrec.data.tables.readers import open_records
-from draftrec.data.tables.writing import check_table_name
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 from draftrec.items.retriever import ItemRetriever
