@@ -17,8 +17,7 @@ from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.settings import PromptFormat
 from draftrec.models.recommender import IDS_FILE, load_recommender
 from draftrec.train.fit import FitSpec, fit
-from draftrec.train.lora import LoraSettings
-from draftrec.train.presets import ModelSource
+from draftrec.train.presets import LoraSettings, ModelSource
 from tests.jobs.recommend.worlds import reassigned
 from tests.train.small import SETTINGS, catalogue, fit_spec
 

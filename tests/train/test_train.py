@@ -15,7 +15,7 @@ from draftrec.errors import DraftrecError
 from draftrec.train.examples import Batch
 from draftrec.train.files import TrainingFolder
 from draftrec.train.loop import Trainer, TrainWatcher, Validation, learning_rate
-from draftrec.train.lora import stream_dropout
+from draftrec.train.presets import stream_dropout
 from draftrec.train.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=6, lr=0.1, weight_decay=0.0, dropout=0.0, patience=2, device="cpu")

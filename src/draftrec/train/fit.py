@@ -29,8 +29,7 @@ from draftrec.models.recommender import (
 from draftrec.train import presets
 from draftrec.train.examples import Batch, Examples, TrainingData, read_training_data
 from draftrec.train.loop import TrainWatcher, Validation, Validator, answer_loss
-from draftrec.train.lora import LoraSettings, adapted
-from draftrec.train.presets import ModelSource
+from draftrec.train.presets import LoraSettings, ModelSource, adapted
 from draftrec.train.session import RECOMMENDER, Prepared, Session, save_trained
 from draftrec.train.settings import FitRun, TrainSettings
 

@@ -33,7 +33,7 @@ from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.trie import ItemTrie
 from draftrec.train.examples import IGNORED, Batch, padded
 from draftrec.train.files import TrainingFolder
-from draftrec.train.lora import stream_dropout
+from draftrec.train.presets import stream_dropout
 from draftrec.train.settings import TrainSettings
 
 

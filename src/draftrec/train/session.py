@@ -13,7 +13,7 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.models.recommender import INFO_FILE, RecommenderInfo, read_info, save_recommender
 from draftrec.train.files import TrainingFolder
 from draftrec.train.loop import Task, Trainer, TrainWatcher
-from draftrec.train.lora import merged
+from draftrec.train.presets import merged
 from draftrec.train.settings import TrainSettings
 
 

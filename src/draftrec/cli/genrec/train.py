@@ -182,7 +182,7 @@ def fit(options: FitOptions) -> int:
     """
     from draftrec.train.fit import FitSpec
     from draftrec.train.fit import fit as run
-    from draftrec.train.lora import LoraSettings
+    from draftrec.train.presets import LoraSettings
 
     rank = options.lora
     spec = FitSpec(
