@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from draftrec.serve.http import connections
+from draftrec.serve.http import lifecycle
 from draftrec.serve.settings import LimitSettings
 
 
@@ -26,7 +26,7 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 @contextmanager
 def serving(**limits: Any) -> Iterator[int]:
     """The port of a server under these limits."""
-    kind = connections.protocol(LimitSettings(**limits))
+    kind = lifecycle.protocol(LimitSettings(**limits))
     config = uvicorn.Config(answer, http=kind, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -92,7 +92,7 @@ def test_a_process_asks_for_as_many_files_as_its_connections_need(
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1 << 20))
-    assert connections.protocol(LimitSettings(connections=5000)).most == 5000  # type: ignore[attr-defined]
+    assert lifecycle.protocol(LimitSettings(connections=5000)).most == 5000  # type: ignore[attr-defined]
     assert asked[0][0] > 5000
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    assert connections.protocol(LimitSettings(connections=5000)).most < 1024  # type: ignore[attr-defined]
+    assert lifecycle.protocol(LimitSettings(connections=5000)).most < 1024  # type: ignore[attr-defined]
