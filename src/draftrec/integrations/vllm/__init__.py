@@ -79,7 +79,7 @@ def write_groups(path: str | Path, prefixes: Iterable[tuple[Seq[int], str]]) -> 
     none fits drafts from all texts. The file holds hashes, not prompts.
     Raises DraftrecError for an empty prefix, or for one with two groups.
     """
-    from draftrec.integrations.vllm.groups import PromptGroups
+    from draftrec.integrations.vllm.rows import PromptGroups
 
     PromptGroups.of(prefixes).save(here(path, "write_groups"))
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from draftrec.core import PROMPT, DraftTree, IntArray
 from draftrec.errors import DraftrecError
-from draftrec.integrations.vllm.groups import PromptGroups
-from draftrec.integrations.vllm.rows import RunningText
+from draftrec.integrations.vllm.rows import PromptGroups, RunningText
 from draftrec.integrations.vllm.settings import ProposerSettings, check_tokens
 from draftrec.models import loading
 from draftrec.pool.drafter import WEIGHTS, pool_sources
