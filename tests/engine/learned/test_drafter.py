@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from draftrec.core import ALL, EMPTY_TREE, HEAD, DraftTree, IntArray, Request
 from draftrec.engine.learned import growth
 from draftrec.engine.learned.drafter import BRANCHES, PLAIN, HeadDrafter
-from draftrec.engine.learned.head import DraftHead, HeadShape, unrolled
-from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape, unrolled
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.noise import foreseen, noise_of, place_of, uniform
 from draftrec.engine.text.drafters import NoDrafter

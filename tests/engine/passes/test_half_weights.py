@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from draftrec.engine.passes import prepacked, row_attention
-from draftrec.engine.passes.half_weights import HalfLinear, half
-from draftrec.engine.passes.prepacked import Part, is_prepacked, prepack
+from draftrec.engine.passes.prepacked import HalfLinear, Part, half, is_prepacked, prepack
 from draftrec.engine.selfcheck import checked_target
 from tests.engine.test_exactness import _sized, build, ours, prompts_of
 

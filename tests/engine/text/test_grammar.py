@@ -18,8 +18,7 @@ from hypothesis import given
 from draftrec.config import AcceptConfig, StructureConfig
 from draftrec.core import GRAMMAR, HEAD, Drafter, DraftTree, Generation, Request, SequenceView
 from draftrec.engine.learned.drafter import HeadDrafter
-from draftrec.engine.learned.head import DraftHead, HeadShape
-from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape
 from draftrec.engine.noise import noise_of
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import make_rule

@@ -24,7 +24,7 @@ from draftrec.core import (
 from draftrec.engine import sampling
 from draftrec.engine.learned import growth
 from draftrec.engine.learned.growth import NOT_DRAWN, Drawn, Growth
-from draftrec.engine.learned.passes import HeadPasses
+from draftrec.engine.learned.head import HeadPasses
 from draftrec.engine.learned.rules import ScoreRules, SeenTokens
 from draftrec.engine.learned.worth import Worth
 from draftrec.engine.packing import Segment

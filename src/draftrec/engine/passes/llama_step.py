@@ -22,8 +22,7 @@ from transformers.activations import SiLUActivation
 
 from draftrec.engine.packing import Packed
 from draftrec.engine.passes.attention import Plan, attend
-from draftrec.engine.passes.half_weights import HalfLinear, widened
-from draftrec.engine.passes.prepacked import Part, PrepackedLinear
+from draftrec.engine.passes.prepacked import HalfLinear, Part, PrepackedLinear, widened
 from draftrec.engine.passes.row_attention import SUMS, exponential, over_rows
 from draftrec.engine.passes.row_attention import attend as attend_by_row
 

@@ -18,10 +18,9 @@ from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, PROBE, Reach
 from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.passes import attention
-from draftrec.engine.passes.half_weights import HalfLinear
 from draftrec.engine.passes.last_hidden import LastHidden
 from draftrec.engine.passes.llama_step import LlamaStep
-from draftrec.engine.passes.prepacked import is_prepacked
+from draftrec.engine.passes.prepacked import HalfLinear, is_prepacked
 from draftrec.engine.rotary import RowFactors
 from draftrec.errors import UnsupportedModelError
 
