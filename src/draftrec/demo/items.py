@@ -20,10 +20,17 @@ import numpy as np
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History
-from draftrec.demo.race import Watch, one_thread, turns
 from draftrec.demo.shop import READERS, Shipped, histories, load_shipped, shipped_path
 from draftrec.engine.costs import CostCurve
-from draftrec.evaluate.beam_speed import EngineRun, Spread, UserBeams, paired_speedup
+from draftrec.evaluate.beam_speed import (
+    EngineRun,
+    Spread,
+    UserBeams,
+    Watch,
+    one_thread,
+    paired_speedup,
+    turns,
+)
 from draftrec.evaluate.ranking import RankingScores, multi_target
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
 from draftrec.jobs.recommend.recommender import ItemRecommender

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.core import Counts, Generation, Request
 from draftrec.data.templates import load_template
-from draftrec.demo.race import Watch, one_thread, turns
 from draftrec.demo.shop import demo_model_path, split_readers
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.beam_speed import Spread, paired_speedup
+from draftrec.evaluate.beam_speed import Spread, Watch, one_thread, paired_speedup, turns
 
 if TYPE_CHECKING:
     from draftrec.engine.text.stats import StepStats

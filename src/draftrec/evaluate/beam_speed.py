@@ -2,16 +2,19 @@
 
 Definitions are AtSpeed's (arXiv 2410.05165): AS@K, accepted steps, is how many beam levels a target
 call decides beyond its first; WS@K, walltime speed-up, is the baseline's seconds over an engine's,
-drafting included. Rounds of all engines are taken in turn, so that their ratios are paired.
+drafting included. Rounds of all engines are taken in turn, so that a busy machine disturbs all
+alike and their ratios are paired.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -189,3 +192,39 @@ def _score_difference(one: UserBeams, other: UserBeams) -> float:
         return 0.0
     gap = np.asarray(one.scores[:both], np.float64) - np.asarray(other.scores[:both], np.float64)
     return float(np.abs(gap).max())
+
+
+#: Stage, things done, things in all.
+Watch = Callable[[str, int, int], None]
+Way = TypeVar("Way")
+
+_LEAST_ROUNDS = 3
+
+
+def turns(ways: Seq[Way], rounds: int, seconds: float = float("inf")) -> Iterator[list[Way]]:
+    """The order of every round: each way goes first in turn.
+
+    On a slow machine there are fewer rounds, but at least three, so as to take about `seconds`.
+    """
+    start = time.perf_counter()
+    for turn in range(rounds):
+        expected = (time.perf_counter() - start) * (turn + 1) / max(turn, 1)
+        if turn >= _LEAST_ROUNDS and expected > seconds:
+            return
+        first = turn % len(ways)
+        yield [*ways[first:], *ways[:first]]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A model this small gains nothing from a second thread, and waiting for one that shares its
+    core with other work can cost everything.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -12,7 +12,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
-from draftrec.evaluate.replay.pool_job import add_to_pool, prune_pool
+from draftrec.evaluate.replay.job import add_to_pool, prune_pool
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 

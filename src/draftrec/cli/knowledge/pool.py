@@ -48,7 +48,7 @@ class BuildOptions(JsonOptions, TextColumnOptions):
 @command(BuildOptions, writes=["output"])
 def build(options: BuildOptions) -> int:
     """Make a pool of TEXTS."""
-    from draftrec.evaluate.replay.pool_job import build_pool
+    from draftrec.evaluate.replay.job import build_pool
     from draftrec.pool.store import LEVELS
 
     levels = tuple(n for n in LEVELS if options.levels in ("both", n))
@@ -78,7 +78,7 @@ class AddOptions(JsonOptions, TextColumnOptions):
 @command(AddOptions, writes=["pool"])
 def add(options: AddOptions) -> int:
     """Add TEXTS to the pool in DIR."""
-    from draftrec.evaluate.replay.pool_job import add_to_pool
+    from draftrec.evaluate.replay.job import add_to_pool
 
     return told(
         options.json,
@@ -103,7 +103,7 @@ class MergeOptions(JsonOptions):
 @command(MergeOptions, writes=["output"])
 def merge(options: MergeOptions) -> int:
     """Make one pool of two; texts that both hold are kept once."""
-    from draftrec.evaluate.replay.pool_job import merge_pools
+    from draftrec.evaluate.replay.job import merge_pools
 
     return told(options.json, merge_pools, options.one, options.other, options.output)
 
@@ -119,7 +119,7 @@ class PruneOptions(JsonOptions):
 @command(PruneOptions, writes=["pool"])
 def prune(options: PruneOptions) -> int:
     """Shrink the pool in DIR: texts accepted least and longest ago go first."""
-    from draftrec.evaluate.replay.pool_job import prune_pool
+    from draftrec.evaluate.replay.job import prune_pool
 
     return told(options.json, prune_pool, options.pool, options.max_bytes)
 
@@ -134,7 +134,7 @@ class LookOptions(JsonOptions):
 @command(LookOptions)
 def info(options: LookOptions) -> int:
     """Show a pool's size, and what it was worth to the runs that drafted from it."""
-    from draftrec.evaluate.replay.pool_job import describe
+    from draftrec.evaluate.replay.job import describe
 
     return told(options.json, describe, options.pool)
 
@@ -142,7 +142,7 @@ def info(options: LookOptions) -> int:
 @command(LookOptions)
 def check(options: LookOptions) -> int:
     """Verify the checksums of the pool in DIR."""
-    from draftrec.evaluate.replay.pool_job import check_pool
+    from draftrec.evaluate.replay.job import check_pool
 
     return told(options.json, check_pool, options.pool)
 

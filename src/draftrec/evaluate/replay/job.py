@@ -1,13 +1,20 @@
-"""What `draftrec replay` does: read, warm every drafter, replay, one summary per drafter."""
+"""What `draftrec replay` does: read, warm every drafter, replay, one summary per drafter; and what
+the `draftrec pool` commands do: build, add, merge, prune, describe, check.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
@@ -20,8 +27,9 @@ from draftrec.evaluate.replay.recordings import (
     link_steps,
     read_recordings,
 )
+from draftrec.pool import files
 from draftrec.pool.index import warm_up
-from draftrec.pool.store import Pool
+from draftrec.pool.store import LEVELS, LevelName, Pool
 
 Watch = Callable[[str, int, int], None]
 
@@ -114,4 +122,132 @@ def _warn_of_leaks(
         warn(
             f"{shared:,} of {len(texts):,} texts are of entities that --warm holds as well; "
             "figures for new entities will be lower"
+        )
+
+
+_NO_LIMIT = 1 << 62
+
+
+def build_pool(
+    texts: str | TextFiles,
+    tokenizer: str,
+    output: Path,
+    *,
+    groups: Path | None = None,
+    levels: Seq[LevelName] = LEVELS,
+    max_bytes: int | None = None,
+) -> dict[str, Any]:
+    """A new pool of the texts; returns `describe` of it. Raises DraftrecError for bad input."""
+    _refuse_taken(output)
+    loaded, fingerprint = _tokenizer(tokenizer)
+    pool = Pool(fingerprint, max_bytes=_NO_LIMIT, levels=levels)
+    _take_in(pool, texts, loaded, groups)
+    return _kept(pool, output, max_bytes)
+
+
+def add_to_pool(
+    folder: Path,
+    texts: str | TextFiles,
+    tokenizer: str,
+    *,
+    groups: Path | None = None,
+    max_bytes: int | None = None,
+) -> dict[str, Any]:
+    """Add texts to the pool in `folder`, which is replaced at once or not at all.
+
+    Raises DraftrecError for bad input, and where another process writes to the pool: what that one
+    adds would be lost.
+    """
+    loaded, fingerprint = _tokenizer(tokenizer)
+    with sole_writer(folder):
+        pool = Pool.load(folder, fingerprint)
+        pool.max_bytes = _NO_LIMIT
+        _take_in(pool, texts, loaded, groups)
+        return _kept(pool, folder, max_bytes)
+
+
+def merge_pools(one: Path, other: Path, output: Path) -> dict[str, Any]:
+    """A new pool of the texts of both, each once."""
+    _refuse_taken(output)
+    first = Pool.load(one)
+    first.max_bytes = _NO_LIMIT
+    return _kept(first.merge(Pool.load(other)), output, None)
+
+
+def prune_pool(folder: Path, max_bytes: int) -> dict[str, Any]:
+    """Leave out what was accepted least and longest ago until the files fit `max_bytes`."""
+    with sole_writer(folder):
+        return _kept(Pool.load(folder), folder, max_bytes)
+
+
+def check_pool(folder: Path) -> dict[str, Any]:
+    """Verify every checksum, and that the indexes hold the texts. Raises DraftrecError if not."""
+    pool = Pool.load(folder)
+    manifest = files.read_manifest(folder)
+    return {"pool": str(folder), "files": len(manifest["files"]), "texts": len(pool), "ok": True}
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Sizes, and what the pool was worth so far; nothing but the manifest and the texts' rows is
+    read."""
+    pool = Pool.load(folder, verify=False)
+    manifest = files.read_manifest(files.existing(folder))
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    usage = pool.usage
+    rows = pool.rows
+    age = (time.time() - np.median(rows["added"])) / 86_400 if len(rows) else 0.0
+    return {
+        "tokens": pool.tokens,
+        "texts": len(pool),
+        "groups": len(manifest["groups"]),
+        "levels": list(pool.levels),
+        "bytes": size,
+        "bytes_per_token": round(size / max(pool.tokens, 1), 1),
+        "tokenizer": pool.tokenizer_fingerprint,
+        "format_version": manifest["format_version"],
+        "created": datetime.fromtimestamp(pool.created, UTC).isoformat(timespec="seconds"),
+        "median_age_days": round(float(age), 2),
+        "drafts": usage.drafts,
+        "hits": usage.hits,
+        "accepted_tokens": usage.accepted,
+        "accepted_per_draft": round(usage.accepted / usage.drafts, 3) if usage.drafts else None,
+        "bytes_per_accepted_token": round(size / usage.accepted, 1) if usage.accepted else None,
+        "texts_never_used": int((rows["used"] == 0).sum()),
+        "accepted_by_match_length": usage.by_length.tolist(),
+        "by_group": {
+            name: dict(zip(("drafts", "hits", "accepted_tokens"), row, strict=True))
+            for name, row in sorted(usage.by_group.items())
+        },
+    }
+
+
+def _kept(pool: Pool, folder: Path, max_bytes: int | None) -> dict[str, Any]:
+    if max_bytes is not None and len(pool):
+        usage, created = pool.usage, pool.created
+        pool = pool.prune(max_bytes)
+        pool.usage, pool.created = usage, created
+        if not len(pool):
+            raise DraftrecError(
+                f"--max-bytes {max_bytes} has no room for a single text; give it more"
+            )
+    pool.save(folder)
+    return describe(folder)
+
+
+def _take_in(pool: Pool, texts: str | TextFiles, tokenizer: Any, groups: Path | None) -> None:
+    table = GroupTable.load(groups) if groups else None
+    pool.add((r.token_ids, r.group) for r in read_recordings(texts, tokenizer, table))
+
+
+def _tokenizer(path: str) -> tuple[Any, str]:
+    from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
+
+    tokenizer = load_tokenizer(path)
+    return tokenizer, tokenizer_fingerprint(tokenizer)
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.exists():
+        raise DraftrecError(
+            f"{folder} exists already; name a new folder, or add to a pool with `draftrec pool add`"
         )
