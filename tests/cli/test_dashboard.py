@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from draftrec.cli import dashboard
+from draftrec.cli import serve
 from draftrec.cli.main import run
 from tests.serve.run_folders import RunWriter
 
@@ -39,7 +39,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_missing_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dashboard, "find_spec", lambda _: None)
+    monkeypatch.setattr(serve, "find_spec", lambda _: None)
     assert run(["dashboard", str(tmp_path)]) == 2
     assert 'pip install "draftrec[serve]"' in capsys.readouterr().err
 

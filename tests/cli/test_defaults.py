@@ -56,13 +56,13 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "replay ReplayOptions": {evaluate.ReplaySettings},
     "compare CompareOptions": {evaluate.CompareRun},
     "evaluate EvaluateOptions": {evaluate.RankingRun},
-    "sequences SequencesOptions": {data.SplitSettings},
-    "records RecordsOptions": {data.ProfileSettings, data.SplitSettings},
+    "interactions SequencesOptions": {data.SplitSettings},
+    "interactions RecordsOptions": {data.ProfileSettings, data.SplitSettings},
     "group AttributeOptions": {config.RecordsConfig},
     "group CollaborativeOptions": {data.GroupSettings},
     "group RandomOptions": {data.GroupSettings, config.RecordsConfig},
     "sid FitOptions": {items.QuantiseSettings, items.RqVaeSettings, config.EncoderConfig},
-    "dashboard DashboardOptions": {config.ListenConfig},
+    "serve DashboardOptions": {config.ListenConfig},
     "serve ServeOptions": {config.ListenConfig},
 }  # fmt: skip
 #: Options that are no setting though one of these classes has a field of their name: a file where

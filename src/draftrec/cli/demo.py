@@ -1,4 +1,6 @@
-"""`draftrec demo`: both jobs, offline, in under two minutes."""
+"""`draftrec demo`: both jobs, offline, in under two minutes; and `draftrec genrec demo`:
+recommendation by drafted beams at length.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +43,32 @@ def demo(options: DemoOptions) -> int:
             written = texts.tell(texts.Size(seed=options.seed), watch)
             found = items.tell(items.SHORT, watch)
         report, summary = output.write(options.output, written, found)
+    return finish(options.output, report, summary, as_json=options.json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenrecDemoOptions(JsonOptions):
+    """The command line of `draftrec genrec demo`."""
+
+    output: Path = ReportFolder(default=Path("draftrec-genrec-demo"))
+    users: int = option("Readers to recommend for.", min=8, max=12000, default=200)
+
+
+@command(GenrecDemoOptions)
+def genrec_demo(options: GenrecDemoOptions) -> int:
+    """Recommend books to invented readers in six ways and compare: plain, strict, sampled, relaxed.
+
+    Needs no network, no GPU and no data. Leaves a report, a summary, and the shop's sequences and
+    semantic ids.
+    """
+    from draftrec.data.files.locks import sole_writer
+    from draftrec.demo import items, output
+
+    output.prepare(options.output)
+    with sole_writer(options.output, inside=True):
+        with stage_bar() as watch:
+            found = items.tell(items.Size(users=options.users), watch)
+        report, summary = output.write(options.output, found=found)
     return finish(options.output, report, summary, as_json=options.json)
 
 

@@ -1,16 +1,23 @@
-"""`draftrec serve`: recommendations and texts over HTTP."""
+"""`draftrec serve`: recommendations and texts over HTTP; and `draftrec dashboard`: watch runs in a
+browser, while they go on and after.
+"""
 
 from __future__ import annotations
 
+import json as json_module
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
-from draftrec.cli.command import DONE, command
-from draftrec.cli.messages import say
-from draftrec.cli.options.knobs import option, option_of
+from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.options.knobs import argument, option, option_of
 from draftrec.cli.options.places import READ
-from draftrec.cli.options.shared import Options
+from draftrec.cli.options.shared import JsonOptions, Options
 from draftrec.config import ListenConfig
 from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
@@ -60,3 +67,80 @@ def _what(options: ServeOptions) -> tuple[Any, Any]:
     changes = {name: value for name, value in given.items() if value is not None}
     settings = settings.model_copy(update=changes)
     return settings, demo_sources() if options.demo else sources_of(settings)
+
+
+_PORT = 8081  # so that a service can run beside it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardOptions(JsonOptions):
+    """The command line of `draftrec dashboard`."""
+
+    folders: list[Path] = argument(
+        "RUN_DIR...", "Folders of generate, compare, ctr or genrec, or folders that hold such."
+    )
+    host: str = option_of(ListenConfig, "host")
+    port: int = option_of(ListenConfig, "port", default=_PORT)
+    price_per_hour: float | None = option(
+        "What an hour of the machine costs; the page asks too.", min=0.0
+    )
+
+
+@command(DashboardOptions)
+def dashboard(options: DashboardOptions) -> int:
+    """Show speed, acceptance, pools, quality, cost and advice of RUN_DIR... on one page.
+
+    With --json, print the page's data and do not serve it.
+    """
+    from draftrec.serve.dashboard.sources import RunSources
+
+    sources = RunSources(options.folders, options.price_per_hour)
+    if options.json:
+        print_json(json_module.loads(sources.snapshot().json))
+        return DONE
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise DraftrecError(
+            'the dashboard needs FastAPI; install it with pip install "draftrec[serve]"'
+        )
+    listening = _listen(options.host, options.port)
+    address = f"http://{options.host}:{listening.getsockname()[1]}/dashboard"
+    say(f"the dashboard is at {address}; Ctrl-C ends it")
+    if not _is_loopback(options.host):
+        say(f"it listens on {options.host}: whoever reaches that address can read these runs")
+    _serve(sources, listening)
+    return DONE
+
+
+def _serve(sources: object, listening: socket.socket) -> None:
+    import uvicorn
+
+    from draftrec.serve.dashboard.app import application
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(sources, lambda: server.should_exit),  # type: ignore[arg-type]
+            log_level="warning",
+            timeout_graceful_shutdown=3,
+        )
+    )
+    # uvicorn ends in good order on a signal and then raises it once more, for whoever asked.
+    with StopSignal(), suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound already, so that a taken port is one sentence."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DraftrecError(
+            f"{host}:{port} cannot be used ({reason}); give --port another"
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from draftrec.cli.genrec.demo import demo
+from draftrec.cli.demo import genrec_demo
 from draftrec.cli.genrec.evaluate import evaluate
 from draftrec.cli.genrec.recommend import recommend
 from draftrec.cli.genrec.train import align, fit, teach
 
 SUBCOMMANDS = {
-    "demo": demo,
+    "demo": genrec_demo,
     "fit": fit,
     "teach": teach,
     "align": align,

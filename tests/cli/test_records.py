@@ -14,7 +14,7 @@ from draftrec.cli.main import run
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template
-from tests.cli.genrec.test_sequences import interactions
+from tests.cli.test_sequences import interactions
 
 pd = pytest.importorskip("pandas")
 
