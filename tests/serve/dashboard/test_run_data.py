@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from draftrec.pool.store import Pool
-from draftrec.serve.dashboard.metrics import MetricsTail, Progress
+from draftrec.serve.dashboard import metrics as run_metrics
+from draftrec.serve.dashboard.metrics import MetricsTail, Progress, quick_rows, rows_of, slow_rows
 from draftrec.serve.dashboard.run_data import (
     QUIET_SECONDS,
     RunData,
@@ -43,8 +48,8 @@ def speeds(progress: Progress) -> list[float]:
 
 def progress_of(records: list[dict[str, Any]], most: int = 120) -> Progress:
     found = Progress(most)
-    for record in records:
-        found.add(record)
+    for rows in rows_of("".join(json.dumps(record) + "\n" for record in records).encode()):
+        found.take(rows)
     return found
 
 
@@ -102,6 +107,135 @@ def test_odd_lines_are_counted_and_change_nothing(tmp_path: Path) -> None:
     assert found.odd == len(odd) + 3
     assert speeds(found) == [5, 5]
     assert found.pending.new_tokens == 10
+
+
+MOMENTS = st.one_of(
+    st.datetimes(timezones=st.just(UTC)).map(lambda at: at.isoformat(timespec="milliseconds")),
+    st.datetimes(timezones=st.just(UTC)).map(lambda at: at.isoformat()),
+    st.integers(0, 40).map(lambda s: f"2026-01-01T00:00:{s:02d}.000+00:00"),
+    st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-01", "", "x", "2026-01-01T01:00:00+01:00"]),
+)
+COUNTS = st.one_of(st.integers(0, 50), st.integers(0, 2**40))
+NUMBERS = ("new_tokens", "target_calls", "accepted_tokens", "finished", "texts", "entities")
+PLAIN = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["steps", "steps", "shard", "begun"])},
+    optional={
+        "at": MOMENTS,
+        "seconds": st.floats(0, 20) | st.integers(0, 9) | st.floats(0, 1e12),
+        "wall_seconds": st.floats(0, 20),
+        "active": COUNTS,
+        "other": st.integers() | st.text(st.characters(codec="ascii"), max_size=5),
+        "accepted_by_source": st.lists(COUNTS, max_size=8),
+        **dict.fromkeys(NUMBERS, COUNTS),
+    },
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+ODD = st.one_of(
+    st.tuples(
+        PLAIN,
+        st.dictionaries(
+            st.sampled_from(["kind", "at", "seconds", "active", "accepted_by_source", *NUMBERS]),
+            SCALARS | st.lists(SCALARS, max_size=3) | st.just({"a": [[1]]}),
+            max_size=2,
+        ),
+    ).map(lambda pair: json.dumps({**pair[0], **pair[1]})),
+    st.sampled_from(
+        ["", "{}", "{}{}", '{"kind": "steps", "seconds": 1} ', '{"kind":"steps","kind":"shard"}',
+         '{"kind": "steps", "new_tokens": 1e2}', '{"kind": "steps", "new_tokens": -0}', "[", "\r",
+         '{"kind": "steps", "x": [[[', "[" * 5000, '{"kind": "steps", "x": Inf, "seconds": 1}',
+         '{"kind": "st\\u0065ps", "seconds": 1}', '{"kind": "steps", "seconds": 1e400}',
+         '{"kind": "steps", "x": ' + "9" * 5000 + "}", '{"kind": "steps", "seconds": 4e9}',
+         '{"kind": "steps", "new_tokens": 9007199254740991, "seconds": 4294967295}', "\0",
+         '{"kind": "steps"\n"seconds": 1}', '{"kind": "steps", "a": "}\n{"}', "{\n}"]
+    ),
+    st.text(max_size=8),
+)  # fmt: skip
+LINES = st.lists(st.one_of(PLAIN.map(json.dumps), PLAIN.map(json.dumps), ODD), max_size=20)
+
+
+def figures(progress: Progress) -> tuple[object, ...]:
+    pending = progress.pending
+    whole = (pending.seconds, pending.finished, pending.new_tokens, pending.counts)
+    return progress.curves(), whole, pending.active, pending.at, progress.odd
+
+
+def one_by_one(content: bytes, most: int) -> Progress:
+    """What the records come to, each taken by itself."""
+    found = Progress(most)
+    for line in content.split(b"\n")[:-1]:
+        found.take(slow_rows(line + b"\n"))
+    return found
+
+
+@pytest.mark.slow
+@given(st.lists(PLAIN, min_size=1, max_size=12))
+def test_plain_lines_are_read_quickly_and_mean_the_same(records: list[dict[str, Any]]) -> None:
+    content = "".join(json.dumps(record) + "\n" for record in records).encode()
+    quick, slow = quick_rows(content), slow_rows(content)
+    if quick is None:
+        return
+    assert slow.odd == 0
+    used = np.flatnonzero(slow.kinds)
+    assert quick.kinds.tolist() == slow.kinds.tolist()
+    for name in ("at", "active", "numbers"):
+        assert getattr(quick, name)[used].tolist() == getattr(slow, name)[used].tolist(), name
+
+
+def test_what_jobs_write_is_read_quickly(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    writer.finish()
+    content = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    found = quick_rows(content)
+    assert found is not None
+    assert len(found) == content.count(b"\n") > 5
+
+
+@pytest.mark.slow
+@given(LINES, st.integers(1, 4), st.integers(2, 5), st.data())
+def test_many_lines_at_once_come_to_what_each_does_by_itself(
+    lines: list[str], few: int, most: int, data: st.DataObject
+) -> None:
+    content = "".join(line + "\n" for line in lines).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=3)))
+    whole = [content.rfind(b"\n", 0, cut) + 1 for cut in cuts]
+    found = Progress(most)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_metrics, "_FEW_LINES", few)
+        for start, end in itertools.pairwise([0, *whole, len(content)]):
+            for rows in rows_of(content[start:end]):
+                found.take(rows)
+    assert figures(found) == figures(one_by_one(content, most))
+
+
+@pytest.mark.slow
+@given(st.lists(PLAIN, max_size=20), st.integers(2, 5))
+def test_points_and_what_is_under_way_follow_their_definition(
+    records: list[dict[str, Any]], most: int
+) -> None:
+    """The rules said record by record, over what the readers say of each."""
+    stretches: list[int] = []
+    pending, ended, told = 0, None, False
+    for record in records:
+        rows = slow_rows(json.dumps(record).encode() + b"\n")
+        if not len(rows):
+            continue
+        spent, at = int(rows.numbers[0, 0]), float(rows.at[0])
+        if record["kind"] != "begun" and spent and (record["kind"] == "steps" or not told):
+            stretches.append(spent)
+        told = record["kind"] == "steps" if record["kind"] != "begun" else told
+        if record["kind"] != "steps":
+            pending, ended = 0, None
+            continue
+        follows = ended is None or abs(at - spent / 1e9 - ended) <= 2
+        pending, ended = (pending if follows else 0) + spent, at
+    found = progress_of(records, most)
+    assert found.pending.seconds == pending / 1e9
+    size = 1
+    while -(-len(stretches) // size) > most:
+        size *= 2
+    points = [sum(stretches[i : i + size]) for i in range(0, len(stretches), size)]
+    clock = [round(end, 3) for end in itertools.accumulate(point / 1e9 for point in points)]
+    assert found.curves().seconds == clock
 
 
 def test_curves_follow_steps_and_shards_without_steps() -> None:
