@@ -22,7 +22,7 @@ _REPEATED = {
 _API = {
     "Writing texts": ("draftrec.jobs.knowledge.generator.Generator", "draftrec.core.Request",
                       "draftrec.core.Generation"),
-    "Settings": ("draftrec.config",),
+    "Settings": ("draftrec.config.generate", "draftrec.config.recommend"),
     "Inside transformers": ("draftrec.integrations.transformers",),
     "Inside vLLM": ("draftrec.integrations.vllm",),
     "Pools": ("draftrec.pool.store.Pool",),

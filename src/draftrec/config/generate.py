@@ -1,18 +1,11 @@
-"""Every knob: its default, bounds, choices and what it does, each said once. Unknown keys are
-refused.
-
-The command line is made of these classes (`draftrec.cli.options.knobs`) and of the settings of
-single packages (`items.settings`, `train.settings`, `data.settings` and the like), written in the
-same way. What a knob does is said as `--help` prints it.
-"""
+"""Settings of writing texts, and what settings are made of."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -45,7 +38,9 @@ Count = Annotated[int, Field(ge=0)]
 Side = Literal["user", "item"]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Settings: nothing is changed, and nothing unknown is taken."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -58,7 +53,7 @@ def under_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(Frozen):
     """How the target model is loaded."""
 
     model: Annotated[
@@ -108,7 +103,7 @@ class ModelConfig(_Frozen):
         return self
 
 
-class AcceptConfig(_Frozen):
+class AcceptConfig(Frozen):
     """Which draft tokens are kept, and how the target's own token is chosen."""
 
     accept: Annotated[
@@ -173,7 +168,7 @@ class AcceptConfig(_Frozen):
         return self
 
 
-class ControlsConfig(_Frozen):
+class ControlsConfig(Frozen):
     """What changes the target's scores before a token is chosen, and what ends texts early.
 
     None: as the model's own generation_config says, so that every value given here overrides it. A
@@ -225,7 +220,7 @@ class ControlsConfig(_Frozen):
         return value
 
 
-class DraftConfig(_Frozen):
+class DraftConfig(Frozen):
     """What is drafted and how much of it is verified per forward pass."""
 
     draft: Annotated[
@@ -239,7 +234,7 @@ class DraftConfig(_Frozen):
     depth: Depth = 24
 
 
-class BatchConfig(_Frozen):
+class BatchConfig(Frozen):
     """How many sequences run together."""
 
     batch_size: Annotated[Size | Auto, knob("Texts written together; auto: what memory holds.")] = (
@@ -249,7 +244,7 @@ class BatchConfig(_Frozen):
     prefill_chunk: Annotated[int, knob("Most prompt tokens computed in one pass.", ge=1)] = 512
 
 
-class StructureConfig(_Frozen):
+class StructureConfig(Frozen):
     """The form that every text has, if any, as text: at most one of the three."""
 
     json_schema: Annotated[str | None, knob("A JSON schema; a dict is taken too.")] = None
@@ -275,7 +270,7 @@ class StructureConfig(_Frozen):
         return self
 
 
-class GenerateConfig(_Frozen):
+class GenerateConfig(Frozen):
     """Everything `Generator` needs to know."""
 
     target: ModelConfig
@@ -286,7 +281,7 @@ class GenerateConfig(_Frozen):
     structure: StructureConfig = StructureConfig()
 
 
-class RecordsConfig(_Frozen):
+class RecordsConfig(Frozen):
     """Which records are read, and how they become prompts."""
 
     template: Annotated[
@@ -323,7 +318,7 @@ class RecordsConfig(_Frozen):
     keep_prompts: Annotated[bool, knob("Write the prompts beside the texts.")] = False
 
 
-class JobConfig(_Frozen):
+class JobConfig(Frozen):
     """Everything that decides what a knowledge-generation job writes, input files apart."""
 
     generate: GenerateConfig
@@ -360,200 +355,3 @@ class JobConfig(_Frozen):
         lag = 0 if self.pool_lag == "auto" else self.pool_lag
         doublings = index // (1 + lag)
         return min(MOST_RECORDS, _FIRST_RECORDS << min(doublings, 16))
-
-
-class ListenConfig(_Frozen):
-    """Where a server listens."""
-
-    host: Annotated[str, knob("Address to listen on; the default is this machine only.")] = (
-        "127.0.0.1"
-    )
-    port: Annotated[int, knob("Port; 0 for any that is free.", ge=0, le=65535)] = 8080
-
-
-class EncoderConfig(_Frozen):
-    """How texts become vectors."""
-
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    pooling: Annotated[
-        Literal["auto", "mean", "last", "cls"],
-        knob("auto: mean; last token for decoder-only models."),
-    ] = "auto"
-    normalise: Annotated[
-        bool | None, knob("Vectors of length 1.", unset="as the encoder was published")
-    ] = None
-    max_tokens: Annotated[
-        Size | None,
-        knob("Tokens per pass.", unset="the encoder's limit"),
-    ] = None
-    on_overflow: Annotated[
-        Literal["window", "truncate", "refuse"],
-        knob(
-            "Longer texts: the mean over windows of the whole text; its beginning, what is lost "
-            "counted; or rejected."
-        ),
-    ] = "window"
-    batch_size: Annotated[int, knob("Most texts encoded together.", ge=1)] = 32
-    prompt_name: Annotated[
-        str | None,
-        knob(
-            "The encoder's own prompt for such texts, for encoders that have several.",
-            unset="the encoder's default",
-        ),
-    ] = None
-    prompt: Annotated[str | None, knob("Words before every text, such as 'query: '.")] = None
-    trust_remote_code: Annotated[bool, knob("Run Python code that comes with the encoder.")] = False
-
-
-class EncodeConfig(_Frozen):
-    """Everything that decides what an encoding job writes, input files apart."""
-
-    encoder: Annotated[
-        str,
-        knob(
-            "A model's folder or Hub id; minilm (extra encoders); or hashed:256, which needs no "
-            "model."
-        ),
-    ]
-    settings: EncoderConfig = EncoderConfig()
-    id_column: IdColumn = "entity_id"
-    text_column: Annotated[str, knob("Column of the texts.")] = "text"
-    history_column: Annotated[str, knob("Column of --history.")] = "prompt"
-    shard_size: Annotated[
-        int, knob("Texts that are written, and resumed from, together.", ge=1)
-    ] = 4096
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the encoder is made from texts, and not loaded."""
-        return self.encoder.partition(":")[0] == "hashed"
-
-
-class RecommendConfig(_Frozen):
-    """Everything that decides what is recommended, models and files apart."""
-
-    k: Annotated[int, knob("Items per user.", ge=1)] = 20
-    beams: Annotated[
-        Size | None,
-        knob("Beams kept, at least -k: more find better items and take longer.", unset="-k"),
-    ] = None
-    blend: Annotated[
-        float | None,
-        knob(
-            "Rank by the log-probability plus this many times the log of item-item "
-            "co-occurrence's share, whose best items are ranked beside the beams'.",
-            ge=0,
-            le=1000,
-            unset="the model alone",
-        ),
-    ] = None
-    blend_candidates: Annotated[
-        Size, knob("With --blend: item-item's best items that are ranked beside the beams'.")
-    ] = 50
-    draft_beams: Annotated[
-        Size | tuple[Size, ...] | None,
-        knob(
-            "Beams drafted per level (N): one number, or one for each level but the last, as in "
-            "40,240,120; with --draft-steps auto at most so many.",
-            unset="40, or twice the beams kept where more; with --draft-steps auto what pays",
-        ),
-    ] = None
-    draft_steps: Annotated[Count | Auto, knob("Levels drafted per pass; auto: as many as pay.")] = (
-        "auto"
-    )
-    draft_items: Annotated[
-        int, knob("Proposed items' rows per level beside those of a draft model.", ge=0)
-    ] = 16
-    verify: Annotated[
-        Literal["strict", "relaxed", "sample"],
-        knob(
-            "strict: plain beam search's own answer; sample: an exact sample of items' ids without "
-            "replacement, from the target renormalised over legal tokens at every level; "
-            "relaxed: AtSpeed's published sampling."
-        ),
-    ] = "strict"
-    constraint: Annotated[
-        Literal["trie", "none"], knob("trie: items of the catalogue only; none: any tokens.")
-    ] = "trie"
-    renormalise: Annotated[
-        bool,
-        knob("Score among legal tokens only; a level with one legal token then costs nothing."),
-    ] = False
-    temperature: Annotated[float, knob("Of samples.", gt=0)] = 1.0
-    seed: Annotated[int, knob("Seed of the samples.")] = 0
-    batch_size: Annotated[int, knob("Users at once.", ge=1)] = 32
-    exclude_seen: Annotated[bool, knob("Leave out the items of the user's history.")] = False
-
-    @property
-    def width(self) -> int:
-        """Beams kept, of which the k best items are the answer."""
-        return self.beams or self.k
-
-    @property
-    def beside(self) -> int:
-        """Items at most that are scored beside those that beams find."""
-        return 0 if self.blend is None else self.blend_candidates
-
-    @field_validator("draft_beams", mode="before")
-    @classmethod
-    def _widths(cls, value: Any) -> int | tuple[int, ...] | None:
-        """Numbers with commas between them, as a command line has them, or a list; one number
-        stands for all levels."""
-        if value is None:
-            return value
-        words = [value]
-        if isinstance(value, str):  # a list of a settings file comes as text to a command line
-            words = [word.strip("[]'\" ") for word in value.split(",")]
-        elif isinstance(value, list | tuple):
-            words = list(cast("list[Any]", value))
-        try:
-            widths = [int(str(word)) for word in words]
-        except ValueError:
-            widths = []
-        if min(widths, default=0) < 1:
-            raise ValueError("must be whole numbers from 1, with commas between them")
-        return tuple(widths) if len(widths) > 1 else widths[0]
-
-    def draft_widths(self, levels: int) -> tuple[int, ...]:
-        """Beams drafted for each of an id's `levels` but the last one, which is never drafted."""
-        if isinstance(self.draft_beams, tuple):
-            return self.draft_beams
-        return (self.draft_beams or max(40, 2 * self.width),) * (levels - 1)
-
-
-Wanted = Literal["train", "valid", "test", "all"]
-FirstUsers = Annotated[Size | None, knob("First users only.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecommendRun:
-    """What else is said of a job of recommending: for whom, where, and how it is looked after.
-
-    `part`: what to predict; None leaves it to the file.
-    """
-
-    part: Annotated[
-        Wanted | None,
-        knob(
-            "What to predict, from what comes before it; all: recommend for now, after everything "
-            "that is known.",
-            unset="test; all where the file has no test items",
-        ),
-    ] = None
-    limit: FirstUsers = None
-    shadow: Annotated[
-        float,
-        knob("Share of users answered again by plain search, to compare.", ge=0, le=1),
-    ] = 0.0
-    device: Device = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], knob("What the models compute in.")
-    ] = "auto"
-    exact: Annotated[
-        bool,
-        knob("Let items and scores be plain search's bit for bit, at whatever precision."),
-    ] = False
-    shard_size: Annotated[
-        int, knob("Users that are finished, and resumed from, together.", ge=1)
-    ] = 2048

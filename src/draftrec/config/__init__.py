@@ -1,0 +1,43 @@
+"""Every knob: its default, bounds, choices and what it does, each said once. Unknown keys are
+refused.
+
+The command line is made of these classes (`draftrec.cli.options.knobs`) and of the settings of
+single packages (`items.settings`, `train.settings`, `data.settings` and the like), written in the
+same way. What a knob does is said as `--help` prints it.
+"""
+
+from draftrec.config.generate import (
+    MOST_RECORDS,
+    AcceptConfig,
+    Auto,
+    BatchConfig,
+    ControlsConfig,
+    Depth,
+    Device,
+    DraftConfig,
+    Dtype,
+    GenerateConfig,
+    JobConfig,
+    ModelConfig,
+    RecordsConfig,
+    Side,
+    Size,
+    StructureConfig,
+    under_new_names,
+)
+from draftrec.config.recommend import (
+    EncodeConfig,
+    EncoderConfig,
+    FirstUsers,
+    ListenConfig,
+    RecommendConfig,
+    RecommendRun,
+    Wanted,
+)
+
+__all__ = [
+    "MOST_RECORDS", "AcceptConfig", "Auto", "BatchConfig", "ControlsConfig", "Depth", "Device",
+    "DraftConfig", "Dtype", "EncodeConfig", "EncoderConfig", "FirstUsers", "GenerateConfig",
+    "JobConfig", "ListenConfig", "ModelConfig", "RecommendConfig", "RecommendRun",
+    "RecordsConfig", "Side", "Size", "StructureConfig", "Wanted", "under_new_names",
+]  # fmt: skip
