@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from draftrec.cli.main import run
 from draftrec.data.sequences import read_histories
-from draftrec.demo.shop import demo_model_path
+from tests.test_shell_blocks import type_blocks
 
 pytestmark = pytest.mark.slow
 
@@ -29,15 +27,7 @@ def blocks(language: str) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the page's files lie, once its commands have run."""
     folder = tmp_path_factory.mktemp("page")
-    for name, content in re.findall(r"^`(\S+\.csv)`\n\n```csv\n(.*?)^```", STORY, re.M | re.S):
-        (folder / name).write_text(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for line in "".join(blocks("bash")).splitlines():
-            words = shlex.split(line.replace("path/or/hub-id", str(demo_model_path())))
-            assert words[0] == "draftrec"
-            words += ["--max-new-tokens", "16"] if words[1] == "generate" else []
-            assert run(words[1:]) == 0, line
+    type_blocks("docs/data.md", folder)
     return folder
 
 

@@ -51,25 +51,6 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
-def commands_of(text: str) -> list[list[str]]:
-    """The words of every `draftrec` line in the text's shell blocks, comments left out."""
-    lines = "\n".join(blocks("bash", text)).splitlines()
-    found = [shlex.split(line, comments=True) for line in lines if line.startswith("draftrec ")]
-    return [words[1:] for words in found]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_named_commands_and_options_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in commands_of(path.read_text(encoding="utf-8")):
-        command = words[: 2 if words[0] in ("pool", "group", "genrec", "sid", "drafter") else 1]
-        assert run([*command, "--help"]) == 0, words
-        known = capsys.readouterr().out
-        for option in words:
-            if option.startswith("--"):
-                assert re.search(rf"{option}\b", known), words
-
-
 def test_options_of_generate_are_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     """Those in the table are what `draftrec generate` is told to be given."""
     table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
