@@ -30,6 +30,13 @@ def test_keys_are_found_by_their_hashes_only() -> None:
 def test_a_bucket_empties_and_refills() -> None:
     buckets = TokenBuckets(RateSettings(per_second=2.0, burst=3))
     assert [buckets.take("a", 10.0) for _ in range(4)] == [0, 0, 0, 1]
+    several = TokenBuckets(RateSettings(per_second=2.0, burst=5))
+    assert several.take("a", 10.0) == 0
+    assert several.take("a", 10.0, count=4, paid=1) == 0
+    assert several.take("a", 10.0) == 0
+    assert several.take("a", 10.0, count=3, paid=1) == 2, "none is left, and three are wanted"
+    assert several.take("a", 11.5) == 0
+    assert several.take("a", 11.5, count=3, paid=1) == 0, "who has waited may go on"
     assert buckets.take("b", 10.0) == 0, "every caller has its own"
     assert buckets.take("a", 10.4) == 1, "0.8 of a request has come back"
     assert buckets.take("a", 10.5) == 0

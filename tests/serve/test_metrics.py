@@ -66,7 +66,7 @@ def test_steps_add_up() -> None:
 
 def test_requests_queue_errors_pool_and_texts() -> None:
     metrics = ServiceMetrics()
-    metrics.observe_request("/v1/recommend", 200, 0.03, 0.01)
+    metrics.observe_request("/v1/recommend", 200, 0.03, [0.01])
     metrics.observe_request("/v1/recommend", 429, 0.0004)
     metrics.set_queue("/v1/recommend", 4)
     metrics.observe_error("engine")

@@ -92,6 +92,20 @@ def test_sensible_questions_are_answered(
     answer = served.client.post("/v1/recommend", json=body)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["items"]) == k
+    users = served.client.post("/v1/recommend", json={"users": [body, {"history": history}]})
+    assert users.status_code == 200, users.text
+    ours = users.json()["users"][0]
+    assert [i["item"] for i in ours["items"]] == [i["item"] for i in answer.json()["items"]]
+
+
+def test_the_document_and_the_page_have_both_forms_of_a_recommendation(served: Running) -> None:
+    document = served.client.get("/openapi.json").json()
+    [found] = [o for o in operations(document, "http://h:1") if o.path == "/v1/recommend"]
+    needed = {name: must for name, _, _, must in found.fields}
+    assert {"history", "k", "users", "users[].history", "users[].k"} <= needed.keys()
+    assert not any(needed.values()), "each form has its own"
+    asked = document["paths"]["/v1/recommend"]["post"]["requestBody"]["content"]
+    assert len(asked["application/json"]["schema"]["oneOf"]) == 2
 
 
 def test_the_page_tells_fields_within_fields_and_quotes_for_a_shell() -> None:

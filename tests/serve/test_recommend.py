@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from draftrec.demo.shop import histories, readings, sequences, shipped_path
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.loading import FileCatalogue, demo_sources
-from draftrec.serve.settings import demo_settings
+from draftrec.serve.settings import RateSettings, demo_settings
 from tests.jobs.recommend.worlds import World, make_world, named, reassigned, with_texts
 from tests.serve.services import Running, error_of, recommend_settings, running, settings
 
@@ -184,8 +187,184 @@ def test_impossible_questions_are_refused(shop: Running, body: Any, words: str) 
 
 
 def test_unknown_items_are_named(shop: Running) -> None:
-    message = error_of(shop.recommend([10, 4711, 4712]), 422, "unknown_item")
-    assert "item 4711" in message
+    """All of them at once, or who has asked for two would be told of the second next time."""
+    message = error_of(shop.recommend([10, 4711, 4712, 4711]), 422, "unknown_item")
+    assert message.startswith("item 4711, item 4712 have no semantic id; ")
+    message = error_of(ask_for(shop, [10], [4711], [11, 4712, 4713]), 422, "unknown_item")
+    assert message.startswith(
+        "users.1: item 4711 has no semantic id; "
+        "users.2: item 4712, item 4713 have no semantic id; add"
+    )
+    found = shop.recommend([10, 4711, 12, 4712, 4711], k=3, skip_unknown=True).json()
+    expected = shop.recommend([10, 12], k=3).json() | {"skipped": [4711, 4712]}
+    assert [found] == rounded(expected)
+    found = ask_for(shop, ["4711"], k=3, skip_unknown=True).json()["users"][0]
+    assert found.pop("user") == "u0"
+    assert found.pop("skipped") == ["4711"], "as it was asked"
+    spelt = [{**i, "item": str(i["item"])} for i in shop.recommend([], k=3).json()["items"]]
+    assert found == {"items": spelt, "partial": False}
+    assert "skipped" not in shop.recommend([10]).json()
+
+
+def ask_for(shop: Running, *histories: list[Any], **more: Any) -> Any:
+    users = [{"user": f"u{i}", "history": history} for i, history in enumerate(histories)]
+    return shop.client.post("/v1/recommend", json={"users": users, **more})
+
+
+def test_many_users_get_what_each_gets_alone(shop: Running) -> None:
+    rows = [*asked(7), []]
+    alone = [shop.recommend(history, k=4, deny=[12]).json() for history in rows]
+    before = users_counted(shop)
+    found = ask_for(shop, *rows, k=4, deny=[12]).json()
+    assert found.keys() == {"users"}
+    assert [user.pop("user") for user in found["users"]] == [f"u{i}" for i in range(8)]
+    assert found["users"] == rounded(*alone)
+    assert users_counted(shop) == before + 8, "one request of eight users"
+    assert shop.log[-1]["users"] == 8
+    assert ask_for(shop, *rows[:1]).json()["users"][0]["items"][:4]
+    own = [{"history": rows[0], "k": 2}, {"history": [*rows[1], 4711], "skip_unknown": True}]
+    body = {"users": own, "k": 3, "deny": [12]}
+    first, second = shop.client.post("/v1/recommend", json=body).json()["users"]
+    last = shop.recommend(rows[1], k=3, deny=[12]).json() | {"skipped": [4711]}
+    assert [first, second] == rounded(shop.recommend(rows[0], k=2, deny=[12]).json(), last)
+    assert "user" not in first, "who names no user is not named"
+
+
+def rounded(*answers: dict[str, Any]) -> list[dict[str, Any]]:
+    """With scores as near as passes of different batches are."""
+    for answer in answers:
+        for item in answer["items"]:
+            item["score"] = pytest.approx(item["score"], abs=1e-4)
+    return list(answers)
+
+
+def users_counted(shop: Running) -> float:
+    text = shop.client.get("/metrics").text
+    line = re.search(r'^draftrec_recommend_users_total{status="200"} (\S+)$', text, re.MULTILINE)
+    assert line
+    waited = re.search(r'^draftrec_queue_seconds_count{route="/v1/recommend"} (\S+)$', text, re.M)
+    assert waited
+    assert waited[1] == line[1], "each user's own wait"
+    return float(line[1])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"users": []}, "users: "),
+        ({"users": None}, "users: "),
+        ({"users": [{}]}, "users.0.history: Field required"),
+        ({"users": [{"history": [10]}, {"history": [10.5]}]}, "users.1.history.0: "),
+        ({"users": [{"history": [10], "top": 3}]}, "unknown field users.0.top"),
+        ({"users": [{"history": [10]}], "history": [10]}, "unknown field history"),
+        ({"history": [10], "(users)": 3}, "unknown field (users)"),
+        ({"users": [{"history": [10]}] * 5}, "users: at most 4 at once"),
+        ({"users": [{"history": [10]}, {"history": [10], "k": 6}]}, "users.1.k: this service"),
+        ({"users": [{"history": [10]}], "k": 6}, "users.0.k: this service"),
+        ({"users": [{"history": [10] * 1001}]}, "users.0.history: at most 1000 items"),
+    ],
+)
+def test_impossible_questions_of_many_are_refused(few: Running, body: Any, words: str) -> None:
+    answer = few.client.post("/v1/recommend", json=body)
+    assert words in error_of(answer, 422, "invalid_request")
+
+
+@pytest.fixture(scope="module")
+def few(world: World) -> Iterator[Running]:
+    """A service that lets four users wait, and a hundred in at once."""
+    chosen = settings(
+        recommend_settings(world, "none"),
+        limits={"queue": 4, "records": 4},
+        rate={"per_second": 1e-6, "burst": 100},
+    )
+    with running(chosen) as found:
+        yield found
+
+
+def test_rate_and_queue_count_users(few: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = error_of(ask_for(few, [10], [11], allow=[4711]), 422, "unusable")
+    assert message.startswith("users.0: none of the allowed items")
+    thread, buckets = few.service.recommend, few.service.buckets
+    assert thread
+    assert buckets
+    buckets._buckets.clear()
+    assert ask_for(few, [10], [11], [12]).status_code == 200
+    assert 96.9 < next(iter(buckets._buckets.values()))[0] < 97.1
+    caller = next(iter(buckets._buckets))
+    buckets._buckets[caller] = 2.5, time.monotonic()
+    refused = ask_for(few, [10], [11], [12])
+    assert error_of(refused, 429, "rate_limited")
+    assert int(refused.headers["retry-after"]) > 1e6, "until there are three, not one"
+    assert ask_for(few, [10]).status_code == 200, "the refused ones cost one"
+    buckets._buckets.clear()
+    thread.most, most = 3, thread.most
+    error_of(ask_for(few, [10], [11], [12], [13]), 429, "queue_full")
+    thread.most = most
+    less = few.service.settings.model_copy(update={"rate": RateSettings(per_second=1, burst=2)})
+    monkeypatch.setattr(few.service, "settings", less)
+    message = error_of(ask_for(few, [10], [11], [12]), 422, "invalid_request")
+    assert message == "users: at most 2 at once, as many as the rate allows"
+
+
+def test_who_hangs_up_takes_all_users_along(few: Running) -> None:
+    work, thread = few.service.recommending, few.service.recommend
+    assert work
+    assert thread
+    hold, real = threading.Event(), work.turn
+
+    def turn() -> Any:
+        hold.wait(30)
+        return real()
+
+    async def hang_up() -> None:
+        body = json.dumps({"users": [{"history": [i]} for i in range(10, 14)]}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            while not work._asked:
+                await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise AssertionError(message)
+
+        headers = [(b"content-type", b"application/json"), (b"host", b"testserver")]
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/recommend", "headers": headers,
+            "query_string": b"", "client": ("other", 1), "http_version": "1.1", "scheme": "http",
+            "asgi": {"version": "3.0"}, "root_path": "", "raw_path": b"/v1/recommend",
+        }  # fmt: skip
+        await few.client.app(scope, receive, send)
+
+    work.turn = turn  # type: ignore[method-assign]
+    few.client.portal.call(hang_up)  # type: ignore[union-attr]
+    assert few.log[-1]["status"] == 499
+    assert few.log[-1]["users"] == 4
+    work.turn = real  # type: ignore[method-assign]
+    hold.set()
+    assert ask_for(few, [10]).status_code == 200
+    assert not work._asked, "the searches that nobody waited for have left the batch"
+
+
+def test_each_user_has_a_deadline(world: World) -> None:
+    """Who cannot wait gets a quick answer, and costs the others nothing."""
+    with running(settings(recommend_settings(world, "none"))) as shop:
+        work = shop.service.recommending
+        assert work
+        real = work.turn
+
+        def turn() -> Any:
+            threading.Event().wait(0.1)
+            return real()
+
+        work.turn = turn  # type: ignore[method-assign]
+        users = [{"history": [12, 30], "deadline_ms": 1}, {"history": [30, 12], "k": 3}]
+        body = {"users": users, "deadline_ms": 60_000}
+        found = shop.client.post("/v1/recommend", json=body).json()["users"]
+        assert [user["partial"] for user in found] == [True, False]
+        assert found[1:] == rounded(shop.recommend([30, 12], k=3).json())
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -19,7 +20,8 @@ _MOST_LINES = 10_000
 
 @dataclass(eq=False, slots=True)
 class RequestNote:
-    """What the log will say of a request. `queue_seconds` None: it never waited for an engine.
+    """What the log will say of a request. `waits`: seconds that each of its users, or texts,
+    waited for an engine; empty if it never did. `users`: those of a recommendation.
 
     `contents`: what was asked and answered, which is written only with `log_contents`.
     """
@@ -30,12 +32,18 @@ class RequestNote:
     client: str
     key: str | None = None
     status: int = 0
-    queue_seconds: float | None = None
+    waits: Seq[float] = ()
     passes: int | None = None
+    users: int | None = None
     partial: bool | None = None
     error: str | None = None
     contents: dict[str, Any] = field(default_factory=dict[str, Any])
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def caller(self) -> str:
+        """Whose rate it counts for."""
+        return f"key {self.key}" if self.key else f"address {self.client}"
 
 
 class RequestLog:
@@ -61,8 +69,9 @@ class RequestLog:
             "method": note.method,
             "status": note.status,
             "ms": round(1e3 * (time.monotonic() - note.began), 3),
-            "queue_ms": None if note.queue_seconds is None else round(1e3 * note.queue_seconds, 3),
+            "queue_ms": round(1e3 * max(note.waits), 3) if note.waits else None,
             "passes": note.passes,
+            "users": note.users,
             "partial": note.partial,
             "client": note.client,
             "key": note.key,

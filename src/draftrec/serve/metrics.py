@@ -36,6 +36,10 @@ Labels = tuple[str, ...]
 
 COUNTERS: dict[str, tuple[str, Labels]] = {
     "requests": ("HTTP requests answered.", ("route", "status")),
+    "recommend_users": (
+        "Users that recommendations were asked for, by the status of their requests.",
+        ("status",),
+    ),
     "errors": ("Failures, by kind.", ("kind",)),
     "reloads": ("Reloads of catalogue and pool, by result (ok, failed).", ("result",)),
     "log_dropped_lines": ("Lines of the log that its reader was too slow for.", ()),
@@ -69,7 +73,7 @@ COUNTERS: dict[str, tuple[str, Labels]] = {
 GAUGES: dict[str, tuple[str, Labels]] = {
     "build_info": ("1 for what runs here.", ("version", "python", "torch")),
     "requests_in_flight": ("Requests that were accepted and are not answered yet.", ()),
-    "queue_requests": ("Requests that wait for an engine.", ("route",)),
+    "queue_requests": ("Users, or texts, that wait for an engine.", ("route",)),
     "last_reload_successful": ("1 if the last reload succeeded, or there was none; else 0.", ()),
     "last_reload_success_timestamp_seconds": (
         "When catalogue and pool were loaded last, in Unix time.",
@@ -101,7 +105,11 @@ HISTOGRAMS: dict[str, tuple[str, Labels, tuple[float, ...]]] = {
         ("route", "status"),
         _LATENCIES,
     ),
-    "queue_seconds": ("Time that a request waited for an engine.", ("route",), _LATENCIES),
+    "queue_seconds": (
+        "Time that a user, or a text, waited for an engine.",
+        ("route",),
+        _LATENCIES,
+    ),
     "time_to_first_token_seconds": (
         "Time from a text's arrival to its first token, its wait included.",
         ("route",),
@@ -125,6 +133,7 @@ _PHASES = ("draft", "verify", "prefill")
 #: Series that are there from the start, at 0: the first failure would otherwise be no increase.
 _KNOWN: dict[str, tuple[str, ...]] = {
     "errors": ("engine", "engine_failed", "broken", "busy", "internal"),
+    "recommend_users": ("200",),
     "reloads": ("ok", "failed"),
     "text_ends": ("eos", "length", "stop", "deadline"),
     "source_accepted_tokens": tuple(SOURCES),
@@ -195,19 +204,23 @@ class ServiceMetrics:
         self._metrics["requests_in_flight"].set_function(in_flight)
 
     def observe_request(
-        self, route: str, status: int, seconds: float, queue_seconds: float | None = None
+        self, route: str, status: int, seconds: float, waits: Iterable[float] = ()
     ) -> None:
         """A request was answered. `route`: the path's template, never the path itself.
 
-        `seconds` include `queue_seconds`; None for one that never waited for an engine.
+        `waits`: seconds that its users, or texts, waited for an engine; `seconds` include them.
         """
         self._add("requests", 1, route=route, status=str(status))
         self._observe("request_seconds", seconds, route=route, status=str(status))
-        if queue_seconds is not None:
-            self._observe("queue_seconds", queue_seconds, route=route)
+        for wait in waits:
+            self._observe("queue_seconds", wait, route=route)
+
+    def observe_users(self, users: int, status: int) -> None:
+        """A recommendation was asked for so many users, and got this status."""
+        self._add("recommend_users", users, status=str(status))
 
     def set_queue(self, route: str, waiting: int) -> None:
-        """Requests that wait for an engine now."""
+        """Users, or texts, that wait for an engine now."""
         self._set("queue_requests", waiting, route=route)
 
     def observe_error(self, kind: str) -> None:

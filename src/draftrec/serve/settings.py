@@ -26,6 +26,8 @@ from draftrec.errors import DraftrecError
 _EXAMPLE = "e2186dbdb1bb4193608605e84f33208765b5693b55edd4f730a719a100eeea6f"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+_USUAL_USERS = 64
+
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0.0)]
 #: Of this machine, or anywhere. An address would lose a slash on its way into a plain Path.
@@ -96,6 +98,9 @@ class LimitSettings(_Frozen):
     history: Count = Field(default=1000, description="items of a history")
     items: Count = Field(default=10_000, description="items of an allow or deny list")
     records: Count = 64
+    users: Count | None = Field(
+        default=None, description="of one request; None: 64, or queue where that is less"
+    )
     prompt_tokens: Count = 2048
     prompt_chars: Count | None = Field(
         default=None, description="refused before tokenising; None: 32 for each of prompt_tokens"
@@ -106,7 +111,14 @@ class LimitSettings(_Frozen):
     def _a_request_fits_into_the_queue(self) -> LimitSettings:
         if self.records > self.queue:
             raise ValueError("records must not be more than queue, or they could never wait in it")
+        if (self.users or 0) > self.queue:
+            raise ValueError("users must not be more than queue, or they could never wait in it")
         return self
+
+    @property
+    def most_users(self) -> int:
+        """Of one request."""
+        return self.users or min(_USUAL_USERS, self.queue)
 
 
 class RateSettings(_Frozen):

@@ -169,7 +169,7 @@ def busy(metrics: ServiceMetrics | None = None) -> ServiceMetrics:
     metrics = metrics or ServiceMetrics()
     route = "/v1/knowledge"
     metrics.expect([route], lambda: 2)
-    metrics.observe_request(route, 200, 0.1, 0.01)
+    metrics.observe_request(route, 200, 0.1, [0.01])
     metrics.set_queue(route, 1)
     metrics.observe_first_token(route, 0.05)
     metrics.observe_token_time(route, 0.01)

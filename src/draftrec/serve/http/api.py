@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,18 +18,22 @@ from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, as_text, ids_array
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.recommend.catalogue import Query
+from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.models.prompting import PromptForm
-from draftrec.serve.http.errors import ApiError, ClientGoneError, retry
+from draftrec.serve.http.errors import ApiError, ClientGoneError, rate_limited, retry
 from draftrec.serve.http.schemas import (
     ErrorAnswer,
     KnowledgeAnswer,
     KnowledgeRequest,
     KnowledgeText,
     RecommendAnswer,
+    RecommendBody,
     RecommendedItem,
     RecommendRequest,
+    RecommendUsersAnswer,
     ReloadAnswer,
     Status,
+    UserAnswer,
 )
 from draftrec.serve.logs import RequestNote
 from draftrec.serve.model_thread import (
@@ -41,7 +46,7 @@ from draftrec.serve.model_thread import (
 )
 from draftrec.serve.service import Service
 from draftrec.serve.settings import LimitSettings
-from draftrec.serve.work import KnowledgeWork, RecommendWork, Wanted
+from draftrec.serve.work import KnowledgeWork, Recommended, RecommendWork, Wanted
 
 
 def deadline_of(milliseconds: int | None) -> float | None:
@@ -54,11 +59,13 @@ async def ask(
     thread: ModelThread[Question, Answer],
     tickets: Seq[Ticket[Question, Answer]],
     late: Callable[[Question], Answer] | None = None,
+    places: Seq[str] = (),
 ) -> list[Answer]:
     """The answers to the tickets' questions, in their order.
 
     The thread looks at deadlines between two passes. Where `late` has an answer that needs no
-    model, it is given at the very moment instead.
+    model, it is given at the very moment instead, to those whose deadline it is. `places`: of the
+    questions in the request, which errors name.
 
     Raises ApiError where the queue is full or the thread not there, ClientGoneError when the client
     hangs up first, whose questions then leave the batch, and DraftrecError for a question that
@@ -67,13 +74,13 @@ async def ask(
     note: RequestNote = request.state.note
     submit(thread, tickets)
     try:
-        answers = await _answers(request, tickets, late)
+        answers = await _answers(request, tickets, late, places)
     except WorkError as error:
         raise failed(error) from error
     finally:
         for ticket in tickets:
             ticket.future.cancel()  # of no effect on one that is answered
-    note.queue_seconds = max(t.queue_seconds for t in tickets)
+    note.waits = [t.queue_seconds for t in tickets]
     note.passes = max(t.passes for t in tickets)
     return answers
 
@@ -101,23 +108,39 @@ async def _answers(
     request: Request,
     tickets: Seq[Ticket[Question, Answer]],
     late: Callable[[Question], Answer] | None,
+    places: Seq[str],
 ) -> list[Answer]:
-    """The thread's answers, or those of `late`, whichever come first."""
-    answers = asyncio.gather(*(asyncio.wrap_future(t.future) for t in tickets))
+    named = places or [""] * len(tickets)
+    answers = asyncio.gather(
+        *(_answer(t, late, place) for t, place in zip(tickets, named, strict=True))
+    )
     gone = asyncio.create_task(_hung_up(request))
-    deadline = tickets[0].deadline if late else None
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
-        await asyncio.wait({answers, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if answers.done():
-            return list(answers.result())
-        if gone.done() or late is None:
+        await asyncio.wait({answers, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
             raise ClientGoneError
-        return [late(t.question) for t in tickets]
+        return list(answers.result())
     finally:
         for waiting in (answers, gone):
             waiting.cancel()
         await asyncio.gather(answers, gone, return_exceptions=True)
+
+
+async def _answer(
+    ticket: Ticket[Question, Answer], late: Callable[[Question], Answer] | None, place: str
+) -> Answer:
+    """The thread's answer, or that of `late`, whichever comes first."""
+    waiting = asyncio.wrap_future(ticket.future)
+    try:
+        if late is None or ticket.deadline is None:
+            return await waiting
+        await asyncio.wait({waiting}, timeout=max(0.0, ticket.deadline - time.monotonic()))
+        if waiting.done():
+            return waiting.result()
+        ticket.future.cancel()
+        return late(ticket.question)
+    except DraftrecError as error:
+        raise DraftrecError(f"{place}: {error}" if place else str(error)) from error
 
 
 async def _hung_up(request: Request) -> None:
@@ -156,30 +179,113 @@ def recommend_router(
     """`POST /v1/recommend`."""
     router, limits = APIRouter(tags=["recommend"]), service.settings.limits
 
-    @router.post("/v1/recommend", response_model=RecommendAnswer, responses=_ASKING)
-    async def recommend(body: RecommendRequest, request: Request) -> RecommendAnswer:
-        """The k best items for a history: those that `draftrec genrec recommend -k K` gives."""
+    @router.post(
+        "/v1/recommend",
+        response_model=RecommendAnswer | RecommendUsersAnswer,
+        response_model_exclude_none=True,
+        responses=_ASKING,
+    )
+    async def recommend(body: RecommendBody, request: Request) -> Any:
+        """The k best items for a history: those that `draftrec genrec recommend -k K` gives. With
+        `users`, the same for each of them."""
+        alone, note = isinstance(body, RecommendRequest), request.state.note
+        users = [body] if isinstance(body, RecommendRequest) else body.each()
+        places = [""] if alone else [f"users.{i}" for i in range(len(users))]
+        _admit(len(users), service, note)
         recommender = work.recommender
-        _check_lists(body, limits)
-        query = _query(body, recommender.config.k)
-        try:
-            recommender.catalogue.sids.places(query.history)  # before it waits for its turn
-        except DraftrecError as error:
-            raise ApiError(422, "unknown_item", str(error)) from error
-        ticket = Ticket[Query, Any](query, deadline_of(body.deadline_ms or limits.deadline_ms))
-        found = (await ask(request, thread, [ticket], work.late))[0]
-        answer = found.answer
-        ids = _as_asked(answer.items, body, spelt=recommender.catalogue.sids.spelt)
-        items = [
-            RecommendedItem(item=item, score=score, sid=sid)
-            for item, score, sid in zip(ids, answer.scores.tolist(), answer.sids, strict=True)
+        queries, skipped = _queries(users, places, recommender, limits)
+        tickets = [
+            Ticket[Query, Any](query, deadline_of(user.deadline_ms or limits.deadline_ms))
+            for query, user in zip(queries, users, strict=True)
         ]
-        request.state.note.partial = found.partial
-        whole = RecommendAnswer(items=items, partial=found.partial)
-        request.state.note.contents = {"asked": body.model_dump(), "told": whole.model_dump()}
+        found = await ask(request, thread, tickets, work.late, places)
+        spelt = recommender.catalogue.sids.spelt
+        answers = [_told(*of, spelt=spelt) for of in zip(found, users, skipped, strict=True)]
+        note.partial = any(answer.partial for answer in answers)
+        whole = answers[0] if alone else _of_users(users, answers)
+        note.contents = {
+            "asked": body.model_dump(),
+            "told": whole.model_dump(exclude_none=True),
+        }
         return whole
 
     return router
+
+
+def _admit(users: int, service: Service, note: RequestNote) -> None:
+    """Raise ApiError where so many users are too many at once, or too many for their caller's rate,
+    of which the gate has taken one already."""
+    note.users, rate = users, service.settings.rate
+    most = service.settings.limits.most_users
+    if users > most:
+        raise refused(f"users: at most {most} at once")
+    if users == 1 or rate is None or service.buckets is None:
+        return
+    if users > rate.burst:
+        raise refused(f"users: at most {rate.burst} at once, as many as the rate allows")
+    if seconds := service.buckets.take(note.caller, count=users, paid=1):
+        raise rate_limited(seconds)
+
+
+def _queries(
+    users: Seq[RecommendRequest],
+    places: Seq[str],
+    recommender: ItemRecommender,
+    limits: LimitSettings,
+) -> tuple[list[Query], list[list[Id]]]:
+    """What the users ask, and what was left out of their histories. Raises ApiError for the first
+    impossible question, and otherwise names all unknown items of all histories."""
+    queries: list[Query] = []
+    skipped: list[list[Id]] = []
+    unknown: list[str] = []
+    for user, place in zip(users, places, strict=True):
+        prefix = f"{place}." if place else ""
+        _check_lists(user, limits, prefix)
+        query = _query(user, recommender.config.k, prefix)
+        missing = recommender.catalogue.sids.find(query.history) < 0
+        absent = dict.fromkeys(query.history[missing].tolist())
+        if absent and not user.skip_unknown:
+            unknown.append(f"{place + ': ' if place else ''}{_unknown_items(list(absent))}")
+        queries.append(replace(query, history=query.history[~missing]))
+        skipped.append(list(absent))
+    if unknown:
+        raise ApiError(
+            422,
+            "unknown_item",
+            f"{'; '.join(unknown)}; add what is missing to the semantic ids, leave it out, or "
+            "say skip_unknown",
+        )
+    return queries, skipped
+
+
+def _unknown_items(items: Seq[Id]) -> str:
+    named = ", ".join(f"item {item}" for item in items)
+    return f"{named} {'have' if len(items) > 1 else 'has'} no semantic id"
+
+
+def _told(
+    found: Recommended, user: RecommendRequest, skipped: list[Id], *, spelt: bool
+) -> RecommendAnswer:
+    answer = found.answer
+    items = [
+        RecommendedItem(item=item, score=score, sid=sid)
+        for item, score, sid in zip(
+            _as_asked(answer.items, user, spelt=spelt),
+            answer.scores.tolist(),
+            answer.sids,
+            strict=True,
+        )
+    ]
+    left_out = skipped if user.skip_unknown else None
+    return RecommendAnswer(items=items, partial=found.partial, skipped=left_out)
+
+
+def _of_users(users: Seq[RecommendRequest], answers: Seq[RecommendAnswer]) -> RecommendUsersAnswer:
+    told = [
+        UserAnswer(user=user.user if "user" in user.model_fields_set else None, **dict(answer))
+        for user, answer in zip(users, answers, strict=True)
+    ]
+    return RecommendUsersAnswer(users=told)
 
 
 def knowledge_router(
@@ -278,13 +384,13 @@ def health_router(service: Service) -> APIRouter:
     return router
 
 
-def _query(body: RecommendRequest, most: int) -> Query:
+def _query(body: RecommendRequest, most: int, prefix: str) -> Query:
     def items(ids: Seq[Id] | None) -> Any:
         return None if ids is None else ids_array(ids)
 
     k = min(_USUAL_K, most) if body.k is None else body.k
     if k > most:
-        raise refused(f"k: this service gives at most {most} items")
+        raise refused(f"{prefix}k: this service gives at most {most} items")
     return Query(body.user, items(body.history), items(body.deny), items(body.allow), k)
 
 
@@ -296,11 +402,11 @@ def _as_asked(items: Ids, body: RecommendRequest, *, spelt: bool) -> list[Id]:
     return (as_text(items) if texts else items).tolist()
 
 
-def _check_lists(body: RecommendRequest, limits: LimitSettings) -> None:
+def _check_lists(body: RecommendRequest, limits: LimitSettings, prefix: str) -> None:
     most = {"history": limits.history, "allow": limits.items, "deny": limits.items}
     for name, limit in most.items():
         if len(getattr(body, name) or ()) > limit:
-            raise refused(f"{name}: at most {limit} items")
+            raise refused(f"{prefix}{name}: at most {limit} items")
 
 
 def _check_prompts(body: KnowledgeRequest, limits: LimitSettings) -> None:

@@ -75,14 +75,14 @@ def operations(document: dict[str, Any], base: str) -> list[Operation]:
 def _operation(
     document: dict[str, Any], method: str, path: str, found: dict[str, Any], base: str
 ) -> Operation:
-    asked = _schema(document, found.get("requestBody", {}))
-    answered = _schema(document, found["responses"].get("200", {}))
+    asked = _schemas(document, found.get("requestBody", {}))
+    answered = _schemas(document, found["responses"].get("200", {}))
     example = _example(asked)
     return Operation(
         method.upper(),
         path,
         found.get("description", found.get("summary", "")),
-        tuple(_fields(document, asked)),
+        tuple(_fields_of_forms(document, asked)),
         None if example is None else json.dumps(example, indent=2),
         _curl(method, base + path, example, key="security" in found),
         None if (told := _example(answered)) is None else json.dumps(told, indent=2),
@@ -90,9 +90,10 @@ def _operation(
     )
 
 
-def _schema(document: dict[str, Any], holder: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a body, references resolved."""
-    return _named(document, holder.get("content", {}).get("application/json", {}).get("schema", {}))
+def _schemas(document: dict[str, Any], holder: dict[str, Any]) -> list[dict[str, Any]]:
+    """The JSON schemas of a body, one for each form that it may have, references resolved."""
+    found = holder.get("content", {}).get("application/json", {}).get("schema", {})
+    return [_named(document, form) for form in found.get("oneOf", found.get("anyOf", (found,)))]
 
 
 def _named(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -100,8 +101,21 @@ def _named(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return document["components"]["schemas"][name] if name else schema
 
 
-def _example(schema: dict[str, Any]) -> Any:
-    return next(iter(schema.get("examples", ())), None)
+def _example(schemas: list[dict[str, Any]]) -> Any:
+    return next((example for schema in schemas for example in schema.get("examples", ())), None)
+
+
+def _fields_of_forms(
+    document: dict[str, Any], schemas: list[dict[str, Any]]
+) -> list[tuple[str, str, str, bool]]:
+    """Of all forms of a body, each once; what every form needs must be given."""
+    forms = [_fields(document, schema) for schema in schemas]
+    needed = set.intersection(*({f[0] for f in form if f[3]} for form in forms))
+    told = {
+        field[0]: (*field[:3], field[0] in needed) for form in reversed(forms) for field in form
+    }
+    order = dict.fromkeys(field[0] for form in forms for field in form)
+    return [told[name] for name in order]
 
 
 def _fields(

@@ -85,13 +85,17 @@ class TokenBuckets:
         self.rate, self.most = rate, most
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, caller: str, now: float | None = None) -> int:
-        """0 if the caller may go on; otherwise the whole seconds after which it may."""
+    def take(self, caller: str, now: float | None = None, count: int = 1, paid: int = 0) -> int:
+        """0 if the caller may go on; otherwise the whole seconds after which it may.
+
+        `count`: requests that it makes at once, at most the burst, of which `paid` were taken
+        already.
+        """
         now = time.monotonic() if now is None else now
         left, since = self._buckets.pop(caller, (float(self.rate.burst), now))
         left = min(float(self.rate.burst), left + (now - since) * self.rate.per_second)
-        allowed = left >= 1.0
-        self._buckets[caller] = (left - 1.0 if allowed else left), now
+        allowed = left >= count - paid
+        self._buckets[caller] = (left - (count - paid) if allowed else left), now
         if len(self._buckets) > self.most:
             self._buckets.popitem(last=False)
-        return 0 if allowed else max(1, math.ceil((1.0 - left) / self.rate.per_second))
+        return 0 if allowed else max(1, math.ceil((count - left) / self.rate.per_second))

@@ -380,7 +380,7 @@ class _Events(StreamingResponse):
                 self.note.status = HUNG_UP
             for ticket in tickets:
                 ticket.future.cancel()
-            self.note.queue_seconds = max(t.queue_seconds for t in tickets)
+            self.note.waits = [t.queue_seconds for t in tickets]
             self.note.passes = max(t.passes for t in tickets)
 
 

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from draftrec.serve.http.schemas import FORMS
+
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 #: Routes that answer as OpenAI's do.
 OPENAI_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions")
@@ -62,12 +64,22 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "json_invalid":
         reason = str(first.get("ctx", {}).get("error", "it cannot be parsed"))
         return ApiError(400, "invalid_json", f"the body is not JSON: {reason}")
-    place = ".".join(str(part) for part in first["loc"][1:])
-    if first["type"] == "extra_forbidden":
+    extra = first["type"] == "extra_forbidden"
+    parts = [str(part) for part in first["loc"][1:]]
+    if parts[:1] and parts[0] in FORMS and len(parts) > extra:  # a field may have any name
+        del parts[0]
+    place = ".".join(parts)
+    if extra:
         message = f"unknown field {place}; leave it out, or correct its spelling"
     else:
         message = f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}"
     return ApiError(422, "invalid_request", message, param=place or None)
+
+
+def rate_limited(seconds: int) -> ApiError:
+    """The caller asks faster than it may."""
+    message = f"too many requests; try again in {seconds} s"
+    return ApiError(429, "rate_limited", message, retry(seconds))
 
 
 def retry(seconds: int) -> dict[str, str]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import cookie_parser
 
-from draftrec.serve.http.errors import OPENAI_ROUTES, ApiError, ClientGoneError, retry
+from draftrec.serve.http.errors import (
+    OPENAI_ROUTES,
+    ApiError,
+    ClientGoneError,
+    rate_limited,
+    retry,
+)
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
 from draftrec.serve.http.login import COOKIE, login_location
 from draftrec.serve.logs import RequestNote, request_id
@@ -121,22 +127,18 @@ class Gate:
         scope["state"]["key"] = key
 
     def _rate(self, note: RequestNote) -> None:
-        buckets = self.service.buckets
-        caller = f"key {note.key}" if note.key else f"address {note.client}"
-        if buckets and (seconds := buckets.take(caller)):
-            raise ApiError(
-                429,
-                "rate_limited",
-                f"too many requests; try again in {seconds} s",
-                retry(seconds),
-            )
+        """What asks for many at once pays for the others when it is read."""
+        if self.service.buckets and (seconds := self.service.buckets.take(note.caller)):
+            raise rate_limited(seconds)
 
     def _tell(self, note: RequestNote) -> None:
         """Log and count the request."""
         service = self.service
         service.metrics.observe_request(
-            note.route, note.status, service.seconds_since(note), note.queue_seconds
+            note.route, note.status, service.seconds_since(note), note.waits
         )
+        if note.users:
+            service.metrics.observe_users(note.users, note.status)
         quiet = note.route.startswith(_QUIET)
         if note.status >= 500 and note.error and note.error not in _EXPECTED:
             service.metrics.observe_error(note.error)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+)
 
 from draftrec.data.tables.columns import is_id
 
@@ -42,16 +50,9 @@ def _answered(example: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [example]})
 
 
-class RecommendRequest(BaseModel):
-    """Who is recommended for, and what may be recommended."""
+class Wanted(BaseModel):
+    """What may be recommended, and how."""
 
-    model_config = _asked({"user": 7, "history": [3, 141, 59], "k": 5, "deny": [26]})
-
-    user: ItemId = Field(default=0, description="names the user; seeds sampled answers only")
-    history: list[ItemId] = Field(
-        description="the user's items, oldest first; may be empty. Answers have ids of this type "
-        "where they can"
-    )
     k: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how many items; 10 if not said, or as many as there may be"
     )
@@ -64,6 +65,59 @@ class RecommendRequest(BaseModel):
         description="answer by then: with what usually follows the history, if the model is not "
         "done (`partial`)",
     )
+    skip_unknown: bool = Field(
+        default=False,
+        description="leave items out of a history that the catalogue does not have, and say which "
+        "(`skipped`); otherwise they are refused",
+    )
+
+
+class RecommendRequest(Wanted):
+    """Who is recommended for, and what may be recommended."""
+
+    model_config = _asked({"user": 7, "history": [3, 141, 59], "k": 5, "deny": [26]})
+
+    user: ItemId = Field(default=0, description="names the user; seeds sampled answers only")
+    history: list[ItemId] = Field(
+        description="the user's items, oldest first; may be empty. Answers have ids of this type "
+        "where they can"
+    )
+
+
+class RecommendUsersRequest(Wanted):
+    """Several users at once. What is said beside `users` holds for those who say nothing else."""
+
+    model_config = _asked(
+        {"users": [{"user": 7, "history": [3, 141, 59]}, {"user": 8, "history": [26], "k": 3}]}
+    )
+
+    users: Annotated[list[RecommendRequest], Field(min_length=1)]
+
+    def each(self) -> list[RecommendRequest]:
+        """The request that every user could have sent alone."""
+        shared = {name: getattr(self, name) for name in self.model_fields_set - {"users"}}
+        return [
+            user.model_copy(
+                update={k: v for k, v in shared.items() if k not in user.model_fields_set}
+            )
+            for user in self.users
+        ]
+
+
+#: What places of errors in a body of several forms begin with.
+FORMS = ("(one user)", "(users)")
+
+
+def _form(body: Any) -> str:
+    """Which form a body has, or would have if it had any."""
+    names = body if isinstance(body, dict) else getattr(body, "model_fields_set", ())
+    return FORMS["users" in names]
+
+
+RecommendBody = Annotated[
+    Annotated[RecommendRequest, Tag(FORMS[0])] | Annotated[RecommendUsersRequest, Tag(FORMS[1])],
+    Discriminator(_form),
+]
 
 
 class RecommendedItem(BaseModel):
@@ -87,6 +141,21 @@ class RecommendAnswer(BaseModel):
 
     items: list[RecommendedItem]
     partial: bool = Field(description="the deadline came before the model's answer")
+    skipped: list[int | str] | None = Field(
+        default=None, description="items of the history that were left out, with `skip_unknown`"
+    )
+
+
+class UserAnswer(RecommendAnswer):
+    """The same of one of several users, by the name that the request has for it."""
+
+    user: int | str | None = None
+
+
+class RecommendUsersAnswer(BaseModel):
+    """In the order of the request's users."""
+
+    users: list[UserAnswer]
 
 
 class KnowledgeRecord(BaseModel):
