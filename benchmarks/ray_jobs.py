@@ -25,14 +25,14 @@ from common import RESULTS, machine, note, write_result
 from jobs import command, manifest_of, model_folder, start, write_records
 from kill_resume import check_complete, compare, outcome
 
-from draftrec.jobs.ray import executor
+from draftrec.jobs import ray as on_cluster
 
 PARTS = ("same", "kills", "overhead")
 ON_RAY = {"engine": "ray", "workers": 2}
 LAG = {"pool-lag": 4}
 RULES = {"strict": {"accept": "strict"}, "relaxed": {"accept": "relaxed"}}
 #: How Ray names the processes of workers.
-_ACTOR = f"ray::{executor._Actor.__name__}"
+_ACTOR = f"ray::{on_cluster._Actor.__name__}"
 _GONE_SECONDS = 30.0
 
 

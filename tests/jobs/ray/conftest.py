@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from draftrec.jobs.ray.cluster import ClusterSpec, Share, connected
+from draftrec.jobs.ray import ClusterSpec, Share, connected
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 

@@ -13,7 +13,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.errors import DraftrecError
-from draftrec.jobs.ray.cluster import ClusterSpec, Share, connected
+from draftrec.jobs.ray import ClusterSpec, Share, connected
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, address: str) -
 def test_no_home_folder_is_needed() -> None:
     """Ray would keep the secret of a cluster there."""
     code = (
-        "from draftrec.jobs.ray.cluster import ClusterSpec, connected\n"
+        "from draftrec.jobs.ray import ClusterSpec, connected\n"
         "with connected(ClusterSpec(cpus_per_worker=1)) as share: print(share.threads)"
     )
     without = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

@@ -14,8 +14,7 @@ import pytest
 from draftrec.config import EncodeConfig
 from draftrec.jobs.encode.inputs import EncodeSpec, load_for_job
 from draftrec.jobs.encode.job import run_encode
-from draftrec.jobs.ray.cluster import ClusterSpec
-from draftrec.jobs.ray.executor import on_ray
+from draftrec.jobs.ray import ClusterSpec, on_ray
 
 pytestmark = pytest.mark.slow
 

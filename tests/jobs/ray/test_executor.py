@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.jobs.ray.cluster import Share
-from draftrec.jobs.ray.executor import ActorPool
+from draftrec.jobs.ray import ActorPool, Share
 from tests.jobs.ray.works import Chore
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,7 @@ from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge.job import JobResult, Watcher, run_job
 from draftrec.jobs.knowledge.plan import JobSpec, lag_to_use
 from draftrec.jobs.knowledge.worker import ShardTask, ShardWork
-from draftrec.jobs.ray.cluster import ClusterSpec, Share
-from draftrec.jobs.ray.executor import on_ray
+from draftrec.jobs.ray import ClusterSpec, Share, on_ray
 from draftrec.models.prompting import PromptForm
 from draftrec.pool.store import Pool
 from tests.jobs.ray.works import LoadFake, fake_pool

@@ -13,8 +13,7 @@ from draftrec.core import HEAD, SOURCES
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.job import run_job
 from draftrec.jobs.knowledge.plan import JobSpec
-from draftrec.jobs.ray.cluster import ClusterSpec
-from draftrec.jobs.ray.executor import on_ray
+from draftrec.jobs.ray import ClusterSpec, on_ray
 from tests.models import zoo
 from tests.models.folders import save, save_head, word
 

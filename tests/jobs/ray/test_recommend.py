@@ -9,8 +9,7 @@ import pytest
 from draftrec.config import RecommendConfig
 from draftrec.errors import Interrupted
 from draftrec.jobs.executor import LocalExecutor, Start
-from draftrec.jobs.ray.cluster import ClusterSpec
-from draftrec.jobs.ray.executor import on_ray
+from draftrec.jobs.ray import ClusterSpec, on_ray
 from draftrec.jobs.recommend.job import run_job
 from draftrec.jobs.recommend.setup import TaskSettings, prepare
 from tests.jobs.recommend.worlds import World, make_world

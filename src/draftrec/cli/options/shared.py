@@ -263,7 +263,7 @@ def cluster_of(options: Any) -> Any:
         if given:
             raise DraftrecError(f"--{given[0].replace('_', '-')} needs --engine ray")
         return None
-    from draftrec.jobs.ray.cluster import ClusterSpec
+    from draftrec.jobs.ray import ClusterSpec
 
     if options.device == "cpu" and options.gpus_per_worker is None:
         values["gpus_per_worker"] = 0.0
@@ -274,7 +274,7 @@ def executor_of(cluster: Any, note: Callable[[str], None]) -> Any:
     """Starts who does the shards of a job: workers of a cluster, of which `note` is told what a
     user should know, or this process."""
     if cluster is not None:
-        from draftrec.jobs.ray.executor import on_ray
+        from draftrec.jobs.ray import on_ray
 
         return on_ray(cluster, note)
     from draftrec.jobs.executor import LocalExecutor
