@@ -11,9 +11,15 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from draftrec.ctr.backbones import BACKBONES
 from draftrec.ctr.features import FeatureSources, Inputs, prepare
-from draftrec.ctr.model import ADAPTORS, ClickModel, ContrastiveAdaptor
+from draftrec.ctr.model import (
+    ADAPTORS,
+    ClickModel,
+    ContrastiveAdaptor,
+    predict,
+    score,
+    train_and_test,
+)
 from draftrec.ctr.settings import FitSettings
-from draftrec.ctr.train import predict, score, train_and_test
 from draftrec.data.events import CutSettings, EventColumns, cut_samples, read_events
 from tests.ctr.world import World
 

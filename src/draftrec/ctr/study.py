@@ -131,7 +131,7 @@ def summarise(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _trial(inputs: Inputs, fit: FitSettings, settings: Settings) -> Mapping[str, Scalar]:
-    from draftrec.ctr.train import train_and_test
+    from draftrec.ctr.model import train_and_test
 
     model, adaptor, seed = (settings[name] for name in ("model", "adaptor", "seed"))
     return train_and_test(inputs, str(model), str(adaptor), int(seed or 0), fit)

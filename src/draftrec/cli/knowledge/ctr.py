@@ -185,7 +185,7 @@ def _names(columns: str | None) -> tuple[str, ...] | None:
 
 
 def _save_histories(options: CtrOptions, path: Place) -> int:
-    from draftrec.ctr.histories import save_histories
+    from draftrec.ctr.features import save_histories
     from draftrec.data.events import read_events, say_untimed
     from draftrec.data.records import Rejects
 
