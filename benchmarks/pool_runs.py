@@ -19,9 +19,15 @@ from pool_traces import Trace
 from rivals.ngram import NgramDrafter
 from rivals.published_trie import PublishedTrie, SpecialTokens
 
-from draftrec.evaluate.replay.drafters import NAMES as REPLAYED
-from draftrec.evaluate.replay.drafters import OWN, PerGroup
-from draftrec.evaluate.replay.loop import Intake, ReplayDrafter, ReplaySettings, replay
+from draftrec.evaluate.replay.loop import NAMES as REPLAYED
+from draftrec.evaluate.replay.loop import (
+    OWN,
+    Intake,
+    PerGroup,
+    ReplayDrafter,
+    ReplaySettings,
+    replay,
+)
 from draftrec.evaluate.replay.recordings import Recording
 from draftrec.pool.index import warm_up
 

@@ -17,8 +17,7 @@ from typing import Any
 from common import SHARED, note, write_result
 from pool_traces import RECORDED, Sizes, Trace, recorded_trace
 
-from draftrec.evaluate.replay.drafters import FromPool
-from draftrec.evaluate.replay.loop import PoolText, Replayed, ReplaySettings, replay
+from draftrec.evaluate.replay.loop import FromPool, PoolText, Replayed, ReplaySettings, replay
 from draftrec.evaluate.replay.recordings import Recording
 from draftrec.models.loading import load_tokenizer
 from draftrec.pool.index import warm_up

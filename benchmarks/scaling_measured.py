@@ -38,8 +38,7 @@ from draftrec.engine.target import Scores
 from draftrec.engine.text import loop
 from draftrec.engine.text.budget import FixedBudget
 from draftrec.engine.text.drafters import NoDrafter
-from draftrec.evaluate.replay.drafters import FromPool
-from draftrec.evaluate.replay.loop import ReplaySettings, replay
+from draftrec.evaluate.replay.loop import FromPool, ReplaySettings, replay
 from draftrec.jobs.knowledge.manifest import InputEntry, Manifest, ShardEntry
 from draftrec.jobs.knowledge.shards import RunFolder, Written
 from draftrec.pool.drafter import PoolDrafter

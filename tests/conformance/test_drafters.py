@@ -19,7 +19,7 @@ from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.drafters import NoDrafter
 from draftrec.engine.text.loop import generate
 from draftrec.engine.tree import check_tree, depths
-from draftrec.evaluate.replay.drafters import NAMES, maker_of
+from draftrec.evaluate.replay.loop import NAMES, maker_of
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 from draftrec.serve.work import SwitchingDrafter

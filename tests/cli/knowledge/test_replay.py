@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 from draftrec.cli.main import run
 from draftrec.demo.shop import demo_model_path
-from draftrec.evaluate.replay import drafters
-from draftrec.evaluate.replay.drafters import NAMES
+from draftrec.evaluate.replay import loop
+from draftrec.evaluate.replay.loop import NAMES
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 from tests.models.folders import save_head
@@ -255,7 +255,7 @@ class TestBadInput:
     def test_rivals_outside_a_checkout(
         self, command: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(drafters, "_BENCHMARKS", command.folder)
+        monkeypatch.setattr(loop, "_BENCHMARKS", command.folder)
         command.refuses("it lies in benchmarks/rivals of its source", "--drafter", "trie")
 
     def test_pool_of_another_tokenizer(self, command: Command) -> None:

@@ -22,8 +22,16 @@ from draftrec.engine.text.loop import Engine as LoopEngine
 from draftrec.engine.text.loop import generate
 from draftrec.engine.tree import chain, check_tree, depths, make_tree
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.replay.drafters import NAMES, FromPool, maker_of
-from draftrec.evaluate.replay.loop import Intake, ReplayDrafter, ReplaySettings, follow, replay
+from draftrec.evaluate.replay.loop import (
+    NAMES,
+    FromPool,
+    Intake,
+    ReplayDrafter,
+    ReplaySettings,
+    follow,
+    maker_of,
+    replay,
+)
 from draftrec.evaluate.replay.recordings import Recording
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool

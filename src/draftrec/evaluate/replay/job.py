@@ -18,8 +18,15 @@ from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place
 from draftrec.data.records import GroupTable
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.replay.drafters import FROM_FOLDER, FromPool, maker_of
-from draftrec.evaluate.replay.loop import Intake, PoolText, ReplaySettings, replay
+from draftrec.evaluate.replay.loop import (
+    FROM_FOLDER,
+    FromPool,
+    Intake,
+    PoolText,
+    ReplaySettings,
+    maker_of,
+    replay,
+)
 from draftrec.evaluate.replay.recordings import (
     Recording,
     TextFiles,

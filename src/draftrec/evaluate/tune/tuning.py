@@ -21,8 +21,7 @@ from draftrec.data.files.places import Place, place
 from draftrec.data.records import GroupTable
 from draftrec.engine.costs import CostCurve
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.replay.drafters import FromPool
-from draftrec.evaluate.replay.loop import replay
+from draftrec.evaluate.replay.loop import FromPool, replay
 from draftrec.evaluate.replay.recordings import Recording, read_recordings
 from draftrec.evaluate.settings import ReplaySettings, TuneRun
 from draftrec.pool.index import warm_up
