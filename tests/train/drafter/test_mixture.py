@@ -11,7 +11,7 @@ from draftrec.core import ALL
 from draftrec.engine.learned.growth import DEFAULT
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.tree import make_tree
-from draftrec.train.drafter.mixture import Said, fit_mixture, mixture_of, said_of
+from draftrec.train.drafter.fit import Said, fit_mixture, mixture_of, said_of
 from draftrec.train.drafter.texts import TrainingText
 
 TOKENS = np.array([5, 7, 9], np.int32)
