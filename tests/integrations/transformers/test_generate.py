@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from draftrec.config import AcceptConfig
 from draftrec.engine.costs import CostCurve
 from draftrec.integrations import transformers as ours
-from draftrec.integrations.transformers import model as transformers_model
+from draftrec.integrations.transformers import method as lent
 from draftrec.pool.store import Pool
 from tests.models import zoo
 
@@ -287,7 +287,7 @@ def test_costs_are_measured_once_for_batches_of_about_a_size(
         asked.append(slots)
         return CostCurve((1, 200), (1.0, 1.5))
 
-    monkeypatch.setattr(transformers_model, "measure_cost", measured)
+    monkeypatch.setattr(lent, "measure_cost", measured)
     model: Any = zoo.build("llama")
     pool = own_pool(model)
     for rows in (ROWS, ROWS[:5], ROWS[:1]):
@@ -343,7 +343,7 @@ def test_the_model_is_given_back_after_a_failure_too(llama: Any) -> None:
 def test_calls_from_two_threads_wait_for_each_other(llama: Any) -> None:
     expected = plain(llama)
     with ThreadPoolExecutor(1) as threads:
-        with transformers_model.adapted(llama):
+        with lent.adapted(llama):
             call = threads.submit(drafted, llama)
             with pytest.raises(TimeoutError):
                 call.result(timeout=0.5)

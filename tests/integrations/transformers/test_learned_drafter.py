@@ -18,7 +18,7 @@ from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError
 from draftrec.integrations import transformers as ours
 from draftrec.integrations.transformers import method
-from draftrec.integrations.transformers import model as lent
+from draftrec.integrations.transformers import method as lent
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.models.loading import model_fingerprint
 from tests.integrations.transformers.test_generate import drafted, plain
