@@ -15,9 +15,8 @@ from starlette.testclient import TestClient
 from draftrec.config import BatchConfig, DraftConfig, GenerateConfig, ModelConfig, RecommendConfig
 from draftrec.demo.shop import demo_model_path
 from draftrec.serve.http.app import create_app
-from draftrec.serve.loading import ServiceSources, sources_of
 from draftrec.serve.logs import RequestLog
-from draftrec.serve.service import Service
+from draftrec.serve.service import Service, ServiceSources, sources_of
 from draftrec.serve.settings import KnowledgeSettings, RecommendSettings, ServeSettings
 from tests.jobs.recommend.worlds import World
 

@@ -17,10 +17,9 @@ import pytest
 from draftrec.serve.http.app import create_app
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
-from draftrec.serve.loading import ServiceSources
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.run import exposure, make_server
-from draftrec.serve.service import Service
+from draftrec.serve.service import Service, ServiceSources
 from tests.jobs.recommend.worlds import World, make_world
 from tests.serve.services import (
     ADMIN,

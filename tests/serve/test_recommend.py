@@ -22,7 +22,7 @@ from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.demo.shop import histories, readings, sequences, shipped_path
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Query
-from draftrec.serve.loading import FileCatalogue, demo_sources
+from draftrec.serve.service import FileCatalogue, demo_sources
 from draftrec.serve.settings import RateSettings, demo_settings
 from tests.jobs.recommend.worlds import World, make_world, named, reassigned, with_texts
 from tests.serve.services import Running, error_of, recommend_settings, running, settings

@@ -14,10 +14,9 @@ import pytest
 from draftrec.core import DraftTree, Verdict
 from draftrec.errors import DraftrecError
 from draftrec.serve.http.errors import ApiError
-from draftrec.serve.loading import ServiceSources
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.model_thread import WorkError
-from draftrec.serve.service import Service
+from draftrec.serve.service import Service, ServiceSources
 from draftrec.serve.work import SwitchingDrafter
 from tests.serve.services import settings
 

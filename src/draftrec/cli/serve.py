@@ -59,7 +59,7 @@ def serve(options: ServeOptions) -> int:
 
 def _what(options: ServeOptions) -> tuple[Any, Any]:
     """Settings, with those of the command line, and what they name."""
-    from draftrec.serve.loading import demo_sources, sources_of
+    from draftrec.serve.service import demo_sources, sources_of
     from draftrec.serve.settings import demo_settings, load_settings
 
     settings = load_settings(options.config) if options.config else demo_settings()

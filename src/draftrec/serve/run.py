@@ -17,9 +17,8 @@ from draftrec.errors import DraftrecError
 from draftrec.serve.http.app import create_app
 from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import DrainingServer, protocol
-from draftrec.serve.loading import ServiceSources
 from draftrec.serve.logs import RequestLog
-from draftrec.serve.service import Service
+from draftrec.serve.service import Service, ServiceSources
 from draftrec.serve.settings import ServeSettings
 
 # After the port has closed: for pages that keep a connection open, such as a live dashboard.
