@@ -15,7 +15,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from draftrec.engine import sampling
 from draftrec.engine.noise import foreseen, noise_of, place_of, uniform
-from draftrec.engine.warping import Warping
+from draftrec.engine.sampling import Warping
 
 
 def random_logits(seed: int, rows: int = 1, vocabulary: int = 12) -> torch.Tensor:

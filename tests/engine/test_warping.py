@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from draftrec.engine.warping import Warping
+from draftrec.engine.sampling import Warping
 
 CUTS: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
     "top_k": ({"top_k": 3}, lambda: tf.TopKLogitsWarper(3)),

@@ -20,9 +20,9 @@ import torch
 from draftrec.config import AcceptConfig
 from draftrec.core import DoubleArray, DraftTree, LongArray, Verdict
 from draftrec.engine import sampling
+from draftrec.engine.sampling import Warping
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.tree import depths
-from draftrec.engine.warping import Warping
 
 
 class AcceptanceRule(Protocol):

@@ -21,10 +21,10 @@ import numpy as np
 from draftrec.config import AcceptConfig, ControlsConfig
 from draftrec.core import BoolArray
 from draftrec.engine.learned.rules import ScoreRules
+from draftrec.engine.sampling import Warping
 from draftrec.engine.text import penalties
 from draftrec.engine.text.controls import Control, Processors, RowControl, Rows
 from draftrec.engine.text.penalties import NoRepeatedNGrams, PhraseBias
-from draftrec.engine.warping import Warping
 from draftrec.errors import DraftrecError
 
 Phrases = tuple[tuple[tuple[int, ...], float], ...]

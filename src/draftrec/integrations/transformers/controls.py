@@ -18,6 +18,7 @@ import transformers as tf
 
 from draftrec.core import DraftTree, IntArray
 from draftrec.engine.learned.rules import ScoreRules
+from draftrec.engine.sampling import Warping
 from draftrec.engine.text import penalties
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.controls import Control, Processors, RowControl, rows_of
@@ -28,7 +29,6 @@ from draftrec.engine.text.penalties import (
     PhraseBias,
     Scope,
 )
-from draftrec.engine.warping import Warping
 from draftrec.errors import DraftrecError
 
 _WARPERS: dict[type, Callable[[Any], dict[str, Any]]] = {

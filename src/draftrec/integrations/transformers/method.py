@@ -28,6 +28,7 @@ from draftrec.core import Counts, DraftTree, Generation, IntArray, Request, Verd
 from draftrec.data.files.places import place
 from draftrec.engine.costs import LearningCurve
 from draftrec.engine.rotary import context_length
+from draftrec.engine.sampling import Warping
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.text import loop
@@ -35,7 +36,6 @@ from draftrec.engine.text.accept import AcceptanceRule, make_rule
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
 from draftrec.engine.text.drafters import NoDrafter
-from draftrec.engine.warping import Warping
 from draftrec.errors import PoolMismatchError, UnsupportedModelError
 from draftrec.integrations.transformers.call import Call, Handed, Settings, read_call, read_settings
 from draftrec.integrations.transformers.controls import controls_of, rules_of, warping_of

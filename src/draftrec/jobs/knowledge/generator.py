@@ -17,6 +17,7 @@ from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.engine.costs import LearningCurve
 from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.rotary import context_length
+from draftrec.engine.sampling import Warping
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.text import loop
@@ -30,7 +31,6 @@ from draftrec.engine.text.penalties import LogitsProcessor, OwnProcessors
 from draftrec.engine.text.settings import GenerationSettings, make_controls, resolve
 from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.engine.text.stop_strings import stop_strings_of
-from draftrec.engine.warping import Warping
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.jobs.knowledge import writing
 from draftrec.jobs.knowledge.account import exactness
