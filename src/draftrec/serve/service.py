@@ -29,10 +29,9 @@ from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.pool.store import Pool
 from draftrec.serve.dashboard.sources import RunSources
-from draftrec.serve.http.auth import Keyring, Sessions, TokenBuckets
+from draftrec.serve.http.auth import ATTEMPTS, Keyring, Sessions, TokenBuckets
 from draftrec.serve.http.errors import OPENAI_ROUTES, ApiError
 from draftrec.serve.http.lifecycle import Lifecycle
-from draftrec.serve.http.login import ATTEMPTS
 from draftrec.serve.logs import RequestLog, RequestNote
 from draftrec.serve.metrics import ServiceMetrics
 from draftrec.serve.model_thread import ModelThread, WorkError

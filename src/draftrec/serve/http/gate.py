@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import cookie_parser
 
+from draftrec.serve.http.auth import COOKIE, login_location
 from draftrec.serve.http.errors import (
     OPENAI_ROUTES,
     ApiError,
@@ -19,7 +20,6 @@ from draftrec.serve.http.errors import (
     retry,
 )
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
-from draftrec.serve.http.login import COOKIE, login_location
 from draftrec.serve.logs import RequestNote, request_id
 
 if TYPE_CHECKING:
