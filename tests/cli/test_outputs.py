@@ -35,6 +35,7 @@ _LINES = {
     "ctr": "a --output {}",
     "demo": "--output {}",
     "genrec demo": "--output {}",
+    "genrec tune": "a --target t --sids s --output {}",
     "group attribute": "a --column c --output {}",
     "group collaborative": "a --clusters 2 --output {}",
     "group random": "a --clusters 2 --output {}",

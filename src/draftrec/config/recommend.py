@@ -91,7 +91,8 @@ class RecommendConfig(Frozen):
         float | None,
         knob(
             "Rank by the log-probability plus this many times the log of item-item "
-            "co-occurrence's share, whose best items are ranked beside the beams'.",
+            "co-occurrence's share, whose best items are ranked beside the beams'; `genrec tune` "
+            "finds the weight.",
             ge=0,
             le=1000,
             unset="the model alone",

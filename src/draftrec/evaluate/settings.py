@@ -50,6 +50,15 @@ class QualityRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlendRun:
+    """By what `genrec tune` chooses the weight of a blend."""
+
+    metric: Annotated[Literal["recall", "ndcg"], knob("Choose by Recall@K or by NDCG@K.")] = (
+        "recall"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareRun:
     """What texts must look like (None: as the runs' manifests say), and how much is drawn."""
 

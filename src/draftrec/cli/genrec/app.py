@@ -6,12 +6,14 @@ from draftrec.cli.demo import genrec_demo
 from draftrec.cli.genrec.evaluate import evaluate
 from draftrec.cli.genrec.recommend import recommend
 from draftrec.cli.genrec.train import align, fit, teach
+from draftrec.cli.genrec.tune import tune
 
 SUBCOMMANDS = {
     "demo": genrec_demo,
     "fit": fit,
     "teach": teach,
     "align": align,
+    "tune": tune,
     "recommend": recommend,
     "evaluate": evaluate,
 }

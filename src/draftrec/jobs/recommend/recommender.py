@@ -118,7 +118,22 @@ class ItemRecommender:
             found[i] = self.popular_answer(queries[i])
         if on_done and found:
             on_done(len(found))
-        requests = [self.request(queries[i]) for i in asked]
+        searched = self.search([queries[i] for i in asked], on_done, should_stop)
+        for i, (request, beams, seconds) in zip(asked, searched, strict=True):
+            found[i] = self.answer(queries[i], request, beams, seconds)
+        return [found[i] for i in range(len(queries))]
+
+    def search(
+        self,
+        queries: Seq[Query],
+        on_done: Callable[[int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[tuple[BeamRequest, Beams, float]]:
+        """What the engine was asked for each query, the beams that it found, and the seconds that
+        this took. Raises as `recommend` does."""
+        requests = [self.request(query) for query in queries]
+        if not requests:
+            return []
         seconds: dict[int, float] = {}
 
         def note(done: Seq[UserSearch]) -> None:
@@ -127,13 +142,10 @@ class ItemRecommender:
             if on_done and done:
                 on_done(len(done))
 
-        if requests:
-            # The engine is made at the first call, when the usual length of a prompt is known.
-            usual = int(np.median([len(r.prompt_ids) for r in requests]))
-            answers = search(self.engine(usual), requests, note, should_stop)
-            for place, (i, beams) in enumerate(zip(asked, answers, strict=True)):
-                found[i] = self.answer(queries[i], requests[place], beams, seconds[place])
-        return [found[i] for i in range(len(queries))]
+        # The engine is made at the first call, when the usual length of a prompt is known.
+        usual = int(np.median([len(r.prompt_ids) for r in requests]))
+        beams = search(self.engine(usual), requests, note, should_stop)
+        return [(r, b, seconds[i]) for i, (r, b) in enumerate(zip(requests, beams, strict=True))]
 
     def engine(self, prompt: int) -> BeamEngine:
         """The engine. The first call makes it for prompts of about `prompt` tokens, and measures

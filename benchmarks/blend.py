@@ -1,0 +1,164 @@
+"""What a blend of a generative target and item-item co-occurrence reaches on Amazon Beauty.
+
+The weight is chosen on the valid part as `draftrec genrec tune` does it: target and item-item
+predict valid items from train items. On the test part the target, item-item and their blend predict
+from train and valid items; item-item is fitted to these too, as `genrec recommend` does it, and
+once more, alone, to the train items, which the target has learnt from. Of some users the blend is
+also searched with drafts, and must be the same. Nothing is timed. The last line is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from beauty_table import SEQUENCES, SIDS
+from common import note, write_result
+
+from draftrec.config import RecommendConfig
+from draftrec.data.sequences import History, read_histories, read_semantic_ids
+from draftrec.evaluate.blend import ITEMS, MODEL, Way, best_way, mean_error, rank_by_weight
+from draftrec.evaluate.ranking import KS, find_hits
+from draftrec.items.retriever import ItemRetriever
+from draftrec.jobs.recommend.catalogue import Catalogue, Query
+from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.jobs.recommend.setup import fit_retriever
+from draftrec.models.recommender import load_recommender
+
+Result = dict[str, Any]
+
+
+class Bench:
+    """Target and data, loaded once."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.sids = read_semantic_ids(args.sids)
+        self.target = load_recommender(args.target, "auto", args.dtype)
+        self.catalogue = Catalogue.of(self.sids, self.target)
+        self.parts = parts_of(self.target, self.catalogue)
+
+    def fitted(self, part: str) -> ItemRetriever:
+        """Item-item of what is known when `part` is to be predicted."""
+        return fit_retriever(str(self.args.sequences), self.sids, part=part)
+
+    def recommender(self, items: ItemRetriever, **more: Any) -> ItemRecommender:
+        """The target's blend with `items`, without drafts."""
+        args = self.args
+        config = RecommendConfig(
+            k=max(KS), beams=args.beams, blend_candidates=args.candidates, batch_size=args.batch,
+            exclude_seen=args.exclude_seen, **more,
+        )  # fmt: skip
+        return ItemRecommender(self.parts, self.catalogue, config, items)
+
+    def histories(self, part: str) -> list[History]:
+        """Evenly spread users of a part who have a history, at most as many as asked for."""
+        found = [h for h in read_histories(self.args.sequences, part, None) if len(h.items)]
+        step = max(1, len(found) // (self.args.limit or len(found)))
+        return found[::step][: self.args.limit]
+
+
+def gains(ways: dict[str, Way], of: str, over: str) -> Result:
+    """What one way has over another, user by user: the mean and its standard error."""
+    found: Result = {}
+    for k in KS:
+        for metric in ("recall", "ndcg"):
+            values = ways[of].values(metric, k) - ways[over].values(metric, k)
+            found[f"{metric}@{k}"] = round(float(values.mean()), 6)
+            found[f"{metric}@{k}_error"] = round(mean_error(values), 6)
+    return found
+
+
+def on_test(bench: Bench, weight: float) -> Result:
+    """Target, item-item and blend for the users of the test part."""
+    histories = bench.histories("test")
+    blend = bench.recommender(bench.fitted("test"), blend=weight)
+    found = rank_by_weight(blend, histories, (weight,))
+    older = bench.recommender(bench.fitted("valid"))
+    lists = [older.quick_answer(Query(h.user, h.items)).items for h in histories]
+    hits = find_hits(lists, [h.targets for h in histories])
+    ways = {
+        "target": found[0],
+        "item-item, fitted to train": Way(ITEMS, None, hits),
+        "item-item": found[1],
+        "blend": found[2],
+    }
+    return {
+        "users": len(histories),
+        "ways": {name: way.row(KS) for name, way in ways.items()},
+        "gains": {
+            "blend over target": gains(ways, "blend", "target"),
+            "blend over item-item": gains(ways, "blend", "item-item"),
+        },
+    }
+
+
+def strict_part(bench: Bench, items: ItemRetriever, weight: float, users: int) -> Result:
+    """Of how many users the blend found with drafted items is that of plain search."""
+    histories = bench.histories("test")
+    queries = [Query(h.user, h.items) for h in histories[:: max(1, len(histories) // users)]]
+    queries = queries[:users]
+    plain = bench.recommender(items, blend=weight)
+    drafted = plain.variant(plain.config.model_copy(update={"draft_steps": 3}), None, items)
+    pairs = list(zip(drafted.recommend(queries), plain.recommend(queries), strict=True))
+    return {
+        "users": len(pairs),
+        "same_lists": sum(np.array_equal(a.items, b.items) for a, b in pairs),
+        "same_items": sum(set(a.items.tolist()) == set(b.items.tolist()) for a, b in pairs),
+        "score_gap": max(float(np.abs(a.scores - b.scores).max()) for a, b in pairs),
+        "target_calls": {
+            "plain": round(float(np.mean([b.target_calls for _, b in pairs])), 4),
+            "drafted": round(float(np.mean([a.target_calls for a, _ in pairs])), 4),
+        },
+    }
+
+
+def main(argv: Seq[str] | None = None) -> None:
+    """Choose on valid, measure on test, write."""
+    args = _parser().parse_args(argv)
+    bench = Bench(args)
+    valid = rank_by_weight(
+        bench.recommender(bench.fitted("valid"), blend=0.0), bench.histories("valid")
+    )
+    # A blend is what is measured, be it worse than the model alone.
+    chosen = best_way([way for way in valid if way.name not in (MODEL, ITEMS)], "recall", max(KS))
+    weight = chosen.weight or 0.0
+    note(f"weight {weight:g}")
+    settings = ("beams", "candidates", "batch", "exclude_seen", "dtype", "limit")
+    found: Result = {
+        "settings": {"k": max(KS), **{name: getattr(args, name) for name in settings}},
+        "parameters": sum(p.numel() for p in set(bench.target.model.parameters())),
+        "weight": weight,
+        "valid": {
+            "metric": f"recall@{max(KS)}",
+            "users": len(chosen.hits.targets),
+            "ways": {way.name: way.row(KS) for way in valid},
+        },
+        "test": on_test(bench, weight),
+    }
+    note("the test part is done")
+    found["strict"] = strict_part(bench, bench.fitted("test"), weight, args.check)
+    write_result("blend-beauty", found, folder=args.results)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--sequences", type=Path, default=SEQUENCES)
+    parser.add_argument("--sids", type=Path, default=SIDS)
+    parser.add_argument("--beams", type=int, default=None, help="kept; by default as many as K")
+    parser.add_argument("--candidates", type=int, default=50, help="of item-item")
+    parser.add_argument("--exclude-seen", action="store_true")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--limit", type=int, help="users of either part")
+    parser.add_argument("--check", type=int, default=400, help="users searched with drafts too")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--results", type=Path, default=None, help="folder of the result")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""`draftrec genrec tune`: the weight of a blend, chosen on the valid part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.options.knobs import (
+    MODEL_PANEL,
+    SEARCH_PANEL,
+    option,
+    option_of,
+    settings_of,
+)
+from draftrec.cli.options.places import WRITTEN
+from draftrec.cli.options.shared import GenrecColumnOptions, JsonOptions, Sequences, Sids, Target
+from draftrec.config import RecommendConfig, RecommendRun
+from draftrec.data.files.places import Place
+from draftrec.errors import Interrupted
+from draftrec.evaluate.settings import BlendRun
+
+if TYPE_CHECKING:
+    from draftrec.evaluate.blend import Way
+
+Config = partial(option_of, RecommendConfig)
+Run = partial(option_of, RecommendRun, panel=MODEL_PANEL)
+Blend = partial(option_of, BlendRun)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenrecTuneOptions(JsonOptions, GenrecColumnOptions):
+    """The command line of `draftrec genrec tune`."""
+
+    sequences: str = Sequences()
+    target: Path = Target()
+    sids: Place = Sids()
+    output: Place | None = option(
+        "Settings for `genrec recommend --config`.", metavar="FILE.yaml", place=WRITTEN
+    )
+    k: int = Config("k", "-k")
+    metric: Literal["recall", "ndcg"] = Blend("metric")
+    limit: int | None = Run("limit", metavar="USERS", panel=None)
+    beams: int | None = Config("beams", panel=SEARCH_PANEL)
+    blend_candidates: int = Config("blend_candidates", panel=SEARCH_PANEL)
+    renormalise: bool = Config("renormalise", "--renormalise/--no-renormalise", panel=SEARCH_PANEL)
+    exclude_seen: bool = Config("exclude_seen")
+    batch_size: int = Config("batch_size", panel=MODEL_PANEL)
+    device: str = Run("device")
+    dtype: str = Run("dtype")
+
+
+@command(GenrecTuneOptions, writes=["output"])
+def tune(options: GenrecTuneOptions) -> int:
+    """Choose the weight of `genrec recommend --blend`: what every weight finds of the valid part.
+
+    The model and item-item co-occurrence predict the valid items of users from their train items.
+    """
+    from draftrec.data.files.writers import replace_file
+    from draftrec.evaluate.blend import blend_summary, blend_yaml
+
+    try:
+        ways = _ways(options)
+    except Interrupted:
+        say("interrupted; nothing was chosen")
+        return INTERRUPTED
+    summary = blend_summary(ways, options.metric, options.k)
+    _show(summary, as_json=options.json)
+    if (output := options.output) is not None:
+        replace_file(output, blend_yaml(summary, _chosen_with(options)).encode())
+        say(f"settings written to {output}; use them with genrec recommend --config {output}")
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
+def _ways(options: GenrecTuneOptions) -> list[Way]:
+    from draftrec.cli.progress import users_bar
+    from draftrec.evaluate.blend import rank_by_weight
+    from draftrec.jobs.recommend.setup import TaskSettings, load, read_inputs
+    from draftrec.models.recommender import read_info
+
+    learnt = read_info(options.target).training.get("epochs", [])
+    if learnt and not any("valid_loss" in epoch for epoch in learnt):
+        say(f"{options.target} has learnt from the valid part, so that it looks better than it is")
+    settings = TaskSettings(
+        sequences=options.sequences,
+        sids=options.sids,
+        target=options.target,
+        draft="none",
+        output=options.sids,  # not written
+        part="valid",
+        config=settings_of(RecommendConfig, options, blend=0.0),
+        columns=options.columns(),
+        **{name: getattr(options, name) for name in ("limit", "device", "dtype")},
+    )
+    with StopSignal() as stop:
+        inputs = read_inputs(settings)
+        recommender = load(settings, inputs.sids).recommender
+        stop.arm()
+        users = sum(len(history.items) > 0 for history in inputs.histories)
+        with users_bar(users, "valid") as bar:
+            return rank_by_weight(recommender, inputs.histories, on_done=bar, should_stop=stop)
+
+
+def _chosen_with(options: GenrecTuneOptions) -> dict[str, Any]:
+    """The options that decide what a weight is worth, where they are not the usual ones."""
+    names = ("k", "beams", "renormalise", "exclude_seen")
+    usual = {it.name: it.default for it in fields(options)}
+    values = {name: getattr(options, name) for name in names}
+    other = {name: value for name, value in values.items() if value != usual[name]}
+    return {"blend_candidates": options.blend_candidates, **other}
+
+
+def _show(summary: dict[str, Any], *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from draftrec.report.blocks import Table, row
+    from draftrec.report.terminal import show_block
+
+    console, metric = Console(stderr=as_json), summary["metric"]
+    rows = [
+        row(name, f"{way[metric]:.4f}", f"{way[f'{metric}_error']:.4f}")
+        for name, way in summary["ways"].items()
+    ]
+    console.print(f"{summary['users']:,} users of the valid part who have a history")
+    show_block(Table(("weight", metric, "error"), tuple(rows)), console)
+    if summary["blend"] is None:
+        say("no blend is better than the model alone")
+        return
+    gain = f"{summary['gain']:+.4f} (error {summary['gain_error']:.4f})"
+    say(f"best: --blend {summary['blend']:g}, {metric} {gain} beside the model alone")
