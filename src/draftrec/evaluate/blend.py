@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from draftrec.core import DoubleArray
 from draftrec.data.sequences import History
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.ranking import KS, Hits, find_hits
+from draftrec.evaluate.settings import Metric
 from draftrec.items.ids import Ids
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.jobs.recommend.recommender import ItemRecommender
@@ -35,7 +36,7 @@ class Way:
     weight: float | None
     hits: Hits
 
-    def values(self, metric: Literal["recall", "ndcg"], k: int) -> DoubleArray:
+    def values(self, metric: Metric, k: int) -> DoubleArray:
         """float64 `[n]`: the metric of every user."""
         return self.hits.recall(k) if metric == "recall" else self.hits.ndcg(k)
 
@@ -89,14 +90,14 @@ def rank_by_weight(
     ]
 
 
-def best_way(ways: Seq[Way], metric: Literal["recall", "ndcg"], k: int) -> Way:
+def best_way(ways: Seq[Way], metric: Metric, k: int) -> Way:
     """The best of the blends, of equals the one of least weight; the model alone where none is
     better."""
     able = [way for way in ways if way.name != ITEMS]
     return max(able, key=lambda way: float(way.values(metric, k).mean()))
 
 
-def blend_summary(ways: Seq[Way], metric: Literal["recall", "ndcg"], k: int) -> dict[str, Any]:
+def blend_summary(ways: Seq[Way], metric: Metric, k: int) -> dict[str, Any]:
     """What was chosen, by what, and every way's figures. `gain`: of the chosen one over the model
     alone, user by user, with its standard error."""
     chosen = best_way(ways, metric, k)

@@ -10,6 +10,7 @@ from draftrec.knobs import knob, knobs
 
 Part = Literal["train", "valid", "test"]
 Definition = Literal["multi", "single"]
+Metric = Literal["recall", "ndcg"]
 Framework = Literal["kar", "trawl", "once", "rlmrec"]
 _DEPTH: int = knobs(DraftConfig)["depth"].default
 Seed = Annotated[int, knob("Seed of the choice of texts and of the search.")]
@@ -53,9 +54,7 @@ class QualityRun:
 class BlendRun:
     """By what `genrec tune` chooses the weight of a blend."""
 
-    metric: Annotated[Literal["recall", "ndcg"], knob("Choose by Recall@K or by NDCG@K.")] = (
-        "recall"
-    )
+    metric: Annotated[Metric, knob("Choose by Recall@K or by NDCG@K.")] = "recall"
 
 
 @dataclass(frozen=True, kw_only=True)

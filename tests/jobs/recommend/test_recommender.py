@@ -173,7 +173,8 @@ def test_a_heavy_blend_is_item_items_own_list_and_none_the_models(world: World) 
         _, shares = items.propose(query.history - 10, 5)  # ties go by the model
         theirs = items.shares(query.history - 10, answer.items - 10)
         np.testing.assert_allclose(theirs, shares, rtol=1e-6)
-    everything = {"beams": 60, "draft_beams": 60}  # so wide that candidates add nothing
+    # So wide that candidates add nothing.
+    everything: dict[str, Any] = {"beams": 60, "draft_beams": 60}
     same(
         make(world, blend=0, **everything).recommend(queries(4)),
         make(world, **everything).recommend(queries(4)),

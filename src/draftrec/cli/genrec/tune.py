@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
 from draftrec.cli.messages import StopSignal, say
@@ -21,7 +21,7 @@ from draftrec.cli.options.shared import GenrecColumnOptions, JsonOptions, Sequen
 from draftrec.config import RecommendConfig, RecommendRun
 from draftrec.data.files.places import Place
 from draftrec.errors import Interrupted
-from draftrec.evaluate.settings import BlendRun
+from draftrec.evaluate.settings import BlendRun, Metric
 
 if TYPE_CHECKING:
     from draftrec.evaluate.blend import Way
@@ -42,7 +42,7 @@ class GenrecTuneOptions(JsonOptions, GenrecColumnOptions):
         "Settings for `genrec recommend --config`.", metavar="FILE.yaml", place=WRITTEN
     )
     k: int = Config("k", "-k")
-    metric: Literal["recall", "ndcg"] = Blend("metric")
+    metric: Metric = Blend("metric")
     limit: int | None = Run("limit", metavar="USERS", panel=None)
     beams: int | None = Config("beams", panel=SEARCH_PANEL)
     blend_candidates: int = Config("blend_candidates", panel=SEARCH_PANEL)

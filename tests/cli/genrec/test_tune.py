@@ -1,0 +1,109 @@
+"""`draftrec genrec tune` as a user runs it: a weight chosen on the valid part, and used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from draftrec.cli.main import run
+from draftrec.evaluate.blend import ITEMS, MODEL, WEIGHTS, Way, best_way, blend_yaml
+from draftrec.evaluate.ranking import find_hits
+from tests.jobs.recommend.worlds import World, make_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One whose users go through the items in order, which item-item sees and a random model does
+    not."""
+    found = make_world(tmp_path_factory.mktemp("world"))
+    rows = []
+    for user in range(40):
+        start = 10 + int(np.random.default_rng(user).integers(0, 50))
+        rows.append({"user": user, "items": list(range(start, start + 6)), "part": "train"})
+        rows.append({"user": user, "items": [start + 6], "part": "valid"})
+        rows.append({"user": user, "items": [start + 7], "part": "test"})
+    rows.append({"user": 99, "items": [12], "part": "valid"})  # no history: not counted
+    pq.write_table(pa.Table.from_pylist(rows), found.sequences)
+    return found
+
+
+def words(world: World, command: str, *more: str) -> list[str]:
+    return [
+        "genrec", command, str(world.sequences), "--target", str(world.target), "--sids",
+        str(world.sids), *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_weight_that_is_chosen_makes_lists_better(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, recalls = tmp_path / "blend.yaml", []
+    assert run(words(world, "tune", "-k", "3", "--output", str(chosen), "--json")) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["users"] == 40
+    assert list(summary["ways"]) == [MODEL, ITEMS, *(f"{w:g}" for w in WEIGHTS)]
+    best = max(way["recall@3"] for name, way in summary["ways"].items() if name != ITEMS)
+    assert summary["ways"][f"{summary['blend']:g}"]["recall@3"] == best
+    assert summary["gain"] > 0.3
+    assert f"best: --blend {summary['blend']:g}" in err
+    settings = yaml.safe_load(chosen.read_text())
+    assert settings == {"blend": summary["blend"], "blend_candidates": 50, "k": 3}
+    for name, more in (("plain", ["-k", "3"]), ("blend", ["--config", str(chosen)])):
+        output = tmp_path / f"{name}.parquet"
+        assert (
+            run(words(world, "recommend", "--part", "valid", "--output", str(output), *more)) == 0
+        )
+        line = [
+            "genrec",
+            "evaluate",
+            str(output),
+            str(world.sequences),
+            "--part",
+            "valid",
+            "-k",
+            "3",
+        ]
+        assert run([*line, "--json"]) == 0
+        recalls.append(json.loads(capsys.readouterr().out.splitlines()[-1])["recall@3"])
+    # Whoever has no history is in these means too.
+    assert recalls[1] - recalls[0] == pytest.approx(summary["gain"] * 40 / 41, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_bad_input_gets_one_sentence(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"user": 1, "items": [10, 11], "part": "train"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    nobody = words(world, "tune")
+    nobody[2] = str(tmp_path / "train.parquet")
+    for line, message in (
+        (nobody, "no items of part 'valid'"),
+        (words(world, "tune", "--metric", "hits"), "--metric"),
+        (words(world, "tune", "-k", "61"), "the catalogue has 60"),
+    ):
+        assert run(line) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1, said
+        assert message in said[0]
+
+
+def test_the_model_alone_stays_where_no_blend_is_better() -> None:
+    targets = [np.array([1]), np.array([2])]
+    good, bad = find_hits(targets, targets), find_hits([t + 5 for t in targets], targets)
+    ways = [Way(MODEL, None, good), Way(ITEMS, None, good), Way("0", 0.0, good), Way("1", 1.0, bad)]
+    assert best_way(ways, "recall", 1) is ways[0]
+    worse = [Way(MODEL, None, bad), *ways[1:]]
+    assert best_way(worse, "ndcg", 1) is worse[2]
+    figures = {name: {"recall@1": 0.5, "recall@1_error": 0.1} for name in (MODEL, ITEMS)}
+    text = blend_yaml({"metric": "recall@1", "ways": figures, "blend": None}, {})
+    assert yaml.safe_load(text) is None
+    assert "No blend" in text
