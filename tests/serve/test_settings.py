@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.serve.settings import demo_settings, load_settings
+from draftrec.serve.settings import demo_settings, load_settings, shown_settings
 
 GOOD = """
 port: 0
@@ -89,3 +90,35 @@ def test_two_keys_have_two_names(tmp_path: Path) -> None:
         load_settings(path)
     with pytest.raises(DraftrecError, match="cannot be read"):
         load_settings(tmp_path / "nowhere.yaml")
+
+
+def test_settings_are_shown_with_names_where_anybody_may_look(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(f"""
+recommend: {{target: {tmp_path}/secret/target, draft: {tmp_path}/secret/draft, sids: "s3://inner/sids.parquet",
+  sequences: {tmp_path}/secret/sequences.parquet}}
+knowledge:
+  pool: {tmp_path}/secret/pool
+  generate: {{target: {{model: owner/model, drafter: "{tmp_path}/secret/head"}}}}
+runs: [{tmp_path}/secret/run]
+cors_origins: ["https://shop.example"]
+keys: [{{name: shop, sha256: {hashlib.sha256(b"a long one").hexdigest()}}}]
+""")
+    settings = load_settings(path)
+    shown = shown_settings(settings, paths=False)
+    text = json.dumps(shown)
+    assert "secret" not in text
+    assert "inner" not in text
+    recommend, knowledge = shown["recommend"], shown["knowledge"]
+    names = [recommend[name] for name in ("target", "draft", "sids", "sequences")]
+    assert names == ["target", "draft", "sids.parquet", "sequences.parquet"]
+    assert (knowledge["pool"], shown["runs"]) == ("pool", ["run"])
+    model = knowledge["generate"]["target"]
+    assert (model["model"], model["drafter"]) == ("owner/model", "head")
+    assert shown["cors_origins"] == ["https://shop.example"]
+    whole = shown_settings(settings, paths=True)
+    assert whole["recommend"]["target"] == f"{tmp_path}/secret/target"
+    assert whole["recommend"]["sids"] == "s3://inner/sids.parquet"
+    assert json.dumps(whole)
+    assert "keys" not in whole
+    assert "keys" not in shown

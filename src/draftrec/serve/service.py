@@ -35,7 +35,12 @@ from draftrec.serve.http.lifecycle import Lifecycle
 from draftrec.serve.logs import RequestLog, RequestNote
 from draftrec.serve.metrics import ServiceMetrics
 from draftrec.serve.model_thread import ModelThread, WorkError
-from draftrec.serve.settings import KnowledgeSettings, RecommendSettings, ServeSettings
+from draftrec.serve.settings import (
+    KnowledgeSettings,
+    RecommendSettings,
+    ServeSettings,
+    shown_settings,
+)
 from draftrec.serve.work import KnowledgeWork, Recommended, RecommendWork, Wanted, Written
 
 #: Of `--demo`: as many items as its users are shown, drafted by both embedded helpers.
@@ -190,7 +195,9 @@ class Service:
         self.settings, self.sources, self.log = settings, sources, log
         self.metrics = ServiceMetrics()
         log.on_drop = self.metrics.count_dropped_line
-        self.folders = RunSources(settings.runs)
+        # Whoever may see the pages without a key learns no more than names.
+        self.guarded = bool(settings.keys) and settings.monitoring == "key"
+        self.folders = RunSources(settings.runs, paths=self.guarded)
         self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
         self.keyring = Keyring(settings.keys)
         self.sessions, self.login_attempts = Sessions(), TokenBuckets(ATTEMPTS)
@@ -255,7 +262,7 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         """What runs here: version, model of each kind of work, seconds since the start, and the
-        settings, without keys."""
+        settings, without keys; names in place of paths where the page needs no key."""
         asked = self.settings
         models = {
             "recommend": asked.recommend and asked.recommend.target.name,
@@ -266,7 +273,7 @@ class Service:
             "version": __version__,
             "models": {n: models[n] or "demo" for n, thread in served.items() if thread},
             "uptime": round(time.monotonic() - self._began, 1),
-            "settings": asked.model_dump(mode="json", exclude={"keys"}, exclude_none=True),
+            "settings": shown_settings(asked, paths=self.guarded),
         }
 
     def note_error(self, error: Exception) -> None:

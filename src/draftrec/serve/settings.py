@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,6 +19,7 @@ from pydantic import (
 
 from draftrec.config import GenerateConfig, ListenConfig, RecommendConfig
 from draftrec.data.files.places import Place, here, place
+from draftrec.data.files.remote import RemotePath
 from draftrec.data.files.yaml_file import read_yaml
 from draftrec.data.sequences import USUAL, SequenceColumns
 from draftrec.errors import DraftrecError
@@ -211,6 +213,36 @@ def load_settings(path: Place) -> ServeSettings:
 def demo_settings() -> ServeSettings:
     """Of `--demo`: small models, which one thread computes fastest."""
     return ServeSettings(threads=1)
+
+
+#: Settings that are texts and may say where something lies.
+_PLACES = frozenset({"model", "drafter", "draft", "sequences"})
+
+
+def shown_settings(settings: ServeSettings, *, paths: bool) -> dict[str, Any]:
+    """The settings as JSON values, without keys and what is not set; without `paths`, files and
+    folders by their names."""
+    values = settings.model_dump(exclude={"keys"}, exclude_none=True)
+    return _shown(values, "", str if paths else _name)
+
+
+def _shown(value: Any, key: str, place: Callable[[Any], str]) -> Any:
+    """A value as JSON has it, with what `place` makes of files and folders."""
+    if isinstance(value, dict):
+        return {name: _shown(found, name, place) for name, found in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_shown(found, key, place) for found in value]
+    is_place = isinstance(value, str) and key in _PLACES and not _is_hub_id(value)
+    return place(value) if is_place or isinstance(value, (Path, RemotePath)) else value
+
+
+def _name(place: str | Place) -> str:
+    return place.name if isinstance(place, RemotePath) else Path(place).name
+
+
+def _is_hub_id(text: str) -> bool:
+    """`owner/name`, of a model that is no folder here."""
+    return text.count("/") == 1 and text[0] not in "./~" and not Path(text).exists()
 
 
 def sentence_of(error: ValidationError) -> str:

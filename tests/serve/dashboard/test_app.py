@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,15 +154,82 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_stream_tells_what_changed_and_nothing_twice(tmp_path: Path) -> None:
-    writer = RunWriter(tmp_path / "run", records=100)
-    retry, first, second = events_of(RunSources([tmp_path]), 3, between=writer.shard)
+def test_the_stream_tells_all_of_it_and_then_what_changed(runs: Path) -> None:
+    writer = RunWriter(runs / "new", records=100)
+    retry, first, second = events_of(RunSources([runs]), 3, between=writer.shard)
     assert retry == "retry: 2000\n\n"
-    for message, done in ((first, 8), (second, 16)):
+    told = []
+    for message, event in ((first, "data"), (second, "changes")):
         head, kind, body = message.strip().split("\n")
         assert head.startswith("id: ")
-        assert kind == "event: data"
-        assert json.loads(body.removeprefix("data: "))["runs"][0]["records_done"] == done
+        assert kind == f"event: {event}"
+        told.append(json.loads(body.removeprefix("data: ")))
+    whole, news = told
+    places = {run["name"]: run["path"] for run in whole["runs"]}
+    assert news["order"] == [places[name] for name in ("fast", "new", "plain")]
+    assert list(news["runs"]) == [places["new"]]
+    changed = news["runs"][places["new"]]
+    assert changed["records_done"] == 16
+    assert changed.keys().isdisjoint({"settings", "facts", "name", "baseline"})
+    assert news.keys().isdisjoint({"evaluations", "price_per_hour"})
+
+
+def merged(whole: dict[str, Any], news: dict[str, Any]) -> dict[str, Any]:
+    """As the page does it."""
+    known = {run["path"]: run for run in whole["runs"]}
+    runs = [{**known.get(path, {}), **news["runs"].get(path, {})} for path in news["order"]]
+    rest = {name: value for name, value in news.items() if name != "order"}
+    return {**whole, **rest, "runs": runs}
+
+
+@pytest.mark.usefixtures("quick")
+def test_changes_make_the_new_data_of_the_old(runs: Path) -> None:
+    writer = RunWriter(runs / "new", records=100)
+    sources = RunSources([runs])
+
+    def news(since: str) -> dashboard_sources.News:
+        return asyncio.run(sources.news(since))
+
+    page = json.loads(news("").json)
+    for change in (
+        writer.shard,
+        lambda: shutil.rmtree(runs / "plain"),
+        lambda: (runs / "fast" / "metrics.jsonl").write_text("odd\n"),
+        lambda: RunWriter(runs / "later").finish(),
+    ):
+        assert news(page["version"]).event == ""
+        change()
+        told = news(page["version"])
+        assert told.event == "changes"
+        page = merged(page, json.loads(told.json))
+        quiet = [{**run, "quiet_seconds": 0} for run in page["runs"]]
+        whole = data_of(sources)
+        assert {**page, "runs": quiet} == {
+            **whole, "runs": [{**run, "quiet_seconds": 0} for run in whole["runs"]]
+        }  # fmt: skip
+    for _ in range(10):
+        writer.shard()
+        sources.snapshot()
+    assert news(page["version"]).event == "data"  # what it knows is long forgotten
+
+
+def test_a_page_for_everybody_knows_names_only(runs: Path) -> None:
+    (runs / "odd").mkdir()
+    (runs / "odd" / "manifest.json").write_text('{"format": "draftrec-run", "shards": 3}')
+    sources = RunSources([runs], paths=False)
+    with TestClient(dashboard.application(sources)) as client:
+        found = client.get("/dashboard/data.json")
+        assert str(runs) not in found.text
+        assert [run["path"] for run in found.json()["runs"]] == ["fast", "plain"]
+        assert found.json()["runs"][0]["pool"]["path"] == "pool"
+        asked = {"run": "fast", "other": "plain"}
+        page = client.get("/dashboard/texts.json", params=asked).json()
+        assert [text["entity_id"] for text in page["others"]] == ["e0", "e1", "e2"]
+        assert client.get("/dashboard/texts.json", params={"run": str(runs / "fast")}).is_error
+        (runs / "fast" / "part-00000.parquet").unlink()
+        answer = client.get("/dashboard/texts.json", params={"run": "fast"})
+        assert answer.status_code == 409
+        assert str(runs) not in answer.text
 
 
 @pytest.mark.usefixtures("quick")

@@ -171,23 +171,23 @@ async def event_stream(
     stopping: Callable[[], bool] = lambda: False,
     history: History | None = None,
 ) -> AsyncIterator[str]:
-    """Server-sent events: `data` with everything whenever it changed, `service` with a service's
-    figures each second, `history` with the points of its last hour, and those that are added.
-    `last`: the version that the page has already, after a broken connection.
+    """Server-sent events: `data` with everything at first, then `changes` with what changed,
+    `service` with a service's figures each second, `history` with the points of its last hour, and
+    those that are added. `last`: the version that the page has already, after a broken connection.
     """
     yield "retry: 2000\n\n"
     silent, told = 0.0, 0.0
     while not stopping():
-        snapshot = await sources.latest()
+        news = await sources.news(last)
         said = ""
-        if snapshot.version != last:
-            said = f"id: {snapshot.version}\nevent: data\ndata: {snapshot.json}\n\n"
-            last = snapshot.version
+        if news.event:
+            said = f"id: {news.version}\nevent: {news.event}\ndata: {news.json}\n\n"
+            last = news.version
         if metrics is not None:
             said += f"event: service\ndata: {json.dumps(service_figures(metrics))}\n\n"
         if history is not None and (points := history.since(told)):
-            news = {"points": points, **({} if told else {"about": history.about()})}
-            said += f"event: history\ndata: {json.dumps(news)}\n\n"
+            added = {"points": points, **({} if told else {"about": history.about()})}
+            said += f"event: history\ndata: {json.dumps(added)}\n\n"
             told = points[-1]["at"]
         silent = 0.0 if said else silent + FRESH_SECONDS
         if silent >= _HEARTBEAT:

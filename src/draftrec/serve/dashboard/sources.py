@@ -7,10 +7,11 @@ import hashlib
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +24,43 @@ from draftrec.serve.dashboard.texts import Page, read_page
 
 #: Folders are looked at once in this many seconds, however many pages are open.
 FRESH_SECONDS = 1.0
+#: Versions of the data that are remembered, for pages that have one of them.
+_RECENT = 8
+_NEVER = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The page's data as JSON text. `version` is equal for equal data; how long a run has been
-    quiet does not count."""
+    """The page's data, and the same as JSON text. `version` is equal for equal data; how long a run
+    has been quiet does not count."""
 
     version: str
     json: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a page is told to have `version`. `event`: "data", all of it; "changes" to what it has;
+    "" where there is nothing to tell. `json`: the event's data."""
+
+    version: str
+    event: Literal["data", "changes", ""]
+    json: str
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What differs: whole values by name, but of `runs` those fields that do, by the run's path,
+    and `order`, the paths of all runs. A run that was only quiet for longer has no fields."""
+    known = {run["path"]: run for run in before["runs"]}
+    runs: dict[str, dict[str, Any]] = {}
+    for run in now["runs"]:
+        old = known.get(run["path"], {})
+        fields = {name: value for name, value in run.items() if old.get(name, _NEVER) != value}
+        if fields.keys() - {"quiet_seconds"}:
+            runs[run["path"]] = fields
+    rest = {name: value for name, value in now.items() if before.get(name, _NEVER) != value}
+    return {**rest, "runs": runs, "order": [run["path"] for run in now["runs"]]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +77,14 @@ class RunSources:
     """Reads run folders and evaluations; safe to ask from several threads.
 
     A folder is a run or an evaluation, or it holds some: then all that it holds, and will hold, are
-    shown. `price_per_hour`: what an hour of the machine costs, as the page proposes it. Raises
+    shown. `price_per_hour`: what an hour of the machine costs, as the page proposes it. `paths`:
+    whether a page may know where runs and pools lie; names stand in their place otherwise. Raises
     DraftrecError for a folder that does not exist.
     """
 
-    def __init__(self, folders: Seq[Path], price_per_hour: float | None = None) -> None:
+    def __init__(
+        self, folders: Seq[Path], price_per_hour: float | None = None, *, paths: bool = True
+    ) -> None:
         for folder in folders:
             if not folder.is_dir():
                 raise DraftrecError(
@@ -60,25 +92,32 @@ class RunSources:
                 )
         self.folders = list(dict.fromkeys(f.absolute() for f in folders))
         self.price_per_hour = price_per_hour
+        self._paths = paths
         self._readers: dict[Path, RunReader] = {}
         # One thread for all pages: a run that takes long to read must not take those of others.
         self.looking = ThreadPoolExecutor(1, "run-folders")
         self._reading = ThreadPoolExecutor(1, "run-texts")
         self._lock = threading.Lock()
-        self._snapshot: Snapshot | None = None
+        self._recent: deque[Snapshot] = deque(maxlen=_RECENT)
+        self._changes: tuple[tuple[str, str], str] = ("", ""), ""
         self._looked = 0.0
 
     def snapshot(self) -> Snapshot:
         """The data as of now, or of at most a second ago."""
         with self._lock:
             now = time.monotonic()
-            if self._snapshot is None or now - self._looked >= FRESH_SECONDS:
-                self._snapshot, self._looked = self._take(), now
-            return self._snapshot
+            if not self._recent or now - self._looked >= FRESH_SECONDS:
+                self._keep(self._take())
+                self._looked = now
+            return self._recent[-1]
 
     async def latest(self) -> Snapshot:
         """The same, for an event loop: read in the one thread of these folders."""
         return await asyncio.get_running_loop().run_in_executor(self.looking, self.snapshot)
+
+    async def news(self, since: str) -> News:
+        """What a page that has the version `since` does not know yet."""
+        return await asyncio.get_running_loop().run_in_executor(self.looking, self._news, since)
 
     async def texts(
         self, run: str, start: int, count: int, *, entity: str = "", other: str = ""
@@ -87,13 +126,14 @@ class RunSources:
 
         Raises KeyError for a folder that is no such run, and DraftrecError for damaged files.
         """
-        known = {str(folder): folder for folder in list(self._readers)}
+        known = {self._id(reader): folder for folder, reader in list(self._readers.items())}
         beside = known[other] if other else None
         page = partial(read_page, known[run], start, count, entity=entity, other=beside)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reading, page)
         except (OSError, ValueError, LookupError, TypeError) as error:  # Arrow's are ValueErrors
-            raise DraftrecError(f"the texts cannot be read: {_odd(error)}") from error
+            reason = self._told(_odd(error), known[run], run)
+            raise DraftrecError(f"the texts cannot be read: {reason}") from error
 
     def read(self) -> Found:
         """All runs and evaluations, and advice on them."""
@@ -105,6 +145,7 @@ class RunSources:
                 self._read(folder, name, found)
             except Exception as error:  # noqa: BLE001 - one odd file must not hide the others
                 reason = f"{error}" if isinstance(error, DraftrecError) else _odd(error)
+                reason = self._told(reason, folder, name)
                 found.notes.append(f"{name} cannot be shown: {reason}")
         found.runs[:] = with_baselines(found.runs)
         found.advice.extend(advise(found.runs, found.evaluations))
@@ -124,6 +165,10 @@ class RunSources:
         run = reader.read()
         if run is None:
             return
+        if not self._paths:
+            run = replace(
+                run, path=name, pool=run.pool and replace(run.pool, path=Path(run.pool.path).name)
+            )
         _check(Found(runs=[run]))
         found.runs.append(run)
         if run.odd_lines:
@@ -138,7 +183,32 @@ class RunSources:
         lasting = [{**run, "quiet_seconds": 0} for run in values["runs"]]
         version = hashlib.sha256(json.dumps({**values, "runs": lasting}).encode()).hexdigest()
         values["version"] = version[:16]
-        return Snapshot(version[:16], json.dumps(values))
+        return Snapshot(version[:16], json.dumps(values), values)
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        if self._recent and self._recent[-1].version == snapshot.version:
+            self._recent.pop()
+        self._recent.append(snapshot)
+
+    def _news(self, since: str) -> News:
+        now = self.snapshot()
+        before = next((s for s in self._recent if s.version == since), None)
+        if since == now.version:
+            return News(now.version, "", "")
+        if before is None:
+            return News(now.version, "data", now.json)
+        between = before.version, now.version
+        if self._changes[0] != between:  # most pages know the same, so it is made once
+            self._changes = between, json.dumps(changes(before.values, now.values))
+        return News(now.version, "changes", self._changes[1])
+
+    def _id(self, reader: RunReader) -> str:
+        """What a page calls a run."""
+        return str(reader.folder) if self._paths else reader.name
+
+    def _told(self, words: str, folder: Path, name: str) -> str:
+        """What went wrong, without where."""
+        return words if self._paths else words.replace(str(folder), name)
 
     def _places(self) -> Iterable[Path]:
         """The given folders that hold something, and folders directly within the others."""
@@ -184,9 +254,12 @@ def _odd(error: Exception) -> str:
 
 
 def _names(folders: Seq[Path]) -> list[str]:
-    """Short names that differ: the folder's own, with its parent's where two are alike."""
+    """Short names that differ: the folder's own, with its parent's where two are alike, and
+    numbered where that is not enough."""
     own = [f.name or str(f) for f in folders]
-    return [
+    names = [
         name if own.count(name) == 1 else f"{folder.parent.name}/{name}"
         for folder, name in zip(folders, own, strict=True)
     ]
+    before = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({n + 1})" if n else name for name, n in zip(names, before, strict=True)]

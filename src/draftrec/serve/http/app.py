@@ -209,7 +209,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         app.include_router(completions.router(service, service.knowledge, service.writing))
     app.include_router(api.admin_router(service))
     app.include_router(api.health_router(service))
-    signing_in = bool(service.keyring) and service.settings.monitoring == "key"
+    signing_in = service.guarded
     if signing_in:
         app.include_router(login_router(service))
     app.include_router(

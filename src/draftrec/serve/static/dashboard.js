@@ -59,6 +59,12 @@ function receive(news) {
   document.documentElement.dataset.version = data.version;
 }
 
+/** Take in what changed since the data of before: fields of runs, and other values as a whole. */
+function receiveChanges({ order, runs: changed, ...rest }) {
+  const known = new Map(data.runs.map((run) => [run.path, run]));
+  receive({ ...data, ...rest, runs: order.map((path) => ({ ...known.get(path), ...changed[path] })) });
+}
+
 function connection(state, words) {
   $("connection").className = `connection ${state}`;
   if ($("connection").textContent !== words) $("connection").textContent = words;
@@ -69,6 +75,7 @@ function listen() {
   events.addEventListener("open", () => connection("live", "live"));
   events.addEventListener("error", () => connection("lost", "connection lost, trying again"));
   events.addEventListener("data", (event) => receive(JSON.parse(event.data)));
+  events.addEventListener("changes", (event) => receiveChanges(JSON.parse(event.data)));
   events.addEventListener("history", (event) => takeHistory(JSON.parse(event.data)));
   events.addEventListener("service", (event) => {
     drawService(JSON.parse(event.data));
