@@ -24,6 +24,7 @@ RULES: dict[str, dict[str, Any]] = {
     "relaxed": {"accept": "relaxed", "top_k": 3, "min_prob": 0.05},
     "relaxed, first": {"accept": "relaxed", "top_k": 3, "min_prob": 0.0, "tie_break": "first"},
     "relaxed, limited": {"accept": "relaxed", "top_k": 3, "min_prob": 0.0, "max_deviations": 1},
+    "relaxed, known": {"accept": "relaxed", "top_k": 3, "min_prob": 0.0, "deviate_to": "known"},
     "relaxed, sampled": {"accept": "relaxed", "top_k": 3, "min_prob": 0.05, "temperature": 0.8},
     "typical": {"accept": "typical"},
     "typical, no guard": {"accept": "typical", "epsilon": 0.0, "eos_guard": False},

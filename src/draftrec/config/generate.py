@@ -150,6 +150,13 @@ class AcceptConfig(Frozen):
     tie_break: Annotated[  # first: as published
         Literal["probable", "first"], knob("Not strict: which of two equally long paths wins.")
     ] = "probable"
+    deviate_to: Annotated[
+        Literal["any", "known"],
+        knob(
+            "Not strict: what may stand in place of the model's first token; known: only tokens "
+            "that the prompt or the text has already."
+        ),
+    ] = "any"
     max_deviations: Annotated[
         Count | None, knob("Not strict: most tokens per text that are not the model's first.")
     ] = None

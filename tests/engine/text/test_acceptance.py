@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ NO_EOS: frozenset[int] = frozenset()
 PAPER: dict[str, Any] = {"accept": "relaxed", "eos_guard": False, "tie_break": "first"}
 
 
-def sequence(room: int = 50) -> RunningSequence:
-    return RunningSequence(0, 0, Request("a", np.array([1], np.int32)), room)
+def sequence(room: int = 50, prompt: Seq[int] = (1,)) -> RunningSequence:
+    return RunningSequence(0, 0, Request("a", np.array(prompt, np.int32)), room)
 
 
 def verdict_of(

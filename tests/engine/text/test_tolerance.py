@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.config import AcceptConfig
-from draftrec.core import DraftTree
+from draftrec.core import DraftTree, Verdict
 from draftrec.engine.text.accept import Queries, entropy, make_rule, make_tolerance
 from draftrec.engine.text.loop import generate
 from draftrec.engine.tree import chain, make_tree
@@ -205,6 +205,26 @@ def test_entropy_is_in_nats_and_bears_impossible_tokens() -> None:
 def test_strict_has_no_tolerance() -> None:
     with pytest.raises(ValueError, match="no other token"):
         make_tolerance(AcceptConfig())
+
+
+@pytest.mark.parametrize("accept", ["relaxed", "typical", "entropy"])
+def test_a_known_deviation_stands_in_the_prompt_or_in_the_text(accept: str) -> None:
+    """The first token of a tree deviates: 5 is new, 4 was prompted, 3 was written."""
+    made = sequence(prompt=[4, 1])
+    made.extend(Verdict(np.empty(0, np.int32), np.array([3], np.int32)), NO_EOS)
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 1] = 0.1
+    config = AcceptConfig.model_validate(
+        {"accept": accept, "top_k": VOCABULARY, "min_prob": 0.0, "window": 0, "entropy_gate": 0.1}
+    )
+    for token in (3, 4, 5):
+        tree = chain([token])
+        (free,) = make_rule(config, NO_EOS).accept([made], [tree], logits)
+        known = config.model_copy(update={"deviate_to": "known"})
+        (held,) = make_rule(known, NO_EOS).accept([made], [tree], logits)
+        assert free.token_ids.tolist() == [token, 1]
+        assert held.token_ids.tolist() == ([token, 1] if token != 5 else [1])
+        assert held.relaxed == (token != 5)
 
 
 @pytest.mark.slow

@@ -140,6 +140,7 @@ class GenerateOptions(JsonOptions, ClusterOptions):
     window: int = Acceptance("window")
     eos_guard: bool = Acceptance("eos_guard")
     tie_break: str = Acceptance("tie_break")
+    deviate_to: str = Acceptance("deviate_to")
     max_deviations: int | None = Acceptance("max_deviations")
     max_loss: float | None = Acceptance("max_loss")
 
@@ -219,8 +220,8 @@ PROMPTS_IDLE = (
     ),
 )
 _RULES = (
-    "accept top_k min_prob epsilon delta entropy_gate window eos_guard tie_break max_deviations "
-    "max_loss"
+    "accept top_k min_prob epsilon delta entropy_gate window eos_guard tie_break deviate_to "
+    "max_deviations max_loss"
 )
 _IDLE = (
     Idle(
@@ -238,7 +239,7 @@ _IDLE = (
     Idle("epsilon delta", lambda o: o.accept != "typical", "without --accept typical"),
     Idle("entropy_gate window", lambda o: o.accept != "entropy", "without --accept entropy"),
     Idle(
-        "eos_guard tie_break max_deviations max_loss",
+        "eos_guard tie_break deviate_to max_deviations max_loss",
         lambda o: o.accept == "strict",
         "with --accept strict, which keeps the model's own text",
     ),

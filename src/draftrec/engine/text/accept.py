@@ -188,8 +188,10 @@ class Relaxed:
 
     The longest path wins and the bonus token is the target's own (arXiv 2408.05676, relaxed
     verification). On top of any published rule: no path goes past an EOS that is the argmax,
-    equally long paths are compared by the model's log-probability, and deviations per text can be
-    capped. Where the tolerance has a window, a path deviates again only after as many own choices.
+    equally long paths are compared by the model's log-probability, and deviations can be capped per
+    text, and kept to tokens that its prompt or the text itself has already: so no draft brings in
+    what only somebody else's text is about. Where the tolerance has a window, a path deviates again
+    only after as many own choices.
     """
 
     def __init__(
@@ -246,7 +248,7 @@ class Relaxed:
         """The path to the winning node; the empty one where nothing is kept."""
         reached: dict[int, _Reached] = {-1: _START}
         best = -1
-        for node in self._likely(tree, rows).tolist():
+        for node in self._likely(sequence, tree, rows).tolist():
             above = reached.get(int(tree.parents[node]))
             if above is None or above.ended or (above.owed and not rows.own[node]):
                 continue
@@ -262,9 +264,13 @@ class Relaxed:
             best = int(tree.parents[best])
         return path[::-1]
 
-    def _likely(self, tree: DraftTree, rows: _Rows) -> npt.NDArray[np.intp]:
+    def _likely(
+        self, sequence: RunningSequence, tree: DraftTree, rows: _Rows
+    ) -> npt.NDArray[np.intp]:
         """Nodes whose token may follow their parent, parents before children."""
         allowed = rows.allowed
+        if self.config.deviate_to == "known":
+            allowed = allowed & np.isin(tree.token_ids, sequence.context)
         if self.config.eos_guard:
             ends = np.isin(rows.best, self._eos)
             allowed = allowed & (~ends | np.isin(tree.token_ids, self._eos))
