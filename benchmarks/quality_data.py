@@ -1,4 +1,5 @@
-"""Prompts of the quality study: MovieLens-100K in the words of the small model's own prompts.
+"""What the quality study tells its models: MovieLens-100K in the words of the small model's own
+prompts, and as records for a built-in template.
 
 What the model may be told of a user lies in front of the cut (`draftrec.data.events`), so that no
 click sample is foretold by its own event.
@@ -7,6 +8,7 @@ click sample is foretold by its own event.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -22,11 +24,14 @@ RATINGS = SHARED / "data/interactions/ml100k_ratings.parquet"
 MOVIES = SHARED / "data/items/ml100k_movies.parquet"
 #: Directors and casts, by title; and prompts as the small model was trained on them.
 FACTS = SHARED / "data/items/ml1m_movies.parquet"
+OTHER_USERS = SHARED / "data/texts/gear_ml1m_user.parquet"
 PROFILES = SHARED / "data/profiles.parquet"
 #: The column names of the ratings.
 COLUMNS = ("--user-column", "user", "--item-column", "movie", "--time-column", "ts")
 #: Rated 4 or better, the last of the history: as many as the model's prompts list.
 _LIKED, _MOST = 4, 12
+#: Of a user's history, in records.
+_LONGEST = 15
 _GENRES = {"Children": "Children's"}
 _ARTICLE = re.compile(r"^(.*), (The|A|An)( \(\d{4}\))$")
 
@@ -49,16 +54,65 @@ class Files:
 def write_inputs(folder: Path) -> Files:
     """Prompts of all users and movies; the movies as `draftrec ctr` and `compare` read them."""
     files = Files.in_folder(folder)
-    movies = {str(m["movie"]): m for m in pq.read_table(MOVIES).to_pylist()}
-    for movie in movies.values():
-        movie["title"] = _ARTICLE.sub(r"\2 \1\3", movie["title"])
-        movie["genres"] = [_GENRES.get(g, g) for g in movie["genres"].split("|")]
+    movies = _known_movies()
     _write(files.users, _users(movies))
     _write(files.movies, _movies(movies))
     items = ({"movie": i, "genres": m["genres"]} for i, m in movies.items())
     _write(files.items, items)
     _write(files.titles, ({"item_id": i, "title": m["title"]} for i, m in movies.items()))
     return files
+
+
+def write_records(folder: Path, others: int, seed: int) -> Files:
+    """Records of all users and of the movies that facts are known of; and of as many `others`:
+    users of MovieLens-1M, and movies that MovieLens-100K does not have."""
+    files = write_inputs(folder)
+    movies, facts = _known_movies(), _facts()
+    events = read_events(str(RATINGS), EventColumns("user", "movie", "rating", "ts"))
+    users = (
+        _user(r["entity_id"], [_entry(h) for h in r["history"] if "genres" in h])
+        for r in histories(events, CutSettings(), movies)
+    )
+    _write(files.users, users)
+    known = {number: m for number, m in movies.items() if m["title"] in facts}
+    _write(files.movies, (_movie(n, m, facts[m["title"]]) for n, m in known.items()))
+    titles = {m["title"] for m in movies.values()}
+    unseen = [m for title, m in facts.items() if title not in titles]
+    random.Random(seed).shuffle(unseen)
+    split = ({**m, "genres": m["genres"].split("|")} for m in unseen[:others])
+    _write(folder / "other-movies.jsonl", (_movie(f"1m-{m['movie_id']}", m, m) for m in split))
+    _write(folder / "other-users.jsonl", _other_users(others, seed))
+    return files
+
+
+def _other_users(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    by_number = {m["movie_id"]: m for m in pq.read_table(FACTS).to_pylist()}
+    rows = pq.read_table(OTHER_USERS, columns=["entity_id", "history"]).to_pylist()
+    random.Random(seed).shuffle(rows)
+    for row in rows[:count]:
+        found = [by_number[n] for n in row["history"] if n in by_number]
+        history = [{"title": m["title"], "genres": m["genres"].split("|")} for m in found]
+        yield _user(f"1m-{row['entity_id']}", history)
+
+
+def _user(entity_id: str, history: list[dict[str, Any]]) -> dict[str, Any]:
+    shown = history[-_LONGEST:]
+    return {"entity_id": entity_id, "domain": "movies", "rating_scale": 5, "history": shown}
+
+
+def _entry(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: event[name] for name in ("title", "genres", "rating")}
+
+
+def _movie(entity_id: str, movie: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    told = [
+        f"{words} {facts[field].replace('|', ', ')}."
+        for words, field in (("Directed by", "director"), ("With", "actors"))
+        if facts.get(field)
+    ]
+    told += [facts["overview"]] if facts.get("overview") else []
+    named = {"title": movie["title"], "genres": movie["genres"], "description": " ".join(told)}
+    return {"entity_id": entity_id, "domain": "movies", **named}
 
 
 def part_users(users: Path, run: Path, records: Path, others: Path, most: int = 200) -> None:
@@ -68,6 +122,19 @@ def part_users(users: Path, run: Path, records: Path, others: Path, most: int = 
     here = {json.loads(row)["entity_id"] for row in rows[:most]}
     texts = pq.read_table(sorted(run.glob("part-*.parquet")), columns=["entity_id", "text"])
     _write(others, (row for row in texts.to_pylist() if row["entity_id"] not in here))
+
+
+def _known_movies() -> dict[str, dict[str, Any]]:
+    """MovieLens-100K's, with their articles in front and their genres in a list."""
+    movies = {str(m["movie"]): m for m in pq.read_table(MOVIES).to_pylist()}
+    for movie in movies.values():
+        movie["title"] = _ARTICLE.sub(r"\2 \1\3", movie["title"])
+        movie["genres"] = [_GENRES.get(g, g) for g in movie["genres"].split("|")]
+    return movies
+
+
+def _facts() -> dict[str, dict[str, Any]]:
+    return {m["title"]: m for m in pq.read_table(FACTS).to_pylist()}
 
 
 def _users(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -80,7 +147,7 @@ def _users(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _movies(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    facts = {m["title"]: m for m in pq.read_table(FACTS).to_pylist()}
+    facts = _facts()
     head, tail = _movie_prompt(facts)
     for number, movie in movies.items():
         known = facts.get(movie["title"], {})

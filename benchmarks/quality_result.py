@@ -23,25 +23,53 @@ _TEXT = (
 )  # fmt: skip
 
 
+SIDES = ("users", "movies")
+
+
 def write_quality(
     folder: Path, clicks: Seq[Path], folds: Mapping[str, Seq[Path]], seeds: int
 ) -> None:
-    """Sum up the folders of one study and write the result. `folds`: those of all splits by run."""
-    sides = ("users", "movies")
+    """Sum up the study of the small target and write the result. `folds`: those of all splits by
+    run."""
     names = [c.name for c in clicks]
     trials = {c.name: read_trials(c) for c in clicks}
     payload = {
         "settings": {"seeds": seeds, "runs": names},
         "samples": json.loads((clicks[0] / "summary.json").read_text())["samples"],
-        "vectors_identical": {s: _same_vectors(folder, "baseline", "strict", s) for s in sides},
+        "vectors_identical": {s: _same_vectors(folder, "baseline", "strict", s) for s in SIDES},
         "clicks": [_cell(trials, model, adaptor) for model, adaptor in trials["baseline"].cells],
         "overall": {n: _overall(trials["baseline"], trials[n]) for n in names[1:]},
         "knowledge": _knowledge(trials["baseline"]),
         "folds": _folds({name: [read_trials(f) for f in found] for name, found in folds.items()}),
-        "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in sides},
+        "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in SIDES},
         "tune": _tune(folder),
     }
     write_result("quality-ml100k", payload, seed=0)
+
+
+def write_real(
+    folder: Path, folds: Mapping[str, Seq[Path]], settings: dict[str, dict[str, Any]]
+) -> None:
+    """Sum up the study of the real target: `settings` of each run, the baseline first."""
+    timed = folder / "speed.json"
+    runs = {
+        side: {name: _cost(folder / "runs" / name / side) for name in settings} for side in SIDES
+    }
+    payload = {
+        "settings": {"runs": settings},
+        "folds": _folds({name: [read_trials(f) for f in found] for name, found in folds.items()}),
+        "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in SIDES},
+        "runs": runs,
+        "speed": json.loads(timed.read_text()) if timed.is_file() else None,
+    }
+    write_result("quality-smollm2", payload, seed=0)
+
+
+def _cost(run: Path) -> dict[str, Any]:
+    """What drafts did in a run: counts, which no clock has a part in."""
+    summary = json.loads((run / "summary.json").read_text())
+    kept = "entities", "new_tokens", "tokens_per_call", "relaxed_share", "dtype", "exact"
+    return {name: summary.get(name) for name in kept}
 
 
 def _values(trials: Trials, cell: Cell, metric: str) -> list[float]:
@@ -103,16 +131,17 @@ def _knowledge(base: Trials) -> list[dict[str, Any]]:
 def _folds(trials: Mapping[str, Seq[Trials]]) -> dict[str, Any]:
     """Differences over splits that together test every user: the mean over models and adaptors of
     each split, then mean and interval over splits, which speak of users as well."""
-    base = trials["baseline"]
+    baseline = next(iter(trials))
+    base = trials[baseline]
     cells = [cell for cell in base[0].cells if cell[1] != "none"]
     found: dict[str, Any] = {"splits": len(base), "models": sorted({m for m, _ in cells})}
     for metric in ("auc", "logloss"):
         before = [_mean(split, cells, metric) for split in base]
         nothing = [_mean(split, [(m, "none") for m, _ in cells], metric) for split in base]
-        found[metric] = {"baseline over no knowledge": paired(nothing, before).as_dict()}
-        for name in trials.keys() - {"baseline"}:
+        found[metric] = {f"{baseline} over no knowledge": paired(nothing, before).as_dict()}
+        for name in trials.keys() - {baseline}:
             after = [_mean(split, cells, metric) for split in trials[name]]
-            found[metric][f"{name} over baseline"] = paired(before, after).as_dict()
+            found[metric][f"{name} over {baseline}"] = paired(before, after).as_dict()
         found[metric] = dict(sorted(found[metric].items()))
     return found
 
