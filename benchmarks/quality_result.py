@@ -32,7 +32,7 @@ def write_quality(
     """Sum up the study of the small target and write the result. `folds`: those of all splits by
     run."""
     names = [c.name for c in clicks]
-    trials = {c.name: read_trials(c) for c in clicks}
+    trials = {c.name: read_trials([c]) for c in clicks}
     payload = {
         "settings": {"seeds": seeds, "runs": names},
         "samples": json.loads((clicks[0] / "summary.json").read_text())["samples"],
@@ -40,7 +40,7 @@ def write_quality(
         "clicks": [_cell(trials, model, adaptor) for model, adaptor in trials["baseline"].cells],
         "overall": {n: _overall(trials["baseline"], trials[n]) for n in names[1:]},
         "knowledge": _knowledge(trials["baseline"]),
-        "folds": _folds({name: [read_trials(f) for f in found] for name, found in folds.items()}),
+        "folds": _folds({name: [read_trials([f]) for f in found] for name, found in folds.items()}),
         "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in SIDES},
         "tune": _tune(folder),
     }
@@ -57,7 +57,7 @@ def write_real(
     }
     payload = {
         "settings": {"runs": settings},
-        "folds": _folds({name: [read_trials(f) for f in found] for name, found in folds.items()}),
+        "folds": _folds({name: [read_trials([f]) for f in found] for name, found in folds.items()}),
         "texts": {side: _texts(folder / "reports" / side / "compare.json") for side in SIDES},
         "runs": runs,
         "speed": json.loads(timed.read_text()) if timed.is_file() else None,

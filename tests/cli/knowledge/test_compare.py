@@ -14,7 +14,7 @@ from sacrebleu import sentence_bleu
 
 from draftrec.cli.main import run
 from draftrec.evaluate.compare.limits import read_limits
-from tests.evaluate.compare.test_ctr import baseline_auc, write_trials
+from tests.evaluate.compare.test_ctr import baseline_auc, write_fold, write_trials
 from tests.evaluate.run_folders import changed, varied_texts, write_run
 
 pytest.importorskip("sacrebleu")
@@ -225,6 +225,17 @@ def test_click_models_are_paired_and_limited(
     code, summary = found(capsys, base, strict, *ctr, f"strict={few}")
     assert (code, outcomes(summary, "strict", "undecided")) == (1, {"auc", "logloss"})
     assert found(capsys, base, strict, *ctr, f"strict={before}")[0] == 0
+    for fold in range(3):
+        write_fold(tmp_path / f"base-{fold}", fold, 0.0)
+        write_fold(tmp_path / f"strict-{fold}", fold, 0.01)
+    folds = [w for n in ("base", "strict") for w in ("--ctr", f"{n}={tmp_path / n}-[0-9]")]
+    code, summary = found(capsys, base, strict, *folds)
+    assert (code, outcomes(summary, "strict", "broken")) == (1, {"auc", "logloss"})
+    cells = summary["runs"]["strict"]["click_models"]
+    assert {(c["seeds"], c["over"], c["change"]["mean"]) for c in cells} == {
+        (3, "splits", -0.01),
+        (3, "splits", 0.01),
+    }
 
 
 def vectors(path: Path, shift: float) -> Path:
@@ -299,6 +310,8 @@ def test_examples_of_limits_load(name: str) -> None:
         (["{base}", "{base}"], "two paths of the name 'base'"),
         (["{base}", "x={none}"], "not a folder"),
         (["{base}", "x={base}", "--ctr", "base"], "must be NAME=PATH"),
+        (["{base}", "x={base}", "--ctr", "base={base}*.none"], "finds no folder"),
+        (["{base}", "x={base}", *["--ctr", "x={base}"] * 2], "twice for 'x'"),
         (["{base}", "x={base}", "--ctr", "y={base}"], "names 'y', but the runs are base, x"),
         (["{base}", "x={base}", "--ctr", "x={base}"], "give it for 'base' and another run"),
         (["{base}", "x={base}", "--vectors", "x={base}"], "'base' has none"),

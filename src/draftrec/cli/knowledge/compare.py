@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,9 @@ class CompareOptions(JsonOptions):
         "Folders that `draftrec generate` wrote, the baseline first; NAME=DIR names one.",
     )
     ctr: list[str] | None = option(
-        "Click models of a run: a folder of `draftrec ctr`.", metavar="NAME=DIR"
+        "Click models of a run: a folder of `draftrec ctr`, or, repeated or as a glob, one for "
+        "each --fold, so that intervals speak of users too.",
+        metavar="NAME=DIR",
     )
     vectors: list[str] | None = option(
         "Vectors of a run's texts, by `draftrec encode`, for similarity; else TF-IDF.",
@@ -72,7 +75,7 @@ def compare(options: CompareOptions) -> int:
     job = CompareJob(
         runs=named_paths("BASELINE RUN...", options.runs, name_by_folder=True),
         limits=read_limits(options.limits) if options.limits else default_limits(),
-        ctr=named_paths("--ctr", options.ctr or ()),
+        ctr=named_folders("--ctr", options.ctr or ()),
         vectors=named_paths("--vectors", options.vectors or ()),
         titles=options.titles,
         prompts=options.prompts,
@@ -93,6 +96,24 @@ def compare(options: CompareOptions) -> int:
     if options.json:
         print_json(to_json(comparison))
     return DONE if comparison.passed else GATE_CLOSED
+
+
+def named_folders(option: str, words: Iterable[str]) -> dict[str, list[Place]]:
+    """`NAME=DIR` words, of which a name may have several, and each may be a glob. Raises
+    DraftrecError for a word without a name, a folder given twice, and a glob that finds nothing."""
+    found: dict[str, list[Place]] = {}
+    for word in words:
+        ((name, path),) = named_paths(option, [word]).items()
+        folders = [path]
+        if glob.has_magic(path.name):
+            folders = sorted(path.parent.glob(path.name), key=str)
+            if not folders:
+                raise DraftrecError(f"{option} {word!r} finds no folder; look at the pattern")
+        for folder in folders:
+            if folder in found.setdefault(name, []):
+                raise DraftrecError(f"{option} has {folder} twice for {name!r}; name it once")
+            found[name].append(folder)
+    return found
 
 
 def named_paths(

@@ -60,12 +60,12 @@ from draftrec.evaluate.texts.templates import Framework, TextForm
 
 @dataclass(frozen=True)
 class CompareJob(CompareRun):
-    """What to compare. `runs`: name -> folder, the baseline first; `ctr` and `vectors` by the same
-    names."""
+    """What to compare. `runs`: name -> folder, the baseline first; `ctr` (one folder, or one for
+    each split) and `vectors` by the same names."""
 
     runs: Mapping[str, Place]
     limits: Limits
-    ctr: Mapping[str, Place] = field(default_factory=dict)
+    ctr: Mapping[str, Seq[Place]] = field(default_factory=dict)
     vectors: Mapping[str, Place] = field(default_factory=dict)
     titles: str | None = None
     prompts: str | None = None
@@ -235,7 +235,7 @@ Draws = Mapping[str, DoubleArray]
 def run_compare(job: CompareJob) -> Comparison:
     """Read, measure, judge. Raises DraftrecError for input that cannot be compared."""
     _check(job)
-    trials = {name: read_trials(folder) for name, folder in job.ctr.items()}
+    trials = {name: read_trials(folders) for name, folders in job.ctr.items()}
     baseline, *others = (read_run(name, folder) for name, folder in job.runs.items())
     paired = pair(baseline, others)
     study = Study(job, paired)

@@ -1,10 +1,14 @@
-"""Click models side by side: AUC and LogLoss of runs' vectors, paired over models and seeds."""
+"""Click models side by side: AUC and LogLoss of runs' vectors, paired over models and seeds, or
+over splits of the users."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,30 +26,78 @@ Cell = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """The trials of one folder: (model, adaptor) -> seed -> metric -> value, on the test part."""
+    """Figures on the test part: (model, adaptor) -> seed or split -> metric -> value. `over`: which
+    of the two; `name`: of the folder or folders."""
 
-    folder: Place
+    name: str
+    over: Literal["seeds", "splits"]
     cells: Mapping[Cell, Mapping[int, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class CellChange:
     """One model with one adaptor: the run's value, and its difference from the baseline's over
-    the seeds that both have."""
+    the `seeds` (or splits: `over`) that both have."""
 
     model: str
     adaptor: str
     metric: str
     seeds: int
+    over: Literal["seeds", "splits"]
     value: Interval
     change: Interval
 
 
-def read_trials(folder: Place) -> Trials:
-    """Read `trials.parquet` of a folder that `draftrec ctr` wrote.
+def read_trials(folders: Seq[Place]) -> Trials:
+    """Of one folder that `draftrec ctr` wrote: over its seeds. Of several, each of another
+    `--fold`: over these splits, a split's value being the mean over its seeds.
 
-    Raises DraftrecError for anything else and for a model, adaptor and seed that occur twice.
+    Raises DraftrecError for other folders, splits that occur twice, and seeds that not all have.
     """
+    first, *others = (_read_folder(folder) for folder in folders)
+    if not others:
+        return first
+    splits: dict[int, Trials] = {}
+    for folder, trials in zip(folders, [first, *others], strict=True):
+        fold = _fold(folder)
+        if fold in splits:
+            raise DraftrecError(
+                f"{splits[fold].name} and {folder} are both of fold {fold}; name one"
+            )
+        splits[fold] = trials
+    cells: dict[Cell, dict[int, Mapping[str, float]]] = {}
+    for fold, trials in splits.items():
+        for cell, seeds in trials.cells.items():
+            if seeds.keys() != first.cells.get(cell, {}).keys():
+                raise DraftrecError(
+                    f"{first.name} and {trials.name} have other seeds of {cell[0]} with {cell[1]}; "
+                    "run `draftrec ctr` with the same models, adaptors and seeds for every fold"
+                )
+            means = {m: fmean(s[m] for s in seeds.values()) for m in CTR_METRICS}
+            cells.setdefault(cell, {})[fold] = means
+    return Trials(f"{first.name} and {len(others)} more", "splits", cells)
+
+
+def _fold(folder: Place) -> int:
+    """Which split a folder's models were tested on, by the identity of its journal."""
+    path = folder / "trials.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            identity = json.loads(file.readline())["identity"]
+        if identity["split"] == "user":
+            return int(identity["fold"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DraftrecError(
+            f"{path} does not say which fold it is of, and several folders of one name must; give "
+            "whole folders that `draftrec ctr --fold N` wrote"
+        ) from error
+    raise DraftrecError(
+        f"{folder} was split by {identity['split']}, which has no folds; name one folder"
+    )
+
+
+def _read_folder(folder: Place) -> Trials:
+    """Read its `trials.parquet`."""
     path = folder / "trials.parquet"
     mend = "give a folder that `draftrec ctr` wrote"
     try:
@@ -65,7 +117,7 @@ def read_trials(folder: Place) -> Trials:
                 "compare one setting of each"
             )
         seeds[row["seed"]] = {metric: float(row[metric]) for metric in CTR_METRICS}
-    return Trials(folder, cells)
+    return Trials(str(folder), "seeds", cells)
 
 
 def cell_changes(baseline: Trials, run: Trials) -> list[CellChange]:
@@ -75,22 +127,28 @@ def cell_changes(baseline: Trials, run: Trials) -> list[CellChange]:
         before, after = baseline.cells[cell], run.cells[cell]
         for metric in CTR_METRICS:
             a, b = ([side[s][metric] for s in seeds] for side in (before, after))
-            found.append(CellChange(*cell, metric, len(seeds), interval(b), paired(a, b)))
+            over = len(seeds), run.over
+            found.append(CellChange(*cell, metric, *over, interval(b), paired(a, b)))
     return found
 
 
 def ctr_measures(baseline: Trials, run: Trials) -> dict[str, Measured]:
-    """AUC and LogLoss: per seed the mean over all models and adaptors, then mean and Student t
-    interval over the seeds that every cell of both folders has.
+    """AUC and LogLoss: per seed or split the mean over all models and adaptors, then mean and
+    Student t interval over the seeds or splits that every cell of both has.
 
-    Raises DraftrecError where the two share no model, adaptor and seed.
+    Raises DraftrecError where the two share no model, adaptor and seed, or are not of a kind.
     """
+    if baseline.over != run.over:
+        raise DraftrecError(
+            f"{baseline.name} has {baseline.over} and {run.name} has {run.over}; give as many "
+            "folders of `draftrec ctr` for each run, one for each fold"
+        )
     shared = _shared(baseline, run)
     common = set.intersection(*(set(s) for s in shared.values())) if shared else set[int]()
     if not common:
         raise DraftrecError(
-            f"{baseline.folder} and {run.folder} share no seed of every model and adaptor; run "
-            "`draftrec ctr` with the same models, adaptors and seeds for both"
+            f"{baseline.name} and {run.name} share none of their {run.over} of every model and "
+            "adaptor; run `draftrec ctr` with the same models, adaptors, seeds and folds for both"
         )
     found: dict[str, Measured] = {}
     for metric in CTR_METRICS:

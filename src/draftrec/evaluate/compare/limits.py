@@ -255,7 +255,9 @@ class _Bound:
         if self._outside(found.value):
             return self._say(found, "broken")
         ctr = self.metric in CTR_METRICS
-        least, things = (limits.min_seeds, "seeds") if ctr else (limits.min_entities, "entities")
+        least, things = (
+            (limits.min_seeds, "seeds or splits") if ctr else (limits.min_entities, "entities")
+        )
         if measured.samples is not None and measured.samples < least:
             reason = f"{measured.samples} of the {least} {things} that the limits ask for"
             return self._say(found, "undecided", reason)

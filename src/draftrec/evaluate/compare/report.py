@@ -30,7 +30,16 @@ from draftrec.report.page import render
 from draftrec.report.plots import Bar, Labels
 
 _DIGITS = 6
-_CLICKS = ("run", "model", "adaptor", "metric", "seeds", "value", "change", "95 % interval")
+_CLICKS = (
+    "run",
+    "model",
+    "adaptor",
+    "metric",
+    "seeds or splits",
+    "value",
+    "change",
+    "95 % interval",
+)
 
 
 def write_report(comparison: Comparison, folder: Place) -> None:
@@ -184,8 +193,8 @@ def _click_models(comparison: Comparison) -> Table:
             for c in run.cells
         ),
         note=(
-            "Paired over seeds: a run's model and the baseline's start from the same seed. "
-            "Student's t."
+            "Paired over seeds: a run's model and the baseline's start from the same seed; or over "
+            "splits of the users, where several were given. Student's t."
         ),
     )
 
@@ -213,6 +222,7 @@ def _run_json(run: RunResult) -> dict[str, Any]:
                 "adaptor": c.adaptor,
                 "metric": c.metric,
                 "seeds": c.seeds,
+                "over": c.over,
                 "value": c.value.as_dict(_DIGITS),
                 "change": c.change.as_dict(_DIGITS),
             }
