@@ -58,6 +58,38 @@ def item_baseline(result: Result) -> str:
     )
 
 
+def blend(result: Result) -> str:
+    """A target, item-item, and what a blend of both finds."""
+    s, test, strict = result["settings"], result["test"], result["strict"]
+    valid = result["valid"]
+    names = {"target": "the model alone", "item-item": "item-item alone"}
+    out = (
+        "## A model and item-item together: `benchmarks/blend.py`\n\n"
+        f"Amazon Beauty, K = {s['k']}, a target of {result['parameters']:,} parameters fitted to "
+        f"the train part, item-item's best {s['candidates']} beside the beams. The weight "
+        f"({result['weight']:g}) is the one with which most was found of the valid part "
+        f"({valid['metric']}, {valid['users']:,} users, item-item fitted to train): "
+        f"{valid['ways'][format(result['weight'], 'g')][valid['metric']]:.4f}; "
+        + ", ".join(f"{told} {valid['ways'][told][valid['metric']]:.4f}" for told in names.values())
+        + f". Below: the test part, {test['users']:,} users, Recall@K / NDCG@K, errors of the mean "
+        "over users; item-item fitted to train and valid unless it says otherwise.\n"
+    )
+    out += header("ranked by", *(f"@{k}" for k in _KS), "error of R@10", "error of R@20")
+    for name, r in test["ways"].items():
+        cells = [f"{r[f'recall@{k}']:.4f} / {r[f'ndcg@{k}']:.4f}" for k in _KS]
+        out += row(name, *cells, *(f"{r[f'recall@{k}_error']:.4f}" for k in (10, 20)))
+    for name, r in test["gains"].items():
+        cells = [f"{r[f'recall@{k}']:+.4f} / {r[f'ndcg@{k}']:+.4f}" for k in _KS]
+        out += row(name, *cells, *(f"{r[f'recall@{k}_error']:.4f}" for k in (10, 20)))
+    calls = strict["target_calls"]
+    return out + (
+        f"\nOf {strict['users']:,} users whose blend was also searched with drafted items "
+        f"({calls['drafted']:.2f} instead of {calls['plain']:.2f} target calls), "
+        f"{strict['same_lists']:,} lists are the same; scores differ by {strict['score_gap']:.0e} "
+        "at most.\n"
+    )
+
+
 def item_trie(result: Result) -> str:
     """Building, bytes and steps, beside a dictionary's."""
     known, slow, filters = result["settings"], result["dictionary"], result["filters"]

@@ -279,7 +279,8 @@ QUESTIONS = (
     Question("How large can it get?", "large", ("pool-scale", "pool-workers", "ray", "memory"),
              _large_plot, _large),
     Question("What about beams?", "beams", (
-        "genrec-beauty", "genrec-beauty-timed", "beauty-table", "item-baseline", "item-trie",
+        "genrec-beauty", "genrec-beauty-timed", "beauty-table", "item-baseline", "blend-beauty",
+        "item-trie",
     ), _beams_plot, _beams),
 )  # fmt: skip
 

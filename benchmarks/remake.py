@@ -108,6 +108,8 @@ JOBS = (
       for name, options in (
           ("genrec-beauty", "--timed 0"),
           ("genrec-beauty-timed", "--rounds 5 --whole --name genrec-beauty-timed"))),
+    Job("blend.py --target TARGET --limit 2000 --check 200", ("blend-beauty",), 10, _BEAUTY,
+        "TARGET: what `draftrec genrec fit` has trained"),
     # Quality, and what large machines would do.
     Job("quality.py all", ("quality-ml100k",), 120, _OURS),
     Job("scaling_measured.py", ("scaling-measured",), 5, _TEXTS),
