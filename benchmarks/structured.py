@@ -30,7 +30,7 @@ from draftrec.core import SOURCES, Generation, Request
 from draftrec.data.templates import Side, load_template
 from draftrec.engine.text import loop
 from draftrec.engine.text.grammar import GrammarControl
-from draftrec.evaluate.texts.templates import TextForm
+from draftrec.evaluate.texts.grounding import TextForm
 from draftrec.jobs.knowledge.generator import Generator, make_config
 
 SIDES: tuple[Side, ...] = ("user", "item")

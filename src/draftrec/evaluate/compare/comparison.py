@@ -29,7 +29,14 @@ from draftrec.evaluate.compare.ctr import (
 )
 from draftrec.evaluate.compare.limits import Limits, Measured, Verdict, judge, passed
 from draftrec.evaluate.settings import CompareRun
-from draftrec.evaluate.texts.grounding import Grounding, ground, read_catalogue, read_prompts
+from draftrec.evaluate.texts.grounding import (
+    Framework,
+    Grounding,
+    TextForm,
+    ground,
+    read_catalogue,
+    read_prompts,
+)
 from draftrec.evaluate.texts.quality import (
     Bootstrap,
     Estimate,
@@ -55,7 +62,6 @@ from draftrec.evaluate.texts.runs import (
     read_run,
     rounding,
 )
-from draftrec.evaluate.texts.templates import Framework, TextForm
 
 
 @dataclass(frozen=True)
