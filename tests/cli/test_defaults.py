@@ -56,7 +56,7 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "replay ReplayOptions": {evaluate.ReplaySettings},
     "compare CompareOptions": {evaluate.CompareRun},
     "tune GenrecTuneOptions": {config.RecommendConfig, config.RecommendRun, evaluate.BlendRun},
-    "evaluate EvaluateOptions": {evaluate.RankingRun},
+    "recommend EvaluateOptions": {evaluate.RankingRun},
     "interactions SequencesOptions": {data.SplitSettings},
     "interactions RecordsOptions": {data.ProfileSettings, data.SplitSettings},
     "group AttributeOptions": {config.RecordsConfig},

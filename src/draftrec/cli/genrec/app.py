@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from draftrec.cli.demo import genrec_demo
-from draftrec.cli.genrec.evaluate import evaluate
-from draftrec.cli.genrec.recommend import recommend
+from draftrec.cli.genrec.recommend import evaluate, recommend
 from draftrec.cli.genrec.train import align, fit, teach
 from draftrec.cli.genrec.tune import tune
 
