@@ -20,7 +20,8 @@ from draftrec.data.files.writers import TEMPORARY
 from draftrec.data.vectors import read_vectors, vectors_schema
 from draftrec.errors import DraftrecError
 from draftrec.jobs.encode.inputs import EncodeSpec
-from draftrec.jobs.encode.job import EncodeResult, run_encode
+from draftrec.jobs.encode.job import run_encode
+from draftrec.jobs.ledger import JobResult
 from draftrec.models.documents import Document, Encoded, cut
 from tests.fakes import Killed
 
@@ -87,7 +88,7 @@ def make_spec(folder: Path, output: str = "v.parquet", **options: Any) -> Encode
     return EncodeSpec(config, str(source), folder / output, **options)
 
 
-def do(spec: EncodeSpec, encoder: FakeEncoder | None = None, watch: Any = None) -> EncodeResult:
+def do(spec: EncodeSpec, encoder: FakeEncoder | None = None, watch: Any = None) -> JobResult:
     made = encoder or FakeEncoder()
 
     def load(config: EncodeConfig, fit_on: Iterable[str]) -> FakeEncoder:

@@ -6,16 +6,15 @@ import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from draftrec.data.settings import GroupSettings
+from draftrec.data.settings import GroupSettings, Method
 from draftrec.errors import DraftrecError
 from draftrec.pool.groups import (
-    METHODS,
-    Method,
     TasteGroups,
     attribute_groups,
     random_groups,
@@ -24,7 +23,7 @@ from draftrec.pool.groups import (
 
 TASTES = 4
 needs_implicit = pytest.mark.skipif(not find_spec("implicit"), reason="implicit is not installed")
-EVERY = [m if m == "svd" else pytest.param(m, marks=needs_implicit) for m in METHODS]
+EVERY = [m if m == "svd" else pytest.param(m, marks=needs_implicit) for m in get_args(Method)]
 
 
 def planted(users: int, seed: int, first: int = 0) -> tuple[dict[str, list[str]], list[int]]:

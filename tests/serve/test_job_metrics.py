@@ -14,9 +14,10 @@ from draftrec.cli.main import run
 from draftrec.config import AcceptConfig, DraftConfig, GenerateConfig, JobConfig, ModelConfig
 from draftrec.core import SOURCES
 from draftrec.demo.shop import demo_model_path
-from draftrec.jobs.knowledge.job import JobResult, JobSpec, Watcher, run_job
+from draftrec.jobs.knowledge.job import JobSpec, Watcher, run_job
 from draftrec.jobs.knowledge.manifest import Manifest
 from draftrec.jobs.knowledge.worker import load_generator
+from draftrec.jobs.ledger import JobResult
 from draftrec.serve.metrics import MeasuredJob, ServiceMetrics
 from tests.serve.test_metrics import scraped
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from draftrec.train import objectives
 from draftrec.train.align import Alignment, AlignSpec, align, alignment_loss
 from draftrec.train.fit import fit
 from draftrec.train.presets import ModelSource
-from draftrec.train.settings import OBJECTIVES, ObjectiveSettings, TeachSettings, TrainSettings
+from draftrec.train.settings import Objective, ObjectiveSettings, TeachSettings, TrainSettings
 from draftrec.train.teacher import TeachSpec, teach
 from draftrec.train.teacher_files import TeacherFolder
 from tests.jobs.recommend.worlds import reassigned
@@ -163,7 +164,7 @@ def test_soft_labels_are_the_target_s_own_opinion_of_every_prompt(folder: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", get_args(Objective))
 def test_every_objective_aligns(folder: Path, tmp_path: Path, objective: str):
     settings = replace(TRAIN, lr=1e-12, epochs=1)
     spec = spec_in(folder, tmp_path / "draft", objective=ObjectiveSettings(objective=objective))

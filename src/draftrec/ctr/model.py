@@ -132,8 +132,6 @@ ADAPTORS: dict[str, type[nn.Module]] = {
     "mlp": ProjectionAdaptor,
     "contrastive": ContrastiveAdaptor,
 }
-#: How a click model may take knowledge; `none` leaves it out.
-ADAPTOR_NAMES = ("none", *ADAPTORS)
 
 
 def make_adaptor(name: str, widths: Widths, size: int) -> nn.Module | None:

@@ -27,8 +27,6 @@ from draftrec.items.trie import ItemTrie
 _CHUNK = 8192
 #: Vectors per code that k-means sees; more do not move centroids by much.
 _PER_CODE = 256
-#: One letter marks a level.
-MAX_LEVELS = len(string.ascii_lowercase)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

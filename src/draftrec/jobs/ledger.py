@@ -120,6 +120,14 @@ class Ledger:
         return [p for p, name in names if name == self.record or self.owned.fullmatch(name)]
 
 
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """The summary of a finished job. `fresh` is false if there was nothing left to do."""
+
+    summary: dict[str, Any]
+    fresh: bool
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is otherwise now, a phrase each, as in `k was 20, now 10`."""
     return [

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from datetime import datetime, time
-from typing import Any, get_args
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,11 +23,10 @@ import numpy.typing as npt
 from draftrec.core import FloatArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replacing
-from draftrec.data.settings import GroupSettings, Method
+from draftrec.data.settings import GroupSettings
 from draftrec.data.tables.rows import as_list
 from draftrec.errors import DraftrecError
 
-METHODS: tuple[Method, ...] = get_args(Method)
 #: How missing values look once a program has made texts of them.
 _MISSING = ("nan", "NaN", "NaT", "<NA>")
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")

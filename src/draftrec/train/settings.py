@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from draftrec.config import Device, FirstUsers
 from draftrec.errors import DraftrecError
@@ -12,7 +12,6 @@ from draftrec.knobs import check_knobs, knob
 Preset = Literal["tiny", "small", "base"]
 Precision = Literal["no", "bf16", "fp16"]
 Objective = Literal["sft", "wordkd", "tvdkd", "seqkd", "beamkd", "atspeed-s", "atspeed-r"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 #: Sizes of new models, where none is asked for.
 TARGET_PRESET: Preset = "small"
 DRAFT_PRESET: Preset = "tiny"

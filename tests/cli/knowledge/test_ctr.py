@@ -10,7 +10,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.ctr.backbones import BACKBONES
-from draftrec.ctr.model import ADAPTOR_NAMES
+from draftrec.ctr.model import ADAPTORS
 from draftrec.ctr.settings import Adaptor, Backbone
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.readers import open_records
@@ -113,7 +113,7 @@ def test_histories_are_what_generate_reads(
 
 def test_the_names_on_the_command_line_are_those_of_the_library() -> None:
     assert get_args(Backbone) == tuple(BACKBONES)
-    assert get_args(Adaptor) == ADAPTOR_NAMES
+    assert get_args(Adaptor) == ("none", *ADAPTORS)
 
 
 @pytest.mark.slow

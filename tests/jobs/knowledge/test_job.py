@@ -27,8 +27,9 @@ from draftrec.core import SOURCES
 from draftrec.data.files import writers
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import job
-from draftrec.jobs.knowledge.job import JobResult, JobSpec, run_job
+from draftrec.jobs.knowledge.job import JobSpec, run_job
 from draftrec.jobs.knowledge.shards import RunFolder
+from draftrec.jobs.ledger import JobResult
 from draftrec.models.prompting import ChatTemplate
 from tests.fakes import EOS, FakeGenerator, FakePool, Killed
 from tests.locks import held_elsewhere

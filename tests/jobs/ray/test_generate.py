@@ -17,9 +17,10 @@ from draftrec.config import (
 )
 from draftrec.data.records import Entity
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.jobs.knowledge.job import JobResult, Watcher, run_job
+from draftrec.jobs.knowledge.job import Watcher, run_job
 from draftrec.jobs.knowledge.plan import JobSpec, lag_to_use
 from draftrec.jobs.knowledge.worker import ShardTask, ShardWork
+from draftrec.jobs.ledger import JobResult
 from draftrec.jobs.ray import ClusterSpec, Share, on_ray
 from draftrec.models.prompting import PromptForm
 from draftrec.pool.store import Pool

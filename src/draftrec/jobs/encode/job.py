@@ -14,7 +14,6 @@ from collections.abc import Sequence as Seq
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -34,16 +33,8 @@ from draftrec.jobs.encode.inputs import (
     settings_of,
 )
 from draftrec.jobs.executor import Executor, LocalExecutor, Start
-from draftrec.jobs.ledger import package_versions
+from draftrec.jobs.ledger import JobResult, package_versions
 from draftrec.models.documents import Document, Encoded, joined
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeResult:
-    """The summary of a finished job. `fresh` is false if there was nothing left to do."""
-
-    summary: dict[str, Any]
-    fresh: bool
 
 
 def run_encode(
@@ -52,7 +43,7 @@ def run_encode(
     *,
     start: Start = LocalExecutor,
     load: Loader = load_for_job,
-) -> EncodeResult:
+) -> JobResult:
     """Encode every text of `spec.input`, or what is left of them. `start` finds who does it.
 
     Raises DraftrecError for unusable inputs and for an output that was made otherwise.
@@ -61,13 +52,13 @@ def run_encode(
     files = EncodeFiles(spec.output)
     earlier = _earlier(spec, inputs, files)
     if earlier and earlier.size is not None:
-        return EncodeResult(earlier.summary(), fresh=False)
+        return JobResult(earlier.summary(), fresh=False)
     total = inputs.reader.check_ids()
     work = EncodeWork(inputs.spec.config, load, inputs.fit_texts)
     with files.locked(), closing(start(work)) as executor:
         earlier = _earlier(spec, inputs, files)  # another process may have gone on meanwhile
         if earlier and earlier.size is not None:
-            return EncodeResult(earlier.summary(), fresh=False)
+            return JobResult(earlier.summary(), fresh=False)
         fingerprints = {**inputs.fingerprints, "encoder": executor.facts.fingerprint}
         if earlier is None:
             manifest = _new_manifest(spec, executor.facts, fingerprints)
@@ -79,7 +70,7 @@ def run_encode(
             files.drop_unfinished(manifest)
         _Run(inputs, files, manifest, executor).shards(watch or _unwatched, total)
         files.finish(manifest)
-    return EncodeResult(manifest.summary(), fresh=True)
+    return JobResult(manifest.summary(), fresh=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count, islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from draftrec.errors import Interrupted
 from draftrec.jobs.executor import Executor, LocalExecutor, Start
@@ -32,6 +32,7 @@ from draftrec.jobs.knowledge.worker import (
     ShardWork,
     given_pool,
 )
+from draftrec.jobs.ledger import JobResult
 from draftrec.models.prompting import PromptForm, form_of
 
 if TYPE_CHECKING:
@@ -60,14 +61,6 @@ class Watcher:
 
     def shard(self, manifest: Manifest) -> None:
         """One more shard is finished."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """The summary of a finished job. `fresh` is false if there was nothing left to do."""
-
-    summary: dict[str, Any]
-    fresh: bool
 
 
 def run_job(
