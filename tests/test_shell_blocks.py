@@ -114,6 +114,19 @@ def test_every_line_has_options_that_exist(
                 assert set(named.split(",")) <= project["optional-dependencies"].keys()
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_sentences_have_their_options(page: str) -> None:
+    text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for told in re.findall(r"`draftrec\s+([^`]+)`", text):
+        words = told.split()
+        command: Any = typer.main.get_command(_app(words))
+        while hasattr(command, "commands") and words and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", " ".join(words)):
+            assert option in known | {"--help"}, told
+
+
 RUN = [page for page in PAGES if any(not block.why for block in blocks_of(page))]
 
 
@@ -124,10 +137,12 @@ def test_blocks_run(page: str, tmp_path: Path) -> None:
 
 
 def type_blocks(page: str, folder: Path) -> None:
-    """Run what the page says in the folder, with the small tables that it shows."""
+    """Run what the page says in the folder, with the small files that it shows."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    for name, content in re.findall(r"^`(\S+\.csv)`\n\n```csv\n(.*?)^```", text, re.M | re.S):
-        (folder / name).write_text(content)
+    for name, content in re.findall(
+        r"^`(\S+\.(?:csv|yaml))`\n\n```(?:csv|yaml)\n(.*?)^```", text, re.M | re.S
+    ):
+        (folder / name).write_text(content.replace("path/or/hub-id", MODEL))
     with pytest.MonkeyPatch.context() as patch, ExitStack() as services:
         patch.chdir(folder)
         desk = Desk(folder, services)
@@ -153,8 +168,11 @@ class Desk:
                 line = line.replace(f":{port}/", f":{other}/")
             if not shutil.which(words[0]):
                 pytest.skip(f"{words[0]} is not installed here")
-            subprocess.run(["bash", "-ec", line], check=True, timeout=60)
+            said = subprocess.run(["bash", "-ec", line], check=True, capture_output=True, text=True)
+            assert '"error"' not in said.stdout, said.stdout  # curl itself is content
         elif words[1] in ("serve", "dashboard") and "--json" not in words:
+            if "--config" in words:
+                recommender(self)
             port = words[words.index("--port") + 1] if "--port" in words else "8080"
             if port in self.ports:  # who types on has ended the one before
                 self.services.close()
@@ -198,26 +216,27 @@ def free_port() -> str:
 @contextmanager
 def served(words: list[str]) -> Iterator[None]:
     """A service that answers, until it is asked to end and does."""
-    program = subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.PIPE, text=True)
+    program = subprocess.Popen([sys.executable, "-m", *words])
+    sign = "readyz" if words[1] == "serve" else "dashboard"
     try:
-        for _ in range(3000):
-            assert program.poll() is None, program.stderr and program.stderr.read()
-            if answers(f"http://127.0.0.1:{words[-1]}"):
+        for _ in range(600):
+            assert program.poll() is None, words
+            if answers(f"http://127.0.0.1:{words[-1]}/{sign}"):
                 break
-            time.sleep(0.1)
+            time.sleep(0.5)
         else:
             raise AssertionError(f"does not answer: {words}")
         yield
         program.send_signal(signal.SIGTERM)
-        assert program.wait(30) in (0, -signal.SIGTERM), words
+        assert program.wait(300) in (0, -signal.SIGTERM), words
     finally:
         program.kill()
-        program.communicate()
+        program.wait()
 
 
 def answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address + "/dashboard", timeout=1) as answer:
+        with urllib.request.urlopen(address, timeout=5) as answer:
             return answer.status == 200
     except OSError:
         return False
@@ -308,11 +327,11 @@ def written(*lines: str) -> Callable[[Desk, str], None]:
     return write
 
 
-def service(desk: Desk, name: str) -> None:
-    (desk.folder / name).write_text(
-        f"recommend: {{target: {shipped_path()}/target, sids: {shipped_path()}/sids.parquet, "
-        f"sequences: {desk.folder}/sequences.parquet, draft: {shipped_path()}/draft}}\n"
-    )
+def recommender(desk: Desk) -> None:
+    """What settings of a service name."""
+    for name in ("target", "draft"):
+        shutil.copytree(shipped_path() / name, desk.folder / name)
+    desk.have("sids.parquet")
     desk.have("sequences.parquet")
 
 
@@ -326,8 +345,7 @@ SUPPLIES: dict[str, Callable[[Desk, str], None]] = {
     "items.parquet": catalogue, "ratings.parquet": events, "clicks.parquet": events,
     "new.parquet": events, "movies.csv": movies, "genres.yaml": genres, "texts.parquet": texts,
     "sequences.parquet": read, "sids.parquet": shipped_sids, "item_vectors.parquet": vectors,
-    "vectors.parquet": vectors, "all_item_vectors.parquet": vectors, "serve.yaml": service,
-    "runs": runs,
+    "vectors.parquet": vectors, "all_item_vectors.parquet": vectors, "runs": runs,
     "run": written("draftrec generate users.jsonl --template kar --model MODEL --output {name}"),
     "base": written("draftrec generate users.jsonl --template kar --model MODEL --output {name}"),
     "pool": written("draftrec pool build texts.parquet --tokenizer MODEL --output {name}"),
