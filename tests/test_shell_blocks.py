@@ -72,7 +72,7 @@ def blocks_of(page: str) -> list[Block]:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert not re.search(r"^ +```bash", text, re.M), f"{page}: blocks begin at the margin"
     for match in FENCE.finditer(text):
-        lines = [line for line in match["lines"].splitlines() if line.strip()]
+        lines = [line for line in match["lines"].replace("\\\n", " ").splitlines() if line.strip()]
         if match["kind"] == "bash":
             found.append(Block(lines, match["why"]))
             continue
@@ -102,12 +102,13 @@ def test_every_line_has_options_that_exist(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("settings.yaml", "chosen.yaml"):  # read while options are
-        (tmp_path / name).touch()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for block in blocks_of(page):
         for line in block.lines:
             words = words_of(line)
+            for before, word in pairwise(words):
+                if before == "--config":  # is read while options are
+                    Path(word).touch()
             if words[0] == "draftrec":
                 parse(words[1:])
             for named in re.findall(r"pip install \S*\[([\w,]+)\]", line):

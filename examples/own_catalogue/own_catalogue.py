@@ -122,7 +122,8 @@ PORT = 8123
     "  settings: {k: 10}\n"
 )
 command = [sys.executable, "-m", "draftrec", "serve", "--config", "serve.yaml", "--port", str(PORT)]
-service = subprocess.Popen(command, cwd=WORK)
+# On its standard output it says a line of JSON for every request, which we do not need here.
+service = subprocess.Popen(command, cwd=WORK, stdout=subprocess.DEVNULL)
 
 # %%
 address = f"http://127.0.0.1:{PORT}"
