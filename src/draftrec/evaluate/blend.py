@@ -24,6 +24,7 @@ from draftrec.jobs.recommend.recommender import ItemRecommender
 #: What is tried; 0 ranks the items of both by the model alone.
 WEIGHTS = (
     0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
+    20.0, 50.0, 100.0,
 )  # fmt: skip
 MODEL, ITEMS = "the model alone", "item-item alone"
 
@@ -99,9 +100,10 @@ def best_way(ways: Seq[Way], metric: Metric, k: int) -> Way:
 
 def blend_summary(ways: Seq[Way], metric: Metric, k: int) -> dict[str, Any]:
     """What was chosen, by what, and every way's figures. `gain`: of the chosen one over the model
-    alone, user by user, with its standard error."""
+    alone, user by user, with its standard error; `over_item_item`: the same over item-item."""
     chosen = best_way(ways, metric, k)
-    gain = chosen.values(metric, k) - ways[0].values(metric, k)
+    own = chosen.values(metric, k)
+    gain, over = (own - way.values(metric, k) for way in ways[:2])
     ks = sorted({*(size for size in KS if size <= k), k})
     return {
         "users": len(chosen.hits.targets),
@@ -109,6 +111,8 @@ def blend_summary(ways: Seq[Way], metric: Metric, k: int) -> dict[str, Any]:
         "blend": chosen.weight,
         "gain": round(float(gain.mean()), 6),
         "gain_error": round(mean_error(gain), 6),
+        "over_item_item": round(float(over.mean()), 6),
+        "over_item_item_error": round(mean_error(over), 6),
         "ways": {way.name: way.row(ks) for way in ways},
     }
 
@@ -123,7 +127,8 @@ def blend_yaml(summary: dict[str, Any], settings: dict[str, Any]) -> str:
     ]
     if summary["blend"] is None:
         return "\n".join([*lines, "# No blend is better than the model alone."]) + "\n"
-    lines.append(f"# {metric} of the blend: {summary['gain']:+} (error {summary['gain_error']})")
+    chosen = ways[f"{summary['blend']:g}"]
+    lines.append(f"# {metric} of the blend: {chosen[metric]} (error {chosen[f'{metric}_error']})")
     lines.append(f"blend: {summary['blend']:g}")
     lines += [f"{name}: {str(value).lower()}" for name, value in settings.items()]
     return "\n".join(lines) + "\n"

@@ -54,6 +54,8 @@ def test_the_weight_that_is_chosen_makes_lists_better(
     assert summary["ways"][f"{summary['blend']:g}"]["recall@3"] == best
     assert summary["gain"] > 0.3
     assert f"best: --blend {summary['blend']:g}" in err
+    over = best - summary["ways"][ITEMS]["recall@3"]
+    assert summary["over_item_item"] == pytest.approx(over, abs=1e-5)
     settings = yaml.safe_load(chosen.read_text())
     assert settings == {"blend": summary["blend"], "blend_candidates": 50, "k": 3}
     for name, more in (("plain", ["-k", "3"]), ("blend", ["--config", str(chosen)])):

@@ -131,5 +131,8 @@ def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     if summary["blend"] is None:
         say("no blend is better than the model alone")
         return
-    gain = f"{summary['gain']:+.4f} (error {summary['gain_error']:.4f})"
-    say(f"best: --blend {summary['blend']:g}, {metric} {gain} beside the model alone")
+    gains = [
+        f"{summary[key]:+.4f} (error {summary[f'{key}_error']:.4f}) beside {other} alone"
+        for key, other in (("gain", "the model"), ("over_item_item", "item-item"))
+    ]
+    say(f"best: --blend {summary['blend']:g}, {metric} {', '.join(gains)}")
