@@ -3,13 +3,14 @@
 The weight is chosen on the valid part as `draftrec genrec tune` does it: target and item-item
 predict valid items from train items. On the test part the target, item-item and their blend predict
 from train and valid items; item-item is fitted to these too, as `genrec recommend` does it, and
-once more, alone, to the train items, which the target has learnt from. Of some users the blend is
-also searched with drafts, and must be the same. Nothing is timed. The last line is the result.
+once more to the train items, which the target has learnt from. Of some users the blend is also
+searched with drafts, and must be the same. Nothing is timed. The last line is the result.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from common import note, write_result
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History, read_histories, read_semantic_ids
 from draftrec.evaluate.blend import ITEMS, MODEL, Way, best_way, mean_error, rank_by_weight
-from draftrec.evaluate.ranking import KS, find_hits
+from draftrec.evaluate.ranking import KS
 from draftrec.items.retriever import ItemRetriever
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
@@ -72,27 +73,31 @@ def gains(ways: dict[str, Way], of: str, over: str) -> Result:
     return found
 
 
-def on_test(bench: Bench, weight: float) -> Result:
+def on_test(bench: Bench, items: ItemRetriever, weight: float) -> Result:
     """Target, item-item and blend for the users of the test part."""
-    histories = bench.histories("test")
-    blend = bench.recommender(bench.fitted("test"), blend=weight)
-    found = rank_by_weight(blend, histories, (weight,))
-    older = bench.recommender(bench.fitted("valid"))
-    lists = [older.quick_answer(Query(h.user, h.items)).items for h in histories]
-    hits = find_hits(lists, [h.targets for h in histories])
-    ways = {
-        "target": found[0],
-        "item-item, fitted to train": Way(ITEMS, None, hits),
-        "item-item": found[1],
-        "blend": found[2],
-    }
+    blend = bench.recommender(items, blend=weight)
+    found = rank_by_weight(blend, bench.histories("test"), (weight,))
+    ways = dict(zip(("target", "item-item", "blend"), found, strict=True))
     return {
-        "users": len(histories),
+        "users": len(found[0].hits.targets),
         "ways": {name: way.row(KS) for name, way in ways.items()},
         "gains": {
             "blend over target": gains(ways, "blend", "target"),
             "blend over item-item": gains(ways, "blend", "item-item"),
         },
+    }
+
+
+def on_valid(bench: Bench) -> tuple[float, Result]:
+    """The weight with which most is found of the valid part, and what the others find."""
+    blend = bench.recommender(bench.fitted("valid"), blend=0.0)
+    ways = rank_by_weight(blend, bench.histories("valid"))
+    # A blend is what is measured, be it worse than the model alone.
+    chosen = best_way([way for way in ways if way.name not in (MODEL, ITEMS)], "recall", max(KS))
+    return chosen.weight or 0.0, {
+        "metric": f"recall@{max(KS)}",
+        "users": len(chosen.hits.targets),
+        "ways": {way.name: way.row(KS) for way in ways},
     }
 
 
@@ -120,26 +125,24 @@ def main(argv: Seq[str] | None = None) -> None:
     """Choose on valid, measure on test, write."""
     args = _parser().parse_args(argv)
     bench = Bench(args)
-    valid = rank_by_weight(
-        bench.recommender(bench.fitted("valid"), blend=0.0), bench.histories("valid")
-    )
-    # A blend is what is measured, be it worse than the model alone.
-    chosen = best_way([way for way in valid if way.name not in (MODEL, ITEMS)], "recall", max(KS))
-    weight = chosen.weight or 0.0
+    if args.keep:
+        earlier = json.loads(args.keep.read_text())
+        weight = earlier["weight"]
+        valid = {**earlier["valid"], "chosen_at_commit": earlier["machine"]["commit"]}
+    else:
+        weight, valid = on_valid(bench)
     note(f"weight {weight:g}")
     settings = ("beams", "candidates", "batch", "exclude_seen", "dtype", "limit")
     found: Result = {
         "settings": {"k": max(KS), **{name: getattr(args, name) for name in settings}},
         "parameters": sum(p.numel() for p in set(bench.target.model.parameters())),
         "weight": weight,
-        "valid": {
-            "metric": f"recall@{max(KS)}",
-            "users": len(chosen.hits.targets),
-            "ways": {way.name: way.row(KS) for way in valid},
-        },
-        "test": on_test(bench, weight),
+        "valid": valid,
+        "test": {},
     }
-    note("the test part is done")
+    for name, part in (("train and valid", "test"), ("train", "valid")):
+        found["test"][name] = on_test(bench, bench.fitted(part), weight)
+        note(f"the test part is done, item-item fitted to {name}")
     found["strict"] = strict_part(bench, bench.fitted("test"), weight, args.check)
     write_result("blend-beauty", found, folder=args.results)
 
@@ -155,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--limit", type=int, help="users of either part")
     parser.add_argument("--check", type=int, default=400, help="users searched with drafts too")
+    parser.add_argument(
+        "--keep", type=Path, metavar="RESULT", help="weight of an earlier result, not chosen again"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=None, help="folder of the result")
     return parser

@@ -71,16 +71,17 @@ def blend(result: Result) -> str:
         f"({valid['metric']}, {valid['users']:,} users, item-item fitted to train): "
         f"{valid['ways'][format(result['weight'], 'g')][valid['metric']]:.4f}; "
         + ", ".join(f"{told} {valid['ways'][told][valid['metric']]:.4f}" for told in names.values())
-        + f". Below: the test part, {test['users']:,} users, Recall@K / NDCG@K, errors of the mean "
-        "over users; item-item fitted to train and valid unless it says otherwise.\n"
+        + f". Below: the test part, {next(iter(test.values()))['users']:,} users, Recall@K / "
+        "NDCG@K, errors of the mean over users, differences user by user.\n"
     )
-    out += header("ranked by", *(f"@{k}" for k in _KS), "error of R@10", "error of R@20")
-    for name, r in test["ways"].items():
-        cells = [f"{r[f'recall@{k}']:.4f} / {r[f'ndcg@{k}']:.4f}" for k in _KS]
-        out += row(name, *cells, *(f"{r[f'recall@{k}_error']:.4f}" for k in (10, 20)))
-    for name, r in test["gains"].items():
-        cells = [f"{r[f'recall@{k}']:+.4f} / {r[f'ndcg@{k}']:+.4f}" for k in _KS]
-        out += row(name, *cells, *(f"{r[f'recall@{k}_error']:.4f}" for k in (10, 20)))
+    for fitted, part in test.items():
+        out += f"\n**item-item fitted to {fitted}**\n"
+        out += header("ranked by", *(f"@{k}" for k in _KS), "error of R@10", "error of R@20")
+        for rows, sign in ((part["ways"], ""), (part["gains"], "+")):
+            for name, r in rows.items():
+                pairs = ((r[f"recall@{k}"], r[f"ndcg@{k}"]) for k in _KS)
+                cells = [f"{recall:{sign}.4f} / {ndcg:{sign}.4f}" for recall, ndcg in pairs]
+                out += row(name, *cells, *(f"{r[f'recall@{k}_error']:.4f}" for k in (10, 20)))
     calls = strict["target_calls"]
     return out + (
         f"\nOf {strict['users']:,} users whose blend was also searched with drafted items "

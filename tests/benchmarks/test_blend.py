@@ -24,22 +24,29 @@ def test_habits_that_item_item_sees_are_blended_in(tmp_path: Path) -> None:
         items = {"train": range(start, start + 6), "valid": [start + 6], "test": [start + 7]}
         rows += [{"user": user, "items": list(i), "part": p} for p, i in items.items()]
     pq.write_table(pa.Table.from_pylist(rows), world.sequences)
-    blend.main(
-        [
+    line = [
             "--target", str(world.target), "--sequences", str(world.sequences), "--sids",
             str(world.sids), "--candidates", "8", "--batch", "4", "--check", "12", "--results",
             str(tmp_path / "results"),
-        ]
-    )  # fmt: skip
+        ]  # fmt: skip
+    blend.main(line)
     found = json.loads((tmp_path / "results" / "blend-beauty.json").read_text())
-    assert found["valid"]["users"] == found["test"]["users"] == 30
-    ways, gain = found["test"]["ways"], found["test"]["gains"]["blend over target"]
+    assert found["valid"]["users"] == found["test"]["train"]["users"] == 30
+    test = found["test"]["train and valid"]
+    ways, gain = test["ways"], test["gains"]["blend over target"]
     assert ways["blend"]["recall@10"] - ways["target"]["recall@10"] == pytest.approx(
         gain["recall@10"], abs=1e-5
     )
     assert gain["recall@10"] > 5 * gain["recall@10_error"] > 0
-    assert ways["item-item"]["recall@20"] >= ways["item-item, fitted to train"]["recall@20"]
+    older = found["test"]["train"]["ways"]
+    assert ways["item-item"]["recall@20"] >= older["item-item"]["recall@20"]
+    assert ways["target"] == older["target"]
     assert found["strict"]["same_lists"] == found["strict"]["users"] == 12
     text = genrec_tables.blend(found)
     assert f"({found['weight']:g})" in text
     assert f"{ways['blend']['recall@10']:.4f}" in text
+    kept = str(tmp_path / "results" / "blend-beauty.json")
+    blend.main([*line, "--keep", kept, "--results", str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again" / "blend-beauty.json").read_text())
+    assert again["valid"].pop("chosen_at_commit") == found["machine"]["commit"]
+    assert {**again, "machine": found["machine"]} == found
