@@ -21,7 +21,7 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import HERE, READ
-from draftrec.cli.options.shared import Idle, JsonOptions
+from draftrec.cli.options.shared import Idle, JsonOptions, TrackOptions
 from draftrec.data.files.places import Place, place
 from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings
 
@@ -36,7 +36,7 @@ def Training(name: str, **more: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrafterFitOptions(JsonOptions):
+class DrafterFitOptions(TrackOptions):
     """The command line of `draftrec drafter fit`."""
 
     runs: list[str] = argument("RUN...", "Folders that `draftrec generate` wrote.", READ)
@@ -99,7 +99,7 @@ def fit(options: DrafterFitOptions) -> int:
         keep_features=options.keep_features,
         overwrite=options.overwrite,
     )
-    return trained(fit_drafter, spec, as_json=options.json)
+    return trained(fit_drafter, spec, options, track=options.track)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from draftrec.cli.options.shared import (
     SettingsFile,
     Sids,
     Target,
+    TrackOptions,
     cluster_of,
     executor_of,
 )
@@ -47,7 +48,7 @@ Run = partial(option_of, RecommendRun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecommendOptions(JsonOptions, GenrecColumnOptions, ClusterOptions):
+class RecommendOptions(TrackOptions, GenrecColumnOptions, ClusterOptions):
     """The command line of `draftrec genrec recommend`."""
 
     sequences: str = Sequences()
@@ -132,11 +133,12 @@ _IDLE = (
 def recommend(options: RecommendOptions) -> int:
     """Recommend items: the K best beams of the target model, drafted and verified together."""
     from draftrec.cli.progress import users_bar
+    from draftrec.cli.tracking import of_count, tracked
     from draftrec.jobs.recommend.job import run_job
     from draftrec.jobs.recommend.setup import prepare
 
     settings, start = recommend_settings(options), executor_of(cluster_of(options), say)
-    with StopSignal() as stop:
+    with tracked(options.track, options.output, options) as tracker, StopSignal() as stop:
         task = prepare(settings, start)
         stop.arm()
         try:
@@ -144,11 +146,14 @@ def recommend(options: RecommendOptions) -> int:
                 closing(task.executor) as executor,
                 users_bar(len(task.histories), options.output.name) as bar,
             ):
-                summary = run_job(task.job, executor, task.histories, bar, stop)
+                watch = of_count(tracker, bar, "users")
+                summary = run_job(task.job, executor, task.histories, watch, stop)
                 summary["unknown_items"] = task.unknown
         except Interrupted:
+            tracker.close("stopped")
             say("interrupted; finished users are kept, run the same command again to continue")
             return INTERRUPTED
+        tracker.end(summary)
     _report(options, summary)
     return DONE
 

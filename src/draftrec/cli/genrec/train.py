@@ -31,6 +31,7 @@ from draftrec.cli.options.shared import (
     Sids,
     Target,
     TargetArgument,
+    TrackOptions,
 )
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.items.settings import PromptFormat
@@ -60,7 +61,7 @@ Folder = partial(option, metavar="DIR", default=REQUIRED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions(JsonOptions):
+class TrainOptions(TrackOptions):
     """What `fit` and `align` have in common."""
 
     output: Path = Folder("Folder of the trained model.")
@@ -199,7 +200,7 @@ def fit(options: FitOptions) -> int:
         overwrite=options.overwrite,
         columns=options.columns(),
     )
-    return trained(run, spec, as_json=options.json)
+    return trained(run, spec, options, track=options.track)
 
 
 @command(TeachOptions, idle=_TEACH_IDLE)
@@ -256,16 +257,23 @@ def align(options: AlignOptions) -> int:
         held_out=options.held_out,
         overwrite=options.overwrite,
     )
-    return trained(run, spec, as_json=options.json)
+    return trained(run, spec, options, track=options.track)
 
 
-def trained(run: Any, spec: Any, *, as_json: bool) -> int:
-    """Run a training under a bar, and say what it came to; an exit code."""
+def trained(run: Any, spec: Any, options: JsonOptions | None, track: str | None = None) -> int:
+    """Run a training under a bar, and say what it came to; an exit code. `options`: those of the
+    command that is nothing but this training."""
     from draftrec.cli.genrec.train_bar import TrainBar
+    from draftrec.cli.tracking import of_training, tracked
 
     try:
-        with StopSignal() as stop, closing(TrainBar(stop)) as bar:
-            summary = run(spec, bar, stop)
+        with (
+            StopSignal() as stop,
+            closing(TrainBar(stop)) as bar,
+            tracked(track, spec.output, options) as tracker,
+        ):
+            summary = run(spec, of_training(tracker, bar), stop)
+            tracker.end(summary)
     except Interrupted as event:
         done = event.progress
         say(
@@ -277,7 +285,7 @@ def trained(run: Any, spec: Any, *, as_json: bool) -> int:
         f"{summary['kind']} with {summary['weights']:,} weights in {summary['output']}, best of "
         f"{summary['epochs']} epochs: {summary['best_epoch'] + 1}"
     )
-    if as_json:
+    if options and options.json:
         print_json(summary)
     return DONE
 

@@ -20,7 +20,7 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import READ, WRITTEN
-from draftrec.cli.options.shared import EventColumnOptions, Idle, JsonOptions, SettingsFile
+from draftrec.cli.options.shared import EventColumnOptions, Idle, SettingsFile, TrackOptions
 from draftrec.config import Auto
 from draftrec.ctr.settings import FitSettings, StudyRun
 from draftrec.data.files.places import Place
@@ -38,7 +38,7 @@ Histories = partial(option, panel=HISTORIES_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CtrOptions(JsonOptions, EventColumnOptions):
+class CtrOptions(TrackOptions, EventColumnOptions):
     """The command line of `draftrec ctr`."""
 
     interactions: str = argument(
@@ -138,6 +138,7 @@ def ctr(options: CtrOptions) -> int:
         raise DraftrecError("--embedding must be even, as autoint and fignn part it into two heads")
     from rich.console import Console
 
+    from draftrec.cli.tracking import of_state, tracked
     from draftrec.ctr.study import REJECTED, run_study
 
     job = _job(options, options.output)
@@ -145,8 +146,10 @@ def ctr(options: CtrOptions) -> int:
         raise DraftrecError("--workers must be auto or at least 1")
     workers = None if options.workers == "auto" else options.workers
     # Never armed: SIGTERM interrupts as Ctrl-C does, so that no worker is left behind.
-    with StopSignal(), bars() as watch:
-        summary = run_study(job, workers, beginning(partial(watch, "trials")))
+    with tracked(options.track, options.output, options) as tracker, StopSignal(), bars() as watch:
+        told = of_state(tracker, beginning(partial(watch, "trials")), "trials")
+        summary = run_study(job, workers, told)
+        tracker.end({f"{r['model']}/{r['adaptor']}": r for r in summary["results"]})
     _show(summary, Console(stderr=options.json))
     say(f"trials and summary are in {options.output}")
     if summary["rejected"]:

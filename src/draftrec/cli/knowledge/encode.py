@@ -10,7 +10,7 @@ from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
 from draftrec.cli.messages import StopSignal, bars, beginning, say
 from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
 from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import ClusterOptions, Idle, JsonOptions, cluster_of, executor_of
+from draftrec.cli.options.shared import ClusterOptions, Idle, TrackOptions, cluster_of, executor_of
 from draftrec.config import EncodeConfig, EncoderConfig
 from draftrec.data.files.places import Place
 
@@ -18,7 +18,7 @@ Job, Encoder = partial(option_of, EncodeConfig), partial(option_of, EncoderConfi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeOptions(JsonOptions, ClusterOptions):
+class EncodeOptions(TrackOptions, ClusterOptions):
     """The command line of `draftrec encode`."""
 
     texts: str = argument(
@@ -81,6 +81,7 @@ def encode(options: EncodeOptions) -> int:
 
     The same command again goes on where it was interrupted.
     """
+    from draftrec.cli.tracking import of_state, tracked
     from draftrec.jobs.encode.inputs import EncodeSpec
     from draftrec.jobs.encode.job import run_encode
 
@@ -90,8 +91,11 @@ def encode(options: EncodeOptions) -> int:
     spec = EncodeSpec(
         config, options.texts, options.output, options.history, fit_on, options.overwrite
     )
-    with StopSignal(), bars() as watch:
-        result = run_encode(spec, beginning(partial(watch, "texts")), start=start)
+    with tracked(options.track, options.output, options) as tracker, StopSignal(), bars() as watch:
+        told = of_state(tracker, beginning(partial(watch, "texts")), "texts")
+        result = run_encode(spec, told, start=start)
+        if result.fresh:
+            tracker.end(result.summary)
     if not result.fresh:
         say(f"{options.output} is already finished; nothing was changed")
     summary = {**result.summary, "output": str(options.output)}

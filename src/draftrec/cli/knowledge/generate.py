@@ -38,8 +38,8 @@ from draftrec.cli.options.shared import (
     ClusterOptions,
     Groups,
     Idle,
-    JsonOptions,
     SettingsFile,
+    TrackOptions,
     cluster_of,
     executor_of,
 )
@@ -81,7 +81,7 @@ def json_object(value: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateOptions(JsonOptions, ClusterOptions):
+class GenerateOptions(TrackOptions, ClusterOptions):
     """The command line of `draftrec generate`: first what everybody needs."""
 
     input: str = argument(
@@ -271,6 +271,7 @@ def generate(options: GenerateOptions) -> int:
         raise DraftrecError(f"{missing} is required; `draftrec generate --help` explains it")
 
     from draftrec.cli.options.structure import schema_unused
+    from draftrec.cli.tracking import tracked
     from draftrec.jobs.knowledge.plan import JobSpec
 
     config = job_config(options, options.model)
@@ -286,19 +287,25 @@ def generate(options: GenerateOptions) -> int:
         previous=options.previous,
         overwrite=options.overwrite,
     )
+    with tracked(options.track, options.output, options) as tracker:
+        return _taught(spec, cluster, options, tracker)
+
+
+def _taught(spec: Any, cluster: Any, options: GenerateOptions, tracker: Any) -> int:
+    """Do the job, with a drafter that it trains itself where that is asked for; an exit code."""
     if options.drafter_fit is not None:
         from draftrec.cli.knowledge.taught import check_taught, has_shards, with_own_drafter
 
         check_taught(spec)
         if not has_shards(spec, options.drafter_fit):
-            code = _run(spec, cluster, options, until=options.drafter_fit)
+            code = _run(spec, cluster, options, tracker, until=options.drafter_fit)
             if code is not None:
                 return code
         taught = with_own_drafter(spec)
         if isinstance(taught, int):
             return taught
         spec = taught
-    return _run(spec, cluster, options) or DONE
+    return _run(spec, cluster, options, tracker) or DONE
 
 
 def job_config(options: GenerateOptions, model: str) -> JobConfig:
@@ -351,7 +358,9 @@ def _pool_lag(options: GenerateOptions) -> Any:
     return lag_to_use(options.output, usual, overwrite=options.overwrite)
 
 
-def _run(spec: Any, cluster: Any, options: GenerateOptions, until: int | None = None) -> int | None:
+def _run(
+    spec: Any, cluster: Any, options: GenerateOptions, tracker: Any, until: int | None = None
+) -> int | None:
     """Do the job; an exit code. `until`: so many shards at first, and None if there are more."""
     from draftrec.cli.knowledge.taught import FirstShards
     from draftrec.cli.progress import ProgressBar, progress_of
@@ -360,10 +369,11 @@ def _run(spec: Any, cluster: Any, options: GenerateOptions, until: int | None = 
     bar = ProgressBar(stop) if until is None else FirstShards(stop, until)
     try:
         with stop, closing(bar):
-            result = _job(spec, cluster, bar, options.metrics_port)
+            result = _job(spec, cluster, bar, options.metrics_port, tracker)
     except Interrupted as event:
         if isinstance(bar, FirstShards) and bar.enough and not stop():
             return None
+        tracker.close("stopped")
         done, total, what = progress_of(event.progress, event.kept)
         kept = ", which are kept" if done else ""
         say(
@@ -373,19 +383,22 @@ def _run(spec: Any, cluster: Any, options: GenerateOptions, until: int | None = 
         return INTERRUPTED
     if not result.fresh:
         say(f"the run in {spec.output} is already finished; nothing was changed")
+    else:
+        tracker.end(result.summary)
     _report(result.summary, spec)
     if options.json:
         print_json(result.summary)
     return SOME_REJECTED if result.summary["rejected"] else DONE
 
 
-def _job(spec: Any, cluster: Any, bar: Any, metrics_port: int | None) -> Any:
+def _job(spec: Any, cluster: Any, bar: Any, metrics_port: int | None, tracker: Any) -> Any:
     """Run it, with its metrics served while it runs if a port is given."""
+    from draftrec.cli.tracking import of_job
     from draftrec.jobs.knowledge.job import run_job
 
     start = executor_of(cluster, bar.note)
     if metrics_port is None:
-        return run_job(spec, bar, bar.should_stop, start=start)
+        return run_job(spec, of_job(tracker, bar), bar.should_stop, start=start)
     from draftrec.jobs.knowledge.worker import load_generator
     from draftrec.serve.metrics import MeasuredJob, ServiceMetrics, served
 
@@ -394,7 +407,8 @@ def _job(spec: Any, cluster: Any, bar: Any, metrics_port: int | None) -> Any:
     load = watcher.loader(load_generator) if cluster is None else load_generator
     with served(watcher.metrics, metrics_port) as port:
         say(f"metrics are at http://127.0.0.1:{port}/metrics while the job runs")
-        return run_job(spec, watcher, bar.should_stop, start=start, load=load)
+        told = of_job(tracker, watcher)
+        return run_job(spec, told, bar.should_stop, start=start, load=load)
 
 
 def _report(summary: dict[str, Any], spec: Any) -> None:

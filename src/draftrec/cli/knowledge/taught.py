@@ -81,7 +81,7 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
         teaching = DrafterSpec(
             runs=[spec.output], model=model, output=folder, overwrite=spec.overwrite
         )
-        if code := trained(fit_drafter, teaching, as_json=False):
+        if code := trained(fit_drafter, teaching, None):
             return code
     generate = with_values(spec.config.generate, {"drafter": str(folder)})
     config = spec.config.model_copy(update={"generate": generate})

@@ -20,6 +20,7 @@ from draftrec.cli.options.knobs import (
     CLUSTER_PANEL,
     COLUMNS_PANEL,
     MESSAGES_PANEL,
+    OUTPUT_PANEL,
     REQUIRED,
     argument,
     option,
@@ -73,6 +74,16 @@ class JsonOptions(Options):
     """What every command has that ends with a summary."""
 
     json: bool = Message("Print the summary as JSON, last line of standard output.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackOptions(JsonOptions):
+    """What every job and training has that can be followed elsewhere."""
+
+    track: Literal["mlflow", "wandb", "tensorboard"] | None = option(
+        "Also tell settings, numbers over time and the summary to this library.",
+        panel=OUTPUT_PANEL,
+    )
 
 
 def _read_settings(context: typer.Context, path: Place | None) -> Place | None:

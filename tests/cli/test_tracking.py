@@ -1,0 +1,192 @@
+"""`--track`: what the libraries themselves say that they were told; nothing without it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from draftrec.cli import tracking
+from draftrec.cli.main import run
+from draftrec.cli.options.shared import TrackOptions
+from draftrec.errors import DraftrecError, Interrupted
+from draftrec.jobs.knowledge import worker
+from draftrec.train.loop import Progress, TrainWatcher
+from tests.fakes import FakeGenerator
+from tests.train.small import write_all
+
+BIG = "a few hundred megabytes of client that only this test would use; pip install draftrec[%s]"
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A job of twelve records in three shards."""
+    monkeypatch.setattr(worker, "load_generator", lambda *_: FakeGenerator())
+    records = tmp_path / "in.jsonl"
+    rows = [{"entity_id": f"u{i}", "prompt": f"about {i}"} for i in range(12)]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = str(tmp_path / "run")
+    return ["generate", str(records), "--model", "fake", "--output", output, "--shard-size", "5"]
+
+
+def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard reads of its files."""
+    accumulator = import_module("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(it.step, it.value) for it in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_a_job(job: list[str], tmp_path: Path) -> None:
+    assert run([*job, "--track", "tensorboard"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    found = scalars_of(tmp_path / "run.logs")
+    assert found["texts"][-1] == (summary["new_tokens"], 12)
+    assert found["tokens_per_call"][-1][1] == pytest.approx(summary["tokens_per_call"])
+    assert found["summary/new_tokens"][-1][1] == summary["new_tokens"]
+    files = len(list((tmp_path / "run.logs").iterdir()))
+    assert run([*job, "--track", "tensorboard"]) == 0  # finished already: there is nothing to tell
+    assert len(list((tmp_path / "run.logs").iterdir())) == files
+
+
+@pytest.mark.slow
+def test_nothing_is_tracked_unasked(job: list[str], tmp_path: Path) -> None:
+    assert run(job) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "run"]
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_a_training_beside_what_it_always_writes(tmp_path: Path) -> None:
+    sequences, sids = write_all(tmp_path)
+    line = ["genrec", "fit", str(sequences), "--sids", str(sids), "--preset", "tiny"]
+    line += ["--output", str(tmp_path / "target"), "--batch-tokens", "400", "--device", "cpu"]
+    assert run([*line, "--epochs", "2", "--track", "tensorboard"]) == 0
+    ours = scalars_of(tmp_path / "target.logs")
+    usual = scalars_of(tmp_path / "target" / "training" / "logs")
+    assert [value for _, value in ours["train_loss"]] == [v for _, v in usual["train_loss"]]
+    assert [step for step, _ in ours["train_loss"]] == [step for step, _ in usual["train_loss"]]
+    assert ours["loss"][0][0] == 1
+    assert "summary/weights" in ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewOptions(TrackOptions):
+    """Of a command with one setting."""
+
+    epochs: int = 3
+    preset: str | None = None
+
+
+def interrupted(kind: str, output: Path) -> None:
+    with tracking.tracked(kind, output, FewOptions()) as tracker:
+        tracker.numbers(1, {"loss": 1.0})
+        raise Interrupted
+
+
+def example(kind: str, output: Path) -> None:
+    with tracking.tracked(kind, output, FewOptions(track="mlflow", verbose=True)) as tracker:
+        tracker.numbers(3, {"tokens_per_call": 2.5})
+        tracker.numbers(5, {"tokens_per_call": 3.5})
+        tracker.end({"texts": 12, "model": "m", "draft": {"calls": 4}, "exact": True})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_settings_numbers_and_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow: Any = pytest.importorskip("mlflow", reason=BIG % "mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    try:
+        example("mlflow", tmp_path / "run")
+        with pytest.raises(Interrupted):
+            interrupted("mlflow", tmp_path / "cut")
+        cut, whole = mlflow.search_runs(experiment_names=["draftrec"], output_format="list")
+        assert (whole.info.run_name, whole.info.status) == ("run", "FINISHED")
+        assert (cut.info.run_name, cut.info.status) == ("cut", "KILLED")
+        values = {"tokens_per_call": 3.5, "summary/texts": 12, "summary/draft/calls": 4}
+        assert whole.data.metrics == values
+        assert whole.data.params == {"epochs": "3"}  # how a command talks is no setting
+        client = mlflow.MlflowClient()
+        steps = client.get_metric_history(whole.info.run_id, "tokens_per_call")
+        assert [(it.step, it.value) for it in steps] == [(3, 2.5), (5, 3.5)]
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_writes_a_run_that_can_be_sent_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason=BIG % "wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    example("wandb", tmp_path / "run")
+    [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60  # another process writes it, when it comes to it
+    words = (b"tokens_per_call", b"draft/calls", b"epochs")
+    while not all(word in file.read_bytes() for word in words):
+        assert time.monotonic() < deadline, file.read_bytes()
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("kind", ["mlflow", "wandb", "tensorboard"])
+def test_a_missing_library_is_one_sentence(
+    job: list[str],
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    assert run([*job, "--track", kind]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"--track {kind} needs the package {kind}" in line
+    assert "pip install" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_needs_an_output_of_this_machine() -> None:
+    with (
+        pytest.raises(DraftrecError, match="writes files of this machine"),
+        tracking.tracked("tensorboard", "s3://bucket/run", TrackOptions()),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_a_library_that_fails_costs_nothing_but_itself(
+    job: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(*_: Any) -> tracking.Backend:
+        raise OSError("the server is gone")
+
+    monkeypatch.setitem(tracking._OPEN, "tensorboard", refused)
+    assert run([*job, "--track", "tensorboard"]) == 0
+    assert capsys.readouterr().err.count("OSError: the server is gone") == 1
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_a_training_that_goes_on_counts_its_steps_from_where_it_was() -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    backend = tracking.Backend(
+        lambda step, values: told.append((step, dict(values))), lambda *_: None, lambda _: None
+    )
+    watcher = tracking.of_training(tracking.Tracker(lambda: backend), TrainWatcher())
+    watcher.note("anything else goes to the watcher itself")
+    watcher.begin(Progress(step=2, epochs=[{"steps": 5.0}]), 20)
+    watcher.step(None, 0.5)
+    watcher.step(None, 0.4)  # too soon for another one
+    watcher.epoch({"epoch": 1.0, "steps": 4.0, "train_loss": 0.45})
+    assert told == [(8, {"loss": 0.5}), (9, {"epoch": 1.0, "train_loss": 0.45})]
