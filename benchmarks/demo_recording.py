@@ -5,7 +5,8 @@
 The demo runs on a terminal of 80 columns. What it prints is drawn as it was printed, but for the
 parts that `_KEPT` leaves out, each marked by a line of three dots. Lines appear one after another
 where the reader's system allows movement; elsewhere, and in the end, all of them are there. The
-picture names its commit and its machine, and none is made of a tree with local changes.
+picture names its commit and its machine, and none is made of a tree with local changes. Record on a
+machine that has nothing else to do: what is measured beside other work is drawn as it came out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import html
 import io
+import json
 import os
 import pty
 import subprocess
@@ -81,13 +83,20 @@ clip-path="url(#{{unique_id}}-clip-terminal)">
 def main(arguments: Seq[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Record `draftrec demo` as a picture.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "assets" / "demo.svg")
+    parser.add_argument("--run", type=Path, help="draw this run, a JSON file, instead of a new one")
+    parser.add_argument("--keep", type=Path, help="keep the run as a JSON file, to draw it again")
     chosen = parser.parse_args(arguments)
-    here = machine()
+    run = json.loads(chosen.run.read_text("utf-8")) if chosen.run else None
+    here = run["machine"] if run else machine()
     if here["dirty"] is not False:
         print("commit or stash first: a recording names the commit that it shows", file=sys.stderr)
         return 2
-    printed, seconds = run_demo()
-    chosen.output.write_text(drawn(printed, seconds, here), encoding="utf-8")
+    if run is None:
+        printed, seconds = run_demo()
+        run = {"printed": printed, "seconds": seconds, "machine": here}
+    if chosen.keep:
+        chosen.keep.write_text(json.dumps(run) + "\n", encoding="utf-8")
+    chosen.output.write_text(drawn(run["printed"], run["seconds"], here), encoding="utf-8")
     print(f"{chosen.output}: {chosen.output.stat().st_size:,} bytes")
     return 0
 

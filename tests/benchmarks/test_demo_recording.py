@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import demo_recording
 import pytest
+from common import ROOT
+
+from draftrec.demo import items_report, texts_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 PRINTED = """
@@ -69,3 +74,27 @@ def test_lines_come_one_by_one_only_where_movement_is_wanted() -> None:
 def test_a_demo_that_prints_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="did not print 'Times:'"):
         demo_recording.excerpt(PRINTED.replace("Times:", "Time:"))
+
+
+def test_a_run_that_was_kept_is_drawn_again(tmp_path: Path) -> None:
+    run = {"printed": PRINTED, "seconds": 1.0, "machine": HERE | {"dirty": False}}
+    kept, picture, again = tmp_path / "a.json", tmp_path / "a.svg", tmp_path / "b.json"
+    kept.write_text(json.dumps(run))
+    words = ["--run", str(kept), "--output", str(picture), "--keep", str(again)]
+    assert demo_recording.main(words) == 0
+    assert picture.read_text("utf-8") == demo_recording.drawn(PRINTED, 1.0, HERE)
+    assert json.loads(again.read_text()) == run
+    kept.write_text(json.dumps(run | {"machine": HERE | {"dirty": True}}))
+    assert demo_recording.main(words) == 2
+
+
+def test_the_committed_picture_is_of_a_clean_commit_small_and_shows_today_s_tables() -> None:
+    path = ROOT / "docs" / "assets" / "demo.svg"
+    picture = path.read_text("utf-8")
+    assert path.stat().st_size < 200_000
+    assert re.search(r"commit [0-9a-f]{40};", picture)
+    assert re.findall(r"https?://[^\"\s<]+", picture) == ["http://www.w3.org/2000/svg"]
+    seen = "\n".join(rows(picture))
+    for label in (*texts_report._COLUMNS, *items_report.LABELS.values()):
+        assert re.search(rf"^{re.escape(label)}\b", seen, re.MULTILINE), label
+    assert "docs/assets/demo.svg" in (ROOT / "README.md").read_text("utf-8")
