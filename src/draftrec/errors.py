@@ -18,6 +18,10 @@ class PoolMismatchError(DraftrecError):
     """A pool was made with another tokenizer or format than the one in use."""
 
 
+class PoolOverwrittenError(DraftrecError):
+    """A file of a pool was written to while texts drafted from it."""
+
+
 class Interrupted(Exception):
     """The work stopped on request, after finishing what was under way, and can go on.
 

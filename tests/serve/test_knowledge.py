@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
+from draftrec.serve.http.errors import ApiError
 from draftrec.serve.settings import KnowledgeSettings
 from tests.serve.services import Running, error_of, knowledge_settings, running, settings
 
@@ -159,6 +160,44 @@ def test_another_pool_is_used_and_changes_no_strict_text(
 
 
 @pytest.mark.slow
+def test_a_pool_that_is_overwritten_is_left_and_costs_no_text(
+    tmp_path: Path, writer: Generator
+) -> None:
+    """While a text is being written, which began with the pool."""
+    own, prompt = tmp_path / "pool", PROMPTS[0]
+    pool = Pool(writer.fingerprint["tokenizer"])
+    pool.add([(ids, None) for ids in writer.encode([prompt])])
+    pool.save(own)
+    with running(settings(None, knowledge_settings(own))) as served:
+        expected = served.knowledge(prompt).json()
+        work = served.service.writing
+        assert work
+        real = work.turn
+
+        def turn() -> Any:
+            found = real()
+            if work._passes == before + 2:
+                path = own / "all.safetensors"
+                path.write_bytes(b"\xff" * path.stat().st_size)
+                time.sleep(0.01)
+            return found
+
+        before = work._passes
+        work.turn = turn  # type: ignore[method-assign]
+        assert served.knowledge(prompt).json() == expected
+        assert work._passes > before + 2
+        [line] = [line for line in served.log if line["event"] == "error"]
+        assert line["kind"] == "PoolOverwrittenError"
+        assert str(own) in line["message"]
+        assert served.knowledge(prompt).json() == expected
+        with pytest.raises(ApiError, match="damaged"):
+            served.client.portal.call(served.service.reload)  # type: ignore[union-attr]
+        pool.save(own)
+        served.client.portal.call(served.service.reload)  # type: ignore[union-attr]
+        assert work.generator.pool
+        assert work.generator.pool.all.closed
+
+
 def test_a_models_own_settings_hold_in_a_service_too(tmp_path: Path) -> None:
     """A repetition penalty of generation_config.json, as `model.generate` honours it; an option in
     the service's settings overrides it."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,11 @@ from safetensors import SafetensorError
 
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.writers import share
-from draftrec.errors import DraftrecError, PoolMismatchError
+from draftrec.errors import DraftrecError, PoolMismatchError, PoolOverwrittenError
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+_LOOK_SECONDS = 0.001
 
 
 @contextmanager
@@ -88,6 +91,43 @@ def read_manifest(folder: Path, tokenizer_fingerprint: str | None = None) -> dic
     return manifest
 
 
+class Watch:
+    """A file that is mapped, which another process may write to. One that is replaced by another
+    file, or removed, stays what it was for whoever has mapped it.
+
+    Raises OSError for a file that is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))
+        self._was, self._looked, self._written = self._look(), time.monotonic(), False
+
+    @property
+    def written(self) -> bool:
+        """Was it written to since, as far as its length and time tell? Looks once a millisecond at
+        most, which is less often than passes come."""
+        if not self._written and (now := time.monotonic()) - self._looked > _LOOK_SECONDS:
+            self._looked = now
+            try:
+                found = self._look()
+            except OSError:  # gone, or out of sight
+                return False
+            self._written = found[:2] == self._was[:2] and found != self._was
+        return self._written
+
+    def check(self) -> None:
+        """Raise PoolOverwrittenError if it was written to."""
+        if self.written:
+            raise PoolOverwrittenError(
+                f"The pool file {self.path} was overwritten while it was in use; build the pool "
+                "again, put its folder in the place of the old one, and start again."
+            )
+
+    def _look(self) -> tuple[int, int, int, int]:
+        found = self.path.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises DraftrecError for the first file whose content does not match the manifest."""
     for name, known in manifest["files"].items():
@@ -136,13 +176,14 @@ def _parsed(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         _ = manifest["format_version"], manifest["tokenizer"]
         if manifest["format_version"] == FORMAT_VERSION:
-            _ = manifest["files"].items(), manifest["groups"], manifest["levels"]
+            _ = [(f["bytes"] + 0, f["sha256"]) for f in manifest["files"].values()]
+            _ = manifest["created"] + 0, [n + "" for n in manifest["groups"]], *manifest["levels"]
     except FileNotFoundError:
         raise DraftrecError(
             f"{folder} is not a pool: it has no {MANIFEST}; "
             "name a folder that --save-pool or `draftrec pool build` wrote."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DraftrecError(
             f"The pool manifest {path} cannot be read ({error}); build the pool again."
         ) from error

@@ -134,7 +134,9 @@ class Level:
 
     @property
     def indexes(self) -> list[ClosedIndex | NgramIndex]:
-        """The parts that hold something."""
+        """The parts that hold something. Raises PoolOverwrittenError."""
+        if self.closed and self.closed.watch:
+            self.closed.watch.check()
         found: list[ClosedIndex | NgramIndex] = [self.closed] if self.closed else []
         return [*found, self._open] if self._fresh else found
 
@@ -213,12 +215,15 @@ class Pool:
         self._names: list[str | None] = []
         self._members: dict[str, list[int]] = {}
         self._tokens = 0
+        self._watch: files.Watch | None = None
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def __iter__(self) -> Iterator[PoolText]:
-        """(token_ids int32, group) of every text, oldest first."""
+        """(token_ids int32, group) of every text, oldest first. Raises PoolOverwrittenError."""
+        if self._watch:
+            self._watch.check()
         return zip(self._texts, self._names, strict=True)
 
     @property
@@ -284,7 +289,7 @@ class Pool:
         """
         level = self.all if "all" in self.levels else self.groups.get(group or "")
         closed = level.closed if level else None
-        if closed is None or not hits:
+        if closed is None or not hits or not closed.texts or closed.overwritten:
             self.usage.count(group, drafts, [])
             return
         accepted, ends = np.array(hits, np.int64).T
@@ -312,9 +317,25 @@ class Pool:
         best = np.argsort(worth, kind="stable")[::-1]
         each = 4 + _INDEX_BYTES * len(self.levels)
         kept = np.sort(best[np.cumsum(lengths[best]) * each <= max_bytes])
-        other = self._like()
-        other.add(((self._texts[i], self._names[i]) for i in kept.tolist()), self.rows[kept])
+        texts, other = list(self), self._like()
+        other.add((texts[i] for i in kept.tolist()), self.rows[kept])
         return other
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raise PoolMismatchError for texts with tokens that a model of so many does not have."""
+        for level in (self.all, *self.groups.values()):
+            known = level.closed.vocabulary[-1:].tolist() if level.closed else []
+            if known and known[0] >= size:
+                raise PoolMismatchError(
+                    f"The pool holds token {known[0]}, and the model has {size} tokens; use the "
+                    "model that wrote it, or build a pool for this one."
+                )
+
+    def forget_files(self) -> None:
+        """Draft from what is in files no longer, as they were overwritten."""
+        for level in (self.all, *self.groups.values()):
+            if level.closed and level.closed.watch:
+                level.closed = None
 
     def merge(self, other: Pool) -> Pool:
         """A pool of both pools' texts, each once.
@@ -353,7 +374,7 @@ class Pool:
             names = sorted(self._members)
             place = {name: i for i, name in enumerate(names)}
             arrays = {
-                "tokens": np.concatenate([np.empty(0, np.int32), *self._texts]),
+                "tokens": np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in self)]),
                 "offsets": np.cumsum([0, *map(len, self._texts)]).astype(np.int64),
                 "groups": np.array([-1 if n is None else place[n] for n in self._names], np.int32),
                 "usage": self.rows,
@@ -383,8 +404,10 @@ class Pool:
     ) -> Pool:
         """Open a pool. `tokenizer_fingerprint` None skips the check of the tokenizer; `verify`
         False skips the checksums, which take about a second per gigabyte, and whether the indexes
-        are those of the texts: one whose content was changed may then crash the process. So may
-        overwriting a file in place while it is open here, as it is mapped; `save` never does.
+        are those of the texts; that they point to nowhere else is checked when each is first used.
+        A file that is overwritten while it is open here, which `save` never does, is noticed by its
+        length and time (PoolOverwrittenError), unless it happens in the very moment of a look-up:
+        that may end the process, as files are mapped.
 
         Raises DraftrecError for a missing or damaged pool, PoolMismatchError for one that was made
         with another tokenizer or format.
@@ -399,16 +422,22 @@ class Pool:
             pool.max_bytes, 2 * sum(f["bytes"] for f in manifest["files"].values())
         )
         try:
-            tokens, offsets, groups, rows = (
-                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in _ARRAYS
-            )
+            pool._watch = files.Watch(folder / "tokens.npy")
+            tokens, offsets, groups, rows = _arrays(folder)
             names: list[str | None] = [*manifest["groups"], None]
             spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), groups.tolist(), strict=True)
-            tokens = np.asarray(tokens)
-            pool._append([(tokens[a:b], names[g]) for a, b, g in spans], np.array(rows))
+            pool._append([(tokens[a:b], names[g]) for a, b, g in spans], rows)
             pool.usage = Usage.from_json(manifest["usage"])
-        except (OSError, ValueError, TypeError, IndexError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            OverflowError,
+            EOFError,
+            MemoryError,
+        ) as error:
             raise files.damaged(folder, error) from error
         pool._open_levels(folder, manifest["groups"])
         if verify:
@@ -428,7 +457,7 @@ class Pool:
         for file, level in self._named_levels(names):
             members = range(len(self))
             if level is not self.all:
-                members = next(self._members[n] for n in names if self.groups[n] is level)
+                members = next(self._members.get(n, []) for n in names if self.groups[n] is level)
             wanted = [t for i in members if len(t := self._texts[i])]
             try:
                 if level.closed is not None:
@@ -461,6 +490,25 @@ class Pool:
 
     def _like(self) -> Pool:
         return Pool(self.tokenizer_fingerprint, max_bytes=self.max_bytes, levels=self.levels)
+
+
+def _arrays(folder: Path) -> tuple[Any, Any, Any, Rows]:
+    """What is known of the texts, their tokens mapped. Raises ValueError for arrays that do not fit
+    each other."""
+    tokens, offsets, groups, rows = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
+    )
+    kinds = [(a.dtype, a.ndim) for a in (tokens, offsets, groups, rows)]
+    if kinds != [(np.dtype(t), 1) for t in (np.int32, np.int64, np.int32, ROW)]:
+        raise ValueError("an array has the wrong type")
+    offsets, groups, rows = np.array(offsets), np.array(groups), np.array(rows)
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise ValueError("the texts do not end where their tokens do")
+    if len(groups) + 1 != len(offsets) or len(rows) != len(groups) or (np.diff(offsets) < 0).any():
+        raise ValueError("the texts have no order")
+    if len(groups) and groups.min() < -1:
+        raise ValueError("a text has a group that there is not")
+    return np.asarray(tokens), offsets, groups, rows
 
 
 def _by_group(texts: Seq[PoolText]) -> dict[str, list[IntArray]]:

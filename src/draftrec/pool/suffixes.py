@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,20 @@ from safetensors.numpy import save_file
 
 from draftrec.core import ByteArray, IntArray
 from draftrec.errors import DraftrecError
-from draftrec.pool import suffix_states, views
+from draftrec.pool import files, suffix_states, views
 from draftrec.pool.ngrams import START
-from draftrec.pool.suffix_states import BLOCK, FIRST, HIGH, LENGTH, LOW, MANY, PARENT, REACH
+from draftrec.pool.suffix_states import (
+    BLOCK,
+    FIRST,
+    FOLLOWS,
+    HIGH,
+    KINDS,
+    LENGTH,
+    LOW,
+    MANY,
+    PARENT,
+    REACH,
+)
 from draftrec.pool.views import inlined, kernel
 
 #: Neighbours read around a rare context.
@@ -63,13 +75,14 @@ def search(index, tail, ids):
         middle = (low + high) // 2
         place = index.order[middle]
         k = min(low_shared, high_shared)
-        while k < wanted and index.tokens[place - k] == ids[k]:
+        # Ranks that are not in order may believe that more is shared than there is.
+        while k < wanted and k <= place and index.tokens[place - k] == ids[k]:
             k += 1
         if k > length:
             rank, length = middle, k
         if k == wanted:
             return rank, length
-        if index.tokens[place - k] < ids[k]:
+        if k <= place and index.tokens[place - k] < ids[k]:
             low, low_shared = middle + 1, k
         else:
             high, high_shared = middle, k
@@ -195,6 +208,10 @@ def step(handles, s, rank, length, token):
 
 
 _TYPES = {"shared": np.uint8}
+_WIDTHS = {"follows": (2,), "states": (8,), "children": (3,)}
+# What files of whatever content may make of their reader.
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
+               RecursionError, MemoryError)  # fmt: skip
 # Tokens that may be drafted where no context says anything.
 _COMMON = 32
 
@@ -209,7 +226,8 @@ class ClosedIndex:
     `[n]`: tokens of context that a rank has in common with the one before. `follows` int32
     `[n, 2]`: the next token (its own value) and the rank of the context it ends, -1 where nothing
     follows. `states`, `children`, `blocks`: see `suffix_states`. `common` int32 `[k, 3]`: the most
-    frequent tokens, how often each occurs and the first rank that ends in it; not kept in the file.
+    frequent tokens, how often each occurs and the first rank that ends in it, and `texts`, how many
+    were indexed, are not kept in the file. `watch`: the file that is mapped.
     """
 
     vocabulary: IntArray
@@ -221,16 +239,30 @@ class ClosedIndex:
     states: IntArray
     children: IntArray
     blocks: IntArray
+    watch: files.Watch | None = None
     common: IntArray = field(init=False)
-    handle: views.Handle = field(init=False)
+    texts: int = field(init=False)
 
     def __post_init__(self) -> None:
         for name, array in self.arrays().items():
             array.setflags(write=False)
-            if array.dtype != _TYPES.get(name, np.int32) or not array.flags.c_contiguous:
+            flags, shape = array.flags, array.shape[1:]
+            fits = flags.c_contiguous and flags.aligned and shape == _WIDTHS.get(name, ())
+            if array.dtype != _TYPES.get(name, np.int32) or not array.ndim or not fits:
                 raise DraftrecError(f"{name} of a closed index has the wrong type or layout")
+        object.__setattr__(self, "texts", int(self.starts[1]))
         object.__setattr__(self, "common", _most_frequent(self.vocabulary, self.starts))
-        object.__setattr__(self, "handle", views.closed_handle(self))
+
+    @cached_property
+    def handle(self) -> views.Handle:
+        """What kernels know it by. They look nowhere but at the numbers in the arrays, so all of
+        these are read once before. Raises DraftrecError for one that points outside."""
+        try:
+            self.check_bounds()
+        except ValueError as error:
+            where = f"The pool file {self.watch.path}" if self.watch else "A pool's index"
+            raise DraftrecError(f"{where} is damaged ({error}); build the pool again.") from error
+        return views.closed_handle(self)
 
     @classmethod
     def build(cls, texts: Seq[IntArray]) -> ClosedIndex:
@@ -246,7 +278,9 @@ class ClosedIndex:
         values = np.concatenate((np.full(1, -1, np.int32), vocabulary))
         follows[:, 0] = values[follows[:, 0]]
         children[:, 0] = values[children[:, 0]]
-        return cls(vocabulary, tokens, order, starts, shared, follows, states, children, blocks)
+        made = cls(vocabulary, tokens, order, starts, shared, follows, states, children, blocks)
+        made.__dict__["handle"] = views.closed_handle(made)  # nothing of it can be damaged
+        return made
 
     def save(self, path: Path) -> None:
         """Write all arrays to one safetensors file."""
@@ -257,43 +291,87 @@ class ClosedIndex:
         """Map a file that `save` wrote into memory: read-only, shared between processes, nothing
         read until it is asked for.
 
-        What the arrays say is trusted, since reading them all would take seconds: check the file
-        first if it may be damaged. Raises DraftrecError if it is no such file or was cut off.
+        Raises DraftrecError if it is no such file or was cut off. That its numbers point to where
+        something is turns out when it is first used (`handle`).
         """
         try:
-            return cls(**_mapped(path))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            watch = files.Watch(path)
+            return cls(**_mapped(path), watch=watch)
+        except (OSError, DraftrecError, *_UNREADABLE) as error:
             raise DraftrecError(f"The pool file {path} is damaged ({error}).") from error
 
     def check(self, texts: Seq[IntArray]) -> None:
         """Raise ValueError unless this is an index of these non-empty texts, as far as reading its
-        places once tells: lengths agree, and nothing points outside."""
-        places, kinds = len(self.tokens), len(self.vocabulary) + 1
+        arrays once tells: nothing points outside, and it has these texts' tokens."""
+        self.check_bounds()
         if self.texts != len(texts):
             raise ValueError(f"it holds {self.texts} texts instead of {len(texts)}")
-        if {len(self.order), len(self.shared), len(self.follows)} != {places}:
-            raise ValueError("its arrays have different lengths")
-        if len(self.starts) != kinds + 1 or int(self.starts[-1]) != places:
-            raise ValueError("its first ranks are not those of its tokens")
-        for values, most in ((self.tokens, kinds), (self.order, places)):
-            if places and not 0 <= int(values.min()) <= int(values.max()) < most:
-                raise ValueError("it points outside of itself")
         wanted = np.concatenate([np.empty(0, np.int32), *texts])
         if not np.array_equal(self.vocabulary[self.tokens[self.tokens > 0] - 1], wanted):
             raise ValueError("it belongs to other texts")
+
+    def check_bounds(self) -> None:
+        """Raise ValueError unless kernels find an end, and everything in its place, whatever they
+        look for: every number that they go on from is one of a row that there is."""
+        places, kinds = len(self.tokens), len(self.vocabulary) + 1
+        lengths = [len(self.order), len(self.shared), len(self.follows)]
+        if lengths != [places] * 3 or len(self.blocks) != places // BLOCK + 2:
+            raise ValueError("its arrays have different lengths")
+        starts = self.starts
+        if len(starts) != kinds + 1 or starts[0] != 0 or int(starts[-1]) != places:
+            raise ValueError("its first ranks are not those of its tokens")
+        if not places:
+            return
+        if (starts[1:] <= starts[:-1]).any() or self.shared[0] > 0:
+            raise ValueError("its ranks are not in order")
+        vocabulary = self.vocabulary
+        last = int(vocabulary[-1]) if len(vocabulary) else -1
+        if len(vocabulary) and (vocabulary[0] < 0 or (vocabulary[1:] <= vocabulary[:-1]).any()):
+            raise ValueError("its tokens are not in order")
+        _within(self.tokens, 0, kinds)
+        _within(self.order, 0, places)
+        _within(self.follows[:, 0], -1, last + 1)
+        _within(self.follows[:, 1], -1, places)
+        _within(self.blocks, -1, len(self.states))
+        _within(self.children[:, 0], 0, last + 1)
+        _within(self.children[:, 1], 0, 2**31)
+        _within(self.children[:, 2], 0, places)
+        self._check_states()
+
+    def _check_states(self) -> None:
+        """Raise ValueError unless states lie in wider ones, up to one that lies in none, have their
+        rows of `children`, and count no more in these than they say."""
+        states = self.states
+        parents = states[:, PARENT]
+        _within(parents, -1, len(states))
+        _within(states[:, LENGTH], 0, REACH + 1)
+        if ((parents >= 0) & (parents <= np.arange(len(states)))).any():
+            raise ValueError("its states lie in each other")
+        for column in (FOLLOWS, KINDS, FIRST, MANY):
+            _within(states[:, column], 0, 2**31)
+        first = states[:, FIRST].astype(np.int64)
+        end = first + states[:, MANY]
+        if len(states) and int(end.max()) > len(self.children):
+            raise ValueError("it points outside of itself")
+        sums = np.concatenate(
+            (np.zeros(1, np.int64), np.cumsum(self.children[:, 1], dtype=np.int64))
+        )
+        if (sums[end] - sums[first] > states[:, FOLLOWS]).any():
+            raise ValueError("its counts do not add up")
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name."""
         return {name: getattr(self, name) for name in views.Sorted._fields}
 
     @property
-    def texts(self) -> int:
-        """How many texts were indexed."""
-        return int(self.starts[1])
+    def overwritten(self) -> bool:
+        """Was its file written to since it was opened?"""
+        return self.watch is not None and self.watch.written
 
     def locate(self, text: IntArray, ends: Any) -> tuple[Any, Any]:
         """Where the pool agrees longest with `text` up to each of `ends` int64 `[k]`: places int64
-        `[k]` of the last token, and how many tokens agree there, at most `REACH`."""
+        `[k]` of the last token, and how many tokens agree there, at most `REACH`. Not of an empty
+        index."""
         return locate(self.handle, text, ends)
 
     def owners(self, places: Any) -> Any:
@@ -302,7 +380,9 @@ class ClosedIndex:
         return np.searchsorted(marks, places, side="right") - 1
 
     def texts_in_order(self) -> Iterator[IntArray]:
-        """The texts that were indexed, int32 each."""
+        """The texts that were indexed, int32 each. Raises PoolOverwrittenError."""
+        if self.watch:
+            self.watch.check()
         marks = np.flatnonzero(self.tokens == 0).tolist()
         for first, last in zip(marks, [*marks[1:], len(self.tokens)], strict=True):
             yield self.vocabulary[self.tokens[first + 1 : last] - 1]
@@ -310,6 +390,12 @@ class ClosedIndex:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in self.arrays().values())
+
+
+def _within(values: Any, low: int, high: int) -> None:
+    """Raise ValueError unless all of them are at least `low` and below `high`."""
+    if len(values) and not low <= int(values.min()) <= int(values.max()) < high:
+        raise ValueError("it points outside of itself")
 
 
 def _most_frequent(vocabulary: IntArray, starts: IntArray) -> IntArray:

@@ -225,6 +225,7 @@ class Service:
             self.model_name = sources.knowledge.name or own
             longest = min(settings.limits.prompt_tokens, generator.context_length - 1)
             self.writing = KnowledgeWork(generator, longest, self.metrics)
+            self.writing.on_error = self.note_error
             self.knowledge = self._thread(self.writing, "/v1/knowledge")
             self._routes += OPENAI_ROUTES
         self.metrics.expect(self._routes, lambda: self.lifecycle.in_flight)

@@ -30,7 +30,7 @@ from draftrec.engine.text import loop as text_loop
 from draftrec.engine.text.drafters import GrammarDrafter
 from draftrec.engine.text.grammar import GrammarLostError
 from draftrec.engine.text.loop import TextRules
-from draftrec.errors import DraftrecError, PoolMismatchError
+from draftrec.errors import DraftrecError, PoolMismatchError, PoolOverwrittenError
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.prompts import key_of
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
@@ -211,6 +211,11 @@ class SwitchingDrafter:
         """Forget a text; an old drafter goes with its last one."""
         self._of.pop(id(sequence)).stop(sequence)
 
+    def pools(self) -> set[Pool]:
+        """What texts under way, and later ones, draft from."""
+        drafters = [self.current, *self._of.values()]
+        return {d.pool for d in drafters if isinstance(d, PoolDrafter) and d.pool is not None}
+
     def _parted(self, batch: Seq[SequenceView]) -> list[tuple[Drafter, list[int]]]:
         """The drafters of the batch with the places of their texts."""
         found: dict[int, tuple[Drafter, list[int]]] = {}
@@ -241,6 +246,8 @@ class KnowledgeWork:
         self._began: dict[int, tuple[float, int]] = {}  # when, and with how many tokens
         self._told_of: dict[int, int] = {}  # tokens that were handed over already
         self._passes = 0
+        #: Is told of what costs speed, but no text.
+        self.on_error: Callable[[Exception], None] = lambda error: None
         # Texts with the same settings share their rules, and are judged together in a pass.
         self._rules = lru_cache(_MOST_RULES)(self._rules_of)
 
@@ -279,9 +286,15 @@ class KnowledgeWork:
 
     def turn(self) -> Mapping[int, Written | DraftrecError]:
         """One step of the loop of `engine.text.loop`. A text that its grammar cannot follow fails
-        alone; the others take the step again."""
+        alone; the others take the step again, as all do, without the pool, where that was
+        overwritten."""
         try:
             text_loop.step(self._engine, self._batch, self._count)
+        except PoolOverwrittenError as error:
+            self.on_error(error)
+            for pool in self._drafter.pools():
+                pool.forget_files()
+            return {}
         except GrammarLostError as error:
             order = next(s.order for s in self._batch.running if s is error.sequence)
             number = self._wanted[order][0]
@@ -335,6 +348,7 @@ class KnowledgeWork:
             raise PoolMismatchError(
                 "the new pool was made with another tokenizer than the model's; the old one stays"
             )
+        new.check_vocabulary(self.generator.vocabulary)
         self.generator.pool = new
         if self.generator.config.draft.draft == "pool":
             self._drafter.current = PoolDrafter(new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import PROMPT, DraftTree, IntArray
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, PoolOverwrittenError
 from draftrec.integrations.vllm.rows import PromptGroups, RunningText
 from draftrec.integrations.vllm.settings import ProposerSettings, check_tokens
 from draftrec.models import loading
@@ -19,6 +20,7 @@ from draftrec.pool.index import Source, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER
 from draftrec.pool.store import LevelName, Pool
 
+_LOG = logging.getLogger(__name__)
 # Nodes of the tree that a chain of so many tokens is chosen from: see `ChainDrafter`.
 _NODES_PER_TOKEN = 2
 _BYTES_PER_TOKEN = 46  # of a pool with both levels
@@ -97,7 +99,12 @@ class Pools:
 
     def sources(self, group: str | None) -> list[tuple[LevelName, Any]]:
         """Indexes with their level, as `Pool.sources`."""
-        found = [] if self.pool is None else self.pool.sources(group)
+        found: list[tuple[LevelName, Any]] = []
+        try:
+            found = [] if self.pool is None else self.pool.sources(group)
+        except PoolOverwrittenError as error:
+            _LOG.error("%s Until then nothing is drafted from it.", error)
+            self.pool = None
         return [*found, *self.grown.sources(group)]
 
     def add(self, text: IntArray, group: str | None) -> None:

@@ -107,6 +107,8 @@ class Generator:
                 "The pool was made with another tokenizer than the model's; use the model that "
                 "wrote it, or build a pool for this one."
             )
+        if pool is not None:
+            pool.check_vocabulary(self.vocabulary)
         if config.draft.draft != "none":
             _LOG.info("preparing the index of texts (compiled at its first use)")
             warm_up()
