@@ -49,6 +49,8 @@ PLACEHOLDERS = {"MODEL": MODEL, "path/or/hub-id": MODEL, "minilm": "hashed:16"}
 SMALL = {
     "generate": "--max-new-tokens 24",
     "genrec fit": "--preset tiny --epochs 1 --recall-users 5",
+    "genrec demo": "--users 8",
+    "sid fit rq-vae": "--epochs 5",
     "genrec teach": "--limit 20 --beams 5",
     "genrec align": "--preset tiny --epochs 1",
     "drafter fit": "--epochs 1 --held-out 2",
