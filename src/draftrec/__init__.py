@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.kernel_cache import find_place as _find_place
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Generator", "__version__"]
 
 # What happens is logged under this name. Whether and where it shows is the application's business.
