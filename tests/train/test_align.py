@@ -217,6 +217,9 @@ def test_what_does_not_belong_is_refused(folder: Path, tmp_path: Path):
     refused("comes from another target", target=str(other.output))
     refused("no teacher data", teacher=tmp_path)
     refused("no preset", source=ModelSource("preset", "enormous"))
+    alibi = tmp_path / "config.json"
+    alibi.write_text('{"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}')
+    refused("cannot be served", source=ModelSource("config", str(alibi)))
     strange = tmp_path / "strange"
     save_strange(strange, folder / "target")
     refused("another vocabulary", source=ModelSource("checkpoint", str(strange)))

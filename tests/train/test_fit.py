@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.settings import PromptFormat
-from draftrec.models.recommender import IDS_FILE, load_recommender
+from draftrec.models.recommender import IDS_FILE, load_recommender, new_tokenizer
+from draftrec.train import presets
 from draftrec.train.fit import FitSpec, fit
 from draftrec.train.presets import LoraSettings, ModelSource
 from tests.jobs.recommend.worlds import reassigned
@@ -191,8 +194,8 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path):
         path.write_text("\n".join(map(json.dumps, changed)))
         return replace(spec, sequences=str(path))
 
-    stranger = {"user": 7, "items": [100, 5], "part": "train"}
-    refused(written(stranger), "item 5 of user 7 has no semantic id")
+    stranger = {"user": 7, "items": [4, 5], "part": "train"}
+    refused(written(stranger), "no item of any history has a semantic id, such as item 4 of user 7")
     refused(written(*(r for r in rows if r["part"] != "train")), "no items of part 'train'")
     refused(replace(spec, source=ModelSource("preset", "huge")), "no preset 'huge'")
     refused(replace(spec, source=ModelSource("config", str(tmp_path))), "no model configuration")
@@ -203,6 +206,45 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path):
     for name, value in (("epochs", 0), ("dropout", 1.0), ("lr", 0.0), ("device", "tpu")):
         with pytest.raises(DraftrecError, match=f"--{name} must"):
             replace(SETTINGS, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}, "cannot be served"),
+        (
+            {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1, "state_size": 8},
+            "MambaForCausalLM cannot be served",
+        ),
+        (
+            {
+                "model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "alibi": True,
+            },
+            "cannot be served: its ALiBi biases",
+        ),
+        (
+            {
+                "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "intermediate_size": 32,
+            },
+            "cannot be served",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["config", "checkpoint"])
+def test_what_could_never_recommend_is_refused_before_it_is_trained(
+    tmp_path: Path, config: dict[str, Any], words: str, kind: Any
+):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    if kind == "checkpoint":
+        path = tmp_path / "checkpoint"
+        tokenizer = new_tokenizer(catalogue().tokens)
+        presets.file_config(tmp_path / "config.json", tokenizer, 8).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        presets.new_model(AutoConfig.from_pretrained(path), 0).save_pretrained(path)
+    refused(fit_spec(tmp_path, source=ModelSource(kind, str(path))), words)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from string import ascii_lowercase
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from draftrec.core import IntArray
+from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.data.files.places import Place, arrow_path, place
 from draftrec.data.files.writers import replace_file, replace_parquet
 from draftrec.data.tables.columns import (
@@ -34,6 +35,7 @@ from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
 from draftrec.items.semantic_ids import SemanticIds
 
+_LOG = logging.getLogger("draftrec")
 PARTS = ("train", "valid", "test")
 #: Stands for everything that is known of a user: nothing is held back as a target.
 ALL = "all"
@@ -161,6 +163,43 @@ def _everyones(
             user.before[row.part] = _recent(row.items, max_items).copy()
     histories = (_history(name, user, part, max_items) for name, user in users.items())
     return [_typed(history, *spelt) for history in histories]
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Items of users' histories that have no semantic id: `items` of them, of `users`, such as
+    `example`. `kept`: items that have one."""
+
+    items: int = 0
+    users: set[Id] = field(default_factory=set[Id])
+    example: str = ""
+    kept: int = 0
+
+    def known(self, user: Id, items: Ids, places: LongArray) -> BoolArray:
+        """bool `[h]`: which of a user's `items` have a place, int64 `[h]`; the others are noted."""
+        known = places >= 0
+        self.kept += int(known.sum())
+        if not known.all():
+            self.items += int((~known).sum())
+            self.users.add(plain(user))
+            self.example = self.example or f"item {items[~known][0]} of user {user}"
+        return known
+
+    def tell(self) -> None:
+        """Warn of what was left out. Raises DraftrecError where nothing is left."""
+        if self.items and not self.kept:
+            raise DraftrecError(
+                f"no item of any history has a semantic id, such as {self.example}; give the "
+                "semantic ids of this catalogue"
+            )
+        if self.items:
+            _LOG.warning(
+                "%s items in the histories of %s users have no semantic id and are left out, such "
+                "as %s",
+                f"{self.items:,}",
+                f"{len(self.users):,}",
+                self.example,
+            )
 
 
 def usual_part(location: str | Place, columns: SequenceColumns = USUAL) -> str:

@@ -74,6 +74,7 @@ class RecommendWork:
     def begin(self, number: int, question: Query) -> Recommended | None:
         """Let a user in. Those without a history get popular items at once, where there are any."""
         recommender = self.recommender
+        question = recommender.catalogue.known(question)
         if not len(question.history) and recommender.popular is not None:
             return self._told(Recommended(recommender.popular_answer(question)))
         request = recommender.request(question)
@@ -97,7 +98,8 @@ class RecommendWork:
 
     def late(self, question: Query) -> Recommended:
         """The same for a user who was never let in."""
-        return self._told(Recommended(self.recommender.quick_answer(question), partial=True))
+        known = self.recommender.catalogue.known(question)
+        return self._told(Recommended(self.recommender.quick_answer(known), partial=True))
 
     def may_change(self) -> bool:
         """Old and new searches would share the caches, and a search takes but a few passes."""

@@ -330,5 +330,6 @@ def _draft(spec: AlignSpec, target: Recommender, sids: SemanticIds | None, conte
         if sids is not None:
             named = f"those of {spec.teacher}"
             check_ids(draft.info, draft.folder, sids, named, again=True)
+        presets.check_servable(draft.model)
         return draft.model
     return presets.untrained(spec.source, target.tokenizer, context, spec.settings.seed)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from draftrec.core import BoolArray, IntArray, LongArray
-from draftrec.data.sequences import USUAL, SequenceColumns, read_sequences, two_rows
+from draftrec.data.sequences import USUAL, LeftOut, SequenceColumns, read_sequences, two_rows
 from draftrec.errors import DraftrecError
-from draftrec.items.ids import Id, Ids, plain
+from draftrec.items.ids import Id, plain
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.semantic_ids import SemanticIds
 
@@ -27,11 +27,13 @@ from draftrec.items.semantic_ids import SemanticIds
 @dataclass(frozen=True, eq=False, slots=True)
 class TrainingData:
     """`train`: a user's items each, int64 `[h]` places. `valid_histories` and `valid_targets`: what
-    was known of a user, and what came next; both empty without a part valid."""
+    was known of a user, and what came next; both empty without a part valid. `unknown`: items left
+    out, since they have no semantic id."""
 
     train: list[LongArray]
     valid_histories: list[LongArray]
     valid_targets: list[LongArray]
+    unknown: int = 0
 
     def fingerprint(self) -> str:
         """sha256 over everything, in order."""
@@ -53,19 +55,23 @@ def read_training_data(
 ) -> TrainingData:
     """The parts train and valid of a file, of the first `limit` users with train items.
 
-    With `with_valid`, valid items are learnt from and nothing is validated on. Raises DraftrecError
-    for an item without a semantic id and for two rows of one part, naming the user, and for no part
-    train.
+    With `with_valid`, valid items are learnt from and nothing is validated on. Items without a
+    semantic id are left out and warned of. Raises DraftrecError where none has one, for two rows of
+    one part, naming the user, and for no part train.
     """
     train: dict[Id, LongArray] = {}
     valid: dict[Id, LongArray] = {}
+    left_out = LeftOut()
     for row in read_sequences(location, None, None, columns):
         part = {"train": train, "valid": valid}.get(row.part)
         if part is not None and len(row.items):
             user = plain(row.user)
             if user in part:
                 raise two_rows(location, row)
-            part[user] = _places(row.user, row.items, sids)
+            places = sids.find(row.items)
+            part[user] = places[left_out.known(user, row.items, places)]
+    left_out.tell()
+    train, valid = ({u: p for u, p in part.items() if len(p)} for part in (train, valid))
     if not train:
         raise DraftrecError(
             f"{location} holds no items of part 'train', so there is nothing to train on; give "
@@ -79,23 +85,13 @@ def read_training_data(
     if with_valid:
         everyone = list(dict.fromkeys([*users, *known]))
         whole = [np.concatenate([train.get(u, empty), known.get(u, empty)]) for u in everyone]
-        return TrainingData(whole, [], [])
+        return TrainingData(whole, [], [], left_out.items)
     return TrainingData(
         [train[user] for user in users],
         [train.get(user, empty) for user in known],
         list(known.values()),
+        left_out.items,
     )
-
-
-def _places(user: Id, items: Ids, sids: SemanticIds) -> LongArray:
-    places = sids.find(items)
-    unknown = np.flatnonzero(places < 0)
-    if len(unknown):
-        raise DraftrecError(
-            f"item {items[unknown[0]]} of user {user} has no semantic id; add it to the semantic "
-            "ids, or leave it out of the sequences"
-        )
-    return places
 
 
 Batch = dict[str, torch.Tensor]

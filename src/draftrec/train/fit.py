@@ -98,7 +98,8 @@ def fit(
     session = Session(
         spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, RECOMMENDER
     )
-    return session.run(lambda: prepare(spec, sids, data))
+    summary = session.run(lambda: prepare(spec, sids, data))
+    return {**summary, "unknown_items": data.unknown}
 
 
 def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from draftrec.config import ModelConfig
+from draftrec.engine.selfcheck import checked_target
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import load_model, load_tokenizer
 from draftrec.train.settings import TARGET_PRESET
@@ -64,7 +65,19 @@ def untrained(
     """
     if source.kind == "preset":
         return new_model(preset_config(source.name, tokenizer, context), seed)
-    return new_model(file_config(Path(source.name), tokenizer, context), seed)
+    model = new_model(file_config(Path(source.name), tokenizer, context), seed)
+    check_servable(model)
+    return model
+
+
+def check_servable(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError for a model that could be trained, but never recommend."""
+    own = model.config._attn_implementation
+    try:
+        checked_target(model)
+    finally:
+        if model.config._attn_implementation != own:
+            model.set_attn_implementation(own or "eager")
 
 
 def preset_config(name: str, tokenizer: PreTrainedTokenizerBase, context: int) -> LlamaConfig:
@@ -134,10 +147,11 @@ def extended_checkpoint(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
     """A checkpoint whose tokenizer and embeddings know `tokens`; the rows it had before.
 
-    Raises DraftrecError if it cannot be loaded.
+    Raises DraftrecError if it cannot be loaded, or never recommend.
     """
     tokenizer = load_tokenizer(source)
     model = load_model(ModelConfig(model=source, device="cpu", dtype="float32"))
+    check_servable(model)
     embeddings: Any = model.get_input_embeddings()
     before = int(embeddings.weight.shape[0])
     known = tokenizer.get_vocab()

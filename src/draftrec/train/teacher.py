@@ -246,6 +246,7 @@ def _teach(
         "beams": manifest.beams,
         "bytes": size,
         "seconds": round(manifest.seconds, 1),
+        "unknown_items": data.unknown,
     }
 
 

@@ -316,9 +316,14 @@ def test_impossible_settings_are_named(
         make(world, draft, **changes)
 
 
-def test_unknown_items_and_other_vocabularies_are_named(world: World, tmp_path: Path) -> None:
-    with pytest.raises(DraftrecError, match="item 4711 has no semantic id"):
-        make(world).recommend([Query(1, np.array([11, 4711]))])
+def test_unknown_items_are_left_out_and_other_vocabularies_named(
+    world: World, tmp_path: Path
+) -> None:
+    odd, even, none = make(world).recommend(
+        [Query(1, np.array([11, 4711])), Query(1, np.array([11])), Query(1, np.array([4711]))]
+    )
+    same([odd], [even])
+    assert (odd.unknown, even.unknown, none.unknown, none.popular) == (1, 0, 1, True)
     sids = read_semantic_ids(world.sids)
     reversed_ids = type(sids)(sids.items, sids.codes, sids.tokens[::-1])
     save_model(tmp_path / "other", reversed_ids, 3, 1, "draft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,6 +58,14 @@ class Catalogue:
             raise DraftrecError(
                 f"{k} items are asked for, but the catalogue has {len(self.sids)}; ask for fewer"
             )
+
+    def known(self, query: Query) -> Query:
+        """The query with a history of items that the catalogue has; the others are counted."""
+        has = self.sids.find(query.history) >= 0
+        if has.all():
+            return query
+        unknown = query.unknown + int((~has).sum())
+        return replace(query, history=query.history[has], unknown=unknown)
 
     def filter_of(self, query: Query, *, exclude_seen: bool) -> Filter | None:
         """What the query forbids, applied before anything is drafted. Unknown items are ignored."""
@@ -133,13 +141,15 @@ class Candidates:
 class Query:
     """`history` `[h]`: the user's items, oldest first. `deny`: items not to recommend, `allow`: the
     only ones to recommend (None: all). `k`: items wanted, at most as many as the recommender's
-    settings say (None: as many). Ids are int64 or texts (see `items.ids`)."""
+    settings say (None: as many). Ids are int64 or texts (see `items.ids`). `unknown`: items that
+    were left out of the history, as the catalogue does not have them."""
 
     user: Id
     history: Ids
     deny: Ids | None = None
     allow: Ids | None = None
     k: int | None = None
+    unknown: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -150,7 +160,7 @@ class Recommendation:
 
     `invalid`: beams that are no item, of an unconstrained search. `seconds`: from the user's
     admission to a slot to the answer. `popular`: without a history, the popular items answer, and
-    scores are the logs of their shares.
+    scores are the logs of their shares. `unknown`: as in the query.
     """
 
     user: Id
@@ -164,3 +174,4 @@ class Recommendation:
     invalid: int = 0
     seconds: float = 0.0
     popular: bool = False
+    unknown: int = 0

@@ -109,9 +109,11 @@ class ItemRecommender:
     ) -> list[Recommendation]:
         """Answers in the order of `queries`; `on_done` is told of users as they are finished.
 
-        Raises DraftrecError for an item of a history that the catalogue does not have and for more
-        items than the settings allow, Interrupted once `should_stop()` is true.
+        Items of a history that the catalogue does not have are left out of it, and counted. Raises
+        DraftrecError for more items than the settings allow, Interrupted once `should_stop()` is
+        true.
         """
+        queries = [self.catalogue.known(query) for query in queries]
         found: dict[int, Recommendation] = {}
         asked = [i for i, q in enumerate(queries) if len(q.history) or self.popular is None]
         for i in set(range(len(queries))) - set(asked):
@@ -196,6 +198,7 @@ class ItemRecommender:
             beams.drafted,
             invalid,
             seconds,
+            unknown=query.unknown,
         )
 
     def popular_answer(self, query: Query) -> Recommendation:
@@ -246,4 +249,6 @@ class ItemRecommender:
             places, weights = places[kept], weights[kept]
         sids, places = self.catalogue.sids, places[:k]
         items, names = sids.items[places], sids.sids_at(places)
-        return Recommendation(query.user, items, np.log(weights[:k]), names, popular=True)
+        return Recommendation(
+            query.user, items, np.log(weights[:k]), names, popular=True, unknown=query.unknown
+        )

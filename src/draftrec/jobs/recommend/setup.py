@@ -15,6 +15,7 @@ from draftrec.data.sequences import (
     ALL,
     USUAL,
     History,
+    LeftOut,
     SequenceColumns,
     read_histories,
     read_known,
@@ -23,7 +24,6 @@ from draftrec.data.sequences import (
 )
 from draftrec.data.tables.readers import open_records
 from draftrec.engine.target import Target
-from draftrec.errors import DraftrecError
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, usual_window
@@ -116,27 +116,13 @@ def read_inputs(settings: TaskSettings) -> Inputs:
     part = settings.part or usual_part(settings.sequences, settings.columns)
     histories = read_histories(settings.sequences, part, None, settings.columns)
     histories = histories[: settings.limit]
-    known = [sids.find(history.items) >= 0 for history in histories]
-    gaps = [i for i, has in enumerate(known) if not has.all()]
-    if not gaps:
-        return Inputs(sids, histories)
-    first = histories[gaps[0]]
-    example = f"item {first.items[~known[gaps[0]]][0]} of user {first.user}"
-    if not any(has.any() for has in known):
-        raise DraftrecError(
-            f"no item of any history has a semantic id, such as {example}; give the semantic ids "
-            "of this catalogue"
-        )
-    for i in gaps:
-        histories[i] = replace(histories[i], items=histories[i].items[known[i]])
-    unknown = sum(int((~has).sum()) for has in known)
-    _LOG.warning(
-        "%d items in the histories of %d users have no semantic id and are left out, such as %s",
-        unknown,
-        len(gaps),
-        example,
-    )
-    return Inputs(sids, histories, unknown)
+    left_out = LeftOut()
+    for i, history in enumerate(histories):
+        known = left_out.known(history.user, history.items, sids.find(history.items))
+        if not known.all():
+            histories[i] = replace(history, items=history.items[known])
+    left_out.tell()
+    return Inputs(sids, histories, left_out.items)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
