@@ -205,5 +205,6 @@ class RecommendRun:
         knob("Let items and scores be plain search's bit for bit, at whatever precision."),
     ] = False
     shard_size: Annotated[
-        int, knob("Users that are finished, and resumed from, together.", ge=1)
+        int,
+        knob("Users written together; of a shard under way, those who are done are kept.", ge=1),
     ] = 2048

@@ -118,8 +118,8 @@ def file_config(path: Path, tokenizer: PreTrainedTokenizerBase, context: int) ->
     config.vocab_size = vocabulary(tokenizer)
     for name, value in _special(tokenizer).items():
         setattr(config, name, value)
-    room = getattr(config, "max_position_embeddings", context)
-    if room < context:
+    room = getattr(config, "max_position_embeddings", None)
+    if isinstance(room, int) and 0 < room < context:  # XLNet says -1 for any length
         raise DraftrecError(
             f"the model of {path} has room for {room} tokens, the longest prompt and its answer "
             f"have {context}; raise max_position_embeddings, or lower --max-items"
@@ -130,7 +130,8 @@ def file_config(path: Path, tokenizer: PreTrainedTokenizerBase, context: int) ->
 def new_model(config: Any, seed: int) -> PreTrainedModel:
     """A model with random weights, the same for the same seed.
 
-    Raises DraftrecError for a configuration that is not of a decoder-only language model.
+    Raises DraftrecError for a configuration that is not of a decoder-only language model, or that
+    contradicts itself.
     """
     torch.manual_seed(seed)
     try:
@@ -139,6 +140,11 @@ def new_model(config: Any, seed: int) -> PreTrainedModel:
         raise DraftrecError(
             f"a model of type {getattr(config, 'model_type', '?')!r} is no decoder-only language "
             "model; give the configuration of one, such as llama"
+        ) from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise DraftrecError(
+            f"no model of type {getattr(config, 'model_type', '?')!r} can be made of its "
+            f"configuration ({type(error).__name__}: {error}); mend its sizes"
         ) from error
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from draftrec.core import ALL, OWN, PROMPT, Counts, Generation, IntArray, Request
+from draftrec.data.files import journal as module
 from draftrec.engine.text.stats import Spent
-from draftrec.jobs.knowledge import shards as module
 from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, pieces_of, texts_in
 
 

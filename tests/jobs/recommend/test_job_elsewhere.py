@@ -34,7 +34,7 @@ class FakeExecutor:
             self.done += 1
             answers = [
                 Recommendation(h.user, np.array([h.user]), np.array([-1.0]), [["<a_1>"]], 1)
-                for h in shard
+                for h in shard.users
             ]
             yield ShardAnswers(answers, 0.0, [], 0.0)
 

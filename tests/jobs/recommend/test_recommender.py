@@ -24,7 +24,7 @@ from draftrec.jobs.recommend.job import run_job
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
 from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare
 from draftrec.models.recommender import load_recommender
-from tests.jobs.recommend.worlds import World, make_world, reassigned, save_model
+from tests.jobs.recommend.worlds import World, make_world, reassigned, save_model, with_texts
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +382,43 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
         run_job(job, halted.executor, halted.histories)
     fewer, job = ready("halted.parquet", limit=3, overwrite=True)
     assert run_job(job, fewer.executor, fewer.histories)["users"] == 3
+
+
+@pytest.mark.parametrize("catalogue", ["numbers", "texts"])
+def test_finished_users_of_a_shard_survive_whatever_ends_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalogue: str
+) -> None:
+    """An interruption lost up to 2,047 of them."""
+    world = with_texts(world) if catalogue == "texts" else world
+
+    def run(name: str, stop: Callable[[], bool] | None = None) -> list[int]:
+        told: list[int] = []
+        found = prepare(task(world, tmp_path / name, shadow=0.0))
+        run_job(found.job, found.executor, found.histories, told.append, stop)
+        return told
+
+    run("whole.parquet")
+    with pytest.raises(Interrupted):
+        run("halted.parquet", stopper(5))
+    journal = tmp_path / ".halted.parquet.parts" / "journal-00000.jsonl"
+    kept = journal.read_bytes().splitlines()
+    assert 1 < len(kept) < 12
+    journal.write_bytes(journal.read_bytes() + kept[-1][:40])  # torn by a crash
+    asked: list[Any] = []
+    request = ItemRecommender.request
+
+    def noted(self: ItemRecommender, query: Query) -> Any:
+        asked.append(query)
+        return request(self, query)
+
+    monkeypatch.setattr(ItemRecommender, "request", noted)
+    told = run("halted.parquet")
+    assert told[0] == len(kept)
+    assert sum(told) == 12
+    assert len(asked) == 12 - len(kept)
+    whole, halted = (tmp_path / f"{name}.parquet" for name in ("whole", "halted"))
+    assert halted.read_bytes() == whole.read_bytes()
+    assert not journal.parent.exists()
 
 
 @pytest.mark.slow

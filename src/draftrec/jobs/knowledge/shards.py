@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import COUNTED, OWN, SOURCES, Counts, Generation, IntArray, Request
+from draftrec.data.files.journal import LineJournal, whole_entries
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.remote import RemotePath
 from draftrec.data.files.writers import (
@@ -40,10 +39,6 @@ from draftrec.engine.text.stats import Spent
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.manifest import Manifest, ShardEntry, read_manifest
 from draftrec.jobs.ledger import Ledger
-
-# Lines reach the operating system at once, which survives a kill; the disk, which survives a
-# crash of the machine, at least this often.
-_SYNC_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +79,7 @@ class Entry:
 
     @classmethod
     def of(cls, line: bytes) -> Entry:
-        """Raises ValueError, KeyError or TypeError for anything but a whole line of a journal."""
-        if not line.endswith(b"\n"):
-            raise ValueError("the line is torn")
+        """Raises ValueError, KeyError or TypeError for anything but a line of a journal."""
         values: dict[str, Any] = json.loads(line)
         generation = Generation(
             values["entity_id"],
@@ -102,37 +95,11 @@ class Entry:
         return cls(values["key"], values["prompt_hash"], generation, clock)
 
 
-class Journal:
-    """The journal of one shard, open for more. What a crash has torn is cut off on opening.
-
-    At an address, where nothing can be appended, it is written anew whenever it is forced to disk
-    elsewhere.
-    """
+class Journal(LineJournal[Entry]):
+    """The finished texts of one shard, open for more."""
 
     def __init__(self, path: Place) -> None:
-        self.path = path
-        self.entries, size = _read_journal(path)
-        self._content = bytearray()
-        self._file = None
-        if isinstance(path, Path):
-            with naming(path):
-                # Unbuffered: a line is with the operating system, or it is not.
-                self._file = path.open("ab", buffering=0)
-                self._file.truncate(size)
-        else:
-            self._content += b"".join(entry.line() for entry in self.entries)
-        self._synced, self._dirty = time.monotonic(), False
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Force all to disk; nothing to do where the process is killed."""
-        try:
-            self._sync()
-        finally:
-            if self._file:
-                self._file.close()
+        super().__init__(path, Entry.of)
 
     @property
     def clock(self) -> Clock:
@@ -147,51 +114,12 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Keep one more text."""
-        line = memoryview(entry.line())
-        if self._file is None:
-            self._content += line
-        elif isinstance(self.path, Path):
-            with naming(self.path):
-                while line:  # a disk that is nearly full takes a part, then refuses
-                    line = line[self._file.write(line) :]
-        self._dirty = True
-
-    def tick(self) -> None:
-        """Force to disk what has waited long enough."""
-        if self._dirty and time.monotonic() - self._synced >= _SYNC_SECONDS:
-            self._sync()
-
-    def _sync(self) -> None:
-        if self._dirty and self._file is None:
-            replace_file(self.path, bytes(self._content))
-        elif self._dirty and self._file and isinstance(self.path, Path):
-            with naming(self.path):
-                os.fsync(self._file.fileno())
-        self._synced, self._dirty = time.monotonic(), False
+        self.write(entry.line())
 
 
 def texts_in(path: Place) -> int:
     """How many whole texts a journal keeps; 0 where there is none."""
-    return len(_read_journal(path)[0])
-
-
-def _read_journal(path: Place) -> tuple[list[Entry], int]:
-    """The texts up to the first place that was torn, and how many bytes they take."""
-    entries: list[Entry] = []
-    size = 0
-    for line in _journal_lines(path):
-        try:
-            entries.append(Entry.of(line))
-        except (ValueError, KeyError, TypeError):
-            break
-        size += len(line)
-    return entries, size
-
-
-def _journal_lines(path: Place) -> Iterator[bytes]:
-    if path.is_file():
-        with path.open("rb") as file:
-            yield from file
+    return len(whole_entries(path, Entry.of)[0])
 
 
 PART_SCHEMA = pa.schema(

@@ -1,7 +1,8 @@
-"""Sequences in, a file of recommendations out: in shards, so that an interruption costs one.
+"""Sequences in, a file of recommendations out: in shards, so that an interruption costs nothing.
 
 Finished shards lie in a folder beside the output until the last one is done; then they become the
-one file. The same command continues where it stopped; other settings are refused.
+one file. Of a shard that is not finished, a journal there keeps the users who are. The same command
+continues where it stopped; other settings are refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.config import RecommendRun
+from draftrec.data.files.journal import LineJournal
 from draftrec.data.files.locks import check_still_held
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import (
@@ -135,6 +139,50 @@ class ShardAnswers:
         }
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Shard:
+    """Users to recommend for; `journal`: the file that keeps those who are finished."""
+
+    users: Seq[History]
+    journal: Place | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Finished:
+    """The answer for a user, by the place in the shard, and the seconds that the shard had taken by
+    then, in all its lives."""
+
+    place: int
+    wall: float
+    answer: Recommendation
+
+    def line(self) -> bytes:
+        """As a journal has it."""
+        it = self.answer
+        told = {name: getattr(it, name) for name in _PLAIN}
+        items, scores = it.items.tolist(), it.scores.tolist()
+        values = {"place": self.place, "wall": self.wall, "items": items, "scores": scores, **told}
+        return (json.dumps(values) + "\n").encode()
+
+    @classmethod
+    def of(cls, line: bytes, sids: SemanticIds) -> Finished:
+        """Raises ValueError, KeyError or TypeError for anything but a line of a journal."""
+        values: dict[str, Any] = json.loads(line)
+        places = sids.find(values["items"])
+        if (places < 0).any():
+            raise ValueError("an item is of another catalogue")
+        scores = np.array(values["scores"], np.float64)
+        told = {name: values[name] for name in _PLAIN}
+        answer = Recommendation(
+            items=sids.items[places], scores=scores, sids=sids.sids_at(places), **told
+        )
+        return cls(values["place"], values["wall"], answer)
+
+
+#: What a journal's line has of an answer as it is.
+_PLAIN = [f.name for f in fields(Recommendation) if f.name not in ("items", "scores", "sids")]
+
+
 class RecommendWorker:
     """Answers for the users of a shard. `shadow`: the share of users answered twice."""
 
@@ -147,16 +195,16 @@ class RecommendWorker:
 
     def __call__(
         self,
-        shard: Seq[History],
+        shard: Shard,
         on_done: OnDone | None = None,
         should_stop: ShouldStop | None = None,
         /,
     ) -> ShardAnswers:
-        """Recommend for the users of one shard, and again for some of them."""
-        queries = [Query(h.user, h.items) for h in shard]
-        start = time.perf_counter()
-        answers = self.recommender.recommend(queries, on_done, should_stop)
-        walltime = time.perf_counter() - start
+        """Recommend for the users of one shard, and again for some of them. Those that its journal
+        has are taken over."""
+        queries = [Query(h.user, h.items) for h in shard.users]
+        with self._journal(shard) as journal:
+            answers, walltime = self._answers(queries, journal, on_done, should_stop)
         chosen = np.linspace(0, len(queries) - 1, round(self._shadow * len(queries)))
         again = [queries[i] for i in chosen.astype(np.int64)]
         plain = self.recommender.plain().recommend(again, None, should_stop)
@@ -166,12 +214,47 @@ class RecommendWorker:
         gaps = [float(np.abs(a - b).max(initial=0.0)) for a, b in equal]
         return ShardAnswers(answers, walltime, same, max(gaps, default=0.0), self._facts.exact)
 
+    def _journal(self, shard: Shard) -> AbstractContextManager[LineJournal[Finished] | None]:
+        """Open; None where there is none, or its folder is not to be seen from here."""
+        if shard.journal is None or not shard.journal.parent.is_dir():
+            return nullcontext()
+        return LineJournal(
+            shard.journal, partial(Finished.of, sids=self.recommender.catalogue.sids)
+        )
+
+    def _answers(
+        self,
+        queries: Seq[Query],
+        journal: LineJournal[Finished] | None,
+        on_done: OnDone | None,
+        should_stop: ShouldStop | None,
+    ) -> tuple[list[Recommendation], float]:
+        """All answers, and the seconds that they took."""
+        entries = journal.entries if journal else []
+        found = {entry.place: entry.answer for entry in entries}
+        earlier = entries[-1].wall if entries else 0.0
+        left = [i for i in range(len(queries)) if i not in found]
+        if on_done and found:
+            on_done(len(found))
+        start = time.perf_counter()
+
+        def keep(i: int, answer: Recommendation) -> None:
+            found[left[i]] = answer
+            if journal:
+                wall = earlier + time.perf_counter() - start
+                journal.write(Finished(left[i], wall, answer).line())
+                journal.tick()
+
+        self.recommender.recommend([queries[i] for i in left], on_done, should_stop, keep)
+        took = earlier + time.perf_counter() - start
+        return [found[i] for i in range(len(queries))], took
+
     def merged(self, progress: list[int], /) -> list[int]:
         """How many users, at once."""
         return [sum(progress)]
 
 
-_OWNED = re.compile(r"part-\d{5,}\.parquet|facts-\d{5,}\.json")
+_OWNED = re.compile(r"part-\d{5,}\.parquet|facts-\d{5,}\.json|journal-\d{5,}\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +286,10 @@ class RecommendJob:
         """What the summary needs of a shard; written last, so its being there means done."""
         return self.parts / f"facts-{number:05d}.json"
 
+    def journal(self, number: int) -> Place:
+        """The finished users of a shard that is not."""
+        return self.parts / f"journal-{number:05d}.jsonl"
+
 
 def run_job(
     job: RecommendJob,
@@ -213,7 +300,7 @@ def run_job(
 ) -> dict[str, Any]:
     """Recommend for all users, write the file and return the summary.
 
-    Raises Interrupted when asked to stop, with finished shards kept, and
+    Raises Interrupted when asked to stop, with finished users kept, and
     DraftrecError for an output that other settings have begun, or another process writes to.
     """
     with job.ledger.held():
@@ -234,7 +321,8 @@ def _run(
     if on_done and finished:
         on_done(finished)
     before = time.perf_counter()
-    answers = executor.results((parts[i] for i in left), on_done, should_stop)
+    shards = (Shard(parts[i], job.journal(i).absolute()) for i in left)
+    answers = executor.results(shards, on_done, should_stop)
     for number, found in zip(left, answers, strict=True):
         now = time.perf_counter()
         if executor.worker is None:  # shards overlap
@@ -243,6 +331,7 @@ def _run(
         replace_parquet(job.parts / f"part-{number:05d}.parquet", to_table(found.answers, job.ids))
         check_still_held(job.output)
         replace_file(job.facts_file(number), json.dumps(found.facts()).encode())
+        job.journal(number).unlink(missing_ok=True)
     facts = [json.loads(job.facts_file(i).read_bytes()) for i in range(len(parts))]
     _finish(job)
     return summary_of(facts, shadow=job.shadow > 0)

@@ -106,8 +106,10 @@ class ItemRecommender:
         queries: Seq[Query],
         on_done: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        keep: Callable[[int, Recommendation], None] | None = None,
     ) -> list[Recommendation]:
-        """Answers in the order of `queries`; `on_done` is told of users as they are finished.
+        """Answers in the order of `queries`; `on_done` is told of users as they are finished, and
+        `keep` is given their answers then, by the places of their queries.
 
         Items of a history that the catalogue does not have are left out of it, and counted. Raises
         DraftrecError for more items than the settings allow, Interrupted once `should_stop()` is
@@ -116,13 +118,22 @@ class ItemRecommender:
         queries = [self.catalogue.known(query) for query in queries]
         found: dict[int, Recommendation] = {}
         asked = [i for i, q in enumerate(queries) if len(q.history) or self.popular is None]
-        for i in set(range(len(queries))) - set(asked):
-            found[i] = self.popular_answer(queries[i])
+
+        def take(i: int, answer: Recommendation) -> None:
+            found[i] = answer
+            if keep:
+                keep(i, answer)
+
+        for i in sorted(set(range(len(queries))) - set(asked)):
+            take(i, self.popular_answer(queries[i]))
         if on_done and found:
             on_done(len(found))
-        searched = self.search([queries[i] for i in asked], on_done, should_stop)
-        for i, (request, beams, seconds) in zip(asked, searched, strict=True):
-            found[i] = self.answer(queries[i], request, beams, seconds)
+
+        def answered(place: int, request: BeamRequest, beams: Beams, seconds: float) -> None:
+            i = asked[place]
+            take(i, self.answer(queries[i], request, beams, seconds))
+
+        self.search([queries[i] for i in asked], on_done, should_stop, answered)
         return [found[i] for i in range(len(queries))]
 
     def search(
@@ -130,9 +141,11 @@ class ItemRecommender:
         queries: Seq[Query],
         on_done: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_found: Callable[[int, BeamRequest, Beams, float], None] | None = None,
     ) -> list[tuple[BeamRequest, Beams, float]]:
         """What the engine was asked for each query, the beams that it found, and the seconds that
-        this took. Raises as `recommend` does."""
+        this took; `on_found` is told the same, and the query's place, at once. Raises as
+        `recommend` does."""
         requests = [self.request(query) for query in queries]
         if not requests:
             return []
@@ -140,7 +153,10 @@ class ItemRecommender:
 
         def note(done: Seq[UserSearch]) -> None:
             now = time.perf_counter()
-            seconds.update({s.order: now - s.began for s in done})
+            for s in done:
+                seconds[s.order] = now - s.began
+                if on_found:
+                    on_found(s.order, requests[s.order], s.result(), seconds[s.order])
             if on_done and done:
                 on_done(len(done))
 
