@@ -448,5 +448,6 @@ def test_ids_come_back_in_the_type_they_came_in(shop: Running, world: World) -> 
         allowed = [named(i) for i in (40, 41, 42)]
         found = served.recommend([], allow=[*allowed, "absent"]).json()["items"]
         assert {i["item"] for i in found} == set(allowed)
-        alone, both = (served.recommend([named(20), *more]).json() for more in ([], ["B1"]))
-        assert both == {**alone, "unknown_items": 1}
+        answer = served.recommend([named(20), "B1"])
+        assert answer.status_code == 422
+        assert "item B1 has no semantic id" in answer.text
