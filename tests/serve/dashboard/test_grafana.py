@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from draftrec.cli.main import _app
 from draftrec.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS, ServiceMetrics, served
 from tests.serve.test_metrics import step
 
@@ -231,3 +234,93 @@ def wait_for(happened: Any, seconds: float = 30.0) -> None:
     while not happened():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.2)
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Of the Dockerfile: (word, the rest), lines that go on joined."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    whole = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.M))
+    return [(w, rest.strip()) for w, rest in re.findall(r"^([A-Z]+) (.*)$", whole, flags=re.M)]
+
+
+def is_command(words: list[str]) -> None:
+    """Whether draftrec takes this line; what it would do is not done."""
+    command: Any = typer.main.get_command(_app(words)).commands[words[0]]  # type: ignore[attr-defined]
+    command.make_context(words[0], words[1:])
+
+
+def test_the_dockerfile_installs_and_runs_what_there_is() -> None:
+    found = instructions()
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    for word, rest in found:
+        if word == "COPY":
+            assert all((DEPLOY.parent / name).exists() for name in rest.split()[:-1]), rest
+    given = dict(rest.partition("=")[::2] for word, rest in found if word == "ARG")
+    used = set(re.findall(r"\$\{(\w+)", " ".join(rest for _, rest in found)))
+    assert used == set(given)
+    stages = [rest.split(" AS ")[1] for word, rest in found if word == "FROM" and " AS " in rest]
+    assert stages == ["cpu", "cuda"]
+    assert given["VARIANT"] in stages
+    assert f"Python :: {given['PYTHON']}" in " ".join(project["classifiers"])
+    assert f"torch=={given['TORCH']}\n" in (DEPLOY.parent / ".ci" / "run").read_text()
+    runs = " ".join(rest for word, rest in found if word == "RUN")
+    [extras] = re.findall(r'"\.\[(.*?)\]"', runs)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    [demo] = re.findall(r"draftrec (demo [^&]*)", runs)
+    is_command(demo.split())
+    said = {word: json.loads(rest) for word, rest in found if word in ("ENTRYPOINT", "CMD")}
+    assert said["ENTRYPOINT"][0] in project["scripts"]
+    is_command(said["CMD"])
+    [port] = [rest for word, rest in found if word == "EXPOSE"]
+    [health] = [rest for word, rest in found if word == "HEALTHCHECK"]
+    assert said["CMD"][-2:] == ["--port", port]
+    assert f"127.0.0.1:{port}/healthz" in health
+    users = [rest for word, rest in found if word == "USER"]
+    assert users
+    assert f"--uid {users[-1]}" in runs
+
+
+def test_compose_gives_prometheus_and_grafana_their_files() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    services, configs = compose["services"], compose["configs"]
+    build = services["draftrec"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+    declared = {rest.partition("=")[0] for word, rest in instructions() if word == "ARG"}
+    assert set(build["args"]) <= declared
+    is_command(services["draftrec"]["command"])
+    mounted: dict[str, Path] = {}
+    for service in services.values():
+        for volume in service.get("volumes", ()):
+            source, target, *_ = volume.split(":")
+            if source.startswith("."):
+                mounted[target] = DEPLOY / source
+                assert mounted[target].is_file(), volume
+            else:
+                assert source in compose["volumes"]
+    prometheus = yaml.safe_load(mounted["/etc/prometheus/prometheus.yml"].read_text())
+    assert all(f"/etc/prometheus/{name}" in mounted for name in prometheus["rule_files"])
+    # In the network of the service, whose port the example scrapes.
+    assert services["prometheus"]["network_mode"] == "service:draftrec"
+    target = prometheus["scrape_configs"][0]["static_configs"][0]["targets"][0]
+    port = services["draftrec"]["command"][-1]
+    assert target == f"127.0.0.1:{port}"
+    assert f"127.0.0.1:{port}:{port}" in services["draftrec"]["ports"]
+    content = {
+        it["target"]: yaml.safe_load(configs[it["source"]]["content"])
+        for it in services["grafana"]["configs"]
+    }
+    [source] = content["/etc/grafana/provisioning/datasources/draftrec.yaml"]["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://draftrec:9090")
+    assert "127.0.0.1:9090:9090" in services["draftrec"]["ports"]
+    [provider] = content["/etc/grafana/provisioning/dashboards/draftrec.yaml"]["providers"]
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert Path(home).parent == Path(provider["options"]["path"])
+    assert json.loads(mounted[home].read_text())["panels"]
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not installed")
+def test_hadolint_finds_nothing() -> None:
+    found = subprocess.run(
+        ["hadolint", str(DEPLOY / "Dockerfile")], check=False, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout
