@@ -289,3 +289,13 @@ def test_columns_go_by_other_names(tmp_path: Path) -> None:
     path = lines(tmp_path / "i.jsonl", [{"user_id": 1, "item_id": 3, "timestamp": 5}])
     with pytest.raises(DraftrecError, match="draftrec sequences"):
         read_histories(path, "test", None)
+
+
+@pytest.mark.parametrize("between", [" ", ",", ", "])
+def test_codes_of_csv_are_codes(tmp_path: Path, between: str) -> None:
+    """They were read as tokens that no tokenizer knows."""
+    path = tmp_path / "sids.csv"
+    path.write_text(f'item,sid\n3,"{between.join(("0", "12"))}"\n4,"{between.join(("1", "0"))}"\n')
+    assert read_semantic_ids(path).sids_of([3, 4]) == [["<a_0>", "<b_12>"], ["<a_1>", "<b_0>"]]
+    path.write_text('item,sid\n3,"<a_0> 12"\n4,"[""0"", ""1""]"\n')
+    assert read_semantic_ids(path).sids_of([3, 4]) == [["<a_0>", "12"], ["0", "1"]]

@@ -384,10 +384,17 @@ def _part(row: Row, column: str) -> str:
     return part
 
 
+def _words(text: str) -> list[Any]:
+    """The words of a text; whole codes where it has nothing else, with spaces or commas between."""
+    codes = text.replace(",", " ").split()
+    whole = all(word.isascii() and word.isdigit() for word in codes)
+    return [int(word) for word in codes] if whole else text.split()
+
+
 def _texts(row: Row, column: str) -> list[str]:
     """The tokens of a semantic id, from tokens or codes; a text is read as a list of them."""
     sid = row.values.get(column)
-    values = (spelt_list(sid) or sid.split()) if isinstance(sid, str) else sid
+    values = (spelt_list(sid) or _words(sid)) if isinstance(sid, str) else sid
     tokens: list[Any] = values if isinstance(values, list) else []
     if tokens and all(isinstance(t, int) and not isinstance(t, bool) for t in tokens):
         if len(tokens) <= len(ascii_lowercase) and min(tokens) >= 0:
