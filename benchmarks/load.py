@@ -4,9 +4,11 @@
 
 Starts `draftrec serve --demo` on a free port of the loopback and asks it, from this process, to
 recommend for the embedded shop's readers: one client, then many, for a bounded time and number of
-requests. Some answers are compared with those of one request at a time. Then the faults: a slow
-client, one that hangs up, a body of 10 MB, no JSON, unknown items, a deadline of 1 ms, a flood, and
-SIGTERM in the middle.
+requests. Some answers are compared with those of one request at a time. Then texts, streamed and
+whole in turns: time to the first of it. Then the faults: a slow client, one that hangs up, a body
+of 10 MB, no JSON, unknown items, a deadline of 1 ms, a flood, long prompts that are refused, idle
+connections, a log that nobody reads, strangers' addresses, a pool that is overwritten, and SIGTERM
+in the middle. All of it takes about twice `--seconds`.
 """
 
 from __future__ import annotations
@@ -20,20 +22,22 @@ from typing import Any
 
 import httpx
 from common import note, write_result
-from load_client import Process, Traffic, asked, pump
-from load_faults import FAULTS, sigterm_in_the_middle
+from load_client import Process, Traffic, asked, pump, write
+from load_faults import ALONE, FAULTS
 
 #: Whatever happens, no more requests than this are sent in one measurement.
 _MOST_REQUESTS = 2_000_000
 
 
+def quantile(times: list[float], share: float) -> float | None:
+    """The time that such a share is below, None where there is none."""
+    times = sorted(times)
+    return round(times[min(len(times) - 1, int(share * len(times)))], 2) if times else None
+
+
 def figures(traffic: Traffic) -> dict[str, Any]:
     """Throughput, latencies in milliseconds and what went wrong."""
     times = sorted(traffic.milliseconds)
-
-    def quantile(share: float) -> float | None:
-        return round(times[min(len(times) - 1, int(share * len(times)))], 2) if times else None
-
     answered = sum(n for status, n in traffic.statuses.items() if status == 200)
     return {
         "clients": traffic.clients,
@@ -41,10 +45,10 @@ def figures(traffic: Traffic) -> dict[str, Any]:
         "requests": sum(traffic.statuses.values()),
         "answered": answered,
         "per_second": round(answered / traffic.seconds, 2),
-        "ms_p50": quantile(0.5),
-        "ms_p90": quantile(0.9),
-        "ms_p99": quantile(0.99),
-        "ms_max": quantile(1.0),
+        "ms_p50": quantile(times, 0.5),
+        "ms_p90": quantile(times, 0.9),
+        "ms_p99": quantile(times, 0.99),
+        "ms_max": quantile(times, 1.0),
         "statuses": {str(status): n for status, n in sorted(traffic.statuses.items())},
         "partial": traffic.partial,
         "failed_connections": traffic.broken,
@@ -52,7 +56,9 @@ def figures(traffic: Traffic) -> dict[str, Any]:
     }
 
 
-async def measure(url: str, clients: int, seconds: float, bodies: list[Any]) -> Traffic:
+async def measure(
+    url: str, clients: int, seconds: float, bodies: list[Any], one: Any = pump
+) -> Traffic:
     """`clients` that ask one request after another, until the time is over."""
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
@@ -61,10 +67,7 @@ async def measure(url: str, clients: int, seconds: float, bodies: list[Any]) -> 
         start = time.perf_counter()
         each = _MOST_REQUESTS // clients
         await asyncio.gather(
-            *(
-                pump(client, bodies[i::clients] or bodies, end, each, traffic)
-                for i in range(clients)
-            )
+            *(one(client, bodies[i::clients] or bodies, end, each, traffic) for i in range(clients))
         )
         traffic.seconds = time.perf_counter() - start
         return traffic
@@ -119,6 +122,37 @@ def loads(args: argparse.Namespace, bodies: list[Any]) -> dict[str, Any]:
     return found
 
 
+_ROUNDS = 4
+
+
+def texts(args: argparse.Namespace) -> dict[str, Any]:
+    """Texts as a whole and streamed, in turns, by as many clients."""
+    seen = {"whole": Traffic(args.clients), "streamed": Traffic(args.clients)}
+    with Process() as served:
+        for turn in range(2 * _ROUNDS):
+            name = ("whole", "streamed")[turn % 2]
+            bodies = [
+                {"prompt": f"a reader of {i} books", "max_tokens": 48, "stream": name == "streamed"}
+                for i in range(1000)
+            ]
+            for body in bodies if name == "streamed" else ():
+                body["stream_options"] = {"include_usage": True}
+            seconds = max(1.0, args.seconds / 5 / _ROUNDS)
+            found = asyncio.run(measure(served.url, args.clients, seconds, bodies, write))
+            seen[name].add(found)
+    told = {
+        name: {
+            **figures(traffic),
+            "tokens_per_second": round(traffic.tokens / traffic.seconds, 1),
+            "first_ms_p50": quantile(traffic.first, 0.5),
+            "first_ms_p99": quantile(traffic.first, 0.99),
+        }
+        for name, traffic in seen.items()
+    }
+    note(f"texts: {told}")
+    return told
+
+
 def faults(bodies: list[Any]) -> dict[str, Any]:
     """Every fault against one service, which has to answer a good request after each."""
     found: dict[str, Any] = {}
@@ -131,9 +165,10 @@ def faults(bodies: list[Any]) -> dict[str, Any]:
             ).status_code
             found[name] = {**seen, "good_request_after": status, "ok": seen["ok"] and status == 200}
             note(f"{name}: {found[name]}")
-    with Process() as served:
-        found["sigterm_in_the_middle"] = sigterm_in_the_middle(served, bodies)
-        note(f"sigterm_in_the_middle: {found['sigterm_in_the_middle']}")
+    for fault in ALONE:
+        name = fault.__name__
+        found[name] = fault(bodies)
+        note(f"{name}: {found[name]}")
     return found
 
 
@@ -148,10 +183,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of the result file")
     args = parser.parse_args(argv)
     bodies = asked(args.users, args.k)
-    payload = {"k": args.k, "load": loads(args, bodies), "faults": faults(bodies)}
+    payload = {
+        "k": args.k,
+        "load": loads(args, bodies),
+        "texts": texts(args),
+        "faults": faults(bodies),
+    }
     load = payload["load"]
     wrong = Counter(
         load=load["concurrent"]["errors"] + load["one_at_a_time"]["errors"],
+        texts=sum(found["errors"] for found in payload["texts"].values()),
         unequal=load["compared"] - load["equal"],
         exit_code=load["exit_code"],
         faults=sum(not seen["ok"] for seen in payload["faults"].values()),

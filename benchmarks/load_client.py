@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -28,16 +29,24 @@ _START_SECONDS, _END_SECONDS = 120.0, 60.0
 class Process:
     """`draftrec serve --demo` on a free port of the loopback, ready to answer, until the end."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, stalled: bool = False, files: int | None = None) -> None:
+        """`stalled`: nobody reads the log. `files`: how many it may have open."""
         self._words = words or ("--demo",)
+        self._stalled, self._files = stalled, files
 
     def __enter__(self) -> Process:
         self._folder = tempfile.TemporaryDirectory()
         self.log = Path(self._folder.name) / "log.jsonl"
-        said = Path(self._folder.name) / "said.txt"
+        said = self.said = Path(self._folder.name) / "said.txt"
         command = [sys.executable, "-c", _MAIN, "serve", *self._words, "--port", "0"]
         with self.log.open("wb") as out, said.open("wb") as err:
-            self._child = subprocess.Popen(command, stdout=out, stderr=err, env=environment())
+            self._child = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE if self._stalled else out,
+                stderr=err,
+                env=environment(),
+                preexec_fn=self._limit,
+            )
         end = time.monotonic() + _START_SECONDS
         while not (found := re.search(r"serving on (http://\S+),", said.read_text())):
             self._check(said, end)
@@ -55,6 +64,10 @@ class Process:
         self._child.kill()
         self._child.wait()
         self._folder.cleanup()
+
+    def _limit(self) -> None:
+        if self._files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._files, self._files))
 
     def signal(self) -> None:
         """SIGTERM, without waiting for its effect."""
@@ -81,8 +94,9 @@ class Process:
 
 @dataclass
 class Traffic:
-    """What clients saw: milliseconds of each answer, how many had which status, `broken`
-    connections, and answers that a deadline cut short."""
+    """What clients saw: milliseconds of each answer, and to the `first` text of a streamed one, how
+    many had which status, `broken` connections, answers that a deadline cut short, and `tokens` of
+    texts."""
 
     clients: int
     seconds: float = 0.0
@@ -90,6 +104,17 @@ class Traffic:
     statuses: Counter[int] = field(default_factory=Counter)
     broken: int = 0
     partial: int = 0
+    first: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    def add(self, other: Traffic) -> None:
+        """Count another round's as well."""
+        self.seconds += other.seconds
+        self.milliseconds += other.milliseconds
+        self.first += other.first
+        self.statuses += other.statuses
+        self.broken += other.broken
+        self.tokens += other.tokens
 
 
 def asked(users: int, k: int) -> list[dict[str, Any]]:
@@ -114,3 +139,38 @@ async def pump(
         traffic.milliseconds.append(1e3 * (time.perf_counter() - start))
         traffic.statuses[answer.status_code] += 1
         traffic.partial += answer.status_code == 200 and answer.json()["partial"]
+
+
+async def write(
+    client: httpx.AsyncClient, bodies: list[Any], end: float, most: int, traffic: Traffic
+) -> None:
+    """The same for texts (`/v1/completions`), streamed where a body says so."""
+    for i in range(most):
+        if time.perf_counter() >= end:
+            return
+        start = time.perf_counter()
+        try:
+            await _text(client, bodies[i % len(bodies)], start, traffic)
+        except httpx.HTTPError:
+            traffic.broken += 1
+            await asyncio.sleep(0.01)
+            continue
+        traffic.milliseconds.append(1e3 * (time.perf_counter() - start))
+
+
+async def _text(client: httpx.AsyncClient, body: Any, start: float, traffic: Traffic) -> None:
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        traffic.statuses[answer.status_code] += 1
+        if answer.status_code != 200 or not body["stream"]:
+            whole = json.loads(await answer.aread())
+            traffic.tokens += whole.get("usage", {}).get("completion_tokens", 0)
+            return
+        waiting = True
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if waiting and any(choice["text"] for choice in event.get("choices", ())):
+                traffic.first.append(1e3 * (time.perf_counter() - start))
+                waiting = False
+            traffic.tokens += (event.get("usage") or {}).get("completion_tokens", 0)

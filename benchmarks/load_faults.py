@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
+import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 from load_client import Process
+
+from draftrec.demo.shop import demo_model_path
+from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
+from draftrec.pool.store import Pool
 
 _JSON = {"content-type": "application/json"}
 
@@ -91,13 +100,13 @@ def malformed_json(served: Process, bodies: list[Any]) -> dict[str, Any]:
 
 
 def unknown_ids(served: Process, bodies: list[Any]) -> dict[str, Any]:
-    """422, naming the first of them."""
+    """422, naming all of them."""
     answer = _post(served, {"history": [1, 987_654, 987_655]})
     message = answer.json()["error"]["message"]
     return {
         "status": answer.status_code,
         "message": message,
-        "ok": answer.status_code == 422 and "987654" in message,
+        "ok": answer.status_code == 422 and "987654" in message and "987655" in message,
     }
 
 
@@ -161,7 +170,42 @@ def flood(served: Process, bodies: list[Any]) -> dict[str, Any]:
     }
 
 
+def refused_long_prompts(served: Process, bodies: list[Any]) -> dict[str, Any]:
+    """Eight clients whose prompts of a megabyte are refused; who asks for a short text waits no
+    longer than for some of those bodies to be read."""
+    long = {"records": [{"entity_id": "x", "prompt": "hello reader " * 75_000}]}
+    short = {"records": [{"entity_id": "x", "prompt": "hello reader"}], "deadline_ms": 50}
+
+    async def both() -> tuple[list[float], Counter[int]]:
+        times: list[float] = []
+        statuses: Counter[int] = Counter()
+        over = False
+        async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+
+            async def refused() -> None:
+                while not over:
+                    answer = await client.post("/v1/knowledge", json=long)
+                    statuses[answer.status_code] += 1
+
+            crowd = [asyncio.create_task(refused()) for _ in range(8)]
+            for _ in range(20):
+                start = time.perf_counter()
+                (await client.post("/v1/knowledge", json=short)).raise_for_status()
+                times.append(1e3 * (time.perf_counter() - start))
+            over = True
+            await asyncio.gather(*crowd)
+        return times, statuses
+
+    times, statuses = asyncio.run(both())
+    return {
+        "statuses": dict(statuses),
+        "ms_median": round(sorted(times)[len(times) // 2], 2),
+        "ok": statuses.keys() <= {413, 422} and statuses.total() > 8,
+    }
+
+
 FAULTS = (
+    refused_long_prompts,
     slow_client,
     disconnect,
     body_of_10_mb,
@@ -172,7 +216,111 @@ FAULTS = (
 )
 
 
-def sigterm_in_the_middle(served: Process, bodies: list[Any]) -> dict[str, Any]:
+def sigterm_in_the_middle(bodies: list[Any]) -> dict[str, Any]:
+    """What a service makes of SIGTERM under load."""
+    with Process() as served:
+        return _sigterm(served, bodies)
+
+
+def idle_connections(bodies: list[Any]) -> dict[str, Any]:
+    """More connections that say nothing than the service may have files: probes are answered, and
+    standard error does not fill."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    with Process(files=1024) as served, ExitStack() as idle:
+        for _ in range(1015):
+            idle.enter_context(_connection(served))
+        times: list[float] = []
+        for _ in range(20):
+            start = time.perf_counter()
+            httpx.get(f"{served.url}/healthz", timeout=60).raise_for_status()
+            times.append(1e3 * (time.perf_counter() - start))
+        said = served.said.stat().st_size
+    return {
+        "connections": 1015,
+        "files": 1024,
+        "probe_ms_max": round(max(times), 2),
+        "stderr_bytes": said,
+        "ok": said < 100_000,
+    }
+
+
+def log_that_nobody_reads(bodies: list[Any]) -> dict[str, Any]:
+    """More lines than a pipe and the queue hold: requests, probes and SIGTERM are answered."""
+    with Process(stalled=True) as served:
+
+        async def ask() -> Counter[int]:
+            async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+                gate = asyncio.Semaphore(16)
+
+                async def one() -> int:
+                    async with gate:
+                        return (await client.get("/v1/models")).status_code
+
+                return Counter(await asyncio.gather(*(one() for _ in range(13_000))))
+
+        statuses = asyncio.run(ask())
+        healthy = httpx.get(f"{served.url}/healthz", timeout=60).status_code
+        text = httpx.get(f"{served.url}/metrics", timeout=60).text
+        line = next(x for x in text.splitlines() if x.startswith("draftrec_log_dropped_lines_t"))
+        code = served.terminate()
+    dropped = int(float(line.split()[1]))
+    return {
+        "statuses": dict(statuses),
+        "healthz": healthy,
+        "dropped_lines": dropped,
+        "exit_code": code,
+        "ok": statuses.keys() == {200} and healthy == 200 and code == 0 and dropped > 0,
+    }
+
+
+def strangers_and_an_overwritten_pool(bodies: list[Any]) -> dict[str, Any]:
+    """Addresses that clients invent are not believed; texts outlive the pool that they draft from,
+    and are the same without it."""
+    text = {"records": [{"entity_id": "x", "prompt": "hello reader"}]}
+    with tempfile.TemporaryDirectory() as folder:
+        pool, config = Path(folder) / "pool", Path(folder) / "serve.yaml"
+        model = demo_model_path()
+        tokenizer = load_tokenizer(str(model))
+        made = Pool(tokenizer_fingerprint(tokenizer))
+        ids = tokenizer("This reader likes stories of ships.").input_ids
+        made.add([(np.array(ids, np.int32), None)] * 40)
+        made.save(pool)
+        generate = {"target": {"model": str(model), "device": "cpu", "dtype": "float32"}}
+        rate = {"per_second": 2, "burst": 5}
+        settings = {"knowledge": {"generate": generate, "pool": str(pool)}, "rate": rate}
+        config.write_text(json.dumps(settings))  # JSON is YAML
+        with Process("--config", str(config)) as served:
+            before = httpx.post(f"{served.url}/v1/knowledge", json=text, timeout=60).json()
+            invented = [{"x-forwarded-for": f"10.0.0.{i}"} for i in range(40)]
+            statuses = Counter(
+                httpx.get(f"{served.url}/v1/models", headers=one).status_code for one in invented
+            )
+            time.sleep(3)
+            (pool / "all.safetensors").write_bytes(b"")
+            time.sleep(0.1)
+            after = httpx.post(f"{served.url}/v1/knowledge", json=text, timeout=60).json()
+            kinds = [line.get("kind") for line in served.lines()]
+            code = served.terminate()
+    return {
+        "invented_addresses": dict(statuses),
+        "same_text": before == after and "texts" in after,
+        "noticed": "PoolOverwrittenError" in kinds,
+        "exit_code": code,
+        "ok": statuses[429] > 20 and before == after and "texts" in after and code == 0,
+    }
+
+
+#: Those that need a service of their own.
+ALONE = (
+    idle_connections,
+    log_that_nobody_reads,
+    strangers_and_an_overwritten_pool,
+    sigterm_in_the_middle,
+)
+
+
+def _sigterm(served: Process, bodies: list[Any]) -> dict[str, Any]:
     """Every accepted request is answered, others are refused or find the port closed, exit 0."""
     statuses: Counter[int] = Counter()
     broken: Counter[str] = Counter()

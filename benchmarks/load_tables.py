@@ -23,6 +23,15 @@ def load(result: dict[str, Any]) -> str:
             r["clients"], f"{r['seconds']:.0f}", f"{r['per_second']:.0f}", f"{r['ms_p50']:.0f}",
             f"{r['ms_p99']:.0f}", f"{r['answered']:,} of {r['requests']:,}", r["errors"],
         )  # fmt: skip
+    if texts := result.get("texts"):
+        out += "\nTexts of 48 tokens at most, whole and streamed in turns:\n\n"
+        out += header("texts", "texts/s", "tokens/s", "p50 ms", "p99 ms", "first p50", "first p99")
+        for name, r in texts.items():
+            first = [f"{r[key]:.0f}" if r[key] else "" for key in ("first_ms_p50", "first_ms_p99")]
+            out += row(
+                name, f"{r['per_second']:.1f}", f"{r['tokens_per_second']:.0f}",
+                f"{r['ms_p50']:.0f}", f"{r['ms_p99']:.0f}", *first,
+            )  # fmt: skip
     good = [name.replace("_", " ") for name, fault in result["faults"].items() if fault["ok"]]
     bad = [name.replace("_", " ") for name, fault in result["faults"].items() if not fault["ok"]]
     out += "\nFaults survived as they should be: " + ", ".join(good) + ".\n"
