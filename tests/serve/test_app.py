@@ -310,6 +310,7 @@ def test_people_sign_in_with_a_cookie_for_pages_alone(world: World) -> None:
         assert "draftrec_session" not in client.cookies
         client.cookies["draftrec_session"] = stolen
         assert client.get("/metrics").status_code == 401, "the session itself has ended"
+        assert any(line["route"] == "/login" for line in guarded.log), "all of it is written"
         assert KEY not in guarded._log.getvalue()
         too_long = client.post("/login", content=b"key=" + b"x" * (2 << 20))
         error_of(too_long, 413, "too_large")

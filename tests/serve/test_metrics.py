@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from draftrec.engine.text.stats import StepStats, Timing
+from draftrec.engine.text.stats import Spent, StepStats, Timing
 from draftrec.errors import DraftrecError
 from draftrec.serve.metrics import MOST_GROUPS, ServiceMetrics
 
@@ -105,6 +105,32 @@ def test_beams() -> None:
     assert found["draftrec_beam_partial_users_total"] == 1
 
 
+def test_first_tokens_rest_and_the_other_counts() -> None:
+    metrics = ServiceMetrics()
+    metrics.observe_first_token("/v1/completions", 0.25)
+    metrics.observe_token_time("/v1/completions", 0.02)
+    metrics.observe_users(3, 200)
+    metrics.observe_users(5, 429)
+    metrics.count_dropped_line()
+    metrics.set_drafter("head", 4, "0123456789abcdef")
+    metrics.observe_spent(Spent(draft=0.5, verify=1.0, prefill=0.25, passes=2.0, plain=6.0))
+    metrics.observe_step(step())
+    metrics.observe_beam_pass(users=8, rows=320, seconds=0.02)
+    assert scraped(metrics)["draftrec_beam_batch_users"] == 8
+    metrics.rest_texts()
+    metrics.rest_beams()
+    found = scraped(metrics)
+    assert found["draftrec_time_to_first_token_seconds_sum{route=/v1/completions}"] == 0.25
+    assert found["draftrec_time_per_output_token_seconds_sum{route=/v1/completions}"] == 0.02
+    assert found["draftrec_recommend_users_total{status=200}"] == 3
+    assert found["draftrec_recommend_users_total{status=429}"] == 5
+    assert found["draftrec_log_dropped_lines_total"] == 1
+    assert found["draftrec_drafter_info{fingerprint=0123456789ab,form=head,levels=4}"] == 1
+    assert found["draftrec_phase_seconds_total{phase=prefill}"] == 0.25
+    for gauge in ("batch_sequences", "waiting_sequences", "kv_tokens", "beam_batch_users"):
+        assert found[f"draftrec_{gauge}"] == 0
+
+
 def test_clocks_count_what_they_gained_and_may_start_anew() -> None:
     metrics = ServiceMetrics()
     timing = Timing(draft_seconds=1.0, verify_seconds=2.0)
@@ -168,6 +194,7 @@ def test_a_reload_that_fails_leaves_the_time_of_the_last_that_did_not() -> None:
 def test_several_in_one_process_do_not_meet() -> None:
     one, other = ServiceMetrics(), ServiceMetrics()
     one.observe_step(step())
+    assert scraped(one)["draftrec_new_tokens_total"] == 7
     assert scraped(other)["draftrec_new_tokens_total"] == 0
 
 
