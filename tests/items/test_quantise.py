@@ -15,6 +15,7 @@ from draftrec.items.quantise import (
     capped_assignment,
     relative_error,
     residual_kmeans,
+    rounding_share,
     semantic_ids,
     separate,
 )
@@ -185,3 +186,12 @@ def test_errors_are_shares_of_the_spread() -> None:
     assert relative_error(vectors, vectors) == 0.0
     assert relative_error(vectors, np.ones_like(vectors)) == 1.0
     assert relative_error(np.ones_like(vectors), np.ones_like(vectors)) == 0.0
+
+
+def test_vectors_that_differ_in_their_last_digits_alone_are_noise() -> None:
+    some = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    assert rounding_share(1 + 1e-7 * some) > 0.1
+    assert rounding_share(some) < 1e-10
+    offset = np.concatenate([some, np.full((200, 2), 1e4, np.float32)], axis=1)
+    assert rounding_share(offset) < 1e-10
+    assert rounding_share(np.ones((5, 2), np.float32)) == 0

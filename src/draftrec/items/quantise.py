@@ -78,6 +78,15 @@ def centred(vectors: FloatArray) -> FloatArray:
     return (moved / largest if largest else moved).astype(np.float32)
 
 
+def rounding_share(vectors: FloatArray) -> float:
+    """How much of the variance of `vectors` float32 `[n, d]` their rounding may be: near 1 where
+    they differ in their last digits alone. 0 for equal ones."""
+    noise = (vectors.mean(axis=0, dtype=np.float64) * np.finfo(np.float32).eps / 2) ** 2
+    variance = vectors.var(axis=0, dtype=np.float64)
+    whole = float(variance.sum())
+    return float(noise[variance > 0].sum()) / whole if whole else 0.0
+
+
 def assign(vectors: FloatArray, codebooks: FloatArray, settings: QuantiseSettings) -> Quantised:
     """Codes of `vectors` float32 `[n, d]` in `codebooks` float32 `[L, K, d]` that something else
     has fitted, with the same caps and the same separation."""

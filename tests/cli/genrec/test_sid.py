@@ -108,6 +108,11 @@ def test_ids_that_mean_little_are_said_with_the_figure(command: Command) -> None
     found = command.tell(same, *words)
     assert found["moved"] > 30
     assert f"codes changed {found['moved']} times to keep 60 items apart" in command.err
+    assert "rounding of float32" not in command.err
+    near = 1 + 1e-7 * np.random.default_rng(0).normal(size=(60, 4))
+    command.output.unlink()
+    command.tell(command.write("near.parquet", range(60), near.astype(np.float32)), *words)
+    assert "of their variance may be the rounding of float32" in command.err
 
 
 def test_other_columns_and_an_autoencoder_give_ids_too(command: Command) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from draftrec.items.quantise import Quantised
 
 _LOG = logging.getLogger(__name__)
+#: Of the variance of item vectors, that their rounding may be without a word.
+_MOST_NOISE = 1e-3
 Codes = partial(option_of, QuantiseSettings)
 RqVae = partial(option_of, RqVaeSettings, note="rq-vae")
 
@@ -55,13 +57,18 @@ def fit(options: FitOptions) -> int:
     """Fit semantic ids to ITEM_VECTORS: close items share their first codes."""
     from draftrec.data.sequences import check_semantic_ids_file, write_semantic_ids
     from draftrec.data.vectors import read_item_vectors
-    from draftrec.items.quantise import centred, relative_error, semantic_ids
+    from draftrec.items.quantise import (
+        centred,
+        relative_error,
+        rounding_share,
+        semantic_ids,
+    )
 
     start = time.perf_counter()
     check_semantic_ids_file(options.output)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     read = read_item_vectors(options.vectors, options.item_column, options.vector_column)
-    vectors = centred(read.vectors)
+    vectors, noise = centred(read.vectors), rounding_share(read.vectors)
     found, rebuilt = _quantise(vectors, options)
     write_semantic_ids(options.output, semantic_ids(read.items, found.codes))
     summary = {
@@ -85,6 +92,12 @@ def fit(options: FitOptions) -> int:
             "vectors are too alike, or it needs more --levels, --codes or --epochs",
             f"{found.moved:,}",
             f"{len(read.items):,}",
+        )
+    if noise > _MOST_NOISE:
+        _LOG.warning(
+            "the vectors are so nearly constant that %.2g of their variance may be the rounding of "
+            "float32: ids made of it mean little",
+            min(1.0, noise),
         )
     if options.json:
         print_json(summary)
