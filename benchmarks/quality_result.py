@@ -134,7 +134,11 @@ def _folds(trials: Mapping[str, Seq[Trials]]) -> dict[str, Any]:
     baseline = next(iter(trials))
     base = trials[baseline]
     cells = [cell for cell in base[0].cells if cell[1] != "none"]
-    found: dict[str, Any] = {"splits": len(base), "models": sorted({m for m, _ in cells})}
+    found: dict[str, Any] = {
+        "splits": len(base),
+        "models": sorted({m for m, _ in cells}),
+        "adaptors": sorted({a for _, a in cells}),
+    }
     for metric in ("auc", "logloss"):
         before = [_mean(split, cells, metric) for split in base]
         nothing = [_mean(split, [(m, "none") for m, _ in cells], metric) for split in base]

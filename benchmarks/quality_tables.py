@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from markdown import header, row
@@ -21,6 +22,7 @@ _SHOWN = {
 _KNOBS = (
     "budget", "top_k", "min_prob", "max_deviations", "epsilon", "delta", "entropy_gate", "window",
 )  # fmt: skip
+_OF_TEXTS = ("deviations", "similarity kept", "copied", "titles leaked")
 #: Figures that are no shares.
 _COUNTS = {"titles_leaked", "self_bleu"}
 
@@ -28,6 +30,61 @@ _COUNTS = {"titles_leaked", "self_bleu"}
 def quality(result: Result) -> str:
     """Texts, click models and the frontier."""
     return _clicks(result) + _texts(result) + (_frontier(result["tune"]) if result["tune"] else "")
+
+
+def quality_real(result: Result) -> str:
+    """The study with a real instruct model: a row for each rule, its cost and its worth side by
+    side."""
+    runs, folds = result["settings"]["runs"], result["folds"]
+    base = next(iter(runs))
+    out = (
+        "## The same with a real instruct model: `benchmarks/quality.py --target smollm2`\n\n"
+        "SmolLM2-135M-Instruct, MovieLens-100K, the kar template, 96 tokens, repetition penalty "
+        "1.1. Relaxed texts draft from texts of other entities, written strictly before (`own`: "
+        "from the run's own). Changes are from the strict texts, over "
+        f"{folds['splits']} splits that together test every user, one seed each "
+        f"({', '.join(folds['models'])}; {', '.join(folds['adaptors'])}): mean and 95 % interval "
+        "over splits.\n"
+    )
+    known = folds["auc"][f"{base} over no knowledge"]
+    out += f"\nWhat strict texts are worth: AUC {_change(known)} over no knowledge.\n"
+    sides = [(side, result["texts"][side]["runs"], result["runs"][side]) for side in result["runs"]]
+    columns = ["run", "AUC, change", "LogLoss, change"]
+    for side, _, _ in sides:
+        columns += [f"{side}: tokens/call", *_OF_TEXTS]
+    out += header(*columns)
+    for name in runs:
+        change = f"{name} over {base}"
+        cells = ["-", "-"]
+        if change in folds["auc"]:
+            cells = [_change(folds[metric][change]) for metric in ("auc", "logloss")]
+        for _, texts, costs in sides:
+            cells += [
+                f"{costs[name]['tokens_per_call']:.2f}",
+                f"{costs[name]['relaxed_share']:.1%}",
+            ]
+            cells += _cells(texts[name], ("similarity_kept", "copied_texts", "titles_leaked"))
+        out += row(name, *cells)
+    for name, found in runs.items():
+        out += f"\n`{name}`: `{found['options']}`" + ("." if name == list(runs)[-1] else ";")
+    return out + "\n" + _speeds(result["speed"])
+
+
+def _speeds(speed: dict[str, Any] | None) -> str:
+    if speed is None:
+        return ""
+    out = (
+        "\nWall time over plain decoding, the same records in turns, one thread, eight texts at a "
+        "time, the budget as it is by default: median, lowest and highest of three rounds.\n"
+    )
+    out += header("rule", *speed)
+    for name in next(iter(speed.values())):
+        cells = []
+        for side in speed.values():
+            times = sorted(side[name]["over_plain"])
+            cells.append(f"{times[len(times) // 2]:.2f} ({times[0]:.2f} - {times[-1]:.2f})")
+        out += row(name, *cells)
+    return out
 
 
 def encoders(result: Result) -> str:
@@ -103,9 +160,9 @@ def _texts(result: Result) -> str:
     return out
 
 
-def _cells(run: dict[str, Any]) -> list[str]:
+def _cells(run: dict[str, Any], names: Iterable[str] = _SHOWN) -> list[str]:
     found: list[str] = []
-    for name in _SHOWN:
+    for name in names:
         value = run.get(name) and run[name]["value"]
         if value is None:
             found.append("-")

@@ -112,6 +112,7 @@ JOBS = (
         "TARGET: what `draftrec genrec fit` has trained"),
     # Quality, and what large machines would do.
     Job("quality.py all", ("quality-ml100k",), 120, _OURS),
+    Job(f"quality.py all --target smollm2 --model {_SMOLLM2}", ("quality-smollm2",), 300, _REAL),
     Job("scaling_measured.py", ("scaling-measured",), 5, _TEXTS),
     Job("scaling.py", ("scaling",), 1),
 )  # fmt: skip

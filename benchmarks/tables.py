@@ -28,7 +28,7 @@ from load_tables import load
 from markdown import header as _header
 from markdown import row as _row
 from markdown import spread as _spread
-from quality_tables import encoders, quality
+from quality_tables import encoders, quality, quality_real
 from questions import QUESTIONS
 from ray_tables import pool_workers, ray
 from step_tables import steps
@@ -393,6 +393,7 @@ SECTIONS = {
     "vllm": vllm,
     "encoders": encoders,
     "quality-ml100k": quality,
+    "quality-smollm2": quality_real,
 }
 
 
