@@ -41,7 +41,7 @@ def test_strict_equals_the_baseline(told: Story) -> None:
     baseline, strict, relaxed = told.contenders
     assert strict.identical_to(baseline) == 3
     assert strict.counts.relaxed_tokens == 0
-    # How much is drafted is what pays on this machine now, which may be nothing; but not for probes.
+    # What is drafted is what pays on this machine now, which may be nothing; but not for probes.
     assert strict.counts.target_calls <= baseline.counts.target_calls
     assert relaxed.counts.target_calls <= baseline.counts.target_calls
     assert baseline.counts.drafted_tokens == 0

@@ -226,7 +226,7 @@ def test_the_log_has_no_contents_unless_asked(world: World, served: Running) -> 
     assert answer.headers["x-request-id"] == "mine-1"
     assert line.keys() == {
         "time", "event", "id", "route", "method", "status", "ms", "queue_ms", "passes", "partial",
-        "client",
+        "client", "users",
     }  # fmt: skip
     assert (line["id"], line["route"], line["status"]) == ("mine-1", "/v1/recommend", 200)
     odd = served.client.get("/healthz", headers={"x-request-id": "a b\tc"})

@@ -95,7 +95,7 @@ def test_two_keys_have_two_names(tmp_path: Path) -> None:
 def test_settings_are_shown_with_names_where_anybody_may_look(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text(f"""
-recommend: {{target: {tmp_path}/secret/target, draft: {tmp_path}/secret/draft, sids: "s3://inner/sids.parquet",
+recommend: {{target: {tmp_path}/secret/target, draft: {tmp_path}/secret/draft, sids: "memory://inner/sids.parquet",
   sequences: {tmp_path}/secret/sequences.parquet}}
 knowledge:
   pool: {tmp_path}/secret/pool
@@ -118,7 +118,7 @@ keys: [{{name: shop, sha256: {hashlib.sha256(b"a long one").hexdigest()}}}]
     assert shown["cors_origins"] == ["https://shop.example"]
     whole = shown_settings(settings, paths=True)
     assert whole["recommend"]["target"] == f"{tmp_path}/secret/target"
-    assert whole["recommend"]["sids"] == "s3://inner/sids.parquet"
+    assert whole["recommend"]["sids"] == "memory://inner/sids.parquet"
     assert json.dumps(whole)
     assert "keys" not in whole
     assert "keys" not in shown

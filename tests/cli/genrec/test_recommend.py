@@ -230,7 +230,7 @@ def test_models_that_do_not_fit_are_refused(
     turned = SemanticIds(sids.items, sids.codes, sids.tokens[::-1])
     save_model(tmp_path / "other", turned, 1, 1, "draft")
     words = line(world, output, "--draft", str(tmp_path / "other"))
-    refused(words, capsys, "another vocabulary", output)
+    refused(words, capsys, "was trained on other semantic ids", output)
     (tmp_path / "empty").mkdir()
     words = line(world, output)
     words[words.index("--target") + 1] = str(tmp_path / "empty")

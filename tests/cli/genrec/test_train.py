@@ -111,10 +111,11 @@ def test_bad_input_is_one_sentence(command: Command, tmp_path: Path):
     command.refuses("does not exist", *fit, "--from", tmp_path / "nothing")
     command.refuses("has no genrec.json", "teach", tmp_path, *command.data, *output)
     command.refuses("has no genrec.json", "align", tmp_path, "--target", tmp_path, *output)
-    short = tmp_path / "short.jsonl"
     lines = Path(command.sids).read_text().splitlines()
-    short.write_text("\n".join(lines[:5]))
-    command.refuses("has no semantic id", "fit", command.sequences, "--sids", short, *output)
+    others = tmp_path / "others.jsonl"  # of no item that anybody has
+    rows = [json.loads(line) | {"item": 10**6 + i} for i, line in enumerate(lines)]
+    others.write_text("\n".join(map(json.dumps, rows)))
+    command.refuses("no item of any history", "fit", command.sequences, "--sids", others, *output)
     row = json.loads(lines[3])
     ragged = tmp_path / "ragged.jsonl"
     ragged.write_text("\n".join([*lines[:3], json.dumps(row | {"sid": row["sid"][:2]})]))

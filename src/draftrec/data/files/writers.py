@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import pyarrow as pa
-
 from draftrec.data.files.places import Place, RemotePath
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     import pyarrow as pa  # not loaded with the pools, which need none of it
 
+    Write = Callable[[Place, pa.Schema, Iterable[pa.Table]], None]
 
 #: Ends the name of a file that is being written.
 TEMPORARY = ".tmp"
@@ -190,9 +189,6 @@ def stream_parquet(path: Place, schema: pa.Schema, tables: Iterable[pa.Table]) -
             for table in tables:
                 writer.write_table(table)
         return file.tell()
-
-
-Write = Callable[[Place, pa.Schema, Iterable[pa.Table]], None]
 
 
 def check_table_name(path: Place) -> None:
