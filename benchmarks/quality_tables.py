@@ -40,8 +40,8 @@ def quality_real(result: Result) -> str:
     out = (
         "## The same with a real instruct model: `benchmarks/quality.py --target smollm2`\n\n"
         "SmolLM2-135M-Instruct, MovieLens-100K, the kar template, 96 tokens, repetition penalty "
-        "1.1. Relaxed texts draft from texts of other entities, written strictly before (`own`: "
-        "from the run's own). Changes are from the strict texts, over "
+        "1.1. Relaxed texts draft from texts of other entities, written strictly before. "
+        "Changes are from the strict texts, over "
         f"{folds['splits']} splits that together test every user, one seed each "
         f"({', '.join(folds['models'])}; {', '.join(folds['adaptors'])}): mean and 95 % interval "
         "over splits.\n"
