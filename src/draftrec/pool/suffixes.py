@@ -279,7 +279,7 @@ class ClosedIndex:
         follows[:, 0] = values[follows[:, 0]]
         children[:, 0] = values[children[:, 0]]
         made = cls(vocabulary, tokens, order, starts, shared, follows, states, children, blocks)
-        made.__dict__["handle"] = views.closed_handle(made)  # nothing of it can be damaged
+        made._trust()
         return made
 
     def save(self, path: Path) -> None:
@@ -304,11 +304,16 @@ class ClosedIndex:
         """Raise ValueError unless this is an index of these non-empty texts, as far as reading its
         arrays once tells: nothing points outside, and it has these texts' tokens."""
         self.check_bounds()
+        self._trust()
         if self.texts != len(texts):
             raise ValueError(f"it holds {self.texts} texts instead of {len(texts)}")
         wanted = np.concatenate([np.empty(0, np.int32), *texts])
         if not np.array_equal(self.vocabulary[self.tokens[self.tokens > 0] - 1], wanted):
             raise ValueError("it belongs to other texts")
+
+    def _trust(self) -> None:
+        """Let kernels know it as it is: nothing in it points outside."""
+        self.__dict__["handle"] = views.closed_handle(self)
 
     def check_bounds(self) -> None:
         """Raise ValueError unless kernels find an end, and everything in its place, whatever they
