@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from draftrec.data.files.places import Place
 from draftrec.data.files.writers import append_file, replace_file, replace_parquet
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger, changes
@@ -39,8 +40,19 @@ TrialFunction = Callable[[Settings], Mapping[str, Scalar]]
 #: Is told how many trials are finished, and of how many: once at the start, then after each.
 Watch = Callable[[int, int], None]
 
+_JOURNAL = "trials.jsonl"
 _OWNED = re.compile(r"trials\.parquet|times\.jsonl")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def read_identity(folder: Place) -> dict[str, Scalar]:
+    """What all trials of a study's folder share, by its journal. Raises OSError where there is
+    none, ValueError for another file."""
+    with (folder / _JOURNAL).open(encoding="utf-8") as file:
+        found = json.loads(file.readline())
+    if not isinstance(found, dict) or not isinstance(found.get("identity"), dict):
+        raise ValueError("the first line names no identity")
+    return found["identity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ class TrialStore:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self.folder, self.folder, "a study", "trials.jsonl", _OWNED, inside=True)
+        return Ledger(self.folder, self.folder, "a study", _JOURNAL, _OWNED, inside=True)
 
     @property
     def journal(self) -> Path:

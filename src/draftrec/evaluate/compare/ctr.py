@@ -3,7 +3,6 @@ over splits of the users."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from draftrec.data.files.places import Place, arrow_path
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.limits import CTR_METRICS, Measured
 from draftrec.evaluate.texts.quality import Estimate
-from draftrec.jobs.trials import Interval, interval, paired
+from draftrec.jobs.trials import Interval, interval, paired, read_identity
 
 _KEYS = ("model", "adaptor", "seed")
 
@@ -80,20 +79,17 @@ def read_trials(folders: Seq[Place]) -> Trials:
 
 def _fold(folder: Place) -> int:
     """Which split a folder's models were tested on, by the identity of its journal."""
-    path = folder / "trials.jsonl"
     try:
-        with path.open(encoding="utf-8") as file:
-            identity = json.loads(file.readline())["identity"]
-        if identity["split"] == "user":
-            return int(identity["fold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        identity = read_identity(folder)
+        split, fold = identity["split"], identity["fold"]
+    except (OSError, ValueError, KeyError) as error:
         raise DraftrecError(
-            f"{path} does not say which fold it is of, and several folders of one name must; give "
-            "whole folders that `draftrec ctr --fold N` wrote"
+            f"{folder} does not say which fold it is of, and several folders of one name must; "
+            "give whole folders that `draftrec ctr --fold N` wrote"
         ) from error
-    raise DraftrecError(
-        f"{folder} was split by {identity['split']}, which has no folds; name one folder"
-    )
+    if split == "user" and isinstance(fold, int):
+        return fold
+    raise DraftrecError(f"{folder} was split by {split}, which has no folds; name one folder")
 
 
 def _read_folder(folder: Place) -> Trials:
