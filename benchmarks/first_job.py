@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import SHARED, note, paired_ratio, spread, write_result
-from jobs import environment
+from jobs import environment, token_ids_of
 from shop import stream_records
 
 from draftrec.config import Side
@@ -72,7 +72,7 @@ def bookshop(args: argparse.Namespace, scratch: Path, penalty: float) -> dict[st
             if turn:
                 summaries[way].append(summary)
                 processes[way].append(seconds)
-            texts[way] = _texts(output)
+            texts[way] = token_ids_of(output)
     walls = {way: [s["wall_seconds"] for s in found] for way, found in summaries.items()}
     return {
         "records": args.records,
@@ -92,13 +92,6 @@ def run_command(arguments: Seq[str]) -> dict[str, Any]:
         check=True, env=environment(), capture_output=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _texts(run: Path) -> list[list[int]]:
-    import pyarrow.parquet as pq
-
-    parts = sorted(run.glob("part-*.parquet"))
-    return [ids for p in parts for ids in pq.read_table(p, columns=["token_ids"])[0].to_pylist()]
 
 
 def movielens(args: argparse.Namespace, generator: Generator, penalty: float) -> dict[str, Any]:

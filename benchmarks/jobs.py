@@ -76,3 +76,11 @@ def manifest_of(output: Path) -> dict[str, Any] | None:
         return json.loads((output / "manifest.json").read_text())
     except FileNotFoundError:
         return None
+
+
+def token_ids_of(output: Path) -> list[list[int]]:
+    """The texts of a finished run, in the order of its records."""
+    import pyarrow.parquet as pq
+
+    parts = sorted(output.glob("part-*.parquet"))
+    return [ids for p in parts for ids in pq.read_table(p, columns=["token_ids"])[0].to_pylist()]

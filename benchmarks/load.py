@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 from common import note, write_result
-from load_client import Process, Traffic, asked, pump, write
+from load_client import Ask, Process, Traffic, asked, items, pump, text
 from load_faults import ALONE, FAULTS
 
 #: Whatever happens, no more requests than this are sent in one measurement.
@@ -57,7 +57,7 @@ def figures(traffic: Traffic) -> dict[str, Any]:
 
 
 async def measure(
-    url: str, clients: int, seconds: float, bodies: list[Any], one: Any = pump
+    url: str, clients: int, seconds: float, bodies: list[Any], ask: Ask = items
 ) -> Traffic:
     """`clients` that ask one request after another, until the time is over."""
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
@@ -67,7 +67,10 @@ async def measure(
         start = time.perf_counter()
         each = _MOST_REQUESTS // clients
         await asyncio.gather(
-            *(one(client, bodies[i::clients] or bodies, end, each, traffic) for i in range(clients))
+            *(
+                pump(client, bodies[i::clients] or bodies, end, each, traffic, ask)
+                for i in range(clients)
+            )
         )
         traffic.seconds = time.perf_counter() - start
         return traffic
@@ -138,7 +141,7 @@ def texts(args: argparse.Namespace) -> dict[str, Any]:
             for body in bodies if name == "streamed" else ():
                 body["stream_options"] = {"include_usage": True}
             seconds = max(1.0, args.seconds / 5 / _ROUNDS)
-            found = asyncio.run(measure(served.url, args.clients, seconds, bodies, write))
+            found = asyncio.run(measure(served.url, args.clients, seconds, bodies, text))
             seen[name].add(found)
     told = {
         name: {

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -122,8 +123,11 @@ def asked(users: int, k: int) -> list[dict[str, Any]]:
     return [{"history": h.items.tolist(), "k": k} for h in histories(readings(users), "test")]
 
 
+Ask = Callable[[httpx.AsyncClient, Any, float, Traffic], Awaitable[None]]
+
+
 async def pump(
-    client: httpx.AsyncClient, bodies: list[Any], end: float, most: int, traffic: Traffic
+    client: httpx.AsyncClient, bodies: list[Any], end: float, most: int, traffic: Traffic, ask: Ask
 ) -> None:
     """One client: a request, its answer, the next one."""
     for i in range(most):
@@ -131,26 +135,7 @@ async def pump(
             return
         start = time.perf_counter()
         try:
-            answer = await client.post("/v1/recommend", json=bodies[i % len(bodies)])
-        except httpx.HTTPError:
-            traffic.broken += 1
-            await asyncio.sleep(0.01)
-            continue
-        traffic.milliseconds.append(1e3 * (time.perf_counter() - start))
-        traffic.statuses[answer.status_code] += 1
-        traffic.partial += answer.status_code == 200 and answer.json()["partial"]
-
-
-async def write(
-    client: httpx.AsyncClient, bodies: list[Any], end: float, most: int, traffic: Traffic
-) -> None:
-    """The same for texts (`/v1/completions`), streamed where a body says so."""
-    for i in range(most):
-        if time.perf_counter() >= end:
-            return
-        start = time.perf_counter()
-        try:
-            await _text(client, bodies[i % len(bodies)], start, traffic)
+            await ask(client, bodies[i % len(bodies)], start, traffic)
         except httpx.HTTPError:
             traffic.broken += 1
             await asyncio.sleep(0.01)
@@ -158,7 +143,15 @@ async def write(
         traffic.milliseconds.append(1e3 * (time.perf_counter() - start))
 
 
-async def _text(client: httpx.AsyncClient, body: Any, start: float, traffic: Traffic) -> None:
+async def items(client: httpx.AsyncClient, body: Any, start: float, traffic: Traffic) -> None:
+    """Ask for recommendations."""
+    answer = await client.post("/v1/recommend", json=body)
+    traffic.statuses[answer.status_code] += 1
+    traffic.partial += answer.status_code == 200 and answer.json()["partial"]
+
+
+async def text(client: httpx.AsyncClient, body: Any, start: float, traffic: Traffic) -> None:
+    """Ask for a text (`/v1/completions`), streamed where the body says so."""
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         traffic.statuses[answer.status_code] += 1
         if answer.status_code != 200 or not body["stream"]:

@@ -27,8 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pyarrow.parquet as pq
 from common import SHARED, note
+from jobs import token_ids_of
 from quality_data import COLUMNS, RATINGS, Files, part_users, write_inputs, write_records
 from quality_result import SIDES, write_quality, write_real
 
@@ -37,9 +37,10 @@ from draftrec.data.events import FOLDS
 _RELAXED = ("--accept", "relaxed", "--top-k", "2", "--min-prob", "0.1")
 _CAPS = ("--max-deviations", "4", "--max-loss", "4")
 _DRAFTED = ("--draft", "pool", "--budget", "16", "--batch-size", "8")
-#: A few nodes, as pay on a CPU; from a pool that stays as it is.
+#: Of texts that do not change.
+_OTHERS = ("--pool", "{others}", "--pool-lag", "1000")
+#: A few nodes, as pay on a CPU.
 _FEW = ("--budget", "8", "--batch-size", "8")
-_OTHERS = (*_FEW, "--pool", "{others}", "--pool-lag", "1000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,17 @@ SMALL = Plan(
     models=("din", "dcnv2", "deepfm"),
     adaptors=("moe", "mlp"),
 )
-#: `own`: drafts from the run's own relaxed texts. `rejoin`: any token may deviate that the model's
-#: own next four choices follow.
+#: What is tried with a real target. `rejoin`: any token may deviate that the model's own next four
+#: choices follow.
+RULES = {
+    "relaxed": _RELAXED,
+    "known": (*_RELAXED, "--deviate-to", "known"),
+    "capped": (*_RELAXED, *_CAPS),
+    "rejoin": ("--accept", "entropy", "--entropy-gate", "0", "--window", "4"),
+    "typical": ("--accept", "typical"),
+    "entropy": ("--accept", "entropy"),
+}
+#: `own`: drafts from the run's own relaxed texts, the rules' from those of others.
 REAL = Plan(
     common=(
         "--template", "kar", "--max-new-tokens", "96", "--repetition-penalty", "1.1",
@@ -81,14 +91,9 @@ REAL = Plan(
     runs={
         "strict": ("--batch-size", "16"),
         "own": (*_FEW, *_RELAXED),
-        "relaxed": (*_OTHERS, *_RELAXED),
-        "known": (*_OTHERS, *_RELAXED, "--deviate-to", "known"),
-        "capped": (*_OTHERS, *_RELAXED, *_CAPS),
-        "rejoin": (*_OTHERS, "--accept", "entropy", "--entropy-gate", "0", "--window", "4"),
-        "typical": (*_OTHERS, "--accept", "typical"),
-        "entropy": (*_OTHERS, "--accept", "entropy"),
+        **{name: (*_FEW, *_OTHERS, *rule) for name, rule in RULES.items()},
     },
-    clicked=("strict", "own", "relaxed", "known", "capped", "rejoin", "typical", "entropy"),
+    clicked=("strict", "own", *RULES),
     models=("din", "dcnv2", "deepfm", "autoint"),
     adaptors=("moe", "mlp"),
     others=600,
@@ -158,9 +163,8 @@ class Study:
     def job(self, side: str, settings: Seq[str]) -> list[str]:
         """The options of a run."""
         words = [*self.plan.common, *settings, "--model", str(self.model)]
-        words += ["--side", side.removesuffix("s").replace("movie", "item")] * (
-            "--template" in words
-        )
+        if "--template" in words:
+            words += ["--side", {"users": "user", "movies": "item"}[side]]
         return [str(self.pool(side)) if w == "{others}" else w for w in words]
 
 
@@ -263,19 +267,13 @@ def speed(study: Study) -> None:
         records = study.inputs / f"timed-{side}.jsonl"
         rows = study.records(side).read_text().splitlines(keepends=True)
         records.write_text("".join(rows[: study.timed]))
-        ways = {n: _as_default(study.plan.runs[n]) for n in study.runs if n != "own"}
+        rules = {"strict": (), **{n: rule for n, rule in RULES.items() if n in study.runs}}
+        ways = {n: (*_OTHERS, *rule) for n, rule in rules.items()}
         found[side] = _timed(study, side, records, {"plain": ("--draft", "none"), **ways})
-        written = [_token_ids(study.folder / "timed" / f"{n}-{side}") for n in ("plain", "strict")]
-        if written[0] != written[1]:
+        plain, strict = (study.folder / "timed" / f"{n}-{side}" for n in ("plain", "strict"))
+        if token_ids_of(plain) != token_ids_of(strict):
             raise SystemExit(f"strict texts of {side} are not plain decoding's")
     (study.folder / "speed.json").write_text(json.dumps(found))
-
-
-def _as_default(settings: Seq[str]) -> tuple[str, ...]:
-    """A rule's options without those that say how many nodes are drafted, and for how many."""
-    number = {"--budget", "--batch-size", "--pool", "--pool-lag"}
-    pairs = zip(settings[::2], settings[1::2], strict=True)
-    return (*(w for p in pairs if p[0] not in number for w in p), *_OTHERS[4:])
 
 
 def _timed(
@@ -304,11 +302,6 @@ def _timed(
         }
         for name, found in seconds.items()
     }
-
-
-def _token_ids(run: Path) -> list[list[int]]:
-    parts = sorted(run.glob("part-*.parquet"))
-    return [ids for p in parts for ids in pq.read_table(p, columns=["token_ids"])[0].to_pylist()]
 
 
 def result(study: Study) -> None:

@@ -53,25 +53,21 @@ class Files:
 
 def write_inputs(folder: Path) -> Files:
     """Prompts of all users and movies; the movies as `draftrec ctr` and `compare` read them."""
-    files = Files.in_folder(folder)
-    movies = _known_movies()
+    files, movies = Files.in_folder(folder), _known_movies()
     _write(files.users, _users(movies))
     _write(files.movies, _movies(movies))
-    items = ({"movie": i, "genres": m["genres"]} for i, m in movies.items())
-    _write(files.items, items)
-    _write(files.titles, ({"item_id": i, "title": m["title"]} for i, m in movies.items()))
+    _write_items(files, movies)
     return files
 
 
 def write_records(folder: Path, others: int, seed: int) -> Files:
     """Records of all users and of the movies that facts are known of; and of as many `others`:
     users of MovieLens-1M, and movies that MovieLens-100K does not have."""
-    files = write_inputs(folder)
-    movies, facts = _known_movies(), _facts()
-    events = read_events(str(RATINGS), EventColumns("user", "movie", "rating", "ts"))
+    files, movies, facts = Files.in_folder(folder), _known_movies(), _facts()
+    _write_items(files, movies)
     users = (
         _user(r["entity_id"], [_entry(h) for h in r["history"] if "genres" in h])
-        for r in histories(events, CutSettings(), movies)
+        for r in _histories(movies)
     )
     _write(files.users, users)
     known = {number: m for number, m in movies.items() if m["title"] in facts}
@@ -85,8 +81,20 @@ def write_records(folder: Path, others: int, seed: int) -> Files:
     return files
 
 
+def _write_items(files: Files, movies: dict[str, dict[str, Any]]) -> None:
+    """What click models and comparisons know of all movies."""
+    _write(files.items, ({"movie": i, "genres": m["genres"]} for i, m in movies.items()))
+    _write(files.titles, ({"item_id": i, "title": m["title"]} for i, m in movies.items()))
+
+
+def _histories(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What lies in front of the cut, as `draftrec ctr --save-histories` has it."""
+    events = read_events(str(RATINGS), EventColumns("user", "movie", "rating", "ts"))
+    return histories(events, CutSettings(), movies)
+
+
 def _other_users(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    by_number = {m["movie_id"]: m for m in pq.read_table(FACTS).to_pylist()}
+    by_number = {m["movie_id"]: m for m in _facts().values()}
     rows = pq.read_table(OTHER_USERS, columns=["entity_id", "history"]).to_pylist()
     random.Random(seed).shuffle(rows)
     for row in rows[:count]:
@@ -139,8 +147,7 @@ def _facts() -> dict[str, dict[str, Any]]:
 
 def _users(movies: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     head, tail = _user_prompt()
-    events = read_events(str(RATINGS), EventColumns("user", "movie", "rating", "ts"))
-    for record in histories(events, CutSettings(), movies):
+    for record in _histories(movies):
         liked = [h for h in record["history"] if h["rating"] >= _LIKED] or record["history"]
         named = [f"{h['title']} ({'|'.join(h.get('genres', []))})" for h in liked[-_MOST:]]
         yield {"entity_id": record["entity_id"], "prompt": head + "; ".join(named) + tail}

@@ -9,7 +9,7 @@ from collections import Counter
 
 import httpx
 import load
-from load_client import Traffic, asked, pump, write
+from load_client import Traffic, asked, items, pump, text
 
 
 def test_figures_of_known_traffic() -> None:
@@ -33,7 +33,7 @@ def test_a_client_asks_until_its_bounds_and_counts_broken_connections() -> None:
         async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
             end = time.perf_counter() + seconds
             bodies = [{"history": [n]} for n in (1, 13, 7)]
-            await pump(client, bodies, end, most, traffic)
+            await pump(client, bodies, end, most, traffic, items)
         return traffic
 
     found = asyncio.run(run(6, 60))
@@ -59,7 +59,7 @@ def test_streamed_texts_are_timed_to_their_first_word() -> None:
         transport = httpx.MockTransport(answer)
         async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
             end = time.perf_counter() + 60
-            await write(client, [{"prompt": "x", "stream": stream}], end, 4, traffic)
+            await pump(client, [{"prompt": "x", "stream": stream}], end, 4, traffic, text)
         return traffic
 
     both = asyncio.run(run(stream=True))
