@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,3 +99,19 @@ def error_of(response: Any, status: int, code: str) -> str:
     assert error["code"] == code
     assert "\n" not in error["message"]
     return error["message"]
+
+
+@contextmanager
+def slow_passes(work: Any, seconds: float = 0.05) -> Iterator[Any]:
+    """A service's users or texts under way (`work`), every pass so much longer."""
+    real = work.turn
+
+    def slow() -> Any:
+        time.sleep(seconds)
+        return real()
+
+    work.turn = slow
+    try:
+        yield work
+    finally:
+        work.turn = real

@@ -12,7 +12,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,15 @@ from draftrec.serve.logs import RequestLog
 from draftrec.serve.run import make_server
 from draftrec.serve.service import Service, sources_of
 from draftrec.serve.settings import KnowledgeSettings
-from tests.serve.services import KEY, KEYS, error_of, knowledge_settings, running, settings
+from tests.serve.services import (
+    KEY,
+    KEYS,
+    error_of,
+    knowledge_settings,
+    running,
+    settings,
+    slow_passes,
+)
 
 PROMPTS = ["hello reader", "a story of ships", "the sea"]
 SCHEMA = {
@@ -281,27 +288,9 @@ def test_a_grammar_that_is_lost_costs_nobody_else(
     assert len(failed) == 2
 
 
-@contextmanager
-def slow_passes(live: Live) -> Iterator[Any]:
-    """The service's texts under way, every pass 50 ms longer."""
-    work = live.service.writing
-    assert work
-    real = work.turn
-
-    def slow() -> Any:
-        time.sleep(0.05)
-        return real()
-
-    work.turn = slow  # type: ignore[method-assign]
-    try:
-        yield work
-    finally:
-        work.turn = real  # type: ignore[method-assign]
-
-
 @pytest.mark.slow
 def test_hanging_up_ends_the_text(live: Live) -> None:
-    with slow_passes(live) as work:
+    with slow_passes(live.service.writing) as work:
         events = live.complete(stream=True)
         next(iter(events))
         assert work._wanted
@@ -395,7 +384,7 @@ def test_curl_reads_events(live: Live, greedy: list[str]) -> None:
 
 @pytest.mark.slow
 def test_a_deadline_ends_a_text(live: Live) -> None:
-    with slow_passes(live):
+    with slow_passes(live.service.writing):
         late = {"draftrec": {"deadline_ms": 120}}
         answer = live.complete(extra_body=late)
     assert answer.choices[0].finish_reason == "length"

@@ -25,7 +25,14 @@ from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.service import FileCatalogue, demo_sources
 from draftrec.serve.settings import RateSettings, demo_settings
 from tests.jobs.recommend.worlds import World, make_world, named, reassigned, with_texts
-from tests.serve.services import Running, error_of, recommend_settings, running, settings
+from tests.serve.services import (
+    Running,
+    error_of,
+    recommend_settings,
+    running,
+    settings,
+    slow_passes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -350,16 +357,10 @@ def test_who_hangs_up_takes_all_users_along(few: Running) -> None:
 
 def test_each_user_has_a_deadline(world: World) -> None:
     """Who cannot wait gets a quick answer, and costs the others nothing."""
-    with running(settings(recommend_settings(world, "none"))) as shop:
-        work = shop.service.recommending
-        assert work
-        real = work.turn
-
-        def turn() -> Any:
-            threading.Event().wait(0.1)
-            return real()
-
-        work.turn = turn  # type: ignore[method-assign]
+    with (
+        running(settings(recommend_settings(world, "none"))) as shop,
+        slow_passes(shop.service.recommending, 0.1),
+    ):
         users = [{"history": [12, 30], "deadline_ms": 1}, {"history": [30, 12], "k": 3}]
         body = {"users": users, "deadline_ms": 60_000}
         found = shop.client.post("/v1/recommend", json=body).json()["users"]
@@ -370,21 +371,12 @@ def test_each_user_has_a_deadline(world: World) -> None:
 @pytest.mark.slow
 def test_a_deadline_of_a_millisecond_is_kept_with_a_quick_answer(world: World) -> None:
     with running(settings(recommend_settings(world, "none"))) as shop:
-        work = shop.service.recommending
-        assert work
-        real = work.turn
-
-        def turn() -> Any:
-            threading.Event().wait(0.5)
-            return real()
-
-        work.turn = turn  # type: ignore[method-assign]
-        body = shop.recommend([12, 30], k=3, deadline_ms=1).json()
-        assert body["partial"] is True
-        expected = work.recommender.quick_answer(Query(0, np.array([12, 30]), k=3))
-        assert [i["item"] for i in body["items"]] == expected.items.tolist()
-        assert shop.log[-1]["ms"] < 400, "it did not even wait for the pass under way"
-        work.turn = real  # type: ignore[method-assign]
+        with slow_passes(shop.service.recommending, 0.5) as work:
+            body = shop.recommend([12, 30], k=3, deadline_ms=1).json()
+            assert body["partial"] is True
+            expected = work.recommender.quick_answer(Query(0, np.array([12, 30]), k=3))
+            assert [i["item"] for i in body["items"]] == expected.items.tolist()
+            assert shop.log[-1]["ms"] < 400, "it did not even wait for the pass under way"
         assert shop.recommend([12, 30], k=3, deadline_ms=60_000).json()["partial"] is False
         assert not work._asked, "the search that nobody waited for has left the batch"
         assert "draftrec_beam_partial_users_total 1.0" in shop.client.get("/metrics").text

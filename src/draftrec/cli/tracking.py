@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 Numbers = Mapping[str, float]
 
 #: The package, and the extra that brings it.
-_NEEDED = {"mlflow": ("mlflow", "mlflow"), "wandb": ("wandb", "wandb")}
-_NEEDED["tensorboard"] = ("tensorboard", "train")
+_NEEDED = {
+    "mlflow": ("mlflow", "mlflow"),
+    "wandb": ("wandb", "wandb"),
+    "tensorboard": ("tensorboard", "train"),
+}
 #: Seconds between two numbers of one kind.
 _SECONDS = 5.0
 #: Where runs are put whose user has not said where.
