@@ -30,7 +30,7 @@ from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.learned.worth import Worth
-from draftrec.engine.passes.prepacked import HalfLinear
+from draftrec.engine.passes.prepacked import RowLinear
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 
@@ -99,7 +99,7 @@ class OutputRows:
     def narrowed(self) -> OutputRows:
         """With bfloat16 weights, computing in float32."""
         held: Any = self.product
-        product = HalfLinear(held.keywords["weight"].bfloat16(), held.keywords["bias"])
+        product = RowLinear([held.keywords["weight"].bfloat16()], held.keywords["bias"])
         return replace(self, product=product)
 
 
@@ -269,7 +269,7 @@ def _narrow(head: DraftHead) -> None:
     """Let the head's products keep their weights in bfloat16 and compute in float32."""
     for name, layer in list(head.named_children()):
         if isinstance(layer, nn.Linear):
-            setattr(head, name, HalfLinear(layer.weight.detach().bfloat16(), None))
+            setattr(head, name, RowLinear([layer.weight.detach().bfloat16()]))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

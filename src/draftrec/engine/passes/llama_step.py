@@ -22,7 +22,7 @@ from transformers.activations import SiLUActivation
 
 from draftrec.engine.packing import Packed
 from draftrec.engine.passes.attention import Plan, attend
-from draftrec.engine.passes.prepacked import HalfLinear, Part, PrepackedLinear, widened
+from draftrec.engine.passes.prepacked import Part, PrepackedLinear, RowLinear, Whole
 from draftrec.engine.passes.row_attention import SUMS, exponential, over_rows
 from draftrec.engine.passes.row_attention import attend as attend_by_row
 
@@ -31,7 +31,7 @@ from draftrec.engine.passes.row_attention import attend as attend_by_row
 #: norms of queries and keys.
 _SHAPED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation, Part, PrepackedLinear,
-            HalfLinear}  # fmt: skip
+            RowLinear}  # fmt: skip
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 _GATE_UP = ("gate_proj", "up_proj")
 # Rows of a sequence up to which attention row by row takes less time than as matrix products.
@@ -52,7 +52,7 @@ def fits(model: PreTrainedModel) -> bool:
     inner: Any = model.model
     if any(2 * len(inner.rotary_emb.inv_freq) != x.self_attn.head_dim for x in inner.layers):
         return False
-    of_products = {p for m in model.modules() if isinstance(m, HalfLinear) for p in m.parameters()}
+    of_products = {p for m in model.modules() if isinstance(m, RowLinear) for p in m.parameters()}
     return all(
         (type(m) in _MODULES or type(m).__module__ == home)
         and not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
@@ -147,7 +147,7 @@ class _Product:
         self.width = sum(x.out_features for x in linears)
         first = linears[0]
         packed = first.whole if isinstance(first, Part) else first
-        joined = isinstance(packed, PrepackedLinear | HalfLinear)
+        joined = isinstance(packed, Whole)
         self._linears = (packed,) if joined else linears
         ends = np.cumsum([0, *(x.out_features for x in linears[:-1])]).tolist()
         self._begins = tuple(ends) if joined else (0,) * len(linears)
@@ -198,7 +198,7 @@ def _stored(number: Any, stored: Any) -> Any:
 @overload(_number, inline="always")
 def _number_of(stored: Any) -> Any:
     def wide(stored: Any) -> Any:
-        return widened(stored)
+        return np.int32(stored << 16).view(np.float32)
 
     def same(stored: Any) -> Any:
         return stored

@@ -20,7 +20,7 @@ from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.passes import attention
 from draftrec.engine.passes.last_hidden import LastHidden
 from draftrec.engine.passes.llama_step import LlamaStep
-from draftrec.engine.passes.prepacked import HalfLinear, is_prepacked
+from draftrec.engine.passes.prepacked import RowLinear, is_prepacked
 from draftrec.engine.rotary import RowFactors
 from draftrec.errors import UnsupportedModelError
 
@@ -39,15 +39,15 @@ class PackedRunner:
         # Exact attention: in bfloat16 more near-ties between tokens fall otherwise, a step with a
         # draft is little faster, one without slower.
         self.kv_dtype = torch.float32 if cpu else model.dtype
-        # See `bucket`; plain float32 layers have no kernel per number of rows.
+        # See `bucket`; plain float32 layers have no kernel per number of rows, ours none at all.
         wide = model.dtype == torch.float32
-        one_dnn = cpu and (is_prepacked(model) or not wide)
+        by_rows = any(isinstance(m, RowLinear) for m in model.modules())
+        one_dnn = cpu and (is_prepacked(model) or not (wide or by_rows))
         few = partial(bucket, least=1) if wide else bucket
         self._usual: Callable[[int], int] = few if one_dnn else int
         self.padded_rows = self._usual
         if by_row:
-            halves = any(isinstance(m, HalfLinear) for m in model.modules())
-            self.padded_rows = bucket if one_dnn else int if halves else sixteens
+            self.padded_rows = bucket if one_dnn else int if by_rows else sixteens
         #: What runs in place of the model, where its architecture has a pass written by hand.
         self.step: LlamaStep | None = None
         self.hidden: LastHidden | None = None

@@ -1,13 +1,14 @@
-"""Linear weights laid out once as oneDNN's matrix kernels want them, on CPU.
+"""Linear weights laid out once as a few rows' products want them, on CPU.
 
 `F.linear` hands oneDNN a plain weight, which it lays out anew at every call; with the few rows of
 a decoding step that costs as much as the product (bfloat16), or another library answers, slower
-(float32). `benchmarks/packed_weights.py` measures both. What a row gives does not depend on how
-many rows come with it, from two rows on (see `packed.bucket`).
+(float32). `benchmarks/packed_weights.py` measures it.
 
-A model that was published in bfloat16 and runs in float32 has weights whose lower halves are zeros:
-`HalfLinear` keeps them half as large and widens them on their way, so that the same sums take half
-of the memory's time. Libraries have no such product.
+Weights that bfloat16 holds go into the layout of `row_products`, whatever the model runs in: one
+that was published in bfloat16 and runs in float32 has weights whose lower halves are zeros, and
+takes half of the memory's time for the same sums. Other float32 weights go into oneDNN's, and so do
+bfloat16 ones where the processor has matrix tiles (AMX), which only oneDNN uses. There, what a row
+gives does not depend on how many rows come with it from two rows on (see `packed.bucket`).
 """
 
 from __future__ import annotations
@@ -19,136 +20,48 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import nn
 from transformers import PreTrainedModel
 
-from draftrec.engine.passes.row_attention import SUMS, over_rows
-
-# Rows whose inputs stay in a core's cache while weights pass by, and how many of these inputs.
-_CACHED_ROWS = 96
-_CACHED_INPUTS = 1024
+from draftrec.engine.passes import row_products
 
 
-class HalfLinear(nn.Module):
-    """Linear layers that read the same rows, as one: float32 `[..., in]` to `[..., out]` with
-    weights bfloat16 `[out, in]`. For inference only.
+class RowLinear(nn.Module):
+    """Linear layers that read the same rows, as one: their weights bfloat16 `[out, in]`, one below
+    the other, in the layout of `row_products`. float32 or bfloat16 `[..., in]` to `[..., out]`. For
+    inference only.
 
-    A row gives the same bits whatever rows are beside it: `_one` adds up what `_tiles` does, in its
-    order. `engine.selfcheck` looks whether that holds on this processor.
+    A row gives the same bits whatever rows are beside it.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        weights: Seq[torch.Tensor],
+        bias: torch.Tensor | None = None,
+        shelf: row_products.Shelf | None = None,
+    ) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.out_features = sum(len(w) for w in weights)
+        self.in_features = weights[0].shape[1]
+        laid = row_products.lay_out(weights, shelf or row_products.Shelf())
+        held = torch.from_numpy(laid).view(torch.bfloat16)
+        self.weight = nn.Parameter(held, requires_grad=False)
         self.bias = bias
-        self._half: Any = weight.view(torch.int16).numpy()
+        more = np.zeros(len(laid) * row_products.WIDTH, np.float32)
+        if bias is not None:
+            more[: self.out_features] = bias.detach().float().numpy()
+        self._laid, self._more = laid, more
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        out = torch.empty((len(rows), self.out_features))
-        given, made = rows.numpy(), out.numpy()
-        kernel = _one if len(rows) == 1 else _tiles
-        work = self._half.size // 4  # numbers come by faster here than in loops over rows
-        for i in range(0, len(rows), _CACHED_ROWS):
-            here = slice(i, i + _CACHED_ROWS)
-            over_rows(kernel, self.out_features, work, given[here], self._half, made[here])
-        out = out.view(*x.shape[:-1], self.out_features)
-        return out if self.bias is None else out.add_(self.bias)
+        out = row_products.multiply(rows, self._laid, self._more, self.out_features)
+        return out.view(*x.shape[:-1], self.out_features)
 
 
-def half(weight: torch.Tensor) -> torch.Tensor | None:
-    """The float32 weight as bfloat16, or None where that would lose something."""
+def narrowed(weight: torch.Tensor) -> torch.Tensor | None:
+    """The weight as bfloat16, or None where that would lose something."""
     found = weight.detach().bfloat16()
-    return found if torch.equal(found.float(), weight) else None
-
-
-@njit(cache=True, nogil=True, inline="always")
-def widened(half: Any) -> Any:
-    """float32 of a bfloat16 number that is stored as int16."""
-    return np.int32(half << 16).view(np.float32)
-
-
-@njit(cache=True, nogil=True, fastmath=SUMS)
-def _one(first: int, last: int, x: Any, weight: Any, out: Any) -> None:
-    """Outputs `first .. last - 1` of a single row, eight at a time: as many sums as a tile has, so
-    that they are vectorised, and rounded, as a tile's are."""
-    for begin in range(0, x.shape[1], _CACHED_INPUTS):
-        size = min(_CACHED_INPUTS, x.shape[1] - begin)
-        row = x[0, begin : begin + size]
-        for o in range(first, last, 8):
-            o1, o2, o3 = min(o + 1, last - 1), min(o + 2, last - 1), min(o + 3, last - 1)
-            o4, o5, o6 = min(o + 4, last - 1), min(o + 5, last - 1), min(o + 6, last - 1)
-            o7 = min(o + 7, last - 1)
-            w0, w1 = weight[o, begin : begin + size], weight[o1, begin : begin + size]
-            w2, w3 = weight[o2, begin : begin + size], weight[o3, begin : begin + size]
-            w4, w5 = weight[o4, begin : begin + size], weight[o5, begin : begin + size]
-            w6, w7 = weight[o6, begin : begin + size], weight[o7, begin : begin + size]
-            a = b = c = d = e = f = g = h = np.float32(0)
-            for k in range(size):
-                v = row[k]
-                a += v * widened(w0[k])
-                b += v * widened(w1[k])
-                c += v * widened(w2[k])
-                d += v * widened(w3[k])
-                e += v * widened(w4[k])
-                f += v * widened(w5[k])
-                g += v * widened(w6[k])
-                h += v * widened(w7[k])
-            if begin:
-                a, b, c, d = a + out[0, o], b + out[0, o1], c + out[0, o2], d + out[0, o3]
-                e, f, g, h = e + out[0, o4], f + out[0, o5], g + out[0, o6], h + out[0, o7]
-            out[0, o], out[0, o1], out[0, o2], out[0, o3] = a, b, c, d
-            out[0, o4], out[0, o5], out[0, o6], out[0, o7] = e, f, g, h
-
-
-@njit(cache=True, nogil=True, fastmath=SUMS)
-def _tiles(first: int, last: int, x: Any, weight: Any, out: Any) -> None:
-    """Outputs `first .. last - 1` of all rows, four rows and two outputs at a time; where fewer are
-    left, some are computed twice."""
-    rows, inputs = x.shape
-    wide = np.empty((2, min(inputs, _CACHED_INPUTS)), np.float32)
-    for begin in range(0, inputs, _CACHED_INPUTS):
-        size = min(_CACHED_INPUTS, inputs - begin)
-        for o in range(first, last, 2):
-            p = min(o + 1, last - 1)
-            w, v = weight[o, begin : begin + size], weight[p, begin : begin + size]
-            for k in range(size):
-                wide[0, k] = widened(w[k])
-            for k in range(size):  # a loop of its own runs many at a time
-                wide[1, k] = widened(v[k])
-            w0, w1 = wide[0, :size], wide[1, :size]
-            for r in range(0, rows, 4):
-                r1, r2, r3 = min(r + 1, rows - 1), min(r + 2, rows - 1), min(r + 3, rows - 1)
-                x0, x1 = x[r, begin : begin + size], x[r1, begin : begin + size]
-                x2, x3 = x[r2, begin : begin + size], x[r3, begin : begin + size]
-                a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
-                for k in range(size):
-                    s, t = w0[k], w1[k]
-                    a0 += s * x0[k]
-                    a1 += s * x1[k]
-                    a2 += s * x2[k]
-                    a3 += s * x3[k]
-                    b0 += t * x0[k]
-                    b1 += t * x1[k]
-                    b2 += t * x2[k]
-                    b3 += t * x3[k]
-                if begin:
-                    a0, a1, a2, a3 = (
-                        a0 + out[r, o],
-                        a1 + out[r1, o],
-                        a2 + out[r2, o],
-                        a3 + out[r3, o],
-                    )
-                    b0, b1, b2, b3 = (
-                        b0 + out[r, p],
-                        b1 + out[r1, p],
-                        b2 + out[r2, p],
-                        b3 + out[r3, p],
-                    )
-                out[r, o], out[r1, o], out[r2, o], out[r3, o] = a0, a1, a2, a3
-                out[r, p], out[r1, p], out[r2, p], out[r3, p] = b0, b1, b2, b3
+    return found if torch.equal(found.to(weight.dtype), weight) else None
 
 
 # The operators are those of torch's own graph compiler, which packs constant weights with them.
@@ -178,7 +91,7 @@ class PrepackedLinear(nn.Module):
         return _OPS._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-Whole = PrepackedLinear | HalfLinear
+Whole = PrepackedLinear | RowLinear
 
 
 class _Shared:
@@ -216,7 +129,7 @@ def prepack(model: PreTrainedModel) -> int:
     """Replace the linear layers of a CPU model by packed ones; returns how many there were.
 
     Queries, keys and values become one product, gates and ups another, with the same bits. Float32
-    weights that bfloat16 can hold are kept in that (`HalfLinear`), as models are published. The
+    weights that bfloat16 can hold are kept in that (`RowLinear`), as models are published. The
     plain weights are freed, unless embeddings share them. Layers of subclasses of `nn.Linear`,
     models without an attention backend (their rows are padded to many different numbers, and
     oneDNN keeps a kernel for each) and machines without the operators are left as they are.
@@ -232,11 +145,9 @@ def prepack(model: PreTrainedModel) -> int:
     sizes = sorted(getattr(parent, n).weight.numel() for parent, names in found for n in names)
     if not sizes or sizes[len(sizes) // 2] < _LEAST_USUAL_SIZE[model.dtype]:
         return 0
-    for (
-        parent,
-        names,
-    ) in found:  # in turn, so that few plain weights outlive their packing
-        _replace(parent, names)
+    shelf = row_products.Shelf()
+    for parent, names in found:  # in turn, so that few plain weights outlive their packing
+        _replace(parent, names, shelf)
     return len(sizes)
 
 
@@ -256,9 +167,9 @@ def _groups(linears: dict[str, Any]) -> list[tuple[str, ...]]:
     return [*groups, *((n,) for n in linears if n not in grouped)]
 
 
-def _replace(parent: nn.Module, names: tuple[str, ...]) -> None:
+def _replace(parent: nn.Module, names: tuple[str, ...], shelf: row_products.Shelf) -> None:
     linears = [getattr(parent, n) for n in names]
-    whole = _halved(linears) or PrepackedLinear(*linears)
+    whole = _by_rows(linears, shelf) or PrepackedLinear(*linears)
     if len(names) == 1:
         setattr(parent, names[0], whole)
         return
@@ -269,14 +180,20 @@ def _replace(parent: nn.Module, names: tuple[str, ...]) -> None:
         setattr(parent, name, Part(whole, shared, begin, end))
 
 
-def _halved(linears: list[nn.Linear]) -> HalfLinear | None:
-    """The layers as one with narrower weights, where they are float32 and lose nothing."""
-    if linears[0].weight.dtype != torch.float32:
+def _by_rows(linears: list[nn.Linear], shelf: row_products.Shelf) -> RowLinear | None:
+    """The layers as one in our own layout, where that loses nothing and is the faster one."""
+    if linears[0].weight.dtype == torch.bfloat16 and has_tiles():
         return None
-    parts = [half(x.weight) for x in linears]
+    parts = [narrowed(x.weight) for x in linears]
     if any(part is None for part in parts):
         return None
-    return HalfLinear(torch.cat([p for p in parts if p is not None]), _biases(linears))
+    return RowLinear([p for p in parts if p is not None], _biases(linears), shelf)
+
+
+@cache
+def has_tiles() -> bool:
+    """Has the processor matrix tiles for bfloat16 (AMX)?"""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _biases(linears: Seq[nn.Linear]) -> nn.Parameter | None:
