@@ -19,12 +19,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from draftrec.engine.passes.registers import (
+    FLOAT,
+    FLOATS,
+    LANES,
+    LONG,
+    after,
+    arrays,
+    everywhere,
+    first_lanes,
+    mixed,
+    read,
+    times_plus,
+    variables,
+    write,
+)
 
 # Sums may be reordered, by the compiler and so in the same way for every row.
 SUMS = {"reassoc", "contract", "nsz"}
 # Numbers that a loop touches from which threads are worth their start.
 _LEAST_SHARED = 1 << 16
+# Keys that a query is multiplied with at a time.
+_KEYS = 8
+# Columns whose values stay in a core's nearest cache while the heads that share them pass.
+_VALUES = 32
 # Logits that are summed at a time.
 _STRETCH = 2048
 
@@ -98,7 +120,7 @@ def _store(rows: Any, slab: Any, slots: Any, columns: Any) -> None:
             slab[slots[row], :, columns[row]] = rows[row]
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
+@njit(cache=True, nogil=True)
 def _attend(  # noqa: PLR0913
     first: int, last: int, query: Any, keys: Any, values: Any, slots: Any, sight: Any, sinks: Any,
     numbers: Any, out: Any,
@@ -106,15 +128,21 @@ def _attend(  # noqa: PLR0913
     """As `attend`; `numbers`: scale and soft cap, 0 for none."""
     heads, shared = query.shape[1], query.shape[1] // keys.shape[1]
     columns = np.empty(keys.shape[2], np.int64)
-    scores = np.empty(keys.shape[2], np.float32)
+    scores = np.empty((shared, keys.shape[2] + _KEYS), np.float32)
     for row in range(first, last):
-        count = _columns(sight[row], columns)
-        here = columns[:count]
-        for head in range(heads):
-            found = scores[:count]
-            _score(query[row, head], keys[slots[row], head // shared], here, found)
-            _share(found, numbers[0], numbers[1], sinks[head])
-            _mix(found, values[slots[row], head // shared], here, out[row, head])
+        count, slot = _columns(sight[row], columns), slots[row]
+        out[row] = 0
+        for group in range(heads // shared):
+            begin = group * shared
+            for i in range(0, count, _KEYS):  # heads that share keys take them while they are near
+                for h in range(shared):
+                    _score(query, row, begin + h, keys, slot, group, columns, i, count, scores, h)  # pyright: ignore[reportCallIssue]
+            for h in range(shared):
+                _share(scores[h, :count], numbers[0], numbers[1], sinks[begin + h])
+            for i in range(0, count, _VALUES):
+                end = min(i + _VALUES, count)
+                for h in range(shared):
+                    _mix(scores, h, columns, i, end, values, slot, group, out, row, begin + h)  # pyright: ignore[reportCallIssue]
 
 
 @njit(cache=True, nogil=True)
@@ -135,26 +163,66 @@ def _columns(seen: Any, columns: Any) -> int:
     return count
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
-def _score(query: Any, keys: Any, columns: Any, found: Any) -> None:
-    """Products with four keys at a time, which share what is read of the query."""
-    whole = len(columns) - len(columns) % 4
-    for i in range(0, whole, 4):
-        k0, k1 = keys[columns[i]], keys[columns[i + 1]]
-        k2, k3 = keys[columns[i + 2]], keys[columns[i + 3]]
-        a0 = a1 = a2 = a3 = np.float32(0)
-        for d in range(len(query)):
-            q = query[d]
-            a0 += q * k0[d]
-            a1 += q * k1[d]
-            a2 += q * k2[d]
-            a3 += q * k3[d]
-        found[i], found[i + 1], found[i + 2], found[i + 3] = a0, a1, a2, a3
-    for i in range(whole, len(columns)):
-        key, total = keys[columns[i]], np.float32(0)
-        for d in range(len(query)):
-            total += query[d] * key[d]
-        found[i] = total
+@intrinsic
+def _score(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    typing, query, row, head, keys, slot, group, columns, first, count, scores, line
+):
+    """Products of a query with the keys at columns `first ..`, `_KEYS` of them, the last one again
+    where there are fewer."""
+    signature = types.void(query, types.intp, types.intp, keys, types.intp, types.intp, columns,
+                           types.intp, types.intp, scores, types.intp)  # fmt: skip
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        query, row, head, keys, slot, group, columns, first, count, scores, line = arrays(
+            context, builder, signature, arguments
+        )
+        last, begin = builder.sub(count, LONG(1)), keys.at(slot, group)
+        bytes_of = builder.mul(keys.size(3), LONG(4))
+        beginnings = []
+        for i in range(_KEYS):
+            place = builder.add(first, LONG(i))
+            place = builder.select(builder.icmp_signed("<", place, last), place, last)
+            column = read(builder, columns.at(place), LONG)
+            beginnings.append(builder.add(begin, builder.mul(column, bytes_of)))
+        own, sums = query.at(row, head), variables(builder, _KEYS)
+
+        def add(offset: Any, mask: Any = None) -> None:
+            q = read(builder, builder.add(own, offset), FLOATS, mask)
+            for key, to in zip(beginnings, sums, strict=True):
+                k = read(builder, builder.add(key, offset), FLOATS, mask)
+                builder.store(times_plus(builder, q, k, builder.load(to)), to)
+
+        whole, rest = _registers(builder, query.size(2))
+        with cgutils.for_range(builder, whole) as loop:
+            add(builder.mul(loop.index, LONG(4 * LANES)))
+        with builder.if_then(builder.icmp_signed(">", rest, LONG(0))):
+            add(builder.mul(whole, LONG(4 * LANES)), first_lanes(builder, rest))
+        write(builder, _folded(builder, [builder.load(x) for x in sums]), scores.at(line, first))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _registers(builder: Any, width: Any) -> tuple[Any, Any]:
+    """How many whole registers a head fills, and the numbers that are left."""
+    return builder.udiv(width, LONG(LANES)), builder.urem(width, LONG(LANES))
+
+
+def _folded(builder: Any, sums: list[Any]) -> Any:
+    """A vector of the sums over the lanes of each of `sums`: each is folded in halves, two by two
+    in one register."""
+    size = LANES
+    while size > 1:
+        half = size // 2
+        pairs = list(zip(sums[::2], sums[1::2], strict=True)) if len(sums) > 1 else [sums * 2]
+        parts = (2 * LANES if len(sums) > 1 else sums[0].type.count) // size
+        low = [part * size + i for part in range(parts) for i in range(half)]
+        high = [lane + half for lane in low]
+        sums = [
+            builder.fadd(mixed(builder, a, b, low), mixed(builder, a, b, high)) for a, b in pairs
+        ]
+        size = half
+    return sums[0]
 
 
 @njit(cache=True, nogil=True, fastmath=SUMS)
@@ -163,15 +231,24 @@ def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> None:
     highest = sink
     for i in range(len(found)):
         found[i] *= scale
-        if softcap:
+    if softcap:
+        for i in range(len(found)):
             found[i] = np.float32(math.tanh(found[i] / softcap)) * softcap
-        highest = max(highest, found[i])
+    highest = _highest(found, highest)
     total = np.float32(math.exp(sink - highest)) if sink > -np.inf else np.float32(0)
     _exp(found, highest)
     for i in range(len(found)):
         total += found[i]
     for i in range(len(found)):
         found[i] /= total
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
+def _highest(found: Any, highest: Any) -> Any:
+    """The largest of all: without thought of NaN many at a time."""
+    for value in found:
+        highest = max(highest, value)
+    return highest
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -199,21 +276,48 @@ def exponential(x: Any) -> Any:
     return (p * f * f + f + np.float32(1.0)) * np.int32(power).view(np.float32)
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
-def _mix(shares: Any, values: Any, columns: Any, out: Any) -> None:
-    """The values weighed by their shares."""
-    out[:] = 0
-    whole = len(columns) - len(columns) % 4
-    for i in range(0, whole, 4):
-        v0, v1 = values[columns[i]], values[columns[i + 1]]
-        v2, v3 = values[columns[i + 2]], values[columns[i + 3]]
-        p0, p1, p2, p3 = shares[i], shares[i + 1], shares[i + 2], shares[i + 3]
-        for d in range(len(out)):
-            out[d] += p0 * v0[d] + p1 * v1[d] + p2 * v2[d] + p3 * v3[d]
-    for i in range(whole, len(columns)):
-        value = values[columns[i]]
-        for d in range(len(out)):
-            out[d] += shares[i] * value[d]
+@intrinsic
+def _mix(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    typing, shares, line, columns, first, last, values, slot, group, out, row, head
+):
+    """Add the values at columns `first .. last - 1`, weighed by their shares."""
+    signature = types.void(shares, types.intp, columns, types.intp, types.intp, values,
+                           types.intp, types.intp, out, types.intp, types.intp)  # fmt: skip
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        shares, line, columns, first, last, values, slot, group, out, row, head = arrays(
+            context, builder, signature, arguments
+        )
+        here, to = values.at(slot, group), out.at(row, head)
+        bytes_of = builder.mul(values.size(3), LONG(4))
+
+        def add(begin: Any, registers: int, mask: Any = None) -> None:
+            offset = builder.mul(begin, LONG(4 * LANES))
+            places = [after(builder, builder.add(to, offset), LANES * i) for i in range(registers)]
+            sums = variables(builder, registers)
+            for place, total in zip(places, sums, strict=True):
+                builder.store(read(builder, place, FLOATS, mask), total)
+            with cgutils.for_range_slice(builder, first, last, LONG(1)) as (at, _):
+                share = everywhere(builder, read(builder, shares.at(line, at), FLOAT), FLOATS)
+                column = read(builder, columns.at(at), LONG)
+                value = builder.add(here, builder.add(builder.mul(column, bytes_of), offset))
+                for i, total in enumerate(sums):
+                    v = read(builder, after(builder, value, LANES * i), FLOATS, mask)
+                    builder.store(times_plus(builder, share, v, builder.load(total)), total)
+            for place, total in zip(places, sums, strict=True):
+                write(builder, builder.load(total), place, mask)
+
+        whole, rest = _registers(builder, values.size(3))
+        fours = builder.udiv(whole, LONG(4))
+        with cgutils.for_range(builder, fours) as loop:
+            add(builder.mul(loop.index, LONG(4)), 4)
+        with cgutils.for_range(builder, builder.urem(whole, LONG(4))) as loop:
+            add(builder.add(builder.mul(fours, LONG(4)), loop.index), 1)
+        with builder.if_then(builder.icmp_signed(">", rest, LONG(0))):
+            add(whole, 1, first_lanes(builder, rest))
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
 @njit(cache=True, nogil=True, fastmath=SUMS)

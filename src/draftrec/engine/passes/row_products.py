@@ -20,26 +20,37 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import config, njit, types
+from numba import njit, types
 from numba.core import cgutils
-from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
+from draftrec.engine.passes.registers import (
+    FLOAT,
+    FLOATS,
+    INT,
+    INTS,
+    LANES,
+    LONG,
+    PAIRS,
+    PAIRWISE,
+    WIDE,
+    after,
+    arrays,
+    constant,
+    everywhere,
+    pairs_plus,
+    prefetch,
+    read,
+    times_plus,
+    variables,
+    write,
+)
 from draftrec.engine.passes.row_attention import over_rows
 
-# What the compiler is allowed to use; users narrow it by numba's own variables.
-_GIVEN: Any = config
-_FEATURES = (get_host_cpu_features() if _GIVEN.CPU_FEATURES is None else _GIVEN.CPU_FEATURES).split(
-    ","
-)
-_WIDE = "+avx512f" in _FEATURES and not _GIVEN.CPU_NAME
-#: Can bfloat16 pairs be multiplied as they are?
-_PAIRWISE = _WIDE and "+avx512bf16" in _FEATURES
-# Numbers in a register, and rows of a tile: with two registers of outputs each they fill the
-# processor's 32 (or, without AVX-512, 16).
-_LANES, _MOST = (16, 12) if _WIDE else (8, 4)
+# Rows of a tile: with two registers of outputs each they fill the processor's.
+_MOST = 12 if WIDE else 4
 #: Outputs of a block.
-WIDTH = 2 * _LANES
+WIDTH = 2 * LANES
 # Bytes ahead of use that weights are asked for: the processor's own guess ends with each page.
 _AHEAD = 4096
 # numpy asks the system for huge pages from 4 MB on, which lets weights come by half again as fast.
@@ -89,7 +100,7 @@ def multiply(rows: torch.Tensor, laid: Any, bias: Any, outputs: int) -> torch.Te
     out = torch.empty((len(rows), blocks * WIDTH), dtype=rows.dtype)
     made = (out.view(torch.int16) if narrow else out).numpy()
     rows = rows.contiguous()
-    given = (rows.view(torch.int32) if narrow and _PAIRWISE else rows.float()).numpy()
+    given = (rows.view(torch.int32) if narrow and PAIRWISE else rows.float()).numpy()
     work = laid.size // 2  # numbers come by faster here than in loops over rows
     over_rows(_blocks, blocks, work, given, laid, bias, made)
     return out if outputs == out.shape[1] else out[:, :outputs].contiguous()
@@ -114,178 +125,81 @@ def _blocks(first: int, last: int, rows: Any, laid: Any, bias: Any, out: Any) ->
             _tile(rows, begin, end - begin, laid, block, bias, out)  # pyright: ignore[reportCallIssue]
 
 
-_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_FLOATS, _INTS = ir.VectorType(_F32, _LANES), ir.VectorType(_I32, _LANES)
-_HALVES = ir.VectorType(_I16, _LANES)
-
-
-class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite has no name for."""
-
-    def __str__(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-_PAIRS = ir.VectorType(_BFloat(), 2 * _LANES)
-
-
 @intrinsic
 def _tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     typing, rows, begin, count, laid, block, bias, out
 ):  # fmt: skip
-    """Write a block of outputs of rows `begin .. begin + count - 1`: sums over all inputs in
-    registers, a loop for each height of a tile."""
+    """Write a block of outputs of rows `begin .. begin + count - 1`, with a loop for each height of
+    a tile."""
     pairwise, rounds = rows.dtype == types.int32, out.dtype == types.int16
     signature = types.void(rows, types.intp, types.intp, laid, types.intp, bias, out)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds = signature.args
-        rows, begin, count, laid, block, bias, out = (
-            _Array(context, builder, kind, value) if isinstance(kind, types.Array) else value
-            for kind, value in zip(kinds, arguments, strict=True)
-        )
-        pairs = laid.size(1)
-        weights = builder.mul(block, builder.mul(pairs, _I64(4 * WIDTH)))
-        column = builder.mul(block, _I64(WIDTH))
-        after = builder.function.append_basic_block("after")
-        choice = builder.switch(count, after)
+        rows, begin, count, laid, block, bias, out = arrays(context, builder, signature, arguments)
+        column = builder.mul(block, LONG(WIDTH))
+        more = [read(builder, bias.at(builder.add(column, LONG(j))), FLOATS) for j in (0, LANES)]
+        end = builder.function.append_basic_block("end")
+        choice = builder.switch(count, end)
         for height in range(1, _MOST + 1):
             case = builder.function.append_basic_block(f"rows{height}")
-            choice.add_case(_I64(height), case)
+            choice.add_case(LONG(height), case)
             builder.position_at_end(case)
-            at = [builder.mul(builder.add(begin, _I64(r)), rows.size(1)) for r in range(height)]
-            sums = _sums(builder, pairs, [rows.at(builder.mul(a, _I64(4))) for a in at],
-                         laid.at(weights), pairwise=pairwise)  # fmt: skip
-            for r, row in enumerate(sums):
-                line = builder.mul(builder.add(begin, _I64(r)), out.size(1))
-                for j, total in enumerate(row):
-                    place = builder.add(column, _I64(_LANES * j))
-                    more = _load(builder, bias.at(builder.mul(place, _I64(4))), _FLOATS)
-                    value = builder.fadd(total, more)
-                    stored = _rounded(builder, value) if rounds else value
-                    to = out.at(builder.mul(builder.add(line, place), _I64(2 if rounds else 4)))
-                    _store(builder, stored, to)
-            builder.branch(after)
-        builder.position_at_end(after)
+            lines = [builder.add(begin, LONG(r)) for r in range(height)]
+            add = _add_pairs if pairwise else _add_one_by_one
+            sums = _sums(builder, add, [rows.at(x) for x in lines], laid.at(block), laid.size(1))
+            for line, row in zip(lines, sums, strict=True):
+                for j in range(2):
+                    value = builder.fadd(builder.load(row[j]), more[j])
+                    to = out.at(line, builder.add(column, LONG(LANES * j)))
+                    write(builder, _rounded(builder, value) if rounds else value, to)
+            builder.branch(end)
+        builder.position_at_end(end)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-class _Array:
-    """Addresses and sizes of a numpy array inside generated code."""
-
-    def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
-        self._builder = builder
-        held = context.make_array(kind)(context, builder, value)
-        self._begin = builder.ptrtoint(held.data, _I64)
-        self._shape = cgutils.unpack_tuple(builder, held.shape)
-
-    def size(self, axis: int) -> Any:
-        return self._shape[axis]
-
-    def at(self, offset: Any) -> Any:
-        """Address `offset` bytes after the first number."""
-        return self._builder.add(self._begin, offset)
+def _sums(builder: Any, add: Any, rows: list[Any], weights: Any, pairs: Any) -> list[list[Any]]:
+    """For each row two registers of outputs, summed over all pairs of inputs; `rows` and `weights`
+    are addresses."""
+    sums = [variables(builder, 2) for _ in rows]
+    with cgutils.for_range(builder, pairs) as loop:
+        here = builder.add(weights, builder.mul(loop.index, LONG(4 * WIDTH)))
+        for line in range(0, 4 * WIDTH, _LINE):
+            prefetch(builder, builder.add(here, LONG(_AHEAD + line)))
+        both = [read(builder, after(builder, here, j), INTS) for j in (0, LANES)]
+        add(builder, rows, loop.index, both, sums)
+    return sums
 
 
-def _sums(
-    builder: Any, pairs: Any, rows: list[Any], weights: Any, *, pairwise: bool
-) -> list[list[Any]]:
-    """For each row two registers of outputs, summed over all `pairs` of inputs; `rows`, `weights`:
-    addresses."""
-    start = builder.block
-    loop = builder.function.append_basic_block("pairs")
-    done = builder.function.append_basic_block("done")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    k = builder.phi(_I64)
-    k.add_incoming(_I64(0), start)
-    sums = [[builder.phi(_FLOATS) for _ in range(2)] for _ in rows]
-    here = builder.add(weights, builder.mul(k, _I64(4 * WIDTH)))
-    both = [_load(builder, builder.add(here, _I64(4 * _LANES * j)), _INTS) for j in range(2)]
-    for line in range(0, 4 * WIDTH, _LINE):
-        _prefetch(builder, builder.add(here, _I64(_AHEAD + line)))
-    if pairwise:
-        step = _pairwise
-        read = [builder.bitcast(w, _PAIRS) for w in both]
-    else:
-        step = _one_by_one
-        low, high = _constant(_INTS, 16), _constant(_INTS, 0xFFFF0000)
-        read = [
-            (builder.bitcast(builder.shl(w, low), _FLOATS),
-             builder.bitcast(builder.and_(w, high), _FLOATS)) for w in both
-        ]  # fmt: skip
-    offset = builder.mul(k, _I64(4 if pairwise else 8))
-    new = [
-        step(builder, builder.add(row, offset), read, s) for row, s in zip(rows, sums, strict=True)
+def _add_pairs(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) -> None:
+    """Every row's pair `k` of bfloat16 inputs, times those of all outputs."""
+    for row, to in zip(rows, sums, strict=True):
+        pair = read(builder, builder.add(row, builder.mul(k, LONG(4))), INT)
+        own = builder.bitcast(everywhere(builder, pair, INTS), PAIRS)
+        for w, s in zip(weights, to, strict=True):
+            more = pairs_plus(builder, own, builder.bitcast(w, PAIRS), builder.load(s))
+            builder.store(more, s)
+
+
+def _add_one_by_one(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) -> None:
+    """Every row's float32 inputs `2 k` and `2 k + 1`, times those of all outputs."""
+    up, high = constant(INTS, 16), constant(INTS, 0xFFFF0000)
+    wide = [
+        [builder.bitcast(w, FLOATS) for w in (builder.shl(both, up), builder.and_(both, high))]
+        for both in weights
     ]
-    following = builder.add(k, _I64(1))
-    k.add_incoming(following, loop)
-    for before, after in zip(sums, new, strict=True):
-        for held, value in zip(before, after, strict=True):
-            held.add_incoming(_constant(_FLOATS, 0.0), start)
-            held.add_incoming(value, loop)
-    builder.cbranch(builder.icmp_signed("<", following, pairs), loop, done)
-    builder.position_at_end(done)
-    return new
-
-
-def _pairwise(builder: Any, row: Any, weights: list[Any], sums: list[Any]) -> list[Any]:
-    """Add a row's next pair of bfloat16 inputs, times those of all outputs."""
-    pair = builder.bitcast(_everywhere(builder, _load(builder, row, _I32), _INTS), _PAIRS)
-    kind = ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS, _PAIRS])
-    name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    add = cgutils.get_or_insert_function(builder.module, kind, name)
-    return [builder.call(add, [s, pair, w]) for s, w in zip(sums, weights, strict=True)]
-
-
-def _one_by_one(builder: Any, row: Any, weights: list[Any], sums: list[Any]) -> list[Any]:
-    """Add a row's next two float32 inputs, times those of all outputs."""
-    first = _everywhere(builder, _load(builder, row, _F32), _FLOATS)
-    second = _everywhere(builder, _load(builder, builder.add(row, _I64(4)), _F32), _FLOATS)
-    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-    add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{_LANES}f32")
-    return [
-        builder.call(add, [second, w[1], builder.call(add, [first, w[0], s])])
-        for s, w in zip(sums, weights, strict=True)
-    ]
+    for row, to in zip(rows, sums, strict=True):
+        here = builder.add(row, builder.mul(k, LONG(8)))
+        for i in range(2):
+            own = everywhere(builder, read(builder, after(builder, here, i), FLOAT), FLOATS)
+            for w, s in zip(wide, to, strict=True):
+                builder.store(times_plus(builder, own, w[i], builder.load(s)), s)
 
 
 def _rounded(builder: Any, value: Any) -> Any:
     """bfloat16 bits of float32 numbers: to the nearest, ties to even."""
-    bits = builder.bitcast(value, _INTS)
-    odd = builder.and_(builder.lshr(bits, _constant(_INTS, 16)), _constant(_INTS, 1))
-    up = builder.add(bits, builder.add(odd, _constant(_INTS, 0x7FFF)))
-    return builder.trunc(builder.lshr(up, _constant(_INTS, 16)), _HALVES)
-
-
-def _constant(kind: Any, number: float) -> Any:
-    return ir.Constant(kind, [number] * _LANES)
-
-
-def _everywhere(builder: Any, value: Any, kind: Any) -> Any:
-    nothing = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(nothing, value, _I32(0))
-    return builder.shuffle_vector(first, nothing, _constant(_INTS, 0))
-
-
-def _load(builder: Any, address: Any, kind: Any) -> Any:
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=2)
-
-
-def _store(builder: Any, value: Any, address: Any) -> None:
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=2)
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    byte = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
-    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(ask, [builder.inttoptr(address, byte), _I32(0), _I32(3), _I32(1)])
+    bits, half = builder.bitcast(value, INTS), constant(INTS, 16)
+    odd = builder.and_(builder.lshr(bits, half), constant(INTS, 1))
+    up = builder.add(bits, builder.add(odd, constant(INTS, 0x7FFF)))
+    return builder.trunc(builder.lshr(up, half), ir.VectorType(ir.IntType(16), LANES))

@@ -1,0 +1,153 @@
+"""Words of generated code for kernels whose sums stay in vector registers, which compiled Python
+loops put into memory. LLVM turns them into whatever the processor has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
+
+# What the compiler is allowed to use; users narrow it by numba's own variables.
+_GIVEN: Any = config
+_ALLOWED = get_host_cpu_features() if _GIVEN.CPU_FEATURES is None else _GIVEN.CPU_FEATURES
+#: Has it 32 registers of 16 numbers (AVX-512)? Otherwise 16 of 8 are counted on.
+WIDE = "+avx512f" in _ALLOWED.split(",") and not _GIVEN.CPU_NAME
+#: Can it multiply pairs of bfloat16 as they are?
+PAIRWISE = WIDE and "+avx512bf16" in _ALLOWED.split(",")
+#: float32 numbers of a register.
+LANES = 16 if WIDE else 8
+
+FLOAT, INT, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
+_BYTES = ir.IntType(8).as_pointer()
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+#: bfloat16 numbers of a register.
+PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+class Array:
+    """Addresses and sizes of a numpy array whose rows lie one after the other."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
+        self._builder = builder
+        held = context.make_array(kind)(context, builder, value)
+        self._begin = builder.ptrtoint(held.data, LONG)
+        self._shape = cgutils.unpack_tuple(builder, held.shape)
+        self.item = int(kind.dtype.bitwidth) // 8
+
+    def size(self, axis: int) -> Any:
+        return self._shape[axis]
+
+    def at(self, *place: Any) -> Any:
+        """Address of the number at `place`, or of the first one there."""
+        offset: Any = LONG(0)
+        for axis in range(len(self._shape)):
+            offset = self._builder.mul(offset, self.size(axis))
+            if axis < len(place):
+                offset = self._builder.add(offset, place[axis])
+        return self._builder.add(self._begin, self._builder.mul(offset, LONG(self.item)))
+
+
+def arrays(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """The arguments of an intrinsic, its arrays as `Array`."""
+    return [
+        Array(context, builder, kind, value) if isinstance(kind, types.Array) else value
+        for kind, value in zip(signature.args, arguments, strict=True)
+    ]
+
+
+def variables(builder: Any, count: int) -> list[Any]:
+    """Registers that loops add to, zero at first."""
+    found = [cgutils.alloca_once(builder, FLOATS) for _ in range(count)]
+    for place in found:
+        builder.store(constant(FLOATS, 0.0), place)
+    return found
+
+
+def after(builder: Any, address: Any, numbers: int) -> Any:
+    """The address so many numbers of four bytes on."""
+    return builder.add(address, LONG(4 * numbers))
+
+
+def read(builder: Any, address: Any, kind: Any, mask: Any = None) -> Any:
+    """What lies at the address; zero in lanes that `mask` leaves out, which are not touched."""
+    place = builder.inttoptr(address, kind.as_pointer())
+    if mask is None:
+        return builder.load(place, align=2)
+    takes = ir.FunctionType(kind, [place.type, INT, mask.type, kind])
+    name = f"llvm.masked.load.v{LANES}f32.p0"
+    given = cgutils.get_or_insert_function(builder.module, takes, name)
+    return builder.call(given, [place, INT(2), mask, constant(kind, 0.0)])
+
+
+def write(builder: Any, value: Any, address: Any, mask: Any = None) -> None:
+    place = builder.inttoptr(address, value.type.as_pointer())
+    if mask is None:
+        builder.store(value, place, align=2)
+        return
+    takes = ir.FunctionType(ir.VoidType(), [value.type, place.type, INT, mask.type])
+    name = f"llvm.masked.store.v{LANES}f32.p0"
+    taken = cgutils.get_or_insert_function(builder.module, takes, name)
+    builder.call(taken, [value, place, INT(2), mask])
+
+
+def first_lanes(builder: Any, count: Any) -> Any:
+    """A mask of the first `count` lanes."""
+    lanes = ir.Constant(INTS, list(range(LANES)))
+    return builder.icmp_signed("<", lanes, everywhere(builder, builder.trunc(count, INT), INTS))
+
+
+def constant(kind: Any, number: float) -> Any:
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def everywhere(builder: Any, value: Any, kind: Any) -> Any:
+    """A register with the value in every lane."""
+    nothing = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(nothing, value, INT(0))
+    return builder.shuffle_vector(first, nothing, constant(INTS, 0))
+
+
+def mixed(builder: Any, first: Any, second: Any, lanes: Sequence[int]) -> Any:
+    """A register of chosen lanes of the first and, counted on from them, of the second."""
+    kind = ir.VectorType(INT, len(lanes))
+    return builder.shuffle_vector(first, second, ir.Constant(kind, list(lanes)))
+
+
+def times_plus(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c of float32, rounded once where the processor can."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    name = f"llvm.fmuladd.v{LANES}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
+
+
+def pairs_plus(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Sums of products of bfloat16 pairs, added to float32 `c`; where `PAIRWISE`."""
+    kind = ir.FunctionType(FLOATS, [FLOATS, PAIRS, PAIRS])
+    name = "llvm.x86.avx512bf16.dpbf16ps.512"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [c, a, b])
+
+
+def prefetch(builder: Any, address: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [_BYTES, INT, INT, INT])
+    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(ask, [builder.inttoptr(address, _BYTES), INT(0), INT(3), INT(1)])
