@@ -17,10 +17,11 @@ from common import note, spread, write_result
 from torch import nn
 
 from draftrec.engine.passes import prepacked
-from draftrec.engine.passes.prepacked import PrepackedLinear
+from draftrec.engine.passes.prepacked import PrepackedLinear, RowLinear
+from draftrec.engine.passes.row_products import Shelf
 
 _WIDTH, _INNER, _VOCABULARY = 1024, 2816, 32_000
-_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
+_ROWS = (1, 2, 4, 8, 9, 16, 32, 72, 256)
 
 
 def build(layers: int, dtype: torch.dtype) -> list[nn.Linear]:
@@ -40,9 +41,11 @@ def seconds(modules: list[Any], inputs: dict[int, torch.Tensor]) -> float:
 
 
 def measure(layers: int, dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds of a pass, plain and packed, per number of rows."""
-    ways = {"plain": build(layers, dtype)}
+    """Milliseconds of a pass per number of rows, by way."""
+    ways: dict[str, Any] = {"plain": build(layers, dtype)}
     ways["packed"] = [PrepackedLinear(x) for x in ways["plain"]]
+    shelf = Shelf()
+    ways["ours"] = [RowLinear([x.weight.detach().bfloat16()], None, shelf) for x in ways["plain"]]
     found: list[dict[str, Any]] = []
     for rows in _ROWS:
         inputs = {n: torch.randn(1, rows, n).to(dtype) for n in (_WIDTH, _INNER)}

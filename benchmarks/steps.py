@@ -6,8 +6,10 @@ hand, llama.cpp's and OpenVINO GenAI's, beside the time that it takes to read th
 A model without a folder is a 341M-parameter Llama of random weights, as if published in bfloat16;
 it runs in float32. All ways run in turn after the same `context` tokens, plain (one token each) and
 with 8 drafted tokens (ours a tree, the others' a chain), on as many threads as torch has. `packed`
-and `by_hand` have their weights laid out as `generate` does it, `by_hand` in bfloat16 where that
-loses nothing; llama.cpp has the same ones. Other engines are optional (`peer_llama_cpp.py` and
+and `by_hand` have their weights laid out, `packed` by oneDNN, `by_hand` as `generate` does it, in
+bfloat16 where that loses nothing; llama.cpp has the same ones. `bfloat16` is the pass by hand of
+the model in bfloat16, which `generate` chooses by itself where the processor multiplies that, and
+where rows are rounded as llama.cpp rounds them. Other engines are optional (`peer_llama_cpp.py` and
 `peer_openvino.py` say how to install them): whether they write what transformers writes is counted
 first, and one that is missing or fails is named with the reason. The last line is the result.
 """
@@ -37,11 +39,14 @@ from draftrec.engine.packing import Segment
 from draftrec.engine.passes import prepacked
 from draftrec.engine.target import Target
 from draftrec.engine.tree import make_tree
+from draftrec.models.processor import multiplies_bfloat16
 
 _NODES = 8
 #: Tokens that a call of transformers' `generate` writes beside its first.
 _WRITTEN = 4
 PEERS: dict[str, Any] = {"llama_cpp": LlamaCpp, "openvino": OpenVino}
+#: Our passes by hand, and what they run in.
+OURS = {"by_hand": torch.float32, "bfloat16": torch.bfloat16}
 #: Texts, their prompts' tokens and new tokens that a peer has to write as transformers does.
 _CHECKED, _PROMPT, _NEW = 4, 64, 16
 
@@ -68,15 +73,21 @@ def texts(folder: Path | None, count: int, length: int, seed: int) -> Any:
 
 def targets(model: Any) -> dict[str, Target]:
     """Ours over the same weights; `packed` as before they could be kept in bfloat16."""
-    own, by_hand = copy.deepcopy(model), copy.deepcopy(model)
-    halved = prepacked._halved
-    prepacked._halved = lambda _: None
+    own = copy.deepcopy(model)
+    by_rows = prepacked._by_rows
+    prepacked._by_rows = lambda *_: None
     try:
         prepacked.prepack(own)
     finally:
-        prepacked._halved = halved
-    prepacked.prepack(by_hand)
-    return {"packed": Target(own), "by_hand": Target(by_hand, way="auto")}
+        prepacked._by_rows = by_rows
+    found = {"packed": Target(own)}
+    for name, dtype in OURS.items():
+        if dtype == torch.float32 or multiplies_bfloat16():
+            by_hand = copy.deepcopy(model).to(dtype)
+            prepacked.prepack(by_hand)
+            found[name] = Target(by_hand, way="auto")
+            found[name].runner.by_row = True  # as `checked_target` finds that it may
+    return found
 
 
 @torch.inference_mode()
@@ -192,7 +203,7 @@ def greedy(model: Any, prompts: Any, tokens: int) -> Any:
 
 def measure(model: Any, drawn: Any, batches: list[int], rounds: int) -> dict[str, Any]:
     """Of `drawn` `[texts, context + 1 + nodes]`, by batch, plain and with drafts: milliseconds of a
-    step by way, and what the one by hand is beside the others."""
+    step by way, and what those by hand are beside the others."""
     ours, start = targets(model), drawn.shape[1] - 1 - _NODES
     found: dict[str, Any] = {
         "read_ms": read_milliseconds(model, 1),
@@ -241,16 +252,18 @@ def _cells(batch: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
     for kind in ("plain", "drafts"):
         taken = {n.split()[1]: s for n, s in seconds.items() if n.startswith(kind)}
         cell: dict[str, Any] = {n: {"ms": spread([1e3 * x for x in s])} for n, s in taken.items()}
-        own = taken["by_hand"]
-        cell["by_hand"]["over_packed"] = paired_ratio(taken["packed"], own)
-        for name in PEERS:
-            if name in taken:
-                cell["by_hand"][f"over_{name}"] = paired_ratio(own, taken[name])
+        for name in [n for n in OURS if n in taken]:
+            for other in ("packed", *PEERS):
+                if other in taken:
+                    pair = taken["packed"], taken[name]
+                    pair = pair if other == "packed" else (taken[name], taken[other])
+                    cell[name][f"over_{other}"] = paired_ratio(*pair)
         cells[f"batch_{batch}_{kind}"] = cell
     plain = {n.split()[1]: s for n, s in seconds.items() if n.startswith("plain")}
-    cells[f"batch_{batch}_drafts"]["by_hand"]["break_even"] = {
-        name: paired_ratio(seconds["drafts by_hand"], taken) for name, taken in plain.items()
-    }
+    for name in [n for n in OURS if n in plain]:
+        cells[f"batch_{batch}_drafts"][name]["break_even"] = {
+            other: paired_ratio(seconds[f"drafts {name}"], taken) for other, taken in plain.items()
+        }
     return cells
 
 

@@ -30,7 +30,7 @@ from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.learned.worth import Worth
-from draftrec.engine.passes.prepacked import RowLinear
+from draftrec.engine.passes.prepacked import RowLinear, has_tiles
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 
@@ -97,7 +97,7 @@ class OutputRows:
         return cls(partial(linear, weight=rows, bias=bias), scale, cap)
 
     def narrowed(self) -> OutputRows:
-        """With bfloat16 weights, computing in float32."""
+        """With bfloat16 weights, laid out for few rows."""
         held: Any = self.product
         product = RowLinear([held.keywords["weight"].bfloat16()], held.keywords["bias"])
         return replace(self, product=product)
@@ -257,7 +257,8 @@ def load_drafter(folder: str | Place, model: Any, fingerprint: Mapping[str, str]
         raise DraftrecError(f"{path} does not fit its {INFO_FILE}; train the drafter again")
     head = head.requires_grad_(False).to(model.device, model.dtype).eval()
     output = OutputRows.of(model, tokens, model.dtype, info.scale, info.cap)
-    if model.dtype == torch.float32 and model.device.type == "cpu":
+    own = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and not has_tiles())
+    if own and model.device.type == "cpu":
         _narrow(head)  # a draft may be rounded, and half the weights take half the time to be read
         output = output.narrowed()
     digest = hashlib.sha256(content)
@@ -266,7 +267,7 @@ def load_drafter(folder: str | Place, model: Any, fingerprint: Mapping[str, str]
 
 
 def _narrow(head: DraftHead) -> None:
-    """Let the head's products keep their weights in bfloat16 and compute in float32."""
+    """Let the head's products keep their weights in bfloat16, laid out for few rows."""
     for name, layer in list(head.named_children()):
         if isinstance(layer, nn.Linear):
             setattr(head, name, RowLinear([layer.weight.detach().bfloat16()]))

@@ -27,9 +27,9 @@ from draftrec.engine.passes import row_products
 
 
 class RowLinear(nn.Module):
-    """Linear layers that read the same rows, as one: their weights bfloat16 `[out, in]`, one below
-    the other, in the layout of `row_products`. float32 or bfloat16 `[..., in]` to `[..., out]`. For
-    inference only.
+    """Linear layers that read the same rows, as one: their weights `[out, in]`, float32 or
+    bfloat16, one below the other, in the layout of `row_products`. float32 or bfloat16 `[..., in]`
+    to `[..., out]`. For inference only.
 
     A row gives the same bits whatever rows are beside it.
     """
@@ -44,7 +44,7 @@ class RowLinear(nn.Module):
         self.out_features = sum(len(w) for w in weights)
         self.in_features = weights[0].shape[1]
         laid = row_products.lay_out(weights, shelf or row_products.Shelf())
-        held = torch.from_numpy(laid).view(torch.bfloat16)
+        held = torch.from_numpy(laid).view(weights[0].dtype)
         self.weight = nn.Parameter(held, requires_grad=False)
         self.bias = bias
         more = np.zeros(len(laid) * row_products.WIDTH, np.float32)

@@ -1,4 +1,4 @@
-"""Products of rows with bfloat16 weights, on CPU, as fast as the weights come from memory.
+"""Products of rows with weights, on CPU, as fast as the weights come from memory.
 
 A decoding step multiplies a few rows with every weight of the model, so its time is that of reading
 the weights, if the loop lets it; oneDNN's kernels, made for many rows, take up to twice as long.
@@ -7,9 +7,10 @@ inputs, so that memory is read straight through; the sums of a tile of rows stay
 all inputs are added up. `benchmarks/packed_weights.py` measures it.
 
 Every sum is taken input by input, in order, whatever the rows, threads and registers are: what a
-row gives does not depend on the rows beside it, by construction. float32 rows are multiplied in
-float32; bfloat16 rows in pairs by the processor's own instruction (AVX512-BF16) where it has that,
-else as float32, and rounded once at the end.
+row gives does not depend on the rows beside it, by construction. Weights are float32 or bfloat16.
+Products are taken in float32, those of bfloat16 rows with bfloat16 weights in pairs by the
+processor's own instruction (AVX512-BF16) where it has that; bfloat16 is rounded to once, at the
+end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch.nn.functional import pad
 
 from draftrec.engine.passes.registers import (
     FLOAT,
@@ -76,31 +78,33 @@ class Shelf:
 
 
 def lay_out(weights: Sequence[torch.Tensor], shelf: Shelf) -> Any:
-    """int32 `[blocks, inputs / 2, WIDTH]` of bfloat16 weights `[outputs, inputs]`, one below the
-    other: pairs of inputs, the outputs of a block side by side, zeros after the last."""
+    """Weights `[outputs, inputs]`, one below the other, the outputs of a block side by side, zeros
+    after the last: float32 `[blocks, inputs, WIDTH]`, or int32 `[blocks, inputs / 2, WIDTH]` of
+    bfloat16 ones, in pairs of inputs."""
     outputs, inputs = sum(len(w) for w in weights), weights[0].shape[1]
-    pairs = (inputs + 1) // 2
-    laid = shelf.take(-(-outputs // WIDTH), pairs, WIDTH)
+    narrow = weights[0].dtype == torch.bfloat16
+    steps = (inputs + 1) // 2 if narrow else inputs
+    laid = shelf.take(-(-outputs // WIDTH), steps, WIDTH)
     first = 0
     for weight in weights:
-        whole = torch.nn.functional.pad(weight, (0, inputs % 2)).contiguous()
+        whole = pad(weight.detach(), (0, inputs % 2 if narrow else 0)).contiguous()
         _lay_out(first, whole.view(torch.int32).numpy(), laid)
         first += len(weight)
-    _lay_out(first, np.zeros((len(laid) * WIDTH - first, pairs), np.int32), laid)
-    return laid
+    _lay_out(first, np.zeros((len(laid) * WIDTH - first, steps), np.int32), laid)
+    return laid if narrow else laid.view(np.float32)
 
 
 def multiply(rows: torch.Tensor, laid: Any, bias: Any, outputs: int) -> torch.Tensor:
     """`[R, outputs]` of `rows` `[R, inputs]`, float32 or bfloat16, in their dtype; `bias` float32
     `[blocks * WIDTH]`."""
-    blocks, pairs, _ = laid.shape
-    narrow = rows.dtype == torch.bfloat16
-    if rows.shape[1] < 2 * pairs:
-        rows = torch.nn.functional.pad(rows, (0, 1))
+    blocks, steps, _ = laid.shape
+    rounds, narrow = rows.dtype == torch.bfloat16, laid.dtype == np.int32
+    if rows.shape[1] < steps * (1 + narrow):
+        rows = pad(rows, (0, 1))
     out = torch.empty((len(rows), blocks * WIDTH), dtype=rows.dtype)
-    made = (out.view(torch.int16) if narrow else out).numpy()
+    made = (out.view(torch.int16) if rounds else out).numpy()
     rows = rows.contiguous()
-    given = (rows.view(torch.int32) if narrow and PAIRWISE else rows.float()).numpy()
+    given = (rows.view(torch.int32) if rounds and narrow and PAIRWISE else rows.float()).numpy()
     work = laid.size // 2  # numbers come by faster here than in loops over rows
     over_rows(_blocks, blocks, work, given, laid, bias, made)
     return out if outputs == out.shape[1] else out[:, :outputs].contiguous()
@@ -131,7 +135,9 @@ def _tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913
 ):  # fmt: skip
     """Write a block of outputs of rows `begin .. begin + count - 1`, with a loop for each height of
     a tile."""
-    pairwise, rounds = rows.dtype == types.int32, out.dtype == types.int16
+    rounds = out.dtype == types.int16
+    narrow = _add_pairs if rows.dtype == types.int32 else _add_one_by_one
+    add = narrow if laid.dtype == types.int32 else _add_wide
     signature = types.void(rows, types.intp, types.intp, laid, types.intp, bias, out)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -145,7 +151,6 @@ def _tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913
             choice.add_case(LONG(height), case)
             builder.position_at_end(case)
             lines = [builder.add(begin, LONG(r)) for r in range(height)]
-            add = _add_pairs if pairwise else _add_one_by_one
             sums = _sums(builder, add, [rows.at(x) for x in lines], laid.at(block), laid.size(1))
             for line, row in zip(lines, sums, strict=True):
                 for j in range(2):
@@ -159,11 +164,11 @@ def _tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     return signature, generate
 
 
-def _sums(builder: Any, add: Any, rows: list[Any], weights: Any, pairs: Any) -> list[list[Any]]:
-    """For each row two registers of outputs, summed over all pairs of inputs; `rows` and `weights`
+def _sums(builder: Any, add: Any, rows: list[Any], weights: Any, steps: Any) -> list[list[Any]]:
+    """For each row two registers of outputs, summed over all inputs; `rows` and `weights`
     are addresses."""
     sums = [variables(builder, 2) for _ in rows]
-    with cgutils.for_range(builder, pairs) as loop:
+    with cgutils.for_range(builder, steps) as loop:
         here = builder.add(weights, builder.mul(loop.index, LONG(4 * WIDTH)))
         for line in range(0, 4 * WIDTH, _LINE):
             prefetch(builder, builder.add(here, LONG(_AHEAD + line)))
@@ -195,6 +200,16 @@ def _add_one_by_one(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) ->
             own = everywhere(builder, read(builder, after(builder, here, i), FLOAT), FLOATS)
             for w, s in zip(wide, to, strict=True):
                 builder.store(times_plus(builder, own, w[i], builder.load(s)), s)
+
+
+def _add_wide(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) -> None:
+    """Every row's float32 input `k`, times the float32 weights of all outputs."""
+    wide = [builder.bitcast(w, FLOATS) for w in weights]
+    for row, to in zip(rows, sums, strict=True):
+        own = read(builder, builder.add(row, builder.mul(k, LONG(4))), FLOAT)
+        for w, s in zip(wide, to, strict=True):
+            more = times_plus(builder, everywhere(builder, own, FLOATS), w, builder.load(s))
+            builder.store(more, s)
 
 
 def _rounded(builder: Any, value: Any) -> Any:
