@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from draftrec.engine.passes import prepacked
+from draftrec.engine.passes import prepacked, registers
 from draftrec.models import processor
 from draftrec.models.processor import (
     allowed_cores,
@@ -112,17 +112,16 @@ def test_fewer_threads_than_cores_stay(threads: list[int]) -> None:
     assert threads[-1] == 2
 
 
-@pytest.mark.parametrize("instruction", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_bfloat16_needs_the_instructions_and_the_operators(
-    monkeypatch: pytest.MonkeyPatch, instruction: str
-) -> None:
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    monkeypatch.setattr(prepacked, "usable", lambda _: True)
-    assert not multiplies_bfloat16()
-    monkeypatch.setattr(torch.cpu, instruction, lambda: True)
+def test_bfloat16_needs_the_instructions_and_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registers, "PAIRWISE", True)
     assert multiplies_bfloat16()
-    monkeypatch.setattr(prepacked, "usable", lambda _: False)
+    monkeypatch.setattr(registers, "PAIRWISE", False)
+    prepacked.has_tiles.cache_clear()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert not multiplies_bfloat16()
-    monkeypatch.delattr(torch.cpu, instruction)
-    assert not multiplies_bfloat16()
+    for right in (True, False):
+        prepacked.has_tiles.cache_clear()
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+        monkeypatch.setattr(prepacked, "packs_rightly", lambda right=right: right)
+        assert multiplies_bfloat16() == right
+    prepacked.has_tiles.cache_clear()

@@ -71,12 +71,9 @@ def set_threads(asked: int | None) -> None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Has this processor instructions for products of bfloat16, and PyTorch the operators that lay
-    weights out for them?"""
-    import torch
+    """Has this processor instructions for products of bfloat16, and have we kernels that use
+    them?"""
+    from draftrec.engine.passes.prepacked import has_tiles
+    from draftrec.engine.passes.registers import PAIRWISE
 
-    from draftrec.engine.passes.prepacked import usable
-
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    native = any(getattr(torch.cpu, name, lambda: False)() for name in known)
-    return native and usable(torch.bfloat16)
+    return PAIRWISE or has_tiles()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from draftrec.core import EMPTY_TREE
 from draftrec.engine import selfcheck
 from draftrec.engine.packing import Segment
-from draftrec.engine.passes import llama_step, prepacked, row_attention
+from draftrec.engine.passes import llama_step, row_attention
 from draftrec.engine.passes.llama_step import fits
 from draftrec.engine.passes.prepacked import Part, prepack
 from draftrec.engine.selfcheck import checked_target
@@ -61,14 +61,11 @@ def both(model: Any) -> Iterator[Target]:
 
 
 @cache
-def pair(name: str, *, packed: bool) -> tuple[Target, ...] | None:
-    """As `both`, once for all that is drawn; None where torch has no packed layers."""
+def pair(name: str, *, packed: bool) -> tuple[Target, ...]:
+    """As `both`, once for all that is drawn."""
     model = model_of(name)
     if packed:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(prepacked._LEAST_USUAL_SIZE, torch.float32, 0)
-            if not prepack(model):
-                return None
+        prepack(model)
     return tuple(both(model))
 
 
@@ -210,11 +207,9 @@ def test_longer_texts_get_longer_tables() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_parts_are_one_product_for_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(prepacked._LEAST_USUAL_SIZE, torch.float32, 0)
+def test_parts_are_one_product_for_the_same_rows() -> None:
     model: Any = model_of("llama biases")
-    if not prepack(model):
-        pytest.skip("this build of torch has no packed linear operators")
+    prepack(model)
     q, k, v = (getattr(model.model.layers[0].self_attn, f"{n}_proj") for n in "qkv")
     assert isinstance(q, Part)
     calls: list[int] = []

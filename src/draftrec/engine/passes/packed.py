@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.passes import attention
 from draftrec.engine.passes.last_hidden import LastHidden
 from draftrec.engine.passes.llama_step import LlamaStep
-from draftrec.engine.passes.prepacked import RowLinear, is_prepacked
+from draftrec.engine.passes.prepacked import RowLinear
 from draftrec.engine.rotary import RowFactors
 from draftrec.errors import UnsupportedModelError
 
@@ -39,15 +38,13 @@ class PackedRunner:
         # Exact attention: in bfloat16 more near-ties between tokens fall otherwise, a step with a
         # draft is little faster, one without slower.
         self.kv_dtype = torch.float32 if cpu else model.dtype
-        # See `bucket`; plain float32 layers have no kernel per number of rows, ours none at all.
-        wide = model.dtype == torch.float32
+        # See `bucket`: oneDNN runs bfloat16 layers that are not ours.
         by_rows = any(isinstance(m, RowLinear) for m in model.modules())
-        one_dnn = cpu and (is_prepacked(model) or not (wide or by_rows))
-        few = partial(bucket, least=1) if wide else bucket
-        self._usual: Callable[[int], int] = few if one_dnn else int
+        one_dnn = cpu and model.dtype != torch.float32 and not by_rows
+        self._usual: Callable[[int], int] = bucket if one_dnn else int
         self.padded_rows = self._usual
-        if by_row:
-            self.padded_rows = bucket if one_dnn else int if by_rows else sixteens
+        if by_row and not (one_dnn or by_rows):
+            self.padded_rows = sixteens
         #: What runs in place of the model, where its architecture has a pass written by hand.
         self.step: LlamaStep | None = None
         self.hidden: LastHidden | None = None
@@ -123,15 +120,15 @@ class PackedRunner:
         return attention.RowPlan(slab.keys, slab.values, packed.slots, packed.columns, seen)
 
 
-def bucket(rows: int, least: int = 4) -> int:
+def bucket(rows: int) -> int:
     """Rows that a pass over `rows` rows is padded to where oneDNN runs the linear layers.
 
     It compiles and keeps a kernel for every number of rows, some 0.7 MB and a millisecond each
     per layer shape, so the numbers must be few. One row takes another kernel than two, with other
-    rounding. In bfloat16 one and two take longer than four; in float32 one takes two thirds.
+    rounding, and one and two take longer than four.
     """
     step = 1 if rows <= 16 else 4 if rows <= 64 else 16 if rows <= 256 else 64
-    return max(least, -(-rows // step) * step)
+    return max(4, -(-rows // step) * step)
 
 
 def sixteens(rows: int) -> int:

@@ -1,14 +1,13 @@
 """Linear weights laid out once as a few rows' products want them, on CPU.
 
-`F.linear` hands oneDNN a plain weight, which it lays out anew at every call; with the few rows of
-a decoding step that costs as much as the product (bfloat16), or another library answers, slower
-(float32). `benchmarks/packed_weights.py` measures it.
+`F.linear` hands oneDNN a plain bfloat16 weight, which it lays out anew at every call; with the few
+rows of a decoding step that costs as much as the product. Of float32 weights it reads twice what it
+needs: most models are published in bfloat16. `benchmarks/packed_weights.py` measures it.
 
-Weights that bfloat16 holds go into the layout of `row_products`, whatever the model runs in: one
-that was published in bfloat16 and runs in float32 has weights whose lower halves are zeros, and
-takes half of the memory's time for the same sums. Other float32 weights go into oneDNN's, and so do
-bfloat16 ones where the processor has matrix tiles (AMX), which only oneDNN uses. There, what a row
-gives does not depend on how many rows come with it from two rows on (see `packed.bucket`).
+Weights go into the layout of `row_products`, as bfloat16 where that loses nothing, whatever the
+model runs in. Only where the processor has matrix tiles (AMX) do the weights of a bfloat16 model go
+into oneDNN's, which uses them. There, what a row gives does not depend on how many rows come with
+it from two rows on (see `packed.bucket`).
 """
 
 from __future__ import annotations
@@ -66,10 +65,8 @@ def narrowed(weight: torch.Tensor) -> torch.Tensor | None:
 
 # The operators are those of torch's own graph compiler, which packs constant weights with them.
 _OPS: Any = torch.ops.mkldnn
-# Rows that the layout is chosen for: a small draft tree's.
+# Rows that oneDNN's layout is chosen for: a small draft tree's.
 _ROWS = 8
-# A model whose usual float32 weight is smaller runs faster unpacked: a call takes some 10 us more.
-_LEAST_USUAL_SIZE = {torch.float32: 512 * 512, torch.bfloat16: 0}
 # Layers that read the same rows wherever one module has them all.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -126,29 +123,29 @@ class Part(nn.Module):
 
 
 def prepack(model: PreTrainedModel) -> int:
-    """Replace the linear layers of a CPU model by packed ones; returns how many there were.
+    """Replace the linear layers of a CPU model in float32 or bfloat16 by packed ones; returns how
+    many there were.
 
-    Queries, keys and values become one product, gates and ups another, with the same bits. Float32
-    weights that bfloat16 can hold are kept in that (`RowLinear`), as models are published. The
-    plain weights are freed, unless embeddings share them. Layers of subclasses of `nn.Linear`,
-    models without an attention backend (their rows are padded to many different numbers, and
-    oneDNN keeps a kernel for each) and machines without the operators are left as they are.
+    Queries, keys and values become one product, gates and ups another. The plain weights are freed,
+    unless embeddings share them. Layers of subclasses of `nn.Linear` are left as they are; so are,
+    on processors with matrix tiles, bfloat16 models without an attention backend: their rows are
+    padded to many different numbers, and oneDNN keeps a kernel for each.
     """
-    backend = bool(getattr(model, "_supports_attention_backend", False))
-    if model.device.type != "cpu" or not backend or not usable(model.dtype):
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+        return 0
+    tiled = model.dtype == torch.bfloat16 and has_tiles()
+    if tiled and not getattr(model, "_supports_attention_backend", False):
         return 0
     found = [
         (parent, names)
         for parent in model.modules()
         for names in _groups({n: c for n, c in parent.named_children() if _packable(c, model)})
     ]
-    sizes = sorted(getattr(parent, n).weight.numel() for parent, names in found for n in names)
-    if not sizes or sizes[len(sizes) // 2] < _LEAST_USUAL_SIZE[model.dtype]:
-        return 0
     shelf = row_products.Shelf()
     for parent, names in found:  # in turn, so that few plain weights outlive their packing
-        _replace(parent, names, shelf)
-    return len(sizes)
+        linears = [getattr(parent, n) for n in names]
+        _replace(parent, names, PrepackedLinear(*linears) if tiled else _by_rows(linears, shelf))
+    return sum(len(names) for _, names in found)
 
 
 def _packable(module: nn.Module, model: PreTrainedModel) -> bool:
@@ -167,33 +164,22 @@ def _groups(linears: dict[str, Any]) -> list[tuple[str, ...]]:
     return [*groups, *((n,) for n in linears if n not in grouped)]
 
 
-def _replace(parent: nn.Module, names: tuple[str, ...], shelf: row_products.Shelf) -> None:
-    linears = [getattr(parent, n) for n in names]
-    whole = _by_rows(linears, shelf) or PrepackedLinear(*linears)
+def _replace(parent: nn.Module, names: tuple[str, ...], whole: Whole) -> None:
     if len(names) == 1:
         setattr(parent, names[0], whole)
         return
-    ends = np.cumsum([x.out_features for x in linears]).tolist()
+    ends = np.cumsum([getattr(parent, n).out_features for n in names]).tolist()
     begins = [0, *ends[:-1]]
     shared = _Shared(set(begins))
     for name, begin, end in zip(names, begins, ends, strict=True):
         setattr(parent, name, Part(whole, shared, begin, end))
 
 
-def _by_rows(linears: list[nn.Linear], shelf: row_products.Shelf) -> RowLinear | None:
-    """The layers as one in our own layout, where that loses nothing and is the faster one."""
-    if linears[0].weight.dtype == torch.bfloat16 and has_tiles():
-        return None
-    parts = [narrowed(x.weight) for x in linears]
-    if any(part is None for part in parts):
-        return None
-    return RowLinear([p for p in parts if p is not None], _biases(linears), shelf)
-
-
-@cache
-def has_tiles() -> bool:
-    """Has the processor matrix tiles for bfloat16 (AMX)?"""
-    return torch.cpu._is_amx_tile_supported()
+def _by_rows(linears: list[nn.Linear], shelf: row_products.Shelf) -> RowLinear:
+    """The layers as one in our own layout, in bfloat16 where all lose nothing by it."""
+    weights = [x.weight.detach() for x in linears]
+    narrow = [found for w in weights if (found := narrowed(w)) is not None]
+    return RowLinear(narrow if len(narrow) == len(weights) else weights, _biases(linears), shelf)
 
 
 def _biases(linears: Seq[nn.Linear]) -> nn.Parameter | None:
@@ -203,20 +189,18 @@ def _biases(linears: Seq[nn.Linear]) -> nn.Parameter | None:
     return nn.Parameter(torch.cat([x.bias for x in linears]), requires_grad=False)
 
 
-def is_prepacked(model: PreTrainedModel) -> bool:
-    """Has it layers in oneDNN's layout?"""
-    return any(isinstance(m, PrepackedLinear) for m in model.modules())
-
-
 @cache
-def usable(dtype: torch.dtype) -> bool:
-    """Has this build of torch the operators, and do they give the right product in `dtype`?"""
-    if dtype not in _LEAST_USUAL_SIZE or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16 and not _OPS._is_mkldnn_bf16_supported():
-        return False
+def has_tiles() -> bool:
+    """Has the processor matrix tiles for bfloat16 (AMX), and this build of torch the operators that
+    use them, which give the right product?"""
+    found = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return found and torch.backends.mkldnn.is_available() and packs_rightly()
+
+
+def packs_rightly() -> bool:
+    """Does oneDNN's layout, as torch makes it, give the right bfloat16 product?"""
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(n, 64, generator=generator).to(dtype) for n in (3, 48))
+    x, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (3, 48))
     try:
         found = _OPS._linear_pointwise(x, _pack(weight), None, "none", [], "")
     except (RuntimeError, AttributeError):  # not built in, or of another signature

@@ -12,6 +12,7 @@ from draftrec.config import RecommendConfig
 from draftrec.core import DoubleArray, LongArray
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.state import BeamRequest, Beams, UserSearch
+from draftrec.engine.passes.prepacked import prepack
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
@@ -38,6 +39,9 @@ def parts_of(
     """
     if draft is not None:
         check_draft(target, draft)
+    for loaded in (target, draft):
+        if loaded is not None:
+            prepack(loaded.model)
     small = checked_target(draft.model, way="auto") if draft else None
     large = checked_target(target.model, exact=exact, way="auto")
     return Parts(large, catalogue.trie, small, retriever)
