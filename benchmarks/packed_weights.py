@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        if prepacked.usable(dtype):
+        if dtype == torch.float32 or prepacked.packs_rightly():
             found[name] = measure(args.layers, dtype, args.repeats)
         else:
             note(f"{name}: skipped, this torch or processor has no packed linear operators for it")

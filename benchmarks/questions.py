@@ -76,7 +76,23 @@ def _fast(results: Results) -> str:
         f"slower with drafts: {times(sampled, 'strict')} times, a loss. SmolLM2-135M-Instruct, "
         "whose "
         f"pool starts empty, is {first['speedup']['median']:.2f} times as fast over "
-        f"{first['compared_texts']} texts."
+        f"{first['compared_texts']} texts." + _beside_llama_cpp(results)
+    )
+
+
+def _beside_llama_cpp(results: Results) -> str:
+    """Plain steps of a real model beside llama.cpp's, where those were measured."""
+    cells = results["steps"]["models"].get("smollm2", {})
+    found = {
+        n: cells.get(f"batch_{n}_plain", {}).get("bfloat16", {}).get("over_llama_cpp")
+        for n in (1, 4, 8)
+    }
+    if not all(found.values()):
+        return ""
+    one, four, eight = (f"{ratio['median']:.2f}" for ratio in found.values())
+    return (
+        f" A plain step of it, in bfloat16, takes {one} times as long as llama.cpp's of the same "
+        f"weights for one text, {four} for four, {eight} for eight."
     )
 
 

@@ -54,6 +54,7 @@ def test_products_are_rounded_once(shape: tuple[int, int], rows: int, kinds: Kin
     bias = None if linear.bias is None else linear.bias.double()
     expected = F.linear(x.double(), weight.double(), bias)
     found = linear(x)
+    assert torch.equal(linear.weight, weight)
     assert found.shape == expected.shape
     assert found.dtype == kinds[1]
     off = (found.double() - expected).abs()

@@ -44,12 +44,17 @@ class RowLinear(nn.Module):
         self.in_features = weights[0].shape[1]
         laid = row_products.lay_out(weights, shelf or row_products.Shelf())
         held = torch.from_numpy(laid).view(weights[0].dtype)
-        self.weight = nn.Parameter(held, requires_grad=False)
+        self.laid = nn.Parameter(held, requires_grad=False)
         self.bias = bias
         more = np.zeros(len(laid) * row_products.WIDTH, np.float32)
         if bias is not None:
             more[: self.out_features] = bias.detach().float().numpy()
         self._laid, self._more = laid, more
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A copy `[out, in]`, for whoever asks the layer for it."""
+        return row_products.taken_out(self._laid, self.out_features, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)

@@ -94,6 +94,13 @@ def lay_out(weights: Sequence[torch.Tensor], shelf: Shelf) -> Any:
     return laid if narrow else laid.view(np.float32)
 
 
+def taken_out(laid: Any, outputs: int, inputs: int) -> torch.Tensor:
+    """The weights `[outputs, inputs]` that `lay_out` was given, as one."""
+    kind = torch.bfloat16 if laid.dtype == np.int32 else torch.float32
+    rows = torch.from_numpy(laid).transpose(1, 2).reshape(-1, laid.shape[1])
+    return rows.view(kind)[:outputs, :inputs]
+
+
 def multiply(rows: torch.Tensor, laid: Any, bias: Any, outputs: int) -> torch.Tensor:
     """`[R, outputs]` of `rows` `[R, inputs]`, float32 or bfloat16, in their dtype; `bias` float32
     `[blocks * WIDTH]`."""
