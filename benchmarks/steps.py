@@ -268,9 +268,10 @@ def _cells(batch: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def read_milliseconds(model: Any, part: int, repeats: int = 9) -> dict[str, Any]:
-    """How long one pass over the bytes of its float32 weights takes, divided by `part`."""
+    """How long one pass over the bytes of its float32 weights takes, divided by `part`, from memory
+    with huge pages, which numpy asks for."""
     weights = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    numbers = torch.zeros(weights // part)
+    numbers = torch.from_numpy(np.ones(weights // part, np.float32))
     seconds = interleave({"sum": lambda: numbers.sum()}, repeats)["sum"]
     return spread([1e3 * s for s in seconds])
 

@@ -79,12 +79,15 @@ class KVSlab:
             self.features[target, :length] = self.features[source, :length]
 
 
+# Bytes of a cache line: rows that begin with one are read in half the time.
+_LINE = 64
+
+
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """On a CPU in memory that numpy asks huge pages for, which is read faster."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    return (
-        torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
-        .view(dtype)
-        .view(shape)
-    )
+    size = math.prod(shape) * dtype.itemsize
+    room = np.zeros(size + _LINE, np.uint8)
+    begin = -room.ctypes.data % _LINE
+    return torch.from_numpy(room[begin : begin + size]).view(dtype).view(shape)
