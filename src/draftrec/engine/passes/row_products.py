@@ -97,8 +97,8 @@ def lay_out(weights: Sequence[torch.Tensor], shelf: Shelf) -> Any:
 def taken_out(laid: Any, outputs: int, inputs: int) -> torch.Tensor:
     """The weights `[outputs, inputs]` that `lay_out` was given, as one."""
     kind = torch.bfloat16 if laid.dtype == np.int32 else torch.float32
-    rows = torch.from_numpy(laid).transpose(1, 2).reshape(-1, laid.shape[1]).contiguous()
-    return rows.view(kind)[:outputs, :inputs]
+    rows = laid.transpose(0, 2, 1).reshape(-1, laid.shape[1]).copy()
+    return torch.from_numpy(rows).view(kind)[:outputs, :inputs]
 
 
 def multiply(rows: torch.Tensor, laid: Any, bias: Any, outputs: int) -> torch.Tensor:
