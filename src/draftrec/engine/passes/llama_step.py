@@ -22,9 +22,15 @@ from transformers.activations import SiLUActivation
 
 from draftrec.engine.packing import Packed
 from draftrec.engine.passes.attention import Plan, attend
-from draftrec.engine.passes.prepacked import Part, PrepackedLinear, RowLinear, Whole
-from draftrec.engine.passes.row_attention import SUMS, exponential, over_rows
-from draftrec.engine.passes.row_attention import attend as attend_by_row
+from draftrec.engine.passes.prepacked import (
+    Part,
+    PrepackedLinear,
+    RowLinear,
+    Whole,
+    stored,
+    tensor_of,
+)
+from draftrec.engine.passes.row_attention import SUMS, attend_arrays, exponential, over_rows
 
 #: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary
 #: positions over whole heads, grouped keys, SiLU gates; with or without biases, and with or without
@@ -83,7 +89,7 @@ class LlamaStep:
         self._model: Any = model.model
         self._dtype = model.dtype
         self._layers = [_layer(x) for x in self._model.layers]
-        self._norm = _array(self._model.norm.weight)
+        self._norm = stored(self._model.norm.weight)
         self._epsilon = np.float32(model.config.rms_norm_eps)
         self._head = _Product(model.get_output_embeddings())
         self._waves = np.empty((0, 0, 2), np.float32)
@@ -96,36 +102,41 @@ class LlamaStep:
         x = self._model.embed_tokens(packed.token_ids)
         rows, inner = packed.rows, self._layers[0].gate_up.width // 2
         heads, _, dim = self._layers[0].size
-        normed, gated = torch.empty_like(x), x.new_empty((len(x), inner))
         query, mixed = torch.empty((len(x), heads, dim)), torch.zeros((len(x), heads, dim))
-        stream, h, act = _array(x), _array(normed), _array(gated)
-        asked, epsilon = query.numpy(), self._epsilon
-        where = tuple(t.numpy() for t in (packed.positions, packed.slots, packed.columns))
+        stream, asked, found = stored(x), query.numpy(), mixed.numpy()
+        h, act = np.empty_like(stream), np.empty((len(stream), inner), stream.dtype)
+        joined = found.reshape(len(stream), -1)
+        narrow = np.empty_like(joined, stream.dtype) if stream.dtype == np.int16 else joined
+        epsilon, width = self._epsilon, stream.size
+        slots, columns = packed.slots.numpy(), packed.columns.numpy()
+        where = packed.positions.numpy(), slots, columns
+        sights = {reach: packed.seen(reach).numpy() for reach in set(plan.reaches.values())}
+        slab = plan.slab.keys.numpy(), plan.slab.values.numpy()
         waves = self._tables(plan.slab.capacity)
-        width = len(x) * x.shape[1]
-        over_rows(_norm, len(x), width, stream, self._layers[0].before, epsilon, h)
+        over_rows(_norm, len(h), width, stream, self._layers[0].before, epsilon, h)
         for place, layer in enumerate(self._layers):
-            keys, values = plan.slab.keys[place], plan.slab.values[place]
+            keys, values = slab[0][place], slab[1][place]
             over_rows(
-                _rotate, rows, width, *layer.query_key_value.parts(normed), layer.size, where,
-                waves, layer.heads_norm, epsilon, asked, keys.numpy(), values.numpy(),
+                _rotate, rows, width, *layer.query_key_value.parts(h), layer.size, where,
+                waves, layer.heads_norm, epsilon, asked, keys, values,
             )  # fmt: skip
             if by_row:
-                keys, values = plan.slab.keys[place], plan.slab.values[place]
-                seen = packed.slots[:rows], packed.seen(plan.reaches[place])
-                mixed[:rows] = attend_by_row(query[:rows], keys, values, seen, scale=layer.scale)
+                seen = slots[:rows], sights[plan.reaches[place]]
+                attend_arrays(asked[:rows], keys, values, seen, found[:rows], layer.scale)
             else:
-                mixed = attend(plan, place, query, scale=layer.scale)
-            delta = _array(layer.out(mixed.view(len(x), -1).to(x.dtype)))
-            over_rows(_add_norm, len(x), width, stream, delta, layer.after, epsilon, h)
-            over_rows(_gate, len(x), 4 * width, *layer.gate_up.parts(normed), act)
-            delta = _array(layer.down(gated))
+                mixed[:] = attend(plan, place, query, scale=layer.scale)
+            if narrow is not joined:
+                over_rows(_narrow, len(h), width, joined, narrow)
+            delta = layer.out(narrow)
+            over_rows(_add_norm, len(h), width, stream, delta, layer.after, epsilon, h)
+            over_rows(_gate, len(h), 4 * width, *layer.gate_up.parts(h), act)
+            delta = layer.down(act)
             last = place + 1 == len(self._layers)
             weight = self._norm if last else self._layers[place + 1].before
-            over_rows(_add_norm, len(x), width, stream, delta, weight, epsilon, h)
+            over_rows(_add_norm, len(h), width, stream, delta, weight, epsilon, h)
         if plan.slab.features is not None:
-            plan.slab.features[packed.slots, packed.columns] = normed
-        return self._head(normed.index_select(0, packed.scored))
+            plan.slab.features[packed.slots, packed.columns] = tensor_of(h)
+        return tensor_of(self._head(h[packed.scored.numpy()]))[:, : self._head.width]
 
     def _tables(self, positions: int) -> Any:
         """Cosines and sines `[positions, dim / 2, 2]`, as the model's own module gives them."""
@@ -152,14 +163,20 @@ class _Product:
         ends = np.cumsum([0, *(x.out_features for x in linears[:-1])]).tolist()
         self._begins = tuple(ends) if joined else (0,) * len(linears)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[R, in]` to `[R, width]`, of a single layer."""
-        return self._linears[0](x)
+    def __call__(self, rows: Any) -> Any:
+        """`[R, in]` to `[R, >= width]`, of a single layer, both as `stored`."""
+        return _times(self._linears[0], rows)
 
-    def parts(self, x: torch.Tensor) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    def parts(self, rows: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:
         """Of each layer an array `[R, >= out]` that holds what it gives, and its first column."""
-        found = [_array(linear(x)) for linear in self._linears]
+        found = [_times(linear, rows) for linear in self._linears]
         return tuple(found * (len(self._begins) // len(found))), self._begins
+
+
+def _times(linear: Any, rows: Any) -> Any:
+    if isinstance(linear, RowLinear):
+        return linear.times(rows)
+    return stored(linear(tensor_of(rows)))
 
 
 def _layer(layer: Any) -> _Layer:
@@ -167,11 +184,11 @@ def _layer(layer: Any) -> _Layer:
     dim = attention.head_dim
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     return _Layer(
-        before=_array(layer.input_layernorm.weight),
+        before=stored(layer.input_layernorm.weight),
         query_key_value=_Product(*(getattr(attention, name) for name in _QUERY_KEY_VALUE)),
-        heads_norm=tuple(_NO_NORM if n is None else _array(n.weight) for n in norms),
+        heads_norm=tuple(_NO_NORM if n is None else stored(n.weight) for n in norms),
         out=_Product(attention.o_proj),
-        after=_array(layer.post_attention_layernorm.weight),
+        after=stored(layer.post_attention_layernorm.weight),
         gate_up=_Product(*(getattr(mlp, name) for name in _GATE_UP)),
         down=_Product(mlp.down_proj),
         size=(attention.q_proj.out_features // dim, attention.k_proj.out_features // dim, dim),
@@ -179,15 +196,9 @@ def _layer(layer: Any) -> _Layer:
     )
 
 
-def _array(tensor: torch.Tensor) -> Any:
-    """The tensor as an array that shares its memory; bfloat16 as int16."""
-    tensor = tensor.detach()
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _number(stored: Any) -> Any:
+def _number(bits: Any) -> Any:
     """float32 of a stored number."""
-    raise NotImplementedError(stored)
+    raise NotImplementedError(bits)
 
 
 def _stored(number: Any, stored: Any) -> Any:
@@ -235,6 +246,14 @@ def _scaled(x: Any, weight: Any, epsilon: Any, out: Any) -> None:
     for i in range(len(x)):
         v = _rounded(_number(x[i]) * inverse, out[i])
         out[i] = _stored(_number(weight[i]) * v, out[i])
+
+
+@njit(cache=True, nogil=True)
+def _narrow(first: int, last: int, x: Any, out: Any) -> None:
+    """The float32 rows as bfloat16."""
+    for row in range(first, last):
+        for i in range(x.shape[1]):
+            out[row, i] = _stored(x[row, i], out[row, i])
 
 
 @njit(cache=True, nogil=True)

@@ -57,9 +57,25 @@ class RowLinear(nn.Module):
         return row_products.taken_out(self._laid, self.out_features, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
-        out = row_products.multiply(rows, self._laid, self._more, self.out_features)
-        return out.view(*x.shape[:-1], self.out_features)
+        out = self.times(stored(x.reshape(-1, self.in_features).contiguous()))
+        found = tensor_of(out)[:, : self.out_features]
+        return found.reshape(*x.shape[:-1], self.out_features)
+
+    def times(self, rows: Any) -> Any:
+        """`[R, >= out]` of `[R, in]`, both as `stored`."""
+        return row_products.products(rows, self._laid, self._more)
+
+
+def stored(tensor: torch.Tensor) -> Any:
+    """The tensor as an array that shares its memory; bfloat16 as int16."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def tensor_of(array: Any) -> torch.Tensor:
+    """What `stored` was given."""
+    found = torch.from_numpy(array)
+    return found.view(torch.bfloat16) if array.dtype == np.int16 else found
 
 
 def narrowed(weight: torch.Tensor) -> torch.Tensor | None:

@@ -69,14 +69,29 @@ def attend(  # noqa: PLR0913
     nothing (GPT-OSS); `softcap`: scores are its tanh (Gemma 2).
     """
     slots, sight = (x.numpy() for x in seen)
-    rows, heads = len(slots), query.shape[1]
-    out = torch.empty((rows, heads, values.shape[-1]))
-    rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks.float().numpy()
+    out = torch.empty((len(slots), query.shape[1], values.shape[-1]))
     q, k, v = (x.numpy() for x in (query.contiguous(), keys, values))
+    rest = None if sinks is None else sinks.float().numpy()
+    attend_arrays(q, k, v, (slots, sight), out.numpy(), scale, softcap, rest)
+    return out
+
+
+def attend_arrays(  # noqa: PLR0913
+    query: Any,
+    keys: Any,
+    values: Any,
+    seen: tuple[Any, Any],
+    out: Any,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Any = None,
+) -> None:
+    """`attend` of arrays, into `out`."""
+    rows, heads = query.shape[:2]
+    rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks
     numbers = np.float32(scale), np.float32(softcap or 0.0)
     work = rows * heads * 256
-    over_rows(_attend, rows, work, q, k, v, slots, sight, rest, numbers, out.numpy())
-    return out
+    over_rows(_attend, rows, work, query, keys, values, *seen, rest, numbers, out)
 
 
 def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:

@@ -101,20 +101,20 @@ def taken_out(laid: Any, outputs: int, inputs: int) -> torch.Tensor:
     return torch.from_numpy(rows).view(kind)[:outputs, :inputs]
 
 
-def multiply(rows: torch.Tensor, laid: Any, bias: Any, outputs: int) -> torch.Tensor:
-    """`[R, outputs]` of `rows` `[R, inputs]`, float32 or bfloat16, in their dtype; `bias` float32
-    `[blocks * WIDTH]`."""
+def products(rows: Any, laid: Any, bias: Any) -> Any:
+    """`[R, >= outputs]` of `rows` `[R, inputs]`, float32 or, for bfloat16, int16, in their dtype;
+    `bias` float32 `[blocks * WIDTH]`."""
     blocks, steps, _ = laid.shape
-    rounds, narrow = rows.dtype == torch.bfloat16, laid.dtype == np.int32
+    halved, narrow = rows.dtype == np.int16, laid.dtype == np.int32
     if rows.shape[1] < steps * (1 + narrow):
-        rows = pad(rows, (0, 1))
-    out = torch.empty((len(rows), blocks * WIDTH), dtype=rows.dtype)
-    made = (out.view(torch.int16) if rounds else out).numpy()
-    rows = rows.contiguous()
-    given = (rows.view(torch.int32) if rounds and narrow and PAIRWISE else rows.float()).numpy()
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    if halved:
+        paired = narrow and PAIRWISE
+        rows = rows.view(np.int32) if paired else (rows.astype(np.int32) << 16).view(np.float32)
+    out = np.empty((len(rows), blocks * WIDTH), np.int16 if halved else np.float32)
     work = laid.size // 2  # numbers come by faster here than in loops over rows
-    over_rows(_blocks, blocks, work, given, laid, bias, made)
-    return out if outputs == out.shape[1] else out[:, :outputs].contiguous()
+    over_rows(_blocks, blocks, work, rows, laid, bias, out)
+    return out
 
 
 @njit(cache=True, nogil=True)
