@@ -110,7 +110,7 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_attention, "_pool", lambda n: calls.append(n) or pool(n))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(scores(target, segments), alone)
-    assert set(calls) == {3}
+    assert set(calls) == {2}, "the caller takes a part itself"
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ from draftrec.engine.passes.registers import (
 
 # Sums may be reordered, by the compiler and so in the same way for every row.
 SUMS = {"reassoc", "contract", "nsz"}
-# Numbers that a loop touches from which threads are worth their start.
-_LEAST_SHARED = 1 << 16
+# Nanoseconds from which threads are worth their start, which takes some 50,000.
+_LEAST_SHARED = 150_000
 # Keys that a query is multiplied with at a time.
 _KEYS = 8
 # Columns whose values stay in a core's nearest cache while the heads that share them pass.
@@ -90,7 +90,7 @@ def attend_arrays(  # noqa: PLR0913
     rows, heads = query.shape[:2]
     rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks
     numbers = np.float32(scale), np.float32(softcap or 0.0)
-    work = rows * heads * 256
+    work = 5.0 * rows * heads * keys.shape[2]
     over_rows(_attend, rows, work, query, keys, values, *seen, rest, numbers, out)
 
 
@@ -102,15 +102,16 @@ def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def over_rows(kernel: Callable[..., None], rows: int, work: int, *arguments: Any) -> None:
+def over_rows(kernel: Callable[..., None], rows: int, work: float, *arguments: Any) -> None:
     """`kernel(first, last, *arguments)` for rows `0 .. rows - 1`, by several threads where `work`,
-    the numbers that it touches, is worth them."""
-    threads = torch.get_num_threads() if work >= _LEAST_SHARED else 1
-    if threads == 1:
+    the nanoseconds that it takes about, is worth them."""
+    threads = min(torch.get_num_threads(), rows) if work >= _LEAST_SHARED else 1
+    if threads <= 1:
         kernel(0, rows, *arguments)
         return
-    bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
-    pending = [_pool(threads).submit(kernel, *pair, *arguments) for pair in pairwise(bounds)]
+    own, *others = pairwise(np.linspace(0, rows, threads + 1).astype(int).tolist())
+    pending = [_pool(threads - 1).submit(kernel, *part, *arguments) for part in others]
+    kernel(*own, *arguments)
     for done in pending:
         done.result()
 

@@ -112,7 +112,9 @@ def products(rows: Any, laid: Any, bias: Any) -> Any:
         paired = narrow and PAIRWISE
         rows = rows.view(np.int32) if paired else (rows.astype(np.int32) << 16).view(np.float32)
     out = np.empty((len(rows), blocks * WIDTH), np.int16 if halved else np.float32)
-    work = laid.size // 2  # numbers come by faster here than in loops over rows
+    # As long as the weights take to be read, or to be multiplied with all rows.
+    numbers = laid.size * (1 + narrow)
+    work = max(laid.nbytes / 25, len(rows) * numbers / (100 if rows.dtype == np.int32 else 50))
     over_rows(_blocks, blocks, work, rows, laid, bias, out)
     return out
 
