@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
+from numba.core.errors import TypingError
 
 # What the compiler is allowed to use; users narrow it by numba's own variables.
 _GIVEN: Any = config
@@ -48,6 +49,8 @@ class Array:
     """Addresses and sizes of a numpy array whose rows lie one after the other."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
+        if kind.layout != "C":
+            raise TypingError(f"rows of {kind} do not lie one after the other")
         self._builder = builder
         held = context.make_array(kind)(context, builder, value)
         self._begin = builder.ptrtoint(held.data, LONG)
