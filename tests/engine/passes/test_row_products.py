@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numba.core.codegen import get_host_cpu_features
 
-from draftrec.engine.passes import row_attention, row_products
+from draftrec.engine.passes import row_products, team
 from draftrec.engine.passes.prepacked import Part, RowLinear, narrowed, prepack
 from draftrec.engine.selfcheck import checked_target
 from tests.engine.test_exactness import _sized, build, ours, prompts_of
@@ -74,17 +74,40 @@ def test_a_row_has_the_bits_that_it_has_among_others(shape: tuple[int, int], kin
 
 
 @KINDS
+@pytest.mark.parametrize("openmp", [True, False])
 @torch.inference_mode()
 def test_threads_take_a_part_of_the_outputs_each(
-    monkeypatch: pytest.MonkeyPatch, kinds: Kinds
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: Kinds,
+    openmp: bool,  # noqa: FBT001
 ) -> None:
-    linear, _ = layer(kinds[0], 64, 141)
-    inputs = [torch.randn(rows, 64).to(kinds[1]) for rows in (1, 6)]
+    linear, _ = layer(kinds[0], 64, 241)
+    inputs = [torch.randn(rows, 64).to(kinds[1]) for rows in (1, 6, 30)]
     alone = [linear(x) for x in inputs]
-    monkeypatch.setattr(row_attention, "_LEAST_SHARED", 0)
+    shared: list[int] = []
+    run = team._runner() if openmp else team._by_python
+    monkeypatch.setattr(team, "_LEAST", 1)
+    monkeypatch.setattr(team, "_runner", lambda: lambda *it: shared.append(it[2]) or run(*it))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for x, expected in zip(inputs, alone, strict=True):
         assert torch.equal(linear(x), expected)
+    assert shared == [3, 3, 3]
+
+
+@torch.inference_mode()
+def test_bfloat16_rows_take_float32_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, weight = layer(torch.float32, 64, 100)
+    x = torch.randn(5, 64).bfloat16()
+    alone = linear(x)
+    torch.testing.assert_close(alone.float(), F.linear(x.float(), weight), rtol=1e-2, atol=1e-2)
+    monkeypatch.setattr(team, "_LEAST", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(linear(x), alone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="wheels for other systems have other libraries")
+def test_torchs_own_threads_are_found() -> None:
+    assert team._openmp() is not None
 
 
 @torch.inference_mode()

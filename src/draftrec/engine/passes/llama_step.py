@@ -107,17 +107,17 @@ class LlamaStep:
         h, act = np.empty_like(stream), np.empty((len(stream), inner), stream.dtype)
         joined = found.reshape(len(stream), -1)
         narrow = np.empty_like(joined, stream.dtype) if stream.dtype == np.int16 else joined
-        epsilon, width = self._epsilon, stream.size
+        epsilon = self._epsilon
         slots, columns = packed.slots.numpy(), packed.columns.numpy()
         where = packed.positions.numpy(), slots, columns
         sights = {reach: packed.seen(reach).numpy() for reach in set(plan.reaches.values())}
         slab = plan.slab.keys.numpy(), plan.slab.values.numpy()
         waves = self._tables(plan.slab.capacity)
-        over_rows(_norm, len(h), width, stream, self._layers[0].before, epsilon, h)
+        over_rows(_norm, len(h), stream.size, stream, self._layers[0].before, epsilon, h)
         for place, layer in enumerate(self._layers):
             keys, values = slab[0][place], slab[1][place]
             over_rows(
-                _rotate, rows, width, *layer.query_key_value.parts(h), layer.size, where,
+                _rotate, rows, 3 * stream.size, *layer.query_key_value.parts(h), layer.size, where,
                 waves, layer.heads_norm, epsilon, asked, keys, values,
             )  # fmt: skip
             if by_row:
@@ -126,14 +126,14 @@ class LlamaStep:
             else:
                 mixed[:] = attend(plan, place, query, scale=layer.scale)
             if narrow is not joined:
-                over_rows(_narrow, len(h), width, joined, narrow)
+                over_rows(_narrow, len(h), stream.size, joined, narrow)
             delta = layer.out(narrow)
-            over_rows(_add_norm, len(h), width, stream, delta, layer.after, epsilon, h)
-            over_rows(_gate, len(h), 4 * width, *layer.gate_up.parts(h), act)
+            over_rows(_add_norm, len(h), stream.size, stream, delta, layer.after, epsilon, h)
+            over_rows(_gate, len(h), act.size, *layer.gate_up.parts(h), act)
             delta = layer.down(act)
             last = place + 1 == len(self._layers)
             weight = self._norm if last else self._layers[place + 1].before
-            over_rows(_add_norm, len(h), width, stream, delta, weight, epsilon, h)
+            over_rows(_add_norm, len(h), stream.size, stream, delta, weight, epsilon, h)
         if plan.slab.features is not None:
             plan.slab.features[packed.slots, packed.columns] = tensor_of(h)
         return tensor_of(self._head(h[packed.scored.numpy()]))[:, : self._head.width]

@@ -38,6 +38,7 @@ from draftrec.engine.passes.registers import (
     variables,
     write,
 )
+from draftrec.engine.passes.team import carray, pointer, share, take, threads_for
 
 # Sums may be reordered, by the compiler and so in the same way for every row.
 SUMS = {"reassoc", "contract", "nsz"}
@@ -72,7 +73,7 @@ def attend(  # noqa: PLR0913
     out = torch.empty((len(slots), query.shape[1], values.shape[-1]))
     q, k, v = (x.numpy() for x in (query.contiguous(), keys, values))
     rest = None if sinks is None else sinks.float().numpy()
-    attend_arrays(q, k, v, (slots, sight), out.numpy(), scale, softcap, rest)
+    attend_arrays(q, k, v, (slots, np.ascontiguousarray(sight)), out.numpy(), scale, softcap, rest)
     return out
 
 
@@ -89,9 +90,12 @@ def attend_arrays(  # noqa: PLR0913
     """`attend` of arrays, into `out`."""
     rows, heads = query.shape[:2]
     rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks
-    numbers = np.float32(scale), np.float32(softcap or 0.0)
-    work = 5.0 * rows * heads * keys.shape[2]
-    over_rows(_attend, rows, work, query, keys, values, *seen, rest, numbers, out)
+    numbers = np.array([scale, softcap or 0.0], np.float32)
+    threads = min(threads_for(3.0 * rows * heads * keys.shape[2]), rows)
+    if threads > 1:
+        share(_loop, rows, threads, query, keys, values, *seen, rest, numbers, out)
+    else:
+        _attend(0, rows, query, keys, values, *seen, rest, numbers, out)
 
 
 def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
@@ -134,6 +138,25 @@ def _store(rows: Any, slab: Any, slots: Any, columns: Any) -> None:
     for row in range(len(rows)):
         if columns[row] >= 0:
             slab[slots[row], :, columns[row]] = rows[row]
+
+
+def _loop(data: Any) -> None:
+    """`_attend` as `team.share` runs it."""
+    task = carray(data, 31, np.int64)
+    query = carray(pointer(task[3]), (task[4], task[5], task[6]), np.float32)
+    keys = carray(pointer(task[7]), (task[8], task[9], task[10], task[11]), np.float32)
+    values = carray(pointer(task[12]), (task[13], task[14], task[15], task[16]), np.float32)
+    slots = carray(pointer(task[17]), (task[18],), np.int64)
+    sight = carray(pointer(task[19]), (task[20], task[21]), np.int64)
+    sinks = carray(pointer(task[22]), (task[23],), np.float32)
+    numbers = carray(pointer(task[24]), (task[25],), np.float32)
+    out = carray(pointer(task[26]), (task[27], task[28], task[29]), np.float32)
+    while True:
+        first = take(data, task[2])
+        if first >= task[1]:
+            return
+        last = min(first + task[2], task[1])
+        _attend(first, last, query, keys, values, slots, sight, sinks, numbers, out)
 
 
 @njit(cache=True, nogil=True)

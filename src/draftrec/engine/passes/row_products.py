@@ -47,7 +47,7 @@ from draftrec.engine.passes.registers import (
     variables,
     write,
 )
-from draftrec.engine.passes.row_attention import over_rows
+from draftrec.engine.passes.team import carray, pointer, share, take, threads_for
 
 # Rows of a tile: with two registers of outputs each they fill the processor's.
 _MOST = 12 if WIDE else 4
@@ -115,7 +115,12 @@ def products(rows: Any, laid: Any, bias: Any) -> Any:
     # As long as the weights take to be read, or to be multiplied with all rows.
     numbers = laid.size * (1 + narrow)
     work = max(laid.nbytes / 25, len(rows) * numbers / (100 if rows.dtype == np.int32 else 50))
-    over_rows(_blocks, blocks, work, rows, laid, bias, out)
+    threads = min(threads_for(work), blocks)
+    if threads > 1:
+        kind = (rows.dtype == np.int32) + 2 * (laid.dtype == np.int32) + 4 * halved
+        share(_loop, blocks, threads, kind, rows, laid, bias, out)
+    else:
+        _blocks(0, blocks, rows, laid, bias, out)
     return out
 
 
@@ -125,6 +130,40 @@ def _lay_out(first: int, weight: Any, laid: Any) -> None:
         block, lane = divmod(first + o, laid.shape[2])
         for k in range(weight.shape[1]):
             laid[block, k, lane] = weight[o, k]
+
+
+def _loop(data: Any) -> None:
+    """`_blocks` as `team.share` runs it. `kind`: are rows, weights and results narrow (1, 2, 4)?"""
+    task = carray(data, 14, np.int64)
+    total, step, kind = task[1], task[2], task[3]
+    count, inputs, blocks, steps = task[5], task[6], task[8], task[9]
+    rows, laid, bias, out = pointer(task[4]), pointer(task[7]), pointer(task[11]), pointer(task[13])
+    more = carray(bias, (task[12],), np.float32)
+    while True:
+        first = take(data, step)
+        if first >= total:
+            return
+        last = min(first + step, total)
+        if kind == 7:
+            _blocks(first, last, carray(rows, (count, inputs), np.int32),
+                    carray(laid, (blocks, steps, WIDTH), np.int32), more,
+                    carray(out, (count, blocks * WIDTH), np.int16))  # fmt: skip
+        elif kind == 2:
+            _blocks(first, last, carray(rows, (count, inputs), np.float32),
+                    carray(laid, (blocks, steps, WIDTH), np.int32), more,
+                    carray(out, (count, blocks * WIDTH), np.float32))  # fmt: skip
+        elif kind == 6:
+            _blocks(first, last, carray(rows, (count, inputs), np.float32),
+                    carray(laid, (blocks, steps, WIDTH), np.int32), more,
+                    carray(out, (count, blocks * WIDTH), np.int16))  # fmt: skip
+        elif kind == 4:
+            _blocks(first, last, carray(rows, (count, inputs), np.float32),
+                    carray(laid, (blocks, steps, WIDTH), np.float32), more,
+                    carray(out, (count, blocks * WIDTH), np.int16))  # fmt: skip
+        else:
+            _blocks(first, last, carray(rows, (count, inputs), np.float32),
+                    carray(laid, (blocks, steps, WIDTH), np.float32), more,
+                    carray(out, (count, blocks * WIDTH), np.float32))  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
