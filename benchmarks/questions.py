@@ -77,7 +77,7 @@ def _fast(results: Results) -> str:
         f"plain decoding drafts are {times(one, 'strict')} times as fast (relaxed: "
         f"{times(one, 'relaxed')} times), sixteen texts at a time "
         f"{times(sixteen, 'strict')} times. Sixteen sampled texts at a time are slower "
-        f" with drafts: {times(sampled, 'strict')} times, a loss. SmolLM2-135M-Instruct, "
+        f"with drafts: {times(sampled, 'strict')} times, a loss. SmolLM2-135M-Instruct, "
         "whose "
         f"pool starts empty, is {first['speedup']['median']:.2f} times as fast over "
         f"{first['compared_texts']} texts." + _beside_llama_cpp(results)
