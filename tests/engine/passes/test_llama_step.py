@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from draftrec.core import EMPTY_TREE
 from draftrec.engine import selfcheck
 from draftrec.engine.packing import Segment
-from draftrec.engine.passes import llama_step, row_attention
+from draftrec.engine.passes import llama_step, team
 from draftrec.engine.passes.llama_step import fits
 from draftrec.engine.passes.prepacked import Part, prepack
 from draftrec.engine.selfcheck import checked_target
@@ -105,9 +105,9 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     segments = [Segment(2, 50, prompts_of(13)[0], EMPTY_TREE)]
     alone = scores(target, segments)
     calls: list[int] = []
-    pool = row_attention._pool
-    monkeypatch.setattr(row_attention, "_LEAST_SHARED", 0)
-    monkeypatch.setattr(row_attention, "_pool", lambda n: calls.append(n) or pool(n))
+    pool = team._pool
+    monkeypatch.setattr(team, "_LEAST_SHARED", 0)
+    monkeypatch.setattr(team, "_pool", lambda n: calls.append(n) or pool(n))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(scores(target, segments), alone)
     assert set(calls) == {2}, "the caller takes a part itself"

@@ -1,4 +1,4 @@
-"""Products of rows with bfloat16 weights: rounded once, and a row's own affair."""
+"""Products of rows with weights: rounded once, and a row's own affair."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_torchs_own_threads_are_found() -> None:
 
 
 @torch.inference_mode()
-def test_rows_that_lie_apart_are_read_where_they_are() -> None:
+def test_numbers_that_lie_apart_are_gathered() -> None:
     linear, weight = layer(torch.bfloat16, 64, 40)
     wide = torch.randn(5, 128)
     torch.testing.assert_close(linear(wide[:, ::2]), F.linear(wide[:, ::2], weight.float()))

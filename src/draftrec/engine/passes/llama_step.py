@@ -30,7 +30,8 @@ from draftrec.engine.passes.prepacked import (
     stored,
     tensor_of,
 )
-from draftrec.engine.passes.row_attention import SUMS, attend_arrays, exponential, over_rows
+from draftrec.engine.passes.row_attention import SUMS, attend_arrays, exponential
+from draftrec.engine.passes.team import over_rows
 
 #: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary
 #: positions over whole heads, grouped keys, SiLU gates; with or without biases, and with or without

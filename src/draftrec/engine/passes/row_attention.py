@@ -11,10 +11,6 @@ or in a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,12 +34,10 @@ from draftrec.engine.passes.registers import (
     variables,
     write,
 )
-from draftrec.engine.passes.team import carray, pointer, share, take, threads_for
+from draftrec.engine.passes.team import carray, over_rows, pointer, share, take, threads_for
 
 # Sums may be reordered, by the compiler and so in the same way for every row.
 SUMS = {"reassoc", "contract", "nsz"}
-# Nanoseconds from which threads are worth their start, which takes some 50,000.
-_LEAST_SHARED = 150_000
 # Keys that a query is multiplied with at a time.
 _KEYS = 8
 # Columns whose values stay in a core's nearest cache while the heads that share them pass.
@@ -106,31 +100,12 @@ def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def over_rows(kernel: Callable[..., None], rows: int, work: float, *arguments: Any) -> None:
-    """`kernel(first, last, *arguments)` for rows `0 .. rows - 1`, by several threads where `work`,
-    the nanoseconds that it takes about, is worth them."""
-    threads = min(torch.get_num_threads(), rows) if work >= _LEAST_SHARED else 1
-    if threads <= 1:
-        kernel(0, rows, *arguments)
-        return
-    own, *others = pairwise(np.linspace(0, rows, threads + 1).astype(int).tolist())
-    pending = [_pool(threads - 1).submit(kernel, *part, *arguments) for part in others]
-    kernel(*own, *arguments)
-    for done in pending:
-        done.result()
-
-
 def store(
     rows: torch.Tensor, slab: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor
 ) -> None:
     """Write `rows` `[S, kv_heads, dim]` to their slots and columns, int64 `[S]`, of `slab`, float32
     as `keys` are; those with column -1 nowhere."""
     _store(rows.float().contiguous().numpy(), slab.numpy(), slots.numpy(), columns.numpy())
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "draftrec-attention")
 
 
 @njit(cache=True, nogil=True)

@@ -135,35 +135,31 @@ def _lay_out(first: int, weight: Any, laid: Any) -> None:
 def _loop(data: Any) -> None:
     """`_blocks` as `team.share` runs it. `kind`: are rows, weights and results narrow (1, 2, 4)?"""
     task = carray(data, 14, np.int64)
-    total, step, kind = task[1], task[2], task[3]
-    count, inputs, blocks, steps = task[5], task[6], task[8], task[9]
-    rows, laid, bias, out = pointer(task[4]), pointer(task[7]), pointer(task[11]), pointer(task[13])
-    more = carray(bias, (task[12],), np.float32)
     while True:
-        first = take(data, step)
-        if first >= total:
+        first = take(data, task[2])
+        if first >= task[1]:
             return
-        last = min(first + step, total)
+        last, kind = min(first + task[2], task[1]), task[3]
         if kind == 7:
-            _blocks(first, last, carray(rows, (count, inputs), np.int32),
-                    carray(laid, (blocks, steps, WIDTH), np.int32), more,
-                    carray(out, (count, blocks * WIDTH), np.int16))  # fmt: skip
+            _part(task, first, last, np.int32, np.int32, np.int16)
         elif kind == 2:
-            _blocks(first, last, carray(rows, (count, inputs), np.float32),
-                    carray(laid, (blocks, steps, WIDTH), np.int32), more,
-                    carray(out, (count, blocks * WIDTH), np.float32))  # fmt: skip
+            _part(task, first, last, np.float32, np.int32, np.float32)
         elif kind == 6:
-            _blocks(first, last, carray(rows, (count, inputs), np.float32),
-                    carray(laid, (blocks, steps, WIDTH), np.int32), more,
-                    carray(out, (count, blocks * WIDTH), np.int16))  # fmt: skip
+            _part(task, first, last, np.float32, np.int32, np.int16)
         elif kind == 4:
-            _blocks(first, last, carray(rows, (count, inputs), np.float32),
-                    carray(laid, (blocks, steps, WIDTH), np.float32), more,
-                    carray(out, (count, blocks * WIDTH), np.int16))  # fmt: skip
+            _part(task, first, last, np.float32, np.float32, np.int16)
         else:
-            _blocks(first, last, carray(rows, (count, inputs), np.float32),
-                    carray(laid, (blocks, steps, WIDTH), np.float32), more,
-                    carray(out, (count, blocks * WIDTH), np.float32))  # fmt: skip
+            _part(task, first, last, np.float32, np.float32, np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _part(task: Any, first: int, last: int, row: Any, weight: Any, result: Any) -> None:
+    """`_blocks` of the arrays of a task, which have these types of numbers."""
+    rows = carray(pointer(task[4]), (task[5], task[6]), row)
+    laid = carray(pointer(task[7]), (task[8], task[9], WIDTH), weight)
+    bias = carray(pointer(task[11]), (task[12],), np.float32)
+    out = carray(pointer(task[13]), (task[5], task[12]), result)
+    _blocks(first, last, rows, laid, bias, out)
 
 
 @njit(cache=True, nogil=True)
@@ -184,7 +180,7 @@ def _tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Write a block of outputs of rows `begin .. begin + count - 1`, with a loop for each height of
     a tile."""
     rounds = out.dtype == types.int16
-    narrow = _add_pairs if rows.dtype == types.int32 else _add_one_by_one
+    narrow = _add_pairs if rows.dtype == types.int32 else _add_halves
     add = narrow if laid.dtype == types.int32 else _add_wide
     signature = types.void(rows, types.intp, types.intp, laid, types.intp, bias, out)
 
@@ -235,29 +231,27 @@ def _add_pairs(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) -> None
             builder.store(more, s)
 
 
-def _add_one_by_one(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) -> None:
-    """Every row's float32 inputs `2 k` and `2 k + 1`, times those of all outputs."""
+def _add_halves(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) -> None:
+    """Every row's float32 inputs `2 k` and `2 k + 1`, times the bfloat16 weights of all outputs."""
     up, high = constant(INTS, 16), constant(INTS, 0xFFFF0000)
-    wide = [
-        [builder.bitcast(w, FLOATS) for w in (builder.shl(both, up), builder.and_(both, high))]
-        for both in weights
-    ]
-    for row, to in zip(rows, sums, strict=True):
-        here = builder.add(row, builder.mul(k, LONG(8)))
-        for i in range(2):
-            own = everywhere(builder, read(builder, after(builder, here, i), FLOAT), FLOATS)
-            for w, s in zip(wide, to, strict=True):
-                builder.store(times_plus(builder, own, w[i], builder.load(s)), s)
+    low = [builder.shl(both, up) for both in weights]
+    _add_inputs(builder, rows, k, [low, [builder.and_(both, high) for both in weights]], sums)
 
 
 def _add_wide(builder: Any, rows: Any, k: Any, weights: Any, sums: Any) -> None:
     """Every row's float32 input `k`, times the float32 weights of all outputs."""
-    wide = [builder.bitcast(w, FLOATS) for w in weights]
+    _add_inputs(builder, rows, k, [weights], sums)
+
+
+def _add_inputs(builder: Any, rows: Any, k: Any, weights: list[Any], sums: Any) -> None:
+    """Every row's next float32 inputs, as many as there are `weights`, bits of float32."""
+    wide = [[builder.bitcast(w, FLOATS) for w in of_input] for of_input in weights]
     for row, to in zip(rows, sums, strict=True):
-        own = read(builder, builder.add(row, builder.mul(k, LONG(4))), FLOAT)
-        for w, s in zip(wide, to, strict=True):
-            more = times_plus(builder, everywhere(builder, own, FLOATS), w, builder.load(s))
-            builder.store(more, s)
+        here = builder.add(row, builder.mul(k, LONG(4 * len(wide))))
+        for i, of_input in enumerate(wide):
+            own = everywhere(builder, read(builder, after(builder, here, i), FLOAT), FLOATS)
+            for w, s in zip(of_input, to, strict=True):
+                builder.store(times_plus(builder, own, w, builder.load(s)), s)
 
 
 def _rounded(builder: Any, value: Any) -> Any:

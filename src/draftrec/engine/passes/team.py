@@ -1,17 +1,20 @@
-"""Loops that torch's own OpenMP threads share. They wait for work awake, so that a part of some ten
-microseconds is worth handing over; Python's threads take five times as long to begin.
+"""Loops that threads share. `share` has torch's own OpenMP threads, which wait for work awake, so
+that a part of some ten microseconds is worth handing over; those of Python, which any compiled
+function can have (`over_rows`), take five times as long to begin.
 
-A loop is a compiled function of one address, that of its task: int64 numbers, of which the first
-counts up as parts are taken and the others say what it needs. Where torch was built without OpenMP,
-or with one that has no entry for compilers of GNU's, Python's threads run it.
+A loop for `share` is a compiled function of one address, that of its task: int64 numbers, of which
+the first counts up as parts are taken and the others say what it needs. Where torch was built
+without OpenMP, or with one that has no entry for compilers of GNU's, Python's threads run it.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from numba.extending import intrinsic
 
 # Nanoseconds of work that a thread is given at least.
 _LEAST = 30_000
+# Nanoseconds from which Python's threads are worth their start, which takes some 50,000.
+_LEAST_SHARED = 150_000
 # Parts of a loop for each thread: the last ones even out what some were late by.
 _PARTS = 4
 
@@ -41,6 +46,17 @@ def share(loop: Callable[[Any], None], total: int, threads: int, *task: Any) -> 
         numbers += [_address(it), *it.shape] if isinstance(it, np.ndarray) else [it]
     data = np.array(numbers, np.int64)
     _runner()(_compiled(loop), _address(data), threads)
+
+
+def over_rows(kernel: Callable[..., None], rows: int, work: float, *arguments: Any) -> None:
+    """`kernel(first, last, *arguments)` for rows `0 .. rows - 1`, by several threads where `work`,
+    the nanoseconds that it takes about, is worth them."""
+    threads = min(torch.get_num_threads(), rows) if work >= _LEAST_SHARED else 1
+    if threads <= 1:
+        kernel(0, rows, *arguments)
+        return
+    parts = pairwise(np.linspace(0, rows, threads + 1).astype(int).tolist())
+    _together(kernel, [(*part, *arguments) for part in parts])
 
 
 def _take(typing: Any, task: Any, step: Any) -> Any:
@@ -100,8 +116,14 @@ def _openmp() -> Any:
 
 
 def _by_python(loop: Any, task: int, threads: int) -> None:
-    pending = [_pool(threads - 1).submit(loop, task) for _ in range(threads - 1)]
-    loop(task)
+    _together(loop, [(task,)] * threads)
+
+
+def _together(kernel: Callable[..., None], calls: Seq[tuple[Any, ...]]) -> None:
+    """All calls at once, the first of them in this thread."""
+    own, *others = calls
+    pending = [_pool(len(others)).submit(kernel, *call) for call in others]
+    kernel(*own)
     for done in pending:
         done.result()
 
