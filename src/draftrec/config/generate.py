@@ -64,8 +64,8 @@ class ModelConfig(Frozen):
     kv_dtype: Annotated[
         Literal["auto", "model"],
         knob(
-            "Precision of cached keys and values; auto: float32 on CPU, as the weights elsewhere; "
-            "model: as the weights."
+            "Precision of cached keys and values; auto: as the weights where that loses nothing "
+            "and on GPUs, else float32; model: as the weights."
         ),
     ] = "auto"
     exact: Annotated[

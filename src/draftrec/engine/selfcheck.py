@@ -60,7 +60,7 @@ def checked_target(
             error = _difference(target, _length(target), own)
         if exact:
             target.exact = _is_exact(target)
-        elif target.by_hand and not narrow_kv:
+        elif target.by_hand:
             target.exact = _exact_as_it_is(target)
         runner = target.runner
         if not target.exact and runner.by_row and isinstance(runner, PackedRunner | FrozenRunner):

@@ -27,7 +27,7 @@ from draftrec.engine.packing import Segment
 from draftrec.engine.passes import attention
 from draftrec.engine.passes.frozen import FrozenRunner
 from draftrec.engine.passes.last_hidden import PROBE, LastHidden, find_last_hidden
-from draftrec.engine.passes.llama_step import LlamaStep, fits
+from draftrec.engine.passes.llama_step import fits
 from draftrec.engine.passes.packed import PackedRunner
 from draftrec.engine.passes.padded import PaddedRunner
 from draftrec.engine.passes.tree_attention import has_kernels
@@ -221,7 +221,7 @@ def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runn
             if frozen and not length_rule(model):
                 return FrozenRunner(packed, exact=by_row), shape
             if way == "auto" and not length_rule(model) and fits(model):
-                packed.step = LlamaStep(model)
+                packed.by_hand()
             _say_eager(model, way, "its rotary factors follow each text's length")
             return packed, shape
         except attention.PlanLostError:

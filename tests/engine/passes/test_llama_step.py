@@ -172,9 +172,15 @@ def test_a_pass_that_differs_is_not_used(
 def test_it_is_used_where_the_choice_is_ours() -> None:
     assert checked_target(model_of("llama"), way="auto").by_hand
     assert not checked_target(model_of("llama"), way="eager").by_hand
-    narrow = checked_target(model_of("llama", torch.bfloat16), narrow_kv=True, way="auto")
-    narrow.reserve(4, 128)  # keys and values that its loops do not write: the model runs as it is
-    assert scores(narrow, [Segment(2, 50, np.array([3], np.int32), EMPTY_TREE)]).shape[0] == 1
+    last = [Segment(2, 50, np.array([3], np.int32), EMPTY_TREE)]
+    found: list[torch.Tensor] = []
+    for narrow_kv in (False, True):  # its keys and values are rounded to bfloat16 in any case
+        narrow = checked_target(model_of("llama", torch.bfloat16), narrow_kv=narrow_kv, way="auto")
+        narrow.reserve(4, 128)
+        assert narrow.slab is not None
+        assert narrow.slab.keys.dtype == torch.bfloat16
+        found.append(scores(narrow, last))
+    assert torch.equal(*found)
     exact = checked_target(model_of("qwen3"), exact=True, way="auto")
     assert exact.by_hand
     assert exact.exact

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from draftrec.engine.packing import Packed
-from draftrec.engine.passes.attention import Plan, attend
+from draftrec.engine.passes.attention import Plan
 from draftrec.engine.passes.prepacked import (
     Part,
     PrepackedLinear,
@@ -41,8 +41,6 @@ _MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation, Par
             RowLinear}  # fmt: skip
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 _GATE_UP = ("gate_proj", "up_proj")
-# Rows of a sequence up to which attention row by row takes less time than as matrix products.
-_NARROW = 8
 _NO_NORM = np.empty(0, np.float32)
 
 
@@ -95,16 +93,14 @@ class LlamaStep:
         self._head = _Product(model.get_output_embeddings())
         self._waves = np.empty((0, 0, 2), np.float32)
 
-    def __call__(self, packed: Packed, plan: Plan, *, by_row: bool) -> torch.Tensor:
-        """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows, and their
-        features where they are kept. `by_row`: no row's attention depends on the other rows,
-        however many they are."""
-        by_row = by_row or packed.rows <= _NARROW * len(packed.spans)
+    def __call__(self, packed: Packed, plan: Plan) -> torch.Tensor:
+        """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows, which the
+        slab has in the model's dtype, and their features where they are kept."""
         x = self._model.embed_tokens(packed.token_ids)
         rows, inner = packed.rows, self._layers[0].gate_up.width // 2
         heads, _, dim = self._layers[0].size
-        query, mixed = torch.empty((len(x), heads, dim)), torch.zeros((len(x), heads, dim))
-        stream, asked, found = stored(x), query.numpy(), mixed.numpy()
+        stream, found = stored(x), np.zeros((len(x), heads, dim), np.float32)
+        asked = np.empty(found.shape, stream.dtype)
         h, act = np.empty_like(stream), np.empty((len(stream), inner), stream.dtype)
         joined = found.reshape(len(stream), -1)
         narrow = np.empty_like(joined, stream.dtype) if stream.dtype == np.int16 else joined
@@ -112,7 +108,7 @@ class LlamaStep:
         slots, columns = packed.slots.numpy(), packed.columns.numpy()
         where = packed.positions.numpy(), slots, columns
         sights = {reach: packed.seen(reach).numpy() for reach in set(plan.reaches.values())}
-        slab = plan.slab.keys.numpy(), plan.slab.values.numpy()
+        slab = stored(plan.slab.keys), stored(plan.slab.values)
         waves = self._tables(plan.slab.capacity)
         over_rows(_norm, len(h), stream.size, stream, self._layers[0].before, epsilon, h)
         for place, layer in enumerate(self._layers):
@@ -121,11 +117,8 @@ class LlamaStep:
                 _rotate, rows, 3 * stream.size, *layer.query_key_value.parts(h), layer.size, where,
                 waves, layer.heads_norm, epsilon, asked, keys, values,
             )  # fmt: skip
-            if by_row:
-                seen = slots[:rows], sights[plan.reaches[place]]
-                attend_arrays(asked[:rows], keys, values, seen, found[:rows], layer.scale)
-            else:
-                mixed[:] = attend(plan, place, query, scale=layer.scale)
+            seen = slots[:rows], sights[plan.reaches[place]]
+            attend_arrays(asked[:rows], keys, values, seen, found[:rows], layer.scale)
             if narrow is not joined:
                 over_rows(_narrow, len(h), stream.size, joined, narrow)
             delta = layer.out(narrow)
@@ -294,9 +287,8 @@ def _rotate(  # noqa: PLR0913
     first: int, last: int, parts: Any, begins: Any, size: Any, where: Any, waves: Any, norms: Any,
     epsilon: Any, query: Any, keys: Any, values: Any,
 ) -> None:  # fmt: skip
-    """Rotary factors, after norms of heads where there are some: queries to `query` float32
-    `[R, heads, dim]`, keys and values to `keys` and `values` float32 at each row's slot and
-    column."""
+    """Rotary factors, after norms of heads where there are some: queries to `query` `[R, heads,
+    dim]`, keys and values to `keys` and `values` at each row's slot and column."""
     heads, kv_heads, dim = size
     positions, slots, columns = where
     normed = np.empty(dim, parts[0].dtype)
@@ -316,8 +308,7 @@ def _rotate(  # noqa: PLR0913
         for head in range(kv_heads):
             begin = begins[2] + head * dim
             to = values[slot, head, column]
-            for i in range(dim):
-                to[i] = _number(parts[2][row, begin + i])
+            to[:] = parts[2][row, begin : begin + dim]
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -327,5 +318,5 @@ def _turn(x: Any, wave: Any, out: Any) -> None:
     for i in range(half):
         cos, sin = wave[i, 0], wave[i, 1]
         a, b = _number(x[i]), _number(x[half + i])
-        out[i] = _rounded(_rounded(a * cos, x[i]) + _rounded(-b * sin, x[i]), x[i])
-        out[half + i] = _rounded(_rounded(b * cos, x[i]) + _rounded(a * sin, x[i]), x[i])
+        out[i] = _stored(_rounded(a * cos, x[i]) + _rounded(-b * sin, x[i]), x[i])
+        out[half + i] = _stored(_rounded(b * cos, x[i]) + _rounded(a * sin, x[i]), x[i])

@@ -53,6 +53,12 @@ class PackedRunner:
     def keep_features(self, hidden: LastHidden) -> None:
         self.hidden = hidden
 
+    def by_hand(self) -> None:
+        """From now on run the pass that is written for the model's architecture. Its keys and
+        values are rounded to the model's dtype as the model rounds them, so that caching them in it
+        loses nothing."""
+        self.step, self.kv_dtype = LlamaStep(self.model), self.model.dtype
+
     def attend_together(self) -> None:
         """Let rows share what computes them, which is faster, from now on."""
         self.by_row, self.padded_rows = False, self._usual
@@ -88,9 +94,9 @@ class PackedRunner:
             padded=self.padded_rows,
             lengths=factors is not None,
         )
-        if self.step and slab.keys.dtype == torch.float32:
+        if self.step:
             plan = attention.Plan(packed, slab, self.reaches)
-            return self.step(packed, plan, by_row=self.by_row)[: packed.wanted]
+            return self.step(packed, plan)[: packed.wanted]
         hidden = self.hidden
         options: dict[str, Any] = {"draftrec_plan": self._plan(packed, slab)}
         if self.keeps:

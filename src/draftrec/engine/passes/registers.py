@@ -25,6 +25,8 @@ LANES = 16 if WIDE else 8
 
 FLOAT, INT, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
+#: bfloat16 numbers, as bits, that fill a register when they are wide.
+HALVES = ir.VectorType(ir.IntType(16), LANES)
 _BYTES = ir.IntType(8).as_pointer()
 
 
@@ -92,14 +94,15 @@ def after(builder: Any, address: Any, numbers: int) -> Any:
 
 
 def read(builder: Any, address: Any, kind: Any, mask: Any = None) -> Any:
-    """What lies at the address; zero in lanes that `mask` leaves out, which are not touched."""
+    """What lies at the address; zero in lanes of FLOATS or HALVES that `mask` leaves out, which are
+    not touched."""
     place = builder.inttoptr(address, kind.as_pointer())
     if mask is None:
         return builder.load(place, align=2)
     takes = ir.FunctionType(kind, [place.type, INT, mask.type, kind])
-    name = f"llvm.masked.load.v{LANES}f32.p0"
+    name = f"llvm.masked.load.v{kind.count}{'i16' if kind == HALVES else 'f32'}.p0"
     given = cgutils.get_or_insert_function(builder.module, takes, name)
-    return builder.call(given, [place, INT(2), mask, constant(kind, 0.0)])
+    return builder.call(given, [place, INT(2), mask, ir.Constant(kind, None)])
 
 
 def write(builder: Any, value: Any, address: Any, mask: Any = None) -> None:
@@ -150,7 +153,8 @@ def pairs_plus(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [c, a, b])
 
 
-def prefetch(builder: Any, address: Any) -> None:
+def prefetch(builder: Any, address: Any, *, level: int = 1) -> None:
+    """Ask for the line at the address to be brought into the core's first or second cache."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTES, INT, INT, INT])
     ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(ask, [builder.inttoptr(address, _BYTES), INT(0), INT(3), INT(1)])
+    builder.call(ask, [builder.inttoptr(address, _BYTES), INT(0), INT(4 - level), INT(1)])

@@ -6,6 +6,11 @@ token that it becomes round differently, and near-ties fall otherwise. Here a ro
 that it sees, its text's first and then its ancestors root down, in the order of their positions:
 the same numbers in the same order whether they came as drafts, in a prompt or one at a time, alone
 or in a batch.
+
+Rows of one text see nearly the same, and so do the heads that share keys. They go through keys and
+values together, a block at a time, which is brought into a core's nearest cache once: keys laid out
+as the weights of a product (`row_products`), values as they are. Every score and every sum is still
+a row's own, and taken in its order.
 """
 
 from __future__ import annotations
@@ -22,26 +27,35 @@ from numba.extending import intrinsic
 from draftrec.engine.passes.registers import (
     FLOAT,
     FLOATS,
+    HALVES,
+    INTS,
     LANES,
     LONG,
+    PAIRWISE,
+    WIDE,
     after,
     arrays,
+    constant,
     everywhere,
     first_lanes,
     mixed,
+    prefetch,
     read,
     times_plus,
     variables,
     write,
 )
+from draftrec.engine.passes.row_products import LINE, MOST, WIDTH, near
 from draftrec.engine.passes.team import carray, over_rows, pointer, share, take, threads_for
 
 # Sums may be reordered, by the compiler and so in the same way for every row.
 SUMS = {"reassoc", "contract", "nsz"}
-# Keys that a query is multiplied with at a time.
-_KEYS = 8
-# Columns whose values stay in a core's nearest cache while the heads that share them pass.
-_VALUES = 32
+# Queries, of rows and heads, that take keys and values together.
+_TOGETHER = 36
+# Queries whose sums of values stay in registers, four each.
+_MIXED = 6 if WIDE else 2
+# Blocks of keys or values ahead of use that memory is asked for.
+_AHEAD = 4
 # Logits that are summed at a time.
 _STRETCH = 2048
 
@@ -56,16 +70,17 @@ def attend(  # noqa: PLR0913
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """float32 `[S, heads, value_dim]`: softmax(q k) v of `query` float32 `[S, heads, key_dim]`.
+    """float32 `[S, heads, value_dim]`: softmax(q k) v of `query` `[S, heads, key_dim]`.
 
-    `keys`, `values` float32 `[slots, kv_heads, capacity, dim]`, heads sharing them in groups;
-    `seen`: slots int64 `[S]` and what each row sees, int64 `[>= S, 2 + words]` as in
-    `packing.Block.sight`. `sinks` `[heads]`: a further score that takes its share and gives
-    nothing (GPT-OSS); `softcap`: scores are its tanh (Gemma 2).
+    `keys`, `values` `[slots, kv_heads, capacity, dim]`, heads sharing them in groups; all three
+    float32 or bfloat16, of which the result is not rounded to that. `seen`: slots int64 `[S]` and
+    what each row sees, int64 `[>= S, 2 + words]` as in `packing.Block.sight`. `sinks` `[heads]`: a
+    further score that takes its share and gives nothing (GPT-OSS); `softcap`: scores are its tanh
+    (Gemma 2).
     """
     slots, sight = (x.numpy() for x in seen)
     out = torch.empty((len(slots), query.shape[1], values.shape[-1]))
-    q, k, v = (x.numpy() for x in (query.contiguous(), keys, values))
+    q, k, v = (_stored(x) for x in (query.contiguous(), keys, values))
     rest = None if sinks is None else sinks.float().numpy()
     attend_arrays(q, k, v, (slots, np.ascontiguousarray(sight)), out.numpy(), scale, softcap, rest)
     return out
@@ -81,15 +96,42 @@ def attend_arrays(  # noqa: PLR0913
     softcap: float | None = None,
     sinks: Any = None,
 ) -> None:
-    """`attend` of arrays, into `out`."""
-    rows, heads = query.shape[:2]
+    """`attend` of arrays, into `out`; bfloat16 ones as int16, of an even `key_dim`."""
+    heads, groups = query.shape[1], keys.shape[1]
     rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks
     numbers = np.array([scale, softcap or 0.0], np.float32)
-    threads = min(threads_for(3.0 * rows * heads * keys.shape[2]), rows)
+    slots, sight = seen
+    tiles, total = _tiles(slots, sight, max(1, _TOGETHER * groups // heads))
+    if keys.dtype == np.int16:
+        keys = keys.view(np.int32)
+        query = (
+            query.view(np.int32) if PAIRWISE else (query.astype(np.int32) << 16).view(np.float32)
+        )
+    units = (len(tiles) - 1) * groups
+    threads = min(threads_for(1.5 * total * heads), units)
     if threads > 1:
-        share(_loop, rows, threads, query, keys, values, *seen, rest, numbers, out)
+        kind = (query.dtype == np.int32) + 2 * (keys.dtype == np.int32)
+        share(
+            _loop,
+            units,
+            threads,
+            kind,
+            query,
+            keys,
+            values,
+            slots,
+            sight,
+            tiles,
+            rest,
+            numbers,
+            out,
+        )
     else:
-        _attend(0, rows, query, keys, values, *seen, rest, numbers, out)
+        _attend(0, units, query, keys, values, slots, sight, tiles, rest, numbers, out)
+
+
+def _stored(tensor: torch.Tensor) -> Any:
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
@@ -104,8 +146,9 @@ def store(
     rows: torch.Tensor, slab: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor
 ) -> None:
     """Write `rows` `[S, kv_heads, dim]` to their slots and columns, int64 `[S]`, of `slab`, float32
-    as `keys` are; those with column -1 nowhere."""
-    _store(rows.float().contiguous().numpy(), slab.numpy(), slots.numpy(), columns.numpy())
+    or bfloat16 as `keys` are; those with column -1 nowhere."""
+    given = rows.to(slab.dtype).contiguous()
+    _store(_stored(given), _stored(slab), slots.numpy(), columns.numpy())
 
 
 @njit(cache=True, nogil=True)
@@ -115,161 +158,283 @@ def _store(rows: Any, slab: Any, slots: Any, columns: Any) -> None:
             slab[slots[row], :, columns[row]] = rows[row]
 
 
+@njit(cache=True, nogil=True)
+def _tiles(slots: Any, sight: Any, most: int) -> tuple[Any, int]:
+    """Rows that go together: where those of a text begin that lie side by side, in nearly equal
+    parts of at most `most`, int64 `[tiles + 1]`; and how many columns all rows see, about."""
+    begins, count, row, total = np.empty(len(slots) + 1, np.int64), 0, 0, 0
+    while row < len(slots):
+        end = row
+        while end < len(slots) and slots[end] == slots[row]:
+            total += sight[end, 1] - sight[end, 0]
+            end += 1
+        parts = (end - row + most - 1) // most
+        for part in range(parts):
+            begins[count] = row + (end - row) * part // parts
+            count += 1
+        row = end
+    begins[count] = row
+    return begins[: count + 1], total
+
+
 def _loop(data: Any) -> None:
-    """`_attend` as `team.share` runs it."""
-    task = carray(data, 31, np.int64)
-    query = carray(pointer(task[3]), (task[4], task[5], task[6]), np.float32)
-    keys = carray(pointer(task[7]), (task[8], task[9], task[10], task[11]), np.float32)
-    values = carray(pointer(task[12]), (task[13], task[14], task[15], task[16]), np.float32)
-    slots = carray(pointer(task[17]), (task[18],), np.int64)
-    sight = carray(pointer(task[19]), (task[20], task[21]), np.int64)
-    sinks = carray(pointer(task[22]), (task[23],), np.float32)
-    numbers = carray(pointer(task[24]), (task[25],), np.float32)
-    out = carray(pointer(task[26]), (task[27], task[28], task[29]), np.float32)
+    """`_attend` as `team.share` runs it. `kind`: are queries and keys pairs of bfloat16 (1, 2)?"""
+    task = carray(data, 34, np.int64)
     while True:
         first = take(data, task[2])
         if first >= task[1]:
             return
-        last = min(first + task[2], task[1])
-        _attend(first, last, query, keys, values, slots, sight, sinks, numbers, out)
+        last, kind = min(first + task[2], task[1]), task[3]
+        if kind == 3:
+            _part(task, first, last, np.int32, np.int32, np.int16)
+        elif kind == 2:
+            _part(task, first, last, np.float32, np.int32, np.int16)
+        else:
+            _part(task, first, last, np.float32, np.float32, np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _part(task: Any, first: int, last: int, asked: Any, key: Any, value: Any) -> None:
+    """`_attend` of the arrays of a task, which have these types of numbers."""
+    query = carray(pointer(task[4]), (task[5], task[6], task[7]), asked)
+    keys = carray(pointer(task[8]), (task[9], task[10], task[11], task[12]), key)
+    values = carray(pointer(task[13]), (task[14], task[15], task[16], task[17]), value)
+    slots = carray(pointer(task[18]), (task[19],), np.int64)
+    sight = carray(pointer(task[20]), (task[21], task[22]), np.int64)
+    tiles = carray(pointer(task[23]), (task[24],), np.int64)
+    sinks = carray(pointer(task[25]), (task[26],), np.float32)
+    numbers = carray(pointer(task[27]), (task[28],), np.float32)
+    out = carray(pointer(task[29]), (task[30], task[31], task[32]), np.float32)
+    _attend(first, last, query, keys, values, slots, sight, tiles, sinks, numbers, out)
 
 
 @njit(cache=True, nogil=True)
 def _attend(  # noqa: PLR0913
-    first: int, last: int, query: Any, keys: Any, values: Any, slots: Any, sight: Any, sinks: Any,
-    numbers: Any, out: Any,
+    first: int, last: int, query: Any, keys: Any, values: Any, slots: Any, sight: Any, tiles: Any,
+    sinks: Any, numbers: Any, out: Any,
 ) -> None:  # fmt: skip
-    """As `attend`; `numbers`: scale and soft cap, 0 for none."""
-    heads, shared = query.shape[1], query.shape[1] // keys.shape[1]
-    columns = np.empty(keys.shape[2], np.int64)
-    scores = np.empty((shared, keys.shape[2] + _KEYS), np.float32)
-    for row in range(first, last):
-        count, slot = _columns(sight[row], columns), slots[row]
-        out[row] = 0
-        for group in range(heads // shared):
-            begin = group * shared
-            for i in range(0, count, _KEYS):  # heads that share keys take them while they are near
-                for h in range(shared):
-                    _score(query, row, begin + h, keys, slot, group, columns, i, count, scores, h)  # pyright: ignore[reportCallIssue]
-            for h in range(shared):
-                _share(scores[h, :count], numbers[0], numbers[1], sinks[begin + h])
-            for i in range(0, count, _VALUES):
-                end = min(i + _VALUES, count)
-                for h in range(shared):
-                    _mix(scores, h, columns, i, end, values, slot, group, out, row, begin + h)  # pyright: ignore[reportCallIssue]
+    """As `attend`, of pairs of a tile and a group of heads, `first .. last - 1`; `numbers`: scale
+    and soft cap, 0 for none."""
+    groups, capacity, steps = keys.shape[1:]
+    shared = query.shape[1] // groups
+    most = shared * np.max(tiles[1:] - tiles[:-1])
+    whole = (steps + LANES - 1) // LANES * LANES
+    asked = np.zeros((most, whole * (query.shape[2] // steps)), query.dtype)
+    laid, nothing = np.empty((1, whole, WIDTH), keys.dtype), np.zeros(WIDTH, np.float32)
+    scores = np.empty((most, capacity + 2 * WIDTH), np.float32)
+    sums, parts = np.empty((most, values.shape[3]), np.float32), np.empty(most, np.float32)
+    columns = np.empty(capacity + 2 * WIDTH, np.int64)
+    for unit in range(first, last):
+        tile, group = unit // groups, unit % groups
+        rows, slot, begin = sight[tiles[tile] : tiles[tile + 1]], slots[tiles[tile]], group * shared
+        low, end = _extent(rows)
+        count = len(rows) * shared
+        for n in range(count):
+            own = query[tiles[tile] + n // shared, begin + n % shared]
+            asked[n, : len(own)] = own
+        for column in range(low, end, WIDTH):
+            _lay_out(keys, slot, group, column, laid)  # pyright: ignore[reportCallIssue]
+            _in_parts(asked, count, laid, nothing, scores, column - low)
+        for i in range(end - low):
+            columns[i] = low + i
+        for n in range(count):
+            seen, sink = rows[n // shared], sinks[begin + n % shared]
+            found = scores[n]
+            behind = _gathered(seen, low, found)
+            parts[n] = _share(found[seen[0] - low : behind], numbers[0], numbers[1], sink)
+        sums[:count] = 0
+        _mix_all(scores, rows, shared, low, columns, values, slot, group, sums)
+        for n in range(count):
+            out[tiles[tile] + n // shared, begin + n % shared] = parts[n] * sums[n]
 
 
 @njit(cache=True, nogil=True)
-def _columns(seen: Any, columns: Any) -> int:
-    """Fill in the columns that a row sees, in order; their number."""
-    count = 0
-    for column in range(seen[0], seen[1]):
-        columns[count] = column
-        count += 1
+def _extent(rows: Any) -> tuple[int, int]:
+    """The first column that any of the rows sees, and the one behind the last."""
+    low, end = rows[0, 0], 0
+    for row in range(len(rows)):
+        low, end = min(low, rows[row, 0]), max(end, rows[row, 0], rows[row, 1])
+        for word in range(2, rows.shape[1]):
+            left, bit = np.uint64(rows[row, word]), 0
+            while left:
+                bit, left = bit + 1, left >> np.uint64(1)
+            if bit:
+                end = max(end, rows[row, 1] + 64 * (word - 2) + bit)
+    return low, end
+
+
+@njit(cache=True, nogil=True)
+def _in_parts(asked: Any, count: int, laid: Any, nothing: Any, scores: Any, place: int) -> None:
+    """Products of all queries with a block of keys, to the columns of `scores` from `place` on."""
+    parts = (count + MOST - 1) // MOST
+    for part in range(parts):
+        begin, end = count * part // parts, count * (part + 1) // parts
+        near(asked, begin, end - begin, laid, 0, nothing, scores, place)
+
+
+@njit(cache=True, nogil=True)
+def _gathered(seen: Any, low: int, found: Any) -> int:
+    """Put the numbers of a row's ancestors, in place, behind those of the columns that it sees one
+    after the other, which begin at `seen[0] - low`; where they end."""
+    place = max(seen[0], seen[1]) - low
     for word in range(2, len(seen)):
         left, bit = np.uint64(seen[word]), 0
         while left:
             if left & np.uint64(1):
-                columns[count] = seen[1] + 64 * (word - 2) + bit
-                count += 1
+                found[place] = found[seen[1] + 64 * (word - 2) + bit - low]
+                place += 1
             left >>= np.uint64(1)
             bit += 1
-    return count
+    return place
+
+
+@njit(cache=True, nogil=True)
+def _mix_all(  # noqa: PLR0913
+    shares: Any, rows: Any, shared: int, low: int, columns: Any, values: Any, slot: int,
+    group: int, sums: Any,
+) -> None:  # fmt: skip
+    """Add to each query's sums the values that its row sees, weighed by its shares. What all rows
+    see goes through in blocks."""
+    first, last = rows[0, 0], rows[0, 1]
+    for row in range(len(rows)):
+        first, last = max(first, rows[row, 0]), min(last, rows[row, 1])
+    first, last = first - low, last - low
+    for row in range(len(rows)):
+        begin, end = rows[row, 0] - low, min(first, max(rows[row, 0], rows[row, 1]) - low)
+        _mix(shares, row * shared, shared, columns, begin, end, values, slot, group, sums)
+    for begin in range(first, last, WIDTH):
+        end = min(begin + WIDTH, last)
+        _mix(shares, 0, len(rows) * shared, columns, begin, end, values, slot, group, sums)
+    for row in range(len(rows)):
+        behind = max(rows[row, 0], rows[row, 1]) - low
+        begin, end = max(last, min(first, behind)), _gathered(rows[row], low, columns)
+        _mix(shares, row * shared, shared, columns, begin, end, values, slot, group, sums)
+        for i in range(behind, end):
+            columns[i] = low + i
+
+
+@njit(cache=True, nogil=True)
+def _mix(  # noqa: PLR0913
+    shares: Any, first_query: int, queries: int, columns: Any, first: int, last: int, values: Any,
+    slot: int, group: int, sums: Any,
+) -> None:  # fmt: skip
+    """Add the values at columns `first .. last - 1` to the sums of queries."""
+    parts = (queries + _MIXED - 1) // _MIXED if first < last else 0
+    for part in range(parts):
+        begin, end = queries * part // parts, queries * (part + 1) // parts
+        line = first_query + begin
+        _mixed_in(shares, line, end - begin, columns, first, last, values, slot, group, sums)  # pyright: ignore[reportCallIssue]
 
 
 @intrinsic
-def _score(  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    typing, query, row, head, keys, slot, group, columns, first, count, scores, line
-):
-    """Products of a query with the keys at columns `first ..`, `_KEYS` of them, the last one again
-    where there are fewer."""
-    signature = types.void(query, types.intp, types.intp, keys, types.intp, types.intp, columns,
-                           types.intp, types.intp, scores, types.intp)  # fmt: skip
+def _lay_out(typing, keys, slot, group, first, laid):  # type: ignore[no-untyped-def]
+    """Write `WIDTH` keys from column `first` on to `laid`, side by side."""
+    signature = types.void(keys, types.intp, types.intp, types.intp, laid)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        query, row, head, keys, slot, group, columns, first, count, scores, line = arrays(
-            context, builder, signature, arguments
-        )
-        last, begin = builder.sub(count, LONG(1)), keys.at(slot, group)
-        bytes_of = builder.mul(keys.size(3), LONG(4))
-        beginnings = []
-        for i in range(_KEYS):
-            place = builder.add(first, LONG(i))
-            place = builder.select(builder.icmp_signed("<", place, last), place, last)
-            column = read(builder, columns.at(place), LONG)
-            beginnings.append(builder.add(begin, builder.mul(column, bytes_of)))
-        own, sums = query.at(row, head), variables(builder, _KEYS)
+        keys, slot, group, first, laid = arrays(context, builder, signature, arguments)
+        last = builder.sub(keys.size(2), LONG(1))
+        begin, bytes_of = keys.at(slot, group), builder.mul(keys.size(3), LONG(4))
+        ahead = builder.mul(bytes_of, LONG(_AHEAD * WIDTH))
+        places: list[Any] = []
+        for i in range(WIDTH):
+            column = builder.add(first, LONG(i))
+            column = builder.select(builder.icmp_signed("<", column, last), column, last)
+            places.append(builder.add(begin, builder.mul(column, bytes_of)))
 
-        def add(offset: Any, mask: Any = None) -> None:
-            q = read(builder, builder.add(own, offset), FLOATS, mask)
-            for key, to in zip(beginnings, sums, strict=True):
-                k = read(builder, builder.add(key, offset), FLOATS, mask)
-                builder.store(times_plus(builder, q, k, builder.load(to)), to)
+        def turn(half: int, offset: Any, mask: Any = None) -> None:
+            here = [builder.add(x, offset) for x in places[half : half + LANES]]
+            for place in here:
+                prefetch(builder, builder.add(place, ahead), level=2)
+            to = builder.add(laid.at(LONG(0)), builder.mul(offset, LONG(WIDTH)))
+            given = [read(builder, place, FLOATS, mask) for place in here]
+            for i, line in enumerate(_turned(builder, given)):
+                write(builder, line, after(builder, to, i * WIDTH + half))
 
-        whole, rest = _registers(builder, query.size(2))
-        with cgutils.for_range(builder, whole) as loop:
-            add(builder.mul(loop.index, LONG(4 * LANES)))
-        with builder.if_then(builder.icmp_signed(">", rest, LONG(0))):
-            add(builder.mul(whole, LONG(4 * LANES)), first_lanes(builder, rest))
-        write(builder, _folded(builder, [builder.load(x) for x in sums]), scores.at(line, first))
+        whole, rest = _registers(builder, keys.size(3))
+        for half in (0, LANES):
+            with cgutils.for_range(builder, whole) as loop:
+                turn(half, builder.mul(loop.index, LONG(4 * LANES)))
+            with builder.if_then(builder.icmp_signed(">", rest, LONG(0))):
+                turn(half, builder.mul(whole, LONG(4 * LANES)), first_lanes(builder, rest))
         return context.get_dummy_value()
 
     return signature, generate
 
 
+def _turned(builder: Any, lines: list[Any]) -> list[Any]:
+    """As many registers as one has lanes, rows for columns: by fours within quarters of a register,
+    for which processors have their quickest shuffles, then the quarters."""
+
+    def zipped(a: Any, b: Any) -> list[Any]:
+        """Numbers of both in turn, of the first halves and of the second halves of quarters."""
+        return [
+            mixed(
+                builder, a, b, [q + i for q in range(h, LANES, 4) for i in (0, LANES, 1, LANES + 1)]
+            )
+            for h in (0, 2)
+        ]
+
+    def quarters(rows: list[Any]) -> list[Any]:
+        if len(rows) == 1:
+            return rows
+        found: list[Any] = [None] * len(rows)
+        for odd in (0, 1):
+            lanes = [4 * q + i for q in range(odd, LANES // 2, 2) for i in range(4)]
+            some = [mixed(builder, a, b, lanes) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+            found[odd::2] = quarters(some)
+        return found
+
+    fours: list[list[Any]] = []
+    for i in range(0, LANES, 4):
+        a, b, c, d = lines[i : i + 4]
+        pairs = zip(zipped(a, c), zipped(b, d), strict=True)
+        fours.append([x for one, other in pairs for x in zipped(one, other)])
+    columns = [quarters([four[j] for four in fours]) for j in range(4)]
+    return [columns[i % 4][i // 4] for i in range(LANES)]
+
+
 def _registers(builder: Any, width: Any) -> tuple[Any, Any]:
-    """How many whole registers a head fills, and the numbers that are left."""
+    """How many whole registers so many numbers fill, and the numbers that are left."""
     return builder.udiv(width, LONG(LANES)), builder.urem(width, LONG(LANES))
 
 
-def _folded(builder: Any, sums: list[Any]) -> Any:
-    """A vector of the sums over the lanes of each of `sums`: each is folded in halves, two by two
-    in one register."""
-    size = LANES
-    while size > 1:
-        half = size // 2
-        pairs = list(zip(sums[::2], sums[1::2], strict=True)) if len(sums) > 1 else [sums * 2]
-        parts = (2 * LANES if len(sums) > 1 else sums[0].type.count) // size
-        low = [part * size + i for part in range(parts) for i in range(half)]
-        high = [lane + half for lane in low]
-        sums = [
-            builder.fadd(mixed(builder, a, b, low), mixed(builder, a, b, high)) for a, b in pairs
-        ]
-        size = half
-    return sums[0]
-
-
 @njit(cache=True, nogil=True, fastmath=SUMS)
-def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> None:
-    """Softmax of the scaled scores, in place; `sink` takes its share of it."""
-    highest = sink
-    for i in range(len(found)):
-        found[i] *= scale
+def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> Any:
+    """exp of the scaled scores, less the highest, in place; by what their shares are that, 1 over
+    the sum of all and of what `sink` takes."""
     if softcap:
         for i in range(len(found)):
-            found[i] = np.float32(math.tanh(found[i] / softcap)) * softcap
-    highest = _highest(found, highest)
+            found[i] = np.float32(math.tanh(found[i] * scale / softcap)) * softcap
+        scale = np.float32(1)
+    highest = max(_highest(found) * scale, sink)
     total = np.float32(math.exp(sink - highest)) if sink > -np.inf else np.float32(0)
-    _exp(found, highest)
+    _exp(found, scale, highest)
     for i in range(len(found)):
         total += found[i]
-    for i in range(len(found)):
-        found[i] /= total
+    return np.float32(1) / total if total > 0 else np.float32(0)
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
-def _highest(found: Any, highest: Any) -> Any:
-    """The largest of all: without thought of NaN many at a time."""
-    for value in found:
-        highest = max(highest, value)
-    return highest
+@njit(cache=True, nogil=True)
+def _highest(found: Any) -> Any:
+    """The largest of all, float32. The bits of floats have the order of whole numbers, but that of
+    negative ones is turned; and of whole numbers many are compared at a time."""
+    highest, bits = np.int32(-(2**31)), found.view(np.int32)
+    for i in range(len(bits)):
+        highest = max(highest, _in_order(bits[i]))
+    return _in_order(highest).view(np.float32)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _in_order(bits: Any) -> Any:
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(2**31 - 1)))
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _exp(x: Any, highest: Any) -> None:
-    """exp(x - highest) in place."""
+def _exp(x: Any, scale: Any, highest: Any) -> None:
+    """exp(scale x - highest) in place."""
     for i in range(len(x)):
-        x[i] = exponential(x[i] - highest)
+        x[i] = exponential(x[i] * scale - highest)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
@@ -291,47 +456,87 @@ def exponential(x: Any) -> Any:
 
 
 @intrinsic
-def _mix(  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    typing, shares, line, columns, first, last, values, slot, group, out, row, head
+def _mixed_in(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    typing, shares, line, count, columns, first, last, values, slot, group, sums
 ):
-    """Add the values at columns `first .. last - 1`, weighed by their shares."""
-    signature = types.void(shares, types.intp, columns, types.intp, types.intp, values,
-                           types.intp, types.intp, out, types.intp, types.intp)  # fmt: skip
+    """`_mix` of `count` queries from `line` on, at most `_MIXED`, with a loop for each number."""
+    signature = types.void(shares, types.intp, types.intp, columns, types.intp, types.intp, values,
+                           types.intp, types.intp, sums)  # fmt: skip
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        shares, line, columns, first, last, values, slot, group, out, row, head = arrays(
+        shares, line, count, columns, first, last, values, slot, group, sums = arrays(
             context, builder, signature, arguments
         )
-        here, to = values.at(slot, group), out.at(row, head)
-        bytes_of = builder.mul(values.size(3), LONG(4))
-
-        def add(begin: Any, registers: int, mask: Any = None) -> None:
-            offset = builder.mul(begin, LONG(4 * LANES))
-            places = [after(builder, builder.add(to, offset), LANES * i) for i in range(registers)]
-            sums = variables(builder, registers)
-            for place, total in zip(places, sums, strict=True):
-                builder.store(read(builder, place, FLOATS, mask), total)
-            with cgutils.for_range_slice(builder, first, last, LONG(1)) as (at, _):
-                share = everywhere(builder, read(builder, shares.at(line, at), FLOAT), FLOATS)
-                column = read(builder, columns.at(at), LONG)
-                value = builder.add(here, builder.add(builder.mul(column, bytes_of), offset))
-                for i, total in enumerate(sums):
-                    v = read(builder, after(builder, value, LANES * i), FLOATS, mask)
-                    builder.store(times_plus(builder, share, v, builder.load(total)), total)
-            for place, total in zip(places, sums, strict=True):
-                write(builder, builder.load(total), place, mask)
-
         whole, rest = _registers(builder, values.size(3))
         fours = builder.udiv(whole, LONG(4))
-        with cgutils.for_range(builder, fours) as loop:
-            add(builder.mul(loop.index, LONG(4)), 4)
-        with cgutils.for_range(builder, builder.urem(whole, LONG(4))) as loop:
-            add(builder.add(builder.mul(fours, LONG(4)), loop.index), 1)
-        with builder.if_then(builder.icmp_signed(">", rest, LONG(0))):
-            add(whole, 1, first_lanes(builder, rest))
+        end = builder.function.append_basic_block("end")
+        choice = builder.switch(count, end)
+        for height in range(1, _MIXED + 1):
+            case = builder.function.append_basic_block(f"queries{height}")
+            choice.add_case(LONG(height), case)
+            builder.position_at_end(case)
+            lines = [builder.add(line, LONG(i)) for i in range(height)]
+            own = [shares.at(x) for x in lines], [sums.at(x) for x in lines]
+            seen = first, last, columns, values, values.at(slot, group)
+            with cgutils.for_range(builder, fours) as loop:
+                _add_values(builder, *own, *seen, builder.mul(loop.index, LONG(4)), 4)
+            with cgutils.for_range(builder, builder.urem(whole, LONG(4))) as loop:
+                place = builder.add(builder.mul(fours, LONG(4)), loop.index)
+                _add_values(builder, *own, *seen, place, 1)
+            with builder.if_then(builder.icmp_signed(">", rest, LONG(0))):
+                _add_values(builder, *own, *seen, whole, 1, first_lanes(builder, rest))
+            builder.branch(end)
+        builder.position_at_end(end)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+def _add_values(  # noqa: PLR0913
+    builder: Any, shares: list[Any], sums: list[Any], first: Any, last: Any, columns: Any,
+    values: Any, begin: Any, place: Any, registers: int, mask: Any = None,
+) -> None:  # fmt: skip
+    """Add what so many registers hold of the values, from the `place`-th on, to the sums of each
+    query; `shares`, `sums` and `begin` are addresses."""
+    bytes_of, place = (
+        builder.mul(values.size(3), LONG(values.item)),
+        builder.mul(place, LONG(LANES)),
+    )
+    ahead = builder.mul(bytes_of, LONG(_AHEAD * WIDTH))
+    begin = builder.add(begin, builder.mul(place, LONG(values.item)))
+    totals = [variables(builder, registers) for _ in sums]
+    places = [
+        [
+            after(builder, builder.add(x, builder.mul(place, LONG(4))), LANES * i)
+            for i in range(registers)
+        ]
+        for x in sums
+    ]
+    both = [pair for x in zip(places, totals, strict=True) for pair in zip(*x, strict=True)]
+    for where, total in both:
+        builder.store(read(builder, where, FLOATS, mask), total)
+    with cgutils.for_range_slice(builder, first, last, LONG(1)) as (at, _):
+        column = read(builder, columns.at(at), LONG)
+        value = builder.add(begin, builder.mul(column, bytes_of))
+        for line in range(0, registers * LANES * values.item, LINE):
+            prefetch(builder, builder.add(value, builder.add(ahead, LONG(line))), level=2)
+        steps = [LONG(values.item * LANES * i) for i in range(registers)]
+        numbers = [_wide(builder, builder.add(value, x), values.item == 2, mask) for x in steps]
+        for weight, own in zip(shares, totals, strict=True):
+            number = read(builder, builder.add(weight, builder.mul(at, LONG(4))), FLOAT)
+            share = everywhere(builder, number, FLOATS)
+            for v, total in zip(numbers, own, strict=True):
+                builder.store(times_plus(builder, share, v, builder.load(total)), total)
+    for where, total in both:
+        write(builder, builder.load(total), where, mask)
+
+
+def _wide(builder: Any, address: Any, narrow: bool, mask: Any) -> Any:  # noqa: FBT001
+    """float32 numbers at the address, bfloat16 ones if `narrow`."""
+    if not narrow:
+        return read(builder, address, FLOATS, mask)
+    bits = builder.zext(read(builder, address, HALVES, mask), INTS)
+    return builder.bitcast(builder.shl(bits, constant(INTS, 16)), FLOATS)
 
 
 @njit(cache=True, nogil=True, fastmath=SUMS)
@@ -339,9 +544,7 @@ def _log_sums(begin: int, end: int, rows: Any, out: Any) -> None:
     """As `log_sum_exp`, in stretches that stay in the cache."""
     stretch = np.empty(_STRETCH, np.float32)
     for row in range(begin, end):
-        highest = np.float32(-np.inf)
-        for value in rows[row]:
-            highest = max(highest, value)
+        highest = _highest(rows[row])
         if highest == -np.inf:
             out[row] = highest
             continue
@@ -349,7 +552,7 @@ def _log_sums(begin: int, end: int, rows: Any, out: Any) -> None:
         for first in range(0, len(rows[row]), _STRETCH):
             here = stretch[: min(_STRETCH, len(rows[row]) - first)]
             here[:] = rows[row, first : first + len(here)]
-            _exp(here, highest)
-            for value in here:
-                total += value
+            _exp(here, np.float32(1), highest)
+            for i in range(len(here)):
+                total += here[i]
         out[row] = highest + np.float32(math.log(total))

@@ -49,15 +49,16 @@ from draftrec.engine.passes.registers import (
 )
 from draftrec.engine.passes.team import carray, pointer, share, take, threads_for
 
-# Rows of a tile: with two registers of outputs each they fill the processor's.
-_MOST = 12 if WIDE else 4
+#: Rows of a tile: with two registers of outputs each they fill the processor's.
+MOST = 12 if WIDE else 4
 #: Outputs of a block.
 WIDTH = 2 * LANES
-# Bytes ahead of use that weights are asked for: the processor's own guess ends with each page.
-_AHEAD = 4096
+#: Bytes ahead of use that memory is asked for: the processor's own guess ends with each page.
+AHEAD = 4096
 # numpy asks the system for huge pages from 4 MB on, which lets weights come by half again as fast.
 _PIECE = 1 << 26
-_LINE = 64
+#: Bytes of a cache line.
+LINE = 64
 
 
 class Shelf:
@@ -69,9 +70,9 @@ class Shelf:
     def take(self, *shape: int) -> Any:
         """int32 `shape`, not filled in, from the begin of a cache line."""
         size = int(np.prod(shape))
-        if size + _LINE > len(self._left):
-            self._left = np.empty(max(size + _LINE, _PIECE // 4), np.int32)
-        begin = -self._left.ctypes.data % _LINE // 4
+        if size + LINE > len(self._left):
+            self._left = np.empty(max(size + LINE, _PIECE // 4), np.int32)
+        begin = -self._left.ctypes.data % LINE // 4
         found = self._left[begin : begin + size].reshape(shape)
         self._left = self._left[begin + size :]
         return found
@@ -166,56 +167,72 @@ def _part(task: Any, first: int, last: int, row: Any, weight: Any, result: Any) 
 def _blocks(first: int, last: int, rows: Any, laid: Any, bias: Any, out: Any) -> None:
     """Blocks `first .. last - 1` of the outputs of all rows, in tiles of nearly equal height."""
     count = len(rows)
-    tiles = (count + _MOST - 1) // _MOST
+    tiles = (count + MOST - 1) // MOST
     for block in range(first, last):
-        for tile in range(tiles):
-            begin, end = count * tile // tiles, count * (tile + 1) // tiles
-            _tile(rows, begin, end - begin, laid, block, bias, out)  # pyright: ignore[reportCallIssue]
+        for part in range(tiles):
+            begin, end = count * part // tiles, count * (part + 1) // tiles
+            tile(rows, begin, end - begin, laid, block, bias, out, block * WIDTH)
 
 
-@intrinsic
-def _tile(  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    typing, rows, begin, count, laid, block, bias, out
-):  # fmt: skip
-    """Write a block of outputs of rows `begin .. begin + count - 1`, with a loop for each height of
-    a tile."""
-    rounds = out.dtype == types.int16
-    narrow = _add_pairs if rows.dtype == types.int32 else _add_halves
-    add = narrow if laid.dtype == types.int32 else _add_wide
-    signature = types.void(rows, types.intp, types.intp, laid, types.intp, bias, out)
+def _tile(*, ahead: bool) -> Any:
+    """A function of generated code, with a loop for each height of a tile. `ahead`: let it ask
+    memory for the weights that come next."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, begin, count, laid, block, bias, out = arrays(context, builder, signature, arguments)
-        column = builder.mul(block, LONG(WIDTH))
-        more = [read(builder, bias.at(builder.add(column, LONG(j))), FLOATS) for j in (0, LANES)]
-        end = builder.function.append_basic_block("end")
-        choice = builder.switch(count, end)
-        for height in range(1, _MOST + 1):
-            case = builder.function.append_basic_block(f"rows{height}")
-            choice.add_case(LONG(height), case)
-            builder.position_at_end(case)
-            lines = [builder.add(begin, LONG(r)) for r in range(height)]
-            sums = _sums(builder, add, [rows.at(x) for x in lines], laid.at(block), laid.size(1))
-            for line, row in zip(lines, sums, strict=True):
-                for j in range(2):
-                    value = builder.fadd(builder.load(row[j]), more[j])
-                    to = out.at(line, builder.add(column, LONG(LANES * j)))
-                    write(builder, _rounded(builder, value) if rounds else value, to)
-            builder.branch(end)
-        builder.position_at_end(end)
-        return context.get_dummy_value()
+    def add_up(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        typing, rows, begin, count, laid, block, bias, out, column
+    ):
+        rounds = out.dtype == types.int16
+        narrow = _add_pairs if rows.dtype == types.int32 else _add_halves
+        add = narrow if laid.dtype == types.int32 else _add_wide
+        signature = types.void(
+            rows, types.intp, types.intp, laid, types.intp, bias, out, types.intp
+        )
 
-    return signature, generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            rows, begin, count, laid, block, bias, out, column = arrays(
+                context, builder, signature, arguments
+            )
+            first = builder.mul(block, LONG(WIDTH))
+            more = [read(builder, bias.at(builder.add(first, LONG(j))), FLOATS) for j in (0, LANES)]
+            end = builder.function.append_basic_block("end")
+            choice = builder.switch(count, end)
+            for height in range(1, MOST + 1):
+                case = builder.function.append_basic_block(f"rows{height}")
+                choice.add_case(LONG(height), case)
+                builder.position_at_end(case)
+                lines = [builder.add(begin, LONG(r)) for r in range(height)]
+                own, steps = [rows.at(x) for x in lines], laid.size(1)
+                sums = _sums(builder, add, own, laid.at(block), steps, ahead=ahead)
+                for line, row in zip(lines, sums, strict=True):
+                    for j in range(2):
+                        value = builder.fadd(builder.load(row[j]), more[j])
+                        to = out.at(line, builder.add(column, LONG(LANES * j)))
+                        write(builder, _rounded(builder, value) if rounds else value, to)
+                builder.branch(end)
+            builder.position_at_end(end)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(add_up)
 
 
-def _sums(builder: Any, add: Any, rows: list[Any], weights: Any, steps: Any) -> list[list[Any]]:
+#: `tile(rows, begin, count, laid, block, bias, out, column)`: a block of outputs of rows `begin ..
+#: begin + count - 1`, at most `MOST`, to the columns of `out` from `column` on; `near` where the
+#: weights are in a core's nearest cache.
+tile, near = _tile(ahead=True), _tile(ahead=False)
+
+
+def _sums(
+    builder: Any, add: Any, rows: list[Any], weights: Any, steps: Any, *, ahead: bool
+) -> list[list[Any]]:
     """For each row two registers of outputs, summed over all inputs; `rows` and `weights`
     are addresses."""
     sums = [variables(builder, 2) for _ in rows]
     with cgutils.for_range(builder, steps) as loop:
         here = builder.add(weights, builder.mul(loop.index, LONG(4 * WIDTH)))
-        for line in range(0, 4 * WIDTH, _LINE):
-            prefetch(builder, builder.add(here, LONG(_AHEAD + line)))
+        for line in range(0, 4 * WIDTH, LINE) if ahead else ():
+            prefetch(builder, builder.add(here, LONG(AHEAD + line)))
         both = [read(builder, after(builder, here, j), INTS) for j in (0, LANES)]
         add(builder, rows, loop.index, both, sums)
     return sums
