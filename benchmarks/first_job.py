@@ -171,13 +171,14 @@ def _write(
     from draftrec.jobs.knowledge.account import curve_seconds
 
     seconds = Spent()
+    together = min(len(chunk), writer.slots(max(len(r.prompt_ids) for r in chunk)))
 
     def join(request: Request, text: Generation) -> None:
         writer.commit([(text.token_ids, request.group)])
 
     def step(stats: StepStats) -> None:
         nonlocal seconds
-        passes, plain = curve_seconds(curve, stats)
+        passes, plain = curve_seconds(curve, stats, together)
         seconds += Spent(passes=passes, plain=plain)
 
     before = writer.timing.spent

@@ -21,9 +21,11 @@ _ENGINES = {
 
 def steps(result: Result) -> str:
     """Steps of every engine, and ours beside theirs where they were looked for."""
+    length = result["context"]
+    what = "A step on CPU" if length <= 300 else f"A step on CPU after {length} tokens"
     out = (
-        "## A step on CPU: `benchmarks/steps.py`\n\n"
-        f"Milliseconds of a step over texts of {result['context']} tokens in float32, plain or "
+        f"## {what}: `benchmarks/steps.py`\n\n"
+        f"Milliseconds of a step over texts of {length} tokens in float32, plain or "
         f"with {result['nodes']} draft nodes each: the unmodified model with weights laid out "
         "once, and the pass written by hand, whose weights stay in the bfloat16 that they were "
         "published in; last that pass in bfloat16, as a job runs it by itself where the processor "

@@ -41,6 +41,8 @@ from draftrec.engine.target import Target
 from draftrec.engine.tree import make_tree
 from draftrec.models.processor import multiplies_bfloat16
 
+# Tokens of the texts, unless others are asked for.
+_CONTEXT = 300
 _NODES = 8
 #: Tokens that a call of transformers' `generate` writes beside its first.
 _WRITTEN = 4
@@ -277,11 +279,12 @@ def read_milliseconds(model: Any, part: int, repeats: int = 9) -> dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, measure, write benchmarks/results/steps.json."""
+    """Parse, measure, write benchmarks/results/steps.json, or steps-CONTEXT.json after texts of
+    another length than usual."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, nargs="*", default=[], help="folders of real models")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--context", type=int, default=300)
+    parser.add_argument("--context", type=int, default=_CONTEXT)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-random", action="store_true", help="only the folders")
@@ -295,7 +298,8 @@ def main(argv: list[str] | None = None) -> int:
         name = folder.name if folder else "random 341M"
         models[name] = measure(model, drawn, args.batch, args.rounds)
     payload = {"context": args.context, "nodes": _NODES, "models": models}
-    write_result("steps", payload, seed=args.seed, folder=args.results)
+    name = "steps" if args.context == _CONTEXT else f"steps-{args.context}"
+    write_result(name, payload, seed=args.seed, folder=args.results)
     return 0
 
 

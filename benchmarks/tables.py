@@ -364,6 +364,7 @@ SECTIONS = {
     "pool-workers": pool_workers,
     "packed-weights": _packed,
     "steps": steps,
+    "steps-900": steps,
     "host-time": _host_time,
     "prompts": _prompts,
     "drafter-smollm2-item": drafter,

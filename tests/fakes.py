@@ -92,6 +92,9 @@ class FakeGenerator:
         day = f"{form.now:%Y-%m-%d} " if self.chat_template and self.chat_template.dated else ""
         return [f"{day}<user>{p}</user>" if form.chat else p for p in prompts]
 
+    def slots(self, longest: int) -> int:
+        return 2
+
     def cost_curve(self, longest: int, texts: int | None = None) -> CostCurve:
         return CostCurve((1, 100), (1.0, 2.0))
 

@@ -48,6 +48,11 @@ def test_a_row_above_a_step_costs_the_next_step() -> None:
     assert _stairs([1, 2, 8], [1.0, 2.0, 3.0], int) == ([1, 2, 8], [1.0, 2.0, 3.0])
 
 
+def test_a_text_alone_is_measured_before_time_is_over() -> None:
+    assert costs._order(16, 64)[:3] == [16, 64, 1]
+    assert costs._order(1, 8)[:2] == [1, 4]
+
+
 @pytest.mark.slow
 def test_costs_are_measured_from_one_row_to_full_trees() -> None:
     curve = measure_cost(Target(zoo.build("llama")), 4, 20, nodes=8, seconds=60.0)

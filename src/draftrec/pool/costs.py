@@ -95,11 +95,11 @@ class _Shortest:
 
 def _order(slots: int, nodes: int) -> list[int]:
     """Numbers of rows in the order in which they are to be known: a plain pass; one with a few
-    drafts for everyone; what lies around and between; at last the ends of jobs."""
+    drafts for everyone; a text alone, as jobs end; what lies around and between."""
     most = (nodes + 1) * slots
     upper = sorted({slots, *(r for r in _GRID if slots < r <= most)})
     few = min(upper, key=lambda r: abs(r - 4 * slots))
-    coarse = dict.fromkeys([slots, few, *upper[::4], *upper[::2], *upper])
+    coarse = dict.fromkeys([slots, few, 1, *upper[::4], *upper[::2], *upper])
     return [*coarse, *(r for r in (1, 2, 4, 8, 16, 32, 64, 128) if r < slots)]
 
 

@@ -66,19 +66,26 @@ def step(scored: int, drafted: int, new: int, prompt: int = 0) -> StepStats:
 
 
 def test_plain_seconds_are_those_of_as_many_passes_over_the_same_texts() -> None:
-    assert curve_seconds(CURVE, step(4, 0, 4)) == (1.0, 1.0)
+    assert curve_seconds(CURVE, step(4, 0, 4), 4) == (1.0, 1.0)
     # Four texts got three tokens each from a pass over eight rows: three passes of four rows.
-    assert curve_seconds(CURVE, step(4, 4, 12)) == pytest.approx((2.0, 3.0))
+    assert curve_seconds(CURVE, step(4, 4, 12), 4) == pytest.approx((2.0, 3.0))
     # Rows of prompts are there in either case, and share the first pass.
-    passes, plain = curve_seconds(CURVE, step(2, 2, 4, prompt=4))
+    passes, plain = curve_seconds(CURVE, step(2, 2, 4, prompt=4), 2)
     assert passes == pytest.approx(2.0 * 4 / 8)
     assert plain == pytest.approx(float(CURVE(6)) * 2 / 6 + 1.0)
-    assert curve_seconds(CURVE, step(0, 0, 0, prompt=8)) == (0.0, 0.0)
+    # What the first texts of a job are ahead would be written beside those that are still read.
+    many = step(2, 2, 4, prompt=4)
+    assert curve_seconds(CURVE, many, 8)[1] == pytest.approx(
+        float(CURVE(6)) * 2 / 6 + 2 * float(CURVE(8)) / 8
+    )
+    # At its end nobody joins: few texts go on alone, with drafts or without.
+    assert curve_seconds(CURVE, step(2, 2, 4), 8) == curve_seconds(CURVE, step(2, 2, 4), 2)
+    assert curve_seconds(CURVE, step(0, 0, 0, prompt=8), 4) == (0.0, 0.0)
 
 
 def test_without_drafts_the_estimate_is_one() -> None:
     for prompt in (0, 3, 50):
-        passes, plain = curve_seconds(CURVE, step(4, 0, 4, prompt))
+        passes, plain = curve_seconds(CURVE, step(4, 0, 4, prompt), 8)
         assert passes == pytest.approx(plain)
     assert Spent(0.0, 2.0, 3.0, 0.5, 0.5).times_plain == 1.0
 

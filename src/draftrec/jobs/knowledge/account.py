@@ -77,18 +77,21 @@ def loops(ids: IntArray) -> bool:
     return False
 
 
-def curve_seconds(curve: PassCosts, step: StepStats) -> tuple[float, float]:
+def curve_seconds(curve: PassCosts, step: StepStats, together: int) -> tuple[float, float]:
     """Seconds of a step's verifying by the cost curve, and of what would have written the same
     tokens without drafts: the pass itself without them, then as many passes more, over the same
-    texts, as each of them got tokens beyond the first. Rows of prompts run in either case."""
+    texts, as each of them got tokens beyond the first. Rows of prompts run in either case; while
+    there are some, more texts are about to join, and the tokens beyond the first would be written
+    when `together` of them run."""
     texts = step.scored
     if not texts:
         return 0.0, 0.0
     prompt = step.rows - texts - step.drafted_tokens
-    whole, without, alone = curve([step.rows, prompt + texts, texts]).tolist()
+    beside = max(texts, together) if prompt else texts
+    whole, without, alone = curve([step.rows, prompt + texts, beside]).tolist()
     verifying = whole * (texts + step.drafted_tokens) / step.rows
     first = without * texts / (prompt + texts)
-    return verifying, first + (step.new_tokens / texts - 1.0) * alone
+    return verifying, first + (step.new_tokens - texts) * alone / beside
 
 
 def pool_note(

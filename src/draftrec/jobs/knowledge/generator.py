@@ -203,6 +203,10 @@ class Generator:
         """What is known of its passes, for a later run to begin with."""
         return self._passes.state
 
+    def slots(self, longest: int) -> int:
+        """As `Passes.slots`."""
+        return self._passes.slots(longest)
+
     def cost_curve(self, longest: int, texts: int | None = None) -> LearningCurve | None:
         """As `Passes.curve`; None where nothing is drafted."""
         drafts = self.config.draft.draft != "none"
@@ -385,7 +389,7 @@ class Generator:
         """A new engine for prompts of at most `longest` tokens, and so many `texts`. Measures what
         passes cost where something is drafted and that is not known yet."""
         config = self.config
-        slots, costs = self._passes.slots(longest), self.cost_curve(longest, texts)
+        slots, costs = self.slots(longest), self.cost_curve(longest, texts)
         budget, certain = self._budget(costs), None
         drafter, controls = self._drafter(budget), self._controls(self.resolved.settings)
         if self.grammar:

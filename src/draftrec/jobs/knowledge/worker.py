@@ -83,6 +83,7 @@ class TextGenerator(Protocol):
         should_stop: ShouldStop | None = None,
         on_text: OnText | None = None,
     ) -> list[Generation]: ...
+    def slots(self, longest: int) -> int: ...
     def cost_curve(self, longest: int, texts: int | None = None) -> PassCosts | None: ...
     def commit(self, texts: Texts) -> None: ...
 
@@ -374,6 +375,7 @@ class _Writing:
         self._curve_seconds = Spent()
         self._told = Spent()
         self._curve: PassCosts | None = None
+        self._together = 1
         self._endings = Endings()
         self._fresh: list[tuple[Request, Generation]] = []
 
@@ -386,6 +388,7 @@ class _Writing:
             return [self._found[i] for i in range(len(self._requests))]
         longest = max(len(r.prompt_ids) for r in left)
         self._curve = self._generator.cost_curve(longest, len(left))
+        self._together = min(len(left), self._generator.slots(longest))
 
         def step(stats: StepStats) -> None:
             told = self._step(stats)
@@ -418,7 +421,7 @@ class _Writing:
     def _step(self, step: StepStats) -> StepStats:
         """The step with what it took and how its texts ended."""
         if self._curve is not None:
-            passes, plain = curve_seconds(self._curve, step)
+            passes, plain = curve_seconds(self._curve, step, self._together)
             self._curve_seconds += Spent(passes=passes, plain=plain)
         self._keep()
         spent, ends = self._spent(), self._endings
