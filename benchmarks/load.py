@@ -7,8 +7,9 @@ recommend for the embedded shop's readers: one client, then many, for a bounded 
 requests. Some answers are compared with those of one request at a time. Then texts, streamed and
 whole in turns: time to the first of it. Then the faults: a slow client, one that hangs up, a body
 of 10 MB, no JSON, unknown items, a deadline of 1 ms, a flood, long prompts that are refused, idle
-connections, a log that nobody reads, strangers' addresses, a pool that is overwritten, and SIGTERM
-in the middle. All of it takes about twice `--seconds`.
+connections, a log that nobody reads, SIGTERM in the middle; and those of files (`load_files`): a
+pool that is overwritten, a reload of which half fails, odd runs, a long one under many pages, two
+additions to a pool. All of it takes about twice `--seconds`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import httpx
 from common import note, write_result
 from load_client import Ask, Process, Traffic, asked, items, pump, text
 from load_faults import ALONE, FAULTS
+from load_files import FILES
 
 #: Whatever happens, no more requests than this are sent in one measurement.
 _MOST_REQUESTS = 2_000_000
@@ -168,7 +170,7 @@ def faults(bodies: list[Any]) -> dict[str, Any]:
             ).status_code
             found[name] = {**seen, "good_request_after": status, "ok": seen["ok"] and status == 200}
             note(f"{name}: {found[name]}")
-    for fault in ALONE:
+    for fault in (*ALONE, *FILES):
         name = fault.__name__
         found[name] = fault(bodies)
         note(f"{name}: {found[name]}")

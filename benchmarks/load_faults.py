@@ -6,21 +6,14 @@ import asyncio
 import json
 import resource
 import socket
-import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import numpy as np
 from load_client import Process
-
-from draftrec.demo.shop import demo_model_path
-from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
-from draftrec.pool.store import Pool
 
 _JSON = {"content-type": "application/json"}
 
@@ -274,48 +267,10 @@ def log_that_nobody_reads(bodies: list[Any]) -> dict[str, Any]:
     }
 
 
-def strangers_and_an_overwritten_pool(bodies: list[Any]) -> dict[str, Any]:
-    """Addresses that clients invent are not believed; texts outlive the pool that they draft from,
-    and are the same without it."""
-    text = {"records": [{"entity_id": "x", "prompt": "hello reader"}]}
-    with tempfile.TemporaryDirectory() as folder:
-        pool, config = Path(folder) / "pool", Path(folder) / "serve.yaml"
-        model = demo_model_path()
-        tokenizer = load_tokenizer(str(model))
-        made = Pool(tokenizer_fingerprint(tokenizer))
-        ids = tokenizer("This reader likes stories of ships.").input_ids
-        made.add([(np.array(ids, np.int32), None)] * 40)
-        made.save(pool)
-        generate = {"target": {"model": str(model), "device": "cpu", "dtype": "float32"}}
-        rate = {"per_second": 2, "burst": 5}
-        settings = {"knowledge": {"generate": generate, "pool": str(pool)}, "rate": rate}
-        config.write_text(json.dumps(settings))  # JSON is YAML
-        with Process("--config", str(config)) as served:
-            before = httpx.post(f"{served.url}/v1/knowledge", json=text, timeout=60).json()
-            invented = [{"x-forwarded-for": f"10.0.0.{i}"} for i in range(40)]
-            statuses = Counter(
-                httpx.get(f"{served.url}/v1/models", headers=one).status_code for one in invented
-            )
-            time.sleep(3)
-            (pool / "all.safetensors").write_bytes(b"")
-            time.sleep(0.1)
-            after = httpx.post(f"{served.url}/v1/knowledge", json=text, timeout=60).json()
-            kinds = [line.get("kind") for line in served.lines()]
-            code = served.terminate()
-    return {
-        "invented_addresses": dict(statuses),
-        "same_text": before == after and "texts" in after,
-        "noticed": "PoolOverwrittenError" in kinds,
-        "exit_code": code,
-        "ok": statuses[429] > 20 and before == after and "texts" in after and code == 0,
-    }
-
-
 #: Those that need a service of their own.
 ALONE = (
     idle_connections,
     log_that_nobody_reads,
-    strangers_and_an_overwritten_pool,
     sigterm_in_the_middle,
 )
 
