@@ -3,11 +3,18 @@ beside them."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numba.core.codegen import get_host_cpu_features
 
 from draftrec.engine.passes.row_attention import attend, log_sum_exp
 
@@ -116,6 +123,51 @@ def test_where_columns_lie_does_not_matter() -> None:
     text = attend(q, k, v, (slots, sight_of([(0, 100, [])])), scale=0.3)
     drafts = attend(q, k2, v2, (slots, sight_of([(0, 98, [52, 65])])), scale=0.3)
     assert torch.equal(text, drafts)
+
+
+def test_what_a_broken_model_gives_is_not_made_good() -> None:
+    q, k, v = tensors(2, 4, 2, 32, 0)
+    q[0, 0] = torch.nan
+    views = sight_of([(0, 100, []), (0, 100, [])])
+    found = attend(q, k, v, (torch.zeros(2, dtype=torch.int64), views), scale=0.3)
+    assert found[0, 0].isnan().all()
+    assert found[0, 1:].isfinite().all()
+    assert found[1].isfinite().all()
+
+
+@pytest.mark.slow
+def test_processors_without_wide_registers_attend_the_same_up_to_rounding(tmp_path: Path) -> None:
+    """Rows of a text alone and together, in both dtypes; bfloat16 without an instruction for it."""
+    code = (
+        "import json, torch\n"
+        "from tests.engine.passes.test_row_attention import attend, sight_of, tensors\n"
+        "views, found = [(0, 90, [n, n + 3]) for n in range(14)], []\n"
+        "for dtype in (torch.float32, torch.bfloat16):\n"
+        "    q, k, v = tensors(14, 9, 3, 34, 0, dtype)\n"
+        "    slots, sight = torch.ones(14, dtype=torch.int64), sight_of(views)\n"
+        "    rows = attend(q, k, v, (slots, sight), scale=0.3)\n"
+        "    alone = attend(q[5:6], k, v, (slots[5:6], sight[5:6]), scale=0.3)\n"
+        "    assert torch.equal(alone[0], rows[5])\n"
+        "    found.append(rows.flatten().tolist())\n"
+        "print(json.dumps(found))"
+    )
+    narrow = {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+bmi,+bmi2",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    if "avx2" not in str(get_host_cpu_features()):
+        pytest.skip("a processor without AVX2")
+    wide, less = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", code], env=os.environ | more, check=True, capture_output=True
+            ).stdout
+        )
+        for more in ({}, narrow)
+    )
+    for one, other in zip(wide, less, strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

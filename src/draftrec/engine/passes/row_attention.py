@@ -24,6 +24,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from draftrec.engine.passes.prepacked import stored
 from draftrec.engine.passes.registers import (
     FLOAT,
     FLOATS,
@@ -80,7 +81,7 @@ def attend(  # noqa: PLR0913
     """
     slots, sight = (x.numpy() for x in seen)
     out = torch.empty((len(slots), query.shape[1], values.shape[-1]))
-    q, k, v = (_stored(x) for x in (query.contiguous(), keys, values))
+    q, k, v = (stored(x) for x in (query.contiguous(), keys, values))
     rest = None if sinks is None else sinks.float().numpy()
     attend_arrays(q, k, v, (slots, np.ascontiguousarray(sight)), out.numpy(), scale, softcap, rest)
     return out
@@ -107,31 +108,14 @@ def attend_arrays(  # noqa: PLR0913
         query = (
             query.view(np.int32) if PAIRWISE else (query.astype(np.int32) << 16).view(np.float32)
         )
+    task = query, keys, values, slots, sight, tiles, rest, numbers, out
     units = (len(tiles) - 1) * groups
     threads = min(threads_for(1.5 * total * heads), units)
     if threads > 1:
         kind = (query.dtype == np.int32) + 2 * (keys.dtype == np.int32)
-        share(
-            _loop,
-            units,
-            threads,
-            kind,
-            query,
-            keys,
-            values,
-            slots,
-            sight,
-            tiles,
-            rest,
-            numbers,
-            out,
-        )
+        share(_loop, units, threads, kind, *task)
     else:
-        _attend(0, units, query, keys, values, slots, sight, tiles, rest, numbers, out)
-
-
-def _stored(tensor: torch.Tensor) -> Any:
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        _attend(0, units, *task)
 
 
 def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
@@ -148,7 +132,7 @@ def store(
     """Write `rows` `[S, kv_heads, dim]` to their slots and columns, int64 `[S]`, of `slab`, float32
     or bfloat16 as `keys` are; those with column -1 nowhere."""
     given = rows.to(slab.dtype).contiguous()
-    _store(_stored(given), _stored(slab), slots.numpy(), columns.numpy())
+    _store(stored(given), stored(slab), slots.numpy(), columns.numpy())
 
 
 @njit(cache=True, nogil=True)
@@ -222,7 +206,7 @@ def _attend(  # noqa: PLR0913
     asked = np.zeros((most, whole * (query.shape[2] // steps)), query.dtype)
     laid, nothing = np.empty((1, whole, WIDTH), keys.dtype), np.zeros(WIDTH, np.float32)
     scores = np.empty((most, capacity + 2 * WIDTH), np.float32)
-    sums, parts = np.empty((most, values.shape[3]), np.float32), np.empty(most, np.float32)
+    sums, scales = np.empty((most, values.shape[3]), np.float32), np.empty(most, np.float32)
     columns = np.empty(capacity + 2 * WIDTH, np.int64)
     for unit in range(first, last):
         tile, group = unit // groups, unit % groups
@@ -241,11 +225,11 @@ def _attend(  # noqa: PLR0913
             seen, sink = rows[n // shared], sinks[begin + n % shared]
             found = scores[n]
             behind = _gathered(seen, low, found)
-            parts[n] = _share(found[seen[0] - low : behind], numbers[0], numbers[1], sink)
+            scales[n] = _share(found[seen[0] - low : behind], numbers[0], numbers[1], sink)
         sums[:count] = 0
         _mix_all(scores, rows, shared, low, columns, values, slot, group, sums)
         for n in range(count):
-            out[tiles[tile] + n // shared, begin + n % shared] = parts[n] * sums[n]
+            out[tiles[tile] + n // shared, begin + n % shared] = scales[n] * sums[n]
 
 
 @njit(cache=True, nogil=True)
@@ -401,8 +385,8 @@ def _registers(builder: Any, width: Any) -> tuple[Any, Any]:
 
 @njit(cache=True, nogil=True, fastmath=SUMS)
 def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> Any:
-    """exp of the scaled scores, less the highest, in place; by what their shares are that, 1 over
-    the sum of all and of what `sink` takes."""
+    """Softmax, its division left to whoever sums: exp of the scaled scores less the highest, in
+    place, and 1 over the sum of them all and of what `sink` takes."""
     if softcap:
         for i in range(len(found)):
             found[i] = np.float32(math.tanh(found[i] * scale / softcap)) * softcap
@@ -412,7 +396,7 @@ def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> Any:
     _exp(found, scale, highest)
     for i in range(len(found)):
         total += found[i]
-    return np.float32(1) / total if total > 0 else np.float32(0)
+    return np.float32(0) if total == 0 else np.float32(1) / total
 
 
 @njit(cache=True, nogil=True)
