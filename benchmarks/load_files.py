@@ -1,5 +1,5 @@
-"""Files that are odd, half written or under two hands, and what service, dashboard and pools make of
-them. Each fault: figures and `ok`."""
+"""Files that are odd, half written or under two hands, and what service, dashboard and pools make
+of them. Each fault: figures and `ok`."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def reload_of_which_half_fails(bodies: list[Any]) -> dict[str, Any]:
             replace(pool / "manifest.json", whole)
             statuses.append(reload_and(served, "ok", asked))
             code = served.terminate()
+    when = "before", "half_failed", "reloaded"
     return {
-        "an_item_that_goes": dict(zip(("before", "half_failed", "reloaded"), statuses, strict=True)),
+        "an_item_that_goes": dict(zip(when, statuses, strict=True)),
         "exit_code": code,
         "ok": statuses == [200, 200, 422] and code == 0,
     }
@@ -113,8 +114,8 @@ def odd_runs(bodies: list[Any]) -> dict[str, Any]:
         for name, (file, text) in odd.items():
             shutil.copytree(good, Path(folder) / name)
             (Path(folder) / name / file).write_text(text)
-        with Process("--config", str(write_settings(folder, {"knowledge": {"generate": _GENERATE},
-                                                             "runs": [folder]}))) as served:  # fmt: skip
+        settings = {"knowledge": {"generate": _GENERATE}, "runs": [folder]}
+        with Process("--config", str(write_settings(folder, settings))) as served:
             data = httpx.get(f"{served.url}/dashboard/data.json", timeout=60).json()
             code = served.terminate()
     shown = {run["name"] for run in data["runs"]}
@@ -156,7 +157,8 @@ def pages_over_a_long_run(bodies: list[Any]) -> dict[str, Any]:
 
 
 async def _beside_pages(url: str) -> tuple[float, float, list[float]]:
-    """Seconds of a short text by itself and while pages open, medians; of each page's first look."""
+    """Seconds of a short text by itself and while pages open, medians; of each page's first
+    look."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
 
         async def short() -> float:
@@ -182,11 +184,14 @@ def two_additions_to_a_pool(bodies: list[Any]) -> dict[str, Any]:
     """Two `pool add` at once: what says that it added has added, the other one says that it did
     not."""
     with tempfile.TemporaryDirectory() as folder:
-        pool, model = Path(folder) / "pool", str(demo_model_path())
+        pool, model = write_pool(Path(folder) / "pool"), str(demo_model_path())
+        before = len(Pool.load(pool, tokenizer_fingerprint(load_tokenizer(model))))
         children: list[subprocess.Popen[bytes]] = []
         for part in range(2):
             texts = Path(folder) / f"texts-{part}.jsonl"
-            rows = ({"entity_id": f"{part}-{i}", "text": f"a story {i} of {part}"} for i in range(3000))
+            rows = [
+                {"entity_id": f"{part}-{i}", "text": f"a story {i} of {part}"} for i in range(3000)
+            ]
             texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
             words = ["pool", "add", str(pool), str(texts), "--tokenizer", model]
             children.append(
@@ -200,7 +205,7 @@ def two_additions_to_a_pool(bodies: list[Any]) -> dict[str, Any]:
     return {
         "exit_codes": codes,
         "texts": held,
-        "ok": codes in ([0, 0], [0, 2]) and held == 3000 * codes.count(0),
+        "ok": codes in ([0, 0], [0, 2]) and held == before + 3000 * codes.count(0),
     }
 
 

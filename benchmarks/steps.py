@@ -279,8 +279,8 @@ def read_milliseconds(model: Any, part: int, repeats: int = 9) -> dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, measure, write benchmarks/results/steps.json, or steps-CONTEXT.json after texts of
-    another length than usual."""
+    """Parse, measure, write benchmarks/results/steps.json, or steps-CONTEXT.json after texts that
+    are longer than usual."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, nargs="*", default=[], help="folders of real models")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8])
@@ -301,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         name = folder.name if folder else "random 341M"
         models[name] = measure(model, drawn, args.batch, args.rounds)
     payload = {"context": args.context, "nodes": _NODES, "models": models}
-    name = "steps" if args.context == _CONTEXT else f"steps-{args.context}"
+    name = "steps" if args.context <= _CONTEXT else f"steps-{args.context}"
     write_result(name, payload, seed=args.seed, folder=args.results)
     return 0
 
