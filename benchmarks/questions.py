@@ -297,9 +297,9 @@ def _beams(results: Results) -> str:
 QUESTIONS = (
     Question("How fast?", "fast", (
         "knowledge-live", "first-job-movielens", "first-job-movielens-penalty",
-        "first-job-bookshop",
-        "first-job-bookshop-penalty", "knowledge-replay", "sampled", "steps", "steps-900", "packed-weights",
-        "host-time", "prompts", "transformers", "vllm", "load",
+        "first-job-bookshop", "first-job-bookshop-penalty", "knowledge-replay", "sampled",
+        "steps", "steps-900", "packed-weights", "host-time", "prompts", "transformers", "vllm",
+        "load",
     ), _fast_plot, _fast),
     Question("Is it exact?", "exact", (
         "exactness", "exactness-bits", "exactness-bits-cost", "controls-exactness",
