@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -239,11 +240,9 @@ def _extent(rows: Any) -> tuple[int, int]:
     for row in range(len(rows)):
         low, end = min(low, rows[row, 0]), max(end, rows[row, 0], rows[row, 1])
         for word in range(2, rows.shape[1]):
-            left, bit = np.uint64(rows[row, word]), 0
-            while left:
-                bit, left = bit + 1, left >> np.uint64(1)
-            if bit:
-                end = max(end, rows[row, 1] + 64 * (word - 2) + bit)
+            bits = np.uint64(rows[row, word])
+            if bits:
+                end = max(end, rows[row, 1] + 64 * (word - 1) - _zeros_above(bits))
     return low, end
 
 
@@ -262,14 +261,27 @@ def _gathered(seen: Any, low: int, found: Any) -> int:
     after the other, which begin at `seen[0] - low`; where they end."""
     place = max(seen[0], seen[1]) - low
     for word in range(2, len(seen)):
-        left, bit = np.uint64(seen[word]), 0
+        left, first = np.uint64(seen[word]), seen[1] + 64 * (word - 2) - low
         while left:
-            if left & np.uint64(1):
-                found[place] = found[seen[1] + 64 * (word - 2) + bit - low]
-                place += 1
-            left >>= np.uint64(1)
-            bit += 1
+            found[place] = found[first + _zeros_below(left)]
+            place += 1
+            left &= left - np.uint64(1)
     return place
+
+
+def _zeros_of(count: str) -> Any:
+    """How many zeros a word, which is not zero, has above or below its ones."""
+
+    def zeros(typing, word):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, count)(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+        return types.intp(types.uint64), generate
+
+    return intrinsic(zeros)
+
+
+_zeros_above, _zeros_below = _zeros_of("ctlz"), _zeros_of("cttz")
 
 
 @njit(cache=True, nogil=True)
