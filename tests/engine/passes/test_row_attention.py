@@ -125,6 +125,16 @@ def test_where_columns_lie_does_not_matter() -> None:
     assert torch.equal(text, drafts)
 
 
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 0.0, 2.0])])
+def test_a_row_that_sees_nothing_gets_zeros(sinks: torch.Tensor | None) -> None:
+    q, k, v = tensors(3, 4, 2, 32, 0)
+    views = sight_of([(0, 7, []), (0, 0, []), (0, 0, [])])
+    slots = torch.tensor([1, 1, 2])
+    found = attend(q, k, v, (slots, views), scale=0.3, sinks=sinks)
+    assert not found[1:].any()
+    assert found[0].isfinite().all()
+
+
 def test_what_a_broken_model_gives_is_not_made_good() -> None:
     q, k, v = tensors(2, 4, 2, 32, 0)
     q[0, 0] = torch.nan

@@ -399,6 +399,8 @@ def _registers(builder: Any, width: Any) -> tuple[Any, Any]:
 def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> Any:
     """Softmax, its division left to whoever sums: exp of the scaled scores less the highest, in
     place, and 1 over the sum of them all and of what `sink` takes."""
+    if not len(found):  # a row that sees nothing gets zeros
+        return np.float32(0)
     if softcap:
         for i in range(len(found)):
             found[i] = np.float32(math.tanh(found[i] * scale / softcap)) * softcap
@@ -408,7 +410,7 @@ def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> Any:
     _exp(found, scale, highest)
     for i in range(len(found)):
         total += found[i]
-    return np.float32(0) if total == 0 else np.float32(1) / total
+    return np.float32(1) / total
 
 
 @njit(cache=True, nogil=True)
