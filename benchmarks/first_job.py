@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import SHARED, note, paired_ratio, spread, write_result
-from jobs import environment, token_ids_of
+from jobs import environment, program, token_ids_of
 from shop import stream_records
 
 from draftrec.config import Side
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from draftrec.engine.text.stats import Spent, StepStats
     from draftrec.jobs.knowledge.generator import Generator
 
-_MAIN = "from draftrec.cli.main import main; main()"
 _RATINGS = SHARED / "data/interactions/ml100k_ratings.parquet"
 _MOVIES = SHARED / "data/items/ml100k_movies.parquet"
 _COLUMNS = ("--user-column", "user", "--item-column", "movie", "--time-column", "ts")
@@ -88,9 +86,8 @@ def bookshop(args: argparse.Namespace, scratch: Path, penalty: float) -> dict[st
 def run_command(arguments: Seq[str]) -> dict[str, Any]:
     """Run `draftrec` and read the summary on the last line of its output."""
     done = subprocess.run(
-        [sys.executable, "-c", _MAIN, *arguments, "--json"],
-        check=True, env=environment(), capture_output=True,
-    )  # fmt: skip
+        program(*arguments, "--json"), check=True, env=environment(), capture_output=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

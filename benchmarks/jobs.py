@@ -55,7 +55,12 @@ def command(records: Path, model: Path, output: Path, options: Mapping[str, Any]
     """The command line of a job; `options` by the names of the long options."""
     flags = [f"--{name}={value}" for name, value in options.items()]
     job = ["generate", str(records), "--model", str(model), "--output", str(output)]
-    return [sys.executable, "-c", _MAIN, *job, "--device=cpu", *flags]
+    return program(*job, "--device=cpu", *flags)
+
+
+def program(*words: str) -> list[str]:
+    """The command line of `draftrec` with these words."""
+    return [sys.executable, "-c", _MAIN, *words]
 
 
 def environment() -> dict[str, str]:

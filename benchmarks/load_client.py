@@ -8,7 +8,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,11 +18,10 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-from jobs import environment
+from jobs import environment, program
 
 from draftrec.demo.shop import histories, readings
 
-_MAIN = "from draftrec.cli.main import main; main()"
 _START_SECONDS, _END_SECONDS = 120.0, 60.0
 
 
@@ -39,7 +37,7 @@ class Process:
         self._folder = tempfile.TemporaryDirectory()
         self.log = Path(self._folder.name) / "log.jsonl"
         said = self.said = Path(self._folder.name) / "said.txt"
-        command = [sys.executable, "-c", _MAIN, "serve", *self._words, "--port", "0"]
+        command = program("serve", *self._words, "--port", "0")
         with self.log.open("wb") as out, said.open("wb") as err:
             self._child = subprocess.Popen(
                 command,

@@ -10,7 +10,6 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,18 +19,18 @@ from typing import Any
 import httpx
 import numpy as np
 import pyarrow.parquet as pq
-from jobs import command, environment, start, write_records
+from jobs import command, program, start, write_records
 from load_client import Process
 
+from draftrec.data.files.writers import replace_file
 from draftrec.demo.shop import demo_model_path, shipped_path
 from draftrec.models.loading import load_tokenizer, tokenizer_fingerprint
 from draftrec.pool.store import Pool
 
-_MAIN = "from draftrec.cli.main import main; main()"
 _GENERATE = {"target": {"model": str(demo_model_path()), "device": "cpu", "dtype": "float32"}}
 _TEXT = {"records": [{"entity_id": "x", "prompt": "hello reader"}]}
 _SHORT = {**_TEXT, "deadline_ms": 50}
-_LINES, _PAGES, _ASKED = 1_000_000, 8, 20
+_LINES, _PAGES, _ASKED, _COPIES = 1_000_000, 8, 20, 40
 
 
 def overwritten_pool(bodies: list[Any]) -> dict[str, Any]:
@@ -86,9 +85,9 @@ def reload_of_which_half_fails(bodies: list[Any]) -> dict[str, Any]:
             whole = (pool / "manifest.json").read_bytes()
             statuses = [asked()]
             pq.write_table(table.slice(0, len(table) - 1), sids)
-            replace(pool / "manifest.json", whole[: len(whole) // 2])
+            replace_file(pool / "manifest.json", whole[: len(whole) // 2])
             statuses.append(reload_and(served, "failed", asked))
-            replace(pool / "manifest.json", whole)
+            replace_file(pool / "manifest.json", whole)
             statuses.append(reload_and(served, "ok", asked))
             code = served.terminate()
     when = "before", "half_failed", "reloaded"
@@ -185,7 +184,6 @@ def two_additions_to_a_pool(bodies: list[Any]) -> dict[str, Any]:
     not."""
     with tempfile.TemporaryDirectory() as folder:
         pool, model = write_pool(Path(folder) / "pool"), str(demo_model_path())
-        before = len(Pool.load(pool, tokenizer_fingerprint(load_tokenizer(model))))
         children: list[subprocess.Popen[bytes]] = []
         for part in range(2):
             texts = Path(folder) / f"texts-{part}.jsonl"
@@ -194,27 +192,22 @@ def two_additions_to_a_pool(bodies: list[Any]) -> dict[str, Any]:
             ]
             texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
             words = ["pool", "add", str(pool), str(texts), "--tokenizer", model]
-            children.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", _MAIN, *words], env=environment(),
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )
-            )  # fmt: skip
+            children.append(start(program(*words), Path(folder) / "log"))
         codes = sorted(child.wait(300) for child in children)
         held = len(Pool.load(pool, tokenizer_fingerprint(load_tokenizer(model))))
     return {
         "exit_codes": codes,
         "texts": held,
-        "ok": codes in ([0, 0], [0, 2]) and held == before + 3000 * codes.count(0),
+        "ok": codes in ([0, 0], [0, 2]) and held == _COPIES + 3000 * codes.count(0),
     }
 
 
 def write_pool(folder: Path) -> Path:
-    """A pool of one text, forty times."""
+    """A pool of one text, `_COPIES` times."""
     tokenizer = load_tokenizer(str(demo_model_path()))
     made = Pool(tokenizer_fingerprint(tokenizer))
     ids = np.array(tokenizer("This reader likes stories of ships.").input_ids, np.int32)
-    made.add([(ids, None)] * 40)
+    made.add([(ids, None)] * _COPIES)
     made.save(folder)
     return folder
 
@@ -233,13 +226,6 @@ def write_settings(folder: str, settings: dict[str, Any]) -> Path:
     path = Path(folder) / "serve.yaml"
     path.write_text(json.dumps(settings))
     return path
-
-
-def replace(path: Path, content: bytes) -> None:
-    """In one move, as a careful hand does."""
-    new = path.with_suffix(".new")
-    new.write_bytes(content)
-    new.replace(path)
 
 
 def reload_and(served: Process, result: str, then: Callable[[], int]) -> int:

@@ -76,8 +76,8 @@ class Target:
 
     `by_row`: attend so that a row's result does not depend on the other rows of its pass, as far as
     that is built (`attends_by_row`). `narrow_kv`: cache keys and values in the model's dtype on CPU
-    as well, where float32 is exact. `way`: how passes run. Raises UnsupportedModelError when the
-    architecture cannot be served exactly.
+    also where float32 is exact and that is not. `way`: how passes run. Raises UnsupportedModelError
+    when the architecture cannot be served exactly.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ def pick_runner(model: PreTrainedModel, way: Way, *, by_row: bool) -> tuple[Runn
             if frozen and not length_rule(model):
                 return FrozenRunner(packed, exact=by_row), shape
             if way == "auto" and not length_rule(model) and fits(model):
-                packed.by_hand()
+                packed.run_by_hand()
             _say_eager(model, way, "its rotary factors follow each text's length")
             return packed, shape
         except attention.PlanLostError:

@@ -4,9 +4,6 @@ beside them."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numba.core.codegen import get_host_cpu_features
 
 from draftrec.engine.passes.row_attention import attend, log_sum_exp
+from tests.engine.passes.processors import on_both_registers
 
 SLOTS, CAPACITY = 3, 300
 
@@ -71,7 +68,7 @@ def expected(
 @given(
     views=st.lists(view(), min_size=1, max_size=60),
     together=st.booleans(),
-    group=st.sampled_from([(4, 4, 16), (6, 2, 34), (9, 3, 64), (40, 1, 8)]),
+    group=st.sampled_from([(4, 4, 16), (6, 2, 33), (6, 2, 34), (9, 3, 64), (40, 1, 8)]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     softcap=st.sampled_from([None, 5.0]),
     sunk=st.booleans(),
@@ -87,6 +84,8 @@ def test_rows_get_what_softmax_gives_and_the_same_bits_alone(
     sunk: bool,  # noqa: FBT001
     seed: int,
 ) -> None:
+    if dtype == torch.bfloat16:  # keys are read in pairs of numbers
+        group = *group[:2], group[2] + group[2] % 2
     q, k, v = tensors(len(views), *group, seed, dtype)
     order = [i % SLOTS for i in range(len(views))]
     slots, sight = torch.tensor(sorted(order) if together else order), sight_of(views)
@@ -108,7 +107,7 @@ def test_rows_get_what_softmax_gives_and_the_same_bits_alone(
         columns = [*range(low, high), *(high + n for n in nodes)]
         slot = slots[row]
         right = expected(q[row], k[slot][:, columns], v[slot][:, columns], softcap, sinks)
-        torch.testing.assert_close(found[row].double(), right, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[row].double(), right, rtol=1e-4, atol=2e-5)
 
 
 def test_where_columns_lie_does_not_matter() -> None:
@@ -161,21 +160,7 @@ def test_processors_without_wide_registers_attend_the_same_up_to_rounding(tmp_pa
         "    found.append(rows.flatten().tolist())\n"
         "print(json.dumps(found))"
     )
-    narrow = {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+bmi,+bmi2",
-        "NUMBA_CACHE_DIR": str(tmp_path),
-    }
-    if "avx2" not in str(get_host_cpu_features()):
-        pytest.skip("a processor without AVX2")
-    wide, less = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", code], env=os.environ | more, check=True, capture_output=True
-            ).stdout
-        )
-        for more in ({}, narrow)
-    )
+    wide, less = (json.loads(said) for said in on_both_registers(code, tmp_path))
     for one, other in zip(wide, less, strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-5, atol=1e-5)
 

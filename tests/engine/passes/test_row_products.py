@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numba.core.codegen import get_host_cpu_features
 
 from draftrec.engine.passes import row_products, team
 from draftrec.engine.passes.prepacked import Part, RowLinear, narrowed, prepack
 from draftrec.engine.selfcheck import checked_target
+from tests.engine.passes.processors import on_both_registers
 from tests.engine.test_exactness import _sized, build, ours, prompts_of
 
 # Of weights and of rows.
@@ -136,19 +134,7 @@ def test_processors_without_wide_registers_sum_the_same(tmp_path: Path) -> None:
         "print(RowLinear([w])(x.bfloat16()).view(torch.int16).tolist()[0][:3])\n"
         "print(RowLinear([w.float() / 3])(x).view(torch.int32).tolist())"
     )
-    narrow = {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+bmi,+bmi2",
-        "NUMBA_CACHE_DIR": str(tmp_path),
-    }
-    if "avx2" not in str(get_host_cpu_features()):
-        pytest.skip("a processor without AVX2")
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | more, check=True, capture_output=True
-        ).stdout.splitlines()
-        for more in ({}, narrow)
-    ]
+    found = [said.splitlines() for said in on_both_registers(code, tmp_path)]
     assert found[0][::2] == found[1][::2]
     assert len(found[1]) == 3
 

@@ -53,7 +53,7 @@ class PackedRunner:
     def keep_features(self, hidden: LastHidden) -> None:
         self.hidden = hidden
 
-    def by_hand(self) -> None:
+    def run_by_hand(self) -> None:
         """From now on run the pass that is written for the model's architecture. Its keys and
         values are rounded to the model's dtype as the model rounds them, so that caching them in it
         loses nothing."""

@@ -131,9 +131,8 @@ def store(
     rows: torch.Tensor, slab: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor
 ) -> None:
     """Write `rows` `[S, kv_heads, dim]` to their slots and columns, int64 `[S]`, of `slab`, float32
-    or bfloat16 as `keys` are; those with column -1 nowhere."""
-    given = rows.to(slab.dtype).contiguous()
-    _store(stored(given), stored(slab), slots.numpy(), columns.numpy())
+    as `keys` are; those with column -1 nowhere."""
+    _store(rows.float().contiguous().numpy(), slab.numpy(), slots.numpy(), columns.numpy())
 
 
 @njit(cache=True, nogil=True)
@@ -165,17 +164,16 @@ def _tiles(slots: Any, sight: Any, most: int) -> tuple[Any, int]:
 def _loop(data: Any) -> None:
     """`_attend` as `team.share` runs it. `kind`: are queries and keys pairs of bfloat16 (1, 2)?"""
     task = carray(data, 34, np.int64)
-    while True:
-        first = take(data, task[2])
-        if first >= task[1]:
-            return
-        last, kind = min(first + task[2], task[1]), task[3]
+    kind = task[3]
+    first, last = take(data, task)
+    while first < last:
         if kind == 3:
             _part(task, first, last, np.int32, np.int32, np.int16)
         elif kind == 2:
             _part(task, first, last, np.float32, np.int32, np.int16)
         else:
             _part(task, first, last, np.float32, np.float32, np.float32)
+        first, last = take(data, task)
 
 
 @njit(cache=True, nogil=True)

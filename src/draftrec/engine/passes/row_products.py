@@ -136,11 +136,9 @@ def _lay_out(first: int, weight: Any, laid: Any) -> None:
 def _loop(data: Any) -> None:
     """`_blocks` as `team.share` runs it. `kind`: are rows, weights and results narrow (1, 2, 4)?"""
     task = carray(data, 14, np.int64)
-    while True:
-        first = take(data, task[2])
-        if first >= task[1]:
-            return
-        last, kind = min(first + task[2], task[1]), task[3]
+    kind = task[3]
+    first, last = take(data, task)
+    while first < last:
         if kind == 7:
             _part(task, first, last, np.int32, np.int32, np.int16)
         elif kind == 2:
@@ -151,6 +149,7 @@ def _loop(data: Any) -> None:
             _part(task, first, last, np.float32, np.float32, np.int16)
         else:
             _part(task, first, last, np.float32, np.float32, np.float32)
+        first, last = take(data, task)
 
 
 @njit(cache=True, nogil=True)

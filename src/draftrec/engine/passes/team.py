@@ -21,7 +21,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -78,10 +78,18 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-take: Any = intrinsic(_take)
+_took: Any = intrinsic(_take)
 pointer: Any = intrinsic(_pointer)
 #: The array at an address, of a shape and dtype.
 carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+
+
+@njit(cache=True, nogil=True)
+def take(data: Any, task: Any) -> tuple[int, int]:
+    """The next part of a task, `first .. last - 1`, nothing once all are taken; `data`: its
+    address, `task`: its numbers."""
+    first = _took(data, task[2])
+    return first, min(first + task[2], task[1])
 
 
 def _address(array: Any) -> int:
