@@ -116,7 +116,7 @@ def test_where_columns_lie_does_not_matter() -> None:
     order = np.arange(100)
     moved = order.copy()
     moved[97:] = [97, 150, 163]
-    k2, v2 = k.clone(), v.clone()
+    k2, v2 = torch.randn_like(k), torch.randn_like(v)  # of others, and of refused drafts
     k2[:, :, moved], v2[:, :, moved] = k[:, :, order], v[:, :, order]
     slots = torch.zeros(1, dtype=torch.int64)
     text = attend(q, k, v, (slots, sight_of([(0, 100, [])])), scale=0.3)
