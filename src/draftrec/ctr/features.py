@@ -20,6 +20,7 @@ from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.data.interactions import converted, label
 from draftrec.data.joins import Join
+from draftrec.data.profiles import Items, entry_of, rating_scale
 from draftrec.data.records import Rejects
 from draftrec.data.tables.columns import ENTITY, need_columns
 from draftrec.data.tables.readers import open_records
@@ -363,53 +364,30 @@ def _vectors(
 
 
 def save_histories(
-    path: Place,
-    events: Events,
-    settings: CutSettings,
-    items: tuple[str, str] | None,
-    shown: tuple[str, str | None],
-    rejects: Rejects | None = None,
-) -> int:
-    """Write a JSON line per user, `entity_id` and `history`, as the user templates of
-    `draftrec generate` read them; the number of users.
+    path: Place, events: Events, settings: CutSettings, items: Items | None
+) -> dict[str, int]:
+    """Write a JSON line per user (`entity_id`, `history`, `rating_scale` where known), as the user
+    templates of `draftrec generate` read them; how many `users`, and `untitled`, the events of
+    items that `items` has no title of, which are left out. Without `items` ids stand for titles.
 
-    `items`: the file of items and its column of ids. `shown`: its columns of titles and, if
-    wanted, of categories. Raises DraftrecError for another kind of file and for missing columns.
+    Raises DraftrecError for another kind of file.
     """
     if path.suffix != ".jsonl":
         raise DraftrecError(f"histories are JSON lines; let {path} end in .jsonl")
-    found = _shown(items, shown, rejects) if items else {}
-    if items:
-        join = Join("items", "the interactions", f"{items[0]} with a title", next(iter(found), ""))
+    known = None if items is None else {name: entry_of(row) for name, row in items.rows.items()}
+    if known is not None:
+        join = Join("items", "the interactions", "the items with a title", next(iter(known), ""))
         for item in events.items:
-            join.saw(item, known="title" in found.get(item, {}))
+            join.saw(item, known=item in known)
         join.check(refuse=False)
-    lines = [
-        json.dumps(record, ensure_ascii=False) + "\n"
-        for record in histories(events, settings, found)
-    ]
+    records = list(histories(events, settings, known))
+    scale = None if events.labelled else rating_scale(events)
+    more = {} if scale is None else {"rating_scale": scale}
+    lines = [json.dumps({**record, **more}, ensure_ascii=False) + "\n" for record in records]
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, "".join(lines).encode(errors="surrogatepass"))
-    return len(lines)
-
-
-def _shown(
-    items: tuple[str, str], shown: tuple[str, str | None], rejects: Rejects | None
-) -> dict[str, dict[str, Any]]:
-    """Title and category of each item, as far as it has them."""
-    location, id_column = items
-    title, category = shown
-    rows = read_rows(location, id_column, rejects)
-    for column in filter(None, shown):
-        if not any(column in row for row in rows.values()):
-            raise DraftrecError(
-                f"{location} has no column {column!r}; name it with --title-column and "
-                "--category-column"
-            )
-    found: dict[str, dict[str, Any]] = {}
-    for item, row in rows.items():
-        entry = {"title": row[title]} if row.get(title) else {}
-        if category and (values := values_of(row.get(category))):
-            entry["category"] = ", ".join(values)
-        found[item] = entry
-    return found
+    shown, told = (
+        sum(len(record["history"]) for record in found)
+        for found in (histories(events, settings), records)
+    )
+    return {"users": len(records), "untitled": shown - told}

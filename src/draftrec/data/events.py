@@ -337,25 +337,31 @@ def cut_samples(events: Events, settings: CutSettings) -> Samples:
 
 
 def histories(
-    events: Events, settings: CutSettings, items: Mapping[str, Mapping[str, Any]]
+    events: Events, settings: CutSettings, items: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Iterator[dict[str, Any]]:
     """What stands in front of the cut, as the records that prompts are made of: `entity_id` and
-    `history`, a list of `title`, `rating` and what else `items` says of an item id. Labels are no
-    ratings: where there are labels only, the history is what was clicked.
+    `history`, a list of `rating` and what `items` says of an item id, its title first. Labels are
+    no ratings: where there are labels only, the history is what was clicked.
 
-    An item without a title has its id for one.
+    Items that `items` does not have are left out; without it, ids stand for titles.
     """
     ends = cut_points(events, settings.history)
     clicked = _clicked(events, settings.positive)
     for user, name in enumerate(events.users):
         places = range(int(events.starts[user]), int(ends[user]))
         shown = [i for i in places if clicked[i]] if events.labelled else places
-        yield {"entity_id": name, "history": [_entry(events, i, items) for i in shown]}
+        entries = [_entry(events, i, items) for i in shown]
+        yield {"entity_id": name, "history": [entry for entry in entries if entry]}
 
 
-def _entry(events: Events, place: int, items: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _entry(
+    events: Events, place: int, items: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """Of one event; empty where its item is not among `items`."""
     item = events.items[events.item[place]]
-    entry = {"title": item, **items.get(item, {})}
+    entry = {"title": item} if items is None else dict(items.get(item, {}))
+    if not entry:
+        return entry
     if events.rating is not None and not events.labelled:
         rating = float(events.rating[place])
         entry["rating"] = int(rating) if rating.is_integer() else round(rating, 4)

@@ -126,11 +126,13 @@ def user_records(
     and, where known, `category`, `year` and `rating`. `kept` bool `[n]`: the events that count. A
     record of rated items has `rating_scale`, the highest rating that the file seems to allow.
     """
-    shown = [_shown(items.rows.get(name)) for name in events.items]
+    shown = [
+        None if (row := items.rows.get(name)) is None else entry_of(row) for name in events.items
+    ]
     titled = np.array([entry is not None for entry in shown], np.bool_)
     rows = np.flatnonzero(kept)
     counted = rows[titled[events.item[rows]]]
-    scale = _scale(events)
+    scale = rating_scale(events)
     ids = events.user_ids.tolist()
     records: list[dict[str, Any]] = []
     for user, mine in _by_user(events, counted):
@@ -191,10 +193,8 @@ def _by_user(events: Events, rows: LongArray) -> Iterator[tuple[int, LongArray]]
         yield user, rows[bounds[user] : bounds[user + 1]]
 
 
-def _shown(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What a history says of an item."""
-    if row is None:
-        return None
+def entry_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a history says of an item that has this row of `Items.rows`."""
     entry: dict[str, Any] = {"title": flat(row["title"])}
     kinds = [row.get(name) for name in ("category", "categories", "genre", "genres")]
     if category := listed(known(kinds)):
@@ -204,7 +204,7 @@ def _shown(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return entry
 
 
-def _scale(events: Events) -> int | None:
+def rating_scale(events: Events) -> int | None:
     """The highest rating that the file seems to allow."""
     if events.rating is None or not len(events.rating):
         return None

@@ -95,18 +95,32 @@ def test_histories_are_what_generate_reads(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "histories.jsonl"
-    more = ("--items", world.items, "--category-column", "genres", "--history", 5)
+    items = [json.loads(line) for line in world.items.read_text().splitlines()]
+    events = [json.loads(line) for line in world.interactions.read_text().splitlines()]
+    gone = next(e["item_id"] for e in events if e["user_id"] == events[0]["user_id"])
+    titled = world.write("titled.jsonl", [item for item in items if item["item_id"] != gone])
+    more = ("--items", titled, "--history", 5)
     code, out, err = ctr(world, capsys, "--save-histories", path, *more, "--json")
     assert code == 0, err
-    assert json.loads(out) == {"users": USERS, "rejected": 0, "output": str(path)}
+    told = json.loads(out)
+    untitled = told["untitled"]
+    assert untitled > 0
+    assert told == {
+        "users": USERS,
+        "untitled": untitled,
+        "rejected": 0,
+        "output": str(path),
+    }
+    assert f"{untitled} interactions with items that have no title" in err
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(len(record["history"]) for record in records) == 5 * USERS - untitled
+    assert {record["rating_scale"] for record in records} == {5}
     reader = EntityReader(open_records(path), Layout(load_template("kar", "user")))
     reader.check_columns()
     first = next(iter(reader))
     assert isinstance(first, Entity)
-    record = json.loads(path.read_text().splitlines()[0])
-    assert len(record["history"]) == 5
-    for item in record["history"]:
-        assert f"- {item['title']} ({item['category']}): {item['rating']}" in first.prompt
+    for item in records[0]["history"]:
+        assert f"- {item['title']} ({item['category']}): {item['rating']} of 5" in first.prompt
         assert item["title"].startswith("Title ")
         assert item["category"].startswith("g")
 

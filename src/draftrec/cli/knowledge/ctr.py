@@ -82,8 +82,13 @@ class CtrOptions(TrackOptions, EventColumnOptions):
     user_columns: str | None = option(
         "Features of --users, instead of what fits.", metavar="A,B", panel=SAMPLES_PANEL
     )
-    title_column: str = Histories("Titles of --items, for --save-histories.", default="title")
-    category_column: str | None = Histories("Categories of --items, for --save-histories.")
+    title_column: str | None = Histories(
+        "Titles of --items, for --save-histories [default: title].", default=None
+    )
+    category_column: str | None = Histories(
+        "Categories of --items, for --save-histories [default: category or genres, if there is "
+        "one]."
+    )
     overwrite: bool = option("Begin anew in --output.", default=False, panel=OUTPUT_PANEL)
     config: Place | None = SettingsFile()
 
@@ -190,20 +195,30 @@ def _names(columns: str | None) -> tuple[str, ...] | None:
 def _save_histories(options: CtrOptions, path: Place) -> int:
     from draftrec.ctr.features import save_histories
     from draftrec.data.events import read_events, say_untimed
+    from draftrec.data.profiles import ItemColumns, read_items
     from draftrec.data.records import Rejects
 
     rejects = Rejects(options.user_column)
     events = read_events(options.interactions, options.columns(), rejects)
-    items = None if options.items is None else (options.items, options.columns().item)
-    shown = (options.title_column, options.category_column)
-    users = save_histories(path, events, settings_of(CutSettings, options), items, shown, rejects)
-    say(f"histories of {users:,} users are in {path}")
+    items = None
+    if options.items is not None:
+        items = read_items(
+            options.items,
+            ItemColumns(None, options.title_column, options.category_column, options.item_column),
+        )
+    counts = save_histories(path, events, settings_of(CutSettings, options), items)
+    say(f"histories of {counts['users']:,} users are in {path}")
     say_untimed(events, options.interactions)
     if items is None:
         warn("without --items, histories name items by their ids, which say little to a model")
+    if counts["untitled"]:
+        say(
+            f"{counts['untitled']:,} interactions with items that have no title in "
+            f"{options.items} are left out"
+        )
     code = told_rejects(rejects, path)
     if options.json:
-        print_json({"users": users, "rejected": len(rejects), "output": str(path)})
+        print_json({**counts, "rejected": len(rejects), "output": str(path)})
     return code
 
 
