@@ -136,15 +136,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     s = summary
     if not s["new_tokens"]:
         return []
-    told = [_speed(s)] if s["times_plain"] is not None else []
-    shares = s["share_by_source"]
-    sources = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    told.append(
-        f"{s['tokens_per_call']:.2f} tokens per call: {sum(shares.values()):.0%} of all tokens "
-        f"were drafted ({sources}), {s['acceptance_rate']:.0%} of drafts were accepted"
-    )
-    if s["pool_note"]:
-        told.append(f"nothing came from the pool: {s['pool_note']}")
+    told = _drafting(s)
     told.append(
         f"texts cut at the limit: {s['cut_texts']:,}{_unfinished(s)}, "
         f"empty: {s['empty_texts']:,}, looping: {s['looping_texts']:,}"
@@ -165,13 +157,26 @@ def _unfinished(s: Mapping[str, Any]) -> str:
     return f" (unfinished, so they need not have the form of --{option})"
 
 
-def _speed(s: Mapping[str, Any]) -> str:
-    if s["times_plain_kind"] == "measured":
-        return "1.00 times as fast as plain decoding, which this is"
-    return (
-        f"{s['times_plain']:.2f} times as fast as without drafts, estimated from what passes cost "
-        f"here, drafting included"
+def _drafting(s: Mapping[str, Any]) -> list[str]:
+    """What drafts brought: speed, tokens per call and whose they were."""
+    if s["draft"] == "none":
+        return ["plain decoding: nothing was drafted, with --draft none"]
+    told: list[str] = []
+    if s["times_plain"] is not None:
+        told.append(
+            f"{s['times_plain']:.2f} times as fast as without drafts, estimated from what passes "
+            f"cost here, drafting included"
+        )
+    shares = {name: share for name, share in s["share_by_source"].items() if share > 0}
+    sources = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    told.append(
+        f"{s['tokens_per_call']:.2f} tokens per call: {sum(shares.values()):.0%} of all tokens "
+        f"were drafted{sources and f' ({sources})'}, {s['acceptance_rate']:.0%} of drafts were "
+        f"accepted"
     )
+    if s["pool_note"]:
+        told.append(f"nothing came from the pool: {s['pool_note']}")
+    return told
 
 
 def _exactness(s: Mapping[str, Any]) -> str:
