@@ -54,8 +54,11 @@ def _fast_plot(results: Results) -> Markup:
     for way, label, tone in _WAYS:
         speed = _speeds(results)[way]["tokens_per_second"]
         bars.append(Bar(label, speed["median"], speed["low"], speed["high"], tone))
-    about = "Median and extremes of three rounds; one text at a time, greedy, bfloat16."
-    return plots.bars(bars, Labels("Tokens per second", about, "tokens per second"))
+    about = (
+        "A Llama of 6.8M parameters writes one text at a time, greedy, in bfloat16; median and "
+        "extremes of three rounds."
+    )
+    return plots.bars(bars, Labels("Tokens per second", about))
 
 
 def _fast(results: Results) -> str:
@@ -147,7 +150,8 @@ def _exact(results: Results) -> str:
         "rounding, and then another number of rows at once, with or without drafts, may choose the "
         "other; `--exact` rules that out, or says where it cannot. Passes by hand on a CPU are "
         f"exact without it: {rounded[0]} of {rounded[1]} texts written sixteen at a time equal "
-        f"plain ones, and of the embedded model's {bits['prompts']} at least {unasked} in each run."
+        f"plain ones, and in each run {'' if unasked == bits['prompts'] else 'at least '}{unasked} "
+        f"of the embedded model's {bits['prompts']}."
     )
 
 
@@ -345,8 +349,8 @@ def render(results: Results) -> str:
     ]
     for q in QUESTIONS:
         parts.append(
-            f"## {q.title}\n\n{_wrapped(q.answer(results))}\n\n{picture(q.name, q.title)}\n\n"
-            f"{machine(results[q.results[0]])}. [Its tables](tables.md#{slug(q.title)}).\n"
+            f"## {q.title}\n\n{_wrapped(q.answer(results))}\n\n{picture(q.name, _words(q.plot(results)))}\n\n"
+            f"[The tables behind it](tables.md#{slug(q.title)}).\n"
         )
     return "\n".join(parts)
 
@@ -367,11 +371,17 @@ def slug(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def picture(name: str, title: str, folder: str = "assets") -> str:
+def _words(plot: Markup) -> str:
+    """What a plot shows, for those who cannot see it."""
+    title, about = re.findall(r"<title>(.*?)</title><desc>(.*?)</desc>", str(plot))[0]
+    return f"{title}: {about}"
+
+
+def picture(name: str, words: str, folder: str = "assets") -> str:
     """A plot for light and dark pages."""
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">'
-        f'<img alt="{title}" src="{folder}/{name}-light.svg"></picture>'
+        f'<img alt="{words}" src="{folder}/{name}-light.svg"></picture>'
     )
 
 

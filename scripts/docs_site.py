@@ -6,8 +6,10 @@ what mkdocstrings then reads; links that leave docs/ become links of the site, o
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,16 +20,30 @@ _REPEATED = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
 }
-#: Page of the API reference: heading -> objects.
-_API = {
-    "Writing texts": ("draftrec.jobs.knowledge.generator.Generator", "draftrec.core.Request",
-                      "draftrec.core.Generation"),
-    "Settings": ("draftrec.config.generate", "draftrec.config.recommend"),
-    "Inside transformers": ("draftrec.integrations.transformers",),
-    "Inside vLLM": ("draftrec.integrations.vllm",),
-    "Pools": ("draftrec.pool.store.Pool",),
-    "Recommending": ("draftrec.engine.beams.loop",),
-    "Errors": ("draftrec.errors",),
+#: Page of the API reference: heading -> objects, and which of their members, all where not said.
+_API: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "Writing texts": {
+        "draftrec.jobs.knowledge.generator.Generator": ("from_pretrained", "generate", "stream"),
+        "draftrec.jobs.knowledge.writing.Texts": None,
+        "draftrec.jobs.knowledge.writing.Text": None,
+    },
+    "Recommending": {
+        "draftrec.jobs.recommend.recommender.ItemRecommender": ("recommend", "search"),
+        "draftrec.jobs.recommend.catalogue.Query": None,
+        "draftrec.jobs.recommend.recommender.Recommendation": None,
+    },
+    "Pools": {"draftrec.pool.store.Pool": ("load", "save", "add", "merge", "prune")},
+    "Inside transformers": {"draftrec.integrations.transformers": None},
+    "Inside vLLM": {"draftrec.integrations.vllm": ("engine_args", "write_groups")},
+    "Errors": {"draftrec.errors": None},
+}  # fmt: skip
+#: Settings classes of the API reference, each with what its settings are given to.
+_SETTINGS = {
+    "Settings of texts, for `Generator`": (
+        "ModelConfig", "AcceptConfig", "ControlsConfig", "DraftConfig", "BatchConfig",
+        "StructureConfig",
+    ),
+    "Settings of recommendations, for `RecommendConfig`": ("RecommendConfig",),
 }  # fmt: skip
 
 
@@ -89,9 +105,41 @@ def api() -> str:
     for title, names in _API.items():
         parts += [
             f"## {title}\n",
-            *(f"::: {name}\n    options: {{heading_level: 3}}\n" for name in names),
+            *(_object(name, members) for name, members in names.items()),
         ]
+    for title, classes in _SETTINGS.items():
+        parts += [f"## {title}\n", "| setting | default | |\n| --- | --- | --- |"]
+        parts[-1] += "".join("\n" + line for name in classes for line in _knobs(name)) + "\n"
     return "\n".join(parts)
+
+
+def _knobs(name: str) -> Iterator[str]:
+    """A line of a table for each setting of a class."""
+    from dataclasses import MISSING
+
+    from draftrec import config
+    from draftrec.knobs import knobs
+
+    for setting, knob in knobs(getattr(config, name)).items():
+        default = f"`{knob.default!r}`"
+        if knob.default is MISSING:
+            default = "required"
+        elif knob.default is None or knob.default == ():
+            default = knob.unset or ""
+        choices = f" One of {', '.join(f'`{c!r}`' for c in knob.choices)}." if knob.choices else ""
+        yield _line(
+            [f"`{setting}`", default, _plain(knob.does).removesuffix(" Required.") + choices]
+        )
+
+
+def _object(name: str, members: tuple[str, ...] | None) -> str:
+    """What mkdocstrings reads of an object; a module is told by its members alone."""
+    options: dict[str, Any] = {"heading_level": 3}
+    if members is not None:
+        options["members"] = list(members)
+    if name == "draftrec.jobs.knowledge.generator.Generator":  # made by from_pretrained
+        options["merge_init_into_class"] = False
+    return f"::: {name}\n    options: {json.dumps(options)}\n"
 
 
 def commands() -> str:
@@ -140,7 +188,12 @@ def _row(param: Any) -> str:
     default = param.default
     bare = default is None or default in ("", (), []) or isinstance(default, bool)
     told = "required" if param.required else "" if bare or callable(default) else f"`{default}`"
-    cells = [", ".join(f"`{n}`" for n in names), value, told, _plain(param.help)]
+    # Where the help says what leaving an option out means, its place is the column of defaults.
+    does, _, unset = _plain(param.help).removesuffix(" Required.").partition(" [default: ")
+    return _line([", ".join(f"`{n}`" for n in names), value, told or unset.rstrip("]."), does])
+
+
+def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 

@@ -75,7 +75,7 @@ def bars(data: Seq[Bar], labels: Labels, reference: float | None = None) -> Mark
     if reference is not None:
         x = scale(reference)
         parts.append(_shape("line", "reference", x1=x, x2=x, y1=top, y2=bottom))
-    return _svg(parts, bottom + 44, labels)
+    return _svg(parts, bottom + (44 if labels.x else 26), labels)
 
 
 def lines(series: Seq[Series], labels: Labels, *, doubling: bool = False) -> Markup:
@@ -234,7 +234,7 @@ def _gutter(names: Iterable[str]) -> float:
 
 def _number(value: float) -> str:
     if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
+        return f"{int(value):,}"
     return f"{value:.3g}"
 
 
@@ -271,7 +271,7 @@ def _legend(entries: Seq[tuple[str, int]]) -> Markup:
     if len(entries) < 2:
         return Markup("")
     parts: list[Markup] = []
-    x = 4.0
+    x = 12.0
     for label, tone in entries:
         parts.append(_shape("rect", f"c{tone}", x=x, y=6, width=11, height=11, rx=2))
         parts.append(_text(x + 17, 16, label, "label"))
