@@ -348,8 +348,9 @@ def render(results: Results) -> str:
         "GPU.**\n"
     ]
     for q in QUESTIONS:
+        shown = picture(q.name, _words(q.plot(results)))
         parts.append(
-            f"## {q.title}\n\n{_wrapped(q.answer(results))}\n\n{picture(q.name, _words(q.plot(results)))}\n\n"
+            f"## {q.title}\n\n{_wrapped(q.answer(results))}\n\n{shown}\n\n"
             f"[The tables behind it](tables.md#{slug(q.title)}).\n"
         )
     return "\n".join(parts)
