@@ -68,7 +68,7 @@ def read_rows(location: str, id_column: str, rejects: Rejects | None = None) -> 
     source = open_records(location)
     if not source.has(id_column):
         what = f"rename the column of ids to {id_column} or entity_id"
-        (id_column,) = need_columns(source, [(ENTITY.called("entity_id", _ID_OPTIONS), None)], what)
+        (id_column,) = need_columns(source, [(ENTITY.called(id_column, _ID_OPTIONS), None)], what)
     found: dict[str, Mapping[str, Any]] = {}
     for row, name in converted(source.rows(), lambda row: (row, label(row, id_column)), rejects):
         if name in found:

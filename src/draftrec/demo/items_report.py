@@ -198,12 +198,13 @@ def _side_by_side(story: Story, arms: Seq[Arm]) -> Table:
             rows.append(row(Cell(label, tone=tone), "no model", *["-"] * 5, *scores))
     note = (
         f"Times: {len(alone.users)} users one at a time, medians of {len(alone.seconds)} rounds "
-        "taken in turn; speedup is plain search's seconds divided by ours, drafting included, "
-        f"with the lowest and the highest round. All else: {arms[0].users} users. AS@{k}: beam "
-        "levels that a target call decides beyond its first."
+        "taken in turn; speedup is plain search's seconds divided by ours, drafting included. "
+        f"All else: {arms[0].users} users. AS@{k}: beam levels that a target call decides beyond "
+        "its first."
     )
+    small = " Small: the lowest and the highest round."
     kept = tuple(name for name in columns if name != "who drafts")
-    return Table(("", *columns), tuple(rows), note=note, kept=kept)
+    return Table(("", *columns), tuple(rows), note=note, page_note=small, kept=kept)
 
 
 def _reader(story: Story, place: int) -> Cards:

@@ -43,7 +43,8 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Table:
     """Rows of cells under `columns`, the first cell of each its name; without columns, pairs of a
-    name and a value under a `title`. `note` explains the columns.
+    name and a value under a `title`. `note` explains the columns, `page_note` what a page alone
+    shows of them: intervals in small, dots.
 
     `turned`: few rows of many columns, which a terminal shows as lines, with what is in small;
     `kept`: the columns that a terminal has room for, None for all. `roomy`: cells hold phrases.
@@ -53,6 +54,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     title: str = ""
     note: str = ""
+    page_note: str = ""
     turned: bool = False
     roomy: bool = False
     kept: tuple[str, ...] | None = None

@@ -230,7 +230,10 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     parts = ", ".join(f"{part['samples']:,} {name}" for name, part in summary["samples"].items())
     table = Table(
         box=box.SIMPLE_HEAD, title=f"samples: {parts}", title_justify="left",
-        caption=f"seeds: {seeds}; mean and 95 % interval; over none: AUC gained, seed by seed",
+        caption=(
+            f"mean and 95 % interval over {seeds} seeds on one split, not over users; over none: "
+            "AUC gained, seed by seed"
+        ),
         caption_justify="left",
     )  # fmt: skip
     for name in ("model", "adaptor"):

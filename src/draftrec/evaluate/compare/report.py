@@ -104,7 +104,11 @@ def to_markdown(comparison: Comparison) -> str:
 def _opening(comparison: Comparison) -> tuple[str, str]:
     """Title and introduction."""
     names = ", ".join(run.name for run in comparison.runs)
-    gate = "All runs pass." if comparison.passed else "The gate is closed."
+    gate = (
+        "All runs pass."
+        if comparison.passed
+        else "The gate is closed: a limit is broken, or cannot be decided."
+    )
     return (
         f"{names} against {comparison.baseline.name}",
         f"{gate} {comparison.entities:,} entities, the same of every run, text by text.",
@@ -140,7 +144,7 @@ def _figures(comparison: Comparison) -> Table:
             row(metric.label, *(_figure(metric, run) for run in results))
             for metric in _metrics(comparison)
         ),
-        note=(
+        page_note=(
             "Small: the 95 % interval, with a sign of the difference from "
             f"{comparison.baseline.name} (pp: percentage points), without one of the value itself. "
             "Bold: a limit is broken; dots as in the table of limits."
