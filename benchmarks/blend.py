@@ -3,7 +3,8 @@
 The weight is chosen on the valid part as `draftrec genrec tune` does it: target and item-item
 predict valid items from train items. On the test part the target, item-item and their blend predict
 from train and valid items; item-item is fitted to these too, as `genrec recommend` does it, and
-once more to the train items, which the target has learnt from. Of some users the blend is also
+once more to the train items, which the target has learnt from. `--newer`: the same target fitted
+with `--with-valid`, to all that is known, as one would use it. Of some users the blend is also
 searched with drafts, and must be the same. Nothing is timed. The last line is the result.
 """
 
@@ -35,10 +36,10 @@ Result = dict[str, Any]
 class Bench:
     """Target and data, loaded once."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, target: Path) -> None:
         self.args = args
         self.sids = read_semantic_ids(args.sids)
-        self.target = load_recommender(args.target, "auto", args.dtype)
+        self.target = load_recommender(target, "auto", args.dtype)
         self.catalogue = Catalogue.of(self.sids, self.target)
         self.parts = parts_of(self.target, self.catalogue)
 
@@ -124,7 +125,7 @@ def strict_part(bench: Bench, items: ItemRetriever, weight: float, users: int) -
 def main(argv: Seq[str] | None = None) -> None:
     """Choose on valid, measure on test, write."""
     args = _parser().parse_args(argv)
-    bench = Bench(args)
+    bench = Bench(args, args.target)
     if args.keep:
         earlier = json.loads(args.keep.read_text())
         weight = earlier["weight"]
@@ -140,9 +141,15 @@ def main(argv: Seq[str] | None = None) -> None:
         "valid": valid,
         "test": {},
     }
-    for name, part in (("train and valid", "test"), ("train", "valid")):
-        found["test"][name] = on_test(bench, bench.fitted(part), weight)
-        note(f"the test part is done, item-item fitted to {name}")
+    setups = [
+        ("train, both", bench, "valid"),
+        ("train, item-item to train and valid", bench, "test"),
+    ]
+    if args.newer:
+        setups.append(("train and valid, both", Bench(args, args.newer), "test"))
+    for name, one, part in setups:
+        found["test"][name] = on_test(one, one.fitted(part), weight)
+        note(f"the test part is done: fitted to {name}")
     found["strict"] = strict_part(bench, bench.fitted("test"), weight, args.check)
     write_result("blend-beauty", found, folder=args.results)
 
@@ -150,6 +157,7 @@ def main(argv: Seq[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--newer", type=Path, help="the target fitted to the valid part as well")
     parser.add_argument("--sequences", type=Path, default=SEQUENCES)
     parser.add_argument("--sids", type=Path, default=SIDS)
     parser.add_argument("--beams", type=int, default=None, help="kept; by default as many as K")

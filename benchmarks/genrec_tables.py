@@ -65,17 +65,17 @@ def blend(result: Result) -> str:
     names = {"target": "the model alone", "item-item": "item-item alone"}
     out = (
         "## A model and item-item together: `benchmarks/blend.py`\n\n"
-        f"Amazon Beauty, K = {s['k']}, a target of {result['parameters']:,} parameters fitted to "
-        f"the train part, item-item's best {s['candidates']} beside the beams. The weight "
+        f"Amazon Beauty, K = {s['k']}, a target of {result['parameters']:,} parameters, "
+        f"item-item's best {s['candidates']} beside the beams. The weight "
         f"({result['weight']:g}) is the one with which most was found of the valid part "
-        f"({valid['metric']}, {valid['users']:,} users, item-item fitted to train): "
+        f"({valid['metric']}, {valid['users']:,} users, both fitted to train): "
         f"{valid['ways'][format(result['weight'], 'g')][valid['metric']]:.4f}; "
         + ", ".join(f"{told} {valid['ways'][told][valid['metric']]:.4f}" for told in names.values())
         + f". Below: the test part, {next(iter(test.values()))['users']:,} users, Recall@K / "
         "NDCG@K, errors of the mean over users, differences user by user.\n"
     )
     for fitted, part in test.items():
-        out += f"\n**item-item fitted to {fitted}**\n"
+        out += f"\n**Fitted to {fitted}**\n"
         out += header("ranked by", *(f"@{k}" for k in _KS), "error of R@10", "error of R@20")
         for rows, sign in ((part["ways"], ""), (part["gains"], "+")):
             for name, r in rows.items():

@@ -110,8 +110,8 @@ JOBS = (
       for name, options in (
           ("genrec-beauty", "--timed 0"),
           ("genrec-beauty-timed", "--rounds 5 --whole --name genrec-beauty-timed"))),
-    Job("blend.py --target TARGET --limit 2000 --check 200", ("blend-beauty",), 10, _BEAUTY,
-        "TARGET: what `draftrec genrec fit` has trained"),
+    Job("blend.py --target TARGET --newer NEWER --check 200", ("blend-beauty",), 15, _BEAUTY,
+        "TARGET, NEWER: what `draftrec genrec fit` has trained, without and with --with-valid"),
     # Quality, and what large machines would do.
     Job("quality.py all", ("quality-ml100k",), 120, _OURS),
     Job(f"quality.py all --target smollm2 --model {_SMOLLM2}", ("quality-smollm2",), 300, _REAL),

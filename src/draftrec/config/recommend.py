@@ -90,11 +90,10 @@ class RecommendConfig(Frozen):
     blend: Annotated[
         float | None,
         knob(
-            "Rank by the log-probability plus this many times the log of item-item "
-            "co-occurrence's share, whose best items are ranked beside the beams'; `genrec tune` "
-            "finds the weight.",
+            "Item-item co-occurrence's share in the ranking, the model's being the rest; its best "
+            "items are ranked beside the beams'. `genrec tune` finds the share.",
             ge=0,
-            le=1000,
+            le=1,
             unset="the model alone",
         ),
     ] = None

@@ -22,10 +22,7 @@ from draftrec.jobs.recommend.catalogue import Query
 from draftrec.jobs.recommend.recommender import ItemRecommender
 
 #: What is tried; 0 ranks the items of both by the model alone.
-WEIGHTS = (
-    0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
-    20.0, 50.0, 100.0,
-)  # fmt: skip
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 MODEL, ITEMS = "the model alone", "item-item alone"
 
 
@@ -92,10 +89,11 @@ def rank_by_weight(
 
 
 def best_way(ways: Seq[Way], metric: Metric, k: int) -> Way:
-    """The best of the blends, of equals the one of least weight; the model alone where none is
-    better."""
+    """The best of the blends, of equals the one that is best by the other metric, then the one of
+    least weight; the model alone where none is better."""
     able = [way for way in ways if way.name != ITEMS]
-    return max(able, key=lambda way: float(way.values(metric, k).mean()))
+    both = (metric, "ndcg" if metric == "recall" else "recall")
+    return max(able, key=lambda way: tuple(float(way.values(m, k).mean()) for m in both))
 
 
 def blend_summary(ways: Seq[Way], metric: Metric, k: int) -> dict[str, Any]:

@@ -105,6 +105,10 @@ def test_the_model_alone_stays_where_no_blend_is_better() -> None:
     assert best_way(ways, "recall", 1) is ways[0]
     worse = [Way(MODEL, None, bad), *ways[1:]]
     assert best_way(worse, "ndcg", 1) is worse[2]
+    # Equal by recall, so the one that names the wanted item first.
+    late = find_hits([np.array([9, t[0]]) for t in targets], targets)
+    ways = [Way(MODEL, None, bad), Way("0", 0.0, late), Way("1", 1.0, good)]
+    assert best_way(ways, "recall", 2) is ways[2]
     figures = {name: {"recall@1": 0.5, "recall@1_error": 0.1} for name in (MODEL, ITEMS)}
     text = blend_yaml({"metric": "recall@1", "ways": figures, "blend": None}, {})
     assert yaml.safe_load(text) is None

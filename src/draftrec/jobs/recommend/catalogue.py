@@ -130,11 +130,25 @@ class Candidates:
     log_shares: DoubleArray
 
     def best(self, weight: float, k: int) -> tuple[LongArray, DoubleArray]:
-        """At most `k` places, best first, equal ones by place, and their scores: log-probability
-        plus `weight` times log share."""
-        scores = self.log_probs + weight * self.log_shares
+        """At most `k` places, best first, equal ones by place, and their scores: the logs of
+        (1 - `weight`) p + `weight` s, p and s being the target's probabilities and item-item's
+        shares among the candidates (linear interpolation of two distributions).
+
+        A mixture, as either side alone may name an item: a sum of logs would let the side that
+        knows nothing of an item strike it out.
+        """
+        with np.errstate(divide="ignore"):  # weights 0 and 1
+            scores = np.logaddexp(
+                np.log1p(-weight) + _normalised(self.log_probs),
+                np.log(weight) + _normalised(self.log_shares),
+            )
         order = np.lexsort((self.places, -scores))[:k]
         return self.places[order], scores[order]
+
+
+def _normalised(logs: DoubleArray) -> DoubleArray:
+    """Logs of what sums to one."""
+    return logs - np.logaddexp.reduce(logs) if len(logs) else logs
 
 
 @dataclass(frozen=True, eq=False, slots=True)
