@@ -63,7 +63,8 @@ class Bench:
         """By name; Hugging Face's for the timed part only, drafts but the first only where
         `everything` is asked for.
 
-        `N=..` drafts so many nodes for all levels that can be drafted; `auto` what pays.
+        `strict` drafts all levels that can be drafted, `N=..` with widths of their own; `auto`
+        what pays.
         """
         found: dict[str, Engine] = {}
         if timed:
@@ -71,11 +72,18 @@ class Bench:
             found[HF] = self._hf(k, masked=False)
         n = max(k, self.args.draft_beams)
         steps = self.catalogue.trie.levels - 1
-        auto = self.base.config.model_copy(update={"k": k, "draft_beams": n})
-        fixed = auto.model_copy(update={"draft_steps": steps})
+        auto = self.base.config.model_copy(update={"k": k})
+        fixed = auto.model_copy(update={"draft_steps": steps, "draft_beams": n})
+        wide = {
+            f"N={'/'.join(map(str, w))}": fixed.model_copy(update={"draft_beams": w})
+            for w in self.args.widths
+            if min(w) >= k
+        }
         found[PLAIN] = _ours(self.base.variant(auto))
         found["strict items"] = _ours(self.base.variant(fixed, None, self.items))
         found["auto items"] = _ours(self.base.variant(auto, None, self.items))
+        for told, config in wide.items():
+            found[f"strict items {told}"] = _ours(self.base.variant(config, None, self.items))
         for place, (name, draft) in enumerate(self.drafts.items()):
             if place and (timed or not everything):
                 break
@@ -86,10 +94,20 @@ class Bench:
             relaxed = fixed.model_copy(update={"verify": "relaxed"})
             found[f"relaxed {name}"] = _ours(self.base.variant(relaxed, draft))
             found[f"auto {name} + items"] = _ours(self.base.variant(auto, draft, self.items))
+            for told, config in wide.items():
+                found[f"strict {name} + items {told}"] = _ours(
+                    self.base.variant(config, draft, self.items)
+                )
             sample = fixed.model_copy(update={"verify": "sample"})
             found[f"sample {name}"] = _ours(self.base.variant(sample, draft))
             found["sample plain"] = _ours(self.base.variant(sample))
-        return found
+        words = self.args.engines
+        baselines = (HF, HF_MASKED, PLAIN)
+        return {
+            name: engine
+            for name, engine in found.items()
+            if name in baselines or words is None or name.split()[0] in words
+        }
 
     def _hf(self, k: int, *, masked: bool) -> Engine:
         def run(queries: Seq[Query]) -> list[UserBeams]:
@@ -174,6 +192,10 @@ def _named(text: str) -> tuple[str, str]:
     return name, folder
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
 def main() -> None:
     """Parse, run, write genrec-beauty.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -184,6 +206,14 @@ def main() -> None:
     parser.add_argument("--part", default="test")
     parser.add_argument("-k", type=int, nargs="+", default=[1, 3, 5, 10, 20])
     parser.add_argument("--draft-beams", type=int, default=40)
+    parser.add_argument(
+        "--widths", type=_widths, nargs="*", default=[], metavar="N1,N2,..",
+        help="widths per level to try beside --draft-beams",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engines", nargs="*", choices=("strict", "auto", "relaxed", "sample"),
+        help="measured beside plain search and Hugging Face's (default: all)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--timed", type=int, default=192, help="users of the timed part; 0: none")
     parser.add_argument("--rounds", type=int, default=3)

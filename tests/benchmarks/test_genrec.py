@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import genrec
+import grown
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.jobs.recommend.worlds import make_world
 
@@ -20,7 +23,7 @@ def test_every_engine_finds_the_plain_items(
     line = [
         "genrec.py", "--target", str(world.target), "--draft", f"own={world.draft}",
         "--sequences", str(world.sequences), "--sids", str(world.sids), "-k", "1", "4",
-        "--draft-beams", "8", "--batch", "4", "--timed", "6", "--rounds", "1",
+        "--draft-beams", "8", "--widths", "4,9", "--batch", "4", "--timed", "6", "--rounds", "1",
         "--results", str(tmp_path / "results"),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", line)
@@ -29,7 +32,7 @@ def test_every_engine_finds_the_plain_items(
     assert found["users"] == 9
     assert found["users_without_history_left_out"] == 1
     exact = ["plain", "strict items", "auto items", "strict own", "strict own + items",
-             "auto own + items"]  # fmt: skip
+             "auto own + items", "strict items N=4/9", "strict own + items N=4/9"]  # fmt: skip
     for k in ("1", "4"):
         for name in exact:
             assert found["whole"][k][name]["agreement"]["exact_match_rate"] == 1.0
@@ -38,3 +41,23 @@ def test_every_engine_finds_the_plain_items(
             assert found["timed"][k][name]["speedup"]["plain"]["median"] > 0
         assert found["timed"][k]["relaxed own"]["invalid_rate"] == 0.0
     assert found["parameters"]["own"] < found["parameters"]["target"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_grown_model_says_what_the_small_one_says(tied: bool) -> None:  # noqa: FBT001
+    torch.manual_seed(1)
+    small = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+            num_key_value_heads=3, intermediate_size=40, tie_word_embeddings=tied,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for weight in small.parameters():
+            weight.mul_(4.0 if weight.ndim > 1 else 1.3)
+    large = grown.grow(small, 40, 4, 64, 8, 4)
+    assert grown.check(small, large) < 1e-4
+    shapes = {tuple(p.shape) for p in large.parameters()}
+    assert {(64, 40), (40, 64), (32, 40), (50, 40)} <= shapes
+    with pytest.raises(ValueError, match="no room"):
+        grown.grow(small, 40, 1, 64, 8, 4)
