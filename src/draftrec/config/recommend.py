@@ -132,6 +132,14 @@ class RecommendConfig(Frozen):
     temperature: Annotated[float, knob("Of samples.", gt=0)] = 1.0
     seed: Annotated[int, knob("Seed of the samples.")] = 0
     batch_size: Annotated[int, knob("Users at once.", ge=1)] = 32
+    prefix_cache: Annotated[
+        int,
+        knob(
+            "Users beyond --batch-size whose prompts' keys and values stay in memory: of a prompt "
+            "that begins alike only the rest is computed.",
+            ge=0,
+        ),
+    ] = 0
     exclude_seen: Annotated[bool, knob("Leave out the items of the user's history.")] = False
 
     @property

@@ -69,7 +69,7 @@ class RecommendWork:
 
     def room(self) -> int:
         """Free slots of the batch."""
-        return len(self._batch.free) - len(self._batch.waiting)
+        return self._batch.room - len(self._batch.waiting)
 
     def begin(self, number: int, question: Query) -> Recommended | None:
         """Let a user in. Those without a history get popular items at once, where there are any."""
@@ -125,7 +125,7 @@ class RecommendWork:
         engine = recommender.engine(max(1, longest // 2))
         beam_loop.reserve(engine, longest)
         self._engine = engine
-        self._batch = beam_loop.SearchBatch((), engine.slots)
+        self._batch = beam_loop.SearchBatch((), engine.slots, engine.prefixes)
         self._asked.clear()
         self.recommender = recommender
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from draftrec.engine.beams.drafters import ModelDrafter
-from draftrec.engine.beams.loop import BeamEngine, SearchBatch, drop, reserve, step
+from draftrec.engine.beams.drafters import ModelDrafter, NoBeamDrafter
+from draftrec.engine.beams.loop import BeamEngine, SearchBatch, drop, reserve, search, step
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import FixedPace
-from draftrec.engine.beams.state import Beams
+from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.target import Target
 from tests.engine.beams import toys
 from tests.engine.beams.toys import Setting
@@ -75,3 +76,51 @@ def test_dropped_requests_leave_their_slots_to_others() -> None:
         assert toys.same([found], [expected[order]])
     with pytest.raises(RuntimeError, match="not finished"):
         batch.finished()
+
+
+def returning(seed: int, count: int) -> list[BeamRequest]:
+    """Users who come back with more or with less of their histories."""
+    random = np.random.default_rng(seed)
+    histories = random.integers(3, toys.VOCABULARY, (3, 14)).astype(np.int32)
+    return [
+        BeamRequest(i, histories[random.integers(3), : random.integers(4, 15)])
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("prefixes", [0, 3])
+def test_prompts_are_computed_from_where_they_differ_from_cached_ones(prefixes: int) -> None:
+    live = replace(engine(), prefixes=prefixes)
+    reserve(live, 60)
+    batch = SearchBatch((), live.slots, prefixes)
+    asked = returning(5, 30)
+    for place, request in enumerate(asked):
+        batch.add(request)
+        step(live, batch)
+        if place % 7 == 3:  # others use the same caches for a while
+            while batch.active:
+                step(live, batch)
+            search(live, toys.requests(place, 3))
+    while batch.active:
+        step(live, batch)
+    constraint = live.target.constraint
+    plain = BeamEngine(BeamModel(Target(toys.model(1)), constraint), NoBeamDrafter(), 6, 1)
+    assert toys.same(batch.finished(), search(plain, asked))
+
+
+def test_a_user_who_comes_back_costs_the_new_items_alone() -> None:
+    (asked,) = toys.requests(2, 1)
+    longer = replace(
+        asked, prompt_ids=np.concatenate((asked.prompt_ids, np.array([7, 9], np.int32)))
+    )
+    live = BeamEngine(engine().target, NoBeamDrafter(), 4, 1, prefixes=2)
+    reserve(live, 20)
+    batch = SearchBatch((), 1, 2)
+    rows = []
+    for request in (asked, toys.requests(9, 1)[0], longer, longer):
+        batch.add(request)
+        rows.append(step(live, batch).rows)
+        while batch.active:
+            step(live, batch)
+    assert rows[0] == len(asked.prompt_ids)
+    assert rows[2:] == [2, 1]

@@ -98,7 +98,7 @@ class ModelDrafter:
         self.model.target.reserve(slots, longest + rows)
 
     def start(self, search: UserSearch) -> None:
-        self._users[search.order] = Scored(search.target.slot, search.request, search.tree)
+        self._users[search.order] = self.model.open(search.target.slot, search.request, search.tree)
 
     def draft(self, running: Seq[UserSearch]) -> None:
         """Level by level, one pass of the draft model over all users for each."""

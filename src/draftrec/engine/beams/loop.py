@@ -28,7 +28,8 @@ from draftrec.errors import Interrupted
 class BeamEngine:
     """The parts of the loop. `width` is K, the beams kept of requests that do not say how many, and
     the most that any of them may keep; `slots` users run at once. `beside`: the most leaves that a
-    request may want scores of, whatever its beams are."""
+    request may want scores of, whatever its beams are. `prefixes`: further slots, so that prompts'
+    rows stay where they are a while longer."""
 
     target: BeamModel
     drafter: BeamDrafter
@@ -36,6 +37,7 @@ class BeamEngine:
     slots: int
     rule: BeamRule = field(default_factory=StrictRule)
     beside: int = 0
+    prefixes: int = 0
 
     @property
     def depth(self) -> int:
@@ -45,13 +47,15 @@ class BeamEngine:
 
 class SearchBatch:
     """At most `slots` running searches and the requests that wait. `results` by the requests'
-    order: numbers from 0, in which they were added."""
+    order: numbers from 0, in which they were added. `free`: slots of the cache, of which there may
+    be more than searches run, the longest unused first."""
 
-    def __init__(self, requests: Seq[BeamRequest], slots: int) -> None:
+    def __init__(self, requests: Seq[BeamRequest], slots: int, prefixes: int = 0) -> None:
+        self.slots = slots
         self.waiting: deque[tuple[int, BeamRequest]] = deque()
         self.running: list[UserSearch] = []
         self.results: dict[int, Beams] = {}
-        self.free = list(range(slots))[::-1]
+        self.free = list(range(slots + prefixes))
         self.added = 0
         for request in requests:
             self.add(request)
@@ -65,6 +69,11 @@ class SearchBatch:
     @property
     def active(self) -> bool:
         return bool(self.running or self.waiting)
+
+    @property
+    def room(self) -> int:
+        """How many more searches may run."""
+        return self.slots - len(self.running)
 
     def finished(self) -> list[Beams]:
         """All results in input order. Raises RuntimeError while some are missing."""
@@ -117,7 +126,7 @@ def step(engine: BeamEngine, batch: SearchBatch) -> BeamStep:
 def start(engine: BeamEngine, requests: Seq[BeamRequest]) -> SearchBatch:
     """All requests waiting, and room in every cache for the longest of them."""
     reserve(engine, max((len(r.prompt_ids) for r in requests), default=1))
-    return SearchBatch(requests, engine.slots)
+    return SearchBatch(requests, engine.slots, engine.prefixes)
 
 
 def reserve(engine: BeamEngine, longest: int) -> None:
@@ -125,16 +134,19 @@ def reserve(engine: BeamEngine, longest: int) -> None:
     enough keeps its content; a new one begins empty, so nothing may be running then."""
     rows = engine.width * engine.depth + engine.drafter.most_rows
     rows += engine.beside * (engine.depth - 1)
-    engine.target.target.reserve(engine.slots, longest + rows)
-    engine.drafter.reserve(engine.slots, longest)
+    slots = engine.slots + engine.prefixes
+    engine.target.target.reserve(slots, longest + rows)
+    engine.drafter.reserve(slots, longest)
 
 
 def admit(engine: BeamEngine, batch: SearchBatch) -> None:
-    """Let waiting requests into free slots."""
-    while batch.waiting and batch.free:
+    """Let waiting requests into free slots, each into the one that holds most of its prompt."""
+    while batch.waiting and batch.room:
         order, request = batch.waiting.popleft()
         tree = BeamTree(engine.depth)
-        new = UserSearch(order, request, tree, Scored(batch.free.pop(), request, tree))
+        slot = engine.target.slot_for(request.prompt_ids, batch.free)
+        batch.free.remove(slot)
+        new = UserSearch(order, request, tree, engine.target.open(slot, request, tree))
         if len(request.beside):
             new.beside = planted(engine, tree, request.beside)
         engine.drafter.start(new)
@@ -162,7 +174,8 @@ def score(engine: BeamEngine, running: Seq[UserSearch]) -> int:
         missing = s.target.missing(nodes)
         if len(missing) or not s.target.started:
             work.append((s.target, missing))
-            rows += len(missing) + (0 if s.target.started else len(s.request.prompt_ids))
+            prompt = len(s.request.prompt_ids) - s.target.shared
+            rows += len(missing) + (0 if s.target.started else prompt)
             s.target_calls += 1
             s.drafted += sum(len(level) for level in s.levels)
     engine.target.rate(work)

@@ -14,12 +14,15 @@ import torch
 
 from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.engine import sampling
-from draftrec.engine.beams.state import Scored, log_sums
+from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, log_sums
 from draftrec.engine.target import Target
 from draftrec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from draftrec.items.trie import Filter, ItemTrie
+
+# Fewer rows are computed as fast as they are copied.
+_LEAST_SHARED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,24 @@ class BeamModel:
     def __init__(self, target: Target, constraint: Constraint) -> None:
         self.target, self.constraint = target, constraint
 
+    def open(self, slot: int, request: BeamRequest, tree: BeamTree) -> Scored:
+        """A search in a slot of the cache, whose rows are those of the prompt's beginning as far as
+        they are known to be. One token at least is left to compute."""
+        shared = int(self.target.shared(request.prompt_ids)[slot])
+        return Scored(slot, request, tree, min(shared, len(request.prompt_ids) - 1))
+
+    def slot_for(self, prompt: IntArray, free: Seq[int]) -> int:
+        """Which of the `free` slots, the longest unused first, a prompt should have: the one that
+        holds most of it. Where another slot holds more, its rows are copied there."""
+        shared = self.target.shared(prompt)
+        shared[shared < _LEAST_SHARED] = 0
+        slot = max(free, key=lambda it: shared[it])
+        source = int(shared.argmax())
+        if (slab := self.target.slab) and shared[source] >= shared[slot] + _LEAST_SHARED:
+            slab.copy_prefix(source, slot, int(shared[source]))
+            self.target.hold(slot, prompt[: shared[source]])
+        return slot
+
     def rate(self, work: Seq[tuple[Scored, IntArray]]) -> None:
         """One pass over the given rows of every user, none where there is nothing to compute."""
         work = [(s, nodes) for s, nodes in work if len(nodes) or not s.started]
@@ -57,6 +78,8 @@ class BeamModel:
             here = slice(int(mine[0]), int(mine[-1]))
             candidates = tokens[here], places[here], log_probs[here]
             self._teach(scored, rows, mine - mine[0], candidates)
+            if not scored.started:
+                self.target.hold(scored.slot, scored.request.prompt_ids)
             scored.computed(nodes)
             first += len(rows)
 

@@ -159,16 +159,17 @@ _PROMPT = np.array([-1], np.int32)
 
 
 class Scored:
-    """One user in one model: `slot` of its cache, `order` int32, the nodes whose rows lie behind
-    the prompt's, and the candidates that follow every node it has rated.
+    """One user in one model: `slot` of its cache, which has the rows of the prompt's first `shared`
+    tokens, `order` int32, the nodes whose rows lie behind the prompt's, and the candidates that
+    follow every node it has rated.
 
     Candidates of all nodes lie one after another: `tokens` int32, `places` int64 (trie nodes, -1:
     none), `log_probs` float32; `spans` int64 `[nodes + 1, 2]` says where those of node i begin and
     end, in row i + 1 (the root is node -1); -1 where the node has not been rated.
     """
 
-    def __init__(self, slot: int, request: BeamRequest, tree: BeamTree) -> None:
-        self.slot, self.request, self.tree = slot, request, tree
+    def __init__(self, slot: int, request: BeamRequest, tree: BeamTree, shared: int = 0) -> None:
+        self.slot, self.request, self.tree, self.shared = slot, request, tree, shared
         self.started = False
         self.order = np.empty(0, np.int32)
         self.spans = np.full((len(tree.tokens) + 1, 2), -1, np.int64)
@@ -196,7 +197,7 @@ class Scored:
         drawn = certain(tree.tokens[order], places[tree.parents[order]])
         if self.started:
             return Segment(self.slot, len(prompt), prompt[:0], drawn, past=len(self.order))
-        return Segment(self.slot, 0, prompt, drawn)
+        return Segment(self.slot, self.shared, prompt[self.shared :], drawn)
 
     def asked(self, nodes: IntArray) -> IntArray:
         """The nodes whose logits that pass returns, the root for the prompt's last row."""

@@ -125,7 +125,9 @@ def make_engine(
 def _engine(
     config: RecommendConfig, target: BeamModel, drafter: BeamDrafter, rule: BeamRule
 ) -> BeamEngine:
-    return BeamEngine(target, drafter, config.width, config.batch_size, rule, config.beside)
+    return BeamEngine(
+        target, drafter, config.width, config.batch_size, rule, config.beside, config.prefix_cache
+    )
 
 
 def _expansion(config: RecommendConfig) -> Expansion:

@@ -212,6 +212,7 @@ def fit_retriever(
 def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dict[str, Any]:
     """What decides the content of the output."""
     config = settings.config.model_dump(mode="json")
+    del config["prefix_cache"]
     if config["beams"] is None:
         del config["beams"]
     if config["blend"] is None:
