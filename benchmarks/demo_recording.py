@@ -3,8 +3,9 @@
     python benchmarks/demo_recording.py    # about a minute; writes docs/assets/demo.svg
 
 The demo runs on a terminal of 80 columns. What it prints is drawn as it was printed, but for the
-parts that `_KEPT` leaves out, each marked by a line of three dots. Lines appear one after another
-where the reader's system allows movement; elsewhere, and in the end, all of them are there. The
+parts that `_KEPT` leaves out, each marked by a line of three dots. Lines light up one after another
+where the reader's system allows movement; elsewhere, and in the end, all of them are lit, and at no
+moment (printed, in a preview) is the picture empty. The
 picture names its commit and its machine, and none is made of a tree with local changes. Record on a
 machine that has nothing else to do: what is measured beside other work is drawn as it came out.
 """
@@ -56,7 +57,7 @@ _FRAME = """\
 <style>
 .{{unique_id}}-matrix {{{{ font: {{char_height}}px {fonts}; }}}}
 .{{unique_id}}-title {{{{ font: bold 15px system-ui, sans-serif; }}}}
-@keyframes appear {{{{ from {{{{ opacity: 0; }}}} }}}}
+@keyframes appear {{{{ from {{{{ opacity: 0.2; }}}} }}}}
 @media (prefers-reduced-motion: no-preference) {{{{
 {moves}
 }}}}
@@ -175,12 +176,12 @@ def _find(plain: Seq[str], beginning: str, start: int) -> int:
 
 
 def _moves(lines: int) -> str:
-    """When which line appears: the command, a pause, the rest one by one."""
+    """When which line lights up: the command, a pause, the rest one by one."""
     rules = [".demo-matrix text { animation: appear 0.25s backwards; }"]
     for at in range(1, lines):
         rules.append(
             f'.demo-matrix text[clip-path="url(#demo-line-{at})"] '
-            f"{{ animation-delay: {1.2 + 0.12 * at:.2f}s; }}"
+            f"{{ animation-delay: {0.8 + 0.07 * at:.2f}s; }}"
         )
     return "\n".join(rules).replace("{", "{{").replace("}", "}}")
 

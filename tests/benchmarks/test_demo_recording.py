@@ -65,6 +65,7 @@ def test_lines_come_one_by_one_only_where_movement_is_wanted() -> None:
     picture = demo_recording.drawn(PRINTED, 1, HERE)
     still, moving = picture.split("@media (prefers-reduced-motion: no-preference) {", 1)
     assert "animation:" not in still
+    assert "opacity: 0;" not in picture, "before its turn a line is dim, not gone"
     delays = [float(s) for s in re.findall(r"animation-delay: ([\d.]+)s", moving)]
     drawn = set(re.findall(r'text[^>]*clip-path="url\(#demo-line-(\d+)\)"', moving))
     assert delays == sorted(delays)
