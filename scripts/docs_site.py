@@ -82,10 +82,27 @@ def relinked(markdown: str, where: str, source: str) -> str:
     pattern = r"(?<!!)\[(?P<words>[^\]]*)\]\((?!https?:|#)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)"
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.MULTILINE | re.DOTALL)
     parts[::2] = [_cells(re.sub(pattern, link, part)) for part in parts[::2]]
+    parts[1::2] = [_folded(part) if part.startswith("```bash") else part for part in parts[1::2]]
     text = "".join(parts)
     if source == "index.md":  # pictures stand in HTML, which mkdocs leaves as it is
         text = re.sub(r'(srcset|src)="docs/', r'\1="', text)
     return text
+
+
+def _folded(block: str, width: int = 80) -> str:
+    """A block of commands, those too long for the page continued on further lines."""
+    lines = []
+    for line in block.split("\n"):
+        # Only between options and steps; a comment or a quotation is left as it is.
+        pieces = [line] if re.search("[#'\\\\]", line) else re.split(r" (?=--[a-z]|&& )", line)
+        for piece in pieces[1:]:
+            if len(pieces[0]) + len(piece) + 3 > width:
+                lines.append(f"{pieces[0]} \\")
+                pieces[0] = f"    {piece}"
+            else:
+                pieces[0] += f" {piece}"
+        lines.append(pieces[0])
+    return "\n".join(lines)
 
 
 def _cells(markdown: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,17 @@ ROOT = Path(__file__).parents[2]
 )
 def test_links_are_those_of_the_site(where: str, source: str, text: str, expected: str) -> None:
     assert docs_site.relinked(text, where, source) == expected
+
+
+def test_long_commands_are_continued_and_stay_the_same() -> None:
+    steps = " && ".join(["draftrec encode texts --encoder minilm --output vectors.parquet"] * 3)
+    comment = "draftrec pool info pool  # " + "bytes, groups --and more " * 5
+    page = docs_site.relinked(f"```bash\n{steps}\n{comment}\n```", "docs/a.md", "a.md")
+    lines = page.split("\n")[1:-1]
+    assert max(map(len, lines[:-1])) <= 80
+    whole = "\n".join(lines[:-1]).replace("\\\n", "")  # as a shell reads it
+    assert shlex.split(whole) == shlex.split(steps)
+    assert lines[-1] == comment
 
 
 def test_every_command_and_its_options_are_told() -> None:
