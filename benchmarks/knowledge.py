@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the result files")
     args = parser.parse_args()
     generator = Generator.from_pretrained(args.model, dtype=args.dtype, draft="none")
-    settings = {k: str(v) for k, v in vars(args).items() if k not in ("data", "model")}
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("data", "model", "results")}
 
     def save(half: str, found: dict[str, Any]) -> None:
         """Written after every trace, so that an interrupted run keeps what it measured."""

@@ -181,3 +181,18 @@ def test_small_runs_leave_the_results_alone() -> None:
     before = {p: p.stat().st_mtime_ns for p in RESULTS.iterdir()}
     assert remake.main(["--small", "item-trie", "host-time"]) == 0
     assert before == {p: p.stat().st_mtime_ns for p in RESULTS.iterdir()}
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for part in value.values() for text in texts(part))
+    elif isinstance(value, list):
+        yield from (text for part in value for text in texts(part))
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_no_result_says_where_it_lay_on_its_machine(path: Path) -> None:
+    found = [text for text in texts(json.loads(path.read_text())) if re.match(r"[/~]\w*/", text)]
+    assert not found
