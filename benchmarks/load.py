@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 from common import note, write_result
-from load_client import Ask, Process, Traffic, asked, items, pump, text
+from load_client import Ask, Process, Traffic, asked, items, memory_mib, pump, text
 from load_faults import ALONE, FAULTS
 from load_files import FILES
 
@@ -90,16 +90,6 @@ async def answers(url: str, clients: int, bodies: list[Any]) -> list[Any]:
             return [i["item"] for i in answer.raise_for_status().json()["items"]]
 
         return list(await asyncio.gather(*map(one, bodies)))
-
-
-def memory_mib(pid: int) -> float | None:
-    """Resident memory of a process; None where the system does not say."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-        line = next(line for line in lines if line.startswith("VmRSS"))
-    except (OSError, StopIteration):
-        return None
-    return round(int(line.split()[1]) / 1024, 1)
 
 
 def loads(args: argparse.Namespace, bodies: list[Any]) -> dict[str, Any]:

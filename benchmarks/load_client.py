@@ -25,6 +25,16 @@ from draftrec.demo.shop import histories, readings
 _START_SECONDS, _END_SECONDS = 120.0, 60.0
 
 
+def memory_mib(pid: int) -> float | None:
+    """Resident memory of a process; None where the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("VmRSS"))
+    except (OSError, StopIteration):
+        return None
+    return round(int(line.split()[1]) / 1024, 1)
+
+
 class Process:
     """`draftrec serve --demo` on a free port of the loopback, ready to answer, until the end."""
 

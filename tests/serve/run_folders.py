@@ -138,7 +138,9 @@ class RunWriter:
 
     def _append(self, kind: str, at: float | None, **values: Any) -> None:
         moment = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
-        self.folder.append_metrics({"kind": kind, "at": moment.isoformat(), **values})
+        self.folder.append_metrics(
+            {"kind": kind, "at": moment.isoformat(timespec="milliseconds"), **values}
+        )
 
 
 def write_pool(path: Path, sizes: Iterable[int] = (1_000_000, 2_000_000, 4_000_000)) -> Path:

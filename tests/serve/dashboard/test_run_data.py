@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.pool.store import Pool
+from draftrec.serve.dashboard import lines as run_lines
 from draftrec.serve.dashboard import metrics as run_metrics
-from draftrec.serve.dashboard.metrics import MetricsTail, Progress, quick_rows, rows_of, slow_rows
+from draftrec.serve.dashboard.lines import Rows, rows_of
+from draftrec.serve.dashboard.metrics import MetricsTail, Progress
 from draftrec.serve.dashboard.run_data import (
     QUIET_SECONDS,
     RunData,
@@ -48,8 +50,7 @@ def speeds(progress: Progress) -> list[float]:
 
 def progress_of(records: list[dict[str, Any]], most: int = 120) -> Progress:
     found = Progress(most)
-    for rows in rows_of("".join(json.dumps(record) + "\n" for record in records).encode()):
-        found.take(rows)
+    found.take(rows_of("".join(json.dumps(record) + "\n" for record in records).encode(), few=0))
     return found
 
 
@@ -69,7 +70,8 @@ def test_a_tail_reads_what_was_added_and_waits_for_the_end_of_a_line(tmp_path: P
 def test_a_tail_reads_in_blocks_and_keeps_no_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("draftrec.serve.dashboard.metrics._BLOCK_BYTES", 100)
+    monkeypatch.setattr(run_metrics, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(run_metrics, "_PART_BYTES", 100)
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(*range(1000)))
     found = MetricsTail(path).read()
@@ -163,47 +165,68 @@ def one_by_one(content: bytes, most: int) -> Progress:
     """What the records come to, each taken by itself."""
     found = Progress(most)
     for line in content.split(b"\n")[:-1]:
-        found.take(slow_rows(line + b"\n"))
+        found.take(rows_of(line + b"\n"))
+    return found
+
+
+def same(quick: Rows, slow: Rows) -> bool:
+    names = ("kinds", "at", "active", "numbers", "odd")
+    return all(np.array_equal(getattr(quick, n), getattr(slow, n)) for n in names)
+
+
+@st.composite
+def nearly_alike(draw: st.DrawFn) -> list[str]:
+    """A line, and some that differ from it in a few letters, most of them digits."""
+    line = draw(st.one_of(PLAIN.map(json.dumps), ODD))
+    found = [line]
+    for _ in range(draw(st.integers(0, 3))):
+        letters = list(line)
+        for place in draw(st.lists(st.integers(0, max(len(line) - 1, 0)), max_size=3)):
+            letters[place : place + draw(st.integers(0, 1))] = draw(
+                st.sampled_from('0123456789.-eE ,"{}[]:+')
+            )
+        found.append("".join(letters))
     return found
 
 
 @pytest.mark.slow
-@given(st.lists(PLAIN, min_size=1, max_size=12))
-def test_plain_lines_are_read_quickly_and_mean_the_same(records: list[dict[str, Any]]) -> None:
-    content = "".join(json.dumps(record) + "\n" for record in records).encode()
-    quick, slow = quick_rows(content), slow_rows(content)
-    if quick is None:
-        return
-    assert slow.odd == 0
-    used = np.flatnonzero(slow.kinds)
-    assert quick.kinds.tolist() == slow.kinds.tolist()
-    for name in ("at", "active", "numbers"):
-        assert getattr(quick, name)[used].tolist() == getattr(slow, name)[used].tolist(), name
+@given(st.lists(nearly_alike(), max_size=4))
+def test_lines_read_at_once_say_what_each_does_by_itself(groups: list[list[str]]) -> None:
+    content = "".join(line + "\n" for lines in groups for line in lines)
+    encoded = content.encode(errors="surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_lines, "_FEW_LINES", 1)
+        assert same(rows_of(encoded, few=0), rows_of(encoded, few=len(encoded)))
 
 
-def test_what_jobs_write_is_read_quickly(tmp_path: Path) -> None:
+def test_what_jobs_write_is_read_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of every day, and every kind of line that a job writes, need no other reader."""
     writer = RunWriter(tmp_path / "run")
     writer.finish()
-    content = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    found = quick_rows(content)
-    assert found is not None
-    assert len(found) == content.count(b"\n") > 5
+    content = (tmp_path / "run" / "metrics.jsonl").read_bytes() * 20
+    days = [datetime(1999, 12, 31, 23, 59, 59, tzinfo=UTC) + timedelta(n) for n in range(3000)]
+    content += "".join(
+        json.dumps({**steps(1.5, 5), "at": day.isoformat(timespec="milliseconds")}) + "\n"
+        for day in days
+    ).encode()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_lines, "from_json", None)  # what the other reader would read
+        found = rows_of(content, few=0)
+    assert same(found, rows_of(content, few=len(content)))
+    assert found.at[-len(days) :].tolist() == [day.timestamp() for day in days]
 
 
 @pytest.mark.slow
-@given(LINES, st.integers(1, 4), st.integers(2, 5), st.data())
+@given(LINES, st.integers(2, 5), st.data())
 def test_many_lines_at_once_come_to_what_each_does_by_itself(
-    lines: list[str], few: int, most: int, data: st.DataObject
+    lines: list[str], most: int, data: st.DataObject
 ) -> None:
     content = "".join(line + "\n" for line in lines).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=3)))
     whole = [content.rfind(b"\n", 0, cut) + 1 for cut in cuts]
     found = Progress(most)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_metrics, "_FEW_LINES", few)
-        for start, end in itertools.pairwise([0, *whole, len(content)]):
-            for rows in rows_of(content[start:end]):
-                found.take(rows)
+    for start, end in itertools.pairwise([0, *whole, len(content)]):
+        found.take(rows_of(content[start:end], few=0))
     assert figures(found) == figures(one_by_one(content, most))
 
 
@@ -216,7 +239,7 @@ def test_points_and_what_is_under_way_follow_their_definition(
     stretches: list[int] = []
     pending, ended, told = 0, None, False
     for record in records:
-        rows = slow_rows(json.dumps(record).encode() + b"\n")
+        rows = rows_of(json.dumps(record).encode() + b"\n")
         if not len(rows):
             continue
         spent, at = int(rows.numbers[0, 0]), float(rows.at[0])
