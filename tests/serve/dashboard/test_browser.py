@@ -144,6 +144,9 @@ def test_a_finished_run_is_complete(open_page: Any, finished: Path, scheme: str)
         assert "Relaxed acceptance gains nothing here" in page.inner_text("#advice")
         assert "0.1234" in page.inner_text("#quality")
         assert page.locator("#sources-bars [role=img]").count() == 2
+        assert page.inner_text("#sources-legend").split("\n") == [
+            "group pool", "pool of all", "the model itself",
+        ]  # fmt: skip
         pairs = [(ink, ground) for ink in ("--ink", "--soft") for ground in ("--card", "--page")]
         pairs += [(f"--{name}", f"--{name}-fill") for name in ("good", "act", "hint")]
         assert min(page.evaluate(_CONTRASTS, pairs)) >= 4.5
@@ -377,7 +380,9 @@ def test_two_runs_side_by_side_show_what_differs_and_their_texts(
 
 
 def test_one_run_fits_on_two_screens(open_page: Any, tmp_path: Path) -> None:
-    RunWriter(tmp_path / "run", pool=write_pool(tmp_path / "pool")).finish()
+    """However long its texts are."""
+    words = "Sea tales and more sea tales. " * 100
+    RunWriter(tmp_path / "run", pool=write_pool(tmp_path / "pool"), text=words).finish()
     with served(tmp_path) as address:
         page = open_page(address)
         page.wait_for_selector("#texts article")

@@ -16,13 +16,13 @@ const paint = (tone) => (tone.startsWith("var(") ? colour(tone.slice(4, -1)) : t
  * Draw curves into a host. `series`: [{name, tone, dashed, faint, x: [...], y: [...]}]; `form` writes
  * a value of the y axis; `xForm` one of the x axis; `bars` draws bars instead of lines; `hover` is
  * told the values under the pointer, or null. `log`: the y axis by powers of ten; `counted`: x counts
- * something else than seconds; `range`: [from, to] of x to show, null for all; `zoom`: told another
+ * something else than seconds; `titles`: what lies along x and y; `range`: [from, to] of x to show, null for all; `zoom`: told another
  * one that was asked for.
  */
-export function chart(host, { series, form, xForm, label, bars = false, hover = () => {}, log = false, counted = false, range = null, zoom = null }) {
+export function chart(host, { series, form, xForm, label, bars = false, hover = () => {}, log = false, counted = false, titles = [], range = null, zoom = null }) {
   host.setAttribute("aria-label", label);
   const data = align(series, log);
-  const key = JSON.stringify([series.map((s) => [s.name, s.tone, s.dashed, s.faint]), bars, theme(), form(0.5), log, counted, xForm(3601)]);
+  const key = JSON.stringify([series.map((s) => [s.name, s.tone, s.dashed, s.faint]), bars, theme(), form(0.5), log, counted, titles, xForm(3601)]);
   const old = drawn.get(host);
   if (old && old.key === key) {
     Object.assign(old, { hover, range, zoom });
@@ -32,7 +32,7 @@ export function chart(host, { series, form, xForm, label, bars = false, hover = 
   old?.plot.destroy();
   const entry = { key, hover, range, zoom, plot: null };
   const told = (plot) => entry.hover(plot.cursor.idx == null ? null : nearest(plot));
-  entry.plot = new uPlot(options(host, series, { form, xForm, bars, told, log, counted, entry }), data, host);
+  entry.plot = new uPlot(options(host, series, { form, xForm, bars, told, log, counted, titles, entry }), data, host);
   drawn.set(host, entry);
   observer.observe(host);
   if (zoom && !host.onkeydown) host.onkeydown = (event) => steer(host, event);
@@ -92,13 +92,14 @@ function align(series, log) {
   return uPlot.join(series.map((s) => [s.x, told(s.y)]));
 }
 
-function options(host, series, { form, xForm, bars, told, log, counted, entry }) {
+function options(host, series, { form, xForm, bars, told, log, counted, titles, entry }) {
   const axis = {
     stroke: colour("--soft"),
     grid: { stroke: colour("--line"), width: 1 },
     ticks: { stroke: colour("--line"), width: 1, size: 4 },
     font: "12px system-ui, sans-serif",
   };
+  const named = (title) => (title ? { label: title, labelSize: 20, labelFont: axis.font } : {});
   const select = (plot) => {
     const { left, width } = plot.select;
     if (width < 4) return;
@@ -120,8 +121,8 @@ function options(host, series, { form, xForm, bars, told, log, counted, entry })
         : { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] },
     },
     axes: [
-      { ...axis, size: 32, space: 64, incrs: bars ? [1, 2, 5, 10] : counted ? COUNTS : SECONDS, grid: { show: false }, values: (_, ticks) => ticks.map(xForm) },
-      { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : form(tick))) },
+      { ...axis, ...named(titles[0]), size: 32, space: 64, incrs: bars ? [1, 2, 5, 10] : counted ? COUNTS : SECONDS, grid: { show: false }, values: (_, ticks) => ticks.map(xForm) },
+      { ...axis, ...named(titles[1]), size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : form(tick))) },
     ],
     series: [{}, ...series.map((s, place) => one(s, place, series.length, bars))],
   };

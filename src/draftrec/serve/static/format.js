@@ -5,6 +5,9 @@ export const number = (value, digits = 0) =>
     ? "-"
     : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
+/** A figure with as many digits as its size needs. */
+export const short = (value) => number(value, Number.isInteger(value) ? 0 : value < 1 ? 2 : value < 100 ? 1 : 0);
+
 export const percent = (share, digits = 0) =>
   share === null || share === undefined ? "-" : `${number(100 * share, digits)} %`;
 

@@ -61,7 +61,7 @@ function drawLengths(runs) {
   const x = pool.by_length.map((_, length) => length);
   const shares = pool.by_length.map((n) => n / pool.accepted);
   const label = `Accepted tokens by length of the match, pool ${name}`;
-  chart($("lengths-chart"), { series: [{ name, tone, x, y: shares }], form: (v) => percent(v), xForm: (v) => number(v), label, bars: true });
+  chart($("lengths-chart"), { series: [{ name, tone, x, y: shares }], form: (v) => percent(v), xForm: (v) => number(v), label, bars: true, titles: ["tokens known before the draft", "share accepted"] });
   legend($("lengths-legend"), [{ name: `pool ${name}`, tone }]);
   fill($("lengths-table"), table(["tokens known", "accepted tokens", "share"], x.map((n) => [String(n), number(pool.by_length[n]), percent(shares[n], 1)])));
 }

@@ -154,7 +154,7 @@ function heading(name, key, rising) {
   const sort = () => choose({ sort: name, rising: (sorted ? !rising : ["name", "state"].includes(name) || !COLUMNS[name]) ? "1" : "0" });
   const mark = sorted ? (rising ? " ↑" : " ↓") : "";
   const title = COLUMNS[name]?.[0] ?? name.replaceAll("_", " ");
-  return el("th", { scope: "col", "aria-sort": sorted ? (rising ? "ascending" : "descending") : undefined },
+  return el("th", { scope: "col", class: name === "name" ? "run" : undefined, "aria-sort": sorted ? (rising ? "ascending" : "descending") : undefined },
     el("button", { type: "button", "data-key": `sort-${name}`, onclick: sort }, title + mark));
 }
 
@@ -208,8 +208,12 @@ export function drawAdvice(advice, runs, all) {
   if (!show("advice", shown.length)) return;
   fill($("advice-list"), ...shown.map((a) =>
     el("li", {}, el("span", { class: `badge ${a.weight}` }, WEIGHTS[a.weight]),
-      el("span", { class: "text" }, el("strong", {}, `${a.about}: `), a.text))));
+      el("span", { class: "text" }, el("strong", {}, `${a.about}: `), ...withOptions(a.text)))));
 }
+
+/** Words in which an option is not torn from its dashes and its value. */
+const withOptions = (text) => text.split(/(--[a-z][a-z-]*(?: (?:auto|none|strict|relaxed|N|[0-9.]+)\b)?)/)
+  .map((part, place) => (place % 2 ? el("code", { class: "option" }, part) : part));
 
 export function drawSettings(runs) {
   if (!show("settings", runs.length)) return;

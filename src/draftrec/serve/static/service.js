@@ -2,7 +2,7 @@
 
 import { chart } from "./charts.js";
 import { $, el, fill, legend, show, table } from "./dom.js";
-import { duration, megabytes, number, percent, ratio, timeOfDay } from "./format.js";
+import { duration, megabytes, number, percent, ratio, short, timeOfDay } from "./format.js";
 import { choose, chosen, onChoice } from "./view.js";
 
 const MOST_POINTS = 720;
@@ -102,15 +102,15 @@ function drawCharts() {
     { name: "waiting requests", tone: "var(--c2)", value: (p) => (p.gauges.queue_requests ?? 0) },
     { name: "texts at once", tone: "var(--c1)", value: (p) => p.gauges.batch_sequences ?? 0 },
     { name: "users at once", tone: "var(--c3)", value: (p) => p.gauges.beam_batch_users ?? 0 },
-  ].filter((s) => s.name === "waiting requests" || shown.some((p) => s.value(p))), (v) => number(v, v % 1 ? 1 : 0));
+  ].filter((s) => s.name === "waiting requests" || shown.some((p) => s.value(p))), short);
   draw("service-answers", "answers per second", whole, STATUSES.map(([status, name, tone]) => ({
     name, tone, value: (p) => p.answers[status] ?? 0,
-  })).filter((s) => s.name === "answered" || shown.some((p) => s.value(p))), (v) => number(v, v < 10 && v % 1 ? 1 : 0));
+  })).filter((s) => s.name === "answered" || shown.some((p) => s.value(p))), short);
   const users = shown.some((p) => p.totals.beam_users);
   draw("service-tokens", "new tokens per second", whole, [
     { name: "new tokens per second", tone: "var(--c2)", value: (p) => p.totals.new_tokens ?? 0 },
     ...(users ? [{ name: "users per second", tone: "var(--c3)", value: (p) => p.totals.beam_users }] : []),
-  ], (v) => number(v, v < 10 && v % 1 ? 1 : 0));
+  ], short);
 }
 
 function draw(id, name, { shown, range }, series, form) {
@@ -119,6 +119,9 @@ function draw(id, name, { shown, range }, series, form) {
   const last = (s) => { const known = s.y.findLast((v) => v !== null); return known === undefined ? "-" : form(known); };
   const label = `${name}, last: ${curves.map((s) => `${s.name} ${last(s)}`).join(", ")}`;
   const hover = (values) => legend($(`${id}-legend`), curves.map((s, i) => ({ ...s, shown: values ? (values[i] == null ? null : form(values[i])) : last(s) })));
-  chart($(id), { series: curves, form, xForm: (at) => timeOfDay(at).slice(0, 5), label, hover, range });
+  // Minutes tell ticks apart where there is no more than one to a minute.
+  const seconds = range && range[1] - range[0] < 600;
+  chart($(id), { series: curves, form, xForm: (at) => timeOfDay(at).slice(0, seconds ? 8 : 5), label, hover, range });
   hover(null);
+  if (!curves.length) fill($(`${id}-legend`), el("li", {}, "nothing has been asked in this time"));
 }

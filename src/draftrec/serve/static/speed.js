@@ -77,7 +77,7 @@ export function drawSpeed(runs) {
   const hover = (values) => legend($("speed-legend"), withValues(series, values, form));
   const label = `${name} over time, last values: ${told}. Drag, or use + - and arrows, to look closer.`;
   const faint = smooth ? exact.map((s) => ({ ...s, faint: true })) : [];
-  chart($("speed-chart"), { series: [...series, ...faint], form, xForm, label, hover, log, counted: against === "tokens", range: rangeOf(), zoom });
+  chart($("speed-chart"), { series: [...series, ...faint], form, xForm, label, hover, log, counted: against === "tokens", titles: [CLOCKS[against][0], name], range: rangeOf(), zoom });
   hover(null);
   const estimates = series.some((s) => s.dashed) ? " Dashed: plain decoding, estimated from the run's own measured costs." : "";
   const left = begun.length - drawable.length;
@@ -139,9 +139,7 @@ export function drawSources(runs) {
   };
   fill($("sources-bars"), ...drafted.map((run) =>
     stackBar(run.name, `${percent(ratio(run.totals.accepted_tokens, run.totals.new_tokens))} drafted`, parts(run))));
-  legend($("sources-legend"), parts(drafted[0]));
-  fill($("sources-table"), table(["run", ...parts(drafted[0]).map((p) => p.name)],
-    drafted.map((run) => [run.name, ...parts(run).map((p) => number(p.value))])));
+  legendAndTable("sources", "run", drafted, parts, 0);
 }
 
 export function drawTime(runs) {
@@ -153,7 +151,15 @@ export function drawTime(runs) {
     return [...found, { name: "reading, writing, start-up", tone: "var(--c0)", value: Math.max(0, rest) }];
   };
   fill($("time-bars"), ...timed.map((run) => stackBar(run.name, duration(run.totals.wall_seconds), parts(run))));
-  legend($("time-legend"), parts(timed[0]));
-  fill($("time-table"), table(["run, seconds", ...parts(timed[0]).map((p) => p.name)],
-    timed.map((run) => [run.name, ...parts(run).map((p) => number(p.value, 2))])));
+  legendAndTable("time", "run, seconds", timed, parts, 2);
+}
+
+/** What bars are made of, as colours and as figures, without what none of them has. */
+function legendAndTable(id, head, runs, parts, digits) {
+  const all = runs.map(parts);
+  const used = all[0].map((_, place) => all.some((of) => of[place].value > 0));
+  const some = (of) => of.filter((_, place) => used[place]);
+  legend($(`${id}-legend`), some(all[0]));
+  fill($(`${id}-table`), table([head, ...some(all[0]).map((p) => p.name)],
+    runs.map((run, i) => [run.name, ...some(all[i]).map((p) => number(p.value, digits))])));
 }
