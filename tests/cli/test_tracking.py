@@ -9,11 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from draftrec.cli import tracking
 from draftrec.cli.main import run
 from draftrec.cli.options.shared import TrackOptions
+from draftrec.demo.shop import demo_model_path
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import worker
 from draftrec.train.loop import Progress, TrainWatcher
@@ -75,6 +79,46 @@ def test_tensorboard_shows_a_training_beside_what_it_always_writes(tmp_path: Pat
     assert "summary/weights" in ours
 
 
+@pytest.mark.slow
+def test_tensorboard_shows_what_else_takes_long(tmp_path: Path) -> None:
+    """Recording a target, choosing settings, fitting ids: each has what it went through and what it
+    came to."""
+    sequences, sids = write_all(tmp_path)
+    data = [str(sequences), "--sids", str(sids)]
+    target, track = str(tmp_path / "target"), ["--track", "tensorboard"]
+    fit = ["genrec", "fit", *data, "--output", target, "--batch-tokens", "400", "--epochs", "1"]
+    assert run([*fit, "--preset", "tiny", "--device", "cpu"]) == 0
+    vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    pq.write_table(
+        pa.table({"item": range(60), "vector": vectors.tolist()}), tmp_path / "items.parquet"
+    )
+    texts = tmp_path / "texts.jsonl"
+    rows = [{"entity_id": i, "token_ids": [7] * 8} for i in range(40)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = {
+        "teacher": ["genrec", "teach", target, *data, "--beams", "2"],
+        "blend.yaml": ["genrec", "tune", *data, "--target", target, "-k", "2"],
+        "best.yaml": ["tune", str(texts), "--tokenizer", str(demo_model_path())],
+        "sids.parquet": ["sid", "fit", str(tmp_path / "items.parquet"), "--codes", "4"],
+        "vae.parquet": ["sid", "fit", str(tmp_path / "items.parquet"), "--codes", "4",
+                        "--method", "rq-vae", "--epochs", "3"],
+    }  # fmt: skip
+    told = {
+        "teacher": ("contexts", "summary/contexts"),
+        "blend.yaml": ("users", "summary/ways/the model alone/recall@2"),
+        "best.yaml": ("settings", "summary/chosen/budget"),
+        "sids.parquet": ("items", "summary/unique"),
+        "vae.parquet": ("loss", "summary/reconstruction_error"),
+    }
+    for name, line in lines.items():
+        assert run([*line, "--output", str(tmp_path / name), *track]) == 0, name
+        found = scalars_of(tmp_path / f"{name}.logs")
+        assert set(told[name]) <= found.keys(), (name, found.keys())
+    files = len(list((tmp_path / "teacher.logs").iterdir()))
+    assert run([*lines["teacher"], "--output", str(tmp_path / "teacher"), *track]) == 0
+    assert len(list((tmp_path / "teacher.logs").iterdir())) == files  # there was nothing to do
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewOptions(TrackOptions):
     """Of a command with one setting."""
@@ -92,7 +136,7 @@ def interrupted(kind: str, output: Path) -> None:
 def example(kind: str, output: Path) -> None:
     with tracking.tracked(kind, output, FewOptions(track="mlflow", verbose=True)) as tracker:
         tracker.numbers(3, {"tokens_per_call": 2.5})
-        tracker.numbers(5, {"tokens_per_call": 3.5})
+        tracker.numbers(5, {"tokens_per_call": 3.5, "recall@10": 0.5})
         tracker.end({"texts": 12, "model": "m", "draft": {"calls": 4}, "exact": True})
 
 
@@ -112,6 +156,7 @@ def test_mlflow_has_settings_numbers_and_summary(
         assert (whole.info.run_name, whole.info.status) == ("run", "FINISHED")
         assert (cut.info.run_name, cut.info.status) == ("cut", "KILLED")
         values = {"tokens_per_call": 3.5, "summary/texts": 12, "summary/draft/calls": 4}
+        values["recall_at_10"] = 0.5
         assert whole.data.metrics == values
         assert whole.data.params == {"epochs": "3"}  # how a command talks is no setting
         client = mlflow.MlflowClient()
@@ -160,6 +205,11 @@ def test_tensorboard_needs_an_output_of_this_machine() -> None:
         tracking.tracked("tensorboard", "s3://bucket/run", TrackOptions()),
     ):
         pass
+    with (
+        pytest.raises(DraftrecError, match="which is missing; give an --output"),
+        tracking.tracked("tensorboard", None, TrackOptions()),
+    ):
+        pass
 
 
 @pytest.mark.slow
@@ -190,3 +240,19 @@ def test_a_training_that_goes_on_counts_its_steps_from_where_it_was() -> None:
     watcher.step(None, 0.4)  # too soon for another one
     watcher.epoch({"epoch": 1.0, "steps": 4.0, "train_loss": 0.45})
     assert told == [(8, {"loss": 0.5}), (9, {"epoch": 1.0, "train_loss": 0.45})]
+
+
+def test_rates_are_those_of_this_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+    backend = tracking.Backend(
+        lambda step, values: told.append(dict(values)), lambda *_: None, lambda _: None
+    )
+    now = iter([0.0, 0.0, 0.0, 10.0, 10.0])
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: next(now))
+    state = tracking.of_state(tracking.Tracker(lambda: backend), lambda *_: None, "texts")
+    state(500, 1000)  # those of an earlier one
+    state(600, 1000)
+    assert told == [
+        {"texts": 500.0, "texts_per_second": 0.0},
+        {"texts": 600.0, "texts_per_second": 10.0},
+    ]

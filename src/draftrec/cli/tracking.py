@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from draftrec.errors import DraftrecError, Interrupted
 
 if TYPE_CHECKING:
     from draftrec.engine.text.stats import StepStats
+    from draftrec.train.teacher_files import TeacherManifest
 
 Numbers = Mapping[str, float]
 
@@ -45,7 +47,7 @@ _SILENT = {"track", *(f.name for f in fields(Options)), "json"}
 @contextmanager
 def tracked(kind: str | None, output: object, options: Options | None) -> Iterator[Tracker]:
     """A tracker of what a command does, by the library that `kind` names, whose run ends as the
-    block does.
+    block does. `output` names the run; commands that need none may have None.
 
     Raises DraftrecError where the library is missing, or cannot be used.
     """
@@ -58,14 +60,15 @@ def tracked(kind: str | None, output: object, options: Options | None) -> Iterat
             f"--track {kind} needs the package {package}; install it with pip install "
             f'"draftrec[{extra}]"'
         )
-    if kind == "tensorboard" and "://" in str(output):
+    if kind == "tensorboard" and (output is None or "://" in str(output)):
+        what = "which is missing" if output is None else f"which is {output}"
         raise DraftrecError(
-            f"--track tensorboard writes files of this machine beside --output, which is {output}; "
-            "give an --output here, or track with mlflow or wandb"
+            f"--track tensorboard writes files of this machine beside --output, {what}; give an "
+            "--output here, or track with mlflow or wandb"
         )
     given = {f.name: getattr(options, f.name) for f in fields(options)}
     settings = {n: str(v) for n, v in given.items() if n not in _SILENT and v is not None}
-    tracker = Tracker(lambda: _OPEN[kind](Path(str(output)), settings))
+    tracker = Tracker(lambda: _OPEN[kind](Path(str(output or _PROJECT)), settings))
     ended = "failed"
     try:
         yield tracker
@@ -99,9 +102,11 @@ class Tracker:
             self.numbers(step, values())
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """What it came to: the numbers of a summary, those within others by both names."""
+        """What it came to, if there was anything to do: the numbers of a summary, those within
+        others by both names."""
         found = dict(_flat(summary))
-        self._tell(lambda backend: backend.summary(self._step, found))
+        if self._backend:
+            self._tell(lambda backend: backend.summary(self._step, found))
 
     def close(self, ended: str) -> None:
         """The run is over: "finished", "failed" or "stopped". Nothing is told from now on."""
@@ -145,9 +150,15 @@ def _mlflow(output: Path, settings: dict[str, str]) -> Backend:
     say(f"tracked by MLflow at {mlflow.get_tracking_uri()} as run {run.info.run_id}")
     status = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
     mlflow.log_params({name: value[:500] for name, value in settings.items()})
+
+    def numbers(step: int | None, values: Numbers, before: str = "") -> None:
+        # A name with any other sign is refused: recall@10.
+        named = {re.sub(r"[^\w./: -]", "_at_", before + n): v for n, v in values.items()}
+        mlflow.log_metrics(named, step=step)
+
     return Backend(
-        lambda step, values: mlflow.log_metrics(dict(values), step=step),
-        lambda step, values: mlflow.log_metrics({f"summary/{n}": v for n, v in values.items()}),
+        numbers,
+        lambda step, values: numbers(None, values, "summary/"),
         lambda ended: mlflow.end_run(status[ended]),
     )
 
@@ -253,10 +264,24 @@ def of_training(tracker: Tracker, watcher: Any) -> Any:
     return Beside(watcher, begin=begin, step=step, epoch=epoch)
 
 
+def of_recording(tracker: Tracker, watcher: Any) -> Any:
+    """A watcher of `teach` that tells the tracker too: the contexts recorded."""
+    state = of_state(tracker, lambda *_: None, "contexts")
+
+    def told(manifest: TeacherManifest) -> None:
+        state(sum(manifest.shards), manifest.total)
+
+    def begin(manifest: TeacherManifest) -> None:
+        if not manifest.finished:
+            told(manifest)
+
+    return Beside(watcher, begin=begin, shard=told)
+
+
 def of_count(tracker: Tracker, watch: Callable[..., None], name: str) -> Callable[..., None]:
     """A function that is told how many more (`done`) there are, which tells the tracker too."""
     total = 0
-    state = of_state(tracker, lambda *_: None, name)
+    state = of_state(tracker, lambda *_: None, name, 0)
 
     def told(done: int) -> None:
         nonlocal total
@@ -267,14 +292,19 @@ def of_count(tracker: Tracker, watch: Callable[..., None], name: str) -> Callabl
     return told
 
 
-def of_state(tracker: Tracker, watch: Callable[..., None], name: str) -> Callable[..., None]:
-    """A function that is told how many are done, of how many, which tells the tracker too."""
+def of_state(
+    tracker: Tracker, watch: Callable[..., None], name: str, before: int | None = None
+) -> Callable[..., None]:
+    """A function that is told how many are done, of how many, which tells the tracker too. Rates
+    are those of this life, which began with `before`, or with what is told first."""
     began = time.monotonic()
 
     def told(done: int, total: int) -> None:
+        nonlocal before
         watch(done, total)
+        before = done if before is None else before
         seconds = max(time.monotonic() - began, 1e-9)
-        values = {name: float(done), f"{name}_per_second": done / seconds}
+        values = {name: float(done), f"{name}_per_second": (done - before) / seconds}
         tracker.now_and_then(name, done, lambda: values)
 
     return told

@@ -7,6 +7,7 @@ end, without crowding and without collisions, is up to `items.quantise`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -74,10 +75,15 @@ class RqVae(nn.Module):
 
 
 def fit_rq_vae(
-    vectors: FloatArray, codes: QuantiseSettings, settings: RqVaeSettings, device: torch.device
+    vectors: FloatArray,
+    codes: QuantiseSettings,
+    settings: RqVaeSettings,
+    device: torch.device,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> tuple[Quantised, FloatArray]:
     """Train on `vectors` float32 `[n, width]`; the codes of all of them and what the decoder
-    rebuilds from them, float32 `[n, width]`.
+    rebuilds from them, float32 `[n, width]`. `on_epoch` is told how many epochs are done, and the
+    last one's mean loss.
 
     The same seed gives the same codes on the same machine. Raises DraftrecError for fewer vectors
     than codes, and when the quantiser's package is missing.
@@ -93,24 +99,34 @@ def fit_rq_vae(
         model = RqVae(vectors.shape[1], codes, settings).to(device)
         model.mean.copy_(torch.from_numpy(vectors.mean(axis=0)))
         model.scale.fill_(max(float(vectors.std()), 1e-12))
-        _train(model.train(), vectors, codes.codes, settings)
+        _train(model.train(), vectors, codes.codes, settings, on_epoch)
     latents = model.eval().encode(vectors)
     quantised = assign(latents, model.codebooks(), codes)
     return quantised, model.decode(quantised.vectors())
 
 
-def _train(model: RqVae, vectors: FloatArray, codes: int, settings: RqVaeSettings) -> None:
+def _train(
+    model: RqVae,
+    vectors: FloatArray,
+    codes: int,
+    settings: RqVaeSettings,
+    on_epoch: Callable[[int, float], None] | None,
+) -> None:
     device = model.scale.device
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
     # The first batch starts the codebooks, so it has to hold enough different vectors.
     batch = max(_BATCH, 4 * codes)
-    for _ in range(settings.epochs):
+    for epoch in range(settings.epochs):
+        total = torch.zeros((), device=device)
         for rows in torch.randperm(len(vectors)).split(batch):
             loss = model.loss(torch.from_numpy(vectors[rows.numpy()]).to(device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
+            total += loss.detach() * len(rows)
+        if on_epoch:
+            on_epoch(epoch + 1, float(total) / len(vectors))
 
 
 def _layers(sizes: tuple[int, ...]) -> nn.Sequential:

@@ -13,12 +13,19 @@ from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.messages import say
 from draftrec.cli.options.knobs import argument, option, option_of, settings_of
 from draftrec.cli.options.places import READ
-from draftrec.cli.options.shared import Idle, JsonOptions, SidsToWrite, VectorColumnOptions
+from draftrec.cli.options.shared import (
+    Idle,
+    JsonOptions,
+    SidsToWrite,
+    TrackOptions,
+    VectorColumnOptions,
+)
 from draftrec.config import EncoderConfig
 from draftrec.data.files.places import Place
 from draftrec.items.settings import QuantiseSettings, RqVaeSettings
 
 if TYPE_CHECKING:
+    from draftrec.cli.tracking import Tracker
     from draftrec.core import FloatArray
     from draftrec.items.quantise import Quantised
 
@@ -30,7 +37,7 @@ RqVae = partial(option_of, RqVaeSettings, note="rq-vae")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions(JsonOptions, VectorColumnOptions):
+class FitOptions(TrackOptions, VectorColumnOptions):
     """The command line of `draftrec sid fit`."""
 
     vectors: str = argument(
@@ -55,6 +62,7 @@ _IDLE = (Idle("epochs dim device", lambda o: o.method == "rq-kmeans", "without r
 @command(FitOptions, idle=_IDLE, writes=["output"])
 def fit(options: FitOptions) -> int:
     """Fit semantic ids to ITEM_VECTORS: close items share their first codes."""
+    from draftrec.cli.tracking import tracked
     from draftrec.data.sequences import check_semantic_ids_file, write_semantic_ids
     from draftrec.data.vectors import read_item_vectors
     from draftrec.items.quantise import (
@@ -69,18 +77,21 @@ def fit(options: FitOptions) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     read = read_item_vectors(options.vectors, options.item_column, options.vector_column)
     vectors, noise = centred(read.vectors), rounding_share(read.vectors)
-    found, rebuilt = _quantise(vectors, options)
-    write_semantic_ids(options.output, semantic_ids(read.items, found.codes))
-    summary = {
-        "items": len(read.items),
-        "levels": options.levels,
-        "codes": options.codes,
-        "method": options.method,
-        **_crowding(found),
-        "reconstruction_error": round(relative_error(vectors, rebuilt), 6),
-        "seconds": round(time.perf_counter() - start, 3),
-        "output": str(options.output),
-    }
+    with tracked(options.track, options.output, options) as tracker:
+        tracker.numbers(0, {"items": len(vectors)})
+        found, rebuilt = _quantise(vectors, options, tracker)
+        write_semantic_ids(options.output, semantic_ids(read.items, found.codes))
+        summary = {
+            "items": len(read.items),
+            "levels": options.levels,
+            "codes": options.codes,
+            "method": options.method,
+            **_crowding(found),
+            "reconstruction_error": round(relative_error(vectors, rebuilt), 6),
+            "seconds": round(time.perf_counter() - start, 3),
+            "output": str(options.output),
+        }
+        tracker.end(summary)
     say(
         f"{summary['items']:,} items have {summary['unique']:,} different semantic ids "
         f"({summary['moved']:,} moved to a free code, {summary['collisions']:,} share theirs), "
@@ -163,7 +174,9 @@ def join(options: JoinOptions) -> int:
 SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit, "join": join}
 
 
-def _quantise(vectors: FloatArray, options: FitOptions) -> tuple[Quantised, FloatArray]:
+def _quantise(
+    vectors: FloatArray, options: FitOptions, tracker: Tracker
+) -> tuple[Quantised, FloatArray]:
     """The codes, and the vectors that they stand for."""
     from draftrec.items.quantise import residual_kmeans
 
@@ -175,7 +188,11 @@ def _quantise(vectors: FloatArray, options: FitOptions) -> tuple[Quantised, Floa
     from draftrec.models.rq_vae import fit_rq_vae
 
     vae = settings_of(RqVaeSettings, options)
-    return fit_rq_vae(vectors, settings, vae, pick_device(options.device))
+
+    def on_epoch(epochs: int, loss: float) -> None:
+        tracker.now_and_then("loss", epochs, lambda: {"loss": loss})
+
+    return fit_rq_vae(vectors, settings, vae, pick_device(options.device), on_epoch)
 
 
 def _crowding(found: Quantised) -> dict[str, Any]:

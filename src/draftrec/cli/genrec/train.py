@@ -110,7 +110,7 @@ class FitOptions(GenrecColumnOptions, TrainOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeachOptions(JsonOptions, GenrecColumnOptions):
+class TeachOptions(TrackOptions, GenrecColumnOptions):
     """The command line of `draftrec genrec teach`."""
 
     target: str = TargetArgument()
@@ -210,6 +210,7 @@ def teach(options: TeachOptions) -> int:
     The same command again goes on where it was interrupted.
     """
     from draftrec.cli.genrec.train_bar import TeachBar
+    from draftrec.cli.tracking import of_recording, tracked
     from draftrec.train.teacher import TeachSpec
     from draftrec.train.teacher import teach as run
 
@@ -225,8 +226,13 @@ def teach(options: TeachOptions) -> int:
         columns=options.columns(),
     )
     try:
-        with StopSignal() as stop, closing(TeachBar(stop)) as bar:
-            summary = run(spec, bar, stop)
+        with (
+            StopSignal() as stop,
+            closing(TeachBar(stop)) as bar,
+            tracked(options.track, options.output, options) as tracker,
+        ):
+            summary = run(spec, of_recording(tracker, bar), stop)
+            tracker.end(summary)
     except Interrupted as event:
         done, total = sum(event.progress.shards), event.progress.total
         say(f"interrupted after {done:,} of {total:,} contexts; the same command continues")

@@ -17,13 +17,14 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import WRITTEN
-from draftrec.cli.options.shared import GenrecColumnOptions, JsonOptions, Sequences, Sids, Target
+from draftrec.cli.options.shared import GenrecColumnOptions, Sequences, Sids, Target, TrackOptions
 from draftrec.config import RecommendConfig, RecommendRun
 from draftrec.data.files.places import Place
 from draftrec.errors import Interrupted
 from draftrec.evaluate.settings import BlendRun, Metric
 
 if TYPE_CHECKING:
+    from draftrec.cli.tracking import Tracker
     from draftrec.evaluate.blend import Way
 
 Config = partial(option_of, RecommendConfig)
@@ -32,7 +33,7 @@ Blend = partial(option_of, BlendRun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenrecTuneOptions(JsonOptions, GenrecColumnOptions):
+class GenrecTuneOptions(TrackOptions, GenrecColumnOptions):
     """The command line of `draftrec genrec tune`."""
 
     sequences: str = Sequences()
@@ -59,15 +60,18 @@ def tune(options: GenrecTuneOptions) -> int:
 
     The model and item-item co-occurrence predict the valid items of users from their train items.
     """
+    from draftrec.cli.tracking import tracked
     from draftrec.data.files.writers import replace_file
     from draftrec.evaluate.blend import blend_summary, blend_yaml
 
     try:
-        ways = _ways(options)
+        with tracked(options.track, options.output, options) as tracker:
+            ways = _ways(options, tracker)
+            summary = blend_summary(ways, options.metric, options.k)
+            tracker.end(summary)
     except Interrupted:
         say("interrupted; nothing was chosen")
         return INTERRUPTED
-    summary = blend_summary(ways, options.metric, options.k)
     _show(summary, as_json=options.json)
     if (output := options.output) is not None:
         replace_file(output, blend_yaml(summary, _chosen_with(options)).encode())
@@ -77,8 +81,9 @@ def tune(options: GenrecTuneOptions) -> int:
     return DONE
 
 
-def _ways(options: GenrecTuneOptions) -> list[Way]:
+def _ways(options: GenrecTuneOptions, tracker: Tracker) -> list[Way]:
     from draftrec.cli.progress import users_bar
+    from draftrec.cli.tracking import of_count
     from draftrec.evaluate.blend import rank_by_weight
     from draftrec.jobs.recommend.setup import TaskSettings, load, read_inputs
     from draftrec.models.recommender import read_info
@@ -103,7 +108,8 @@ def _ways(options: GenrecTuneOptions) -> list[Way]:
         stop.arm()
         users = sum(len(history.items) > 0 for history in inputs.histories)
         with users_bar(users, "valid") as bar:
-            return rank_by_weight(recommender, inputs.histories, on_done=bar, should_stop=stop)
+            told = of_count(tracker, bar, "users")
+            return rank_by_weight(recommender, inputs.histories, on_done=told, should_stop=stop)
 
 
 def _chosen_with(options: GenrecTuneOptions) -> dict[str, Any]:

@@ -94,8 +94,7 @@ def encode(options: EncodeOptions) -> int:
     with tracked(options.track, options.output, options) as tracker, StopSignal(), bars() as watch:
         told = of_state(tracker, beginning(partial(watch, "texts")), "texts")
         result = run_encode(spec, told, start=start)
-        if result.fresh:
-            tracker.end(result.summary)
+        tracker.end(result.summary)
     if not result.fresh:
         say(f"{options.output} is already finished; nothing was changed")
     summary = {**result.summary, "output": str(options.output)}

@@ -23,7 +23,7 @@ from draftrec.cli.options.knobs import (
     settings_of,
 )
 from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import Groups, Idle, JsonOptions, Tokenizer
+from draftrec.cli.options.shared import Groups, Idle, Tokenizer, TrackOptions
 from draftrec.config import Auto, BatchConfig, Dtype, ModelConfig, RecordsConfig, Side
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place, shown
@@ -33,6 +33,7 @@ from draftrec.evaluate.settings import QualityRun, TuneRun
 from draftrec.evaluate.tune.choice import RULES, LossLimits, Space
 
 if TYPE_CHECKING:
+    from draftrec.cli.tracking import Tracker
     from draftrec.evaluate.tune.frontier import Study
     from draftrec.evaluate.tune.quality import QualityJob
 
@@ -45,7 +46,7 @@ Machine = partial(option_of, ModelConfig, panel=MODEL_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuneOptions(JsonOptions):
+class TuneOptions(TrackOptions):
     """The command line of `draftrec tune`."""
 
     texts: str = argument(
@@ -145,23 +146,29 @@ def tune(options: TuneOptions) -> int:
     output = options.output
     if isinstance(output, Path) and not output.parent.is_dir():
         raise DraftrecError(f"the folder of {output} does not exist; make it first")
-    with sole_writer(output) if output is not None else nullcontext():
-        return _tune(options)
+    from draftrec.cli.tracking import tracked
+
+    with (
+        sole_writer(output) if output is not None else nullcontext(),
+        tracked(options.track, output or options.report, options) as tracker,
+    ):
+        return _tune(options, tracker)
 
 
-def _tune(options: TuneOptions) -> int:
+def _tune(options: TuneOptions, tracker: Tracker) -> int:
     if options.model is not None:
-        return _with_model(options, options.model)
+        return _with_model(options, options.model, tracker)
     if options.tokenizer is None:
         raise DraftrecError(
             "give --tokenizer to replay recorded texts, or --model to try acceptance rules"
         )
-    return _replay(options, options.tokenizer)
+    return _replay(options, options.tokenizer, tracker)
 
 
-def _replay(options: TuneOptions, tokenizer: str) -> int:
+def _replay(options: TuneOptions, tokenizer: str, tracker: Tracker) -> int:
     from rich.console import Console
 
+    from draftrec.cli.tracking import of_state
     from draftrec.data.files.writers import replace_file
     from draftrec.evaluate.tune.tuning import TuneJob, run_tune, settings_yaml
 
@@ -174,7 +181,9 @@ def _replay(options: TuneOptions, tokenizer: str) -> int:
         seed=options.seed,
     )
     with bars() as watch:
-        summary = run_tune(job, beginning(partial(watch, "settings")))
+        told = of_state(tracker, beginning(partial(watch, "settings")), "settings", 0)
+        summary = run_tune(job, told)
+        tracker.end(summary)
     _show(summary, Console(stderr=options.json))
     if options.output is not None:
         replace_file(options.output, settings_yaml(summary["chosen"], options.pool).encode())
@@ -223,16 +232,17 @@ def _show(summary: dict[str, Any], console: Any) -> None:
     )
 
 
-def _with_model(options: TuneOptions, model: str) -> int:
+def _with_model(options: TuneOptions, model: str, tracker: Tracker) -> int:
     """Run the study, write page and settings, show the frontier."""
     job = _job(options, model)
     with sole_writer(job.folder, inside=True):
-        return _tuned(job, options)
+        return _tuned(job, options, tracker)
 
 
-def _tuned(job: QualityJob, options: TuneOptions) -> int:
+def _tuned(job: QualityJob, options: TuneOptions, tracker: Tracker) -> int:
     from rich.console import Console
 
+    from draftrec.cli.tracking import of_state
     from draftrec.data.files.writers import replace_file
     from draftrec.evaluate.tune.choice import chosen_yaml
     from draftrec.evaluate.tune.frontier import report_of
@@ -241,7 +251,9 @@ def _tuned(job: QualityJob, options: TuneOptions) -> int:
     from draftrec.report.terminal import show
 
     with bars() as watch:
-        summary = run_quality_tune(job, beginning(partial(watch, "settings")))
+        told = of_state(tracker, beginning(partial(watch, "settings")), "settings")
+        summary = run_quality_tune(job, told)
+        tracker.end(summary)
     study, page = _study(job, summary, options.output), job.folder / "frontier.html"
     replace_file(page, render(report_of(study)).encode())
     show(report_of(study, short=True), Console(stderr=options.json))
