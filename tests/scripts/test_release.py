@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,15 @@ import yaml
 import draftrec
 
 ROOT = Path(__file__).parents[2]
+#: A program of a user's: where the package lies, and a few words by the model that it brings.
+SAMPLE = """
+from pathlib import Path
+import draftrec
+from draftrec.demo.shop import demo_model_path, readers
+print(Path(draftrec.__file__).parent)
+generator = draftrec.Generator.from_pretrained(demo_model_path(), max_new_tokens=8, draft="none")
+print(generator.generate(readers()[0], template="kar"))
+"""
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
 
 
@@ -109,6 +119,16 @@ def test_wheel_and_source_distribution_hold_the_repository(tmp_path: Path) -> No
     (direct,) = release.build(tmp_path / "source", tmp_path / "direct", "--no-isolation", "--wheel")
     assert release.members(direct) == release.members(wheel)
     assert f"draftrec-{draftrec.__version__}.dist-info/METADATA" in release.members(wheel)
+    # What is in the wheel, and nothing of the checkout, reads the shop and writes with its model.
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    told = subprocess.run(
+        [sys.executable, "-c", SAMPLE], cwd=tmp_path, text=True, capture_output=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.split()[0] == str(tmp_path / "site" / "draftrec")
+    assert told.stdout.split()[1:]
 
     more = Path(shutil.copy2(wheel, tmp_path / "more.whl"))
     with zipfile.ZipFile(more, "a") as archive:
