@@ -141,7 +141,7 @@ def _residual_vq() -> Any:
         from vector_quantize_pytorch import ResidualVQ
     except ImportError:
         raise DraftrecError(
-            "--method rq-vae needs the package vector-quantize-pytorch; install draftrec[sid], or "
-            "use --method rq-kmeans"
+            "--method rq-vae needs vector-quantize-pytorch; install it with pip install "
+            '"draftrec[sid]", or use --method rq-kmeans'
         ) from None
     return ResidualVQ

@@ -220,8 +220,8 @@ def _implicit_factors(matrix: Any, factors: int, settings: GroupSettings) -> Flo
         from implicit.bpr import BayesianPersonalizedRanking
     except ImportError:
         raise DraftrecError(
-            f"--method {settings.method} needs the package implicit; install draftrec[cf], or use "
-            "--method svd"
+            f"--method {settings.method} needs implicit; install it with pip install "
+            '"draftrec[cf]", or use --method svd'
         ) from None
     from threadpoolctl import threadpool_limits
 

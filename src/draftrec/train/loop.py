@@ -229,7 +229,7 @@ def make_accelerator(settings: TrainSettings) -> Any:
         from accelerate import Accelerator
     except ImportError:
         raise DraftrecError(
-            "training needs the package accelerate; install draftrec[train]"
+            'training needs accelerate; install it with pip install "draftrec[train]"'
         ) from None
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise DraftrecError("--device cuda: PyTorch sees no CUDA device; use --device cpu")

@@ -234,7 +234,9 @@ def adapted(model: Any, settings: LoraSettings, first_new: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise DraftrecError("--lora needs the package peft; install draftrec[train]") from None
+        raise DraftrecError(
+            '--lora needs peft; install it with pip install "draftrec[train]"'
+        ) from None
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
