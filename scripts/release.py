@@ -85,8 +85,8 @@ def agreed_version(root: Path) -> str:
         raise Unready(f"the package is {version}; CHANGELOG.md's newest part is {told}.")
     if waiting.split() != ["Unreleased"]:
         raise Unready(
-            f"CHANGELOG.md names changes under Unreleased, which {version} would hide; move them to "
-            "its part."
+            f"CHANGELOG.md names changes under Unreleased, which {version} would hide; move "
+            "them to its part."
         )
     day = newest.split("\n", 1)[0].removeprefix(f"{version} - ")
     cited = yaml.safe_load((root / "CITATION.cff").read_text("utf-8"))
