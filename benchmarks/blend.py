@@ -40,6 +40,8 @@ class Bench:
         self.args = args
         self.sids = read_semantic_ids(args.sids)
         self.target = load_recommender(target, "auto", args.dtype)
+        # Packing lets go of weights that are tied.
+        self.parameters = sum(p.numel() for p in set(self.target.model.parameters()))
         self.catalogue = Catalogue.of(self.sids, self.target)
         self.parts = parts_of(self.target, self.catalogue)
 
@@ -51,8 +53,8 @@ class Bench:
         """The target's blend with `items`, without drafts."""
         args = self.args
         config = RecommendConfig(
-            k=max(KS), beams=args.beams, blend_candidates=args.candidates, batch_size=args.batch,
-            exclude_seen=args.exclude_seen, **more,
+            k=max(KS), blend_candidates=args.candidates, batch_size=args.batch,
+            exclude_seen=args.exclude_seen, **{"beams": args.beams, **more},
         )  # fmt: skip
         return ItemRecommender(self.parts, self.catalogue, config, items)
 
@@ -74,9 +76,9 @@ def gains(ways: dict[str, Way], of: str, over: str) -> Result:
     return found
 
 
-def on_test(bench: Bench, items: ItemRetriever, weight: float) -> Result:
+def on_test(bench: Bench, items: ItemRetriever, weight: float, **more: Any) -> Result:
     """Target, item-item and blend for the users of the test part."""
-    blend = bench.recommender(items, blend=weight)
+    blend = bench.recommender(items, blend=weight, **more)
     found = rank_by_weight(blend, bench.histories("test"), (weight,))
     ways = dict(zip(("target", "item-item", "blend"), found, strict=True))
     return {
@@ -133,22 +135,24 @@ def main(argv: Seq[str] | None = None) -> None:
     else:
         weight, valid = on_valid(bench)
     note(f"weight {weight:g}")
-    settings = ("beams", "candidates", "batch", "exclude_seen", "dtype", "limit")
+    settings = ("beams", "wide", "candidates", "batch", "exclude_seen", "dtype", "limit")
     found: Result = {
         "settings": {"k": max(KS), **{name: getattr(args, name) for name in settings}},
-        "parameters": sum(p.numel() for p in set(bench.target.model.parameters())),
+        "parameters": bench.parameters,
         "weight": weight,
         "valid": valid,
         "test": {},
     }
-    setups = [
-        ("train, both", bench, "valid"),
-        ("train, item-item to train and valid", bench, "test"),
+    setups: list[tuple[str, Bench, str, Result]] = [
+        ("train, both", bench, "valid", {}),
+        ("train, item-item to train and valid", bench, "test", {}),
     ]
     if args.newer:
-        setups.append(("train and valid, both", Bench(args, args.newer), "test"))
-    for name, one, part in setups:
-        found["test"][name] = on_test(one, one.fitted(part), weight)
+        newer, both = Bench(args, args.newer), "train and valid, both"
+        setups.append((both, newer, "test", {}))
+        setups.append((f"{both}, {args.wide} beams", newer, "test", {"beams": args.wide}))
+    for name, one, part, more in setups:
+        found["test"][name] = on_test(one, one.fitted(part), weight, **more)
         note(f"the test part is done: fitted to {name}")
     found["strict"] = strict_part(bench, bench.fitted("test"), weight, args.check)
     write_result("blend-beauty", found, folder=args.results)
@@ -161,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=Path, default=SEQUENCES)
     parser.add_argument("--sids", type=Path, default=SIDS)
     parser.add_argument("--beams", type=int, default=None, help="kept; by default as many as K")
+    parser.add_argument("--wide", type=int, default=100, help="beams once more, with --newer")
     parser.add_argument("--candidates", type=int, default=50, help="of item-item")
     parser.add_argument("--exclude-seen", action="store_true")
     parser.add_argument("--batch", type=int, default=32)

@@ -28,6 +28,7 @@ def test_habits_that_item_item_sees_are_blended_in(tmp_path: Path) -> None:
             "--target", str(world.target), "--sequences", str(world.sequences), "--sids",
             str(world.sids), "--candidates", "8", "--batch", "4", "--check", "12", "--results",
             str(tmp_path / "results"), "--newer", str(world.target),
+            "--wide", "30",
         ]  # fmt: skip
     blend.main(line)
     found = json.loads((tmp_path / "results" / "blend-beauty.json").read_text())

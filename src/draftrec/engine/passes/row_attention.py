@@ -213,8 +213,9 @@ def _attend(  # noqa: PLR0913
         low, end = _extent(rows)
         count = len(rows) * shared
         for n in range(count):
-            own = query[tiles[tile] + n // shared, begin + n % shared]
-            asked[n, : len(own)] = own
+            row, head = tiles[tile] + n // shared, begin + n % shared
+            for i in range(query.shape[2]):
+                asked[n, i] = query[row, head, i]
         for column in range(low, end, WIDTH):
             _lay_out(keys, slot, group, column, laid)  # pyright: ignore[reportCallIssue]
             _in_parts(asked, count, laid, nothing, scores, column - low)
@@ -228,7 +229,9 @@ def _attend(  # noqa: PLR0913
         sums[:count] = 0
         _mix_all(scores, rows, shared, low, columns, values, slot, group, sums)
         for n in range(count):
-            out[tiles[tile] + n // shared, begin + n % shared] = scales[n] * sums[n]
+            row, head = tiles[tile] + n // shared, begin + n % shared
+            for i in range(sums.shape[1]):
+                out[row, head, i] = scales[n] * sums[n, i]
 
 
 @njit(cache=True, nogil=True)
@@ -295,14 +298,16 @@ def _mix_all(  # noqa: PLR0913
     first, last = first - low, last - low
     for row in range(len(rows)):
         begin, end = rows[row, 0] - low, min(first, max(rows[row, 0], rows[row, 1]) - low)
-        _mix(shares, row * shared, shared, columns, begin, end, values, slot, group, sums)
+        if begin < end:
+            _mix(shares, row * shared, shared, columns, begin, end, values, slot, group, sums)
     for begin in range(first, last, WIDTH):
         end = min(begin + WIDTH, last)
         _mix(shares, 0, len(rows) * shared, columns, begin, end, values, slot, group, sums)
     for row in range(len(rows)):
         behind = max(rows[row, 0], rows[row, 1]) - low
         begin, end = max(last, min(first, behind)), _gathered(rows[row], low, columns)
-        _mix(shares, row * shared, shared, columns, begin, end, values, slot, group, sums)
+        if begin < end:
+            _mix(shares, row * shared, shared, columns, begin, end, values, slot, group, sums)
         for i in range(behind, end):
             columns[i] = low + i
 
@@ -313,7 +318,7 @@ def _mix(  # noqa: PLR0913
     slot: int, group: int, sums: Any,
 ) -> None:  # fmt: skip
     """Add the values at columns `first .. last - 1` to the sums of queries."""
-    parts = (queries + _MIXED - 1) // _MIXED if first < last else 0
+    parts = (queries + _MIXED - 1) // _MIXED
     for part in range(parts):
         begin, end = queries * part // parts, queries * (part + 1) // parts
         line = first_query + begin
