@@ -364,11 +364,17 @@ def _vectors(
 
 
 def save_histories(
-    path: Place, events: Events, settings: CutSettings, items: Items | None
+    path: Place,
+    events: Events,
+    settings: CutSettings,
+    items: Items | None,
+    *,
+    categories: bool = False,
 ) -> dict[str, int]:
     """Write a JSON line per user (`entity_id`, `history`, `rating_scale` where known), as the user
     templates of `draftrec generate` read them; how many `users`, and `untitled`, the events of
     items that `items` has no title of, which are left out. Without `items` ids stand for titles.
+    `categories` are told if wanted: they make prompts half as long again.
 
     Raises DraftrecError for another kind of file.
     """
@@ -376,6 +382,9 @@ def save_histories(
         raise DraftrecError(f"histories are JSON lines; let {path} end in .jsonl")
     known = None if items is None else {name: entry_of(row) for name, row in items.rows.items()}
     if known is not None:
+        if not categories:
+            for entry in known.values():
+                entry.pop("category", None)
         join = Join("items", "the interactions", "the items with a title", next(iter(known), ""))
         for item in events.items:
             join.saw(item, known=item in known)

@@ -99,7 +99,7 @@ def test_histories_are_what_generate_reads(
     events = [json.loads(line) for line in world.interactions.read_text().splitlines()]
     gone = next(e["item_id"] for e in events if e["user_id"] == events[0]["user_id"])
     titled = world.write("titled.jsonl", [item for item in items if item["item_id"] != gone])
-    more = ("--items", titled, "--history", 5)
+    more = ("--items", titled, "--category-column", "genres", "--history", 5)
     code, out, err = ctr(world, capsys, "--save-histories", path, *more, "--json")
     assert code == 0, err
     told = json.loads(out)
@@ -123,6 +123,11 @@ def test_histories_are_what_generate_reads(
         assert f"- {item['title']} ({item['category']}): {item['rating']} of 5" in first.prompt
         assert item["title"].startswith("Title ")
         assert item["category"].startswith("g")
+    plain = ("--items", titled, "--history", 5)
+    assert ctr(world, capsys, "--save-histories", path, *plain)[0] == 0
+    entries = [e for line in path.read_text().splitlines() for e in json.loads(line)["history"]]
+    assert entries
+    assert not any("category" in entry for entry in entries), "longer prompts are asked for"
 
 
 def test_the_names_on_the_command_line_are_those_of_the_library() -> None:

@@ -86,8 +86,7 @@ class CtrOptions(TrackOptions, EventColumnOptions):
         "Titles of --items, for --save-histories [default: title].", default=None
     )
     category_column: str | None = Histories(
-        "Categories of --items, for --save-histories [default: category or genres, if there is "
-        "one]."
+        "Categories of --items, for --save-histories, which leaves them out unless they are named."
     )
     overwrite: bool = option("Begin anew in --output.", default=False, panel=OUTPUT_PANEL)
     config: Place | None = SettingsFile()
@@ -206,7 +205,8 @@ def _save_histories(options: CtrOptions, path: Place) -> int:
             options.items,
             ItemColumns(None, options.title_column, options.category_column, options.item_column),
         )
-    counts = save_histories(path, events, settings_of(CutSettings, options), items)
+    cut, categories = settings_of(CutSettings, options), options.category_column is not None
+    counts = save_histories(path, events, cut, items, categories=categories)
     say(f"histories of {counts['users']:,} users are in {path}")
     say_untimed(events, options.interactions)
     if items is None:

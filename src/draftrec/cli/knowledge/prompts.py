@@ -79,10 +79,13 @@ def _tell(summary: dict[str, Any]) -> None:
     unit = "tokens" if "tokens" in summary else "characters"
     sizes = summary[unit]
     form = " in the chat template" if summary["chat"] else ""
-    say(
-        f"{summary['prompts']:,} prompts{form}: {sizes['min']:,} to {sizes['max']:,} {unit}, "
-        f"median {sizes['median']:,.0f}, {sizes['total']:,} together"
-    )
+    if summary["prompts"] == 1:
+        say(f"1 prompt{form}: {sizes['total']:,} {unit}")
+    else:
+        say(
+            f"{summary['prompts']:,} prompts{form}: {sizes['min']:,} to {sizes['max']:,} {unit}, "
+            f"median {sizes['median']:,.0f}, {sizes['total']:,} together"
+        )
     if shared := summary.get("shared_tokens"):
         say(
             f"{shared:,} of these tokens begin a prompt as they begin another one, and are "
