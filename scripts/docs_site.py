@@ -28,7 +28,7 @@ _API: dict[str, dict[str, tuple[str, ...] | None]] = {
         "draftrec.jobs.knowledge.writing.Text": None,
     },
     "Recommending": {
-        "draftrec.jobs.recommend.recommender.ItemRecommender": ("recommend", "search"),
+        "draftrec.jobs.recommend.recommender.ItemRecommender": ("recommend",),
         "draftrec.jobs.recommend.catalogue.Query": None,
         "draftrec.jobs.recommend.recommender.Recommendation": None,
     },
