@@ -146,27 +146,29 @@ def _encoded(
 ) -> list[IntArray]:
     if isinstance(body, ChatRequest):
         turns = [message.turn() for message in body.messages]
-        _check_length(sum(len(turn["content"]) for turn in turns), service)
+        _check_length(sum(len(turn["content"]) for turn in turns), service, "messages")
         values = body.chat_template_kwargs
         if values and not service.chat:
-            raise api.refused("chat_template_kwargs: this service uses no chat template")
+            raise api.refused(
+                "chat_template_kwargs: this service uses no chat template", "chat_template_kwargs"
+            )
         form = PromptForm(service.chat, values=values, special_tokens="split")
         return generator.encode([turns], form=form)
     found: list[IntArray] = []
     for prompt in body.prompts:
         if isinstance(prompt, str):
-            _check_length(len(prompt), service)
+            _check_length(len(prompt), service, "prompt")
             found += generator.encode([prompt])
         else:
             found.append(np.array(prompt, np.int32))
     return found
 
 
-def _check_length(characters: int, service: Service) -> None:
+def _check_length(characters: int, service: Service, param: str) -> None:
     most = api.most_chars(service.settings.limits)
     if characters > most:
         raise api.refused(
-            f"the prompt has {characters} characters; at most {most} are possible", "prompt"
+            f"the prompt has {characters} characters; at most {most} are possible", param
         )
 
 

@@ -72,7 +72,12 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if extra:
         message = f"unknown field {place}; leave it out, or correct its spelling"
     else:
-        message = f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}"
+        reason = first["msg"].removeprefix("Value error, ")
+        field, told, _ = reason.partition(": ")
+        if told and field.isidentifier() and not place:  # what fields say of each other
+            place, message = field, reason
+        else:
+            message = f"{place or 'body'}: {reason}"
     return ApiError(422, "invalid_request", message, param=place or None)
 
 
