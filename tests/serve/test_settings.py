@@ -122,3 +122,12 @@ keys: [{{name: shop, sha256: {hashlib.sha256(b"a long one").hexdigest()}}}]
     assert json.dumps(whole)
     assert "keys" not in whole
     assert "keys" not in shown
+
+
+def test_pages_that_need_a_key_need_keys(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(GOOD + "monitoring: key\n")
+    assert load_settings(path).monitoring == "key"
+    path.write_text("knowledge: {generate: {target: {model: m}}}\nmonitoring: key\n")
+    with pytest.raises(DraftrecError, match="monitoring: key needs keys"):
+        load_settings(path)

@@ -172,7 +172,7 @@ class ServeSettings(ListenConfig):
     )
     monitoring: Literal["open", "key"] = Field(
         default="open",
-        description="whether /metrics and /dashboard need a key, where there are any",
+        description="whether /metrics and /dashboard need a key",
     )
     drain_seconds: Seconds = Field(
         default=30.0, description="how long accepted requests may take after SIGTERM"
@@ -188,6 +188,12 @@ class ServeSettings(ListenConfig):
     def _names_are_distinct(self) -> ServeSettings:
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ValueError("two keys have the same name; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _monitoring_has_keys(self) -> ServeSettings:
+        if self.monitoring == "key" and not self.keys:
+            raise ValueError("monitoring: key needs keys, and there are none; list some")
         return self
 
 

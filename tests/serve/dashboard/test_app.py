@@ -250,11 +250,12 @@ def test_a_service_shows_its_own_figures(tmp_path: Path) -> None:
         metrics.observe_request("/v1/recommend", 200, seconds)
     metrics.observe_request("/v1/recommend", 503, 0.001)
     metrics.observe_request("/v1/recommend", 429, 0.001)
+    metrics.observe_request("/v1/recommend", 422, 0.001)
     message = events_of(RunSources([tmp_path]), 2, metrics)[1]
     figures = json.loads(message.split("event: service\ndata: ")[1])
-    assert figures["counters"]["requests"] == 6
+    assert figures["counters"]["requests"] == 7
     route = figures["routes"]["/v1/recommend"]
-    assert (route["requests"], route["failed"], route["refused"]) == (6, 1, 1)
+    assert [route[n] for n in ("requests", "failed", "refused", "wrong")] == [7, 1, 1, 1]
     assert 0.01 < route["p50"] <= 0.025
     assert 0.1 < route["p99"] <= 0.25
     assert service_figures(ServiceMetrics())["routes"] == {}

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 def service_figures(metrics: ServiceMetrics) -> dict[str, Any]:
     """`at`: Unix seconds; `counters` and `gauges`: sums over labels; `routes`: per route the
-    requests, those that the service failed (5xx), refused (429), and the median and 99th percentile
-    of their seconds since the start."""
+    requests, those that the service failed (5xx), refused as too many (429) and as wrong (any other
+    4xx), and the median and 99th percentile of their seconds since the start."""
     totals: dict[str, float] = defaultdict(float)
     routes: dict[str, dict[str, float]] = defaultdict(_no_requests)
     latencies: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
@@ -61,10 +61,12 @@ def _count(route: dict[str, float], status: str, value: float) -> None:
         route["failed"] += value
     elif status == "429":
         route["refused"] += value
+    elif status.startswith("4"):
+        route["wrong"] += value
 
 
 def _no_requests() -> dict[str, float]:
-    return {"requests": 0, "failed": 0, "refused": 0}
+    return {"requests": 0, "failed": 0, "refused": 0, "wrong": 0}
 
 
 STATIC = Path(__file__).parents[1] / "static"

@@ -44,9 +44,9 @@ export function drawService(figures) {
   show("service", true);
   fill($("service-tiles"), ...tiles(figures).map(([name, value]) =>
     el("article", { class: "tile" }, el("p", {}, name), el("p", { class: "big" }, value))));
-  const columns = ["route", "requests", "median, ms", "99 %, ms", "refused", "failed"];
+  const columns = ["route", "requests", "median, ms", "99 %, ms", "refused as wrong", "refused as too many", "failed"];
   const rows = Object.entries(figures.routes).filter(asked).map(([route, r]) => [
-    route, number(r.requests), number(1000 * (r.p50 ?? 0), 1), number(1000 * (r.p99 ?? 0), 1), number(r.refused), number(r.failed),
+    route, number(r.requests), number(1000 * (r.p50 ?? 0), 1), number(1000 * (r.p99 ?? 0), 1), number(r.wrong), number(r.refused), number(r.failed),
   ]);
   $("service-routes").hidden = !rows.length;
   fill($("service-routes"), table(columns, rows));
@@ -103,13 +103,13 @@ function drawCharts() {
     { name: "texts at once", tone: "var(--c1)", value: (p) => p.gauges.batch_sequences ?? 0 },
     { name: "users at once", tone: "var(--c3)", value: (p) => p.gauges.beam_batch_users ?? 0 },
   ].filter((s) => s.name === "waiting requests" || shown.some((p) => s.value(p))), short);
-  draw("service-answers", "answers per second", whole, STATUSES.map(([status, name, tone]) => ({
+  // Users are more than answers where one request brings many.
+  const users = { name: "users recommended to", tone: "var(--c1)", value: (p) => p.totals.beam_users ?? 0 };
+  draw("service-answers", "answers per second", whole, [...STATUSES.map(([status, name, tone]) => ({
     name, tone, value: (p) => p.answers[status] ?? 0,
-  })).filter((s) => s.name === "answered" || shown.some((p) => s.value(p))), short);
-  const users = shown.some((p) => p.totals.beam_users);
+  })), users].filter((s) => s.name === "answered" || shown.some((p) => s.value(p))), short);
   draw("service-tokens", "new tokens per second", whole, [
     { name: "new tokens per second", tone: "var(--c2)", value: (p) => p.totals.new_tokens ?? 0 },
-    ...(users ? [{ name: "users per second", tone: "var(--c3)", value: (p) => p.totals.beam_users }] : []),
   ], short);
 }
 
