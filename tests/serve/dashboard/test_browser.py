@@ -152,6 +152,9 @@ def test_a_finished_run_is_complete(open_page: Any, finished: Path, scheme: str)
         assert min(page.evaluate(_CONTRASTS, pairs)) >= 4.5
         tones = [(f"--c{i}", "--card") for i in range(8)]
         assert min(page.evaluate(_CONTRASTS, tones)) >= 3.0  # lines and bars, not text
+        hint = "getComputedStyle(document.querySelector('#find'), '::placeholder').color"
+        note = "getComputedStyle(document.querySelector('#run-note')).color"
+        assert page.evaluate(hint) == page.evaluate(note)  # --soft, of those above
 
 
 def test_filters_and_settings_of_the_page(open_page: Any, finished: Path) -> None:
