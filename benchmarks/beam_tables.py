@@ -49,9 +49,19 @@ def genrec_beauty(result: Result) -> str:
     """Speculative beams on a trained target, all users and timed ones."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in result["parameters"].items())
     s = result["settings"]
+    # Nobody trains so large a target on a CPU: it is a small one's function (`grown.py`).
+    size = result["parameters"]["target"]
+    large = f", {size / 1e6:.0f} million weights, {s['batch']} at once" if size > 5e7 else ""
     out = (
-        f"## Recommending on Amazon Beauty{'' if result['whole'] else ', timed'}: "
+        f"## Recommending on Amazon Beauty{'' if result['whole'] else ', timed'}{large}: "
         "`benchmarks/genrec.py`\n\n"
+    )
+    if large:
+        out += (
+            "The target is a small one set into a Llama of a language model's size that computes "
+            "the same function (`benchmarks/grown.py`): passes cost what they cost there.\n"
+        )
+    out += (
         f"Target and drafts trained on this data on a CPU (parameters: {sizes}; the number behind "
         f"a draft's name is its epochs); N = {s['draft_beams']}, {s['batch']} users at once, "
         f"{s['dtype']}. Users with a history: {result['users']:,}. Strict and relaxed draft all "
@@ -77,4 +87,14 @@ def genrec_beauty(result: Result) -> str:
         for name, r in engines.items():
             over = (spread(r["speedup"][b]) for b in ("plain", "hf_trie_mask", "hf_prefix_fn"))
             out += row(name, f"{r['ms_per_user']:.2f}", *over)
+    if waits := result.get("latency"):
+        out += (
+            "\nA user alone: whose prompt is new to the cache, and who was there an item ago; "
+            "50th / 99th percentile in ms.\n"
+        )
+        out += header("K", "engine", "new", "returning")
+        for k, engines in waits.items():
+            for name, kinds in engines.items():
+                cells = (f"{kinds[x]['p50_ms']:.1f} / {kinds[x]['p99_ms']:.1f}" for x in kinds)
+                out += row(k, name, *cells)
     return out

@@ -1,7 +1,8 @@
 """Speculative beams against plain ones and Hugging Face's, on a trained target and aligned drafts.
 
-Timed: the same users, engines in turn, several rounds. Whole: every user of the part, for fidelity
-and Recall / NDCG. `--draft NAME=DIR` may be given several times; all but the first are run over the
+Timed: the same users, engines in turn, several rounds. Latency: users one by one, new to the cache
+and come back with an item more. Whole: every user of the part, for fidelity and Recall / NDCG.
+`--draft NAME=DIR` may be given several times; all but the first are run over the
 whole part at the largest K only, under strict verification. `draftrec genrec fit`, `teach` and
 `align` train the models; they are no part of the repository. The last line is the result.
 """
@@ -12,6 +13,7 @@ import argparse
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,40 @@ def timed_part(bench: Bench, k: int) -> dict[str, Any]:
     return _figures(runs, [HF, HF_MASKED, PLAIN], chosen, k)
 
 
+def latency_part(bench: Bench, k: int) -> dict[str, Any]:
+    """How long a user waits who is alone: one whose prompt is new to the cache, and one who was
+    there an item ago. Plain search, and what pays of the first draft and items."""
+    args = bench.args
+    able = [h for h in bench.histories if len(h.items) > 1]
+    users = able[:: max(1, len(able) // args.latency)][: args.latency]
+    config = bench.base.config.model_copy(update={"k": k, "batch_size": 1})
+    draft = next(iter(bench.drafts.values()), None)
+    engines = {
+        PLAIN: bench.base.variant(config),
+        "auto": bench.base.variant(config, draft, bench.items),
+    }
+    waits: dict[str, dict[str, list[float]]] = {
+        name: {"new": [], "returning": []} for name in engines
+    }
+    for turn in range(args.rounds + 1):
+        for other, user in zip([*users[1:], users[0]], users, strict=True):
+            shorter = replace(user, items=user.items[:-1])
+            for name, engine in engines.items():
+                for kind, first in (("new", other), ("returning", shorter)):
+                    engine.recommend([Query(first.user, first.items)])
+                    start = time.perf_counter()
+                    engine.recommend([Query(user.user, user.items)])
+                    if turn:
+                        waits[name][kind].append(1000 * (time.perf_counter() - start))
+    return {
+        name: {
+            kind: {f"p{p}_ms": round(float(np.percentile(ms, p)), 3) for p in (50, 99)}
+            for kind, ms in kinds.items()
+        }
+        for name, kinds in waits.items()
+    }
+
+
 def whole_part(bench: Bench, k: int) -> dict[str, Any]:
     """Every user once."""
     queries = [Query(h.user, h.items) for h in bench.histories]
@@ -216,6 +252,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--timed", type=int, default=192, help="users of the timed part; 0: none")
+    parser.add_argument("--latency", type=int, default=0, help="users who are timed one by one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=int, help="users of the whole part")
     parser.add_argument("--whole", type=int, nargs="*", help="K of the whole part (default: all)")
@@ -226,7 +263,17 @@ def main() -> None:
     bench = Bench(args)
     settings = {
         name: getattr(args, name)
-        for name in ("part", "k", "draft_beams", "batch", "timed", "rounds", "limit", "dtype")
+        for name in (
+            "part",
+            "k",
+            "draft_beams",
+            "batch",
+            "timed",
+            "latency",
+            "rounds",
+            "limit",
+            "dtype",
+        )
     }
     found: dict[str, Any] = {
         "settings": settings,
@@ -238,6 +285,9 @@ def main() -> None:
     }
     for k in args.k if args.timed else []:
         found["timed"][str(k)] = timed_part(bench, k)
+        write_result(args.name, found, seed=0, folder=args.results)
+    for k in args.k if args.latency else []:
+        found.setdefault("latency", {})[str(k)] = latency_part(bench, k)
         write_result(args.name, found, seed=0, folder=args.results)
     for k in args.k if args.whole is None else args.whole:
         found["whole"][str(k)] = whole_part(bench, k)

@@ -390,6 +390,8 @@ SECTIONS = {
     "beam-sampling": beam_sampling,
     "genrec-beauty": genrec_beauty,
     "genrec-beauty-timed": genrec_beauty,
+    "genrec-grown-1": genrec_beauty,
+    "genrec-grown-8": genrec_beauty,
     "load": load,
     "ray": ray,
     "vllm": vllm,

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import beam_tables
 import genrec
 import grown
 import pytest
@@ -24,6 +25,7 @@ def test_every_engine_finds_the_plain_items(
         "genrec.py", "--target", str(world.target), "--draft", f"own={world.draft}",
         "--sequences", str(world.sequences), "--sids", str(world.sids), "-k", "1", "4",
         "--draft-beams", "8", "--widths", "4,9", "--batch", "4", "--timed", "6", "--rounds", "1",
+        "--latency", "3",
         "--results", str(tmp_path / "results"),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", line)
@@ -40,7 +42,9 @@ def test_every_engine_finds_the_plain_items(
             assert found["timed"][k][name]["agreement"]["exact_match_rate"] == 1.0
             assert found["timed"][k][name]["speedup"]["plain"]["median"] > 0
         assert found["timed"][k]["relaxed own"]["invalid_rate"] == 0.0
+        assert set(found["latency"][k]["auto"]) == {"new", "returning"}
     assert found["parameters"]["own"] < found["parameters"]["target"]
+    assert "A user alone" in beam_tables.genrec_beauty(found)
 
 
 @pytest.mark.parametrize("tied", [True, False])
