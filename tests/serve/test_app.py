@@ -88,6 +88,10 @@ def test_errors_are_json_and_never_a_traceback(served: Running) -> None:
         assert "Traceback" not in answer.text
         assert answer.json().keys() == {"error"}
     error_of(post("/v1/recommend", content=b"{", headers=JSON), 400, "invalid_json")
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d says by itself
+    for body, headers in ((b'{"history": [10]}', form), (b"[10]", JSON), (b"3", JSON)):
+        answer = post("/v1/recommend", content=body, headers=headers)
+        assert "content-type: application/json" in error_of(answer, 422, "invalid_request")
     error_of(served.client.get("/nothing"), 404, "not_found")
     error_of(served.client.get("/v1/recommend"), 405, "method_not_allowed")
     error_of(post("/v1/knowledge", json={}), 404, "not_found")

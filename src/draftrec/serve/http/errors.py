@@ -13,6 +13,8 @@ from draftrec.serve.http.schemas import FORMS
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 #: Routes that answer as OpenAI's do.
 OPENAI_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions")
+#: What checks say of a body that is another JSON value, or was not read as JSON.
+_NO_OBJECT = {"model_attributes_type", "model_type", "dict_type"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -69,7 +71,9 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if parts[:1] and parts[0] in FORMS and len(parts) > extra:  # a field may have any name
         del parts[0]
     place = ".".join(parts)
-    if extra:
+    if not place and first["type"] in _NO_OBJECT:
+        message = "the body must be a JSON object, sent with content-type: application/json"
+    elif extra:
         message = f"unknown field {place}; leave it out, or correct its spelling"
     else:
         reason = first["msg"].removeprefix("Value error, ")
