@@ -193,12 +193,13 @@ class Target:
 
     def hold(self, slot: int, tokens: IntArray) -> None:
         """Note that the slot's first rows are those of `tokens` int32 `[n]`, until a pass writes
-        over them."""
+        over them, and that no others are known."""
         if self.slab is None or (self.rule and len(tokens) > self.rule.limit):
             return
         if self._held is None:
             self._held = np.full((self.slab.slots, self.slab.capacity), -1, np.int32)
         self._held[slot, : len(tokens)] = tokens
+        self._held[slot, len(tokens) :] = -1  # was computed behind another beginning
 
     def shared(self, tokens: IntArray) -> LongArray:
         """int64 `[slots]`: how many first rows of each slot are known to be those of `tokens`."""

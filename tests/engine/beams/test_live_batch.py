@@ -81,9 +81,10 @@ def test_dropped_requests_leave_their_slots_to_others() -> None:
 def returning(seed: int, count: int) -> list[BeamRequest]:
     """Users who come back with more or with less of their histories."""
     random = np.random.default_rng(seed)
-    histories = random.integers(3, toys.VOCABULARY, (3, 14)).astype(np.int32)
+    histories = random.integers(3, 5, (12, 14)).astype(np.int32)
+    histories[:, :6] = histories[:3, :6].repeat(4, 0)
     return [
-        BeamRequest(i, histories[random.integers(3), : random.integers(4, 15)])
+        BeamRequest(i, histories[random.integers(12), : random.integers(5, 15)])
         for i in range(count)
     ]
 
