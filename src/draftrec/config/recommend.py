@@ -112,7 +112,12 @@ class RecommendConfig(Frozen):
         "auto"
     )
     draft_items: Annotated[
-        int, knob("Proposed items' rows per level beside those of a draft model.", ge=0)
+        int,
+        knob(
+            "Proposed items' rows per level beside those of a draft model, at most as many as it "
+            "drafts.",
+            ge=0,
+        ),
     ] = 16
     verify: Annotated[
         Literal["strict", "relaxed", "sample"],

@@ -170,3 +170,22 @@ def test_host_work_counts_against_drafting() -> None:
     assert AutoPace(N, DEPTH, plain).widths(a_search(1), 2) == (N, N, N)
     dear = Costs(FLAT, None, users=1, prompt=8, kept=4, propose=5.0)
     assert AutoPace(N, DEPTH, dear).widths(a_search(1), 2) == ()
+
+
+def test_proposals_beside_a_draft_count_as_rows_of_the_pass() -> None:
+    slope = CostCurve((1, 1001), (1.0, 11.0))
+    alone, beside = (
+        Costs(slope, CHEAP, users=2, prompt=8, kept=4, extra=extra) for extra in (0, 16)
+    )
+    assert beside.passes(0, []) == alone.passes(0, [])
+    more = beside.passes(0, [8, 40]) - alone.passes(0, [8, 40])
+    assert more == pytest.approx((8 + 16) * 0.01)
+
+
+def test_few_rows_are_considered_where_few_beams_are_kept() -> None:
+    """The second row holds what the first has missed; each costs a tenth of a pass."""
+    dear = CostCurve((1, 1001), (1.0, 101.0))
+    auto = AutoPace(N, DEPTH, Costs(dear, None, users=1, prompt=8, kept=1))
+    for _ in range(200):
+        auto.observe([verified([2, 2, 2], [N, N, N])])
+    assert auto.widths(a_search(1), 1) == (2, 2, 2)

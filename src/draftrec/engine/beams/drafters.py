@@ -255,7 +255,8 @@ class ItemDrafter:
 
 
 class MixedDrafter:
-    """Adds up to `extra` proposals to every level that another drafter drafts."""
+    """Adds up to `extra` proposals to every level that another drafter drafts, and no more than it
+    has drafted: where few rows pay, they are the surest ones."""
 
     def __init__(self, inner: BeamDrafter, proposals: Proposals, extra: int = 16) -> None:
         self.inner, self.proposals, self.extra = inner, proposals, extra
@@ -275,7 +276,8 @@ class MixedDrafter:
         for s in running:
             above = s.kept.nodes
             for step, level in enumerate(s.levels):
-                more = self.proposals.below(s, s.level + step, above, self.extra)
+                most = min(self.extra, len(level))
+                more = self.proposals.below(s, s.level + step, above, most)
                 above = s.levels[step] = _first(level, more)
 
     def observe(self, running: Seq[UserSearch]) -> None:

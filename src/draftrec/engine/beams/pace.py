@@ -59,8 +59,6 @@ def _timed(model: BeamModel, users: int, prompt: int, rows: int) -> float:
     return time.perf_counter() - start
 
 
-#: Widths that are considered, as shares of the widest.
-_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 # Ways to draft so many levels that are weighed against each other.
 _CHOICES = 1000
 # Passes between two plans, after the first few.
@@ -116,7 +114,8 @@ class Costs:
 
     At most `users` run at once, prompts have about `prompt` rows, `kept` beams (K) are scored in
     any case. `branching`: mean continuations of a prefix, by its level. `propose`: seconds of host
-    work that drafting for one user takes.
+    work that drafting for one user takes. `extra`: rows that are added to every level of a draft,
+    at most as many as it has.
     """
 
     target: CostCurve
@@ -126,6 +125,7 @@ class Costs:
     kept: int
     branching: tuple[float, ...] = ()
     propose: float = 0.0
+    extra: int = 0
 
     def passes(self, level: int, widths: Seq[int], users: int | None = None) -> float:
         """Seconds of drafting `widths` after `level` and verifying, per user of `users` (None: as
@@ -139,7 +139,8 @@ class Costs:
         rows = np.array([self.rows(level, widths) for widths in choices]).reshape(
             len(choices), steps
         )
-        seconds = self.target(users * (first + rows.sum(1)))
+        verified = rows + np.minimum(rows, self.extra)
+        seconds = self.target(users * (first + verified.sum(1)))
         if self.draft is not None and steps:
             seconds = seconds + float(self.draft(users * first))
             seconds = seconds + self.draft(users * rows[:, :-1]).sum(1)
@@ -148,7 +149,8 @@ class Costs:
     def alone(self, widths: Seq[int], users: int | None = None) -> float:
         """Seconds more that the first pass takes because one user drafts `widths` in it."""
         plain, rows = float((users or self.users) * self.prompt), self.rows(0, widths)
-        seconds = float(self.target(plain + sum(rows)) - self.target(plain)) + self.propose
+        verified = sum(rows) + sum(min(row, self.extra) for row in rows)
+        seconds = float(self.target(plain + verified) - self.target(plain)) + self.propose
         if self.draft is not None:
             seconds += sum(float(self.draft(r)) for r in (self.prompt, *rows[:-1]))
         return seconds
@@ -260,9 +262,11 @@ class AutoPace:
             self.tried[level, place] += 1
 
     def _grid(self, level: int) -> list[int]:
-        """Widths to consider of a level; none beyond the first with which it is drafted whole."""
+        """Widths to consider of a level, by halves, as what a row more costs and gives is felt most
+        where there are few; none beyond the first with which it is drafted whole."""
         least, most = self.costs.kept, self.most[level - 1]
-        grid = sorted({max(least, round(most * s)) for s in _SHARES} | {min(least, most)})
+        halves = [most >> i for i in range(most.bit_length())]
+        grid = sorted({width for width in halves if width > least} | {min(least, most)})
         every = self.costs.all_of(level)
         enough = next((i for i, width in enumerate(grid, 1) if whole(width) >= every), None)
         return grid[:enough]

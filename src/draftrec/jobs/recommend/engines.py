@@ -184,6 +184,7 @@ def _pace(
         config.width,
         tuple((sizes[1:] / sizes[:-1]).tolist()) if config.constraint == "trie" else (),
         _propose_seconds(parts) if parts.retriever else 0.0,
+        config.draft_items if draft and parts.retriever else 0,
     )
     return AutoPace(widths, depth, costs, rows)
 
