@@ -114,8 +114,8 @@ class RecommendConfig(Frozen):
     draft_items: Annotated[
         int,
         knob(
-            "Proposed items' rows per level beside those of a draft model, at most as many as it "
-            "drafts.",
+            "Proposed items' rows per level beside those of a draft model; with --draft-steps auto "
+            "no more than it drafts.",
             ge=0,
         ),
     ] = 16

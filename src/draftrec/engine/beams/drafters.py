@@ -255,11 +255,13 @@ class ItemDrafter:
 
 
 class MixedDrafter:
-    """Adds up to `extra` proposals to every level that another drafter drafts, and no more than it
-    has drafted: where few rows pay, they are the surest ones."""
+    """Adds up to `extra` proposals to every level that another drafter drafts; if `even`, no more
+    than it has drafted: where few rows pay, they are to be the surest ones."""
 
-    def __init__(self, inner: BeamDrafter, proposals: Proposals, extra: int = 16) -> None:
-        self.inner, self.proposals, self.extra = inner, proposals, extra
+    def __init__(
+        self, inner: BeamDrafter, proposals: Proposals, extra: int = 16, *, even: bool = False
+    ) -> None:
+        self.inner, self.proposals, self.extra, self.even = inner, proposals, extra, even
 
     @property
     def most_rows(self) -> int:
@@ -276,7 +278,7 @@ class MixedDrafter:
         for s in running:
             above = s.kept.nodes
             for step, level in enumerate(s.levels):
-                most = min(self.extra, len(level))
+                most = min(self.extra, len(level)) if self.even else self.extra
                 more = self.proposals.below(s, s.level + step, above, most)
                 above = s.levels[step] = _first(level, more)
 

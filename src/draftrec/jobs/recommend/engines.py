@@ -149,7 +149,9 @@ def _roles(
     own = ModelDrafter(draft, config.width, pace, expand)
     if proposals is None or not config.draft_items:
         return own, StrictRule(expand)
-    return MixedDrafter(own, proposals, config.draft_items), StrictRule(expand)
+    even = config.draft_steps == "auto"
+    mixed = MixedDrafter(own, proposals, config.draft_items, even=even)
+    return mixed, StrictRule(expand)
 
 
 def _pace(
