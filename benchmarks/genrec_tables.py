@@ -75,13 +75,7 @@ def blend(result: Result) -> str:
         "NDCG@K, errors of the mean over users, differences user by user.\n"
     )
     for fitted, part in test.items():
-        out += f"\n**Fitted to {fitted}**\n"
-        out += header("ranked by", *(f"@{k}" for k in _KS), "error of R@10", "error of R@20")
-        for rows, sign in ((part["ways"], ""), (part["gains"], "+")):
-            for name, r in rows.items():
-                pairs = ((r[f"recall@{k}"], r[f"ndcg@{k}"]) for k in _KS)
-                cells = [f"{recall:{sign}.4f} / {ndcg:{sign}.4f}" for recall, ndcg in pairs]
-                out += row(name, *cells, *(f"{r[f'recall@{k}_error']:.4f}" for k in (10, 20)))
+        out += f"\n**Fitted to {fitted}**\n" + _compared(part)
     calls = strict["target_calls"]
     return out + (
         f"\nOf {strict['users']:,} users whose blend was also searched with drafted items "
@@ -89,6 +83,41 @@ def blend(result: Result) -> str:
         f"{strict['same_lists']:,} lists are the same; scores differ by {strict['score_gap']:.0e} "
         "at most.\n"
     )
+
+
+def sasrec(result: Result) -> str:
+    """A sequential model beside item-item."""
+    s, variants = result["settings"], result["variants"]
+    first = next(iter(variants.values()))
+    chosen = ", ".join(
+        f"{one['epochs']} of {name} ({max(one['valid_ndcg@20']):.4f}; both fits took "
+        f"{one['processor_seconds'] / 60:.0f} minutes of a core)" for name, one in variants.items()
+    )  # fmt: skip
+    out = (
+        "## A sequential model: `benchmarks/sasrec.py`\n\n"
+        f"SASRec on Amazon Beauty: {s['width']} dimensions, layers: {s['layers']}, heads: "
+        f"{s['heads']}, dropout {s['dropout']:g}, the last {s['last']} items, "
+        f"{first['parameters']:,} parameters, softmax over all items, of dot products or of "
+        f"cosines divided by {s['temperature']:g}. Epochs chosen by NDCG@20 of the valid part: "
+        f"{chosen}; as many for train and valid together, where nothing is left to choose by. "
+        f"Below: the test part, {result['users']:,} users, histories of train and valid items, "
+        "Recall@K / NDCG@K, errors of the mean over users, differences user by user.\n"
+    )
+    for part, by_way in result["test"].items():
+        for way, found in by_way.items():
+            out += f"\n**Fitted to {part}, {way}**\n" + _compared(found)
+    return out
+
+
+def _compared(found: Result) -> str:
+    """Rows of ways to rank, then of differences between them."""
+    out = header("ranked by", *(f"@{k}" for k in _KS), "error of R@10", "error of R@20")
+    for rows, sign in ((found["ways"], ""), (found["gains"], "+")):
+        for name, r in rows.items():
+            pairs = ((r[f"recall@{k}"], r[f"ndcg@{k}"]) for k in _KS)
+            cells = [f"{recall:{sign}.4f} / {ndcg:{sign}.4f}" for recall, ndcg in pairs]
+            out += row(name, *cells, *(f"{r[f'recall@{k}_error']:.4f}" for k in (10, 20)))
+    return out
 
 
 def item_trie(result: Result) -> str:

@@ -118,6 +118,7 @@ JOBS = (
           ("genrec-grown-8", "--batch 8 --timed 48 -k 1 5 20"))),
     Job("blend.py --target TARGET --newer NEWER --check 200", ("blend-beauty",), 15, _BEAUTY,
         "TARGET, NEWER: what `draftrec genrec fit` has trained, without and with --with-valid"),
+    Job("sasrec.py", ("sasrec-beauty",), 20, _BEAUTY),
     # Quality, and what large machines would do.
     Job("quality.py all", ("quality-ml100k",), 120, _OURS),
     Job(f"quality.py all --target smollm2 --model {_SMOLLM2}", ("quality-smollm2",), 300, _REAL),
