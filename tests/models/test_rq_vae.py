@@ -67,5 +67,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DraftrecError, match=r"install draftrec\[sid\]"):
+    with pytest.raises(DraftrecError, match=r'install "draftrec\[sid\]"'):
         fit_rq_vae(vectors(20), CODES, settings(1), CPU)

@@ -184,8 +184,8 @@ def test_no_history_gives_the_popular_items(shop: Running) -> None:
         ({"history": [10], "top": 3}, "unknown field top"),
         ({"history": [10] * 1001}, "history: at most 1000 items"),
         ({"history": [10], "deny": [10] * 10_001}, "deny: at most 10000 items"),
-        ([], "body: "),
-        ("text", "body: "),
+        ([], "must be a JSON object"),
+        ("text", "must be a JSON object"),
     ],
 )
 def test_impossible_questions_are_refused(shop: Running, body: Any, words: str) -> None:
