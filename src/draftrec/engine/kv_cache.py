@@ -2,9 +2,9 @@
 
 Keys and values are `[layers, slots, kv_heads, capacity, dim]`. A sequence's rows are columns
 `0 .. length-1` of its slot; rows beyond are scratch for the tree under verification. Committing
-copies the few accepted rows into place, a finished sequence leaves no trace, and nothing is ever
-concatenated. Where they are asked for, the last hidden states of the rows lie beside them and go
-the same ways. The slab knows no tokens and no lengths: whoever holds the slot does.
+copies the few accepted rows into place, what a finished sequence leaves is written over, and
+nothing is ever concatenated. Where they are asked for, the last hidden states of the rows lie
+beside them and go the same ways. The slab knows no lengths: whoever holds the slot does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from draftrec.core import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,9 @@ class KVSlab:
     output layer reads it, in its dtype; None where nobody asked (`keep_features`). The last column
     takes those of rows that are no one's, whose column is -1.
 
+    `held` int32 `[slots, capacity]`: whose rows each slot begins with, as far as somebody has noted
+    it (`Target.hold`), -1 behind; None where nobody has.
+
     `passes`: those that were frozen over this memory (`passes.frozen`), which go when it goes: of
     each size a buffer for the inputs, and what gives the logits.
     """
@@ -52,6 +57,7 @@ class KVSlab:
         self.keys = _zeros((*rows, shape.key_dim), device, dtype)
         self.values = _zeros((*rows, shape.value_dim), device, dtype)
         self.features: torch.Tensor | None = None
+        self.held: IntArray | None = None
 
     def keep_features(self, hidden: int, dtype: torch.dtype) -> None:
         """Make room for the last hidden states of width `hidden`."""

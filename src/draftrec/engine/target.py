@@ -99,7 +99,6 @@ class Target:
         if narrow_kv:
             self.runner.kv_dtype = model.dtype
         self.slab: KVSlab | None = None
-        self._held: IntArray | None = None
         self._features: tuple[int, torch.dtype] | None = None
         #: A row gives the same bits whatever else is in its pass, as far as the check at load saw.
         self.exact = False
@@ -144,7 +143,7 @@ class Target:
         """Make room for `slots` sequences of `capacity` rows. Forgets whatever was cached."""
         if self.slab and self.slab.slots == slots and self.slab.capacity >= capacity:
             return
-        self.slab = self._held = None  # free the old memory before taking the new
+        self.slab = None  # free the old memory before taking the new
         rounded = -(-capacity // 64) * 64
         self.slab = KVSlab(self.kv_shape, slots, rounded, self.device, self.runner.kv_dtype)
         if self._features:
@@ -163,7 +162,6 @@ class Target:
         expected = hidden.expected
         self.runner.keep_features(hidden)
         self._features, self.slab = (expected.shape[1], expected.dtype), None
-        self._held = None
         ids = np.array(PROBE, np.int32)
         self.reserve(1, len(ids))
         self.score([Segment(0, 0, ids, EMPTY_TREE)])
@@ -184,9 +182,9 @@ class Target:
         `slab.features` there if they are kept."""
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
-        if self._held is not None:
+        if (held := self.slab.held) is not None:
             for segment in segments:
-                self._held[segment.slot, segment.column :] = -1
+                held[segment.slot, segment.column :] = -1
         with attention.steady_kernels(self.device):
             logits = self.runner.run(segments, self.slab, self._factors)
         return Scores(logits, [i for i, s in enumerate(segments) if s.scored])
@@ -194,18 +192,21 @@ class Target:
     def hold(self, slot: int, tokens: IntArray) -> None:
         """Note that the slot's first rows are those of `tokens` int32 `[n]`, until a pass writes
         over them, and that no others are known."""
-        if self.slab is None or (self.rule and len(tokens) > self.rule.limit):
+        slab = self.slab
+        if slab is None or (self.rule and len(tokens) > self.rule.limit):
             return
-        if self._held is None:
-            self._held = np.full((self.slab.slots, self.slab.capacity), -1, np.int32)
-        self._held[slot, : len(tokens)] = tokens
-        self._held[slot, len(tokens) :] = -1  # was computed behind another beginning
+        if slab.held is None:
+            slab.held = np.full((slab.slots, slab.capacity), -1, np.int32)
+        slab.held[slot, : len(tokens)] = tokens
+        slab.held[slot, len(tokens) :] = -1  # was computed behind another beginning
 
-    def shared(self, tokens: IntArray) -> LongArray:
-        """int64 `[slots]`: how many first rows of each slot are known to be those of `tokens`."""
-        if self._held is None or len(tokens) > self._held.shape[1]:
-            return np.zeros(self.slab.slots if self.slab else 0, np.int64)
-        differs = self._held[:, : len(tokens)] != tokens
+    def shared(self, tokens: IntArray, slots: slice = slice(None)) -> LongArray:
+        """int64 `[slots]`: how many first rows of each slot, or of some, are known to be those of
+        `tokens`."""
+        slab = self.slab
+        if slab is None or slab.held is None or len(tokens) > slab.capacity:
+            return np.zeros(len(range(slab.slots if slab else 0)[slots]), np.int64)
+        differs = slab.held[slots, : len(tokens)] != tokens
         return np.where(differs.any(1), differs.argmax(1), len(tokens))
 
     @torch.inference_mode()

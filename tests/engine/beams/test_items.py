@@ -19,7 +19,7 @@ from draftrec.engine.beams.drafters import (
 )
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
-from draftrec.engine.beams.pace import FixedPace
+from draftrec.engine.beams.pace import FixedPace, whole
 from draftrec.engine.beams.state import BeamRequest
 from draftrec.engine.target import Target
 from draftrec.items.trie import Filter, ItemTrie
@@ -78,6 +78,10 @@ def test_the_right_items_save_all_further_calls() -> None:
     for drafter in (alone, MixedDrafter(useless, everything, 200)):
         found = searched(trie, asked, drafter, 3)
         assert [b.target_calls for b in found] == [1, 1, 1, 1]
+    even = searched(trie, asked, MixedDrafter(useless, everything, 200, even=True), 3)
+    most = 3 * 2 * whole(3)  # of a pass: three levels, each as many proposals as drafts
+    assert all(b.drafted <= b.target_calls * most for b in even)
+    assert all(b.drafted > most for b in found)
     few = ItemDrafter(everything, FixedPace(200, 1, 4))
     assert [b.target_calls for b in searched(trie, asked, few, 3)] == [2, 2, 2, 2]
 

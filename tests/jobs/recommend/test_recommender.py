@@ -188,6 +188,15 @@ def test_a_blend_of_one_is_item_items_own_list_and_of_none_the_models(world: Wor
         assert above[0] > 0
 
 
+def test_prefix_cache_adds_slots_and_changes_no_list(world: World) -> None:
+    asked = [*queries(6), *queries(6)]
+    kept = make(world, prefix_cache=6, batch_size=2)
+    assert kept.engine(10).prefixes == 6
+    same(kept.recommend(asked), make(world).recommend(asked))
+    assert kept.parts.target.slab is not None
+    assert kept.parts.target.slab.slots == 8
+
+
 def test_blends_that_make_no_sense_are_refused(world: World) -> None:
     with pytest.raises(DraftrecError, match="--blend needs"):
         make(world, blend=0.1, verify="sample")

@@ -139,8 +139,7 @@ class Costs:
         rows = np.array([self.rows(level, widths) for widths in choices]).reshape(
             len(choices), steps
         )
-        verified = rows + np.minimum(rows, self.extra)
-        seconds = self.target(users * (first + verified.sum(1)))
+        seconds = self.target(users * (first + self._verified(rows)))
         if self.draft is not None and steps:
             seconds = seconds + float(self.draft(users * first))
             seconds = seconds + self.draft(users * rows[:, :-1]).sum(1)
@@ -149,11 +148,15 @@ class Costs:
     def alone(self, widths: Seq[int], users: int | None = None) -> float:
         """Seconds more that the first pass takes because one user drafts `widths` in it."""
         plain, rows = float((users or self.users) * self.prompt), self.rows(0, widths)
-        verified = sum(rows) + sum(min(row, self.extra) for row in rows)
+        verified = float(self._verified(np.array(rows)))
         seconds = float(self.target(plain + verified) - self.target(plain)) + self.propose
         if self.draft is not None:
             seconds += sum(float(self.draft(r)) for r in (self.prompt, *rows[:-1]))
         return seconds
+
+    def _verified(self, rows: DoubleArray) -> DoubleArray:
+        """Rows that the target gets for drafts of so many nodes by level, `[..., steps]`."""
+        return (rows + np.minimum(rows, self.extra)).sum(-1)
 
     def rows(self, level: int, widths: Seq[int]) -> list[float]:
         """Nodes that drafts of `widths` have, with levels drafted whole where they may be."""
