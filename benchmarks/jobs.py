@@ -63,9 +63,10 @@ def program(*words: str) -> list[str]:
     return [sys.executable, "-c", _MAIN, *words]
 
 
-def environment() -> dict[str, str]:
-    """This process's environment, in which the package of this repository is found first."""
-    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+def environment(sources: Path | None = None) -> dict[str, str]:
+    """This process's environment, in which the package of this repository is found first, or that
+    in the folder `sources`."""
+    paths = [str(sources or ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
 
 

@@ -1,6 +1,6 @@
 """A service under load: many clients at once against one at a time, and clients that misbehave.
 
-    PYTHONPATH=src python benchmarks/load.py [--seconds 300] [--clients 32]
+    PYTHONPATH=src python benchmarks/load.py [--seconds 300] [--clients 32] [--before COMMIT]
 
 Starts `draftrec serve --demo` on a free port of the loopback and asks it, from this process, to
 recommend for the embedded shop's readers: one client, then many, for a bounded time and number of
@@ -9,20 +9,26 @@ whole in turns: time to the first of it. Then the faults: a slow client, one tha
 of 10 MB, no JSON, unknown items, a deadline of 1 ms, a flood, long prompts that are refused, idle
 connections, a log that nobody reads, SIGTERM in the middle; and those of files (`load_files`): a
 pool that is overwritten, a reload of which half fails, odd runs, a long one under many pages, two
-additions to a pool. All of it takes about twice `--seconds`.
+additions to a pool. All of it takes about twice `--seconds`. `--before`: as many clients ask an
+earlier commit's service and this one in turns, since one machine is not as fast every day.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
+import subprocess
+import tarfile
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
-from common import note, write_result
+from common import ROOT, note, write_result
 from load_client import Ask, Process, Traffic, asked, items, memory_mib, pump, text
 from load_faults import ALONE, FAULTS
 from load_files import FILES
@@ -148,6 +154,40 @@ def texts(args: argparse.Namespace) -> dict[str, Any]:
     return told
 
 
+def in_turns(args: argparse.Namespace, bodies: list[Any]) -> dict[str, Any]:
+    """Throughput of an earlier commit's service and of this one, each anew in every round."""
+    commit = git("rev-parse", args.before).decode().strip()
+    seen: dict[str, list[Traffic]] = {"before": [], "now": []}
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(git("archive", commit, "src"))) as archive:
+            archive.extractall(folder, filter="data")
+        earlier = Path(folder) / "src"
+        with Process(sources=earlier):
+            pass  # its kernels are compiled now
+        for turn in range(2 * _ROUNDS):
+            name = ("before", "now")[turn % 2]
+            with Process(sources=earlier if name == "before" else None) as served:
+                asyncio.run(measure(served.url, args.clients, 2.0, bodies))
+                seconds = max(1.0, args.seconds / 5 / _ROUNDS)
+                seen[name].append(asyncio.run(measure(served.url, args.clients, seconds, bodies)))
+    told: dict[str, Any] = {"commit": commit}
+    for name, rounds in seen.items():
+        whole = Traffic(args.clients)
+        for one in rounds:
+            whole.add(one)
+        told[name] = {**figures(whole), "rounds": [figures(one)["per_second"] for one in rounds]}
+    pairs = zip(told["before"]["rounds"], told["now"]["rounds"], strict=True)
+    told["ratios"] = [round(now / before, 3) for before, now in pairs]
+    told["ratio"] = round(median(told["ratios"]), 3)
+    note(f"in turns: {told}")
+    return told
+
+
+def git(*words: str) -> bytes:
+    """What git says of this repository."""
+    return subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True).stdout
+
+
 def faults(bodies: list[Any]) -> dict[str, Any]:
     """Every fault against one service, which has to answer a good request after each."""
     found: dict[str, Any] = {}
@@ -175,12 +215,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--compare", type=int, default=500, help="answers that are compared")
+    parser.add_argument("--before", metavar="COMMIT", help="serve this one as well, in turns")
     parser.add_argument("--results", type=Path, help="folder of the result file")
     args = parser.parse_args(argv)
     bodies = asked(args.users, args.k)
     payload = {
         "k": args.k,
         "load": loads(args, bodies),
+        "in_turns": in_turns(args, bodies) if args.before else None,
         "texts": texts(args),
         "faults": faults(bodies),
     }

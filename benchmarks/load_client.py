@@ -38,9 +38,16 @@ def memory_mib(pid: int) -> float | None:
 class Process:
     """`draftrec serve --demo` on a free port of the loopback, ready to answer, until the end."""
 
-    def __init__(self, *words: str, stalled: bool = False, files: int | None = None) -> None:
-        """`stalled`: nobody reads the log. `files`: how many it may have open."""
-        self._words = words or ("--demo",)
+    def __init__(
+        self,
+        *words: str,
+        stalled: bool = False,
+        files: int | None = None,
+        sources: Path | None = None,
+    ) -> None:
+        """`stalled`: nobody reads the log. `files`: how many it may have open. `sources`: the
+        folder of another version's package."""
+        self._words, self._sources = words or ("--demo",), sources
         self._stalled, self._files = stalled, files
 
     def __enter__(self) -> Process:
@@ -53,7 +60,7 @@ class Process:
                 command,
                 stdout=subprocess.PIPE if self._stalled else out,
                 stderr=err,
-                env=environment(),
+                env=environment(self._sources),
                 preexec_fn=self._limit,
             )
         end = time.monotonic() + _START_SECONDS

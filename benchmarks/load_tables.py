@@ -23,6 +23,14 @@ def load(result: dict[str, Any]) -> str:
             r["clients"], f"{r['seconds']:.0f}", f"{r['per_second']:.0f}", f"{r['ms_p50']:.0f}",
             f"{r['ms_p99']:.0f}", f"{r['answered']:,} of {r['requests']:,}", r["errors"],
         )  # fmt: skip
+    if turns := result.get("in_turns"):
+        before, now = turns["before"], turns["now"]
+        out += (
+            f"\nIn turns with the service of commit {turns['commit'][:7]}, {now['clients']} "
+            f"clients, {len(turns['ratios'])} rounds: {before['per_second']:.0f} requests/s then, "
+            f"{now['per_second']:.0f} now; {turns['ratio']:.2f} times as many (median of "
+            f"{', '.join(f'{x:.2f}' for x in turns['ratios'])}).\n"
+        )
     if texts := result.get("texts"):
         out += "\nTexts of 48 tokens at most, whole and streamed in turns:\n\n"
         out += header("texts", "texts/s", "tokens/s", "p50 ms", "p99 ms", "first p50", "first p99")

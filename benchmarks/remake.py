@@ -99,7 +99,7 @@ JOBS = (
     # Jobs, services, other engines.
     Job("memory.py", ("memory",), 5),
     Job("ray_jobs.py", ("ray",), 15),
-    Job("load.py", ("load",), 8),
+    Job("load.py --before cbf210d", ("load",), 14),
     Job("vllm_proposer.py", ("vllm",), 15, _OURS, "vLLM, in an environment of its own"),
     # Items.
     Job("beauty_table.py", ("beauty-table",), 1, _BEAUTY),
