@@ -14,12 +14,13 @@ def beam_exactness(result: Result) -> str:
     out = (
         "## Drafted beams are the plain ones: `benchmarks/beam_exactness.py`\n\n"
         f"{result['cases']:,} drawn cases, {result['searches']:,} searches, "
-        f"{result['mismatches']} mismatches; {result['near_ties']} searches have beams of equal "
-        "scores, up to rounding, in another order.\n"
+        f"{result['mismatches']} mismatches. Identical are items, order and the bits of scores; "
+        f"{result.get('rounded', 0)} searches have scores that are equal up to rounding only, "
+        f"{result['near_ties']} such beams in another order.\n"
     )
     out += header("drafts", "identical", "near-ties", "target calls", "plain")
     for kind, r in sorted(result["by_draft"].items()):
-        counts = f"{r.get('identical', 0):,}", r.get("near_tie", 0)
+        counts = f"{r.get('identical', 0):,}", r.get("near_tie", 0) + r.get("rounded", 0)
         out += row(kind, *counts, f"{r['target_calls']:.2f}", f"{r['plain_calls']:.2f}")
     return out
 
