@@ -19,9 +19,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 import draftrec
 from draftrec import config
+from draftrec.cli.knobs import hints_of, option_of, settings_of
 from draftrec.cli.knowledge.ctr import CtrOptions
-from draftrec.cli.options.knobs import hints_of, option_of, settings_of
-from draftrec.cli.options.shared import Options
+from draftrec.cli.options import Options
 from draftrec.config import Auto
 from draftrec.ctr import settings as ctr
 from draftrec.data import settings as data

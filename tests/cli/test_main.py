@@ -14,9 +14,9 @@ import pytest
 import typer
 
 from draftrec import __version__
+from draftrec.cli.knobs import PANELS
 from draftrec.cli.main import _COMMANDS, run
 from draftrec.cli.messages import messages, say, set_loudness, warn
-from draftrec.cli.options.knobs import PANELS
 
 SOURCE = Path(__file__).parents[2] / "src"
 

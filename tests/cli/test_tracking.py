@@ -16,7 +16,7 @@ import pytest
 
 from draftrec.cli import tracking
 from draftrec.cli.main import run
-from draftrec.cli.options.shared import TrackOptions
+from draftrec.cli.options import TrackOptions
 from draftrec.demo.shop import demo_model_path
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import worker

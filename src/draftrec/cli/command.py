@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 import typer
 from typer.core import TyperCommand
 
+from draftrec.cli.knobs import PANELS, hints_of, presented
 from draftrec.cli.messages import drop_held, hold, say, say_held, set_loudness
-from draftrec.cli.options.knobs import PANELS, hints_of
-from draftrec.cli.options.places import presented
-from draftrec.cli.options.shared import Idle, Options, idle_lines
+from draftrec.cli.options import Idle, Options, idle_lines
 from draftrec.data.files.locks import sole_writer
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def command(
     """Make a command of a function whose options are the fields of a dataclass.
 
     Typer reads a signature, and one with thirty parameters helps nobody; so the fields (see
-    `options.knobs`) are presented to it as one. `cls` parses the command line in another way than
+    `knobs`) are presented to it as one. `cls` parses the command line in another way than
     Typer's. `idle`: which options do nothing beside which others; it is said when the work begins
     (`say_held`), at the latest when it is done. `writes`: options that name what the command writes
     as a whole, `fills`: folders that it writes files into; while it runs, another process that

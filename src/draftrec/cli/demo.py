@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.knobs import option
 from draftrec.cli.messages import no_bar
-from draftrec.cli.options.knobs import option
-from draftrec.cli.options.shared import JsonOptions, ReportFolder
+from draftrec.cli.options import JsonOptions, ReportFolder
 
 if TYPE_CHECKING:
     from draftrec.report.blocks import Report

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import command
 from draftrec.cli.genrec.train import Folder, Overwrite, trained
-from draftrec.cli.knowledge.pool import told
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
+    HERE,
     MODEL_PANEL,
     OUTPUT_PANEL,
+    READ,
     REQUIRED,
     TRAINING_PANEL,
     argument,
@@ -20,10 +21,15 @@ from draftrec.cli.options.knobs import (
     option_of,
     settings_of,
 )
-from draftrec.cli.options.places import HERE, READ
-from draftrec.cli.options.shared import Idle, JsonOptions, TrackOptions
+from draftrec.cli.knowledge.pool import told
+from draftrec.cli.messages import say
+from draftrec.cli.options import Idle, JsonOptions, TrackOptions
 from draftrec.data.files.places import Place, place
+from draftrec.errors import DraftrecError
 from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from draftrec.jobs.knowledge.plan import JobSpec
 
 Head = partial(option_of, HeadSettings)
 Run = partial(option_of, HeadRun)
@@ -118,3 +124,50 @@ def info(options: DrafterInfoOptions) -> int:
 
 
 SUBCOMMANDS = {"fit": fit, "info": info}
+
+
+#: The folder of a run's own drafter (`generate --drafter-fit`) in that of the run.
+OWN_DRAFTER = "drafter"
+
+
+def check_taught(spec: JobSpec) -> None:
+    """Raise DraftrecError for a job that cannot train its own drafter."""
+    generate, why = spec.config.generate, None
+    if generate.accept.accept != "strict":
+        why = "needs --accept strict: other texts depend on what drafts them"
+    elif generate.draft.draft == "none":
+        why = "drafts, and --draft none is the baseline that does not"
+    elif generate.target.drafter:
+        why = "trains a drafter, and --drafter names one; leave one of the two out"
+    elif not isinstance(spec.output, Path):
+        why = "needs a folder of this machine as --output, to train in"
+    if why:
+        raise DraftrecError(f"--drafter-fit {why}")
+
+
+def has_shards(spec: JobSpec, shards: int) -> bool:
+    """Has the run so many shards already, and some left to do?"""
+    manifest = None if spec.overwrite else spec.run_folder().manifest()
+    return manifest is not None and len(manifest.shards) >= shards and not manifest.shards_complete
+
+
+def with_own_drafter(spec: JobSpec) -> JobSpec | int:
+    """The job, going on with a head that was trained on what it has written; an exit code where the
+    training was interrupted."""
+    from draftrec.cli.genrec.train import trained
+    from draftrec.jobs.knowledge.generator import with_values
+    from draftrec.models.drafters import INFO_FILE
+    from draftrec.train.drafter.fit import DrafterSpec, fit_drafter
+
+    folder: Any = spec.output / OWN_DRAFTER
+    if spec.overwrite or not (folder / INFO_FILE).is_file():
+        say("training a draft head on the texts so far; later ones are drafted with it")
+        model = spec.config.generate.target.model
+        teaching = DrafterSpec(
+            runs=[spec.output], model=model, output=folder, overwrite=spec.overwrite
+        )
+        if code := trained(fit_drafter, teaching, None):
+            return code
+    generate = with_values(spec.config.generate, {"drafter": str(folder)})
+    config = spec.config.model_copy(update={"generate": generate})
+    return replace(spec, config=config, overwrite=False)

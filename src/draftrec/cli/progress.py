@@ -111,6 +111,32 @@ class ProgressBar(Watcher):
         )
 
 
+class FirstShards(ProgressBar):
+    """Also stops the job once it has `shards` shards, of which `enough` tells."""
+
+    def __init__(self, stop: StopSignal, shards: int) -> None:
+        super().__init__(stop)
+        self._shards = shards
+        self.enough = False
+
+    def begin(self, manifest: Manifest, kept: int) -> None:
+        """Look what there is already."""
+        self._look(manifest)
+        super().begin(manifest, kept)
+
+    def shard(self, manifest: Manifest) -> None:
+        """Look whether it is enough now."""
+        self._look(manifest)
+        super().shard(manifest)
+
+    def should_stop(self) -> bool:
+        """A signal, or enough shards."""
+        return super().should_stop() or self.enough
+
+    def _look(self, manifest: Manifest) -> None:
+        self.enough = len(manifest.shards) >= self._shards and not manifest.shards_complete
+
+
 def progress_of(manifest: Manifest, kept: int) -> tuple[int, int, str]:
     """How much of a job is done, how much there is, and of what: records, or texts where a record
     has several. `kept`: texts of shards that are not finished."""

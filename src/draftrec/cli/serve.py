@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.knobs import READ, argument, option, option_of
 from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options.knobs import argument, option, option_of
-from draftrec.cli.options.places import READ
-from draftrec.cli.options.shared import JsonOptions, Options
+from draftrec.cli.options import JsonOptions, Options
 from draftrec.config import ListenConfig
 from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.messages import say, warn
-from draftrec.cli.options.shared import Options
+from draftrec.cli.options import Options
 from draftrec.core import Counts
 from draftrec.errors import DraftrecError, Interrupted
 

@@ -1,7 +1,7 @@
 """Every knob: its default, bounds, choices and what it does, each said once. Unknown keys are
 refused.
 
-The command line is made of these classes (`draftrec.cli.options.knobs`) and of the settings of
+The command line is made of these classes (`draftrec.cli.knobs`) and of the settings of
 single packages (`items.settings`, `train.settings`, `data.settings` and the like), written in the
 same way. What a knob does is said as `--help` prints it.
 """

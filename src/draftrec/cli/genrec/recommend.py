@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from draftrec.cli.command import DONE, INTERRUPTED, ManyNumbers, command, print_json
-from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
     DRAFTING_PANEL,
+    HERE,
     MODEL_PANEL,
     OUTPUT_PANEL,
+    READ,
     REQUIRED,
     SEARCH_PANEL,
+    WRITTEN,
     argument,
     option,
     option_of,
     settings_of,
 )
-from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import (
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.options import (
     ClusterOptions,
     GenrecColumnOptions,
     Idle,

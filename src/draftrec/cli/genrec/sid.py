@@ -10,10 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.knobs import READ, argument, option, option_of, settings_of
 from draftrec.cli.messages import say
-from draftrec.cli.options.knobs import argument, option, option_of, settings_of
-from draftrec.cli.options.places import READ
-from draftrec.cli.options.shared import (
+from draftrec.cli.options import (
     Idle,
     JsonOptions,
     SidsToWrite,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
-from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
+    HERE,
     MODEL_PANEL,
     OBJECTIVE_PANEL,
     OUTPUT_PANEL,
@@ -22,8 +22,8 @@ from draftrec.cli.options.knobs import (
     option_of,
     settings_of,
 )
-from draftrec.cli.options.places import HERE
-from draftrec.cli.options.shared import (
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.options import (
     GenrecColumnOptions,
     Idle,
     JsonOptions,

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, INTERRUPTED, command, print_json
-from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
     MODEL_PANEL,
     SEARCH_PANEL,
+    WRITTEN,
     option,
     option_of,
     settings_of,
 )
-from draftrec.cli.options.places import WRITTEN
-from draftrec.cli.options.shared import GenrecColumnOptions, Sequences, Sids, Target, TrackOptions
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.options import GenrecColumnOptions, Sequences, Sids, Target, TrackOptions
 from draftrec.config import RecommendConfig, RecommendRun
 from draftrec.data.files.places import Place
 from draftrec.errors import Interrupted

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.knobs import READ, WRITTEN, argument, option, option_of
 from draftrec.cli.messages import say, warn
-from draftrec.cli.options.knobs import argument, option, option_of
-from draftrec.cli.options.places import READ, WRITTEN
-from draftrec.cli.options.shared import JsonOptions
+from draftrec.cli.options import JsonOptions
 from draftrec.config import Side
 from draftrec.data.files.places import Place, place
 from draftrec.errors import DraftrecError

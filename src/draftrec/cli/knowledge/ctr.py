@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json, told_rejects
-from draftrec.cli.messages import StopSignal, bars, beginning, say, warn
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
     HISTORIES_PANEL,
     OUTPUT_PANEL,
+    READ,
     SAMPLES_PANEL,
     TRAINING_PANEL,
+    WRITTEN,
     argument,
     option,
     option_of,
     settings_of,
 )
-from draftrec.cli.options.places import READ, WRITTEN
-from draftrec.cli.options.shared import EventColumnOptions, Idle, SettingsFile, TrackOptions
+from draftrec.cli.messages import StopSignal, bars, beginning, say, warn
+from draftrec.cli.options import EventColumnOptions, Idle, SettingsFile, TrackOptions
 from draftrec.config import Auto
 from draftrec.ctr.settings import FitSettings, StudyRun
 from draftrec.data.files.places import Place

@@ -7,10 +7,18 @@ from functools import partial
 from typing import Any
 
 from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.knobs import (
+    HERE,
+    READ,
+    REQUIRED,
+    WRITTEN,
+    argument,
+    option,
+    option_of,
+    settings_of,
+)
 from draftrec.cli.messages import StopSignal, bars, beginning, say
-from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
-from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import ClusterOptions, Idle, TrackOptions, cluster_of, executor_of
+from draftrec.cli.options import ClusterOptions, Idle, TrackOptions, cluster_of, executor_of
 from draftrec.config import EncodeConfig, EncoderConfig
 from draftrec.data.files.places import Place
 

@@ -19,22 +19,24 @@ from draftrec.cli.command import (
     command,
     print_json,
 )
-from draftrec.cli.messages import StopSignal, hold, say, warn
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
     ACCEPTANCE_PANEL,
     CONTROLS_PANEL,
     DRAFTING_PANEL,
+    HERE,
     MODEL_PANEL,
     OUTPUT_PANEL,
     PROMPTS_PANEL,
+    READ,
     SAMPLING_PANEL,
+    WRITTEN,
     argument,
     option,
     option_of,
     settings_of,
 )
-from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import (
+from draftrec.cli.messages import StopSignal, hold, say, warn
+from draftrec.cli.options import (
     ClusterOptions,
     Groups,
     Idle,
@@ -270,9 +272,8 @@ def generate(options: GenerateOptions) -> int:
         missing = "--output" if options.model else "--model"
         raise DraftrecError(f"{missing} is required; `draftrec generate --help` explains it")
 
-    from draftrec.cli.options.structure import schema_unused
     from draftrec.cli.tracking import tracked
-    from draftrec.jobs.knowledge.plan import JobSpec
+    from draftrec.jobs.knowledge.plan import JobSpec, schema_unused
 
     config = job_config(options, options.model)
     if hint := schema_unused(config.records, config.generate.structure):
@@ -294,7 +295,7 @@ def generate(options: GenerateOptions) -> int:
 def _taught(spec: Any, cluster: Any, options: GenerateOptions, tracker: Any) -> int:
     """Do the job, with a drafter that it trains itself where that is asked for; an exit code."""
     if options.drafter_fit is not None:
-        from draftrec.cli.knowledge.taught import check_taught, has_shards, with_own_drafter
+        from draftrec.cli.drafter import check_taught, has_shards, with_own_drafter
 
         check_taught(spec)
         if not has_shards(spec, options.drafter_fit):
@@ -310,7 +311,7 @@ def _taught(spec: Any, cluster: Any, options: GenerateOptions, tracker: Any) -> 
 
 def job_config(options: GenerateOptions, model: str) -> JobConfig:
     """The options as settings. Raises DraftrecError for a value out of range."""
-    from draftrec.cli.options.structure import structure_of
+    from draftrec.jobs.knowledge.plan import structure_of
 
     target = {"pass_": "frozen"} if options.compile and options.pass_ == "auto" else {}
     words = _lines(options.bad_words) if options.bad_words else None
@@ -362,8 +363,7 @@ def _run(
     spec: Any, cluster: Any, options: GenerateOptions, tracker: Any, until: int | None = None
 ) -> int | None:
     """Do the job; an exit code. `until`: so many shards at first, and None if there are more."""
-    from draftrec.cli.knowledge.taught import FirstShards
-    from draftrec.cli.progress import ProgressBar, progress_of
+    from draftrec.cli.progress import FirstShards, ProgressBar, progress_of
 
     stop = StopSignal()
     bar = ProgressBar(stop) if until is None else FirstShards(stop, until)

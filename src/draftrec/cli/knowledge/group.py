@@ -9,10 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import command, print_json, told_rejects
+from draftrec.cli.knobs import (
+    READ,
+    REQUIRED,
+    WRITTEN,
+    argument,
+    option,
+    option_of,
+    settings_of,
+)
 from draftrec.cli.messages import say
-from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
-from draftrec.cli.options.places import READ, WRITTEN
-from draftrec.cli.options.shared import Idle, JsonOptions, UserItemColumnOptions
+from draftrec.cli.options import Idle, JsonOptions, UserItemColumnOptions
 from draftrec.config import RecordsConfig, Side
 from draftrec.data.files.places import Place
 from draftrec.data.settings import GroupSettings, Method

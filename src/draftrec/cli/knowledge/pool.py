@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from draftrec.cli.command import DONE, command, print_json
-from draftrec.cli.options.knobs import REQUIRED, argument, option
-from draftrec.cli.options.places import READ
-from draftrec.cli.options.shared import Groups, JsonOptions, TextColumnOptions, Tokenizer
+from draftrec.cli.knobs import READ, REQUIRED, argument, option
+from draftrec.cli.options import Groups, JsonOptions, TextColumnOptions, Tokenizer
 from draftrec.data.files.places import Place
 
 Folder = partial(argument, "DIR", "Folder of the pool.")

@@ -6,11 +6,10 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any
 
 from draftrec.cli.command import DONE, SOME_REJECTED, command, print_json
+from draftrec.cli.knobs import HERE, option, settings_of
 from draftrec.cli.knowledge.generate import PROMPTS_IDLE, GenerateOptions
 from draftrec.cli.messages import say, warn
-from draftrec.cli.options.knobs import option, settings_of
-from draftrec.cli.options.places import HERE
-from draftrec.cli.options.shared import JsonOptions
+from draftrec.cli.options import JsonOptions
 from draftrec.config import ModelConfig, RecordsConfig
 
 _ALSO = {"input", "model", "trust_remote_code", "config"}

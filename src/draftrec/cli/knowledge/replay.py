@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, command, print_json
+from draftrec.cli.knobs import READ, REQUIRED, argument, option, option_of, settings_of
 from draftrec.cli.messages import bars, beginning, say
-from draftrec.cli.options.knobs import REQUIRED, argument, option, option_of, settings_of
-from draftrec.cli.options.places import READ
-from draftrec.cli.options.shared import Groups, Idle, JsonOptions, TextColumnOptions, Tokenizer
+from draftrec.cli.options import Groups, Idle, JsonOptions, TextColumnOptions, Tokenizer
 from draftrec.data.files.places import Place
 from draftrec.evaluate.settings import ReplaySettings
 

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, command, print_json
-from draftrec.cli.messages import bars, beginning, say
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
+    HERE,
     LIMITS_PANEL,
     MODEL_PANEL,
     OUTPUT_PANEL,
     PROMPTS_PANEL,
+    READ,
     TRIALS_PANEL,
+    WRITTEN,
     argument,
     option,
     option_of,
     settings_of,
 )
-from draftrec.cli.options.places import HERE, READ, WRITTEN
-from draftrec.cli.options.shared import Groups, Idle, Tokenizer, TrackOptions
+from draftrec.cli.messages import bars, beginning, say
+from draftrec.cli.options import Groups, Idle, Tokenizer, TrackOptions
 from draftrec.config import Auto, BatchConfig, Dtype, ModelConfig, RecordsConfig, Side
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place, shown

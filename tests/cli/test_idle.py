@@ -11,7 +11,7 @@ import pytest
 
 from draftrec.cli.knowledge.generate import GenerateOptions
 from draftrec.cli.main import run
-from draftrec.cli.options.shared import Idle, idle_lines
+from draftrec.cli.options import Idle, idle_lines
 from draftrec.jobs.knowledge import worker
 from tests.fakes import FakeGenerator
 

@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from draftrec.cli.options.knobs import (
+from draftrec.cli.knobs import (
     CLUSTER_PANEL,
     COLUMNS_PANEL,
+    HERE,
     MESSAGES_PANEL,
     OUTPUT_PANEL,
+    READ,
     REQUIRED,
+    WRITTEN,
     argument,
     option,
 )
-from draftrec.cli.options.places import HERE, READ, WRITTEN
 from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
 

@@ -14,9 +14,8 @@ from typing import Any, get_args
 import pytest
 
 import draftrec.cli
+from draftrec.cli.knobs import HERE, READ, WRITTEN, hints_of, marked
 from draftrec.cli.main import run
-from draftrec.cli.options.knobs import hints_of
-from draftrec.cli.options.places import HERE, READ, WRITTEN, marked
 
 #: Options whose help speaks of files, but which are none, or NAME=DIR (`named_paths` reads those).
 _NO_FILES = {"side", "engine", "runs", "ctr", "vectors"}
