@@ -19,8 +19,7 @@ import torch
 from common import interleave, note, spread, write_result
 
 from draftrec.config import EncoderConfig
-from draftrec.models.documents import Document
-from draftrec.models.encoders import Encoder, load_encoder
+from draftrec.models.encoders import Document, Encoder, load_encoder
 
 _PROSE = """
 user prefers films with strong stories quiet humour long journeys brave heroes and a slow build of

@@ -17,8 +17,8 @@ from draftrec.report.blocks import (
     lines,
     row,
 )
-from draftrec.report.page import render
 from draftrec.report.plots import Labels, Series
+from draftrec.report.show import render
 
 Result = dict[str, Any]
 _TITLES = {

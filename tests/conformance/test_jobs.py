@@ -29,7 +29,7 @@ from draftrec.jobs.knowledge.job import run_job as run_generate
 from draftrec.jobs.recommend.job import run_job as run_recommend
 from draftrec.jobs.recommend.setup import TaskSettings, prepare
 from draftrec.jobs.trials import Settings, TrialStore, run_trials
-from draftrec.models.documents import Document, Encoded
+from draftrec.models.encoders import Document, Encoded
 from draftrec.train.align import AlignSpec, align
 from draftrec.train.drafter.fit import fit_drafter
 from draftrec.train.fit import fit

@@ -21,7 +21,7 @@ from draftrec.demo.shop import histories, shipped_path
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import load_recommender
 from draftrec.report.blocks import Cards, Report
-from draftrec.report.terminal import show
+from draftrec.report.show import show
 
 pytestmark = pytest.mark.slow
 

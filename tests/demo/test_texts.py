@@ -16,7 +16,7 @@ from draftrec.demo.texts_report import findings, make_arms, make_report
 from draftrec.errors import DraftrecError
 from draftrec.pool.store import Pool
 from draftrec.report.blocks import Cards, Report
-from draftrec.report.terminal import show
+from draftrec.report.show import show
 
 pytestmark = pytest.mark.slow
 

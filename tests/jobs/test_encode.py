@@ -22,7 +22,7 @@ from draftrec.errors import DraftrecError
 from draftrec.jobs.encode.inputs import EncodeSpec
 from draftrec.jobs.encode.job import run_encode
 from draftrec.jobs.ledger import JobResult
-from draftrec.models.documents import Document, Encoded, cut
+from draftrec.models.encoders import Document, Encoded, cut
 from tests.fakes import Killed
 
 ROOM, DIM = 6, 4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.models.documents import Cut, Document, Overflow, cut
+from draftrec.models.encoders import Cut, Document, Overflow, cut
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ import transformers as tf
 
 from draftrec.config import EncoderConfig
 from draftrec.errors import DraftrecError
-from draftrec.models.documents import Document
-from draftrec.models.encoders import Encoder, load_encoder
+from draftrec.models.encoders import Document, Encoder, load_encoder
 from tests.models import encoder_folders as folders
 from tests.models.encoder_folders import LIMIT, words
 

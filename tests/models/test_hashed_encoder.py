@@ -8,8 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from draftrec.config import EncoderConfig
 from draftrec.errors import DraftrecError
-from draftrec.models.documents import Document
-from draftrec.models.encoders import HashedEncoder, hashed_dim, load_encoder
+from draftrec.models.encoders import Document, HashedEncoder, hashed_dim, load_encoder
 
 WARS = [f"star ships fight a war in space {w}" for w in ("again", "alone", "now", "today")]
 SOUPS = [f"boil onion soup with cheese {w}" for w in ("slowly", "twice", "gently", "often")]

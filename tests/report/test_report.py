@@ -30,8 +30,7 @@ from draftrec.report.blocks import (
     machine_facts,
     row,
 )
-from draftrec.report.page import render
-from draftrec.report.terminal import show
+from draftrec.report.show import render, show
 
 BASELINE = Arm(
     "baseline", "Baseline", 24, 24, 4100, 1.0, 0.0, 0.0, 0.0, Spread(10.2, 9.9, 10.8, 5), 402.0,

@@ -76,7 +76,7 @@ def finish(folder: Path, report: Report, summary: dict[str, Any], *, as_json: bo
     """Show a demo's report, say where its page is, and print its summary if that is asked for."""
     from rich.console import Console
 
-    from draftrec.report.terminal import show
+    from draftrec.report.show import show
 
     console = Console(stderr=as_json)
     show(report, console)

@@ -220,7 +220,7 @@ def records(options: RecordsOptions) -> int:
 
 def _check_join(options: RecordsOptions, taken: Iterable[str], known: Mapping[str, object]) -> None:
     """Items that nobody took would have no popularity, and nobody would say why."""
-    from draftrec.data.joins import Join
+    from draftrec.data.tables.columns import Join
 
     join = Join("items", options.interactions, options.items, next(iter(known), ""))
     for name in taken:

@@ -19,12 +19,10 @@ from draftrec.data.events import PARTS, CutSettings, Events, Samples, histories
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.data.interactions import converted, label
-from draftrec.data.joins import Join
 from draftrec.data.profiles import Items, entry_of, rating_scale
 from draftrec.data.records import Rejects
-from draftrec.data.tables.columns import ENTITY, need_columns
-from draftrec.data.tables.readers import open_records
-from draftrec.data.tables.rows import as_list
+from draftrec.data.tables.columns import ENTITY, Join, need_columns
+from draftrec.data.tables.readers import as_list, open_records
 from draftrec.data.vectors import read_vectors
 from draftrec.errors import DraftrecError
 

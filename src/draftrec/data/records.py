@@ -18,9 +18,8 @@ import numpy.typing as npt
 from draftrec.core import BoolArray, IntArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
-from draftrec.data.joins import Join, KnownIds
-from draftrec.data.tables.readers import RecordSource, Row, open_records
-from draftrec.data.tables.rows import as_list
+from draftrec.data.tables.columns import Join, KnownIds
+from draftrec.data.tables.readers import RecordSource, Row, as_list, open_records
 from draftrec.data.templates import Template
 from draftrec.errors import DraftrecError
 

@@ -11,7 +11,7 @@ from draftrec.demo import items, items_report, texts, texts_report
 from draftrec.demo.shop import sequences
 from draftrec.errors import DraftrecError
 from draftrec.report.blocks import Report, joined
-from draftrec.report.page import render
+from draftrec.report.show import render
 
 
 def prepare(folder: Path) -> None:

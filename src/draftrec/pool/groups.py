@@ -24,7 +24,7 @@ from draftrec.core import FloatArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replacing
 from draftrec.data.settings import GroupSettings
-from draftrec.data.tables.rows import as_list
+from draftrec.data.tables.readers import as_list
 from draftrec.errors import DraftrecError
 
 #: How missing values look once a program has made texts of them.

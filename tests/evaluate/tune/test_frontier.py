@@ -9,7 +9,7 @@ import pytest
 from draftrec.evaluate.tune.choice import LossLimits, knobs_label
 from draftrec.evaluate.tune.frontier import Study, report_of
 from draftrec.report.blocks import Table
-from draftrec.report.page import render
+from draftrec.report.show import render
 from tests.evaluate.tune.test_choice import STRICT, row
 
 ROWS = (

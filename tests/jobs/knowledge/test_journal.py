@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from draftrec.core import ALL, OWN, PROMPT, Counts, Generation, IntArray, Request
-from draftrec.data.files import journal as module
+from draftrec.data.files import writers as module
 from draftrec.engine.text.stats import Spent
 from draftrec.jobs.knowledge.shards import Clock, Entry, Journal, pieces_of, texts_in
 

@@ -245,7 +245,7 @@ def _warn(summary: dict[str, Any], longest: int) -> None:
 
 def _show(summary: dict[str, Any], ks: list[int], console: Any) -> None:
     from draftrec.report.blocks import Table, row
-    from draftrec.report.terminal import show_block
+    from draftrec.report.show import show_block
 
     targets = {"multi": "all items", "single": "the first item"}[summary["definition"]]
     console.print(f"{summary['users']:,} users; targets: {targets} of part {summary['part']}")

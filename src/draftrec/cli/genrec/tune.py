@@ -125,7 +125,7 @@ def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     from rich.console import Console
 
     from draftrec.report.blocks import Table, row
-    from draftrec.report.terminal import show_block
+    from draftrec.report.show import show_block
 
     console, metric = Console(stderr=as_json), summary["metric"]
     rows = [

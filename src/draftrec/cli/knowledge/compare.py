@@ -69,7 +69,7 @@ def compare(options: CompareOptions) -> int:
     from draftrec.evaluate.compare.comparison import NOT_CHECKED, CompareJob, run_compare
     from draftrec.evaluate.compare.limits import default_limits, read_limits
     from draftrec.evaluate.compare.report import report_of, to_json, write_report
-    from draftrec.report.terminal import show
+    from draftrec.report.show import show
 
     job = CompareJob(
         runs=named_paths("BASELINE RUN...", options.runs, name_by_folder=True),

@@ -145,7 +145,7 @@ def _check_fallback(
     options: CollaborativeOptions, strangers: list[str], fallback: Mapping[str, str | None]
 ) -> None:
     """Warn where the fallback does not know those that it is for."""
-    from draftrec.data.joins import Join
+    from draftrec.data.tables.columns import Join
 
     example = next(iter(fallback), "")
     join = Join("entities with too few", options.interactions, str(options.fallback), example)

@@ -83,7 +83,7 @@ def replay(options: ReplayOptions) -> int:
     from rich.console import Console
 
     from draftrec.evaluate.replay.job import ReplayJob, run_replay
-    from draftrec.report.terminal import show_block
+    from draftrec.report.show import show_block
 
     if options.engine:
         say("--engine is called --drafter now; it is still read")

@@ -213,7 +213,7 @@ _COLUMNS = {
 
 def _show(summary: dict[str, Any], console: Any) -> None:
     from draftrec.report.blocks import Cell, Table, row
-    from draftrec.report.terminal import show_block
+    from draftrec.report.show import show_block
 
     def cells(trial: dict[str, Any]) -> tuple[Cell, ...]:
         values = (
@@ -249,8 +249,7 @@ def _tuned(job: QualityJob, options: TuneOptions, tracker: Tracker) -> int:
     from draftrec.evaluate.tune.choice import chosen_yaml
     from draftrec.evaluate.tune.frontier import report_of
     from draftrec.evaluate.tune.quality import run_quality_tune
-    from draftrec.report.page import render
-    from draftrec.report.terminal import show
+    from draftrec.report.show import render, show
 
     with bars() as watch:
         told = of_state(tracker, beginning(partial(watch, "settings")), "settings")

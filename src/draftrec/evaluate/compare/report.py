@@ -26,8 +26,8 @@ from draftrec.evaluate.compare.words import (
 from draftrec.evaluate.texts.quality import Estimate
 from draftrec.report import blocks, plots
 from draftrec.report.blocks import Card, Cards, Cell, Figure, Report, Section, Table, figure, row
-from draftrec.report.page import render
 from draftrec.report.plots import Bar, Labels
+from draftrec.report.show import render
 
 _DIGITS = 6
 _CLICKS = (

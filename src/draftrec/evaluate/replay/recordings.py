@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from draftrec.core import IntArray
-from draftrec.data.joins import Join
 from draftrec.data.records import GroupTable
-from draftrec.data.tables.columns import ENTITY, TEXT, need_columns
+from draftrec.data.tables.columns import ENTITY, TEXT, Join, need_columns
 from draftrec.data.tables.readers import Row, open_records
 from draftrec.errors import DraftrecError
 

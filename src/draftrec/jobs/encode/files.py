@@ -18,7 +18,7 @@ from draftrec.data.files.writers import replace_file, replace_parquet, stream_pa
 from draftrec.data.records import Rejected, rejected_lines
 from draftrec.data.vectors import vector_column, vectors_schema
 from draftrec.jobs.ledger import Ledger, changes, input_changes, read_state
-from draftrec.models.documents import Encoded
+from draftrec.models.encoders import Encoded
 
 _COUNTS = ("tokens", "knowledge_lost", "history_lost", "windows")
 _PART_FILE = re.compile(r"part-(\d{5,})\.(?:parquet|jsonl)")

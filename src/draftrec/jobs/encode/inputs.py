@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from draftrec.config import EncodeConfig
 from draftrec.data.files.places import Place, place
-from draftrec.data.joins import Join
 from draftrec.data.records import Entity, EntityReader, Layout
-from draftrec.data.tables.columns import ENTITY, TEXT, find_column
-from draftrec.data.tables.readers import RecordSource, open_records
-from draftrec.data.tables.rows import as_list
+from draftrec.data.tables.columns import ENTITY, TEXT, Join, find_column
+from draftrec.data.tables.readers import RecordSource, as_list, open_records
 from draftrec.errors import DraftrecError
 from draftrec.jobs.executor import Note, OnProgress, Share, ShouldStop, usual_window
-from draftrec.models.documents import Document, Encoded
+from draftrec.models.encoders import Document, Encoded
 
 if TYPE_CHECKING:
     from draftrec.models.encoders import Encoder

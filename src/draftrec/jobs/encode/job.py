@@ -34,7 +34,7 @@ from draftrec.jobs.encode.inputs import (
 )
 from draftrec.jobs.executor import Executor, LocalExecutor, Start
 from draftrec.jobs.ledger import JobResult, package_versions
-from draftrec.models.documents import Document, Encoded, joined
+from draftrec.models.encoders import Document, Encoded, joined
 
 
 def run_encode(

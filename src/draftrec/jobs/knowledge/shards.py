@@ -22,17 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import COUNTED, OWN, SOURCES, Counts, Generation, IntArray, Request
-from draftrec.data.files.journal import LineJournal, whole_entries
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.remote import RemotePath
 from draftrec.data.files.writers import (
     GatheredLines,
+    LineJournal,
     append_file,
     cut_file,
     cut_torn_line,
     naming,
     replace_file,
     replace_parquet,
+    whole_entries,
 )
 from draftrec.data.records import Rejected, rejected_lines
 from draftrec.engine.text.stats import Spent

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.config import RecommendRun
-from draftrec.data.files.journal import LineJournal
 from draftrec.data.files.locks import check_still_held
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import (
+    LineJournal,
     check_table_name,
     remove_folder,
     replace_file,

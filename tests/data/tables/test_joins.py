@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from draftrec.data.joins import Join
 from draftrec.data.records import EntityReader, GroupTable
+from draftrec.data.tables.columns import Join
 from draftrec.data.tables.readers import open_records
 from draftrec.errors import DraftrecError
 

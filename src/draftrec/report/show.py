@@ -1,9 +1,14 @@
-"""A report on a terminal: what a page shows, in short."""
+"""A report as it is shown: on a terminal, in short, and as a page, one HTML string without a
+script, a font or an image from elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from itertools import groupby
+from pathlib import Path
 
+import jinja2
+from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -152,3 +157,35 @@ def _pieces(pieces: Seq[Piece], console: Console) -> Styled:
         shown = f"[{piece.text}]" if piece.marked and plain else piece.text
         text.append(shown, "bold yellow" if piece.marked else "")
     return text
+
+
+def render(report: Report) -> str:
+    """The page, light or dark as the reader's screen is."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("draftrec.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    sections = [(one, _rows(one)) for one in report.sections if one.blocks or one.opens]
+    values = {"report": report, "sections": sections, "style": Markup(style)}
+    return environment.get_template("page.html.j2").render(values)
+
+
+def _rows(section: Section) -> list[tuple[str, list[Block]]]:
+    """Blocks of one look that follow each other share a row of the page."""
+    return [(look, list(blocks)) for look, blocks in groupby(section.blocks, _look)]
+
+
+def _look(block: Block) -> str:
+    match block:
+        case Text():
+            return "text"
+        case Table():
+            return "table" if block.columns else "facts"
+        case Figure():
+            return "figures"
+        case Cards():
+            return "article" if block.title else "tiles"
