@@ -31,10 +31,10 @@ import torch
 from common import SHARED, in_turn, note, paired_ratio, spread, write_result
 from first_job import kar_requests, run_command
 
-from draftrec.config import Side
+from draftrec.config import Side, make_config
 from draftrec.core import SOURCES, Generation, Request
 from draftrec.engine.learned.head import DraftHead, HeadShape
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.models.drafters import describe_drafter
 from draftrec.pool.store import Pool
 

@@ -27,8 +27,9 @@ from common import SHARED, note, write_result
 from exactness_bits import all_equal, measure_bits
 from transformers import AutoModelForCausalLM
 
+from draftrec.config import make_config
 from draftrec.core import Generation, IntArray, Request
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
 
 Texts = dict[str, list[int]]

@@ -17,9 +17,10 @@ from typing import Any
 from common import interleave, note, paired_ratio, spread
 from first_job import kar_requests
 
+from draftrec.config import make_config
 from draftrec.core import Generation, Request
 from draftrec.demo.shop import demo_model_path, readers
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
 
 Texts = dict[str, list[int]]

@@ -93,9 +93,9 @@ def run_command(arguments: Seq[str]) -> dict[str, Any]:
 
 def movielens(args: argparse.Namespace, generator: Generator, penalty: float) -> dict[str, Any]:
     """All users with the generator's default settings, every few chunks also without drafts."""
+    from draftrec.config import make_config
     from draftrec.core import SOURCES
     from draftrec.engine.text.stats import Spent
-    from draftrec.jobs.knowledge.generator import make_config
     from draftrec.pool.store import Pool
 
     settings: dict[str, Any] = {} if penalty == 1.0 else {"repetition_penalty": penalty}

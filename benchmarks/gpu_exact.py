@@ -16,7 +16,7 @@ from draftrec.engine.target import Target
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import make_rule
 from draftrec.engine.text.budget import FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 

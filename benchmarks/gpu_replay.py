@@ -23,7 +23,7 @@ from draftrec.engine.text import loop
 from draftrec.engine.text.accept import AcceptanceRule, make_rule
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.budget import AutoBudget, FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.engine.text.stats import StepStats
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool

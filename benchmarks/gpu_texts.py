@@ -18,10 +18,11 @@ import numpy as np
 from common import note
 from recorded import make_trace, pick_tokenizer, read_rows
 
+from draftrec.config import make_config
 from draftrec.core import IntArray, Request
 from draftrec.data.templates import load_template
 from draftrec.demo.shop import demo_model_path, readers
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
 
 EMBEDDED = "embedded_kar_user"

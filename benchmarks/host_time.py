@@ -31,7 +31,7 @@ from draftrec.core import BoolArray, DraftTree
 from draftrec.engine.masks import FULL
 from draftrec.engine.packing import Packed, Segment, pack
 from draftrec.engine.passes import attention
-from draftrec.engine.passes.packed import bucket
+from draftrec.engine.passes.eager import bucket
 from draftrec.engine.tree import trim_all, within
 
 CPU = torch.device("cpu")

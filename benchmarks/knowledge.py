@@ -14,7 +14,8 @@ from common import write_result
 from knowledge_live import compare, engines, ours, requests_from
 from knowledge_replay import build_model, run_replay
 
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.config import make_config
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -18,8 +18,9 @@ import torch
 from common import spread
 from transformers import AutoModelForCausalLM
 
+from draftrec.config import make_config
 from draftrec.core import IntArray, Request
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator
 
 MAX_NEW = 320
 

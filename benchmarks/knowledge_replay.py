@@ -25,7 +25,7 @@ from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.text import loop
 from draftrec.engine.text.budget import AutoBudget, FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.pool.costs import measure_cost
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up

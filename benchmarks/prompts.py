@@ -30,12 +30,12 @@ from draftrec.core import Request
 from draftrec.data.templates import FRAMEWORKS, load_template
 from draftrec.demo.shop import demo_model_path
 from draftrec.engine.packing import Segment
-from draftrec.engine.passes.packed import bucket
+from draftrec.engine.passes.eager import bucket
 from draftrec.engine.target import Scores
 from draftrec.engine.text import loop
 from draftrec.engine.text.batch import shared_tokens
 from draftrec.engine.text.budget import FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.engine.text.stats import Timing
 from draftrec.jobs.knowledge.prompts import samples_of
 from draftrec.models import loading

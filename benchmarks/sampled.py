@@ -15,11 +15,12 @@ from typing import Any
 from common import SHARED, note, write_result
 from knowledge_live import MAX_NEW, requests_from
 
+from draftrec.config import make_config
 from draftrec.core import Generation, IntArray, Request
 from draftrec.engine.noise import noise_of
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.evaluate.replay.loop import follow
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 

@@ -37,7 +37,7 @@ from draftrec.engine.packing import Segment, pack
 from draftrec.engine.target import Scores
 from draftrec.engine.text import loop
 from draftrec.engine.text.budget import FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.evaluate.replay.loop import FromPool, ReplaySettings, replay
 from draftrec.jobs.knowledge.manifest import InputEntry, Manifest, ShardEntry
 from draftrec.jobs.knowledge.shards import RunFolder, Written

@@ -26,12 +26,13 @@ from common import RESULTS, interleave, note, paired_ratio, spread, write_result
 from jsonschema import Draft202012Validator
 from shop import stream_records
 
+from draftrec.config import make_config
 from draftrec.core import SOURCES, Generation, Request
 from draftrec.data.templates import Side, load_template
 from draftrec.engine.text import loop
 from draftrec.engine.text.grammar import GrammarControl
-from draftrec.evaluate.texts.grounding import TextForm
-from draftrec.jobs.knowledge.generator import Generator, make_config
+from draftrec.evaluate.compare.grounding import TextForm
+from draftrec.jobs.knowledge.generator import Generator
 
 SIDES: tuple[Side, ...] = ("user", "item")
 

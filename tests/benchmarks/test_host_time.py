@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from draftrec.core import DraftTree
 from draftrec.engine.masks import FULL, Reach
 from draftrec.engine.packing import Segment, pack
-from draftrec.engine.passes.packed import bucket
+from draftrec.engine.passes.eager import bucket
 from tests.strategies import token_lists, trees
 
 _REACHES = [FULL, Reach(window=2), Reach(window=30), Reach(chunk=3)]

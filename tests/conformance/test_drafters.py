@@ -16,8 +16,7 @@ import pytest
 from draftrec.config import AcceptConfig
 from draftrec.core import Drafter, Request, SequenceView
 from draftrec.engine.text.batch import RunningSequence
-from draftrec.engine.text.drafters import NoDrafter
-from draftrec.engine.text.loop import generate
+from draftrec.engine.text.loop import NoDrafter, generate
 from draftrec.engine.tree import check_tree, depths
 from draftrec.evaluate.replay.loop import NAMES, maker_of
 from draftrec.pool.drafter import PoolDrafter

@@ -18,7 +18,7 @@ import transformers as tf
 
 from draftrec.config import AcceptConfig
 from draftrec.core import DraftTree, IntArray, Request
-from draftrec.engine.passes.padded import PaddedRunner
+from draftrec.engine.passes.eager import PaddedRunner
 from draftrec.engine.rotary import context_length
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from draftrec.core import EMPTY_TREE
 from draftrec.engine.packing import Segment
-from draftrec.engine.passes import last_hidden
+from draftrec.engine.passes import eager
+from draftrec.engine.passes.eager import PackedRunner, sixteens
 from draftrec.engine.passes.frozen import FrozenRunner
-from draftrec.engine.passes.packed import PackedRunner, sixteens
 from draftrec.engine.target import Target, Way
 from draftrec.engine.tree import make_tree
 from draftrec.errors import UnsupportedModelError
@@ -237,7 +237,7 @@ def test_a_model_that_does_more_before_its_output_layer_is_refused() -> None:
 
 
 def test_features_that_are_not_the_models_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = last_hidden.LastHidden.taken
-    monkeypatch.setattr(last_hidden.LastHidden, "taken", lambda self: taken(self).flip(0))
+    taken = eager.LastHidden.taken
+    monkeypatch.setattr(eager.LastHidden, "taken", lambda self: taken(self).flip(0))
     with pytest.raises(UnsupportedModelError, match="are not those"):
         Target(zoo.build("llama")).keep_features()

@@ -16,8 +16,7 @@ from draftrec.core import EMPTY_TREE
 from draftrec.engine import packing
 from draftrec.engine.packing import Segment
 from draftrec.engine.passes import attention
-from draftrec.engine.passes.packed import PackedRunner, bucket
-from draftrec.engine.passes.padded import PaddedRunner
+from draftrec.engine.passes.eager import PackedRunner, PaddedRunner, bucket
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain, make_tree
 from tests.models import zoo

@@ -7,7 +7,7 @@ import pytest
 
 from draftrec.core import SOURCES, DraftTree, Request, Verdict
 from draftrec.engine.text.batch import RunningSequence
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 

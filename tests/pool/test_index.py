@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.engine.noise import foreseen
 from draftrec.engine.tree import check_tree, depths
-from draftrec.pool import drafting, ngrams
-from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text, warm_up
+from draftrec.pool import ngrams
+from draftrec.pool.index import UNSEEN, NgramIndex, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER, START
 from draftrec.pool.suffix_states import REACH
 from draftrec.pool.suffixes import ClosedIndex
@@ -245,7 +245,7 @@ def test_a_sampled_text_is_drafted_as_it_will_be_drawn() -> None:
     for tree, position in ((first, 4), (later, 5)):
         check_tree(tree)
         probs = np.array(list(likely.values()), np.float64)
-        seen = foreseen(probs, tokens, drafting.UNSEEN * (1 - probs.sum()), 77, position)
+        seen = foreseen(probs, tokens, UNSEEN * (1 - probs.sum()), 77, position)
         wanted = dict(zip(tokens.tolist(), seen.tolist(), strict=True))
         shares = np.array([wanted[t] for t in tree.token_ids.tolist()])
         np.testing.assert_allclose(shares / shares.sum(), tree.probs / tree.probs.sum(), 1e-4)

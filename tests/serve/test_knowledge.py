@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from draftrec.demo.shop import demo_model_path
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
-from draftrec.serve.http.errors import ApiError
+from draftrec.serve.http.schemas import ApiError
 from draftrec.serve.settings import KnowledgeSettings
 from tests.serve.services import Running, error_of, knowledge_settings, running, settings
 

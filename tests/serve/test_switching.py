@@ -13,7 +13,7 @@ import pytest
 
 from draftrec.core import DraftTree, Verdict
 from draftrec.errors import DraftrecError
-from draftrec.serve.http.errors import ApiError
+from draftrec.serve.http.schemas import ApiError
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.model_thread import WorkError
 from draftrec.serve.service import Service, ServiceSources

@@ -155,7 +155,7 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
     """The job, going on with a head that was trained on what it has written; an exit code where the
     training was interrupted."""
     from draftrec.cli.genrec.train import trained
-    from draftrec.jobs.knowledge.generator import with_values
+    from draftrec.config import with_values
     from draftrec.models.drafters import INFO_FILE
     from draftrec.train.drafter.fit import DrafterSpec, fit_drafter
 

@@ -11,11 +11,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
-from draftrec.knobs import knob
+from draftrec.errors import DraftrecError
+from draftrec.knobs import knob, not_allowed
 
 Auto = Literal["auto"]
 
@@ -362,3 +364,27 @@ class JobConfig(Frozen):
         lag = 0 if self.pool_lag == "auto" else self.pool_lag
         doublings = index // (1 + lag)
         return min(MOST_RECORDS, _FIRST_RECORDS << min(doublings, 16))
+
+
+def make_config(model: str, **settings: Any) -> GenerateConfig:
+    """A configuration from flat settings. Raises DraftrecError naming one that is unknown or not
+    allowed."""
+    return with_values(GenerateConfig(target=ModelConfig(model=model)), settings)
+
+
+def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> GenerateConfig:
+    """The configuration with other values of the named settings. Raises as `make_config`."""
+    settings = under_new_names(settings)
+    groups: dict[str, BaseModel] = {n: getattr(config, n) for n in GenerateConfig.model_fields}
+    changed: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        home = next((n for n, g in groups.items() if key in type(g).model_fields), None)
+        if home is None:
+            known = sorted(k for g in groups.values() for k in type(g).model_fields)
+            raise DraftrecError(f"Unknown setting {key!r}; known are {', '.join(known)}.")
+        changed.setdefault(home, {})[key] = value
+    try:
+        made = {n: type(groups[n])(**{**dict(groups[n]), **v}) for n, v in changed.items()}
+    except ValidationError as error:
+        raise DraftrecError(not_allowed(error)) from error
+    return config.model_copy(update=made)

@@ -111,7 +111,8 @@ class Story:
 
 def tell(plan: Size, watch: Watch = lambda stage, done, total: None) -> Story:
     """Run the whole demo. Raises DraftrecError when the embedded model is not there."""
-    from draftrec.jobs.knowledge.generator import Generator, make_config
+    from draftrec.config import make_config
+    from draftrec.jobs.knowledge.generator import Generator
 
     if not plan.model.is_dir():
         raise DraftrecError(
@@ -137,7 +138,7 @@ def _settings(plan: Size, **others: Any) -> dict[str, Any]:
 
 
 def _contenders(strict: Generator, plan: Size, requests: list[Request]) -> list[Contender]:
-    from draftrec.jobs.knowledge.generator import make_config
+    from draftrec.config import make_config
 
     strict.run(requests[:1])  # measures costs once, for all who need them
     model = str(plan.model)
@@ -247,7 +248,7 @@ def _fill_pool(
 
 def _batched(generator: Generator, plan: Size, accept: str) -> Generator:
     """Same weights and pool, many texts at a time, a fixed budget: for counts, not for times."""
-    from draftrec.jobs.knowledge.generator import make_config
+    from draftrec.config import make_config
 
     settings = _settings(plan, accept=accept, batch_size=16, budget=PROBE_BUDGET)
     config = make_config(str(plan.model), **settings)

@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 
 from draftrec.core import EMPTY_TREE, DraftTree, IntArray
 from draftrec.engine.packing import Segment
+from draftrec.engine.passes.eager import PackedRunner, PaddedRunner, sixteens
 from draftrec.engine.passes.frozen import FrozenRunner
-from draftrec.engine.passes.packed import PackedRunner, sixteens
-from draftrec.engine.passes.padded import PaddedRunner
 from draftrec.engine.rotary import context_length, short_limit
 from draftrec.engine.target import Target, Way, check_served
 from draftrec.engine.tree import make_tree

@@ -25,11 +25,15 @@ from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import Reach
 from draftrec.engine.packing import Segment
 from draftrec.engine.passes import attention
+from draftrec.engine.passes.eager import (
+    TOKENS,
+    LastHidden,
+    PackedRunner,
+    PaddedRunner,
+    find_last_hidden,
+)
 from draftrec.engine.passes.frozen import FrozenRunner
-from draftrec.engine.passes.last_hidden import PROBE, LastHidden, find_last_hidden
 from draftrec.engine.passes.llama_step import fits
-from draftrec.engine.passes.packed import PackedRunner
-from draftrec.engine.passes.padded import PaddedRunner
 from draftrec.engine.passes.tree_attention import has_kernels
 from draftrec.engine.rotary import LengthRule, RowFactors, length_rule
 from draftrec.errors import UnsupportedModelError
@@ -162,7 +166,7 @@ class Target:
         expected = hidden.expected
         self.runner.keep_features(hidden)
         self._features, self.slab = (expected.shape[1], expected.dtype), None
-        ids = np.array(PROBE, np.int32)
+        ids = np.array(TOKENS, np.int32)
         self.reserve(1, len(ids))
         self.score([Segment(0, 0, ids, EMPTY_TREE)])
         slab: Any = self.slab

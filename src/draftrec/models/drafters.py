@@ -26,10 +26,9 @@ from torch.nn.functional import linear
 from draftrec.core import Drafter
 from draftrec.data.files.places import Place, place
 from draftrec.data.files.writers import replace_file
-from draftrec.engine.learned.drafter import HeadDrafter
+from draftrec.engine.learned.drafter import HeadDrafter, Worth
 from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
-from draftrec.engine.learned.worth import Worth
 from draftrec.engine.passes.prepacked import RowLinear, has_tiles
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError

@@ -15,8 +15,8 @@ import uvicorn
 
 from draftrec.errors import DraftrecError
 from draftrec.serve.http.app import create_app
-from draftrec.serve.http.errors import ApiError
 from draftrec.serve.http.lifecycle import DrainingServer, protocol
+from draftrec.serve.http.schemas import ApiError
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service, ServiceSources
 from draftrec.serve.settings import ServeSettings

@@ -30,8 +30,8 @@ from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.pool.store import Pool
 from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.http.auth import ATTEMPTS, Keyring, Sessions, TokenBuckets
-from draftrec.serve.http.errors import OPENAI_ROUTES, ApiError
 from draftrec.serve.http.lifecycle import Lifecycle
+from draftrec.serve.http.schemas import OPENAI_ROUTES, ApiError
 from draftrec.serve.logs import RequestLog, RequestNote
 from draftrec.serve.metrics import ServiceMetrics
 from draftrec.serve.model_thread import ModelThread, WorkError

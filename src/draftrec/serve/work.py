@@ -27,8 +27,7 @@ from draftrec.engine.beams import loop as beam_loop
 from draftrec.engine.beams.state import BeamRequest, UserSearch
 from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.text import loop as text_loop
-from draftrec.engine.text.drafters import GrammarDrafter
-from draftrec.engine.text.grammar import GrammarLostError
+from draftrec.engine.text.grammar import GrammarDrafter, GrammarLostError
 from draftrec.engine.text.loop import TextRules
 from draftrec.errors import DraftrecError, PoolMismatchError, PoolOverwrittenError
 from draftrec.jobs.knowledge.generator import Generator

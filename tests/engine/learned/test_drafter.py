@@ -19,7 +19,7 @@ from draftrec.engine.learned.drafter import BRANCHES, PLAIN, HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape, unrolled
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.noise import foreseen, noise_of, place_of, uniform
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.engine.tree import check_tree, depths, make_tree
 
 SHAPE = HeadShape(hidden=16, heads=4, kv_heads=2, head_dim=8, inner=24)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftrec.engine.learned.worth import Worth
+from draftrec.engine.learned.drafter import Worth
 
 # A pass takes a second and writes 1.4 tokens of each text, of 75 passes each; a look takes 0.05 s.
 PACE, STEPS, LOOK = 1.4, 75, 0.05

@@ -17,9 +17,8 @@ from draftrec.core import EMPTY_TREE
 from draftrec.engine import selfcheck
 from draftrec.engine.packing import Segment
 from draftrec.engine.passes import frozen
+from draftrec.engine.passes.eager import PackedRunner, PaddedRunner
 from draftrec.engine.passes.frozen import FrozenRunner, cut
-from draftrec.engine.passes.packed import PackedRunner
-from draftrec.engine.passes.padded import PaddedRunner
 from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain, make_tree

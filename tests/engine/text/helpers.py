@@ -13,8 +13,7 @@ from draftrec.config import AcceptConfig
 from draftrec.core import Drafter, DraftTree, Request, SequenceView, Verdict
 from draftrec.engine.text.accept import make_rule
 from draftrec.engine.text.budget import FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
-from draftrec.engine.text.loop import Engine
+from draftrec.engine.text.loop import Engine, NoDrafter
 from draftrec.engine.tree import check_tree, make_tree
 from tests.models import zoo
 

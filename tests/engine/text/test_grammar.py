@@ -23,10 +23,9 @@ from draftrec.engine.noise import noise_of
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import make_rule
 from draftrec.engine.text.budget import FixedBudget
-from draftrec.engine.text.drafters import GrammarDrafter, NoDrafter
-from draftrec.engine.text.grammar import Grammar, GrammarControl, GrammarStates
+from draftrec.engine.text.grammar import Grammar, GrammarControl, GrammarDrafter, GrammarStates
 from draftrec.engine.text.grammar_text import check_structure, compile_grammar
-from draftrec.engine.text.loop import Engine
+from draftrec.engine.text.loop import Engine, NoDrafter
 from draftrec.engine.tree import check_tree, depths, make_tree
 from draftrec.errors import DraftrecError
 from draftrec.pool.drafter import PoolDrafter

@@ -19,8 +19,7 @@ from draftrec.engine.packing import Segment
 from draftrec.engine.target import Scores
 from draftrec.engine.text.accept import AcceptanceRule, make_rule
 from draftrec.engine.text.budget import FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
-from draftrec.engine.text.loop import Engine
+from draftrec.engine.text.loop import Engine, NoDrafter
 from draftrec.engine.tree import make_tree
 
 EOS = 0

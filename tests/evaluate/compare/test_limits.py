@@ -16,7 +16,7 @@ from draftrec.evaluate.compare.limits import (
     passed,
     read_limits,
 )
-from draftrec.evaluate.texts.quality import Estimate
+from draftrec.evaluate.compare.quality import Estimate
 
 
 def verdicts(limits: Limits, *, equal: bool = False, **measured: Measured) -> dict[str, Outcome]:

@@ -6,8 +6,8 @@ import pytest
 
 from draftrec.evaluate.compare.comparison import Comparison, RunResult
 from draftrec.evaluate.compare.limits import Measured, Verdict, default_limits, judge
+from draftrec.evaluate.compare.quality import Estimate
 from draftrec.evaluate.compare.report import draw, used
-from draftrec.evaluate.texts.quality import Estimate
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from draftrec.data.files import remote
 from draftrec.data.files.locks import check_still_held, sole_remote_writer
 from draftrec.data.files.remote import RemotePath
 from draftrec.errors import DraftrecError, Interrupted
-from draftrec.evaluate.texts.runs import read_run
+from draftrec.evaluate.compare.runs import read_run
 from draftrec.jobs.knowledge.job import JobSpec
 from draftrec.jobs.knowledge.shards import RunFolder
 from tests.fakes import FakeGenerator, Killed

@@ -17,8 +17,8 @@ from draftrec.cli.progress import progress_of
 from draftrec.core import Request
 from draftrec.data.records import EntityReader, open_records
 from draftrec.errors import DraftrecError, Interrupted
+from draftrec.evaluate.compare.runs import read_run
 from draftrec.evaluate.replay.recordings import read_recordings
-from draftrec.evaluate.texts.runs import read_run
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.job import Watcher
 from draftrec.jobs.knowledge.prompts import key_of, samples_of

@@ -15,8 +15,7 @@ from fastapi.testclient import TestClient
 from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.dashboard import sources as dashboard_sources
-from draftrec.serve.dashboard.app import service_figures
-from draftrec.serve.dashboard.history import History, quantile
+from draftrec.serve.dashboard.app import History, quantile, service_figures
 from draftrec.serve.dashboard.quality import read_evaluations
 from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.metrics import ServiceMetrics

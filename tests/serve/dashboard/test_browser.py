@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from draftrec.serve.dashboard import app as dashboard
-from draftrec.serve.dashboard import history as dashboard_history
+from draftrec.serve.dashboard import app as dashboard_app
 from draftrec.serve.dashboard import sources as dashboard_sources
 from draftrec.serve.dashboard.sources import RunSources
 from draftrec.serve.metrics import ServiceMetrics
@@ -90,7 +90,7 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Opens the dashboard and waits for its data; whatever the console complains of fails."""
     monkeypatch.setattr(dashboard, "FRESH_SECONDS", 0.1)
-    monkeypatch.setattr(dashboard_history, "POINT_SECONDS", 0.1)
+    monkeypatch.setattr(dashboard_app, "POINT_SECONDS", 0.1)
     monkeypatch.setattr(dashboard_sources, "FRESH_SECONDS", 0.1)
     complaints: list[str] = []
     contexts: list[Any] = []

@@ -10,8 +10,8 @@ import torch
 
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
-from draftrec.train.drafter import features
-from draftrec.train.drafter.features import FeatureFiles
+from draftrec.train.drafter import texts as features
+from draftrec.train.drafter.texts import FeatureFiles
 from tests.models import zoo
 
 

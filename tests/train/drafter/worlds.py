@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftrec.config import JobConfig, RecordsConfig
-from draftrec.jobs.knowledge.generator import make_config
+from draftrec.config import JobConfig, RecordsConfig, make_config
 from draftrec.jobs.knowledge.job import JobSpec, run_job
 from draftrec.train.drafter.fit import DrafterSpec
 from draftrec.train.settings import HeadSettings, TrainSettings

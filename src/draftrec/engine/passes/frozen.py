@@ -27,8 +27,7 @@ from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import FULL, Reach
 from draftrec.engine.packing import Rows, Segment, pack_rows
 from draftrec.engine.passes.attention import RowPlan
-from draftrec.engine.passes.last_hidden import LastHidden
-from draftrec.engine.passes.packed import PackedRunner
+from draftrec.engine.passes.eager import LastHidden, PackedRunner
 from draftrec.engine.rotary import RowFactors
 from draftrec.engine.tree import certain
 

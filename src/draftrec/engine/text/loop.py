@@ -11,7 +11,15 @@ import numpy as np
 import torch
 
 from draftrec.config import AcceptConfig
-from draftrec.core import EMPTY_TREE, Drafter, DraftTree, Generation, Request, Verdict
+from draftrec.core import (
+    EMPTY_TREE,
+    Drafter,
+    DraftTree,
+    Generation,
+    Request,
+    SequenceView,
+    Verdict,
+)
 from draftrec.engine import sampling
 from draftrec.engine.costs import LearningCurve
 from draftrec.engine.noise import noise_of
@@ -72,6 +80,23 @@ class Engine:
     on_text: Callable[[Request, Generation], None] | None = None
     """Is told of every text in the step that finishes it; what it adds to a pool is drafted from in
     the next step, by texts under way as well."""
+
+
+class NoDrafter:
+    """Proposes nothing: plain decoding."""
+
+    def start(self, sequence: SequenceView) -> None:
+        """Nothing to prepare."""
+
+    def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+        """Empty trees."""
+        return [EMPTY_TREE] * len(batch)
+
+    def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None:
+        """Nothing to learn."""
+
+    def stop(self, sequence: SequenceView) -> None:
+        """Nothing to forget."""
 
 
 def generate(

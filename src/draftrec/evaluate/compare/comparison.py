@@ -27,9 +27,7 @@ from draftrec.evaluate.compare.ctr import (
     ctr_values,
     read_trials,
 )
-from draftrec.evaluate.compare.limits import Limits, Measured, Verdict, judge, passed
-from draftrec.evaluate.settings import CompareRun
-from draftrec.evaluate.texts.grounding import (
+from draftrec.evaluate.compare.grounding import (
     Framework,
     Grounding,
     TextForm,
@@ -37,7 +35,8 @@ from draftrec.evaluate.texts.grounding import (
     read_catalogue,
     read_prompts,
 )
-from draftrec.evaluate.texts.quality import (
+from draftrec.evaluate.compare.limits import Limits, Measured, Verdict, judge, passed
+from draftrec.evaluate.compare.quality import (
     Bootstrap,
     Estimate,
     Ratio,
@@ -53,7 +52,7 @@ from draftrec.evaluate.texts.quality import (
     run_distinct,
     self_bleu,
 )
-from draftrec.evaluate.texts.runs import (
+from draftrec.evaluate.compare.runs import (
     PairedRuns,
     RunTexts,
     must_be_equal,
@@ -62,6 +61,7 @@ from draftrec.evaluate.texts.runs import (
     read_run,
     rounding,
 )
+from draftrec.evaluate.settings import CompareRun
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.limits import CTR_METRICS, Measured
-from draftrec.evaluate.texts.quality import Estimate
+from draftrec.evaluate.compare.quality import Estimate
 from draftrec.jobs.trials import Interval, interval, paired, read_identity
 
 _KEYS = ("model", "adaptor", "seed")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from draftrec.data.files.places import Place
 from draftrec.data.files.yaml_file import read_yaml
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.texts.quality import Estimate
+from draftrec.evaluate.compare.quality import Estimate
 
 Form = Literal["share", "number", "score"]
 

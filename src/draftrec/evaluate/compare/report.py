@@ -15,6 +15,7 @@ from draftrec.data.files.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.comparison import Comparison, RunResult
 from draftrec.evaluate.compare.limits import METRICS, Measured, Metric, Verdict
+from draftrec.evaluate.compare.quality import Estimate
 from draftrec.evaluate.compare.words import (
     bound_words,
     cell_words,
@@ -23,7 +24,6 @@ from draftrec.evaluate.compare.words import (
     outcome_of,
     range_words,
 )
-from draftrec.evaluate.texts.quality import Estimate
 from draftrec.report import blocks, plots
 from draftrec.report.blocks import Card, Cards, Cell, Figure, Report, Section, Table, figure, row
 from draftrec.report.plots import Bar, Labels

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 from draftrec.evaluate.compare.comparison import Comparison, RunResult
 from draftrec.evaluate.compare.ctr import CellChange
 from draftrec.evaluate.compare.limits import METRICS, Measured, Metric, Outcome, Verdict
-from draftrec.evaluate.texts.quality import Estimate
+from draftrec.evaluate.compare.quality import Estimate
 
 #: Worst first: what is said of a run is the worst that is said of any of its limits.
 _WORST: tuple[Outcome, ...] = ("broken", "undecided", "kept")

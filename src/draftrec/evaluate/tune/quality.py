@@ -32,9 +32,9 @@ from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import fitted_to, load_template
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.compare.quality import by_tf_idf, likeness, run_distinct
+from draftrec.evaluate.compare.runs import RunTexts
 from draftrec.evaluate.settings import QualityRun
-from draftrec.evaluate.texts.quality import by_tf_idf, likeness, run_distinct
-from draftrec.evaluate.texts.runs import RunTexts
 from draftrec.evaluate.tune.choice import LossLimits, Row, Space, accept_of, choose, frontier
 from draftrec.jobs.trials import (
     Scalar,

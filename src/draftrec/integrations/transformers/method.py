@@ -35,7 +35,7 @@ from draftrec.engine.text import loop
 from draftrec.engine.text.accept import AcceptanceRule, make_rule
 from draftrec.engine.text.batch import RunningSequence
 from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
-from draftrec.engine.text.drafters import NoDrafter
+from draftrec.engine.text.loop import NoDrafter
 from draftrec.errors import PoolMismatchError, UnsupportedModelError
 from draftrec.integrations.transformers.call import Call, Handed, Settings, read_call, read_settings
 from draftrec.integrations.transformers.controls import controls_of, rules_of, warping_of

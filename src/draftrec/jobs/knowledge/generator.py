@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, under_new_names
+from draftrec.config import BatchConfig, GenerateConfig, ModelConfig, make_config, with_values
 from draftrec.core import Drafter, Generation, IntArray, Request
 from draftrec.engine.costs import LearningCurve
 from draftrec.engine.passes.prepacked import prepack
@@ -24,8 +23,7 @@ from draftrec.engine.text import loop
 from draftrec.engine.text.accept import make_rule
 from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
 from draftrec.engine.text.controls import Control
-from draftrec.engine.text.drafters import GrammarDrafter, NoDrafter
-from draftrec.engine.text.grammar import GrammarControl, GrammarStates
+from draftrec.engine.text.grammar import GrammarControl, GrammarDrafter, GrammarStates
 from draftrec.engine.text.grammar_text import check_structure, compile_grammar
 from draftrec.engine.text.penalties import LogitsProcessor, OwnProcessors
 from draftrec.engine.text.settings import GenerationSettings, make_controls, resolve
@@ -38,7 +36,6 @@ from draftrec.jobs.knowledge.manifest import Facts
 from draftrec.jobs.knowledge.passes import Passes
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
-from draftrec.knobs import not_allowed
 from draftrec.models import loading
 from draftrec.models.drafters import HeadDrafting, drafting_with, load_drafter, read_drafter_info
 from draftrec.models.prompting import (
@@ -429,7 +426,7 @@ class Generator:
 
     def _drafter(self, budget: Budget) -> Drafter:
         if self.config.draft.draft == "none":
-            return NoDrafter()
+            return loop.NoDrafter()
         found = PoolDrafter(self.pool if self.config.draft.draft == "pool" else None)
         if self.learned is None:
             return found
@@ -459,27 +456,3 @@ def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
         "model": loading.model_fingerprint(model),
         "tokenizer": loading.tokenizer_fingerprint(tokenizer),
     }
-
-
-def make_config(model: str, **settings: Any) -> GenerateConfig:
-    """A configuration from flat settings. Raises DraftrecError naming one that is unknown or not
-    allowed."""
-    return with_values(GenerateConfig(target=ModelConfig(model=model)), settings)
-
-
-def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> GenerateConfig:
-    """The configuration with other values of the named settings. Raises as `make_config`."""
-    settings = under_new_names(settings)
-    groups = {name: getattr(config, name) for name in GenerateConfig.model_fields}
-    changed: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        home = next((n for n, g in groups.items() if key in type(g).model_fields), None)
-        if home is None:
-            known = sorted(k for g in groups.values() for k in type(g).model_fields)
-            raise DraftrecError(f"Unknown setting {key!r}; known are {', '.join(known)}.")
-        changed.setdefault(home, {})[key] = value
-    try:
-        made = {n: type(groups[n])(**{**dict(groups[n]), **v}) for n, v in changed.items()}
-    except ValidationError as error:
-        raise DraftrecError(not_allowed(error)) from error
-    return config.model_copy(update=made)

@@ -20,8 +20,9 @@ from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.models.prompting import PromptForm
-from draftrec.serve.http.errors import ApiError, ClientGoneError, rate_limited, retry
 from draftrec.serve.http.schemas import (
+    ApiError,
+    ClientGoneError,
     ErrorAnswer,
     KnowledgeAnswer,
     KnowledgeRequest,
@@ -34,6 +35,8 @@ from draftrec.serve.http.schemas import (
     ReloadAnswer,
     Status,
     UserAnswer,
+    rate_limited,
+    retry,
 )
 from draftrec.serve.logs import RequestNote
 from draftrec.serve.model_thread import (

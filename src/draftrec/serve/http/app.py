@@ -25,8 +25,8 @@ from draftrec.errors import DraftrecError
 from draftrec.serve.dashboard import app as dashboard
 from draftrec.serve.http import api, completions
 from draftrec.serve.http.auth import login_router
-from draftrec.serve.http.errors import ApiError, of_status, of_validation
 from draftrec.serve.http.gate import GUARDED, MONITORING, Gate
+from draftrec.serve.http.schemas import ApiError, of_status, of_validation
 from draftrec.serve.service import Service
 
 #: Objects in objects of a body whose fields are told.

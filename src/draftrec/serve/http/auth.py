@@ -21,7 +21,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, StrictUndefined
 
-from draftrec.serve.http.errors import ApiError, retry
+from draftrec.serve.http.schemas import ApiError, retry
 from draftrec.serve.settings import KeySettings, RateSettings
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from draftrec.serve.http.completion_schemas import (
     ModelList,
     Sampled,
 )
-from draftrec.serve.http.errors import ApiError
+from draftrec.serve.http.schemas import ApiError
 from draftrec.serve.model_thread import ModelThread
 from draftrec.serve.service import Service
 from draftrec.serve.work import KnowledgeWork, Wanted, Written

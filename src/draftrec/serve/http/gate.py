@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import cookie_parser
 
 from draftrec.serve.http.auth import COOKIE, login_location
-from draftrec.serve.http.errors import (
+from draftrec.serve.http.lifecycle import Lifecycle, accepted
+from draftrec.serve.http.schemas import (
     OPENAI_ROUTES,
     ApiError,
     ClientGoneError,
     rate_limited,
     retry,
 )
-from draftrec.serve.http.lifecycle import Lifecycle, accepted
 from draftrec.serve.logs import RequestNote, request_id
 
 if TYPE_CHECKING:

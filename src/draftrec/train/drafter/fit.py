@@ -49,9 +49,8 @@ from draftrec.models.loading import (
 )
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
-from draftrec.train.drafter.features import FeatureFiles
 from draftrec.train.drafter.lesson import Learner, Lesson, draft_vocabulary
-from draftrec.train.drafter.texts import TrainingText, WrittenRun, open_runs
+from draftrec.train.drafter.texts import FeatureFiles, TrainingText, WrittenRun, open_runs
 from draftrec.train.loop import Progress, TrainWatcher
 from draftrec.train.session import Kind, Prepared, Session, figures
 from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings

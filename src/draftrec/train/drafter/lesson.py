@@ -22,8 +22,7 @@ from draftrec.core import BoolArray, DoubleArray, IntArray, LongArray
 from draftrec.engine.learned.head import DraftHead, unrolled
 from draftrec.engine.learned.rules import penalised
 from draftrec.models.drafters import OutputRows
-from draftrec.train.drafter.features import FeatureFiles
-from draftrec.train.drafter.texts import TrainingText
+from draftrec.train.drafter.texts import FeatureFiles, TrainingText
 from draftrec.train.loop import Validation
 from draftrec.train.settings import HeadSettings
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.texts.runs import must_be_equal, other_prompts, pair, read_run, rounding
+from draftrec.evaluate.compare.runs import must_be_equal, other_prompts, pair, read_run, rounding
 from tests.evaluate.run_folders import EOS, tokens_of, write_run
 
 TEXTS = {"a": "one two", "bb": "three", "c": ""}

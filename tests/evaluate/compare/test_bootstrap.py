@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftrec.evaluate.texts.quality import Bootstrap, Ratio, mean_of, percentiles
+from draftrec.evaluate.compare.quality import Bootstrap, Ratio, mean_of, percentiles
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:

@@ -24,7 +24,7 @@ from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.tables.readers import open_records
 from draftrec.data.words import BleuTokenizer, bleu_tokenizer, features
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.texts.runs import RunTexts
+from draftrec.evaluate.compare.runs import RunTexts
 
 #: Self-BLEU compares this many texts with this many others each: its cost is their product.
 BLEU_TEXTS, BLEU_REFERENCES = 100, 20

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from draftrec.evaluate.texts.grounding import TextForm
+from draftrec.evaluate.compare.grounding import TextForm
 
 
 def rlmrec(words: int, reasoning: int = 3) -> str:

@@ -32,8 +32,8 @@ from draftrec.data.tables.readers import Row, open_records
 from draftrec.data.templates import Side
 from draftrec.data.words import count_words, is_eastern, normal, units, unspaced
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.compare.quality import Ratio, mean_of
 from draftrec.evaluate.settings import Framework
-from draftrec.evaluate.texts.quality import Ratio, mean_of
 
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 _ALIAS = re.compile(r"\s*\(([^()]*)\)")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.texts.grounding import (
+from draftrec.evaluate.compare.grounding import (
     Catalogue,
     TitleMatcher,
     common_titles,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.texts.quality import by_tf_idf, by_vectors, read_text_vectors
+from draftrec.evaluate.compare.quality import by_tf_idf, by_vectors, read_text_vectors
 from tests.evaluate.run_folders import changed, varied_texts
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftrec.core import IntArray
-from draftrec.evaluate.texts.quality import (
+from draftrec.evaluate.compare.quality import (
     Ratio,
     bleu_sample,
     likeness,
@@ -20,7 +20,7 @@ from draftrec.evaluate.texts.quality import (
     run_distinct,
     self_bleu,
 )
-from draftrec.evaluate.texts.runs import RunTexts
+from draftrec.evaluate.compare.runs import RunTexts
 
 
 def arrays(texts: Seq[Seq[int]]) -> list[IntArray]:

@@ -1,1 +1,0 @@
-"""How good texts are, by themselves and beside others."""
