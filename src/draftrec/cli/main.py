@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from draftrec import __version__
-from draftrec.cli.command import INTERRUPTED
+from draftrec.cli.command import BAD_INPUT, INTERRUPTED
 from draftrec.cli.messages import fail, messages, say
 from draftrec.errors import DraftrecError
 
@@ -152,13 +152,13 @@ def _root(
 
 def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, DraftrecError):
-        return str(error), 2
+        return str(error), BAD_INPUT
     if isinstance(error, _ClickError):
         return error.format_message(), error.exit_code  # type: ignore[attr-defined]
     if isinstance(error, OSError):
         reason = (error.strerror or str(error)).lower()
         place = f" ({error.filename})" if error.filename else ""
-        return f"{reason}{place}; mend that and run the same command again to continue", 2
+        return f"{reason}{place}; mend that and run the same command again to continue", BAD_INPUT
     kind = type(error).__name__
     first_line = next(iter(str(error).splitlines()), "")
     return f"unexpected {kind}: {first_line}; run again with --debug for the traceback", 1

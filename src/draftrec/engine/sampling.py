@@ -14,7 +14,7 @@ import torch
 
 from draftrec.core import FloatArray, IntArray, LongArray, TokenScore
 from draftrec.engine.noise import FIRST, GOLDEN, REST, SECOND
-from draftrec.engine.passes import row_attention
+from draftrec.engine.passes import exponentials
 
 #: Tokens of a row that compete by themselves when one is drawn. Of 64, the others have a few
 #: percent at temperature 1, and finding them is quick.
@@ -108,7 +108,7 @@ def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
     """float32 `[R]`. On CPU a row's does not depend on how many rows there are, as PyTorch's does,
     so that scores of beams have the same bits whatever was drafted."""
     if logits.device.type == "cpu":
-        return row_attention.log_sum_exp(logits)
+        return exponentials.log_sum_exp(logits)
     return logits.float().logsumexp(-1)
 
 

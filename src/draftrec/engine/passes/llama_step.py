@@ -22,6 +22,7 @@ from transformers.activations import SiLUActivation
 
 from draftrec.engine.packing import Packed
 from draftrec.engine.passes.attention import Plan
+from draftrec.engine.passes.exponentials import SUMS, exponential
 from draftrec.engine.passes.prepacked import (
     Part,
     PrepackedLinear,
@@ -30,7 +31,7 @@ from draftrec.engine.passes.prepacked import (
     stored,
     tensor_of,
 )
-from draftrec.engine.passes.row_attention import SUMS, attend_arrays, exponential
+from draftrec.engine.passes.row_attention import attend_arrays
 from draftrec.engine.passes.team import over_rows
 
 #: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary

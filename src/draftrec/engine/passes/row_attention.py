@@ -1,5 +1,4 @@
-"""Attention, and sums over the vocabulary, of every row by itself, on CPU: its result does not
-depend on what shares the pass.
+"""Attention of every row by itself, on CPU: its result does not depend on what shares the pass.
 
 Matrix kernels choose how they sum by the shapes that they are given, so that a draft node and the
 token that it becomes round differently, and near-ties fall otherwise. Here a row takes the columns
@@ -15,7 +14,6 @@ a row's own, and taken in its order.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from draftrec.engine.passes.exponentials import softmax
 from draftrec.engine.passes.prepacked import stored
 from draftrec.engine.passes.registers import (
     FLOAT,
@@ -48,18 +47,14 @@ from draftrec.engine.passes.registers import (
     write,
 )
 from draftrec.engine.passes.row_products import LINE, MOST, WIDTH, near
-from draftrec.engine.passes.team import carray, over_rows, pointer, share, take, threads_for
+from draftrec.engine.passes.team import carray, pointer, share, take, threads_for
 
-# Sums may be reordered, by the compiler and so in the same way for every row.
-SUMS = {"reassoc", "contract", "nsz"}
 # Queries, of rows and heads, that take keys and values together.
 _TOGETHER = 36
 # Queries whose sums of values stay in registers, four each.
 _MIXED = 6 if WIDE else 2
 # Blocks of keys or values ahead of use that memory is asked for.
 _AHEAD = 4
-# Logits that are summed at a time.
-_STRETCH = 2048
 
 
 def attend(  # noqa: PLR0913
@@ -117,14 +112,6 @@ def attend_arrays(  # noqa: PLR0913
         share(_loop, units, threads, kind, *task)
     else:
         _attend(0, units, *task)
-
-
-def log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
-    """float32 `[R]`: log(sum(exp)) of each row of `logits` `[R, V]`."""
-    rows = logits.float().contiguous().numpy()
-    out = np.empty(len(rows), np.float32)
-    over_rows(_log_sums, len(rows), rows.size, rows, out)
-    return torch.from_numpy(out)
 
 
 def store(
@@ -225,7 +212,7 @@ def _attend(  # noqa: PLR0913
             seen, sink = rows[n // shared], sinks[begin + n % shared]
             found = scores[n]
             behind = _gathered(seen, low, found)
-            scales[n] = _share(found[seen[0] - low : behind], numbers[0], numbers[1], sink)
+            scales[n] = softmax(found[seen[0] - low : behind], numbers[0], numbers[1], sink)
         sums[:count] = 0
         _mix_all(scores, rows, shared, low, columns, values, slot, group, sums)
         for n in range(count):
@@ -398,64 +385,6 @@ def _registers(builder: Any, width: Any) -> tuple[Any, Any]:
     return builder.udiv(width, LONG(LANES)), builder.urem(width, LONG(LANES))
 
 
-@njit(cache=True, nogil=True, fastmath=SUMS)
-def _share(found: Any, scale: Any, softcap: Any, sink: Any) -> Any:
-    """Softmax, its division left to whoever sums: exp of the scaled scores less the highest, in
-    place, and 1 over the sum of them all and of what `sink` takes."""
-    if not len(found):  # a row that sees nothing gets zeros
-        return np.float32(0)
-    if softcap:
-        for i in range(len(found)):
-            found[i] = np.float32(math.tanh(found[i] * scale / softcap)) * softcap
-        scale = np.float32(1)
-    highest = max(_highest(found) * scale, sink)
-    total = np.float32(math.exp(sink - highest)) if sink > -np.inf else np.float32(0)
-    _exp(found, scale, highest)
-    for i in range(len(found)):
-        total += found[i]
-    return np.float32(1) / total
-
-
-@njit(cache=True, nogil=True)
-def _highest(found: Any) -> Any:
-    """The largest of all, float32. The bits of floats have the order of whole numbers, but that of
-    negative ones is turned; and of whole numbers many are compared at a time."""
-    highest, bits = np.int32(-(2**31)), found.view(np.int32)
-    for i in range(len(bits)):
-        highest = max(highest, _in_order(bits[i]))
-    return _in_order(highest).view(np.float32)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _in_order(bits: Any) -> Any:
-    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(2**31 - 1)))
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _exp(x: Any, scale: Any, highest: Any) -> None:
-    """exp(scale x - highest) in place."""
-    for i in range(len(x)):
-        x[i] = exponential(x[i] * scale - highest)
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
-def exponential(x: Any) -> Any:
-    """exp of a float32 between -87 and 88, within two units in the last place: loops over it run
-    many at a time, over `math.exp` one by one. Polynomial and the split of log(2) as in Cephes'
-    `expf`."""
-    v = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    n = np.floor(v * np.float32(1.44269504) + np.float32(0.5))
-    f = v - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * f + np.float32(1.3981999507e-3)
-    p = p * f + np.float32(8.3334519073e-3)
-    p = p * f + np.float32(4.1665795894e-2)
-    p = p * f + np.float32(1.6666665459e-1)
-    p = p * f + np.float32(5.0000001201e-1)
-    power = (np.int32(n) + np.int32(127)) << np.int32(23)
-    return (p * f * f + f + np.float32(1.0)) * np.int32(power).view(np.float32)
-
-
 @intrinsic
 def _mixed_in(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     typing, shares, line, count, columns, first, last, values, slot, group, sums
@@ -538,22 +467,3 @@ def _wide(builder: Any, address: Any, narrow: bool, mask: Any) -> Any:  # noqa: 
         return read(builder, address, FLOATS, mask)
     bits = builder.zext(read(builder, address, HALVES, mask), INTS)
     return builder.bitcast(builder.shl(bits, constant(INTS, 16)), FLOATS)
-
-
-@njit(cache=True, nogil=True, fastmath=SUMS)
-def _log_sums(begin: int, end: int, rows: Any, out: Any) -> None:
-    """As `log_sum_exp`, in stretches that stay in the cache."""
-    stretch = np.empty(_STRETCH, np.float32)
-    for row in range(begin, end):
-        highest = _highest(rows[row])
-        if highest == -np.inf:
-            out[row] = highest
-            continue
-        total = 0.0
-        for first in range(0, len(rows[row]), _STRETCH):
-            here = stretch[: min(_STRETCH, len(rows[row]) - first)]
-            here[:] = rows[row, first : first + len(here)]
-            _exp(here, np.float32(1), highest)
-            for i in range(len(here)):
-                total += here[i]
-        out[row] = highest + np.float32(math.log(total))
