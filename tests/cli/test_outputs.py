@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from draftrec.cli import main
-from draftrec.cli.genrec.app import SUBCOMMANDS as GENREC
+from draftrec.cli.genrec import SUBCOMMANDS as GENREC
 from tests.locks import held_elsewhere
 
 # Options that name what a command writes.

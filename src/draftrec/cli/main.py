@@ -31,7 +31,7 @@ _COMMANDS = {
     "drafter": "draftrec.cli.drafter",
     "encode": "draftrec.cli.knowledge.encode",
     "generate": "draftrec.cli.knowledge.generate",
-    "genrec": "draftrec.cli.genrec.app",
+    "genrec": "draftrec.cli.genrec",
     "group": "draftrec.cli.knowledge.group",
     "pool": "draftrec.cli.knowledge.pool",
     "records": "draftrec.cli.interactions",

@@ -92,7 +92,7 @@ def _read_settings(context: typer.Context, path: Place | None) -> Place | None:
     """Let a YAML file set the defaults of all options of the command that is being parsed."""
     if path is None:
         return None
-    from draftrec.data.files.yaml_file import read_yaml
+    from draftrec.data.files.texts import read_yaml
 
     values = read_yaml(path, "settings file") or {}
     if not isinstance(values, dict):

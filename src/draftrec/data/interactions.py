@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from draftrec.data.files.places import Place
+from draftrec.data.files.texts import read_yaml
 from draftrec.data.files.writers import replace_file, replace_parquet, replacing
-from draftrec.data.files.yaml_file import read_yaml
 from draftrec.data.records import Rejects, RowError
 from draftrec.data.tables.columns import INTERACTIONS, ITEM, USER, need_columns
 from draftrec.data.tables.readers import Row, open_records

@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from draftrec.config import RecordsConfig, Side
 from draftrec.data.files.places import Place, RemotePath, place
+from draftrec.data.files.texts import read_text
 from draftrec.data.phrasing import FILTERS
 from draftrec.errors import DraftrecError
 
@@ -123,21 +124,12 @@ def schema_of(name_or_path: str | None, side: Side) -> str:
 
 
 def _read(path: Place) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DraftrecError(
-            f"template {str(path)!r} is neither one of {', '.join(FRAMEWORKS)} nor an existing "
-            f"file; name one of these or give the path of a Jinja2 file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DraftrecError(
-            f"template file {str(path)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise DraftrecError(
-            f"template file {str(path)!r} cannot be read: {error.strerror}; check path and rights"
-        ) from error
+    return read_text(
+        path,
+        f"template file {str(path)!r}",
+        f"template {str(path)!r} is neither one of {', '.join(FRAMEWORKS)} nor an existing "
+        f"file; name one of these or give the path of a Jinja2 file",
+    )
 
 
 def _parse(name: str, source: str, schema: str | None) -> Template:

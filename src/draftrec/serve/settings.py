@@ -20,7 +20,7 @@ from pydantic import (
 from draftrec.config import GenerateConfig, ListenConfig, RecommendConfig
 from draftrec.data.files.places import Place, here, place
 from draftrec.data.files.remote import RemotePath
-from draftrec.data.files.yaml_file import read_yaml
+from draftrec.data.files.texts import read_yaml
 from draftrec.data.sequences import USUAL, SequenceColumns
 from draftrec.errors import DraftrecError
 

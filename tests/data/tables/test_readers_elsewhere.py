@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.data.files.places import RemotePath, place
+from draftrec.data.files.texts import read_yaml
 from draftrec.data.files.writers import replace_file
-from draftrec.data.files.yaml_file import read_yaml
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError

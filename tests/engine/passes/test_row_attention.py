@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.engine.passes.row_attention import attend, log_sum_exp
+from draftrec.engine.passes.exponentials import log_sum_exp
+from draftrec.engine.passes.row_attention import attend
 from tests.engine.passes.processors import on_both_registers
 
 SLOTS, CAPACITY = 3, 300

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from draftrec.config import AcceptConfig
 from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.integrations import transformers as ours
-from draftrec.integrations.transformers.ready import generate_ready
+from draftrec.integrations.transformers import generate_ready
 from tests.models import folders, zoo
 
 IDS = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12], [0, 0, 0, 0, 20]])

@@ -14,8 +14,8 @@ from draftrec.config import make_config
 from draftrec.core import Generation, Request
 from draftrec.engine.text.stats import StepStats
 from draftrec.errors import DraftrecError, Interrupted, PoolMismatchError
-from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator
+from draftrec.pool import costs as module
 from draftrec.pool.store import Pool
 from tests.engine.text.helpers import PROMPTS, observed_eos, plain_text, requests
 from tests.models import zoo

@@ -12,8 +12,8 @@ from draftrec.core import HEAD, Generation
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge import generator
-from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator
+from draftrec.pool import costs as module
 from tests.engine.text.helpers import observed_eos, requests
 from tests.models import zoo
 from tests.models.folders import save, save_head

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge import passes as module
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.writing import Texts
+from draftrec.pool import costs as module
 from draftrec.pool.store import Pool
 from tests.models import zoo
 from tests.models.folders import save, word

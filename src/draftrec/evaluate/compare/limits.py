@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from draftrec.data.files.places import Place
-from draftrec.data.files.yaml_file import read_yaml
+from draftrec.data.files.texts import read_yaml
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.quality import Estimate
 

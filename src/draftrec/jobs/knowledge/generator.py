@@ -33,7 +33,6 @@ from draftrec.errors import DraftrecError, PoolMismatchError
 from draftrec.jobs.knowledge import writing
 from draftrec.jobs.knowledge.account import exactness
 from draftrec.jobs.knowledge.manifest import Facts
-from draftrec.jobs.knowledge.passes import Passes
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.models import loading
@@ -45,6 +44,7 @@ from draftrec.models.prompting import (
     chat_template,
     has_chat_template,
 )
+from draftrec.pool.costs import Passes
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.index import warm_up
 from draftrec.pool.store import Pool

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from draftrec.config import JobConfig, ModelConfig, RecordsConfig, StructureConfig
 from draftrec.data.files.places import Place, place, shown
+from draftrec.data.files.texts import read_text
 from draftrec.data.records import EntityReader, GroupTable, Layout
 from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import TEMPLATE_SCHEMA, fitted_to, load_template, schema_of
@@ -260,15 +261,5 @@ def _schema(name: str, records: RecordsConfig) -> tuple[str, str]:
 
 
 def _read(path: Place, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DraftrecError(f"the {what} {path} does not exist; give an existing file") from error
-    except UnicodeDecodeError as error:
-        raise DraftrecError(
-            f"the {what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise DraftrecError(
-            f"the {what} {path} cannot be read: {error.strerror}; check path and rights"
-        ) from error
+    called = f"the {what} {path}"
+    return read_text(path, called, f"{called} does not exist; give an existing file")

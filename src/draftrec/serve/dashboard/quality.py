@@ -77,7 +77,7 @@ def _limit_rows(run: str, limits: Seq[Json]) -> list[tuple[str, ...]]:
     """Broken limits first, those that could not be measured not at all."""
     from draftrec.evaluate.compare.limits import Verdict
     from draftrec.evaluate.compare.quality import Estimate
-    from draftrec.evaluate.compare.words import bound_words, found_words
+    from draftrec.evaluate.compare.report import bound_words, found_words
 
     order = {"broken": 0, "undecided": 1, "kept": 2}
     shown = sorted((v for v in limits if v["outcome"] in order), key=lambda v: order[v["outcome"]])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from draftrec.data.files.yaml_file import read_yaml
+from draftrec.data.files.texts import read_yaml
 from draftrec.errors import DraftrecError
 
 

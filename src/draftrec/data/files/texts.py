@@ -1,6 +1,7 @@
-"""YAML files that people write: maps, limits, settings.
+"""Files that people write, read whole: texts (templates, schemas, grammars), and YAML (maps,
+limits, settings).
 
-Their scalars are texts, as they were written, and whoever asks for a number or a switch converts
+Scalars of YAML are texts, as they were written, and whoever asks for a number or a switch converts
 them. YAML 1.1 would guess: `NO` and `on` become booleans, `01234` an octal number, `12:30` a count
 of seconds, `1.10` a version with one digit less.
 """
@@ -14,6 +15,23 @@ import yaml
 
 from draftrec.data.files.places import Place
 from draftrec.errors import DraftrecError
+
+
+def read_text(path: Place, called: str, missing: str) -> str:
+    """The text of a UTF-8 file, `called` so in what is said of it; `missing`: what is said if there
+    is none. Raises DraftrecError for a file that cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DraftrecError(missing) from error
+    except UnicodeDecodeError as error:
+        raise DraftrecError(
+            f"{called} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise DraftrecError(
+            f"{called} cannot be read: {error.strerror}; check path and rights"
+        ) from error
 
 
 class _Texts(yaml.SafeLoader):
