@@ -1,4 +1,4 @@
-"""How a running job shows on a terminal, or in a log."""
+"""How running work shows on a terminal, or in a log."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -27,7 +28,49 @@ if TYPE_CHECKING:
 LOG_SECONDS = 30.0
 
 
-class ProgressBar(Watcher):
+class Bar:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, name: str, stop: StopSignal) -> None:
+        self._stop = stop
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=no_bar(console),
+        )
+        self._task: TaskID = self._bar.add_task(name, total=None, note="")
+        self._logged = time.monotonic()
+
+    def start(self, done: int, total: int, name: str | None = None) -> None:
+        """Show the bar, under another name than so far if one is given; from now on a signal
+        finishes the step first."""
+        self._bar.update(self._task, total=total, completed=done, description=name)
+        self._bar.start()
+        self._stop.arm()
+
+    def show(self, done: int, note: str) -> None:
+        self._bar.update(self._task, completed=done, note=note)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+    @property
+    def due(self) -> bool:
+        """Is it time for a line in the log?"""
+        now = time.monotonic()
+        if self._bar.disable and now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            return True
+        return False
+
+
+class ProgressBar(Bar, Watcher):
     """Records done, tokens per second, tokens per call, acceptance, how many times as fast as
     plain decoding that is, and time left.
 
@@ -36,19 +79,8 @@ class ProgressBar(Watcher):
     """
 
     def __init__(self, stop: StopSignal) -> None:
-        self._stop = stop
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=no_bar(self._console),
-        )
-        self._task = self._bar.add_task("texts", total=None, rates="")
-        self._start = self._logged = time.monotonic()
+        super().__init__("texts", stop)
+        self._start = self._logged
         self._done = self._total = 0
         self._what = "records"
         self._tokens = self._calls = self._drafted = self._accepted = 0
@@ -56,9 +88,7 @@ class ProgressBar(Watcher):
 
     def should_stop(self) -> bool:
         """Whether a signal asked to stop. Asked often, so it is the time to log a line, too."""
-        now = time.monotonic()
-        if self._bar.disable and self._stop.armed and now - self._logged >= LOG_SECONDS:
-            self._logged = now
+        if self._stop.armed and self.due:
             say(f"{self._done:,} of {self._total:,} {self._what}, {self._rates()}")
         return self._stop()
 
@@ -76,9 +106,7 @@ class ProgressBar(Watcher):
         self._start = self._logged = time.monotonic()
         if self._done:
             say(f"continuing after {self._done:,} of {self._total:,} {self._what}")
-        self._bar.update(self._task, total=self._total, completed=self._done)
-        self._bar.start()
-        self._stop.arm()
+        self.start(self._done, self._total)
 
     def step(self, step: StepStats) -> None:
         """Count a step and redraw (the bar itself limits how often)."""
@@ -88,16 +116,12 @@ class ProgressBar(Watcher):
         self._drafted += step.drafted_tokens
         self._accepted += step.accepted_tokens
         self._spent = step.spent if self._spent is None else self._spent + step.spent
-        self._bar.update(self._task, completed=self._done, rates=self._rates())
+        self.show(self._done, self._rates())
 
     def shard(self, manifest: Manifest) -> None:
         """Set the count right: rejected records pass without a step."""
         self._done = max(self._done, manifest.records_done * manifest.samples)
         self._bar.update(self._task, completed=self._done)
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._bar.stop()
 
     def _rates(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)

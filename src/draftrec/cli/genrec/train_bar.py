@@ -2,68 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
-from draftrec.cli.messages import StopSignal, no_bar, say
-from draftrec.cli.progress import LOG_SECONDS
+from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.progress import Bar
 from draftrec.train import loop as train
 from draftrec.train.teacher import TeachWatcher
 from draftrec.train.teacher_files import TeacherManifest
 
 
-class _Bar:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, name: str, stop: StopSignal) -> None:
-        self._stop = stop
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=no_bar(console),
-        )
-        self._task: TaskID = self._bar.add_task(name, total=None, note="")
-        self._logged = time.monotonic()
-
-    def start(self, done: int, total: int, name: str | None = None) -> None:
-        """Show the bar, under another name than so far if one is given; from now on a signal
-        finishes the step first."""
-        self._bar.update(self._task, total=total, completed=done, description=name)
-        self._bar.start()
-        self._stop.arm()
-
-    def show(self, done: int, note: str) -> None:
-        self._bar.update(self._task, completed=done, note=note)
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._bar.stop()
-
-    @property
-    def due(self) -> bool:
-        """Is it time for a line in the log?"""
-        now = time.monotonic()
-        if self._bar.disable and now - self._logged >= LOG_SECONDS:
-            self._logged = now
-            return True
-        return False
-
-
-class TrainBar(_Bar, train.TrainWatcher):
+class TrainBar(Bar, train.TrainWatcher):
     """Steps, the loss of late, and a line for every validation."""
 
     def __init__(self, stop: StopSignal) -> None:
@@ -105,7 +51,7 @@ class TrainBar(_Bar, train.TrainWatcher):
         say(f"epoch {int(record['epoch']) + 1}: {found}; {record['seconds']:.0f} s")
 
 
-class TeachBar(_Bar, TeachWatcher):
+class TeachBar(Bar, TeachWatcher):
     """Contexts recorded."""
 
     def __init__(self, stop: StopSignal) -> None:

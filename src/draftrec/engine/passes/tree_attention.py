@@ -86,23 +86,17 @@ def _(
 
 
 @torch.library.impl(_NAME, "cpu")
-def _on_cpu(  # noqa: PLR0913
+def _on_cpu(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    layer: int,
-    slots: torch.Tensor,
-    columns: torch.Tensor,
-    sight: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    *rest: Any,
 ) -> torch.Tensor:
     if keys.dtype != torch.float32:
-        rest = layer, slots, columns, sight, scale, softcap, sinks
         return written_out(query, key, value, keys, values, *rest)
+    layer, slots, columns, sight, scale, softcap, sinks = rest
     keys, values = keys[layer], values[layer]
     store(key, keys, slots, columns)
     store(value, values, slots, columns)
