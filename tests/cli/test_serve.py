@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from draftrec.cli.main import run
-from draftrec.serve.run import exposure
+from draftrec.serve.http.app import exposure
 from draftrec.serve.settings import ServeSettings
 from tests.jobs.recommend.worlds import World, make_world
 

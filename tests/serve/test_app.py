@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from draftrec.serve.http.app import create_app
+from draftrec.serve.http.app import create_app, exposure, make_server
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
 from draftrec.serve.http.schemas import ApiError
 from draftrec.serve.logs import RequestLog
-from draftrec.serve.run import exposure, make_server
 from draftrec.serve.service import Service, ServiceSources
 from tests.jobs.recommend.worlds import World, make_world
 from tests.serve.services import (

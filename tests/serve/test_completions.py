@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from draftrec.demo.shop import demo_model_path
 from draftrec.engine.text.grammar import GrammarLostError
 from draftrec.jobs.knowledge.generator import Generator
+from draftrec.serve.http.app import make_server
 from draftrec.serve.logs import RequestLog
-from draftrec.serve.run import make_server
 from draftrec.serve.service import Service, sources_of
 from draftrec.serve.settings import KnowledgeSettings
 from tests.serve.services import (

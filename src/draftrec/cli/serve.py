@@ -49,7 +49,7 @@ def serve(options: ServeOptions) -> int:
         raise DraftrecError(
             f'the service needs {missing[0]}; install it with pip install "draftrec[serve]"'
         )
-    from draftrec.serve.run import serve as run
+    from draftrec.serve.http.app import serve as run
 
     settings, sources = _what(options)
     run(settings, sources, say)
