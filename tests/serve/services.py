@@ -30,7 +30,9 @@ KEYS = [
 FIXED = RecommendConfig(k=5, draft_beams=8, draft_steps=2, batch_size=4)
 
 
-def recommend_settings(world: World, draft: str = "model", **changes: Any) -> RecommendSettings:
+def recommend_settings(
+    world: World, draft: str = "model", item_model: Path | None = None, **changes: Any
+) -> RecommendSettings:
     config = FIXED.model_copy(update=changes)
     folder = str(world.draft) if draft == "model" else draft
     return RecommendSettings(
@@ -38,6 +40,7 @@ def recommend_settings(world: World, draft: str = "model", **changes: Any) -> Re
         sids=world.sids,
         sequences=str(world.sequences),
         draft=folder,
+        item_model=item_model,
         settings=config,
     )
 

@@ -24,7 +24,14 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.serve.service import FileCatalogue, demo_sources
 from draftrec.serve.settings import RateSettings, demo_settings
-from tests.jobs.recommend.worlds import World, make_world, named, reassigned, with_texts
+from tests.jobs.recommend.worlds import (
+    World,
+    make_world,
+    named,
+    reassigned,
+    save_item_model,
+    with_texts,
+)
 from tests.serve.services import (
     Running,
     error_of,
@@ -114,6 +121,20 @@ def test_a_blend_is_that_of_plain_search_for_concurrent_clients(world: World, dr
         for job, answer in zip(jobs, expected, strict=True):
             row = {"items": answer.items.tolist(), "sids": answer.sids, "scores": answer.scores}
             agree(job.result(), row)
+
+
+def test_an_item_model_is_blended_in_and_stays_at_a_reload(world: World, tmp_path: Path) -> None:
+    folder = save_item_model(world, tmp_path / "items")
+    shares = {"blend": 0.3, "blend_item_model": 0.5, "blend_candidates": 9}
+    queries = [Query(0, np.array(row), k=5) for row in asked(6)]
+    wanted = recommend_settings(world, "none", folder, **shares)
+    expected = FileCatalogue(wanted).load().recommend(queries)
+    catalogue = FileCatalogue(recommend_settings(world, "model", folder, **shares))
+    recommender = catalogue.load()
+    for one in (recommender, catalogue.reload(recommender)):
+        for answer, other in zip(one.recommend(queries), expected, strict=True):
+            assert answer.items.tolist() == other.items.tolist()
+            np.testing.assert_allclose(answer.scores, other.scores, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def test_the_example_is_a_settings_file(tmp_path: Path) -> None:
             .replace("k: 7", "k: 7, blend: 0.1"),
             "blend needs sequences",
         ),
+        (GOOD.replace("k: 7", "k: 7, blend_item_model: 0.1"), "belong together"),
         (GOOD.replace("records: 8", "records: 80"), "records must not be more than queue"),
         (GOOD.replace("aB" * 32, "secret"), "64 hexadecimal digits"),
         (GOOD.replace("2.5", "0"), "rate.per_second"),

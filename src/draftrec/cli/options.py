@@ -139,6 +139,9 @@ SidsToWrite = partial(
 _TARGET = "Folder of the target model."
 Target = partial(option, _TARGET, metavar="DIR", default=REQUIRED)
 TargetArgument = partial(argument, "TARGET", _TARGET, HERE)
+ItemModel = partial(
+    option, "An item model to blend in, of genrec fit --whole-items.", metavar="DIR", place=HERE
+)
 Tokenizer = partial(
     option, "Folder or Hub id of the model whose tokenizer counts.", metavar="PATH", place=HERE
 )

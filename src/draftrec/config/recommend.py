@@ -97,8 +97,19 @@ class RecommendConfig(Frozen):
             unset="the model alone",
         ),
     ] = None
+    blend_item_model: Annotated[
+        float | None,
+        knob(
+            "An item model's share in the ranking, with --item-model; its best items are ranked "
+            "too. `genrec tune` finds the share.",
+            ge=0,
+            le=1,
+            unset="no item model",
+        ),
+    ] = None
     blend_candidates: Annotated[
-        Size, knob("With --blend: item-item's best items that are ranked beside the beams'.")
+        Size,
+        knob("With a blend: best items of each that is blended in, ranked beside the beams'."),
     ] = 50
     draft_beams: Annotated[
         Size | tuple[Size, ...] | None,
@@ -153,9 +164,14 @@ class RecommendConfig(Frozen):
         return self.beams or self.k
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """What has been given of `blend` and `blend_item_model`, in this order."""
+        return tuple(it for it in (self.blend, self.blend_item_model) if it is not None)
+
+    @property
     def beside(self) -> int:
         """Items at most that are scored beside those that beams find."""
-        return 0 if self.blend is None else self.blend_candidates
+        return len(self.shares) * self.blend_candidates
 
     @field_validator("draft_beams", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -58,6 +58,22 @@ class RetrieverSettings:
             raise ValueError(f"impossible settings of an item retriever: {self}")
         if min(self.shrinkage, self.from_power, self.to_power) < 0 or self.popularity <= 0:
             raise ValueError(f"impossible settings of an item retriever: {self}")
+
+
+class ItemScorer(Protocol):
+    """Rates all items of a catalogue, given a history, before a model is asked."""
+
+    @property
+    def items(self) -> int: ...
+
+    def propose(self, history: LongArray, m: int, /) -> tuple[LongArray, DoubleArray]:
+        """The best `m` items for `history`, places int64 `[h]`, best first: places int64 `[m]` and
+        each item's share float64 `[m]` of all items' scores; fewer where no more are known."""
+        ...
+
+    def shares(self, history: LongArray, places: LongArray, /) -> DoubleArray:
+        """float64 `[k]`: the shares of the items at `places` int64 `[k]`; 0: unknown."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -153,7 +169,7 @@ class ItemRetriever:
             candidates = np.union1d(columns, self.popular[: m + len(seen)])
             if exclude_seen:
                 candidates = np.setdiff1d(candidates, seen, assume_unique=True)
-            best = _best(candidates, everything[candidates], m)
+            best = best_of(candidates, everything[candidates], m)
             places[row, : len(best)] = best
             weights[row, : len(best)] = everything[best] / (base + values.sum(dtype=np.float64))
             everything[columns] = self.prior[columns]
@@ -271,7 +287,7 @@ def _cut(near: Any, most: int) -> Any:
     return csr_matrix((near.data[kept], near.indices[kept], ends), shape=near.shape)
 
 
-def _best(candidates: LongArray, scores: FloatArray, m: int) -> LongArray:
+def best_of(candidates: LongArray, scores: FloatArray, m: int) -> LongArray:
     """The `m` candidates of largest score, best first, equal ones by place."""
     if len(candidates) > m:
         enough = scores >= np.partition(scores, len(scores) - m)[len(scores) - m]

@@ -163,6 +163,13 @@ class SemanticIds:
         return whole.hexdigest()
 
 
+def whole_items(sids: SemanticIds) -> SemanticIds:
+    """The same items with one token each, by their places."""
+    n = len(sids)
+    tokens = [f"<item_{place}>" for place in range(n)]
+    return SemanticIds.from_codes(sids.given, np.arange(n, dtype=np.int32)[:, None], tokens)
+
+
 def _ordered(codes: IntArray, tokens: Seq[str]) -> tuple[tuple[str, ...], IntArray]:
     """The tokens in use, in order, and the new position int32 of every old one, -1 without use."""
     level_of: dict[int, int] = {}

@@ -41,14 +41,15 @@ _LOG = logging.getLogger("draftrec")
 class RecommenderInfo(BaseModel):
     """What `genrec.json` holds.
 
-    `sids` and `target` are fingerprints: of the semantic ids that the model was trained on, and,
-    for a draft, of the target that it was aligned to. `training` is a record for people.
+    `kind`: `items` are item models, whose ids are one token each. `sids` and `target` are
+    fingerprints: of the semantic ids that the model was trained on, and, for a draft, of the target
+    that it was aligned to. `training` is a record for people.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format_version: int = FORMAT_VERSION
-    kind: Literal["target", "draft"] = "target"
+    kind: Literal["target", "draft", "items"] = "target"
     objective: str = "sft"
     levels: int = Field(ge=1)
     prompt: dict[str, Any] = Field(default_factory=dict)

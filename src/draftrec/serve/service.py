@@ -24,7 +24,7 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import fit_retriever
+from draftrec.jobs.recommend.setup import fit_retriever, load_item_model
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.pool.store import Pool
@@ -116,7 +116,8 @@ class FileCatalogue:
         self._models = target, draft
         catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
         parts = parts_of(target, catalogue, draft, self._proposer(items))
-        return ItemRecommender(parts, catalogue, settings.settings, items)
+        item_model = load_item_model(settings.item_model, sids, settings.device, settings.dtype)
+        return ItemRecommender(parts, catalogue, settings.settings, items, item_model)
 
     def reload(self, old: ItemRecommender) -> ItemRecommender:
         """Read semantic ids and sequences again; the models stay."""

@@ -50,6 +50,9 @@ class RecommendSettings(_Frozen):
         default=None, description="their train part proposes items and answers who cannot wait"
     )
     draft: str = Field(default="none", description="a draft model's folder, items or none")
+    item_model: Here | None = Field(
+        default=None, description="an item model's folder, for settings' blend_item_model"
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     columns: SequenceColumns = Field(
@@ -63,6 +66,8 @@ class RecommendSettings(_Frozen):
             raise ValueError("draft: items needs sequences, from which items are proposed")
         if self.settings.blend is not None and self.sequences is None:
             raise ValueError("settings: blend needs sequences, to which item-item is fitted")
+        if (self.item_model is None) != (self.settings.blend_item_model is None):
+            raise ValueError("item_model and settings: blend_item_model belong together; give both")
         return self
 
 

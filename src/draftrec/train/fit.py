@@ -16,7 +16,7 @@ from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.engine.rotary import context_length, uniform_length
 from draftrec.errors import DraftrecError
 from draftrec.items.prompts import TEXT_FORMAT, HistoryEncoder, check_texts
-from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds, whole_items
 from draftrec.items.settings import PromptFormat
 from draftrec.items.trie import ItemTrie
 from draftrec.models.recommender import (
@@ -28,7 +28,7 @@ from draftrec.models.recommender import (
 )
 from draftrec.train import presets
 from draftrec.train.examples import Batch, Examples, TrainingData, read_training_data
-from draftrec.train.loop import TrainWatcher, Validation, Validator, answer_loss
+from draftrec.train.loop import ItemValidator, TrainWatcher, Validation, Validator, answer_loss
 from draftrec.train.presets import LoraSettings, ModelSource, adapted
 from draftrec.train.session import RECOMMENDER, Prepared, Session, save_trained
 from draftrec.train.settings import FitRun, TrainSettings
@@ -54,7 +54,7 @@ class NextItems:
     """The task of a target: predict every item from those before it."""
 
     examples: Examples
-    validator: Validator | None
+    validator: Validator | ItemValidator | None
 
     def steps(self) -> int:
         return self.examples.steps()
@@ -82,6 +82,8 @@ def fit(
     if spec.lora and spec.source.kind != "checkpoint":
         raise DraftrecError("--lora adapts a checkpoint; give one with --from, or leave --lora out")
     sids = read_semantic_ids(spec.sids, spec.columns)
+    if spec.whole_items:
+        sids = whole_items(sids)
     data = read_training_data(
         spec.sequences, sids, spec.limit, with_valid=spec.with_valid, columns=spec.columns
     )
@@ -124,14 +126,16 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
         settings.seed,
     )
     info = RecommenderInfo(
-        kind="target",
+        kind="items" if spec.whole_items else "target",
         objective="sft",
         levels=sids.levels,
         prompt=encoder.form.as_dict(),
         sids=sids.fingerprint(),
     )
     validator = None
-    if data.valid_targets:
+    if data.valid_targets and spec.whole_items:
+        validator = ItemValidator(encoder, data.valid_histories, data.valid_targets)
+    elif data.valid_targets:
         trie = ItemTrie.build(np.arange(len(sids)), encoder.item_tokens)
         validator = Validator(
             encoder, trie, data.valid_histories, data.valid_targets, recall_users=spec.recall_users

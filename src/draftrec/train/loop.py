@@ -339,6 +339,49 @@ class Validator:
         return len(wanted.intersection(items[: self.k])) / len(wanted)
 
 
+@dataclass(frozen=True, eq=False)
+class ItemValidator:
+    """The same for item models, whose ids are one token each, so that one pass of every user ranks
+    all items. NDCG of the best `k` decides: the loss rises soon, as items that nobody took in
+    training become less and less likely, while the ranking still gets better."""
+
+    encoder: HistoryEncoder
+    histories: Seq[LongArray]
+    targets: Seq[LongArray]
+    k: int = 20
+
+    @torch.inference_mode()
+    def __call__(self, model: Any) -> Validation:
+        """The loss in nats per item, of the first target, and NDCG of all targets."""
+        tokens = torch.from_numpy(self.encoder.item_tokens[:, 0].astype(np.int64)).to(model.device)
+        prompts = [self.encoder.encode(history) for history in self.histories]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        loss, ndcg = 0.0, 0.0
+        for first in range(0, len(order), _BATCH):
+            users = order[first : first + _BATCH]
+            lengths = torch.tensor([len(prompts[i]) for i in users])
+            none = np.zeros(0, np.bool_)
+            ids = padded([(prompts[i], none) for i in users])["input_ids"].to(model.device)
+            last = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[
+                torch.arange(len(users)), lengths - 1
+            ]
+            scores = model.get_output_embeddings()(last)[:, tokens].float().log_softmax(-1)
+            best = scores.topk(min(self.k, scores.shape[1])).indices.cpu().numpy()
+            for row, user in enumerate(users):
+                loss -= float(scores[row, int(self.targets[user][0])])
+                ndcg += ndcg_of(best[row], self.targets[user])
+        figures = {"valid_loss": loss / len(order), f"valid_ndcg@{self.k}": ndcg / len(order)}
+        return Validation(figures, figures[f"valid_ndcg@{self.k}"])
+
+
+def ndcg_of(best: LongArray, targets: LongArray) -> float:
+    """Of a list of places int64 `[k]`, distinct, best first, all `targets` int64 `[t]` counting
+    alike."""
+    gains = 1.0 / np.log2(np.arange(len(best)) + 2.0)
+    wanted = np.unique(targets)
+    return float(gains[np.isin(best, wanted)].sum() / gains[: len(wanted)].sum())
+
+
 def answer_loss(model: Any, batch: dict[str, torch.Tensor], reduction: str) -> torch.Tensor:
     """Cross entropy of the answers (`labels`) after what comes before them."""
     device = next(iter(model.parameters())).device

@@ -121,7 +121,7 @@ class TeachSettings:
 @dataclass(frozen=True, kw_only=True)
 class FitRun:
     """Whom a target learns from, and how it is watched. `with_valid`: learn from the valid items
-    too, for as many epochs as were found to be good."""
+    too, for as many epochs as were found to be good. `whole_items`: an item model, not a target."""
 
     limit: FirstUsers = None
     recall_users: Annotated[
@@ -130,6 +130,13 @@ class FitRun:
     with_valid: Annotated[bool, knob("Learn from valid items too, all --epochs, unvalidated.")] = (
         False
     )
+    whole_items: Annotated[
+        bool,
+        knob(
+            "Every item is one token, whatever its semantic id: an item model for `recommend "
+            "--item-model`, to be blended in, in place of a target."
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

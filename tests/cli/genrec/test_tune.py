@@ -12,9 +12,19 @@ import pytest
 import yaml
 
 from draftrec.cli.main import run
-from draftrec.evaluate.blend import ITEMS, MODEL, WEIGHTS, Way, best_way, blend_yaml
+from draftrec.evaluate.blend import (
+    ITEM_MODEL,
+    ITEMS,
+    MODEL,
+    PAIRS,
+    WEIGHTS,
+    Way,
+    best_way,
+    blend_yaml,
+    name_of,
+)
 from draftrec.evaluate.ranking import find_hits
-from tests.jobs.recommend.worlds import World, make_world
+from tests.jobs.recommend.worlds import World, make_world, save_item_model
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,7 @@ def test_the_weight_that_is_chosen_makes_lists_better(
     out, err = capsys.readouterr()
     summary = json.loads(out.splitlines()[-1])
     assert summary["users"] == 40
-    assert list(summary["ways"]) == [MODEL, ITEMS, *(f"{w:g}" for w in WEIGHTS)]
+    assert list(summary["ways"]) == [MODEL, ITEMS, *map(name_of, WEIGHTS)]
     best = max(way["recall@3"] for name, way in summary["ways"].items() if name != ITEMS)
     assert summary["ways"][f"{summary['blend']:g}"]["recall@3"] == best
     assert summary["gain"] > 0.3
@@ -79,6 +89,31 @@ def test_the_weight_that_is_chosen_makes_lists_better(
     assert recalls[1] - recalls[0] == pytest.approx(summary["gain"] * 40 / 41, abs=1e-4)
 
 
+def test_shares_are_chosen_for_an_item_model_too(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, chosen = save_item_model(world, tmp_path / "items"), tmp_path / "blend.yaml"
+    line = words(world, "tune", "-k", "3", "--item-model", str(folder), "--limit", "20")
+    assert run([*line, "--output", str(chosen), "--json"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])
+    ways = summary["ways"]
+    assert list(ways) == [MODEL, ITEMS, ITEM_MODEL, *map(name_of, PAIRS)]
+    shares = summary["blend"], summary["blend_item_model"]
+    best = ways[name_of(shares)]["recall@3"]
+    assert best == max(way["recall@3"] for name, way in ways.items() if "alone" not in name)
+    over = best - ways[ITEM_MODEL]["recall@3"]
+    assert summary["over_item_model"] == pytest.approx(over, abs=1e-5)
+    assert f"--blend {shares[0]:g} --blend-item-model {shares[1]:g}" in err
+    settings = yaml.safe_load(chosen.read_text())
+    assert (settings["blend"], settings["blend_item_model"]) == shares
+    output = str(tmp_path / "blended.parquet")
+    line = words(world, "recommend", "--config", str(chosen), "--output", output)
+    assert run(line) == 2
+    assert "give --item-model" in capsys.readouterr().err
+    assert run([*line, "--item-model", str(folder)]) == 0
+
+
 @pytest.mark.slow
 def test_bad_input_gets_one_sentence(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -101,13 +136,18 @@ def test_bad_input_gets_one_sentence(
 def test_the_model_alone_stays_where_no_blend_is_better() -> None:
     targets = [np.array([1]), np.array([2])]
     good, bad = find_hits(targets, targets), find_hits([t + 5 for t in targets], targets)
-    ways = [Way(MODEL, None, good), Way(ITEMS, None, good), Way("0", 0.0, good), Way("1", 1.0, bad)]
+    ways = [
+        Way(MODEL, None, good),
+        Way(ITEMS, None, good),
+        Way("0", (0.0,), good),
+        Way("1", (1.0,), bad),
+    ]
     assert best_way(ways, "recall", 1) is ways[0]
     worse = [Way(MODEL, None, bad), *ways[1:]]
     assert best_way(worse, "ndcg", 1) is worse[2]
     # Equal by recall, so the one that names the wanted item first.
     late = find_hits([np.array([9, t[0]]) for t in targets], targets)
-    ways = [Way(MODEL, None, bad), Way("0", 0.0, late), Way("1", 1.0, good)]
+    ways = [Way(MODEL, None, bad), Way("0", (0.0,), late), Way("1", (1.0,), good)]
     assert best_way(ways, "recall", 2) is ways[2]
     figures = {name: {"recall@1": 0.5, "recall@1_error": 0.1} for name in (MODEL, ITEMS)}
     text = blend_yaml({"metric": "recall@1", "ways": figures, "blend": None}, {})

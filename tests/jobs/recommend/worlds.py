@@ -12,7 +12,7 @@ import torch
 import transformers as tf
 
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
-from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.semantic_ids import SemanticIds, whole_items
 from draftrec.models.recommender import RecommenderInfo, new_tokenizer, save_recommender
 
 LEVELS = 3
@@ -48,7 +48,7 @@ def save_model(folder: Path, sids: SemanticIds, seed: int, layers: int, kind: st
     )  # fmt: skip
     model = tf.AutoModelForCausalLM.from_config(config)
     info = RecommenderInfo.model_validate(
-        {"kind": kind, "levels": LEVELS, "sids": sids.fingerprint()}
+        {"kind": kind, "levels": sids.levels, "sids": sids.fingerprint()}
     )
     save_recommender(folder, model, tokenizer, info, sids)
 
@@ -77,6 +77,15 @@ def make_world(folder: Path, users: int = 12) -> World:
     save_model(world.target, sids, 0, 2, "target")
     save_model(world.draft, sids, 3, 1, "draft")
     return world
+
+
+def save_item_model(world: World, folder: Path, *, without: int = 0) -> Path:
+    """A random item model of all items but the last ones."""
+    sids = read_semantic_ids(world.sids)
+    kept = len(sids) - without
+    some = SemanticIds.from_codes(sids.items[:kept], sids.codes[:kept], sids.tokens)
+    save_model(folder, whole_items(some), 5, 1, "items")
+    return folder
 
 
 def named(item: int) -> str:

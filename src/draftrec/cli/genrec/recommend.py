@@ -30,6 +30,7 @@ from draftrec.cli.options import (
     ClusterOptions,
     GenrecColumnOptions,
     Idle,
+    ItemModel,
     JsonOptions,
     SequenceColumnOptions,
     Sequences,
@@ -73,6 +74,10 @@ class RecommendOptions(TrackOptions, GenrecColumnOptions, ClusterOptions):
     limit: int | None = Run("limit", metavar="USERS")
     beams: int | None = Config("beams", panel=SEARCH_PANEL)
     blend: float | None = Config("blend", metavar="WEIGHT", panel=SEARCH_PANEL)
+    item_model: Path | None = ItemModel(panel=SEARCH_PANEL)
+    blend_item_model: float | None = Config(
+        "blend_item_model", metavar="WEIGHT", panel=SEARCH_PANEL
+    )
     blend_candidates: int = Config("blend_candidates", panel=SEARCH_PANEL)
     draft_beams: str | None = Config(
         "draft_beams", kind=str | None, metavar="N|N,N,...", panel=DRAFTING_PANEL
@@ -126,7 +131,11 @@ _IDLE = (
         lambda o: o.verify == "relaxed",
         "with --verify relaxed, whose answer depends on what was drafted",
     ),
-    Idle("blend_candidates", lambda o: o.blend is None, "without --blend"),
+    Idle(
+        "blend_candidates",
+        lambda o: o.blend is None and o.blend_item_model is None,
+        "without --blend",
+    ),
     Idle("renormalise", lambda o: o.constraint == "none", "with --constraint none"),
 )
 
@@ -170,6 +179,7 @@ def recommend_settings(options: RecommendOptions) -> Any:
         target=options.target,
         draft=drafting_of(options),
         output=options.output,
+        item_model=options.item_model,
         overwrite=options.overwrite,
         config=settings_of(RecommendConfig, options),
         columns=options.columns(),

@@ -107,6 +107,7 @@ class FitOptions(GenrecColumnOptions, TrainOptions):
     limit: int | None = option_of(FitRun, "limit", metavar="USERS")
     recall_users: int = option_of(FitRun, "recall_users", panel=TRAINING_PANEL)
     with_valid: bool = option_of(FitRun, "with_valid", panel=TRAINING_PANEL)
+    whole_items: bool = option_of(FitRun, "whole_items", panel=MODEL_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +198,7 @@ def fit(options: FitOptions) -> int:
         limit=options.limit,
         recall_users=options.recall_users,
         with_valid=options.with_valid,
+        whole_items=options.whole_items,
         overwrite=options.overwrite,
         columns=options.columns(),
     )

@@ -17,7 +17,14 @@ from draftrec.cli.knobs import (
     settings_of,
 )
 from draftrec.cli.messages import StopSignal, say
-from draftrec.cli.options import GenrecColumnOptions, Sequences, Sids, Target, TrackOptions
+from draftrec.cli.options import (
+    GenrecColumnOptions,
+    ItemModel,
+    Sequences,
+    Sids,
+    Target,
+    TrackOptions,
+)
 from draftrec.config import RecommendConfig, RecommendRun
 from draftrec.data.files.places import Place
 from draftrec.errors import Interrupted
@@ -39,6 +46,7 @@ class GenrecTuneOptions(TrackOptions, GenrecColumnOptions):
     sequences: str = Sequences()
     target: Path = Target()
     sids: Place = Sids()
+    item_model: Path | None = ItemModel(panel=SEARCH_PANEL)
     output: Place | None = option(
         "Settings for `genrec recommend --config`.", metavar="FILE.yaml", place=WRITTEN
     )
@@ -58,7 +66,8 @@ class GenrecTuneOptions(TrackOptions, GenrecColumnOptions):
 def tune(options: GenrecTuneOptions) -> int:
     """Choose the weight of `genrec recommend --blend`: what every weight finds of the valid part.
 
-    The model and item-item co-occurrence predict the valid items of users from their train items.
+    The model and item-item co-occurrence, and an item model where one is named, predict the valid
+    items of users from their train items.
     """
     from draftrec.cli.tracking import tracked
     from draftrec.data.files.writers import replace_file
@@ -88,9 +97,11 @@ def _ways(options: GenrecTuneOptions, tracker: Tracker) -> list[Way]:
     from draftrec.jobs.recommend.setup import TaskSettings, load, read_inputs
     from draftrec.models.recommender import read_info
 
-    learnt = read_info(options.target).training.get("epochs", [])
-    if learnt and not any("valid_loss" in epoch for epoch in learnt):
-        say(f"{options.target} has learnt from the valid part, so that it looks better than it is")
+    for folder in (options.target, options.item_model):
+        learnt = read_info(folder).training.get("epochs", []) if folder else []
+        if learnt and not any("valid_loss" in epoch for epoch in learnt):
+            say(f"{folder} has learnt from the valid part, so that it looks better than it is")
+    item_share = None if options.item_model is None else 0.0
     settings = TaskSettings(
         sequences=options.sequences,
         sids=options.sids,
@@ -98,7 +109,8 @@ def _ways(options: GenrecTuneOptions, tracker: Tracker) -> list[Way]:
         draft="none",
         output=options.sids,  # not written
         part="valid",
-        config=settings_of(RecommendConfig, options, blend=0.0),
+        config=settings_of(RecommendConfig, options, blend=0.0, blend_item_model=item_share),
+        item_model=options.item_model,
         columns=options.columns(),
         **{name: getattr(options, name) for name in ("limit", "device", "dtype")},
     )
@@ -121,6 +133,9 @@ def _chosen_with(options: GenrecTuneOptions) -> dict[str, Any]:
     return {"blend_candidates": options.blend_candidates, **other}
 
 
+_OTHERS = {"gain": "the model", "over_item_item": "item-item", "over_item_model": "the item model"}
+
+
 def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     from rich.console import Console
 
@@ -139,6 +154,10 @@ def _show(summary: dict[str, Any], *, as_json: bool) -> None:
         return
     gains = [
         f"{summary[key]:+.4f} (error {summary[f'{key}_error']:.4f}) beside {other} alone"
-        for key, other in (("gain", "the model"), ("over_item_item", "item-item"))
+        for key, other in _OTHERS.items()
+        if key in summary
     ]
-    say(f"best: --blend {summary['blend']:g}, {metric} {', '.join(gains)}")
+    shares = f"--blend {summary['blend']:g}"
+    if (share := summary.get("blend_item_model")) is not None:
+        shares += f" --blend-item-model {share:g}"
+    say(f"best: {shares}, {metric} {', '.join(gains)}")

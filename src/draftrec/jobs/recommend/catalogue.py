@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, joined_ids
 from draftrec.items.prompts import HistoryEncoder
-from draftrec.items.retriever import ItemRetriever
+from draftrec.items.retriever import ItemScorer
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.items.trie import Filter, ItemTrie
 from draftrec.models.recommender import Recommender, check_ids
@@ -92,15 +93,16 @@ class Catalogue:
         return found, scores, int((leaves < 0).sum())
 
     def candidates(
-        self, request: BeamRequest, beams: Beams, retriever: ItemRetriever
+        self, request: BeamRequest, beams: Beams, scorers: Seq[ItemScorer]
     ) -> Candidates:
-        """The items of the beams and of the leaves beside them."""
+        """The items of the beams and of the leaves beside them, and what `scorers` say of them."""
         leaves = np.concatenate((beams.leaves, request.beside))
         first = np.sort(np.unique(leaves, return_index=True)[1])
         log_probs = np.concatenate((beams.scores, beams.beside))[first]
-        found = self._items_of(leaves[first], log_probs, request.filter, len(self.sids))
-        shares = retriever.shares(request.history, found[0])
-        return Candidates(*found, np.log(shares))
+        places, model = self._items_of(leaves[first], log_probs, request.filter, len(self.sids))
+        with np.errstate(divide="ignore"):  # of an item that is not known
+            logs = [np.log(scorer.shares(request.history, places)) for scorer in scorers]
+        return Candidates(places, np.stack([model, *logs]))
 
     def _items_of(
         self, leaves: LongArray, scores: DoubleArray, allowed: Filter | None, most: int
@@ -122,33 +124,38 @@ class Catalogue:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Candidates:
-    """Items that a blend ranks: `places` int64 `[n]` in the catalogue, distinct, with the target's
-    summed log-probabilities and the logs of item-item's shares, both float64 `[n]`."""
+    """Items that a blend ranks: `places` int64 `[n]` in the catalogue, distinct, and `logs` float64
+    `[1 + m, n]`: the target's summed log-probabilities, then the logs of the shares that each of
+    the `m` others leaves to the items, -inf for one that it does not know."""
 
     places: LongArray
-    log_probs: DoubleArray
-    log_shares: DoubleArray
+    logs: DoubleArray
 
-    def best(self, weight: float, k: int) -> tuple[LongArray, DoubleArray]:
+    def best(self, weights: Seq[float], k: int) -> tuple[LongArray, DoubleArray]:
         """At most `k` places, best first, equal ones by place, and their scores: the logs of
-        (1 - `weight`) p + `weight` s, p and s being the target's probabilities and item-item's
-        shares among the candidates (linear interpolation of two distributions).
+        (1 - sum of `weights`) p + the sum of weight times s, p being the target's probabilities and
+        s the others' shares, all among the candidates (linear interpolation of distributions).
 
-        A mixture, as either side alone may name an item: a sum of logs would let the side that
-        knows nothing of an item strike it out.
+        A mixture, as each side alone may name an item: a sum of logs would let a side that knows
+        nothing of an item strike it out.
         """
-        with np.errstate(divide="ignore"):  # weights 0 and 1
-            scores = np.logaddexp(
-                np.log1p(-weight) + _normalised(self.log_probs),
-                np.log(weight) + _normalised(self.log_shares),
-            )
+        every = np.array([_rest(weights), *weights])
+        parts = np.stack([_normalised(row) for row in self.logs])
+        with np.errstate(divide="ignore"):  # weights 0
+            scores = np.logaddexp.reduce(np.log(every)[:, None] + parts, axis=0)
         order = np.lexsort((self.places, -scores))[:k]
         return self.places[order], scores[order]
 
 
+def _rest(weights: Seq[float]) -> float:
+    """What the weights leave of one; rounded, so that 0.7 and 0.3 leave nothing."""
+    return max(0.0, round(1.0 - sum(weights), 12))
+
+
 def _normalised(logs: DoubleArray) -> DoubleArray:
-    """Logs of what sums to one."""
-    return logs - np.logaddexp.reduce(logs) if len(logs) else logs
+    """Logs of what sums to one, or to nothing where nothing is known."""
+    total = np.logaddexp.reduce(logs) if len(logs) else -np.inf
+    return logs - total if total > -np.inf else logs
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -67,10 +67,15 @@ def check_config(config: RecommendConfig, parts: Parts) -> None:
         raise DraftrecError(
             "the best of more samples are no sample of their own, so --beams needs --verify strict"
         )
-    if config.blend is not None and (config.verify != "strict" or config.constraint == "none"):
+    if config.shares and (config.verify != "strict" or config.constraint == "none"):
         raise DraftrecError(
             "a blend ranks the catalogue's items by their probabilities, so --blend needs "
             "--verify strict and --constraint trie"
+        )
+    if sum(config.shares) > 1:
+        raise DraftrecError(
+            f"--blend {config.blend:g} and --blend-item-model {config.blend_item_model:g} leave "
+            "the target less than nothing; let them come to 1 at most"
         )
     if parts.drafts:
         _check_widths(config, parts.trie.levels)

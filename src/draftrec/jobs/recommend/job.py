@@ -99,11 +99,12 @@ OnDone = Callable[[int], None]
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """Fingerprints of the models: what a job records of them. `draft`: or `items`, or `none`;
-    `exact`: how equal the answers are to plain search's."""
+    `exact`: how equal the answers are to plain search's; `item_model`: None without one."""
 
     target: str
     draft: str
     exact: str = field(default=_ROUNDED, compare=False)  # workers' machines may differ
+    item_model: str | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

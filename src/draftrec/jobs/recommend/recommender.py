@@ -17,10 +17,11 @@ from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import number_of
-from draftrec.items.retriever import ItemRetriever
+from draftrec.items.retriever import ItemRetriever, ItemScorer
 from draftrec.items.trie import Filter
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
 from draftrec.jobs.recommend.engines import Curves, Parts, check_config, make_engine
+from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.models.recommender import Recommender, check_draft
 
 
@@ -47,13 +48,35 @@ def parts_of(
     return Parts(large, catalogue.trie, small, retriever)
 
 
+def _scorers(
+    config: RecommendConfig, items: ItemRetriever | None, item_model: ItemModel | None
+) -> tuple[ItemScorer, ...]:
+    """Who has a share in a blend. Raises DraftrecError where one is missing."""
+    found: list[ItemScorer] = []
+    if config.blend is not None:
+        if items is None:
+            raise DraftrecError(
+                "a blend needs item-item co-occurrence; name the sequences that it is fitted to, "
+                "or leave blend out"
+            )
+        found.append(items)
+    if (config.blend_item_model is None) != (item_model is None):
+        raise DraftrecError(
+            "an item model and its share in the ranking belong together; give --item-model and "
+            "--blend-item-model, or neither"
+        )
+    if item_model is not None:
+        found.append(item_model)
+    return tuple(found)
+
+
 class ItemRecommender:
     """Recommends items by beam search over their semantic ids.
 
     What drafts (see `Parts`) changes the speed and, under strict verification, never the answer.
     `popular` answers with its most popular items for users without a history (None: the model
-    does, from a bare prompt), and is what a blend blends in. Raises DraftrecError for settings that
-    contradict each other.
+    does, from a bare prompt), and is what a blend blends in, as `item_model` is. Raises
+    DraftrecError for settings that contradict each other.
     """
 
     def __init__(
@@ -62,15 +85,14 @@ class ItemRecommender:
         catalogue: Catalogue,
         config: RecommendConfig,
         popular: ItemRetriever | None = None,
+        item_model: ItemModel | None = None,
     ) -> None:
         catalogue.check_width(config.k)
         check_config(config, parts)
-        if config.blend is not None and popular is None:
-            raise DraftrecError(
-                "a blend needs item-item co-occurrence; name the sequences that it is fitted to, "
-                "or leave blend out"
-            )
         self.parts, self.catalogue, self.config, self.popular = parts, catalogue, config, popular
+        self.item_model = item_model
+        #: What is blended in, as `config.shares` has it.
+        self.scorers = _scorers(config, popular, item_model)
         self._engine: BeamEngine | None = None
         self._curves = Curves()
 
@@ -82,7 +104,9 @@ class ItemRecommender:
     ) -> ItemRecommender:
         """The same target and catalogue with other settings, and other or no drafts."""
         parts = Parts(self.parts.target, self.catalogue.trie, draft, retriever)
-        return ItemRecommender(parts, self.catalogue, config or self.config, self.popular)
+        return ItemRecommender(
+            parts, self.catalogue, config or self.config, self.popular, self.item_model
+        )
 
     def swapped(
         self,
@@ -95,7 +119,8 @@ class ItemRecommender:
         Retrievers go by places in a catalogue, so new ones must come with it.
         """
         parts = Parts(self.parts.target, catalogue.trie, self.parts.draft, retriever)
-        other = ItemRecommender(parts, catalogue, self.config, popular)
+        item_model = self.item_model and self.item_model.over(catalogue.sids)
+        other = ItemRecommender(parts, catalogue, self.config, popular, item_model)
         other._curves = self._curves
         return other
 
@@ -190,10 +215,9 @@ class ItemRecommender:
         prompt = self.catalogue.encoder.encode(places)
         # A setting of beams holds for whatever number of items is asked for.
         width = query.k if self.config.beams is None else None
-        beside = places[:0]
-        if self.config.beside:
-            proposed, _ = self._proposed(query, places, allowed, self.config.beside)
-            beside = np.unique(self.catalogue.trie.leaves_of(proposed))
+        most = self.config.blend_candidates
+        proposed = [self._proposed(query, places, allowed, most, it)[0] for it in self.scorers]
+        beside = np.unique(self.catalogue.trie.leaves_of(np.concatenate([places[:0], *proposed])))
         return BeamRequest(number_of(query.user), prompt, allowed, places, width, beside)
 
     def answer(
@@ -201,12 +225,11 @@ class ItemRecommender:
     ) -> Recommendation:
         """The items that an engine's beams stand for; `seconds`: what the search took."""
         k = query.k or self.config.k
-        if self.config.blend is None:
-            places, scores, invalid = self.catalogue.places_of(beams, request.filter, k)
+        if self.scorers:
+            candidates = self.catalogue.candidates(request, beams, self.scorers)
+            (places, scores), invalid = candidates.best(self.config.shares, k), 0
         else:
-            assert self.popular is not None
-            candidates = self.catalogue.candidates(request, beams, self.popular)
-            (places, scores), invalid = candidates.best(self.config.blend, k), 0
+            places, scores, invalid = self.catalogue.places_of(beams, request.filter, k)
         return Recommendation(
             query.user,
             self.catalogue.sids.items[places],
@@ -240,20 +263,31 @@ class ItemRecommender:
         if self.popular is None:
             none = np.empty(0)
             return self._without_model(query, np.empty(0, np.int64), none, None)
-        found = self._proposed(query, history, allowed, query.k or self.config.k)
+        found = self._proposed(query, history, allowed, query.k or self.config.k, self.popular)
         return self._without_model(query, *found, allowed)
 
+    def proposed(self, query: Query, scorer: ItemScorer) -> tuple[LongArray, DoubleArray]:
+        """The items that `scorer` alone would recommend, at most k: places int64 `[m]`, best first,
+        and shares float64 `[m]`. Raises DraftrecError as `request` does."""
+        allowed = self.catalogue.filter_of(query, exclude_seen=self.config.exclude_seen)
+        history = self.catalogue.sids.places(query.history)
+        return self._proposed(query, history, allowed, query.k or self.config.k, scorer)
+
     def _proposed(
-        self, query: Query, history: LongArray, allowed: Filter | None, most: int
+        self,
+        query: Query,
+        history: LongArray,
+        allowed: Filter | None,
+        most: int,
+        scorer: ItemScorer,
     ) -> tuple[LongArray, DoubleArray]:
-        """At most the `most` best items that usually follow `history`, places int64 `[h]`, among
-        those that the query allows: places int64 `[m]` and shares float64 `[m]`."""
-        assert self.popular is not None
+        """At most the `most` best items that follow `history`, places int64 `[h]`, as `scorer` has
+        it, among those that the query allows: places int64 `[m]` and shares float64 `[m]`."""
         enough = most
         if allowed is not None:  # as many as may be left out, or all that there are
             enough += len(query.history) + (0 if query.deny is None else len(query.deny))
-            enough = enough if query.allow is None else self.popular.items
-        places, weights = self.popular.propose(history, enough)
+            enough = enough if query.allow is None else scorer.items
+        places, weights = scorer.propose(history, enough)
         if allowed is not None:
             kept = allowed.keeps(places)
             places, weights = places[kept], weights[kept]

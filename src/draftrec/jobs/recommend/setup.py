@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from draftrec.config import RecommendConfig, RecommendRun, Wanted
 from draftrec.data.files.locks import refuse_second_writer
@@ -29,6 +29,7 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, usual_window
 from draftrec.jobs.knowledge.account import exactness
 from draftrec.jobs.recommend.catalogue import Catalogue
+from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.jobs.recommend.job import (
     IdTypes,
     ModelFacts,
@@ -51,6 +52,7 @@ class TaskSettings(RecommendRun):
     target: Path
     draft: str
     output: Place
+    item_model: Path | None = None
     part: Wanted | None = "test"
     overwrite: bool = False
     config: RecommendConfig = field(default_factory=RecommendConfig)
@@ -159,6 +161,7 @@ class RecommendWork:
                 sids=it.sids.absolute(),
                 target=it.target.absolute(),
                 draft=draft if draft in ("items", "none") else str(Path(draft).absolute()),
+                item_model=it.item_model and it.item_model.absolute(),
                 output=it.output.absolute(),
                 device=share.device(it.device),
             )
@@ -175,10 +178,27 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
     proposer, exact = items if _proposes(settings) else None, settings.exact
     parts = parts_of(target, catalogue, draft, proposer, exact=exact)
-    recommender = ItemRecommender(parts, catalogue, settings.config, items)
+    item_model = load_item_model(settings.item_model, sids, settings.device, settings.dtype)
+    recommender = ItemRecommender(parts, catalogue, settings.config, items, item_model)
     meaning = _meaning(settings, parts.target)
-    facts = ModelFacts(target.fingerprint, draft.fingerprint if draft else settings.draft, meaning)
+    facts = ModelFacts(
+        target.fingerprint,
+        draft.fingerprint if draft else settings.draft,
+        meaning,
+        item_model.source.fingerprint if item_model else None,
+    )
     return RecommendWorker(recommender, facts, settings.shadow)
+
+
+def load_item_model(
+    folder: Path | None,
+    sids: SemanticIds,
+    device: str,
+    dtype: Literal["auto", "float32", "bfloat16"],
+) -> ItemModel | None:
+    """The item model of a folder over a catalogue, if there is to be one. Raises as
+    `ItemModel.of` does."""
+    return ItemModel.of(load_recommender(folder, device, dtype), sids) if folder else None
 
 
 def _meaning(settings: TaskSettings, target: Target) -> str:
@@ -215,8 +235,11 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
     del config["prefix_cache"]
     if config["beams"] is None:
         del config["beams"]
-    if config["blend"] is None:
-        del config["blend"], config["blend_candidates"]
+    for name in ("blend", "blend_item_model"):
+        if config[name] is None:
+            del config[name]
+    if not settings.config.shares:
+        del config["blend_candidates"]
     # The default follows k, which is recorded; earlier versions wrote 40 of it.
     config["draft_beams"] = config["draft_beams"] or 40
     return {
@@ -225,6 +248,7 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
         "sids": sids.fingerprint(),
         "target": models.target,
         "draft": models.draft,
+        **({"item_model": models.item_model} if models.item_model else {}),
         "part": settings.part,
         "popular": "of all that is known",  # of the train part, in earlier versions
         "limit": settings.limit,
