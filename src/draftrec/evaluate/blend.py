@@ -90,19 +90,23 @@ def rank_by_weight(
     catalogue, k = recommender.catalogue, recommender.config.k
     items, item_model = catalogue.sids.items, recommender.item_model
     weights = weights or (PAIRS if item_model else WEIGHTS)
-    lists: dict[Weights | None, list[Ids]] = {weight: [] for weight in (None, *weights)}
+    model: list[Ids] = []
+    blends: list[list[Ids]] = [[] for _ in weights]
     for request, beams, _ in recommender.search(queries, on_done, should_stop):
-        lists[None].append(items[catalogue.places_of(beams, request.filter, k)[0]])
+        model.append(items[catalogue.places_of(beams, request.filter, k)[0]])
         candidates = catalogue.candidates(request, beams, recommender.scorers)
-        for weight in weights:
-            lists[weight].append(items[candidates.best(weight, k)[0]])
-    alone = {MODEL: lists[None], ITEMS: [recommender.quick_answer(q).items for q in queries]}
+        for weight, lists in zip(weights, blends, strict=True):
+            lists.append(items[candidates.best(weight, k)[0]])
+    alone = {MODEL: model, ITEMS: [recommender.quick_answer(q).items for q in queries]}
     if item_model:
         alone[ITEM_MODEL] = [items[recommender.proposed(q, item_model)[0]] for q in queries]
     targets = [h.targets for h in histories]
     return [
         *(Way(name, None, find_hits(found, targets)) for name, found in alone.items()),
-        *(Way(name_of(w), w, find_hits(lists[w], targets)) for w in weights),
+        *(
+            Way(name_of(weight), weight, find_hits(lists, targets))
+            for weight, lists in zip(weights, blends, strict=True)
+        ),
     ]
 
 

@@ -139,11 +139,16 @@ def test_whoever_knows_nothing_has_no_say(world: World, folder: Path) -> None:
     np.testing.assert_allclose(gap, np.log(2), atol=1e-6)
 
 
-def test_items_without_any_share_stay_out_of_sight() -> None:
-    nothing = Candidates(np.array([4, 7]), np.array([[-1.0, -2.0], [-np.inf, -np.inf]]))
-    places, scores = nothing.best((0.5,), 2)
-    assert places.tolist() == [4, 7]
-    assert np.isfinite(scores).all()
+def test_items_without_any_share_are_left_out_and_never_all() -> None:
+    places, model = np.array([4, 7, 9]), [-1.0, -2.0, -3.0]
+    some = Candidates(places, np.array([model, [-np.inf, -5.0, -4.0]]))
+    assert some.best((0.5,), 3)[0].tolist() == [4, 9, 7]
+    assert some.best((1.0,), 3)[0].tolist() == [9, 7]
+    nothing = Candidates(places, np.array([model, [-np.inf] * 3]))
+    for weight in (0.5, 1.0):
+        found, scores = nothing.best((weight,), 2)
+        assert found.tolist() == [4, 7]
+        assert np.isfinite(scores).all()
 
 
 def test_new_items_are_told_and_have_no_share(

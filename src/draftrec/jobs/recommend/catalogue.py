@@ -137,13 +137,17 @@ class Candidates:
         s the others' shares, all among the candidates (linear interpolation of distributions).
 
         A mixture, as each side alone may name an item: a sum of logs would let a side that knows
-        nothing of an item strike it out.
+        nothing of an item strike it out. Items of which nobody with a weight knows anything are
+        left out; where that would be all, the target ranks alone.
         """
         every = np.array([_rest(weights), *weights])
         parts = np.stack([_normalised(row) for row in self.logs])
         with np.errstate(divide="ignore"):  # weights 0
             scores = np.logaddexp.reduce(np.log(every)[:, None] + parts, axis=0)
+        if not np.isfinite(scores).any():
+            scores = parts[0]
         order = np.lexsort((self.places, -scores))[:k]
+        order = order[np.isfinite(scores[order])]
         return self.places[order], scores[order]
 
 
