@@ -59,6 +59,33 @@ def item_baseline(result: Result) -> str:
 
 
 def blend(result: Result) -> str:
+    """A target, item-item, and what a blend of both finds."""
+    s, test, strict = result["settings"], result["test"], result["strict"]
+    valid = result["valid"]
+    names = {"target": "the model alone", "item-item": "item-item alone"}
+    out = (
+        "## A model and item-item together: `benchmarks/blend.py`\n\n"
+        f"Amazon Beauty, K = {s['k']}, a target of {result['parameters']:,} parameters, "
+        f"item-item's best {s['candidates']} beside the beams. The weight "
+        f"({result['weight']:g}) is the one with which most was found of the valid part "
+        f"({valid['metric']}, {valid['users']:,} users, both fitted to train): "
+        f"{valid['ways'][format(result['weight'], 'g')][valid['metric']]:.4f}; "
+        + ", ".join(f"{told} {valid['ways'][told][valid['metric']]:.4f}" for told in names.values())
+        + f". Below: the test part, {next(iter(test.values()))['users']:,} users, Recall@K / "
+        "NDCG@K, errors of the mean over users, differences user by user.\n"
+    )
+    for fitted, part in test.items():
+        out += f"\n**Fitted to {fitted}**\n" + _compared(part)
+    calls = strict["target_calls"]
+    return out + (
+        f"\nOf {strict['users']:,} users whose blend was also searched with drafted items "
+        f"({calls['drafted']:.2f} instead of {calls['plain']:.2f} target calls), "
+        f"{strict['same_lists']:,} lists are the same; scores differ by {strict['score_gap']:.0e} "
+        "at most.\n"
+    )
+
+
+def blend_items(result: Result) -> str:
     """A target, item-item, an item model, and what blends of them find."""
     s, test, strict = result["settings"], result["test"], result["strict"]
     valid, parameters = result["valid"], result["parameters"]
@@ -72,7 +99,7 @@ def blend(result: Result) -> str:
         for name, weights in result["weights"].items()
     )
     out = (
-        "## A model, item-item and an item model together: `benchmarks/blend.py`\n\n"
+        "## A model, item-item and an item model together: `benchmarks/blend_items.py`\n\n"
         f"Amazon Beauty, K = {s['k']}, a target of {parameters['target']:,} parameters, an item "
         f"model of {parameters['item model']:,}, item-item's and the item model's best "
         f"{s['candidates']} beside the beams. Shares are those with which most was found of the "

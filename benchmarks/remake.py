@@ -116,10 +116,11 @@ JOBS = (
       for name, options in (
           ("genrec-grown-1", "--batch 1 --timed 32 --latency 32 -k 1 3 5 20"),
           ("genrec-grown-8", "--batch 8 --timed 48 -k 1 5 20"))),
-    Job("blend.py --target TARGET --item-model ITEMS --newer NEWER --newer-item-model NEW_ITEMS "
-        "--check 200", ("blend-beauty",), 20, _BEAUTY,
-        "TARGET, NEWER: what `draftrec genrec fit` has trained, without and with --with-valid; "
-        "ITEMS, NEW_ITEMS: the same with --whole-items"),
+    Job("blend.py --target TARGET --newer NEWER --check 200", ("blend-beauty",), 15, _BEAUTY,
+        "TARGET, NEWER: what `draftrec genrec fit` has trained, without and with --with-valid"),
+    Job("blend_items.py --target TARGET --item-model ITEMS --check 200", ("blend-items-beauty",),
+        15, _BEAUTY, "TARGET, ITEMS: what `draftrec genrec fit` has trained, without and with "
+        "--whole-items"),
     Job("sasrec.py", ("sasrec-beauty",), 20, _BEAUTY),
     # Quality, and what large machines would do.
     Job("quality.py all", ("quality-ml100k",), 120, _OURS),

@@ -13,7 +13,7 @@ from typing import Any
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
 from drafter_tables import drafter, drafter_plan, recycling
-from genrec_tables import beauty_table, blend, item_baseline, item_trie, sasrec
+from genrec_tables import beauty_table, blend, blend_items, item_baseline, item_trie, sasrec
 from job_tables import (
     bookshop,
     controls_costs,
@@ -385,6 +385,7 @@ SECTIONS = {
     "beauty-table": beauty_table,
     "item-baseline": item_baseline,
     "blend-beauty": blend,
+    "blend-items-beauty": blend_items,
     "sasrec-beauty": sasrec,
     "item-trie": item_trie,
     "beam-exactness": beam_exactness,
