@@ -137,7 +137,8 @@ def blend_summary(ways: Seq[Way], metric: Metric, k: int) -> dict[str, Any]:
             over = own - way.values(metric, k)
             gains[name] = round(float(over.mean()), 6)
             gains[f"{name}_error"] = round(mean_error(over), 6)
-    pair = {} if len(chosen.weights or ()) < 2 else {"blend_item_model": chosen.weights[1]}
+    weights = chosen.weights or ()
+    pair = {"blend_item_model": weights[1]} if len(weights) > 1 else {}
     ks = sorted({*(size for size in KS if size <= k), k})
     return {
         "users": len(chosen.hits.targets),
