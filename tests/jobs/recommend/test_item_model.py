@@ -142,7 +142,7 @@ def test_whoever_knows_nothing_has_no_say(world: World, folder: Path) -> None:
 def test_items_without_any_share_are_left_out_and_never_all() -> None:
     places, model = np.array([4, 7, 9]), [-1.0, -2.0, -3.0]
     some = Candidates(places, np.array([model, [-np.inf, -5.0, -4.0]]))
-    assert some.best((0.5,), 3)[0].tolist() == [4, 9, 7]
+    assert some.best((0.5,), 3)[0].tolist() == [9, 4, 7]
     assert some.best((1.0,), 3)[0].tolist() == [9, 7]
     nothing = Candidates(places, np.array([model, [-np.inf] * 3]))
     for weight in (0.5, 1.0):
