@@ -24,7 +24,6 @@ from draftrec.config.generate import (
     Size,
     StructureConfig,
     make_config,
-    under_new_names,
     with_values,
 )
 from draftrec.config.recommend import (
@@ -41,6 +40,6 @@ __all__ = [
     "MOST_RECORDS", "AcceptConfig", "Auto", "BatchConfig", "ControlsConfig", "Depth", "Device",
     "DraftConfig", "Dtype", "EncodeConfig", "EncoderConfig", "FirstUsers", "GenerateConfig",
     "JobConfig", "ListenConfig", "ModelConfig", "RecommendConfig", "RecommendRun",
-    "RecordsConfig", "Side", "Size", "StructureConfig", "Wanted", "make_config", "under_new_names",
+    "RecordsConfig", "Side", "Size", "StructureConfig", "Wanted", "make_config",
     "with_values",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def under_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _under_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by the names that fields have: `pass` is a word of Python's, and `compile` is what
     frozen passes were called before."""
     found = {("pass_" if name == "pass" else name): value for name, value in settings.items()}
@@ -374,7 +374,7 @@ def make_config(model: str, **settings: Any) -> GenerateConfig:
 
 def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> GenerateConfig:
     """The configuration with other values of the named settings. Raises as `make_config`."""
-    settings = under_new_names(settings)
+    settings = _under_new_names(settings)
     groups: dict[str, BaseModel] = {n: getattr(config, n) for n in GenerateConfig.model_fields}
     changed: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():

@@ -54,9 +54,7 @@ def vector_column(vectors: FloatArray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
-def read_vectors(
-    location: str | Place, entity: str = "entity_id", vector: str = "vector"
-) -> EntityVectors:
+def read_vectors(location: str | Place) -> EntityVectors:
     """Read what `draftrec encode` wrote, or any Parquet with such columns; ids become texts.
 
     Raises DraftrecError as `read_item_vectors` does, but ids need not be numbers.
@@ -64,6 +62,7 @@ def read_vectors(
     ids: list[str] = []
     blocks: list[FloatArray] = []
     source = _parquet(location)
+    entity, vector = "entity_id", "vector"
     source.require([entity, vector], "a vectors file has the columns entity_id and vector")
     for path, batch in _batches(source, entity, vector):
         block = _entity_ids(batch.column(entity), path, entity)

@@ -28,9 +28,9 @@ class PoolDrafter:
     read, never grown here (a job adds finished ones between shards); its usage is counted.
     """
 
-    def __init__(self, pool: Pool | None = None, builder: TreeBuilder | None = None) -> None:
+    def __init__(self, pool: Pool | None = None) -> None:
         self.pool = pool
-        self.builder = builder or TreeBuilder()
+        self.builder = TreeBuilder()
         self._running: dict[int, _Running] = {}
 
     def start(self, sequence: SequenceView) -> None:

@@ -112,8 +112,8 @@ class Level:
     calls of `add` alone, so that a job which is resumed drafts as an uninterrupted one does.
     """
 
-    def __init__(self, closed: ClosedIndex | None = None) -> None:
-        self.closed = closed
+    def __init__(self) -> None:
+        self.closed: ClosedIndex | None = None
         self._open = NgramIndex()
         self._fresh: list[IntArray] = []
         self._fresh_tokens = 0

@@ -158,15 +158,15 @@ class SearchCounts(Protocol):
 
 
 class ServiceMetrics:
-    """All metrics of one process. Safe to call from several threads.
+    """All metrics of one process, collected in a `registry` of their own, so that several can live
+    in one. Safe to call from several threads.
 
-    `registry`: where to collect, a new `CollectorRegistry` by default, so that several can live in
-    one process. Raises DraftrecError where prometheus-client is not installed.
+    Raises DraftrecError where prometheus-client is not installed.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self) -> None:
         client = _client()
-        self.registry = registry or client.CollectorRegistry()
+        self.registry: CollectorRegistry = client.CollectorRegistry()
         self._metrics: dict[str, Any] = {}
         for kind, table in ((client.Counter, COUNTERS), (client.Gauge, GAUGES)):
             for name, (words, labels) in table.items():
