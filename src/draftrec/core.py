@@ -97,6 +97,11 @@ class Request:
     wishes: Wishes = Wishes()
 
 
+def ratio(part: float, whole: float) -> float:
+    """The one over the other; 0 where there is nothing that it could be a part of."""
+    return part / whole if whole else 0.0
+
+
 @dataclass(slots=True)
 class Counts:
     """What one sequence cost and what its drafts were worth, or several together (`+`). All are
@@ -135,7 +140,7 @@ class Counts:
             "acceptance_rate": (self.accepted_tokens, self.drafted_tokens),
             "relaxed_share": (self.relaxed_tokens, new_tokens),
         }
-        return {name: part / whole if whole else 0.0 for name, (part, whole) in parts.items()}
+        return {name: ratio(part, whole) for name, (part, whole) in parts.items()}
 
 
 #: Names of the counts that are one number.

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from draftrec.cli.messages import StopSignal, no_bar, say, warn
+from draftrec.core import ratio
 from draftrec.jobs.knowledge.job import Watcher
 from draftrec.jobs.knowledge.manifest import Manifest
 
@@ -125,8 +126,8 @@ class ProgressBar(Bar, Watcher):
 
     def _rates(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)
-        accepted = self._accepted / self._drafted if self._drafted else 0.0
-        per_call = self._tokens / self._calls if self._calls else 0.0
+        accepted = ratio(self._accepted, self._drafted)
+        per_call = ratio(self._tokens, self._calls)
         times = self._spent.times_plain if self._spent else None
         speed = f", {times:.2f} times plain" if times is not None else ""
         return (

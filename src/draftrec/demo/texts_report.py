@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from draftrec.core import SOURCES
+from draftrec.core import SOURCES, ratio
 from draftrec.demo.texts import PROBE_BUDGET, Contender, Growth, Story
 from draftrec.evaluate.beam_speed import Spread
 from draftrec.report import blocks, plots
@@ -410,8 +410,8 @@ def _arm(one: Contender, base: Contender, tone: int) -> Arm:
         new_tokens=new,
         **rates,
         seconds=Spread.of(one.seconds),
-        tokens_per_second=_ratio(new, sum(one.seconds)),
-        draft_share=_ratio(timing.draft_seconds, sum(one.seconds)) if one is not base else 0.0,
+        tokens_per_second=ratio(new, sum(one.seconds)),
+        draft_share=ratio(timing.draft_seconds, sum(one.seconds)) if one is not base else 0.0,
         speedup=one.speedup_over(base) if one is not base else None,
         accepted_per_call=_histogram(one),
         accepted_by_source=tuple(counts.accepted_by_source),
@@ -463,7 +463,3 @@ def _histogram(one: Contender) -> tuple[int, ...]:
 
 def _parameters(generator: Any) -> float:
     return sum(p.numel() for p in generator.target.model.parameters()) / 1e6
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0

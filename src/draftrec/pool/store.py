@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.core import IntArray, LongArray
+from draftrec.core import IntArray, LongArray, ratio
 from draftrec.data.files.places import here
 from draftrec.errors import PoolMismatchError
 from draftrec.pool import files
@@ -57,7 +57,7 @@ class Usage:
     @property
     def hit_rate(self) -> float:
         """Drafts of which a pool token was accepted, 0 to 1."""
-        return self.hits / self.drafts if self.drafts else 0.0
+        return ratio(self.hits, self.drafts)
 
     def count(self, group: str | None, drafts: int, accepted: Seq[int]) -> None:
         """Add a text's drafts and what was accepted of each hit."""

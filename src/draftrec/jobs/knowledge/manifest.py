@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from draftrec.config import MOST_RECORDS, GenerateConfig, JobConfig, ModelConfig, StructureConfig
-from draftrec.core import COUNTED, SOURCES, Counts, Generation
+from draftrec.core import COUNTED, SOURCES, Counts, Generation, ratio
 from draftrec.data.files.places import Place
 from draftrec.engine.text.stats import Spent
 from draftrec.jobs.knowledge.account import Endings, exactness, pool_note
@@ -132,7 +132,7 @@ class Totals(_Part):
         """What the counts mean; 0 where nothing was counted."""
         return {
             **self.counts.rates(self.new_tokens),
-            "tokens_per_second": _ratio(self.new_tokens, self.wall_seconds),
+            "tokens_per_second": ratio(self.new_tokens, self.wall_seconds),
         }
 
 
@@ -206,7 +206,7 @@ class Manifest(_Part):
         by_source = dict(zip(SOURCES, totals.pop("accepted_by_source"), strict=True))
         names = {name: self.settings[name] for name in ("model", "accept", "draft")}
         where = {"device": self.device, "dtype": self.dtype, "threads": self.threads}
-        shares = {name: _ratio(n, self.totals.new_tokens) for name, n in by_source.items()}
+        shares = {name: ratio(n, self.totals.new_tokens) for name, n in by_source.items()}
         times, kind = self._times_plain()
         settings = recorded_settings(self)
         form = next((n for n in StructureConfig.model_fields if settings[n] is not None), None)
@@ -299,7 +299,3 @@ def differences(
     if settings["accept"] == "strict":  # no draft decides what is written
         told.pop("drafter", None)
     return changes(before, now) + input_changes(then.fingerprints, told)
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else 0.0

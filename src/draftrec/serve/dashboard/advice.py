@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
+from draftrec.core import ratio
 from draftrec.serve.dashboard.quality import Evaluation
 from draftrec.serve.dashboard.run_data import RunData
 
@@ -109,7 +110,7 @@ def relaxed_gains_nothing(run: RunData, same: Seq[RunData]) -> Advice | None:
     stricts = [r for r in alike if r.settings["accept"] == "strict"]
     strict = max(stricts, key=lambda r: r.rates["tokens_per_second"], default=None)
     if strict is not None:
-        gain = _ratio(run.rates["tokens_per_second"], strict.rates["tokens_per_second"])
+        gain = ratio(run.rates["tokens_per_second"], strict.rates["tokens_per_second"])
         if gain >= 1.05 or not gain:
             return None
         return _act(
@@ -131,7 +132,7 @@ def drafting_rests(run: RunData, same: Seq[RunData]) -> Advice | None:
     """`--budget auto` that found little worth drafting."""
     if run.settings["draft"] == "none" or run.settings["budget"] != "auto":
         return None
-    share = _ratio(run.totals["draft_calls"], run.totals["target_calls"])
+    share = ratio(run.totals["draft_calls"], run.totals["target_calls"])
     if share >= 0.35:
         return None
     return _consider(
@@ -144,7 +145,7 @@ def drafting_rests(run: RunData, same: Seq[RunData]) -> Advice | None:
 
 def drafting_is_slow(run: RunData, same: Seq[RunData]) -> Advice | None:
     """Time spent on proposing instead of on the model."""
-    share = _ratio(run.totals["draft_seconds"], run.totals["wall_seconds"])
+    share = ratio(run.totals["draft_seconds"], run.totals["wall_seconds"])
     if share < 0.15:
         return None
     return _consider(
@@ -173,7 +174,7 @@ def idle_pools(run: RunData, same: Seq[RunData]) -> Advice | None:
 
 def long_prompts(run: RunData, same: Seq[RunData]) -> Advice | None:
     """Time that no draft can save."""
-    share = _ratio(run.totals["prefill_seconds"], run.totals["wall_seconds"])
+    share = ratio(run.totals["prefill_seconds"], run.totals["wall_seconds"])
     if share < 0.4:
         return None
     return _consider(
@@ -221,10 +222,6 @@ def _act(run: RunData, text: str) -> Advice:
 
 def _consider(run: RunData, text: str) -> Advice:
     return Advice(run.name, "consider", text)
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else 0.0
 
 
 def _number(value: float, digits: int = 0) -> str:
