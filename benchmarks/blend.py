@@ -125,7 +125,9 @@ def strict_part(bench: Bench, items: ItemRetriever, users: int, plain: ItemRecom
 
 def main(argv: Seq[str] | None = None) -> None:
     """Choose on valid, measure on test, write."""
-    args = parser_of(__doc__).parse_args(argv)
+    parser = parser_of(__doc__)
+    parser.add_argument("--wide", type=int, default=100, help="beams once more, with --newer")
+    args = parser.parse_args(argv)
     bench = Bench(args, args.target)
     if args.keep:
         earlier = json.loads(args.keep.read_text())
@@ -167,7 +169,6 @@ def parser_of(does: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=Path, default=SEQUENCES)
     parser.add_argument("--sids", type=Path, default=SIDS)
     parser.add_argument("--beams", type=int, default=None, help="kept; by default as many as K")
-    parser.add_argument("--wide", type=int, default=100, help="beams once more, with --newer")
     parser.add_argument("--candidates", type=int, default=50, help="of item-item")
     parser.add_argument("--exclude-seen", action="store_true")
     parser.add_argument("--batch", type=int, default=32)

@@ -11,6 +11,7 @@ be the same. All blends rank the same items. Nothing is timed. The last line is 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,12 @@ def main(argv: Seq[str] | None = None) -> None:
     parser.add_argument("--newer-item-model", type=Path, help="with --newer")
     args = parser.parse_args(argv)
     bench = ThreeBench(args, args.target, args.item_model)
-    chosen, valid = on_valid(bench)
+    if args.keep:
+        earlier = json.loads(args.keep.read_text())
+        chosen = {name: tuple(weights) for name, weights in earlier["weights"].items()}
+        valid = {"chosen_at_commit": earlier["machine"]["commit"], **earlier["valid"]}
+    else:
+        chosen, valid = on_valid(bench)
     note(f"weights {chosen}")
     settings = ("beams", "candidates", "batch", "exclude_seen", "dtype", "limit")
     found: Result = {

@@ -56,3 +56,8 @@ def test_habits_that_item_item_sees_are_blended_in(tmp_path: Path) -> None:
     text = genrec_tables.blend_items(found)
     assert f"share {weights['all three'][0]:g}" in text
     assert f"{ways['all three']['recall@10']:.4f}" in text
+    kept = str(tmp_path / "results" / "blend-items-beauty.json")
+    blend.main([*line, "--keep", kept, "--results", str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again" / "blend-items-beauty.json").read_text())
+    assert again["valid"].pop("chosen_at_commit") == found["machine"]["commit"]
+    assert {**again, "machine": found["machine"]} == found
