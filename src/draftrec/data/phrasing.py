@@ -56,8 +56,9 @@ def heading(text: Any) -> str:
 
 def flat(value: Any) -> str:
     """One line: lists joined by spaces, line breaks and runs of blanks as one blank."""
-    parts = value if isinstance(value, list) else [value]
-    return " ".join(" ".join(str(part) for part in parts).split())
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    return " ".join(str(value).split())
 
 
 def listed(value: Any) -> str:
@@ -70,7 +71,7 @@ def listed(value: Any) -> str:
 def known(values: list[Any]) -> Any:
     """The first value that is there and not blank, else an empty text."""
     there = (v for v in values if v is not None and not isinstance(v, jinja2.Undefined))
-    return next((value for value in there if flat(value)), "")
+    return next(filter(flat, there), "")
 
 
 def titled(title: Any, year: Any = None) -> str:

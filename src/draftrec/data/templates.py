@@ -160,6 +160,8 @@ def _optional_fields(source: str, tree: nodes.Template) -> set[str]:
 def _clean(value: Any) -> Any:
     """Drop nulls and NaN from mappings (columnar files and pandas fill absent fields with them);
     show 4.0 as 4."""
+    if isinstance(value, str):  # most are, and the other questions take long
+        return value
     if hasattr(value, "tolist"):  # NumPy's, as pandas holds them
         value = value.tolist()
     if isinstance(value, Mapping):
