@@ -60,7 +60,7 @@ def item_baseline(result: Result) -> str:
 
 def blend(result: Result) -> str:
     """A target, item-item, and what a blend of both finds."""
-    s, test, strict = result["settings"], result["test"], result["strict"]
+    s, test = result["settings"], result["test"]
     valid = result["valid"]
     names = {"target": "the model alone", "item-item": "item-item alone"}
     out = (
@@ -74,20 +74,12 @@ def blend(result: Result) -> str:
         + f". Below: the test part, {next(iter(test.values()))['users']:,} users, Recall@K / "
         "NDCG@K, errors of the mean over users, differences user by user.\n"
     )
-    for fitted, part in test.items():
-        out += f"\n**Fitted to {fitted}**\n" + _compared(part)
-    calls = strict["target_calls"]
-    return out + (
-        f"\nOf {strict['users']:,} users whose blend was also searched with drafted items "
-        f"({calls['drafted']:.2f} instead of {calls['plain']:.2f} target calls), "
-        f"{strict['same_lists']:,} lists are the same; scores differ by {strict['score_gap']:.0e} "
-        "at most.\n"
-    )
+    return out + _parts(result, "blend")
 
 
 def blend_items(result: Result) -> str:
     """A target, item-item, an item model, and what blends of them find."""
-    s, test, strict = result["settings"], result["test"], result["strict"]
+    s, test = result["settings"], result["test"]
     valid, parameters = result["valid"], result["parameters"]
     metric = valid["metric"]
     alone = ", ".join(
@@ -107,11 +99,17 @@ def blend_items(result: Result) -> str:
         f"Below: the test part, {next(iter(test.values()))['users']:,} users, Recall@K / NDCG@K, "
         "errors of the mean over users, differences user by user.\n"
     )
-    for fitted, part in test.items():
+    return out + _parts(result, "blend of all")
+
+
+def _parts(result: Result, name: str) -> str:
+    """What each part of a blend's test found, and whether drafts changed the blend."""
+    strict, out = result["strict"], ""
+    for fitted, part in result["test"].items():
         out += f"\n**Fitted to {fitted}**\n" + _compared(part)
     calls = strict["target_calls"]
     return out + (
-        f"\nOf {strict['users']:,} users whose blend of all was also searched with drafted items "
+        f"\nOf {strict['users']:,} users whose {name} was also searched with drafted items "
         f"({calls['drafted']:.2f} instead of {calls['plain']:.2f} target calls), "
         f"{strict['same_lists']:,} lists are the same; scores differ by {strict['score_gap']:.0e} "
         "at most.\n"

@@ -8,24 +8,16 @@ from pathlib import Path
 
 import blend_items as blend
 import genrec_tables
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.recommend.worlds import make_world, save_item_model
+from tests.jobs.recommend.worlds import make_world, save_item_model, write_habits
 
 
 @pytest.mark.slow
 def test_habits_that_item_item_sees_are_blended_in(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     model = save_item_model(world, tmp_path / "items")
-    rows = []
-    for user in range(30):
-        start = 10 + int(np.random.default_rng(user).integers(0, 50))
-        items = {"train": range(start, start + 6), "valid": [start + 6], "test": [start + 7]}
-        rows += [{"user": user, "items": list(i), "part": p} for p, i in items.items()]
-    pq.write_table(pa.Table.from_pylist(rows), world.sequences)
+    write_habits(world)
     line = [
             "--target", str(world.target), "--sequences", str(world.sequences), "--sids",
             str(world.sids), "--candidates", "8", "--batch", "4", "--check", "12", "--results",

@@ -79,6 +79,16 @@ def make_world(folder: Path, users: int = 12) -> World:
     return world
 
 
+def write_habits(world: World, users: int = 30) -> None:
+    """Sequences in which everybody takes the items one after the other, from anywhere on."""
+    rows = []
+    for user in range(users):
+        start = 10 + int(np.random.default_rng(user).integers(0, 50))
+        items = {"train": range(start, start + 6), "valid": [start + 6], "test": [start + 7]}
+        rows += [{"user": user, "items": list(i), "part": p} for p, i in items.items()]
+    pq.write_table(pa.Table.from_pylist(rows), world.sequences)
+
+
 def save_item_model(world: World, folder: Path, *, without: int = 0) -> Path:
     """A random item model of all items but the last ones."""
     sids = read_semantic_ids(world.sids)
