@@ -220,3 +220,31 @@ def test_ratings_and_times_must_be_there_where_they_are_asked_for(command: Comma
     command.output = command.output.with_suffix(".txt")
     assert command(bare) == 2
     assert "ends in .parquet, .jsonl, .csv" in command.err
+
+
+def test_ties_are_said_and_may_be_drawn(command: Command) -> None:
+    """A file sorted by item within each moment says which one comes last; a drawn order does not,
+    and leaves everything of other moments where it is."""
+    rows = [(user, item, 10 * (item // 5)) for user in range(200) for item in range(10)]
+    path = command.write(pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]))
+    assert command.tell(path)["targets_tied"] == 400
+    assert "400 of 400 valid and test items have the time of the item before" in command.err
+    assert {tuple(parts["test"]) for parts in command.parts().values()} == {(9,)}
+    told = command.tell(path, "--ties", "random")
+    assert told["targets_tied"] == 400
+    assert "--ties random" not in command.err
+    drawn = command.parts()
+    last = [parts["test"][0] for parts in drawn.values()]
+    assert set(last) == {5, 6, 7, 8, 9}
+    assert max(last.count(item) for item in set(last)) < 70
+    for parts in drawn.values():
+        items = [*parts["train"], *parts["valid"], *parts["test"]]
+        assert (set(items[:5]), set(items[5:])) == ({0, 1, 2, 3, 4}, {5, 6, 7, 8, 9})
+    command.tell(path, "--ties", "random")
+    assert command.parts() == drawn
+    command.tell(path, "--ties", "random", "--seed", 1)
+    assert command.parts() != drawn
+    apart = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    apart["timestamp"] = apart["item_id"]
+    assert command.tell(command.write(apart))["targets_tied"] == 0
+    assert "have the time of the item before" not in command.err

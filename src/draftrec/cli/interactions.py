@@ -29,7 +29,7 @@ from draftrec.cli.options import (
     column,
 )
 from draftrec.data.files.places import Place
-from draftrec.data.settings import ProfileSettings, Repeats, SplitSettings, Way
+from draftrec.data.settings import ProfileSettings, Repeats, SplitSettings, Ties, Way
 from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class SequencesOptions(JsonOptions, EventColumnOptions):
     min_item_interactions: int = Split("min_item_interactions")
     min_rating: float | None = Split("min_rating")
     repeats: Repeats = Split("repeats")
+    ties: Ties = Split("ties")
+    seed: int = Split("seed")
     overwrite: bool = ReplaceOutput()
     config: Place | None = SettingsFile()
 
@@ -69,8 +71,8 @@ class SequencesOptions(JsonOptions, EventColumnOptions):
 def sequences(options: SequencesOptions) -> int:
     """Make sequences of INTERACTIONS: what `genrec` trains on, recommends from and is tested on.
 
-    A user's items are in the order of time; equal times, and files without times, stay in file
-    order.
+    A user's items are in the order of time; files without times, and equal times unless --ties
+    random draws their order, stay in file order.
     """
     from draftrec.data.events import read_events
     from draftrec.data.files.writers import check_new_table, write_tables
@@ -93,7 +95,7 @@ def sequences(options: SequencesOptions) -> int:
     summary = {**found.figures, "rejected": len(rejects), "output": str(options.output)}
     if events.time is None:
         say("the interactions have no times: a user's items are in file order")
-    _tell_parts(summary, settings.fewest)
+    _tell_parts(summary, settings)
     code = told_rejects(rejects, options.output)
     if options.json:
         print_json(summary)
@@ -121,7 +123,8 @@ def _check_unused(options: SequencesOptions) -> None:
             raise DraftrecError(f"{name} belongs to --split time; add that, or leave it out")
 
 
-def _tell_parts(summary: dict[str, Any], fewest: int) -> None:
+def _tell_parts(summary: dict[str, Any], settings: SplitSettings) -> None:
+    fewest = settings.fewest
     if summary["users_left_out"] or summary["items_left_out"]:
         say(
             f"{summary['users_left_out']:,} users (with fewer than {fewest} interactions) and "
@@ -131,6 +134,13 @@ def _tell_parts(summary: dict[str, Any], fewest: int) -> None:
         say(
             f"{summary['test_users_without_history']:,} users have nothing before the test part: "
             "popular items answer for them"
+        )
+    if summary["targets_tied"] and settings.ties == "file":
+        targets = summary["valid"]["items"] + summary["test"]["items"]
+        say(
+            f"{summary['targets_tied']:,} of {targets:,} valid and test items have the time of the "
+            "item before them: the file's order decides, and if it is sorted by item or rating it "
+            "gives the answer away; --ties random draws the order"
         )
     parts = ", ".join(f"{summary[part]['items']:,} {part}" for part in ("train", "valid", "test"))
     say(

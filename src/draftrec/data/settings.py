@@ -11,6 +11,7 @@ from draftrec.knobs import knob
 
 Way = Literal["leave-one-out", "time"]
 Repeats = Literal["keep", "first", "last"]
+Ties = Literal["file", "random"]
 Split = Literal["user", "time"]
 Method = Literal["svd", "als", "bpr"]
 
@@ -19,8 +20,9 @@ Method = Literal["svd", "als", "bpr"]
 class SplitSettings:
     """How interactions become sequences, in this order:
 
-    those rated below `min_rating` go (None: none does); of a user's `repeats` with an item all are
-    kept, or the first or the last in time; users and items with fewer interactions than
+    a user's interactions of one moment come as in the file, or as `seed` decides (`ties`); those
+    rated below `min_rating` go (None: none does); of a user's `repeats` with an item all are kept,
+    or the first or the last in time; users and items with fewer interactions than
     `min_interactions` (None: 3 for leave-one-out, else 1) and `min_item_interactions` go, until all
     that are left have as many; then they are parted as `way` says.
 
@@ -47,6 +49,10 @@ class SplitSettings:
         Repeats, knob("Of a user's interactions with one item: all, the first, the last.")
     ] = "keep"
     min_rating: Annotated[float | None, knob("Leave out interactions that are rated lower.")] = None
+    ties: Annotated[
+        Ties, knob("Order of a user's interactions of one moment: the file's, or drawn.")
+    ] = "file"
+    seed: Annotated[int, knob("Seed of the order drawn for --ties random.", ge=0)] = 0
     valid_from: Annotated[float | None, knob("time: validate from this time, or date, on.")] = None
     test_from: Annotated[float | None, knob("time: test from this time, or date, on.")] = None
     valid_share: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,15 @@ class Split:
 
 
 def split_events(events: Events, settings: SplitSettings) -> Split:
-    """Sequences of all users, items in the order of time; equal times stay in file order.
+    """Sequences of all users, items in the order of time; equal times in file order, or in one
+    that is drawn.
 
     Raises DraftrecError for settings that need ratings or times where the events have none, when
     nobody is left, and when a split by time leaves a part without interactions.
     """
     _check(events, settings)
+    if settings.ties == "random":
+        events = _ties_drawn(events, settings.seed)
     kept = np.ones(len(events.user), np.bool_)
     if settings.min_rating is not None and events.rating is not None:
         kept = events.rating >= settings.min_rating
@@ -65,6 +68,7 @@ def split_events(events: Events, settings: SplitSettings) -> Split:
         "low_ratings": low,
         "repeats_left_out": int(repeated.sum()),
         **_counts(events.user[rows], part),
+        "targets_tied": _tied(events, rows, part),
     }
     if cuts is not None and not events.ranked:
         figures |= {"valid_from": cuts[0], "test_from": cuts[1]}
@@ -95,6 +99,26 @@ def _check(events: Events, settings: SplitSettings) -> None:
     shares = settings.valid_share, settings.test_share
     if min(shares) < 0 or sum(shares) >= 1:
         raise DraftrecError("--valid-share and --test-share must be from 0 on and below 1 together")
+
+
+def _ties_drawn(events: Events, seed: int) -> Events:
+    """The same, each user's events of one moment in any order."""
+    if events.time is None:
+        return events
+    drawn = np.random.default_rng(seed).random(len(events.user))
+    order = np.lexsort((drawn, events.time, events.user))
+    rating = None if events.rating is None else events.rating[order]
+    return replace(events, item=events.item[order], rating=rating)
+
+
+def _tied(events: Events, rows: LongArray, part: LongArray) -> int:
+    """How many of the kept `rows` begin another `part` int64 `[n]` of their user's than the row
+    before, of the same moment: what is to be predicted is decided by the order of the file."""
+    if events.time is None:
+        return 0
+    user, time = events.user[rows], events.time[rows]
+    tied = (user[1:] == user[:-1]) & (time[1:] == time[:-1]) & (part[1:] != part[:-1])
+    return int(tied.sum())
 
 
 def _repeated(events: Events, kept: BoolArray, repeats: Repeats) -> BoolArray:
