@@ -92,16 +92,24 @@ def load_template(name_or_path: str, side: Side) -> Template:
     """Load a framework's template by name (`kar`, `trawl`, `once`, `rlmrec`) or a file by path,
     with its schema if it has one."""
     if name_or_path in FRAMEWORKS:
-        name = f"{name_or_path}_{side}"
-        folder = resources.files("draftrec") / "data" / "prompts"
-        beside = folder / f"{name}{_SCHEMA}"
-        schema = beside.read_text(encoding="utf-8") if beside.is_file() else None
-        return _parse(name, (folder / f"{name}.j2").read_text(encoding="utf-8"), schema)
+        return _built_in(f"{name_or_path}_{side}")
     path = place(name_or_path)
     source = _read(path)
     alone = isinstance(path, RemotePath) and not path.has_folders  # nothing lies beside a page
     beside = path.with_suffix(_SCHEMA)
     return _parse(str(path), source, None if alone or not beside.is_file() else _read(beside))
+
+
+def facts_template() -> Template:
+    """What a record says of its item, a line each: no prompt, but a text to make a vector of."""
+    return _built_in("facts_item")
+
+
+def _built_in(name: str) -> Template:
+    folder = resources.files("draftrec") / "data" / "prompts"
+    beside = folder / f"{name}{_SCHEMA}"
+    schema = beside.read_text(encoding="utf-8") if beside.is_file() else None
+    return _parse(name, (folder / f"{name}.j2").read_text(encoding="utf-8"), schema)
 
 
 #: In place of a JSON schema: the one that the template comes with.

@@ -84,6 +84,30 @@ def test_semantic_ids_are_fitted_to_its_file(command: Command) -> None:
     assert read_semantic_ids(sids).items.tolist() == list(range(12))
 
 
+def test_items_without_texts_are_put_into_words(command: Command) -> None:
+    films = [
+        {"movie": 7, "title": "Heat", "year": 1995, "genres": "Action|Crime", "popularity": 3},
+        {"movie": 8, "title": "Up (2009)", "genres": None, "popularity": 5},
+        {"movie": 9, "title": "Ran (1985)", "genres": "War", "popularity": 5},
+    ]
+    words = [
+        {"entity_id": 7, "text": "Heat (1995)\nAction, Crime"},
+        {"entity_id": 8, "text": "Up (2009)"},
+        {"entity_id": 9, "text": "Ran (1985)\nWar"},
+    ]
+    said = command(command.write("films.jsonl", *films), encoder="hashed:2")
+    assert "films.jsonl has no texts: what it says of each item is encoded" in said
+    found, same = read_vectors(command.output), command.folder / "same.parquet"
+    command.output = same
+    command(command.write("words.jsonl", *words), encoder="hashed:2")
+    assert found.ids == read_vectors(same).ids == ["7", "8", "9"]
+    assert found.vectors.tolist() == read_vectors(same).vectors.tolist()
+    command.output = command.folder / "other" / "vectors.parquet"
+    users = command.write("users.jsonl", {"entity_id": 1, "title": "Dr", "history": ["Up"]})
+    for line in ((users,), (command.folder / "films.jsonl", "--text-column", "text2")):
+        command.refuses("or give records with a title", *line, encoder="hashed:2")
+
+
 @pytest.mark.slow
 def test_what_is_cut_is_said(command: Command) -> None:
     records = command.write("records.jsonl", {"entity_id": 3, "prompt": words(*range(5, 40))})

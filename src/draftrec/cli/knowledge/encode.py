@@ -31,7 +31,8 @@ class EncodeOptions(TrackOptions, ClusterOptions):
 
     texts: str = argument(
         "TEXTS",
-        "A run's folder, or texts: Parquet, JSONL or CSV with entity_id and text.",
+        "A run's folder, or texts: Parquet, JSONL or CSV with entity_id and text; without texts, "
+        "items with a title, whose records are put into words.",
         READ,
     )
     encoder: str = Job("encoder", metavar="PATH_OR_HUB_ID", place=HERE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -15,12 +16,15 @@ from draftrec.data.files.places import Place, place
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.columns import ENTITY, TEXT, Join, find_column
 from draftrec.data.tables.readers import RecordSource, as_list, open_records
+from draftrec.data.templates import facts_template
 from draftrec.errors import DraftrecError
 from draftrec.jobs.executor import Note, OnProgress, Share, ShouldStop, usual_window
 from draftrec.models.encoders import Document, Encoded
 
 if TYPE_CHECKING:
     from draftrec.models.encoders import Encoder
+
+_LOG = logging.getLogger("draftrec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,10 @@ class EncodeInputs:
         config = _fitted_to(source, spec.config)
         self.spec = spec = replace(spec, config=config)
         _check_output(spec, source)
-        self.reader = EntityReader(source, self._layout(config.text_column, "text"))
-        mend = "name the columns with --id-column and --text-column"
+        self.reader = EntityReader(source, self._layout_of(source))
+        if self.reader.layout.template:
+            _LOG.info("%s has no texts: what it says of each item is encoded", source.files[0])
+        mend = "name the columns with --id-column and --text-column, or give records with a title"
         source.require(self.reader.layout.required, mend)
         self.reader.check_columns()
         if spec.fit_on and not config.is_fitted:
@@ -78,12 +84,22 @@ class EncodeInputs:
                     own = reader is self.reader
                     yield self.document(record).text if own else record.prompt
 
+    def _layout_of(self, source: RecordSource) -> Layout:
+        """Texts where there are any, else what records of items say of them."""
+        config = self.spec.config
+        layout = self._layout(config.text_column, "text")
+        if source.has(config.text_column) or config.text_column != TEXT.usual:
+            return layout
+        told = facts_template()
+        described = all(map(source.has, told.required_fields)) and not source.has("history")
+        return replace(layout, template=told) if described else layout
+
     def _layout(self, column: str, noun: str) -> Layout:
         return Layout(entity_id=self.spec.config.id_column, prompt=column, noun=noun)
 
     def _fit_reader(self, location: str) -> EntityReader:
         source = _texts_of(location)
-        layout = self._layout(self.spec.config.text_column, "text")
+        layout = self._layout_of(source)
         source.require(layout.required, "texts of --fit-on need the columns of the others")
         return EntityReader(source, layout)
 
