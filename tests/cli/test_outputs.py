@@ -47,6 +47,7 @@ _LINES = {
     "sequences": "a --output {}",
     "sid fit": "a --output {}",
     "sid join": "a b --output {}",
+    "sid vectors": "a --output {}",
     "tune": "a --tokenizer t --output {}",
 }
 _FOLDERS = ("compare", "ctr", "demo", "genrec demo")

@@ -54,6 +54,13 @@ def vector_column(vectors: FloatArray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
+def item_vectors_table(items: Ids, vectors: FloatArray) -> pa.Table:
+    """`items` `[n]` and their `vectors` float32 `[n, d]` as a vectors file has them."""
+    ids = pa.array([str(item) for item in items.tolist()], pa.string())
+    columns = [ids, vector_column(vectors)]
+    return pa.Table.from_arrays(columns, schema=vectors_schema(vectors.shape[1]))
+
+
 def read_vectors(location: str | Place) -> EntityVectors:
     """Read what `draftrec encode` wrote, or any Parquet with such columns; ids become texts.
 

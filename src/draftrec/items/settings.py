@@ -54,3 +54,11 @@ class RqVaeSettings:
     epochs: Annotated[int, knob("Passes over all vectors.", ge=1)] = 100
     learning_rate: float = 1e-3
     commitment: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class FactorSettings:
+    """How items' vectors are made of who took them."""
+
+    factors: Annotated[int, knob("Numbers per vector.", ge=1)] = 32
+    seed: Annotated[int, knob("Seed of the factors.", ge=0)] = 0

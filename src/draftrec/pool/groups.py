@@ -26,6 +26,7 @@ from draftrec.data.files.writers import replacing
 from draftrec.data.settings import GroupSettings
 from draftrec.data.tables.readers import as_list
 from draftrec.errors import DraftrecError
+from draftrec.items.factors import damped_svd
 
 #: How missing values look once a program has made texts of them.
 _MISSING = ("nan", "NaN", "NaT", "<NA>")
@@ -202,15 +203,8 @@ def _matrix(histories: Iterable[Seq[str]], items: Seq[str]) -> Any:
 
 def _item_factors(matrix: Any, factors: int, settings: GroupSettings) -> FloatArray:
     if settings.method == "svd":
-        from sklearn.decomposition import TruncatedSVD
-
-        # Frequent items say less about taste: entities are scaled to length 1, items damped.
-        counts = np.asarray(matrix.sum(axis=0)).ravel()
-        damp = 1.0 / np.sqrt(np.maximum(counts, 1.0))
-        lengths = np.sqrt(np.maximum(np.asarray(matrix.sum(axis=1)), 1.0))
-        scaled = matrix.multiply(damp).multiply(1.0 / lengths).tocsr()
-        model: Any = TruncatedSVD(factors, random_state=settings.seed).fit(scaled)
-        return np.ascontiguousarray(model.components_.T * damp[:, None], np.float32)
+        components, _, damp = damped_svd(matrix, factors, settings.seed)
+        return np.ascontiguousarray(components.T * damp[:, None], np.float32)
     return _implicit_factors(matrix, factors, settings)
 
 

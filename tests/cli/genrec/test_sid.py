@@ -13,6 +13,7 @@ import pytest
 
 from draftrec.cli.main import run
 from draftrec.data.sequences import read_semantic_ids
+from draftrec.data.vectors import read_item_vectors
 
 
 class Command:
@@ -172,3 +173,41 @@ def test_new_items_join_with_the_codes_there_are(
     code = run(["sid", "join", *map(str, (command.output, strangers, "--output", output))])
     assert code == 2
     assert "none of the items with vectors" in capsys.readouterr().err
+
+
+def test_vectors_are_near_where_the_same_users_took_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two kinds of users; what only valid and test items say is not looked at."""
+    rows = []
+    for user in range(40):
+        kind = 5 * (user % 2)
+        items = [f"sku-{kind + (user + step) % 5}" for step in range(3)]
+        rows.append({"user": user, "items": items, "part": "train"})
+        rows.append({"user": user, "items": [f"sku-{5 - kind}"], "part": "valid"})
+        rows.append({"user": user, "items": ["sku-new"], "part": "test"})
+    sequences, output = tmp_path / "sequences.parquet", tmp_path / "deep" / "vectors.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), sequences)
+    line = ["sid", "vectors", str(sequences), "--output", str(output)]
+    assert run([*line, "--factors", "2", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["items"], summary["users"], summary["dim"]) == (10, 40, 2)
+    found = read_item_vectors(output)
+    assert sorted(found.items.tolist()) == [f"sku-{item}" for item in range(10)]
+    kinds = np.array([int(name[-1]) // 5 for name in found.items.tolist()])
+    near = found.vectors @ found.vectors.T
+    same = kinds[:, None] == kinds
+    assert near[same].min() > 0.99
+    assert np.abs(near[~same]).max() < 0.01
+    first = output.read_bytes()
+    assert run([*line, "--factors", "2"]) == 0
+    assert output.read_bytes() == first
+    assert run(["sid", "fit", str(output), "--codes", "2", "--levels", "4", "--output",
+                str(tmp_path / "sids.parquet")]) == 0  # fmt: skip
+    codes = read_semantic_ids(tmp_path / "sids.parquet").codes[:, 0]
+    assert len(set(zip(codes.tolist(), kinds.tolist(), strict=True))) == 2
+    capsys.readouterr()
+    pq.write_table(pa.Table.from_pylist(rows[2:3]), sequences)
+    for words, message in ((line, "no items of part 'train'"), ([*line[:-1], "x.csv"], ".parquet")):
+        assert run(words) == 2
+        assert message in capsys.readouterr().err

@@ -10,18 +10,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftrec.cli.command import DONE, command, print_json
-from draftrec.cli.knobs import READ, argument, option, option_of, settings_of
+from draftrec.cli.knobs import (
+    READ,
+    REQUIRED,
+    WRITTEN,
+    argument,
+    option,
+    option_of,
+    settings_of,
+)
 from draftrec.cli.messages import say
 from draftrec.cli.options import (
     Idle,
     JsonOptions,
+    SequenceColumnOptions,
+    Sequences,
     SidsToWrite,
     TrackOptions,
     VectorColumnOptions,
 )
 from draftrec.config import EncoderConfig
 from draftrec.data.files.places import Place
-from draftrec.items.settings import QuantiseSettings, RqVaeSettings
+from draftrec.errors import DraftrecError
+from draftrec.items.settings import FactorSettings, QuantiseSettings, RqVaeSettings
 
 if TYPE_CHECKING:
     from draftrec.cli.tracking import Tracker
@@ -33,6 +44,7 @@ _LOG = logging.getLogger(__name__)
 _MOST_NOISE = 1e-3
 Codes = partial(option_of, QuantiseSettings)
 RqVae = partial(option_of, RqVaeSettings, note="rq-vae")
+Factors = partial(option_of, FactorSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +181,63 @@ def join(options: JoinOptions) -> int:
     return DONE
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorsOptions(JsonOptions, SequenceColumnOptions):
+    """The command line of `draftrec sid vectors`."""
+
+    sequences: str = Sequences()
+    output: Place = option(
+        "Item vectors to write.", metavar="FILE.parquet", default=REQUIRED, place=WRITTEN
+    )
+    factors: int = Factors("factors")
+    seed: int = Factors("seed")
+
+
+@command(VectorsOptions, writes=["output"])
+def vectors(options: VectorsOptions) -> int:
+    """Make vectors of items from SEQUENCES: items that the same users took are near each other.
+
+    Only what comes before the valid part is counted, so that ids made of the vectors tell nothing
+    of what is to be predicted.
+    """
+    import numpy as np
+
+    from draftrec.data.files.writers import replace_parquet
+    from draftrec.data.sequences import read_known
+    from draftrec.data.vectors import item_vectors_table
+    from draftrec.items.factors import item_factors
+    from draftrec.items.ids import find_ids, joined_ids
+
+    if options.output.suffix != ".parquet":
+        raise DraftrecError(f"--output {options.output} must end in .parquet")
+    known = [items for items in read_known(options.sequences, "valid", options.columns())
+             if len(items)]  # fmt: skip
+    if not known:
+        raise DraftrecError(
+            f"{options.sequences} holds no items of part 'train', of which vectors could be made"
+        )
+    items = np.unique(joined_ids(known))
+    places = [find_ids(items, history) for history in known]
+    found = item_factors(places, len(items), options.factors, options.seed)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    replace_parquet(options.output, item_vectors_table(items, found))
+    summary = {
+        "items": len(items),
+        "users": len(known),
+        "dim": found.shape[1],
+        "output": str(options.output),
+    }
+    say(
+        f"{len(items):,} items as vectors of {found.shape[1]} numbers, of what {len(known):,} "
+        f"users took, in {options.output}"
+    )
+    if options.json:
+        print_json(summary)
+    return DONE
+
+
 #: What the `draftrec` command makes of this module.
-SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit, "join": join}
+SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit, "join": join, "vectors": vectors}
 
 
 def _quantise(
