@@ -1,4 +1,4 @@
-"""What a blend of a generative target and item-item co-occurrence reaches on Amazon Beauty.
+"""What a blend of a generative target and item-item co-occurrence reaches.
 
 The weight is chosen on the valid part as `draftrec genrec tune` does it: target and item-item
 predict valid items from train items. On the test part the target, item-item and their blend predict
@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence as Seq
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from beauty_table import SEQUENCES, SIDS
+import yaml
+from catalogues import add_catalogue, told_of
 from common import note, write_result
 
-from draftrec.config import RecommendConfig
+from draftrec.config import RecommendConfig, RetrieverSettings
 from draftrec.data.sequences import History, read_histories, read_semantic_ids
 from draftrec.evaluate.blend import Way, best_way, mean_error, rank_by_weight
 from draftrec.evaluate.ranking import KS
@@ -39,6 +41,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, target: Path) -> None:
         self.args = args
         self.sids = read_semantic_ids(args.sids)
+        self.item_item = retriever_settings(args.item_item)
         self.target = load_recommender(target, "auto", args.dtype)
         # Packing lets go of weights that are tied.
         self.parameters = sum(p.numel() for p in set(self.target.model.parameters()))
@@ -47,7 +50,9 @@ class Bench:
 
     def fitted(self, part: str) -> ItemRetriever:
         """Item-item of what is known when `part` is to be predicted."""
-        return fit_retriever(str(self.args.sequences), self.sids, part=part)
+        return fit_retriever(
+            str(self.args.sequences), self.sids, part=part, settings=self.item_item
+        )
 
     def recommender(self, items: ItemRetriever, **more: Any) -> ItemRecommender:
         """The target's blend with `items`, without drafts."""
@@ -60,9 +65,19 @@ class Bench:
 
     def histories(self, part: str) -> list[History]:
         """Evenly spread users of a part who have a history, at most as many as asked for."""
-        found = [h for h in read_histories(self.args.sequences, part, None) if len(h.items)]
+        found = read_histories(self.args.sequences, part, None)
+        found = [replace(h, items=h.items[self.sids.find(h.items) >= 0]) for h in found]
+        found = [h for h in found if len(h.items)]
         step = max(1, len(found) // (self.args.limit or len(found)))
         return found[::step][: self.args.limit]
+
+
+def retriever_settings(path: Path | None) -> RetrieverSettings:
+    """What `draftrec genrec tune --item-item-draws` chose, of the settings that it wrote."""
+    found = yaml.safe_load(path.read_text()) if path else {}
+    named = {name.removeprefix("item_item_"): value for name, value in found.items()
+             if name.startswith("item_item_")}  # fmt: skip
+    return RetrieverSettings(**named)
 
 
 def gains(ways: dict[str, Way], of: str, over: str) -> Result:
@@ -138,7 +153,12 @@ def main(argv: Seq[str] | None = None) -> None:
     note(f"weight {weight:g}")
     settings = ("beams", "wide", "candidates", "batch", "exclude_seen", "dtype", "limit")
     found: Result = {
-        "settings": {"k": max(KS), **{name: getattr(args, name) for name in settings}},
+        **told_of(args),
+        "settings": {
+            "k": max(KS),
+            **{name: getattr(args, name) for name in settings},
+            "item_item": asdict(bench.item_item),
+        },
         "parameters": bench.parameters,
         "weight": weight,
         "valid": valid,
@@ -158,7 +178,7 @@ def main(argv: Seq[str] | None = None) -> None:
     items = bench.fitted("test")
     plain = bench.recommender(items, blend=weight)
     found["strict"] = strict_part(bench, items, args.check, plain)
-    write_result("blend-beauty", found, folder=args.results)
+    write_result(f"blend-{args.catalogue}", found, folder=args.results)
 
 
 def parser_of(does: str | None) -> argparse.ArgumentParser:
@@ -166,8 +186,10 @@ def parser_of(does: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=does)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--newer", type=Path, help="the target fitted to the valid part as well")
-    parser.add_argument("--sequences", type=Path, default=SEQUENCES)
-    parser.add_argument("--sids", type=Path, default=SIDS)
+    add_catalogue(parser)
+    parser.add_argument(
+        "--item-item", type=Path, metavar="YAML", help="settings that `draftrec genrec tune` wrote"
+    )
     parser.add_argument("--beams", type=int, default=None, help="kept; by default as many as K")
     parser.add_argument("--candidates", type=int, default=50, help="of item-item")
     parser.add_argument("--exclude-seen", action="store_true")

@@ -1,4 +1,4 @@
-"""What an item model adds to a generative target and item-item co-occurrence on Amazon Beauty.
+"""What an item model adds to a generative target and item-item co-occurrence.
 
 Shares are chosen on the valid part as `draftrec genrec tune --item-model` does it: all predict
 valid items from train items. On the test part each alone and their blends predict from train and
@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence as Seq
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from blend import Bench, Result, gains, parser_of, strict_part
+from catalogues import told_of
 from common import note, write_result
 
 from draftrec.evaluate.blend import Way, Weights, best_way, rank_by_weight
@@ -102,7 +104,12 @@ def main(argv: Seq[str] | None = None) -> None:
     note(f"weights {chosen}")
     settings = ("beams", "candidates", "batch", "exclude_seen", "dtype", "limit")
     found: Result = {
-        "settings": {"k": max(KS), **{name: getattr(args, name) for name in settings}},
+        **told_of(args),
+        "settings": {
+            "k": max(KS),
+            **{name: getattr(args, name) for name in settings},
+            "item_item": asdict(bench.item_item),
+        },
         "parameters": {"target": bench.parameters, "item model": bench.item_parameters},
         "weights": {name: list(weights) for name, weights in chosen.items()},
         "valid": valid,
@@ -121,7 +128,7 @@ def main(argv: Seq[str] | None = None) -> None:
     items = bench.fitted("test")
     plain = bench.of_three(items, chosen[BLENDS[-1]])
     found["strict"] = strict_part(bench, items, args.check, plain)
-    write_result("blend-items-beauty", found, folder=args.results)
+    write_result(f"blend-items-{args.catalogue}", found, folder=args.results)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ Result = dict[str, Any]
 _KS = (1, 3, 5, 10, 20)
 
 
+def _of(result: Result) -> str:
+    """The catalogue, which earlier results do not name."""
+    return str(result.get("catalogue", "Amazon Beauty"))
+
+
 def beauty_table(result: Result) -> str:
     """The data table, ours beside the reference."""
     out = (
@@ -34,7 +39,7 @@ def item_baseline(result: Result) -> str:
     users = next(iter(test.values()))["all items"]["multi"]["users"]
     out = (
         "## Recommending without a model: `benchmarks/item_baseline.py`\n\n"
-        f"Amazon Beauty, test part, {users:,} users, every test item a target, Recall@K / NDCG@K. "
+        f"{_of(result)}, test part, {users:,} users, every test item a target, Recall@K / NDCG@K. "
         f"Tuned on the valid part ({result['settings']['objective']}; {result['tried']} settings "
         "tried); fitted to the train part, the last two rows to train and valid. Nobody takes an "
         "item twice in these data, so leaving out what a user has is fair, and shown apart.\n"
@@ -65,7 +70,7 @@ def blend(result: Result) -> str:
     names = {"target": "the model alone", "item-item": "item-item alone"}
     out = (
         "## A model and item-item together: `benchmarks/blend.py`\n\n"
-        f"Amazon Beauty, K = {s['k']}, a target of {result['parameters']:,} parameters, "
+        f"{_of(result)}, K = {s['k']}, a target of {result['parameters']:,} parameters, "
         f"item-item's best {s['candidates']} beside the beams. The weight "
         f"({result['weight']:g}) is the one with which most was found of the valid part "
         f"({valid['metric']}, {valid['users']:,} users, both fitted to train): "
@@ -92,7 +97,7 @@ def blend_items(result: Result) -> str:
     )
     out = (
         "## A model, item-item and an item model together: `benchmarks/blend_items.py`\n\n"
-        f"Amazon Beauty, K = {s['k']}, a target of {parameters['target']:,} parameters, an item "
+        f"{_of(result)}, K = {s['k']}, a target of {parameters['target']:,} parameters, an item "
         f"model of {parameters['item model']:,}, item-item's and the item model's best "
         f"{s['candidates']} beside the beams. Shares are those with which most was found of the "
         f"valid part ({metric}, {valid['users']:,} users, all fitted to train): {chosen}; {alone}. "
@@ -126,7 +131,7 @@ def sasrec(result: Result) -> str:
     )  # fmt: skip
     out = (
         "## A sequential model: `benchmarks/sasrec.py`\n\n"
-        f"SASRec on Amazon Beauty: {s['width']} dimensions, layers: {s['layers']}, heads: "
+        f"SASRec on {_of(result)}: {s['width']} dimensions, layers: {s['layers']}, heads: "
         f"{s['heads']}, dropout {s['dropout']:g}, the last {s['last']} items, "
         f"{first['parameters']:,} parameters, softmax over all items, of dot products or of "
         f"cosines divided by {s['temperature']:g}. Epochs chosen by NDCG@20 of the valid part: "

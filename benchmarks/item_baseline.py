@@ -1,4 +1,4 @@
-"""What recommendations without a model reach on Amazon Beauty: the bar for a generative target.
+"""What recommendations without a model reach: the bar for a generative target.
 
 Popularity and item-item co-occurrence, with textbook settings and tuned on the valid part (history:
 train items), all on the test part (history: train and valid items): fitted to the train items, as
@@ -12,83 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from beauty_table import SEQUENCES, SIDS
+from catalogues import Arrays, Known, Task, add_catalogue, told_of
 from common import note, spread, write_result
 from scipy.sparse import csr_matrix
 
-from draftrec.data.sequences import read_histories, read_semantic_ids, read_sequences
+from draftrec.config import RetrieverSettings
+from draftrec.evaluate.item_item import SPACE, UNTUNED, search
 from draftrec.evaluate.ranking import KS, RankingScores, find_hits, multi_target, single_target
-from draftrec.items.retriever import ItemRetriever, RetrieverSettings
+from draftrec.items.retriever import ItemRetriever
 
-Arrays = list[np.ndarray]
 Result = dict[str, Any]
-
-#: Item-item as textbooks have it: cosine of the items' users, every history item alike.
-UNTUNED = RetrieverSettings(
-    window=1000, decay=1.0, backward=1.0, from_power=0.5, to_power=0.5, shrinkage=0.0,
-    neighbours=1000, last=1000, recency=1.0, popularity=1e-6,
-)  # fmt: skip
-#: How many of the settings drawn are improved.
-STARTS = 3
-#: What is tried for each setting.
-SPACE: dict[str, tuple[float, ...]] = {
-    "window": (1, 2, 3, 5, 10, 20, 50),
-    "decay": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    "backward": (0.0, 0.25, 0.5, 0.75, 1.0),
-    "from_power": (0.0, 0.25, 0.5, 0.75, 1.0),
-    "to_power": (0.0, 0.15, 0.3, 0.45, 0.6),
-    "shrinkage": (0.0, 1.0, 3.0, 10.0, 20.0, 40.0, 80.0),
-    "neighbours": (20, 50, 100, 200, 500),
-    "last": (1, 2, 3, 5, 10, 20),
-    "recency": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    "popularity": (1e-6, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Whose next items are wanted, as places; `seen`: may a user's own items be recommended."""
-
-    histories: Arrays
-    targets: Arrays
-
-
-@dataclass(frozen=True, eq=False)
-class Beauty:
-    """Sequences to fit to and users to recommend for."""
-
-    items: int
-    train: Arrays
-    train_and_valid: Arrays
-    valid: Task
-    test: Task
-
-    @classmethod
-    def read(cls, sequences: Path, sids: Path) -> Beauty:
-        """All items as places in the catalogue."""
-        catalogue = read_semantic_ids(sids)
-        train, valid = (
-            {s.user: catalogue.places(s.items) for s in read_sequences(sequences, part, None)}
-            for part in ("train", "valid")
-        )
-        tasks: list[Task] = []
-        for part in ("valid", "test"):
-            found = read_histories(sequences, part, None)
-            histories = [catalogue.places(history.items) for history in found]
-            tasks.append(Task(histories, [catalogue.places(h.targets) for h in found]))
-        none = np.empty(0, np.int64)
-        both = [
-            np.concatenate((train.get(user, none), valid.get(user, none)))
-            for user in dict.fromkeys([*train, *valid])
-        ]
-        return cls(len(catalogue), list(train.values()), both, *tasks)
 
 
 def score(
@@ -110,51 +49,24 @@ def _lists(retriever: ItemRetriever, task: Task, *, exclude_seen: bool) -> Array
     return [row[row >= 0] for row in places]
 
 
-def search(
-    value: Callable[[RetrieverSettings], float], draws: int, seed: int
-) -> tuple[RetrieverSettings, int]:
-    """The best settings found, and how many were tried: random ones of SPACE, then the best three
-    of them improved, one setting at a time, until nothing helps."""
-    random = np.random.default_rng(seed)
-    tried: dict[RetrieverSettings, float] = {}
-
-    def rate(settings: RetrieverSettings) -> float:
-        if settings not in tried:
-            tried[settings] = value(settings)
-        return tried[settings]
-
-    for _ in range(draws):
-        rate(_settings({name: random.choice(options) for name, options in SPACE.items()}))
-    rate(UNTUNED)
-    for start in sorted(tried, key=rate, reverse=True)[:STARTS]:
-        best, before = start, None
-        while best != before:
-            before = best
-            for name, options in SPACE.items():
-                around = [best, *(_settings({**asdict(best), name: option}) for option in options)]
-                best = max(around, key=rate)
-        note(f"{len(tried)} settings tried, {rate(best):.5f}: {best}")
-    return max(tried, key=rate), len(tried)
-
-
-def table(beauty: Beauty, tuned: RetrieverSettings) -> Result:
+def table(data: Known, tuned: RetrieverSettings) -> Result:
     """Test figures of every method, with and without the user's own items, in both definitions."""
 
     def fit(sequences: Arrays, settings: RetrieverSettings) -> ItemRetriever:
-        return ItemRetriever.fit(sequences, beauty.items, settings)
+        return ItemRetriever.fit(sequences, data.items, settings)
 
-    fitted = fit(beauty.train, tuned)
+    fitted = fit(data.train, tuned)
     methods = {
         "popularity": replace(fitted, near=csr_matrix(fitted.near.shape, dtype=np.float32)),
-        "item-item, untuned": fit(beauty.train, UNTUNED),
+        "item-item, untuned": fit(data.train, UNTUNED),
         "item-item, tuned": fitted,
-        "item-item, untuned, fitted to valid too": fit(beauty.train_and_valid, UNTUNED),
-        "item-item, tuned, fitted to valid too": fit(beauty.train_and_valid, tuned),
+        "item-item, untuned, fitted to valid too": fit(data.train_and_valid, UNTUNED),
+        "item-item, tuned, fitted to valid too": fit(data.train_and_valid, tuned),
     }
     return {
         name: {
-            "all items": _both(retriever, beauty.test, exclude_seen=False),
-            "without seen items": _both(retriever, beauty.test, exclude_seen=True),
+            "all items": _both(retriever, data.test, exclude_seen=False),
+            "without seen items": _both(retriever, data.test, exclude_seen=True),
         }
         for name, retriever in methods.items()
     }
@@ -168,28 +80,28 @@ def _both(retriever: ItemRetriever, task: Task, *, exclude_seen: bool) -> Result
     }
 
 
-def reach(beauty: Beauty) -> Result:
+def reach(data: Known) -> Result:
     """The share of test targets that a method fitted to these items can know of, and the Recall of
     one that would recommend all of those and nothing else."""
     found: Result = {}
-    for name, sequences in (("train", beauty.train), ("train_and_valid", beauty.train_and_valid)):
+    for name, sequences in (("train", data.train), ("train_and_valid", data.train_and_valid)):
         known = np.unique(np.concatenate(sequences))
-        lists = [targets[np.isin(targets, known)] for targets in beauty.test.targets]
-        share = sum(map(len, lists)) / sum(map(len, beauty.test.targets))
-        best = _figures(multi_target(lists, beauty.test.targets))
+        lists = [targets[np.isin(targets, known)] for targets in data.test.targets]
+        share = sum(map(len, lists)) / sum(map(len, data.test.targets))
+        best = _figures(multi_target(lists, data.test.targets))
         found[name] = {"targets_known": round(share, 4), "best_possible": best}
     return found
 
 
-def speed(beauty: Beauty, settings: RetrieverSettings, rounds: int) -> Result:
+def speed(data: Known, settings: RetrieverSettings, rounds: int) -> Result:
     """Seconds of a fit, microseconds of proposing 40 items to one user and to each of 32; of the
     processor, so that a busy machine does not show."""
     fits, alone, together = [], [], []
     for _ in range(rounds):
         start = time.process_time()
-        retriever = ItemRetriever.fit(beauty.train, beauty.items, settings)
+        retriever = ItemRetriever.fit(data.train, data.items, settings)
         fits.append(time.process_time() - start)
-    users = beauty.test.histories[:512]
+    users = data.test.histories[:512]
     retriever.propose(users[0], 40)
     for history in users:
         start = time.process_time()
@@ -202,7 +114,7 @@ def speed(beauty: Beauty, settings: RetrieverSettings, rounds: int) -> Result:
         together.append(1e6 * (time.process_time() - start) / len(batch))
     return {
         "fit_seconds": spread(fits),
-        "interactions": sum(map(len, beauty.train)),
+        "interactions": sum(map(len, data.train)),
         "bytes": retriever.nbytes,
         "propose_us_p50": round(float(np.percentile(alone, 50)), 1),
         "propose_us_p99": round(float(np.percentile(alone, 99)), 1),
@@ -213,17 +125,20 @@ def speed(beauty: Beauty, settings: RetrieverSettings, rounds: int) -> Result:
 def main(argv: Seq[str] | None = None) -> None:
     """Tune, measure, write."""
     args = _parser().parse_args(argv)
-    beauty = Beauty.read(args.sequences, args.sids)
+    data = Known.read(args.sequences, args.sids)
 
     def on_valid(settings: RetrieverSettings) -> RankingScores:
-        retriever = ItemRetriever.fit(beauty.train, beauty.items, settings)
-        return score(retriever, beauty.valid, exclude_seen=True)
+        retriever = ItemRetriever.fit(data.train, data.items, settings)
+        return score(retriever, data.valid, exclude_seen=True)
+
+    def told(tried: int, best: RetrieverSettings, value: float) -> None:
+        note(f"{tried} settings tried, {value:.5f}: {best}")
 
     if args.keep:
         earlier = json.loads(args.keep.read_text())
         tuned, tried = RetrieverSettings(**earlier["tuned"]), earlier["tried"]
     else:
-        tuned, tried = search(lambda s: on_valid(s).ndcg[20], args.draws, args.seed)
+        tuned, tried = search(lambda s: on_valid(s).ndcg[20], args.draws, args.seed, told)
     payload = {
         "settings": {
             "objective": "NDCG@20 without seen items",
@@ -236,16 +151,12 @@ def main(argv: Seq[str] | None = None) -> None:
         "valid": {
             name: _figures(on_valid(s)) for name, s in (("untuned", UNTUNED), ("tuned", tuned))
         },
-        "test": table(beauty, tuned),
-        "reach": reach(beauty),
-        "speed": speed(beauty, tuned, args.rounds),
+        "test": table(data, tuned),
+        "reach": reach(data),
+        "speed": speed(data, tuned, args.rounds),
     }
-    write_result("item-baseline", payload, seed=args.seed, folder=args.results)
-
-
-def _settings(values: dict[str, Any]) -> RetrieverSettings:
-    whole = ("window", "neighbours", "last")
-    return RetrieverSettings(**{n: int(v) if n in whole else float(v) for n, v in values.items()})
+    name = "item-baseline" + ("" if args.catalogue == "beauty" else f"-{args.catalogue}")
+    write_result(name, told_of(args) | payload, seed=args.seed, folder=args.results)
 
 
 def _figures(scores: RankingScores) -> Result:
@@ -254,8 +165,7 @@ def _figures(scores: RankingScores) -> Result:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sequences", type=Path, default=SEQUENCES)
-    parser.add_argument("--sids", type=Path, default=SIDS)
+    add_catalogue(parser)
     parser.add_argument("--draws", type=int, default=150, help="random settings tried first")
     parser.add_argument(
         "--keep", type=Path, metavar="RESULT", help="settings of an earlier result, no search"

@@ -1,4 +1,4 @@
-"""What a small sequential model, SASRec (arXiv 1808.09781), reaches on Amazon Beauty.
+"""What a small sequential model, SASRec (arXiv 1808.09781), reaches.
 
 Causal self-attention over a user's last items learns what comes after each; here with the softmax
 over all items in place of sampled ones, of dot products or of cosines divided by a temperature.
@@ -14,15 +14,15 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from beauty_table import SEQUENCES, SIDS
-from blend import gains
+from blend import Result, gains, retriever_settings
+from catalogues import Arrays, Known, Task, add_catalogue, told_of
 from common import note, write_result
-from item_baseline import Arrays, Beauty, Result, Task
 from torch import Tensor, nn
 
 from draftrec.evaluate.blend import Way
@@ -168,22 +168,22 @@ def with_history(task: Task) -> Task:
 
 
 def variant(
-    beauty: Beauty, args: argparse.Namespace, temperature: float | None
+    data: Known, args: argparse.Namespace, temperature: float | None
 ) -> tuple[dict[str, SasRec], Result]:
     """The models fitted to train, and to train and valid, and how the former was chosen."""
-    start, valid = time.process_time(), with_history(beauty.valid)
+    start, valid = time.process_time(), with_history(data.valid)
     models: dict[str, SasRec] = {}
     for part in PARTS:
         torch.manual_seed(args.seed)
-        models[part] = SasRec(beauty.items, args, temperature)
+        models[part] = SasRec(data.items, args, temperature)
 
     def on_valid() -> float:
-        found = listed(models["train"], args, valid, exclude_seen=False)
+        found = listed(models["train"], args, valid, exclude_seen=args.unseen)
         return float(found.values("ndcg", max(KS)).mean())
 
-    values = fit(models["train"], beauty.train, args, args.epochs, on_valid)
+    values = fit(models["train"], data.train, args, args.epochs, on_valid)
     epochs = 1 + values.index(max(values))
-    fit(models["train and valid"], beauty.train_and_valid, args, epochs)
+    fit(models["train and valid"], data.train_and_valid, args, epochs)
     return models, {
         "epochs": epochs,
         f"valid_ndcg@{max(KS)}": values,
@@ -195,13 +195,13 @@ def variant(
 def main(argv: Seq[str] | None = None) -> None:
     """Fit both variants, measure, write."""
     args = _parser().parse_args(argv)
-    beauty = Beauty.read(args.sequences, args.sids)
-    test = with_history(beauty.test)
+    data = Known.read(args.sequences, args.sids)
+    test, item_item = with_history(data.test), retriever_settings(args.item_item)
     kinds = {"dot products": None, "cosines": args.temperature}
-    fitted = {name: variant(beauty, args, kind) for name, kind in kinds.items()}
+    fitted = {name: variant(data, args, kind) for name, kind in kinds.items()}
     found: dict[str, Result] = {}
-    for part, sequences in zip(PARTS, (beauty.train, beauty.train_and_valid), strict=True):
-        items = ItemRetriever.fit(sequences, beauty.items)
+    for part, sequences in zip(PARTS, (data.train, data.train_and_valid), strict=True):
+        items = ItemRetriever.fit(sequences, data.items, item_item)
         found[part] = {}
         for way, exclude in WAYS.items():
             ways = {name: listed(models[part], args, test, exclude_seen=exclude)
@@ -210,8 +210,12 @@ def main(argv: Seq[str] | None = None) -> None:
             lists = [row[row >= 0] for row in places]
             ways["item-item"] = Way("item-item", None, find_hits(lists, test.targets))
             found[part][way] = compared(ways)
-    write_result("sasrec-beauty", {
-        "settings": {"k": max(KS), **{name: getattr(args, name) for name in OPTIONS}},
+    write_result(f"sasrec-{args.catalogue}", {
+        **told_of(args),
+        "settings": {
+            "k": max(KS), "unseen": args.unseen, **{name: getattr(args, name) for name in OPTIONS},
+            "item_item": asdict(item_item),
+        },
         "variants": {name: chosen for name, (_, chosen) in fitted.items()},
         "users": len(test.targets),
         "test": found,
@@ -220,8 +224,13 @@ def main(argv: Seq[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sequences", type=Path, default=SEQUENCES)
-    parser.add_argument("--sids", type=Path, default=SIDS)
+    add_catalogue(parser)
+    parser.add_argument(
+        "--item-item", type=Path, metavar="YAML", help="settings that `draftrec genrec tune` wrote"
+    )
+    parser.add_argument(
+        "--unseen", action="store_true", help="choose epochs by lists without seen items"
+    )
     for name, (default, told) in OPTIONS.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=told)
     parser.add_argument("--seed", type=int, default=0)

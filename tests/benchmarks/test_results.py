@@ -150,8 +150,9 @@ def test_commands_that_remake_results_are_known_to_their_scripts() -> None:
     for job in remake.JOBS:
         script, *words = f"{job.command} {job.small or ''}".split()
         source = (ROOT / "benchmarks" / script).read_text()
-        for name in re.findall(r"^from (\w+) import .*parser_of", source, re.MULTILINE):
-            source += (ROOT / "benchmarks" / f"{name}.py").read_text()
+        for makes in ("parser_of", "add_catalogue"):
+            for name in re.findall(rf"^from (\w+) import .*{makes}", source, re.MULTILINE):
+                source += (ROOT / "benchmarks" / f"{name}.py").read_text()
         for option in (word for word in words if word.startswith("-")):
             assert f'"{option}"' in source, job.command
 

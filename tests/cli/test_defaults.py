@@ -43,7 +43,9 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "generate GenerateOptions": _GENERATE,
     "generate PromptsOptions": {config.RecordsConfig, config.ModelConfig},
     "encode EncodeOptions": {config.EncoderConfig, config.EncodeConfig},
-    "recommend RecommendOptions": {config.RecommendConfig, config.RecommendRun},
+    "recommend RecommendOptions": {
+        config.RecommendConfig, config.RecommendRun, config.RetrieverSettings,
+    },
     "train FitOptions": {train.TrainSettings, train.FitRun, items.PromptFormat},
     "train TeachOptions": {train.TeachSettings, train.TeachRun},
     "drafter DrafterFitOptions": {train.TrainSettings, train.HeadSettings, train.HeadRun},
@@ -63,6 +65,7 @@ SETTINGS: dict[str, set[type[Any]]] = {
     "group CollaborativeOptions": {data.GroupSettings},
     "group RandomOptions": {data.GroupSettings, config.RecordsConfig},
     "sid FitOptions": {items.QuantiseSettings, items.RqVaeSettings, config.EncoderConfig},
+    "sid VectorsOptions": {items.FactorSettings},
     "serve DashboardOptions": {config.ListenConfig},
     "serve ServeOptions": {config.ListenConfig},
 }  # fmt: skip

@@ -33,6 +33,7 @@ from draftrec.config.recommend import (
     ListenConfig,
     RecommendConfig,
     RecommendRun,
+    RetrieverSettings,
     Wanted,
 )
 
@@ -40,6 +41,6 @@ __all__ = [
     "MOST_RECORDS", "AcceptConfig", "Auto", "BatchConfig", "ControlsConfig", "Depth", "Device",
     "DraftConfig", "Dtype", "EncodeConfig", "EncoderConfig", "FirstUsers", "GenerateConfig",
     "JobConfig", "ListenConfig", "ModelConfig", "RecommendConfig", "RecommendRun",
-    "RecordsConfig", "Side", "Size", "StructureConfig", "Wanted", "make_config",
-    "with_values",
+    "RecordsConfig", "RetrieverSettings", "Side", "Size", "StructureConfig", "Wanted",
+    "make_config", "with_values",
 ]  # fmt: skip

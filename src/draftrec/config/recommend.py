@@ -79,6 +79,50 @@ class EncodeConfig(Frozen):
         return self.encoder.partition(":")[0] == "hashed"
 
 
+@dataclass(frozen=True, slots=True)
+class RetrieverSettings:
+    """How items count for each other in item-item co-occurrence (`items.retriever`); every default
+    was tuned on the valid part of Amazon Beauty.
+
+    Counts of a pair are divided by the two items' own counts to the powers `from_power` and
+    `to_power`, `shrinkage` being added to both; where `backward` is 0 only what follows counts, 1:
+    both ways alike.
+    """
+
+    window: Annotated[
+        int, knob("Largest distance of two items that count for each other.", ge=1)
+    ] = 20
+    decay: Annotated[
+        float, knob("What each place of that distance leaves of a count.", ge=0, le=1)
+    ] = 0.8
+    backward: Annotated[float, knob("Weight of a pair that is read against time.", ge=0, le=1)] = (
+        0.25
+    )
+    from_power: Annotated[
+        float, knob("Power of the earlier item's count that divides a pair.", ge=0)
+    ] = 0.5
+    to_power: Annotated[
+        float, knob("Power of the later item's count that divides a pair.", ge=0)
+    ] = 0.0
+    shrinkage: Annotated[float, knob("What is added to both items' counts there.", ge=0)] = 0.0
+    neighbours: Annotated[int, knob("Most items that are kept for an item.", ge=1)] = 200
+    last: Annotated[int, knob("Items of a history that count.", ge=1)] = 3
+    recency: Annotated[
+        float, knob("What each step into the past leaves of their weight.", ge=0, le=1)
+    ] = 0.5
+    popularity: Annotated[
+        float, knob("Score of the most popular item for any history.", ge=1e-9)
+    ] = 0.003
+
+    def __post_init__(self) -> None:
+        whole = (self.window, self.neighbours, self.last)
+        shares = (self.decay, self.backward, self.recency)
+        if min(whole) < 1 or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"impossible settings of an item retriever: {self}")
+        if min(self.shrinkage, self.from_power, self.to_power) < 0 or self.popularity <= 0:
+            raise ValueError(f"impossible settings of an item retriever: {self}")
+
+
 class RecommendConfig(Frozen):
     """Everything that decides what is recommended, models and files apart."""
 
@@ -111,6 +155,7 @@ class RecommendConfig(Frozen):
         Size,
         knob("With a blend: best items of each that is blended in, ranked beside the beams'."),
     ] = 50
+    item_item: RetrieverSettings = RetrieverSettings()
     draft_beams: Annotated[
         Size | tuple[Size, ...] | None,
         knob(

@@ -52,9 +52,18 @@ class QualityRun:
 
 @dataclass(frozen=True, kw_only=True)
 class BlendRun:
-    """By what `genrec tune` chooses the weight of a blend."""
+    """By what `genrec tune` chooses the weight of a blend, and item-item's settings before."""
 
     metric: Annotated[Metric, knob("Choose by Recall@K or by NDCG@K.")] = "recall"
+    item_item_draws: Annotated[
+        int,
+        knob(
+            "Tune item-item first: so many random settings, then the best of them step by step. 0: "
+            "the defaults, which were tuned on Amazon Beauty.",
+            ge=0,
+        ),
+    ] = 0
+    seed: Annotated[int, knob("Seed of the random settings.", ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

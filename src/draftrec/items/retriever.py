@@ -20,44 +20,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from draftrec.config import RetrieverSettings
 from draftrec.core import DoubleArray, FloatArray, LongArray
 from draftrec.errors import DraftrecError
 
 _FORMAT = 1
 #: Histories that are scored against all items at once.
 _DENSE_ROWS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class RetrieverSettings:
-    """How items count for each other; every default was tuned on the valid part of Amazon Beauty.
-
-    `window`: largest distance of two items that count for each other. `decay`: what each place of
-    distance leaves of a count. `backward`: the weight of a pair read against time; 0: only what
-    follows counts, 1: both ways alike. `from_power`, `to_power`: powers of the two items' counts by
-    which a pair is divided, `shrinkage` being added to both. `neighbours`: most items that are kept
-    for an item. `last`: history items that count, `recency`: what each step into the past leaves of
-    their weight. `popularity`: the score that the most popular item has for any history.
-    """
-
-    window: int = 20
-    decay: float = 0.8
-    backward: float = 0.25
-    from_power: float = 0.5
-    to_power: float = 0.0
-    shrinkage: float = 0.0
-    neighbours: int = 200
-    last: int = 3
-    recency: float = 0.5
-    popularity: float = 0.003
-
-    def __post_init__(self) -> None:
-        whole = (self.window, self.neighbours, self.last)
-        shares = (self.decay, self.backward, self.recency)
-        if min(whole) < 1 or not all(0 <= share <= 1 for share in shares):
-            raise ValueError(f"impossible settings of an item retriever: {self}")
-        if min(self.shrinkage, self.from_power, self.to_power) < 0 or self.popularity <= 0:
-            raise ValueError(f"impossible settings of an item retriever: {self}")
 
 
 class ItemScorer(Protocol):

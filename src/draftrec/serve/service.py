@@ -130,7 +130,8 @@ class FileCatalogue:
         settings = self.settings
         sids, items = read_semantic_ids(settings.sids, settings.columns), None
         if settings.sequences:
-            items = fit_retriever(settings.sequences, sids, settings.columns)
+            it = settings.settings.item_item
+            items = fit_retriever(settings.sequences, sids, settings.columns, settings=it)
         return sids, items
 
     def _proposer(self, items: ItemRetriever | None) -> ItemRetriever | None:

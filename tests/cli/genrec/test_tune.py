@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 from draftrec.cli.main import run
+from draftrec.config import RetrieverSettings
+from draftrec.data.sequences import read_histories, read_semantic_ids
+from draftrec.evaluate import item_item
 from draftrec.evaluate.blend import (
     ITEM_MODEL,
     ITEMS,
@@ -24,6 +27,7 @@ from draftrec.evaluate.blend import (
     name_of,
 )
 from draftrec.evaluate.ranking import find_hits
+from draftrec.jobs.recommend.setup import known_places
 from tests.jobs.recommend.worlds import World, make_world, save_item_model
 
 
@@ -112,6 +116,44 @@ def test_shares_are_chosen_for_an_item_model_too(
     assert run(line) == 2
     assert "give --item-model" in capsys.readouterr().err
     assert run([*line, "--item-model", str(folder)]) == 0
+
+
+@pytest.mark.slow
+def test_item_item_is_tuned_and_its_settings_are_used(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The blend that recommends has the settings that the weight was chosen with."""
+    short = {name: options[:2] for name, options in item_item.SPACE.items()}
+    monkeypatch.setattr(item_item, "SPACE", short)
+    chosen, output = tmp_path / "blend.yaml", tmp_path / "blended.parquet"
+    line = words(world, "tune", "-k", "3", "--exclude-seen", "--item-item-draws", "2")
+    assert run([*line, "--output", str(chosen), "--json"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])
+    assert "item-item tuned: recall@3 " in err
+    tuned = RetrieverSettings(**summary["item_item"])
+    sids = read_semantic_ids(world.sids)
+    known = list(known_places(str(world.sequences), sids, part="valid"))
+    histories = [h for h in read_histories(world.sequences, "valid", None) if len(h.items)]
+    rated = item_item.rate_settings(known, sids, histories, 3, exclude_seen=True)
+    reached = rated(tuned).values("recall", 3).mean()
+    assert reached >= rated(RetrieverSettings()).values("recall", 3).mean()
+    assert summary["ways"][ITEMS]["recall@3"] == pytest.approx(reached, abs=1e-6)
+    settings = yaml.safe_load(chosen.read_text())
+    other = {f"item_item_{name}": value for name, value in summary["item_item"].items()
+             if value != getattr(RetrieverSettings(), name)}  # fmt: skip
+    assert other
+    assert {n: v for n, v in settings.items() if n.startswith("item_item_")} == other
+    line = words(world, "recommend", "--part", "valid", "--output", str(output))
+    assert run([*line, "--config", str(chosen)]) == 0
+    assert run(["genrec", "evaluate", str(output), str(world.sequences), "--part", "valid",
+                "-k", "3", "--json"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["recall@3"]
+    blend = summary["ways"][f"{summary['blend']:g}"]["recall@3"]
+    assert found == pytest.approx(40 / 41 * blend, abs=0.025)  # one has no history
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,7 +23,7 @@ from draftrec.jobs.recommend import engines
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
 from draftrec.jobs.recommend.job import run_job
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare
+from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare, read_inputs
 from draftrec.models.recommender import load_recommender
 from tests.jobs.recommend.worlds import World, make_world, reassigned, save_model, with_texts
 
@@ -354,6 +355,29 @@ def task(world: World, output: Path, **changes: Any) -> TaskSettings:
         draft=str(world.draft), output=output,
         **{"config": config, "shadow": 0.5, **changes},
     )  # fmt: skip
+
+
+def test_it_is_said_where_nobody_takes_an_item_twice(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a hundred users; one who does, or lists without seen items, and nothing is said."""
+    caplog.set_level("INFO", "draftrec")
+    usual, unseen = RecommendConfig(k=5), RecommendConfig(k=5, exclude_seen=True)
+    for users, last, config, said in (
+        (100, 13, usual, True), (100, 10, usual, False), (100, 13, unseen, False),
+        (99, 13, usual, False),
+    ):  # fmt: skip
+        rows = [
+            {"user": user, "items": items, "part": part}
+            for user in range(users)
+            for part, items in (("train", [10, 11, 12]), ("test", [13]))
+        ]
+        rows[-1]["items"] = [last]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "sequences.parquet")
+        caplog.clear()
+        other = replace(world, sequences=tmp_path / "sequences.parquet")
+        read_inputs(task(other, tmp_path / "out.parquet", config=config))
+        assert ("nobody takes an item twice" in caplog.text) == said
 
 
 def stopper(after: int) -> Callable[[], bool]:

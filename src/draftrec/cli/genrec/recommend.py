@@ -14,6 +14,7 @@ from draftrec.cli.command import DONE, INTERRUPTED, ManyNumbers, command, print_
 from draftrec.cli.knobs import (
     DRAFTING_PANEL,
     HERE,
+    ITEM_ITEM_PANEL,
     MODEL_PANEL,
     OUTPUT_PANEL,
     READ,
@@ -41,13 +42,14 @@ from draftrec.cli.options import (
     cluster_of,
     executor_of,
 )
-from draftrec.config import Auto, RecommendConfig, RecommendRun, Wanted
+from draftrec.config import Auto, RecommendConfig, RecommendRun, RetrieverSettings, Wanted
 from draftrec.data.files.places import Place
 from draftrec.errors import Interrupted
 from draftrec.evaluate.settings import Definition, Part, RankingRun
 
 Config = partial(option_of, RecommendConfig)
 Run = partial(option_of, RecommendRun)
+ItemItem = partial(option_of, RetrieverSettings, panel=ITEM_ITEM_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,16 @@ class RecommendOptions(TrackOptions, GenrecColumnOptions, ClusterOptions):
         "blend_item_model", metavar="WEIGHT", panel=SEARCH_PANEL
     )
     blend_candidates: int = Config("blend_candidates", panel=SEARCH_PANEL)
+    item_item_window: int = ItemItem("window")
+    item_item_decay: float = ItemItem("decay")
+    item_item_backward: float = ItemItem("backward")
+    item_item_from_power: float = ItemItem("from_power")
+    item_item_to_power: float = ItemItem("to_power")
+    item_item_shrinkage: float = ItemItem("shrinkage")
+    item_item_neighbours: int = ItemItem("neighbours")
+    item_item_last: int = ItemItem("last")
+    item_item_recency: float = ItemItem("recency")
+    item_item_popularity: float = ItemItem("popularity")
     draft_beams: str | None = Config(
         "draft_beams", kind=str | None, metavar="N|N,N,...", panel=DRAFTING_PANEL
     )
@@ -181,7 +193,9 @@ def recommend_settings(options: RecommendOptions) -> Any:
         output=options.output,
         item_model=options.item_model,
         overwrite=options.overwrite,
-        config=settings_of(RecommendConfig, options),
+        config=settings_of(
+            RecommendConfig, options, item_item=settings_of(RetrieverSettings, options)
+        ),
         columns=options.columns(),
         **{it.name: getattr(options, it.name) for it in fields(RecommendRun)},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from draftrec.cli.options import (
     Target,
     TrackOptions,
 )
-from draftrec.config import RecommendConfig, RecommendRun
+from draftrec.config import RecommendConfig, RecommendRun, RetrieverSettings
 from draftrec.data.files.places import Place
 from draftrec.errors import Interrupted
 from draftrec.evaluate.settings import BlendRun, Metric
@@ -33,6 +33,7 @@ from draftrec.evaluate.settings import BlendRun, Metric
 if TYPE_CHECKING:
     from draftrec.cli.tracking import Tracker
     from draftrec.evaluate.blend import Way
+    from draftrec.jobs.recommend.setup import Inputs, TaskSettings
 
 Config = partial(option_of, RecommendConfig)
 Run = partial(option_of, RecommendRun, panel=MODEL_PANEL)
@@ -52,6 +53,8 @@ class GenrecTuneOptions(TrackOptions, GenrecColumnOptions):
     )
     k: int = Config("k", "-k")
     metric: Metric = Blend("metric")
+    item_item_draws: int = Blend("item_item_draws")
+    seed: int = Blend("seed")
     limit: int | None = Run("limit", metavar="USERS", panel=None)
     beams: int | None = Config("beams", panel=SEARCH_PANEL)
     blend_candidates: int = Config("blend_candidates", panel=SEARCH_PANEL)
@@ -67,7 +70,8 @@ def tune(options: GenrecTuneOptions) -> int:
     """Choose the weight of `genrec recommend --blend`: what every weight finds of the valid part.
 
     The model and item-item co-occurrence, and an item model where one is named, predict the valid
-    items of users from their train items.
+    items of users from their train items. With --item-item-draws item-item's own settings are
+    chosen there before.
     """
     from draftrec.cli.tracking import tracked
     from draftrec.data.files.writers import replace_file
@@ -75,22 +79,25 @@ def tune(options: GenrecTuneOptions) -> int:
 
     try:
         with tracked(options.track, options.output, options) as tracker:
-            ways = _ways(options, tracker)
+            ways, item_item = _ways(options, tracker)
             summary = blend_summary(ways, options.metric, options.k)
+            if options.item_item_draws:
+                summary["item_item"] = asdict(item_item)
             tracker.end(summary)
     except Interrupted:
         say("interrupted; nothing was chosen")
         return INTERRUPTED
     _show(summary, as_json=options.json)
     if (output := options.output) is not None:
-        replace_file(output, blend_yaml(summary, _chosen_with(options)).encode())
+        replace_file(output, blend_yaml(summary, _chosen_with(options, item_item)).encode())
         say(f"settings written to {output}; use them with genrec recommend --config {output}")
     if options.json:
         print_json(summary)
     return DONE
 
 
-def _ways(options: GenrecTuneOptions, tracker: Tracker) -> list[Way]:
+def _ways(options: GenrecTuneOptions, tracker: Tracker) -> tuple[list[Way], RetrieverSettings]:
+    """What every weight finds, and the settings of the item-item that found it."""
     from draftrec.cli.progress import users_bar
     from draftrec.cli.tracking import of_count
     from draftrec.evaluate.blend import rank_by_weight
@@ -116,20 +123,58 @@ def _ways(options: GenrecTuneOptions, tracker: Tracker) -> list[Way]:
     )
     with StopSignal() as stop:
         inputs = read_inputs(settings)
+        item_item = settings.config.item_item
+        if options.item_item_draws:
+            item_item = _item_item(options, settings, inputs)
+            config = settings.config.model_copy(update={"item_item": item_item})
+            settings = replace(settings, config=config)
         recommender = load(settings, inputs.sids).recommender
         stop.arm()
         users = sum(len(history.items) > 0 for history in inputs.histories)
         with users_bar(users, "valid") as bar:
             told = of_count(tracker, bar, "users")
-            return rank_by_weight(recommender, inputs.histories, on_done=told, should_stop=stop)
+            ways = rank_by_weight(recommender, inputs.histories, on_done=told, should_stop=stop)
+    return ways, item_item
 
 
-def _chosen_with(options: GenrecTuneOptions) -> dict[str, Any]:
+def _item_item(
+    options: GenrecTuneOptions, settings: TaskSettings, inputs: Inputs
+) -> RetrieverSettings:
+    """The settings with which item-item alone finds most of the valid part."""
+    from draftrec.evaluate.item_item import rate_settings, search
+    from draftrec.jobs.recommend.setup import known_places
+
+    known = list(known_places(options.sequences, inputs.sids, settings.columns, "valid"))
+    histories = [history for history in inputs.histories if len(history.items)]
+    rated = rate_settings(
+        known, inputs.sids, histories, options.k, exclude_seen=options.exclude_seen
+    )
+
+    def value(it: RetrieverSettings) -> float:
+        return float(rated(it).values(options.metric, options.k).mean())
+
+    def told(tried: int, best: RetrieverSettings, reached: float) -> None:
+        say(f"item-item: {tried:,} settings tried, {options.metric}@{options.k} {reached:.4f}")
+
+    found, _ = search(value, options.item_item_draws, options.seed, told)
+    usual = value(RetrieverSettings())
+    say(
+        f"item-item tuned: {options.metric}@{options.k} {value(found):.4f}, with its defaults "
+        f"{usual:.4f}"
+    )
+    return found
+
+
+def _chosen_with(options: GenrecTuneOptions, item_item: RetrieverSettings) -> dict[str, Any]:
     """The options that decide what a weight is worth, where they are not the usual ones."""
+    fitted, defaults = asdict(item_item), asdict(RetrieverSettings())
     names = ("k", "beams", "renormalise", "exclude_seen")
     usual = {it.name: it.default for it in fields(options)}
     values = {name: getattr(options, name) for name in names}
     other = {name: value for name, value in values.items() if value != usual[name]}
+    other |= {
+        f"item_item_{name}": value for name, value in fitted.items() if value != defaults[name]
+    }
     return {"blend_candidates": options.blend_candidates, **other}
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from draftrec.config import RecommendConfig, RecommendRun, Wanted
+import numpy as np
+
+from draftrec.config import RecommendConfig, RecommendRun, RetrieverSettings, Wanted
+from draftrec.core import LongArray
 from draftrec.data.files.locks import refuse_second_writer
 from draftrec.data.files.places import Place, is_address
 from draftrec.data.files.writers import check_table_name
@@ -124,7 +128,23 @@ def read_inputs(settings: TaskSettings) -> Inputs:
         if not known.all():
             histories[i] = replace(history, items=history.items[known])
     left_out.tell()
+    if not settings.config.exclude_seen:
+        _tell_repeats(histories)
     return Inputs(sids, histories, left_out.items)
+
+
+#: Users from whom on it means something that none of them takes an item twice.
+_MANY = 100
+
+
+def _tell_repeats(histories: list[History]) -> None:
+    """Say where nobody takes an item twice, so that places of the lists are wasted on seen ones."""
+    known = [np.concatenate((h.items, h.targets)) for h in histories if len(h.items)]
+    if len(known) >= _MANY and all(len(np.unique(items)) == len(items) for items in known):
+        _LOG.info(
+            "nobody takes an item twice here: with --exclude-seen no place of a list is lost to "
+            "what a user has already"
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -174,7 +194,9 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     draft = None
     if settings.draft not in ("items", "none"):
         draft = load_recommender(settings.draft, settings.device, settings.dtype)
-    items = fit_retriever(settings.sequences, sids, settings.columns, settings.part or ALL)
+    items = fit_retriever(
+        settings.sequences, sids, settings.columns, settings.part or ALL, settings.config.item_item
+    )
     catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
     proposer, exact = items if _proposes(settings) else None, settings.exact
     parts = parts_of(target, catalogue, draft, proposer, exact=exact)
@@ -221,12 +243,24 @@ def _proposes(settings: TaskSettings) -> bool:
 
 
 def fit_retriever(
-    sequences: str, sids: SemanticIds, columns: SequenceColumns = USUAL, part: str = ALL
+    sequences: str,
+    sids: SemanticIds,
+    columns: SequenceColumns = USUAL,
+    part: str = ALL,
+    settings: RetrieverSettings | None = None,
 ) -> ItemRetriever:
     """Co-occurrence and popularity of what is known when `part` is to be predicted, of items that
     have a semantic id."""
+    return ItemRetriever.fit(known_places(sequences, sids, columns, part), len(sids), settings)
+
+
+def known_places(
+    sequences: str, sids: SemanticIds, columns: SequenceColumns = USUAL, part: str = ALL
+) -> Iterator[LongArray]:
+    """What every user is known to have taken when `part` is to be predicted, places int64 `[h]`
+    of the items that have a semantic id, oldest first."""
     places = (sids.find(items) for items in read_known(sequences, part, columns))
-    return ItemRetriever.fit((p[p >= 0] for p in places), len(sids))
+    return (p[p >= 0] for p in places)
 
 
 def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dict[str, Any]:
@@ -240,6 +274,8 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
             del config[name]
     if not settings.config.shares:
         del config["blend_candidates"]
+    if settings.config.item_item == RetrieverSettings():
+        del config["item_item"]
     # The default follows k, which is recorded; earlier versions wrote 40 of it.
     config["draft_beams"] = config["draft_beams"] or 40
     return {
