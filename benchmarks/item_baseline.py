@@ -24,7 +24,8 @@ from scipy.sparse import csr_matrix
 
 from draftrec.config import RetrieverSettings
 from draftrec.evaluate.item_item import SPACE, UNTUNED, search
-from draftrec.evaluate.ranking import KS, RankingScores, find_hits, multi_target, single_target
+from draftrec.evaluate.ranking import KS, RankingScores, multi_target, single_target
+from draftrec.items.hits import find_hits
 from draftrec.items.retriever import ItemRetriever
 
 Result = dict[str, Any]

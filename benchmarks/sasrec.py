@@ -26,7 +26,8 @@ from common import note, write_result
 from torch import Tensor, nn
 
 from draftrec.evaluate.blend import Way
-from draftrec.evaluate.ranking import KS, find_hits
+from draftrec.evaluate.ranking import KS
+from draftrec.items.hits import find_hits
 from draftrec.items.retriever import ItemRetriever
 
 #: Whether a user's own items are left out of the list.

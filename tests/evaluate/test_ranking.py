@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.ranking import (
     evaluate_recommendations,
-    find_hits,
     multi_target,
     single_target,
 )
@@ -67,12 +66,6 @@ def test_a_perfect_list_scores_one() -> None:
     scores = multi_target(arrays([3, 1, 2], [4, 5, 6]), arrays([1, 2, 3], [4]), [1, 3])
     assert scores.ndcg == {1: 1.0, 3: 1.0}
     assert scores.recall == {1: pytest.approx((1 / 3 + 1) / 2), 3: 1.0}
-
-
-def test_what_is_listed_or_wanted_twice_counts_once() -> None:
-    hits = find_hits(arrays([4, 4, 4]), arrays([4, 4, 5]))
-    assert hits.found.tolist() == [[True, False, False]]
-    assert hits.recall(3).tolist() == [0.5]
 
 
 ITEMS = st.lists(st.integers(-3, 12), max_size=9)

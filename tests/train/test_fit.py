@@ -21,7 +21,6 @@ from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.models.recommender import IDS_FILE, load_recommender, new_tokenizer
 from draftrec.train import presets
 from draftrec.train.fit import FitSpec, fit
-from draftrec.train.loop import ndcg_of
 from draftrec.train.presets import LoraSettings, ModelSource
 from tests.jobs.recommend.worlds import reassigned
 from tests.train.small import SETTINGS, catalogue, fit_spec
@@ -78,15 +77,6 @@ def test_an_item_model_learns_items_as_single_tokens(tmp_path: Path):
     assert best.tolist() == [6]
     assert len(read_semantic_ids(spec.output / IDS_FILE).tokens) == 24
     assert fit(spec)["epochs"] == found["epochs"]  # already trained
-
-
-def test_ndcg_counts_every_target_once_and_early_ones_more():
-    best = np.array([7, 3, 9, 1])
-    assert ndcg_of(best, np.array([7])) == 1.0
-    assert ndcg_of(best, np.array([1, 1])) == pytest.approx(1 / np.log2(5))
-    both = (1 + 1 / np.log2(4)) / (1 + 1 / np.log2(3))
-    assert ndcg_of(best, np.array([9, 7])) == pytest.approx(both)
-    assert ndcg_of(best, np.array([5])) == 0.0
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ import numpy as np
 from draftrec.core import DoubleArray
 from draftrec.data.sequences import History
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.ranking import KS, Hits, find_hits
+from draftrec.evaluate.ranking import KS
 from draftrec.evaluate.settings import Metric
+from draftrec.items.hits import Hits, find_hits
 from draftrec.items.ids import Ids
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.jobs.recommend.recommender import ItemRecommender

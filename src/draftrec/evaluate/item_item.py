@@ -14,7 +14,7 @@ import numpy as np
 from draftrec.config import RetrieverSettings
 from draftrec.data.sequences import History
 from draftrec.evaluate.blend import Way
-from draftrec.evaluate.ranking import find_hits
+from draftrec.items.hits import find_hits
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 

@@ -29,6 +29,7 @@ from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.state import BeamRequest
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError, Interrupted
+from draftrec.items.hits import find_hits
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.trie import ItemTrie
 from draftrec.train.examples import IGNORED, Batch, padded
@@ -356,7 +357,7 @@ class ItemValidator:
         tokens = torch.from_numpy(self.encoder.item_tokens[:, 0].astype(np.int64)).to(model.device)
         prompts = [self.encoder.encode(history) for history in self.histories]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        loss, ndcg = 0.0, 0.0
+        loss, lists, wanted = 0.0, list[LongArray](), list[LongArray]()
         for first in range(0, len(order), _BATCH):
             users = order[first : first + _BATCH]
             lengths = torch.tensor([len(prompts[i]) for i in users])
@@ -369,17 +370,10 @@ class ItemValidator:
             best = scores.topk(min(self.k, scores.shape[1])).indices.cpu().numpy()
             for row, user in enumerate(users):
                 loss -= float(scores[row, int(self.targets[user][0])])
-                ndcg += ndcg_of(best[row], self.targets[user])
-        figures = {"valid_loss": loss / len(order), f"valid_ndcg@{self.k}": ndcg / len(order)}
-        return Validation(figures, figures[f"valid_ndcg@{self.k}"])
-
-
-def ndcg_of(best: LongArray, targets: LongArray) -> float:
-    """Of a list of places int64 `[k]`, distinct, best first, all `targets` int64 `[t]` counting
-    alike."""
-    gains = 1.0 / np.log2(np.arange(len(best)) + 2.0)
-    wanted = np.unique(targets)
-    return float(gains[np.isin(best, wanted)].sum() / gains[: len(wanted)].sum())
+                lists.append(best[row])
+                wanted.append(self.targets[user])
+        ndcg = float(find_hits(lists, wanted).ndcg(self.k).mean())
+        return Validation({"valid_loss": loss / len(order), f"valid_ndcg@{self.k}": ndcg}, ndcg)
 
 
 def answer_loss(model: Any, batch: dict[str, torch.Tensor], reduction: str) -> torch.Tensor:

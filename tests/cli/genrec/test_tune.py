@@ -26,7 +26,7 @@ from draftrec.evaluate.blend import (
     blend_yaml,
     name_of,
 )
-from draftrec.evaluate.ranking import find_hits
+from draftrec.items.hits import find_hits
 from draftrec.jobs.recommend.setup import known_places
 from tests.jobs.recommend.worlds import World, make_world, save_item_model
 
