@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from draftrec.cli.main import run
+from draftrec.items.settings import PromptFormat
 from draftrec.models.recommender import load_recommender
+from draftrec.train.fit import FitSpec
 from draftrec.train.loop import Trainer
+from draftrec.train.settings import ITEM_DEFAULTS, TARGET_PRESET, TrainSettings
 from tests.train.small import write_all
 
 FEW = ("--epochs", 2, "--batch-tokens", 400, "--device", "cpu")
@@ -78,6 +81,41 @@ def test_a_target_its_teacher_data_and_a_draft(command: Command, tmp_path: Path)
     again = command.tell(*words, "--config", config, *FEW)
     assert again == found
     assert "already trained" in command.err
+
+
+def test_an_item_model_has_defaults_of_its_own_and_options_win(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    specs: list[FitSpec] = []
+
+    def told(spec: FitSpec, *_: Any) -> dict[str, Any]:
+        specs.append(spec)
+        return {"kind": "items", "weights": 1, "output": "x", "epochs": 1, "best_epoch": 0}
+
+    def of(*words: Any) -> dict[str, Any]:
+        assert command("fit", *command.data, "--output", tmp_path / "out", *words) == 0, command.err
+        spec = specs.pop()
+        form = spec.form or PromptFormat()
+        found = {"max_items": form.max_items, "preset": spec.source.name}
+        found |= spec.settings.deciding()
+        return {name: found[name] for name in ITEM_DEFAULTS}
+
+    monkeypatch.setattr("draftrec.train.fit.fit", told)
+    usual = {**TrainSettings().deciding(), "max_items": 20, "preset": TARGET_PRESET}
+    assert of() == {name: usual[name] for name in ITEM_DEFAULTS}
+    assert of("--whole-items") == ITEM_DEFAULTS
+    assert all(ITEM_DEFAULTS[name] != usual[name] for name in ITEM_DEFAULTS)
+    given = {
+        "preset": "base", "max_items": 20, "batch_tokens": 2048, "weight_decay": 0.1,
+        "dropout": 0.2, "drop_items": 0.1,
+    }  # fmt: skip
+    assert given.keys() == ITEM_DEFAULTS.keys()
+    for name, value in given.items():  # a target's defaults among them
+        found = of("--whole-items", f"--{name.replace('_', '-')}", value)
+        assert found == ITEM_DEFAULTS | {name: value}
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    assert of("--whole-items", "--config", config)["preset"] == str(config)
 
 
 @pytest.mark.slow

@@ -35,9 +35,11 @@ from draftrec.cli.options import (
 )
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.items.settings import PromptFormat
+from draftrec.knobs import knobs
 from draftrec.train.settings import (
     ALIGN_DROPOUT,
     DRAFT_PRESET,
+    ITEM_DEFAULTS,
     TARGET_PRESET,
     AlignRun,
     FitRun,
@@ -53,11 +55,23 @@ if TYPE_CHECKING:
 
 Settings = partial(option_of, TrainSettings)
 Training = partial(option_of, TrainSettings, panel=TRAINING_PANEL)
-Prompts = partial(option_of, PromptFormat, panel=PROMPTS_PANEL)
+Prompts = partial(option_of, PromptFormat, default=None, panel=PROMPTS_PANEL)
 Aim = partial(option_of, ObjectiveSettings, panel=OBJECTIVE_PANEL)
 Teach = partial(option_of, TeachSettings)
 Overwrite = partial(option, "Give up what is in --output.", default=False, panel=OUTPUT_PANEL)
 Folder = partial(option, metavar="DIR", default=REQUIRED)
+
+
+_NEW = "Size of a new model."
+
+
+def either(settings: type[Any], name: str, **more: Any) -> Any:
+    """An option whose default depends on what is fitted: a target, or an item model."""
+    usual = f"{knobs(settings)[name].default:g}; {ITEM_DEFAULTS[name]:g} with --whole-items"
+    return option_of(settings, name, default=None, show_default=usual, **more)
+
+
+Either = partial(either, TrainSettings, panel=TRAINING_PANEL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +79,7 @@ class TrainOptions(TrackOptions):
     """What `fit` and `align` have in common."""
 
     output: Path = Folder("Folder of the trained model.")
-    preset: Preset | None = option(
-        "Size of a new model.", show_default=f"{TARGET_PRESET}; {DRAFT_PRESET} for drafts"
-    )
+    preset: Preset | None = option(_NEW, show_default=DRAFT_PRESET)
     config: Path | None = option(
         "config.json of a decoder-only transformers model, new.", metavar="FILE"
     )
@@ -75,12 +87,12 @@ class TrainOptions(TrackOptions):
         "Train this model further.", "--from", metavar="CHECKPOINT", place=HERE
     )
     epochs: int = Settings("epochs")
-    batch_tokens: int = Training("batch_tokens")
+    batch_tokens: int | None = Training("batch_tokens")
     lr: float = Training("lr")
-    weight_decay: float = Training("weight_decay")
+    weight_decay: float | None = Training("weight_decay")
     warmup: float = Training("warmup")
     clip: float = Training("clip")
-    dropout: float = Training("dropout")
+    dropout: float | None = Training("dropout")
     patience: int = Training("patience")
     save_steps: int = Settings("save_steps", panel=OUTPUT_PANEL)
     seed: int = Training("seed")
@@ -91,19 +103,25 @@ class TrainOptions(TrackOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions(GenrecColumnOptions, TrainOptions):
-    """The command line of `draftrec genrec fit`."""
+    """The command line of `draftrec genrec fit`. None: the default of what is fitted."""
 
     sequences: str = Sequences()
     sids: str = Sids()
-    drop_items: float = Training("drop_items")
+    preset: Preset | None = option(
+        _NEW, show_default=f"{TARGET_PRESET}; {ITEM_DEFAULTS['preset']} with --whole-items"
+    )
+    batch_tokens: int | None = Either("batch_tokens")
+    weight_decay: float | None = Either("weight_decay")
+    dropout: float | None = Either("dropout")
+    drop_items: float | None = Either("drop_items")
     jitter: float = Training("jitter")
     lora: int | None = option(
         "With --from: train adapters and new tokens alone.", min=1, metavar="RANK"
     )
-    max_items: int = Prompts("max_items")
-    prefix: str | None = Prompts("prefix", default=None)
-    separator: str | None = Prompts("separator", default=None)
-    suffix: str | None = Prompts("suffix", default=None)
+    max_items: int | None = either(PromptFormat, "max_items", panel=PROMPTS_PANEL)
+    prefix: str | None = Prompts("prefix")
+    separator: str | None = Prompts("separator")
+    suffix: str | None = Prompts("suffix")
     limit: int | None = option_of(FitRun, "limit", metavar="USERS")
     recall_users: int = option_of(FitRun, "recall_users", panel=TRAINING_PANEL)
     with_valid: bool = option_of(FitRun, "with_valid", panel=TRAINING_PANEL)
@@ -186,7 +204,7 @@ def fit(options: FitOptions) -> int:
     from draftrec.train.fit import fit as run
     from draftrec.train.presets import LoraSettings
 
-    rank = options.lora
+    options, rank = _settled(options), options.lora
     spec = FitSpec(
         sequences=options.sequences,
         sids=options.sids,
@@ -314,13 +332,24 @@ def _source(options: TrainOptions, usual: Preset) -> ModelSource:
     return ModelSource(kind, name)  # type: ignore[arg-type]
 
 
+def _settled(options: FitOptions) -> FitOptions:
+    """The same with an item model's defaults where it is one and nothing else was asked for; what
+    a model is, and was asked before, is left as it is."""
+    if not options.whole_items:
+        return options
+    kept = ("max_items",) if options.source else ()
+    kept += ("preset",) if options.source or options.config else ()
+    usual = {name: it for name, it in ITEM_DEFAULTS.items() if name not in kept}
+    return replace(options, **{n: it for n, it in usual.items() if getattr(options, n) is None})
+
+
 def _form(options: FitOptions) -> PromptFormat | None:
     """The prompt that was asked for, None to leave it to the model."""
     from draftrec.items.prompts import TEXT_FORMAT
 
-    texts = {name: getattr(options, name) for name in ("prefix", "separator", "suffix")}
-    given = {name: text for name, text in texts.items() if text is not None}
-    if not given and options.max_items == PromptFormat().max_items:
+    names = ("max_items", "prefix", "separator", "suffix")
+    asked = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not given:
         return None
-    usual = TEXT_FORMAT if options.source else PromptFormat()
-    return replace(usual, max_items=options.max_items, **given)
+    return replace(TEXT_FORMAT if options.source else PromptFormat(), **given)
