@@ -15,11 +15,11 @@ import numpy as np
 
 from draftrec.core import DoubleArray
 from draftrec.data.sequences import History
+from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.ranking import KS
 from draftrec.evaluate.settings import Metric
 from draftrec.items.hits import Hits, find_hits
-from draftrec.items.ids import Ids
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.jobs.recommend.recommender import ItemRecommender
 
@@ -91,16 +91,21 @@ def rank_by_weight(
     catalogue, k = recommender.catalogue, recommender.config.k
     items, item_model = catalogue.sids.items, recommender.item_model
     weights = weights or (PAIRS if item_model else WEIGHTS)
-    model: list[Ids] = []
-    blends: list[list[Ids]] = [[] for _ in weights]
-    for request, beams, _ in recommender.search(queries, on_done, should_stop):
-        model.append(items[catalogue.places_of(beams, request.filter, k)[0]])
+    sides = (MODEL, ITEMS, ITEM_MODEL) if item_model else (MODEL, ITEMS)
+    alone = {name: [items[:0]] * len(queries) for name in sides}
+    blends = [[items[:0]] * len(queries) for _ in weights]
+
+    def rank(place: int, request: BeamRequest, beams: Beams, _seconds: float) -> None:
+        query = queries[place]
+        alone[MODEL][place] = items[catalogue.places_of(beams, request.filter, k)[0]]
+        alone[ITEMS][place] = recommender.quick_answer(query).items
+        if item_model:
+            alone[ITEM_MODEL][place] = items[recommender.proposed(query, item_model)[0]]
         candidates = catalogue.candidates(request, beams, recommender.scorers)
         for weight, lists in zip(weights, blends, strict=True):
-            lists.append(items[candidates.best(weight, k)[0]])
-    alone = {MODEL: model, ITEMS: [recommender.quick_answer(q).items for q in queries]}
-    if item_model:
-        alone[ITEM_MODEL] = [items[recommender.proposed(q, item_model)[0]] for q in queries]
+            lists[place] = items[candidates.best(weight, k)[0]]
+
+    recommender.search(queries, on_done, should_stop, rank)
     targets = [h.targets for h in histories]
     return [
         *(Way(name, None, find_hits(found, targets)) for name, found in alone.items()),

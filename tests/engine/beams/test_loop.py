@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.engine.beams.drafters import ModelDrafter
-from draftrec.engine.beams.loop import BeamEngine, accept, admit, commit, retire, score, start
+from draftrec.engine.beams.loop import (
+    BeamEngine,
+    SearchBatch,
+    accept,
+    admit,
+    commit,
+    reserve,
+    retire,
+    score,
+)
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import FixedPace
 from draftrec.engine.target import Target
@@ -135,7 +144,9 @@ def test_caches_keep_the_rows_of_kept_beams_alone() -> None:
     trie, _ = toys.catalogue(3, 60, 4, 6)
     big, small = (BeamModel(m, Constraint(trie, 4)) for m in (target(0), target(7, layers=1)))
     drafter = ModelDrafter(small, 3, FixedPace(6, 2, 4))
-    batch = start(engine := BeamEngine(big, drafter, 3, 4), toys.requests(3, 4))
+    engine, requests = BeamEngine(big, drafter, 3, 4), toys.requests(3, 4)
+    reserve(engine, max(len(r.prompt_ids) for r in requests))
+    batch = SearchBatch(requests, engine.slots)
     unfinished = 0
     while batch.active:
         admit(engine, batch)

@@ -13,8 +13,11 @@ import torch
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
+from draftrec.engine.packing import Segment
+from draftrec.engine.target import Scores, Target
 from draftrec.errors import DraftrecError
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.jobs.recommend import item_model
 from draftrec.jobs.recommend.catalogue import Candidates, Catalogue, Query
 from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
@@ -149,6 +152,32 @@ def test_items_without_any_share_are_left_out_and_never_all() -> None:
         found, scores = nothing.best((weight,), 2)
         assert found.tolist() == [4, 7]
         assert np.isfinite(scores).all()
+
+
+def test_a_user_is_rated_once(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the proposals to the answer, and for the model's own list, of however many users; the
+    answers are the same where nothing is kept."""
+    recommender, passes = make(world, folder, "items", blend=0.3), list[Target]()
+    model, score = recommender.item_model, Target.score
+    assert model is not None
+
+    def counted(self: Target, segments: list[Segment]) -> Scores:
+        passes.append(self)
+        return score(self, segments)
+
+    monkeypatch.setattr(Target, "score", counted)
+    monkeypatch.setattr(item_model, "_KEPT", 6 * model.items * 4)  # of three at once
+    asked = queries(11)
+    once = recommender.recommend(asked)
+    assert passes.count(model.model) == 11
+    recommender.proposed(asked[-1], model)
+    assert passes.count(model.model) == 11
+    monkeypatch.setattr(item_model, "_KEPT", 0)
+    again = recommender.recommend(asked)
+    assert passes.count(model.model) > 22
+    for one, other in zip(once, again, strict=True):
+        assert one.items.tolist() == other.items.tolist()
+        assert one.scores.tolist() == other.scores.tolist()
 
 
 def test_new_items_are_told_and_have_no_share(

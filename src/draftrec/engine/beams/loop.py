@@ -10,9 +10,10 @@ children of nodes that were scored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -84,23 +85,33 @@ class SearchBatch:
 
 def search(
     engine: BeamEngine,
-    requests: Seq[BeamRequest],
+    requests: Iterable[BeamRequest],
     on_step: Callable[[Seq[UserSearch]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    longest: int | None = None,
 ) -> list[Beams]:
     """The best beams of every request; results in the order of `requests`.
 
-    `on_step` gets the searches that a pass has finished. Raises Interrupted, after finishing a
-    pass, once `should_stop()` is true.
+    `on_step` gets the searches that a pass has finished. `longest`: tokens of the longest prompt,
+    where requests are made as they are taken: no more of them than can run (None: they are all
+    there). Raises Interrupted, after finishing a pass, once `should_stop()` is true.
     """
-    batch = start(engine, requests)
-    while batch.active:
+    if longest is None:
+        requests = list(requests)
+        longest = max((len(r.prompt_ids) for r in requests), default=1)
+    coming = iter(requests)
+    reserve(engine, longest)
+    batch = SearchBatch((), engine.slots, engine.prefixes)
+    while True:
+        for request in islice(coming, batch.room):
+            batch.add(request)
+        if not batch.active:
+            return batch.finished()
         if should_stop and should_stop():
             raise Interrupted
         passed = step(engine, batch)
         if on_step:
             on_step(passed.done)
-    return batch.finished()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +132,6 @@ def step(engine: BeamEngine, batch: SearchBatch) -> BeamStep:
     commit(engine, batch.running)
     engine.drafter.observe(batch.running)
     return BeamStep(len(batch.running), rows, retire(engine, batch))
-
-
-def start(engine: BeamEngine, requests: Seq[BeamRequest]) -> SearchBatch:
-    """All requests waiting, and room in every cache for the longest of them."""
-    reserve(engine, max((len(r.prompt_ids) for r in requests), default=1))
-    return SearchBatch(requests, engine.slots, engine.prefixes)
 
 
 def reserve(engine: BeamEngine, longest: int) -> None:

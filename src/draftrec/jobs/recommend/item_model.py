@@ -10,7 +10,8 @@ token.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,19 +28,24 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.models.recommender import IDS_FILE, Recommender
 
 _LOG = logging.getLogger("draftrec")
+#: Bytes of ratings that are kept, so that those of a batch's users are there from when candidates
+#: are proposed until the answers are ranked: of 64 users and a million items.
+_KEPT = 256 << 20
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ItemModel:
     """`model` rates the catalogue's items, given histories of places in it. `own`: the items that
     it was trained on; `tokens` int64 `[items]`: each item of the catalogue in its vocabulary, -1
-    for those that it does not know."""
+    for those that it does not know. What it says of the histories that it was asked about last is
+    kept, in `_ratings`, by their bytes."""
 
     model: Target
     source: Recommender
     own: SemanticIds
     tokens: LongArray
     encoder: HistoryEncoder
+    _ratings: OrderedDict[bytes, tuple[FloatArray, float]] = field(default_factory=OrderedDict)
 
     @classmethod
     def of(cls, source: Recommender, sids: SemanticIds) -> ItemModel:
@@ -82,7 +88,17 @@ class ItemModel:
 
     def _rated(self, history: LongArray) -> tuple[FloatArray, float]:
         """The logits float32 `[items]` of what follows, -inf where nothing is known, and the log of
-        the sum of their exponentials."""
+        the sum of their exponentials; of a history that was asked about lately, what was found
+        then."""
+        key = history.tobytes()
+        if key not in self._ratings:
+            while self._ratings and (len(self._ratings) + 1) * self.items * 4 > _KEPT:
+                self._ratings.popitem(last=False)
+            self._ratings[key] = self._rate(history)
+        self._ratings.move_to_end(key)
+        return self._ratings[key]
+
+    def _rate(self, history: LongArray) -> tuple[FloatArray, float]:
         known = history[self.tokens[history] >= 0]
         if not len(known):
             return np.full(self.items, -np.inf, np.float32), 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -175,10 +175,17 @@ class ItemRecommender:
         """What the engine was asked for each query, the beams that it found, and the seconds that
         this took; `on_found` is told the same, and the query's place, at once. Raises as
         `recommend` does."""
-        requests = [self.request(query) for query in queries]
-        if not requests:
+        if not queries:
             return []
+        places = (self.catalogue.sids.places(query.history) for query in queries)
+        lengths = [len(self.catalogue.encoder.encode(it)) for it in places]
+        requests: list[BeamRequest] = []
         seconds: dict[int, float] = {}
+
+        def asked() -> Iterator[BeamRequest]:
+            for query in queries:
+                requests.append(self.request(query))
+                yield requests[-1]
 
         def note(done: Seq[UserSearch]) -> None:
             now = time.perf_counter()
@@ -190,8 +197,8 @@ class ItemRecommender:
                 on_done(len(done))
 
         # The engine is made at the first call, when the usual length of a prompt is known.
-        usual = int(np.median([len(r.prompt_ids) for r in requests]))
-        beams = search(self.engine(usual), requests, note, should_stop)
+        engine = self.engine(int(np.median(lengths)))
+        beams = search(engine, asked(), note, should_stop, max(lengths))
         return [(r, b, seconds[i]) for i, (r, b) in enumerate(zip(requests, beams, strict=True))]
 
     def engine(self, prompt: int) -> BeamEngine:
