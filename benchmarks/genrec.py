@@ -65,8 +65,8 @@ class Bench:
         """By name; Hugging Face's for the timed part only, drafts but the first only where
         `everything` is asked for.
 
-        `strict` drafts all levels that can be drafted, `N=..` with widths of their own; `auto`
-        what pays.
+        `strict` drafts all levels that can be drafted, `N=..` with widths of their own, by the
+        first draft and items, or items where there is no draft; `auto` what pays.
         """
         found: dict[str, Engine] = {}
         if timed:
@@ -84,7 +84,7 @@ class Bench:
         found[PLAIN] = _ours(self.base.variant(auto))
         found["strict items"] = _ours(self.base.variant(fixed, None, self.items))
         found["auto items"] = _ours(self.base.variant(auto, None, self.items))
-        for told, config in wide.items():
+        for told, config in wide.items() if not self.drafts else ():
             found[f"strict items {told}"] = _ours(self.base.variant(config, None, self.items))
         for place, (name, draft) in enumerate(self.drafts.items()):
             if place and (timed or not everything):
@@ -133,7 +133,7 @@ def _ours(recommender: ItemRecommender) -> Engine:
         return [
             UserBeams(
                 a.items, a.scores.tolist(), a.target_calls, a.accepted_steps,
-                len(a.items) + a.invalid, a.invalid,
+                len(a.items) + a.invalid, a.invalid, a.drafted,
             )
             for a in recommender.recommend(queries)
         ]  # fmt: skip

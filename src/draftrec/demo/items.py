@@ -167,7 +167,13 @@ def as_beams(answers: Seq[Recommendation]) -> list[UserBeams]:
     """Answers as the figures of beam searches want them."""
     return [
         UserBeams(
-            a.items, a.scores.tolist(), a.target_calls, a.accepted_steps, len(a.items), a.invalid
+            a.items,
+            a.scores.tolist(),
+            a.target_calls,
+            a.accepted_steps,
+            len(a.items),
+            a.invalid,
+            a.drafted,
         )
         for a in answers
     ]

@@ -29,7 +29,8 @@ class UserBeams:
     """One user's outcome: `items` int64 `[k]`, best first, and their `scores` float64 `[k]`.
 
     `target_calls` and `accepted_steps`: forward passes of the target, levels that needed none of
-    their own. Of `beams` semantic ids returned, `invalid` are no item of the catalogue.
+    their own. Of `beams` semantic ids returned, `invalid` are no item of the catalogue. `drafted`:
+    rows of drafts that the target verified.
     """
 
     items: LongArray
@@ -38,6 +39,7 @@ class UserBeams:
     accepted_steps: int
     beams: int
     invalid: int = 0
+    drafted: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -80,14 +82,15 @@ class BeamFigures:
     """One row of the table: means over users, times over rounds.
 
     `accepted_steps_per_call` is AS@K, the sum of accepted steps over the sum of target calls;
-    `accepted_steps` the mean of a user. `speedup`: WS@K over each baseline, by its name. `recall`
-    and `ndcg` by K, empty without targets.
+    `accepted_steps` the mean of a user, as `drafted` is, rows of drafts. `speedup`: WS@K over each
+    baseline, by its name. `recall` and `ndcg` by K, empty without targets.
     """
 
     users: int
     target_calls: float
     accepted_steps: float
     accepted_steps_per_call: float
+    drafted: float
     invalid_rate: float
     seconds: Spread
     ms_per_user: float
@@ -167,6 +170,7 @@ def _figures(
         accepted_steps=steps / count,
         # With a single legal item nothing has to be asked, and nothing can be saved.
         accepted_steps_per_call=steps / calls if calls else 0.0,
+        drafted=sum(u.drafted for u in run.users) / count,
         invalid_rate=sum(u.invalid for u in run.users) / beams if beams else 0.0,
         seconds=seconds,
         ms_per_user=1000 * seconds.median / count,
