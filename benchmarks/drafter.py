@@ -80,7 +80,8 @@ def prepare(args: argparse.Namespace, work: Work) -> None:
     job = [
         "generate", str(work.taught), f"--model={args.model}", f"--output={work.run}",
         "--template=kar", f"--side={work.side}", f"--repetition-penalty={args.penalty}",
-        f"--max-new-tokens={args.max_new_tokens}", "--shard-size=64", "--threads=1",
+        f"--max-new-tokens={args.max_new_tokens}", f"--limit={max(args.texts)}",
+        "--shard-size=64", "--threads=1",
     ]  # fmt: skip
     note(json.dumps(run_command(job)))
 

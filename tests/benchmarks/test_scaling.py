@@ -267,7 +267,7 @@ def test_what_a_plan_needs_is_measured(tmp_path: Path) -> None:
     steps = found["acceptance"]["synthetic"]["pools"]["20"]["budgets"]
     assert 1 < steps["1"]["tokens_per_step"] < steps["8"]["tokens_per_step"]
     host = found["host"]["nodes"]
-    assert host["0"]["tokens_per_call"] == 1 < host["8"]["tokens_per_call"]
+    assert 0.5 < host["0"]["tokens_per_call"] <= 1 < host["8"]["tokens_per_call"]
     assert found["driver"]["manifest_by_shards"]["10"]["bytes"] > 500
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrec.engine.kv_cache import KVShape, KVSlab
+from draftrec.engine.kv_cache import Beginnings, KVShape, KVSlab
 
 SHAPE = KVShape(layers=2, kv_heads=3, key_dim=4, value_dim=5)
 
@@ -73,3 +74,42 @@ def test_copying_a_prefix_leaves_the_rest(length: int) -> None:
     assert torch.equal(now[0, :length], then[2, :length])
     assert torch.equal(now[0, length:], then[0, length:])
     assert torch.equal(now[1:], then[1:])
+
+
+def naive(held: list[int], tokens: list[int]) -> int:
+    same = 0
+    while same < min(len(held), len(tokens)) and held[same] == tokens[same]:
+        same += 1
+    return same
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_what_slots_share_with_tokens_is_what_comparing_one_by_one_finds(
+    data: st.DataObject,
+) -> None:
+    """Beginnings that differ early, late and not at all, noted, cut and written over."""
+    beginnings = Beginnings(3)
+    noted: list[list[int]] = [[], [], []]
+    common = list(range(100, 180))
+    text = st.builds(
+        lambda n, tail: common[:n] + tail,
+        st.integers(0, 80),
+        st.lists(st.integers(0, 2), max_size=20),
+    )
+    for _ in range(data.draw(st.integers(1, 8))):
+        slot = data.draw(st.integers(0, 2))
+        if data.draw(st.booleans()):
+            noted[slot] = data.draw(text)
+            beginnings.hold(slot, np.array(noted[slot], np.int32))
+        else:
+            most = data.draw(st.integers(0, 90))
+            noted[slot] = noted[slot][:most]
+            beginnings.cut(slot, most)
+        asked = data.draw(text)
+        found = beginnings.shared(np.array(asked, np.int32))
+        assert found.tolist() == [naive(held, asked) for held in noted]
+        assert beginnings.shared(np.array(asked, np.int32), slot, slot + 1).tolist() == [
+            found[slot]
+        ]
+        assert beginnings.tokens(slot).tolist() == noted[slot]

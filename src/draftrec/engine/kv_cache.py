@@ -13,11 +13,13 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 
-from draftrec.core import IntArray
+from draftrec.core import IntArray, LongArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,7 @@ class KVSlab:
     output layer reads it, in its dtype; None where nobody asked (`keep_features`). The last column
     takes those of rows that are no one's, whose column is -1.
 
-    `held` int32 `[slots, capacity]`: whose rows each slot begins with, as far as somebody has noted
-    it (`Target.hold`), -1 behind; None where nobody has.
+    `held`: whose rows each slot begins with, as far as somebody has noted it (`Target.hold`).
 
     `passes`: those that were frozen over this memory (`passes.frozen`), which go when it goes: of
     each size a buffer for the inputs, and what gives the logits.
@@ -57,7 +58,7 @@ class KVSlab:
         self.keys = _zeros((*rows, shape.key_dim), device, dtype)
         self.values = _zeros((*rows, shape.value_dim), device, dtype)
         self.features: torch.Tensor | None = None
-        self.held: IntArray | None = None
+        self.held = Beginnings(slots)
 
     def keep_features(self, hidden: int, dtype: torch.dtype) -> None:
         """Make room for the last hidden states of width `hidden`."""
@@ -83,6 +84,61 @@ class KVSlab:
             rows[:, target, :, :length] = rows[:, source, :, :length]
         if self.features is not None:
             self.features[target, :length] = self.features[source, :length]
+
+
+class Beginnings:
+    """The token ids that each of some slots begins with, and how much of that others share."""
+
+    def __init__(self, slots: int) -> None:
+        self._tokens = np.empty((slots, 0), np.int32)
+        self._lengths = np.zeros(slots, np.int64)
+
+    def hold(self, slot: int, tokens: IntArray) -> None:
+        """Slot `slot` begins with `tokens` int32 `[n]`, and nothing is known of what is behind."""
+        n, (slots, room) = len(tokens), self._tokens.shape
+        if n > room:
+            more = np.empty((slots, max(n, 2 * room) - room), np.int32)
+            self._tokens = np.concatenate([self._tokens, more], axis=1)
+        self._tokens[slot, :n] = tokens
+        self._lengths[slot] = n
+
+    def tokens(self, slot: int) -> IntArray:
+        """What the slot is known to begin with, int32 `[n]`."""
+        return self._tokens[slot, : self._lengths[slot]]
+
+    def cut(self, slot: int, length: int) -> None:
+        """At most the first `length` tokens of the slot are still true."""
+        if self._lengths[slot] > length:
+            self._lengths[slot] = length
+
+    def shared(self, tokens: IntArray, first: int = 0, last: int | None = None) -> LongArray:
+        """int64 `[last - first]`: how many first tokens each of these slots, all if none are said,
+        has in common with `tokens` int32 `[n]`."""
+        held, lengths = self._tokens[first:last], self._lengths[first:last]
+        found = np.empty(len(lengths), np.int64)
+        _common(held, lengths, np.ascontiguousarray(tokens, np.int32), found)
+        return found
+
+
+# Tokens that are compared at once: whether they differ is asked of all of them together.
+_TOGETHER = 16
+
+
+@njit(cache=True, nogil=True)
+def _common(held: Any, lengths: Any, tokens: Any, found: Any) -> None:
+    """For every row of `held`, of which `lengths` count, its common prefix with `tokens`."""
+    for slot in range(len(lengths)):
+        most, same = min(lengths[slot], len(tokens)), 0
+        while same + _TOGETHER <= most:
+            differ = np.int32(0)
+            for i in range(same, same + _TOGETHER):
+                differ |= held[slot, i] ^ tokens[i]
+            if differ:
+                break
+            same += _TOGETHER
+        while same < most and held[slot, same] == tokens[same]:
+            same += 1
+        found[slot] = same
 
 
 # Bytes of a cache line: rows that begin with one are read in half the time.

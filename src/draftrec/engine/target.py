@@ -186,9 +186,8 @@ class Target:
         `slab.features` there if they are kept."""
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
-        if (held := self.slab.held) is not None:
-            for segment in segments:
-                held[segment.slot, segment.column :] = -1
+        for segment in segments:
+            self.slab.held.cut(segment.slot, segment.column)
         with attention.steady_kernels(self.device):
             logits = self.runner.run(segments, self.slab, self._factors)
         return Scores(logits, [i for i, s in enumerate(segments) if s.scored])
@@ -196,22 +195,15 @@ class Target:
     def hold(self, slot: int, tokens: IntArray) -> None:
         """Note that the slot's first rows are those of `tokens` int32 `[n]`, until a pass writes
         over them, and that no others are known."""
-        slab = self.slab
-        if slab is None or (self.rule and len(tokens) > self.rule.limit):
-            return
-        if slab.held is None:
-            slab.held = np.full((slab.slots, slab.capacity), -1, np.int32)
-        slab.held[slot, : len(tokens)] = tokens
-        slab.held[slot, len(tokens) :] = -1  # was computed behind another beginning
+        if self.slab and not (self.rule and len(tokens) > self.rule.limit):
+            self.slab.held.hold(slot, tokens)
 
-    def shared(self, tokens: IntArray, slots: slice = slice(None)) -> LongArray:
-        """int64 `[slots]`: how many first rows of each slot, or of some, are known to be those of
-        `tokens`."""
-        slab = self.slab
-        if slab is None or slab.held is None or len(tokens) > slab.capacity:
-            return np.zeros(len(range(slab.slots if slab else 0)[slots]), np.int64)
-        differs = slab.held[slots, : len(tokens)] != tokens
-        return np.where(differs.any(1), differs.argmax(1), len(tokens))
+    def shared(self, tokens: IntArray, first: int = 0, last: int | None = None) -> LongArray:
+        """int64 `[last - first]`: how many first rows of each of these slots, all if none are said,
+        are known to be those of `tokens`."""
+        if self.slab is None:
+            return np.zeros(0, np.int64)
+        return self.slab.held.shared(tokens, first, last)
 
     @torch.inference_mode()
     def commit(self, segments: Seq[Segment], paths: Seq[IntArray]) -> None:

@@ -50,7 +50,8 @@ class PoolDrafter:
         sources, noise = [self._sources(s) for s in batch], [_noise(s) for s in batch]
         trees = self.builder.build_many(sources, limit, depth, noise)
         for sequence, tree in zip(batch, trees, strict=True):
-            from_pool = len(tree) > 0 and int(tree.sources.max()) >= GROUP
+            # Of a few bytes Python has the largest sooner than numpy.
+            from_pool = max(tree.sources.tobytes(), default=0) >= GROUP
             self._running[id(sequence)].from_pool = from_pool
         return trees
 

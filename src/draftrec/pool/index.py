@@ -46,21 +46,23 @@ class _Queue(NamedTuple):
 def draft(sources, noise, wanted, settings, out):
     """One tree per sequence, each from its own sources.
 
-    `sources`: handles int64 `[b, s, FIELDS]`, weights float64 `[b, s]`, tails int32 `[b, s, t]` and
-    their lengths int32 `[b, s]` (the last tokens are used), source ids uint8 `[b, s]`. `noise`:
+    `sources`: handles int64 `[b, s, FIELDS]`, weights float64 `[b, s]`, tails int32 `[t]`, one
+    behind the other, and their ends int64 `[b, s]`, source ids uint8 `[b, s]`. `noise`:
     what each text is drawn by, uint64 `[b]`, and its next place, int64 `[b]`, -1 where it is not.
     `wanted` int64 `[2]`: nodes and levels. `settings` float64: least path probability, as how many
     observations a source counts at most, then the escape weight of each order from 0 on. `out`:
     tokens, parents, probs, source ids `[b, nodes]` and sizes `[b]`.
     """
-    handles, weights, tails, lengths, names = sources
+    handles, weights, tails, ends, names = sources
     tokens, parents, probs, origins, sizes = out
     limit, n = wanted[0], weights.shape[1]
     room, queue = make_room(n), _make_queue(limit, n)
     places, levels = np.empty((limit, n, PLACE), np.int32), np.empty(limit, np.int32)
+    at = 0
     for b in range(len(handles)):
         for s in range(n):
-            _first(handles[b], s, tails[b, s, : lengths[b, s]], places, room.ids)
+            _first(handles[b], s, tails[at : ends[b, s]], places, room.ids)
+            at = ends[b, s]
         trees = tokens[b], parents[b], probs[b], origins[b]
         known = handles[b], weights[b], names[b], noise[0][b], noise[1][b]
         sizes[b] = _draw(known, wanted, settings, (room, queue, places, levels), trees)
@@ -224,6 +226,8 @@ class NgramIndex:
 
     def __init__(self, tokens: int = 64) -> None:
         self._take(_allocate(max(64, 3 * tokens), max(64, tokens)))
+        # What is free for certain: of so many nodes that a token may take, it takes fewer.
+        self._spare_nodes = self._spare_places = 0
         self.texts = 0
         self.tokens = 0
         self._active = _fresh()
@@ -251,13 +255,19 @@ class NgramIndex:
         return sum(a.nbytes for a in self.arrays)
 
     def _reserve(self, nodes: int, places: int) -> None:
-        """Make room for so many more nodes and places of the text."""
+        """Make room for so many more nodes and places of the text, at most."""
+        self._spare_nodes -= nodes
+        self._spare_places -= places
+        if self._spare_nodes >= 0 and self._spare_places > 0:  # a break stays behind the text
+            return
         arrays = self.arrays
         used, written = arrays.size.tolist()
         grown = _grown(used + nodes, len(arrays.nodes))
-        longer = _grown(written + places + 1, len(arrays.text))  # a break stays behind the text
+        longer = _grown(written + places + 1, len(arrays.text))
         if grown > len(arrays.nodes) or longer > len(arrays.text):
             self._take(_move(arrays, grown, longer))
+        self._spare_nodes = grown - used - nodes
+        self._spare_places = longer - written - places
 
     def _take(self, arrays: Arrays) -> None:
         self.arrays = arrays
@@ -352,21 +362,33 @@ def warm_up() -> None:
     TreeBuilder().build_many([sources], 4, 4, [(1, 0)])
 
 
+_NOTHING, _NOTHING_SAID = views.no_handle(), np.empty(0, np.int32)
+
+
 def _pack(batch: Seq[Seq[Source]], width: int) -> tuple[Any, Any, Any, Any, Any]:
-    """Handles, weights, tails, their lengths and source ids as the kernel takes them; missing
-    sources are empty."""
-    handles = np.zeros((len(batch), width, views.FIELDS), np.int64)
-    weights = np.zeros((len(batch), width))
-    tails = np.empty((len(batch), width, REACH), np.int32)
-    lengths = np.zeros((len(batch), width), np.int32)
-    names = np.zeros((len(batch), width), np.uint8)
-    for b, sources in enumerate(batch):
-        for s, (index, tail, weight, name) in enumerate(sources):
-            handles[b, s] = index.handle
-            weights[b, s], names[b, s] = weight, name
-            length = lengths[b, s] = min(len(tail), REACH)
-            tails[b, s, :length] = tail[len(tail) - length :]
-    return handles, weights, tails, lengths, names
+    """Handles, weights, tails, their ends and source ids as the kernel takes them; missing sources
+    are empty."""
+    shape = len(batch), width
+    handles: list[views.Handle] = []
+    tails: list[IntArray] = []
+    rest: list[tuple[float, int]] = []
+    for sources in batch:
+        for index, tail, weight, name in sources:
+            handles.append(index.handle)
+            tails.append(tail[-REACH:])
+            rest.append((weight, name))
+        missing = width - len(sources)
+        handles += [_NOTHING] * missing
+        tails += [_NOTHING_SAID] * missing
+        rest += [(0.0, 0)] * missing
+    weights, names = np.array(rest).T.reshape(2, *shape)
+    return (
+        np.concatenate(handles).reshape(*shape, views.FIELDS),
+        np.ascontiguousarray(weights),
+        np.concatenate(tails),
+        np.cumsum([len(tail) for tail in tails], dtype=np.int64).reshape(shape),
+        names.astype(np.uint8),
+    )
 
 
 def _fresh() -> IntArray:

@@ -48,7 +48,7 @@ class BeamModel:
     def open(self, slot: int, request: BeamRequest, tree: BeamTree) -> Scored:
         """A search in a slot of the cache, whose rows are those of the prompt's beginning as far as
         they are known to be. One token at least is left to compute."""
-        (shared,) = self.target.shared(request.prompt_ids, slice(slot, slot + 1)).tolist()
+        (shared,) = self.target.shared(request.prompt_ids, slot, slot + 1).tolist()
         return Scored(slot, request, tree, min(shared, len(request.prompt_ids) - 1))
 
     def slot_for(self, prompt: IntArray, free: Seq[int]) -> int:

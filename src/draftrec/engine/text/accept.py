@@ -398,6 +398,12 @@ class Strict:
     ) -> list[Verdict]:
         """Longest path of the target's own choices, then its next choice."""
         choices = own_choices(self.warping, batch, trees, logits)[0].cpu().numpy()
+        return self.verdicts(batch, trees, choices)
+
+    def verdicts(
+        self, batch: Seq[RunningSequence], trees: Seq[DraftTree], choices: LongArray
+    ) -> list[Verdict]:
+        """The same from `choices` int64 `[R]`: what the target emits after each row of logits."""
         verdicts: list[Verdict] = []
         row = 0
         for sequence, tree in zip(batch, trees, strict=True):

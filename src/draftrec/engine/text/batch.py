@@ -28,6 +28,7 @@ from draftrec.core import (
     TokenScore,
     Verdict,
 )
+from draftrec.engine.kv_cache import Beginnings
 
 # A shared prefix shorter than this is cheaper to compute than to copy, or than to wait for.
 _LEAST_COPIED, _LEAST_AWAITED = 4, 16
@@ -133,7 +134,8 @@ class Batch:
         self.limits = limits
         self._by_beginning = False
         self._free = list(range(limits.slots))
-        self._resident: dict[int, IntArray] = {}
+        # What the slots' rows in the cache are known to be, and what prompts under way will add.
+        self._resident, self._coming = Beginnings(limits.slots), Beginnings(limits.slots)
         self._copy_prefix = copy_prefix
         for request in requests:
             self.add(request)
@@ -158,7 +160,7 @@ class Batch:
         found = next((s for s in self.running if s.order == order), None)
         if found:
             self.running.remove(found)
-            self._free.append(found.slot)
+            self._release(found)
             self._free.sort()
         return found
 
@@ -178,7 +180,9 @@ class Batch:
                 if source != slot:
                     self._copy_prefix(source, slot, shared)
                 sequence.computed = shared
-            self._resident[slot] = request.prompt_ids[: sequence.computed]
+            self._resident.hold(slot, request.prompt_ids[: sequence.computed])
+            if len(request.prompt_ids) <= self.limits.shared_length:
+                self._coming.hold(slot, request.prompt_ids)
             self.running.append(sequence)
             arrived.append(sequence)
         return arrived
@@ -186,14 +190,16 @@ class Batch:
     def note_computed(self, sequence: RunningSequence) -> None:
         """The slot now holds the KV rows of the sequence's first `computed` tokens."""
         computed = 0 if sequence.length > self.limits.shared_length else sequence.computed
-        self._resident[sequence.slot] = sequence.context[:computed]
+        self._resident.hold(sequence.slot, sequence.context[:computed])
+        if sequence.computed >= sequence.prompt_tokens:
+            self._coming.cut(sequence.slot, 0)
 
     def retire(self) -> list[RunningSequence]:
         """Move finished sequences to `results` and free their slots; returns them."""
         done = [s for s in self.running if s.finish]
         for sequence in done:
             self.results[sequence.order] = sequence.result()
-            self._free.append(sequence.slot)
+            self._release(sequence)
         if done:
             self.running = [s for s in self.running if not s.finish]
             self._free.sort()
@@ -204,6 +210,10 @@ class Batch:
         if len(self.results) != self.added:
             raise RuntimeError("some texts are not finished")
         return [self.results[order] for order in range(self.added)]
+
+    def _release(self, sequence: RunningSequence) -> None:
+        self._free.append(sequence.slot)
+        self._coming.cut(sequence.slot, 0)
 
     def _room(self, request: Request) -> int:
         left = self.limits.context_length - len(request.prompt_ids)
@@ -226,8 +236,8 @@ class Batch:
         count = len(self.waiting)
         if not self._by_beginning:
             return range(min(count, _CANDIDATES))
-        held = self._resident.get(slot)
-        if held is None:  # far from where the other slots begin
+        held = self._resident.tokens(slot)
+        if not len(held):  # far from where the other slots begin
             at = slot * count // self.limits.slots
             return range(at, min(count, at + _CANDIDATES))
         at = bisect_left(self.waiting, sort_key(held), key=_beginning)
@@ -248,24 +258,14 @@ class Batch:
         """How many first tokens of `prompt` some slot holds, and which; one is left to compute."""
         if len(prompt) > self.limits.shared_length:
             return 0, 0
-        best = max(
-            ((common_prefix(prompt, rows), -slot) for slot, rows in self._resident.items()),
-            default=(0, 0),
-        )
-        return min(best[0], len(prompt) - 1), -best[1]
+        shared = self._resident.shared(prompt)
+        source = int(shared.argmax())
+        return min(int(shared[source]), len(prompt) - 1), source
 
     def _being_computed(self, prompt: IntArray) -> int:
-        most = self.limits.shared_length
-        if len(prompt) > most:
+        if len(prompt) > self.limits.shared_length:
             return 0
-        return max(
-            (
-                common_prefix(prompt, s.request.prompt_ids)
-                for s in self.running
-                if s.computed < s.prompt_tokens and s.length <= most
-            ),
-            default=0,
-        )
+        return int(self._coming.shared(prompt).max())
 
 
 def shared_tokens(prompts: Seq[IntArray]) -> int:

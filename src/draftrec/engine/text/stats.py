@@ -125,9 +125,8 @@ def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None
     if len(verdict.path):
         sources = tree.sources[verdict.path]
         sequence.note_sources(sources)
-        by_source = np.bincount(sources, minlength=len(SOURCES))
-        for i, n in enumerate(by_source.tolist()):
-            counts.accepted_by_source[i] += n
+        for source in sources.tolist():
+            counts.accepted_by_source[source] += 1
 
 
 def step_stats(
