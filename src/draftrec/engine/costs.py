@@ -84,11 +84,15 @@ class LearningCurve:
 
     The first curve gives the shape where nothing is known. What passes of about as many rows took
     lately, compared with it, moves it there; and all of it by as much as they took on the whole.
+
+    `aside`: seconds of drafting in the step under way that whoever drafts weighs by itself, so that
+    they are no price of the other drafts; forgotten with the step.
     """
 
     def __init__(self, first: CostCurve) -> None:
         self.first = self.curve = first
         self.passes = 0
+        self.aside = 0.0
         self._seen: dict[int, deque[tuple[int, float]]] = {}
         self._last: dict[int, int] = {}
         self._drafting: deque[float] = deque(maxlen=4 * _KEPT)
@@ -108,6 +112,7 @@ class LearningCurve:
     def observe(self, rows: int, seconds: float, draft_seconds: float | None = None) -> None:
         """Learn what a pass took, and drafting for one sequence if there was any."""
         self.passes += 1
+        self.aside = 0.0
         near = round(8 * np.log2(rows))
         self._seen.setdefault(near, deque(maxlen=_KEPT)).append((rows, seconds))
         self._last[near] = self.passes

@@ -31,6 +31,7 @@ from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.passes.prepacked import RowLinear, has_tiles
 from draftrec.engine.target import Target
+from draftrec.engine.text.budget import AutoBudget
 from draftrec.errors import DraftrecError
 
 FORMAT_VERSION = 1
@@ -282,20 +283,19 @@ class HeadDrafting:
     target: Target
     worth: dict[ScoreRules, Worth] = field(default_factory=dict)
 
-    def drafter(
-        self, inner: Drafter, rate: Callable[[int], float] | None, rules: ScoreRules
-    ) -> HeadDrafter:
+    def drafter(self, inner: Drafter, budget: AutoBudget | None, rules: ScoreRules) -> HeadDrafter:
         """One that draws into the trees of `inner`; `rules` as `HeadDrafter` takes them. With a
-        `rate`, tokens per second of so many sequences lately, it drafts while that pays."""
+        `budget` it drafts while that pays at the budget's pace."""
         info, tokens = self.learned.info, self.learned.tokens.cpu().numpy()
         weights = None if info.mixing is None else np.array(info.mixing["weights"])
         worth = None
-        if rate is not None:
-            worth = self.worth.setdefault(rules, Worth(info.levels, rate))
-            worth.rate = rate
+        if budget is not None:
+            worth = self.worth.setdefault(rules, Worth(info.levels, budget.rate))
+            worth.rate = budget.rate
         return HeadDrafter(
             inner, self.passes, self.target, tokens, info.levels,
             weights=weights, worth=worth, rules=rules,
+            set_aside=budget.set_aside if budget else None,
         )  # fmt: skip
 
 

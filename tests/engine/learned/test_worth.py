@@ -58,6 +58,19 @@ def test_a_head_that_does_not_pay_is_seldom_tried(brings: list[float], batch: in
     assert gain > -0.02
 
 
+def test_a_trial_ends_when_it_has_lost_a_few_tokens() -> None:
+    """A look that seems worth it by what it has seen, and takes ten times as long as it brings."""
+    worth = Worth(1, lambda n: 1.0 * n)
+    looks = 0
+    while not worth.resting and looks < 192:
+        worth.looked(0, 1.0, 1.0, 1, behind=True)
+        worth.settle([np.array([-1])], 1)
+        worth.looked(0, 1.0, 1.0, 1)
+        worth.settle([np.array([-1])], 1)
+        looks += 2
+    assert looks < 24
+
+
 def test_what_is_read_once_per_text_decides_too() -> None:
     assert written([0.15, 0.0], 1.0, 1)[0] > 0.9
     assert written([0.15, 0.0], 12.0, 1)[0] < 0.25

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrec.core import Generation, Request
+from draftrec.core import Counts, DraftTree, Generation, Request, SequenceView
 from draftrec.engine.costs import CostCurve, LearningCurve
 from draftrec.engine.passes import prepacked
 from draftrec.engine.target import Target
@@ -245,6 +247,39 @@ def test_costs_are_learnt_from_passes_and_change_no_token(seed: int) -> None:
     check(done, "llama", frozenset())
     assert costs.passes == len(steps) >= 16
     assert costs.to_json() != costs.first.to_json()
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_what_a_drafter_weighs_by_itself_is_no_price_of_the_other_drafts(*, aside: bool) -> None:
+    """Half a step per draft that somebody else answers for: drafts that hit go on all the same."""
+    now = 0.0
+    costs = LearningCurve(CostCurve((1, 8, 64), (1.0, 1.05, 2.0)))
+    budget = AutoBudget(costs)
+
+    class Slow(GuessingDrafter):
+        def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
+            nonlocal now
+            now += 30.0
+            if aside:
+                budget.set_aside(30.0)
+            return super().draft(batch, limit, depth)
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.5
+        return now
+
+    engine = make_engine(
+        "llama", Slow(truth("llama"), hit=0.9), slots=1, budget=budget, costs=costs,
+        timing=Timing(clock=clock),
+    )  # fmt: skip
+    done = [g for _ in range(3) for g in generate(engine, requests())]
+    if aside:
+        assert costs.draft_seconds < 2.0
+    else:
+        assert costs.draft_seconds > 20.0
+    counts = sum((g.counts for g in done[len(done) // 3 :]), Counts())
+    assert (counts.draft_calls > 0.9 * (counts.target_calls - len(done))) == aside
 
 
 @pytest.mark.slow

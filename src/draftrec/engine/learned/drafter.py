@@ -43,6 +43,8 @@ _SHARE = 1 / 64
 # Texts times steps after which a trial is judged, and for which the head rests then at first and at
 # most: each trial that did not pay doubles the rest.
 _TRIAL, _REST, _LONGEST_REST = 192, 192, 12_288
+# Tokens lost in a trial that end it.
+_LOSS = 8.0
 # The first look at so many compiles what it runs, and the next ones lay out memory: the least of so
 # many is believed.
 _LEAST = 3
@@ -119,7 +121,7 @@ class Worth:
         self._debt -= paid
         self._balance += counts.sum() - self.rate(sequences) * (self._spent + paid)
         self._trial += sequences
-        if self._trial >= _TRIAL or not self._looked:
+        if self._trial >= _TRIAL or self._balance < -_LOSS or not self._looked:
             self._judge()
         self._spent, self._looked = 0.0, False
 
@@ -160,7 +162,8 @@ class HeadDrafter:
     `rules`: what is done to the target's scores, and so to the head's. Where texts are sampled,
     both estimates are joined as if nobody knew the noise, which then chooses among what they say.
     With a `worth`, levels are looked at while they bring more tokens than their time would without
-    them; the same of the head as a whole.
+    them; the same of the head as a whole. `set_aside` is told the seconds that the head's part of a
+    draft took.
     """
 
     def __init__(  # noqa: PLR0913
@@ -173,9 +176,10 @@ class HeadDrafter:
         weights: DoubleArray | None = None,
         worth: Worth | None = None,
         rules: ScoreRules = PLAIN,
+        set_aside: Callable[[float], None] | None = None,
     ) -> None:
         self.inner, self.passes, self.target = inner, passes, target
-        self.worth = worth
+        self.worth, self.set_aside = worth, set_aside
         self.levels = levels
         self.weights = growth.default_weights(levels) if weights is None else weights
         self._tokens = tokens.astype(np.int32)
@@ -204,7 +208,10 @@ class HeadDrafter:
         chosen = [batch[i] for i in able]
         sampled = any(s.noise is not None for s in chosen)
         trees = self._others(chosen, limit * _MORE if sampled else limit, depth, blind=True)
+        began = time.perf_counter()
         grown = iter(self._grown(chosen, trees, limit, levels))
+        if self.set_aside:
+            self.set_aside(time.perf_counter() - began)
         if len(able) == len(batch):
             return list(grown)
         left = iter(self._others([s for i, s in enumerate(batch) if i not in able], limit, depth))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftrec.core import DoubleArray, DraftTree, FloatArray, Verdict
-from draftrec.engine.costs import PassCosts, smoothed
+from draftrec.engine.costs import LearningCurve, PassCosts, smoothed
 from draftrec.engine.tree import trim_all
 
 # Steps without drafts before the next try; and steps in which no draft seemed worth its rows,
@@ -69,7 +69,7 @@ class AutoBudget:
         self.calibration = Calibration()
         self._tokens = self._seconds = 0.0
         self._largest = float(most)
-        self._gain, self._rested, self._doubts = 0.0, 0, 0
+        self._gain, self._aside, self._rested, self._doubts = 0.0, 0.0, 0, 0
 
     def limit(self) -> int:
         if self._gain < 0 and self._rested < _REST:
@@ -104,10 +104,18 @@ class AutoBudget:
         self._tokens = 0.98 * self._tokens + sum(len(v.token_ids) for v in verdicts)
         drafting = 0.0 if self._rested else self.cost.draft_seconds * len(trees)
         plain, verifying = self.cost([len(trees), rows])
-        self._seconds = 0.98 * self._seconds + verifying + drafting
+        self._seconds = 0.98 * self._seconds + verifying + drafting + self._aside
+        self._aside = 0.0
         if not self._rested:  # what the drafts gained, in tokens, their time counted as tokens too
             lost = self.rate(len(trees)) * (verifying + drafting - plain)
             self._gain += 0.05 * (sum(len(v.path) for v in verdicts) - lost - self._gain)
+
+    def set_aside(self, seconds: float) -> None:
+        """Note drafting that whoever drafts weighs by itself: it takes time, and yet the other
+        drafts are not dearer for it."""
+        self._aside = seconds
+        if isinstance(self.cost, LearningCurve):
+            self.cost.aside += seconds
 
     def rate(self, active: int) -> float:
         """Tokens per second of so many texts lately, by the cost curve's clock; at the start those

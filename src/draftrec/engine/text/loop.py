@@ -331,7 +331,7 @@ def learn(engine: Engine, laid: Laid, verdicts: Seq[Verdict], took: Spent) -> No
     """Let the costs see what the step took, and the budget what became of the drafts."""
     drafted = sum(len(t) for t in laid.trees)
     if engine.costs:
-        each = took.draft / len(laid.trees) if drafted else None
+        each = (took.draft - engine.costs.aside) / len(laid.trees) if drafted else None
         engine.costs.observe(laid.rows, took.verify + took.prefill, each)
     if laid.rows == len(laid.trees) + drafted:  # prompt rows blur what a draft row costs
         engine.budget.observe(laid.trees, verdicts, laid.rows)

@@ -286,9 +286,9 @@ def _engine(
         warm_up()
         drafter = PoolDrafter(pool if settings.drafting.draft == "pool" else None)
     if learned:
-        rate = budget.rate if isinstance(budget, AutoBudget) else None
+        weighs = budget if isinstance(budget, AutoBudget) else None
         rules = rules_of(call.processors, sampled=call.do_sample)
-        drafter = learned.drafter(drafter, rate, rules)
+        drafter = learned.drafter(drafter, weighs, rules)
     return loop.Engine(
         target=target,
         drafter=drafter,

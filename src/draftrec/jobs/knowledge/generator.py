@@ -432,9 +432,9 @@ class Generator:
             return found
         # How long the head took decides what it drafts, which must not change texts.
         strict = self.config.accept.accept == "strict"
-        rate = budget.rate if strict and isinstance(budget, AutoBudget) else None
+        weighs = budget if strict and isinstance(budget, AutoBudget) else None
         rules = self.resolved.settings.score_rules(self.config.accept.temperature)
-        return self.learned.drafter(found, rate, rules)
+        return self.learned.drafter(found, weighs, rules)
 
     def _budget(self, costs: LearningCurve | None) -> Budget:
         wanted = self.config.draft.budget
