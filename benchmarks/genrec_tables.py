@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from markdown import header, row, spread
+
+from draftrec.config import RetrieverSettings
 
 Result = dict[str, Any]
 _KS = (1, 3, 5, 10, 20)
@@ -13,6 +16,13 @@ _KS = (1, 3, 5, 10, 20)
 def _of(result: Result) -> str:
     """The catalogue, which earlier results do not name."""
     return str(result.get("catalogue", "Amazon Beauty"))
+
+
+def _titled(title: str, script: str, result: Result) -> str:
+    """A heading, which says the catalogue where it is another one."""
+    name = _of(result)
+    where = "" if name == "Amazon Beauty" else f" on {name}"
+    return f"## {title}{where}: `benchmarks/{script}`\n\n"
 
 
 def beauty_table(result: Result) -> str:
@@ -38,8 +48,9 @@ def item_baseline(result: Result) -> str:
     test = result["test"]
     users = next(iter(test.values()))["all items"]["multi"]["users"]
     out = (
-        "## Recommending without a model: `benchmarks/item_baseline.py`\n\n"
-        f"{_of(result)}, test part, {users:,} users, every test item a target, Recall@K / NDCG@K. "
+        _titled("Recommending without a model", "item_baseline.py", result)
+        + f"{_of(result)}, test part, {users:,} users, every test item a target, Recall@K / "
+        "NDCG@K. "
         f"Tuned on the valid part ({result['settings']['objective']}; {result['tried']} settings "
         "tried); fitted to the train part, the last two rows to train and valid. Nobody takes an "
         "item twice in these data, so leaving out what a user has is fair, and shown apart.\n"
@@ -69,8 +80,8 @@ def blend(result: Result) -> str:
     valid = result["valid"]
     names = {"target": "the model alone", "item-item": "item-item alone"}
     out = (
-        "## A model and item-item together: `benchmarks/blend.py`\n\n"
-        f"{_of(result)}, K = {s['k']}, a target of {result['parameters']:,} parameters, "
+        _titled("A model and item-item together", "blend.py", result)
+        + f"{_of(result)}, K = {s['k']}, a target of {result['parameters']:,} parameters, "
         f"item-item's best {s['candidates']} beside the beams. The weight "
         f"({result['weight']:g}) is the one with which most was found of the valid part "
         f"({valid['metric']}, {valid['users']:,} users, both fitted to train): "
@@ -96,15 +107,24 @@ def blend_items(result: Result) -> str:
         for name, weights in result["weights"].items()
     )
     out = (
-        "## A model, item-item and an item model together: `benchmarks/blend_items.py`\n\n"
-        f"{_of(result)}, K = {s['k']}, a target of {parameters['target']:,} parameters, an item "
+        _titled("A model, item-item and an item model together", "blend_items.py", result)
+        + f"{_of(result)}, K = {s['k']}, a target of {parameters['target']:,} parameters, an item "
         f"model of {parameters['item model']:,}, item-item's and the item model's best "
         f"{s['candidates']} beside the beams. Shares are those with which most was found of the "
         f"valid part ({metric}, {valid['users']:,} users, all fitted to train): {chosen}; {alone}. "
+        f"{_settings_of(s)}"
         f"Below: the test part, {next(iter(test.values()))['users']:,} users, Recall@K / NDCG@K, "
         "errors of the mean over users, differences user by user.\n"
     )
     return out + _parts(result, "blend of all")
+
+
+def _settings_of(settings: Result) -> str:
+    """What lists leave out, and the item-item beside, where that is not as usual."""
+    unseen = settings.get("exclude_seen") or settings.get("unseen")
+    out = "Chosen and measured without seen items. " if unseen else ""
+    tuned = settings.get("item_item") not in (None, asdict(RetrieverSettings()))
+    return out + ("Item-item's settings were tuned on the valid part, too. " if tuned else "")
 
 
 def _parts(result: Result, name: str) -> str:
@@ -130,12 +150,13 @@ def sasrec(result: Result) -> str:
         f"{one['processor_seconds'] / 60:.0f} minutes of a core)" for name, one in variants.items()
     )  # fmt: skip
     out = (
-        "## A sequential model: `benchmarks/sasrec.py`\n\n"
-        f"SASRec on {_of(result)}: {s['width']} dimensions, layers: {s['layers']}, heads: "
+        _titled("A sequential model", "sasrec.py", result)
+        + f"SASRec on {_of(result)}: {s['width']} dimensions, layers: {s['layers']}, heads: "
         f"{s['heads']}, dropout {s['dropout']:g}, the last {s['last']} items, "
         f"{first['parameters']:,} parameters, softmax over all items, of dot products or of "
         f"cosines divided by {s['temperature']:g}. Epochs chosen by NDCG@20 of the valid part: "
         f"{chosen}; as many for train and valid together, where nothing is left to choose by. "
+        f"{_settings_of(s)}"
         f"Below: the test part, {result['users']:,} users, histories of train and valid items, "
         "Recall@K / NDCG@K, errors of the mean over users, differences user by user.\n"
     )

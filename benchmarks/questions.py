@@ -320,8 +320,7 @@ QUESTIONS = (
              _large_plot, _large),
     Question("What about beams?", "beams", (
         "genrec-beauty", "genrec-beauty-timed", "beauty-table", "item-baseline", "blend-beauty",
-        "blend-items-beauty",
-        "sasrec-beauty", "item-trie",
+        "blend-items-beauty", "sasrec-beauty", "blend-items-ml100k", "sasrec-ml100k", "item-trie",
     ), _beams_plot, _beams),
 )  # fmt: skip
 

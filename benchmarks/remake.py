@@ -122,6 +122,13 @@ JOBS = (
         15, _BEAUTY, "TARGET, ITEMS: what `draftrec genrec fit` has trained, without and with "
         "--whole-items"),
     Job("sasrec.py", ("sasrec-beauty",), 20, _BEAUTY),
+    *(Job(f"{command} --catalogue ml100k --sequences SEQUENCES --sids SIDS --item-item SETTINGS",
+          (name,), 10, by_hand="SEQUENCES, SIDS, SETTINGS, TARGET, ITEMS: made of MovieLens-100K's "
+          "ratings by the commands in benchmarks/README.md")
+      for name, command in (
+          ("blend-items-ml100k", "blend_items.py --target TARGET --item-model ITEMS --newer NEWER "
+           "--newer-item-model NEWER_ITEMS --exclude-seen --check 400"),
+          ("sasrec-ml100k", "sasrec.py --unseen --last 100 --batch 16 --epochs 60 --patience 8"))),
     # Quality, and what large machines would do.
     Job("quality.py all", ("quality-ml100k",), 120, _OURS),
     Job(f"quality.py all --target smollm2 --model {_SMOLLM2}", ("quality-smollm2",), 300, _REAL),

@@ -387,6 +387,8 @@ SECTIONS = {
     "blend-beauty": blend,
     "blend-items-beauty": blend_items,
     "sasrec-beauty": sasrec,
+    "blend-items-ml100k": blend_items,
+    "sasrec-ml100k": sasrec,
     "item-trie": item_trie,
     "beam-exactness": beam_exactness,
     "beam-sampling": beam_sampling,

@@ -154,7 +154,9 @@ def test_commands_that_remake_results_are_known_to_their_scripts() -> None:
             for name in re.findall(rf"^from (\w+) import .*{makes}", source, re.MULTILINE):
                 source += (ROOT / "benchmarks" / f"{name}.py").read_text()
         for option in (word for word in words if word.startswith("-")):
-            assert f'"{option}"' in source, job.command
+            # Some make options of the names in a table.
+            names = f'"{option}"', f'"{option[2:]}": ('
+            assert any(name in source for name in names), job.command
 
 
 def test_a_dry_run_shows_order_needs_and_time(capsys: pytest.CaptureFixture[str]) -> None:
