@@ -109,6 +109,7 @@ def test_shares_are_chosen_for_an_item_model_too(
     over = best - ways[ITEM_MODEL]["recall@3"]
     assert summary["over_item_model"] == pytest.approx(over, abs=1e-5)
     assert f"--blend {shares[0]:g} --blend-item-model {shares[1]:g}" in err
+    assert ("the model has no say in it" in err) == (sum(shares) > 1 - 1e-9)
     settings = yaml.safe_load(chosen.read_text())
     assert (settings["blend"], settings["blend_item_model"]) == shares
     output = str(tmp_path / "blended.parquet")
@@ -134,6 +135,7 @@ def test_item_item_is_tuned_and_its_settings_are_used(
     out, err = capsys.readouterr()
     summary = json.loads(out.splitlines()[-1])
     assert "item-item tuned: recall@3 " in err
+    assert ("the model has no say in it" in err) == (summary["blend"] == 1)
     tuned = RetrieverSettings(**summary["item_item"])
     sids = read_semantic_ids(world.sids)
     known = list(known_places(str(world.sequences), sids, part="valid"))

@@ -206,3 +206,5 @@ def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     if (share := summary.get("blend_item_model")) is not None:
         shares += f" --blend-item-model {share:g}"
     say(f"best: {shares}, {metric} {', '.join(gains)}")
+    if summary["blend"] + summary.get("blend_item_model", 0) > 1 - 1e-9:
+        say("the model has no say in it: what it finds beside the others is ranked by them alone")
