@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from draftrec.cli.main import run
+from draftrec.config import RetrieverSettings
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.demo.shop import histories, readings, sequences, shipped_path
 from draftrec.items.semantic_ids import SemanticIds
@@ -135,6 +136,15 @@ def test_an_item_model_is_blended_in_and_stays_at_a_reload(world: World, tmp_pat
         for answer, other in zip(one.recommend(queries), expected, strict=True):
             assert answer.items.tolist() == other.items.tolist()
             np.testing.assert_allclose(answer.scores, other.scores, atol=1e-4)
+
+
+def test_item_item_is_fitted_as_the_settings_say_at_a_reload_too(world: World) -> None:
+    chosen = RetrieverSettings(last=9)
+    catalogue = FileCatalogue(recommend_settings(world, "items", item_item=chosen))
+    recommender = catalogue.load()
+    for one in (recommender, catalogue.reload(recommender)):
+        assert one.parts.retriever
+        assert one.parts.retriever.settings == chosen
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def test_a_settings_file_is_read_with_its_defaults(tmp_path: Path) -> None:
     found = load_settings(path)
     assert found.recommend
     assert found.recommend.settings.k == 7
+    assert found.recommend.settings.item_item.last == 3
     assert found.knowledge
     assert found.knowledge.generate.accept.accept == "relaxed"
     assert found.keys[0].sha256 == "ab" * 32
@@ -57,6 +58,18 @@ def test_the_example_is_a_settings_file(tmp_path: Path) -> None:
         (GOOD + "prot: 1", "unknown name prot"),
         (GOOD.replace("k: 7", "kk: 7"), "unknown name recommend.settings.kk"),
         (GOOD.replace("k: 7", "k: 0"), "recommend.settings.k: Input should be"),
+        (
+            GOOD.replace("k: 7", "k: 7, item_item: {lst: 2}"),
+            "unknown name recommend.settings.item_item.lst",
+        ),
+        (
+            GOOD.replace("k: 7", "k: 7, item_item: {last: 0}"),
+            "recommend.settings.item_item.last: Input should be",
+        ),
+        (
+            GOOD.replace("draft: items", "draft: items, columns: {usr: u}"),
+            "unknown name recommend.columns.usr",
+        ),
         (GOOD.replace("sequences: q.parquet, ", ""), "draft: items needs sequences"),
         (
             GOOD.replace("sequences: q.parquet, ", "")

@@ -260,7 +260,8 @@ def sentence_of(error: ValidationError) -> str:
     """Where the first problem is and what it is."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    # A model's word for it, and a dataclass's.
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown name {place}; leave it out, or correct its spelling"
     message = first["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
