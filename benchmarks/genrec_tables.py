@@ -121,8 +121,8 @@ def blend_items(result: Result) -> str:
 
 def _settings_of(settings: Result) -> str:
     """What lists leave out, and the item-item beside, where that is not as usual."""
-    unseen = settings.get("exclude_seen") or settings.get("unseen")
-    out = "Chosen and measured without seen items. " if unseen else ""
+    out = "Chosen and measured without seen items. " if settings.get("exclude_seen") else ""
+    out += "These are lists without seen items. " if settings.get("unseen") else ""
     tuned = settings.get("item_item") not in (None, asdict(RetrieverSettings()))
     return out + ("Item-item's settings were tuned on the valid part, too. " if tuned else "")
 
