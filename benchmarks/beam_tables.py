@@ -69,16 +69,21 @@ def genrec_beauty(result: Result) -> str:
         "levels they can, auto what pays.\n"
     )
     if result["whole"]:
-        out += "\nAll users, against plain search; Recall and NDCG count every test item.\n"
+        out += (
+            "\nAll users, against plain search; Recall and NDCG count every test item. Behind N= "
+            "stand widths of all levels but the last.\n"
+        )
     for k, engines in result["whole"].items():
         out += f"\n**K = {k}, all users**\n"
         out += header(
-            "engine", "target calls", "AS@K", "same list as plain", "Recall@K", "NDCG@K", "invalid"
-        )
+            "engine", "target calls", "AS@K", "draft rows", "same list as plain", "Recall@K",
+            "NDCG@K", "invalid",
+        )  # fmt: skip
         for name, r in engines.items():
             out += row(
                 name, f"{r['target_calls']:.3f}", f"{r['accepted_steps_per_call']:.3f}",
-                f"{r['agreement']['exact_match_rate']:.4f}", f"{r['recall'][k]:.4f}",
+                f"{r['drafted']:.0f}", f"{r['agreement']['exact_match_rate']:.4f}",
+                f"{r['recall'][k]:.4f}",
                 f"{r['ndcg'][k]:.4f}", f"{r['invalid_rate']:.4f}",
             )  # fmt: skip
     for k, engines in result["timed"].items():

@@ -45,10 +45,10 @@ class Bench:
         self.catalogue = Catalogue.of(sids, target)
         self.items = fit_retriever(str(args.sequences), sids, part="valid")
         config = RecommendConfig(batch_size=args.batch, k=1)
+        self.sizes = {"target": _parameters(target.model)}  # engines pack copies of weights
         parts = parts_of(target, self.catalogue)
         self.base = ItemRecommender(parts, self.catalogue, config, self.items)
         self.drafts: dict[str, Any] = {}
-        self.sizes = {"target": _parameters(target.model)}
         for name, folder in args.draft:
             draft = load_recommender(folder, "auto", args.dtype)
             self.drafts[name] = checked_target(draft.model)

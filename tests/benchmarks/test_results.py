@@ -46,13 +46,17 @@ FIGURE = re.compile(
 
 
 def below(value: Any, path: str) -> list[float]:
-    """The numbers at `path`, whose parts `/` separates; `*` stands for all there is below."""
+    """The numbers at `path`, whose parts `/` separates, keys with a `/` in them among them; `*`
+    stands for all there is below."""
     if " plus " in path:
         return [sum(below(value, part)[0] for part in path.split(" plus "))]
-    for part in path.split("/"):
-        if part == "*":
+    while path:
+        if path == "*":
             return list(numbers(value))
-        value = value[int(part)] if isinstance(value, list) else value[part]
+        keys = map(str, range(len(value))) if isinstance(value, list) else value
+        key = next((k for k in keys if f"{path}/".startswith(f"{k}/")), path)
+        value = value[int(key)] if isinstance(value, list) else value[key]
+        path = path[len(key) + 1 :]
     return list(numbers(value)) if not isinstance(value, (dict, list)) else [float(len(value))]
 
 

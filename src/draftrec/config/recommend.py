@@ -160,7 +160,7 @@ class RecommendConfig(Frozen):
         Size | tuple[Size, ...] | None,
         knob(
             "Beams drafted per level (N): one number, or one for each level but the last, as in "
-            "40,240,120; with --draft-steps auto at most so many.",
+            "40,120,120; with --draft-steps auto at most so many.",
             unset="40, or twice the beams kept where more; with --draft-steps auto what pays",
         ),
     ] = None
