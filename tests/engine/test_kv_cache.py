@@ -100,6 +100,9 @@ def test_what_slots_share_with_tokens_is_what_comparing_one_by_one_finds(
     for _ in range(data.draw(st.integers(1, 8))):
         slot = data.draw(st.integers(0, 2))
         if data.draw(st.booleans()):
+            noted[slot] = noted[slot] + data.draw(text)
+            beginnings.go_on(slot, np.array(noted[slot], np.int32))
+        if data.draw(st.booleans()):
             noted[slot] = data.draw(text)
             beginnings.hold(slot, np.array(noted[slot], np.int32))
         else:

@@ -95,11 +95,17 @@ class Beginnings:
 
     def hold(self, slot: int, tokens: IntArray) -> None:
         """Slot `slot` begins with `tokens` int32 `[n]`, and nothing is known of what is behind."""
-        n, (slots, room) = len(tokens), self._tokens.shape
+        self._lengths[slot] = 0
+        self.go_on(slot, tokens)
+
+    def go_on(self, slot: int, tokens: IntArray) -> None:
+        """The same, of `tokens` that begin with what is held: the rest is written, if there is
+        any."""
+        n, known, (slots, room) = len(tokens), self._lengths[slot], self._tokens.shape
         if n > room:
             more = np.empty((slots, max(n, 2 * room) - room), np.int32)
             self._tokens = np.concatenate([self._tokens, more], axis=1)
-        self._tokens[slot, :n] = tokens
+        self._tokens[slot, known:n] = tokens[known:]
         self._lengths[slot] = n
 
     def tokens(self, slot: int) -> IntArray:

@@ -190,7 +190,7 @@ class Batch:
     def note_computed(self, sequence: RunningSequence) -> None:
         """The slot now holds the KV rows of the sequence's first `computed` tokens."""
         computed = 0 if sequence.length > self.limits.shared_length else sequence.computed
-        self._resident.hold(sequence.slot, sequence.context[:computed])
+        self._resident.go_on(sequence.slot, sequence.context[:computed])
         if sequence.computed >= sequence.prompt_tokens:
             self._coming.cut(sequence.slot, 0)
 
