@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrec.engine.kv_cache import Beginnings, KVShape, KVSlab
+from draftrec.engine.beginnings import Beginnings
+from draftrec.engine.kv_cache import KVShape, KVSlab
 
 SHAPE = KVShape(layers=2, kv_heads=3, key_dim=4, value_dim=5)
 

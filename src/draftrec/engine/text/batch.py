@@ -28,7 +28,7 @@ from draftrec.core import (
     TokenScore,
     Verdict,
 )
-from draftrec.engine.kv_cache import Beginnings
+from draftrec.engine.beginnings import Beginnings
 
 # A shared prefix shorter than this is cheaper to compute than to copy, or than to wait for.
 _LEAST_COPIED, _LEAST_AWAITED = 4, 16
