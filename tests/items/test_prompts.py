@@ -41,6 +41,14 @@ def test_texts_stand_around_and_between_items():
     assert encoder.encode(places()).tolist() == [102, 103, 103, 101]
 
 
+@pytest.mark.parametrize("separator", ["", "a", "a b"])
+def test_a_prompts_length_is_known_before_it_is_made(separator: str):
+    encoder = HistoryEncoder(PromptFormat("he", separator, "b", 3), Words(), ITEMS)
+    for items in range(5):
+        history = np.arange(items) % len(ITEMS)
+        assert encoder.length(items) == len(encoder.encode(history))
+
+
 def test_fit_keeps_as_many_items_as_the_context_holds():
     encoder = HistoryEncoder(PromptFormat("he", "a", "b", 9), Words(), ITEMS)
     history = places(0, 1, 2, 3)

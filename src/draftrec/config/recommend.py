@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import field_validator
 
 from draftrec.config.generate import Auto, Count, Device, Dtype, Frozen, IdColumn, Size
-from draftrec.knobs import knob
+from draftrec.errors import DraftrecError
+from draftrec.knobs import check_knobs, knob
 
 
 class ListenConfig(Frozen):
@@ -115,12 +116,10 @@ class RetrieverSettings:
     ] = 0.003
 
     def __post_init__(self) -> None:
-        whole = (self.window, self.neighbours, self.last)
-        shares = (self.decay, self.backward, self.recency)
-        if min(whole) < 1 or not all(0 <= share <= 1 for share in shares):
-            raise ValueError(f"impossible settings of an item retriever: {self}")
-        if min(self.shrinkage, self.from_power, self.to_power) < 0 or self.popularity <= 0:
-            raise ValueError(f"impossible settings of an item retriever: {self}")
+        try:
+            check_knobs(self)
+        except DraftrecError as error:
+            raise ValueError(f"impossible settings of an item retriever: {self}") from error
 
 
 class RecommendConfig(Frozen):

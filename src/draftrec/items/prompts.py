@@ -77,6 +77,12 @@ class HistoryEncoder:
         """int32 `[p]`: the prompt of a history (int64 `[h]` places, oldest first)."""
         return np.concatenate([self._items(places[-self.form.max_items :]), self._suffix])
 
+    def length(self, items: int) -> int:
+        """Tokens of the prompt of a history of so many items."""
+        kept = min(items, self.form.max_items)
+        between = max(0, kept - 1) * len(self._separator)
+        return len(self._start) + kept * self.levels + between + len(self._suffix)
+
     def fit(self, context: int) -> HistoryEncoder:
         """An encoder that drops the oldest items until prompt and answer fit into `context`.
 

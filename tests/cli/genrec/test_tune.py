@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from draftrec.cli.genrec.tune import _show
 from draftrec.cli.main import run
 from draftrec.config import RetrieverSettings
 from draftrec.data.sequences import read_histories, read_semantic_ids
@@ -175,6 +176,20 @@ def test_bad_input_gets_one_sentence(
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1, said
         assert message in said[0]
+
+
+@pytest.mark.parametrize("shares", [(0.7, 0.3), (0.7, 0.2), (1.0, None), (0.9, None)])
+def test_shares_that_leave_the_model_none_are_told(
+    shares: tuple[float, float | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    of_two, of_three = shares
+    summary = {"users": 2, "metric": "recall@3", "ways": {}, "blend": of_two}
+    if of_three is not None:
+        summary["blend_item_model"] = of_three
+    with caplog.at_level("INFO", "draftrec"):
+        _show(summary, as_json=True)
+    said = "the model has no say in it" in caplog.text
+    assert said == (shares in {(0.7, 0.3), (1.0, None)})
 
 
 def test_the_model_alone_stays_where_no_blend_is_better() -> None:

@@ -220,3 +220,20 @@ def test_prompts_in_the_first_pass_do_not_make_nodes_cheap() -> None:
     tree = chain([1, 2, 3, 4, 5, 6, 7, 8], 0.4)
     assert AutoBudget(curve).choose([tree], 1) == [EMPTY_TREE]
     assert AutoBudget(curve).choose([tree], 500) == [EMPTY_TREE]
+
+
+def test_what_was_set_aside_counts_in_its_own_step_alone() -> None:
+    """Also where prompts kept that step from being observed."""
+    kept, lost = AutoBudget(DEAR), AutoBudget(DEAR)
+    for budget in (kept, lost):
+        budget.limit()
+        budget.observe([EMPTY_TREE], [Verdict(np.empty(0, np.int32), np.ones(1, np.int32))], 1)
+    lost.set_aside(100.0)
+    for budget in (kept, lost):
+        budget.limit()
+        budget.observe([EMPTY_TREE], [Verdict(np.empty(0, np.int32), np.ones(1, np.int32))], 1)
+    assert lost.rate(1) == kept.rate(1)
+    lost.limit()
+    lost.set_aside(100.0)
+    lost.observe([EMPTY_TREE], [Verdict(np.empty(0, np.int32), np.ones(1, np.int32))], 1)
+    assert lost.rate(1) < 0.5 * kept.rate(1)

@@ -72,6 +72,7 @@ class AutoBudget:
         self._gain, self._aside, self._rested, self._doubts = 0.0, 0.0, 0, 0
 
     def limit(self) -> int:
+        self._aside = 0.0  # of a step whose prompts kept it from being observed
         if self._gain < 0 and self._rested < _REST:
             self._rested += 1
             return 0
@@ -105,7 +106,6 @@ class AutoBudget:
         drafting = 0.0 if self._rested else self.cost.draft_seconds * len(trees)
         plain, verifying = self.cost([len(trees), rows])
         self._seconds = 0.98 * self._seconds + verifying + drafting + self._aside
-        self._aside = 0.0
         if not self._rested:  # what the drafts gained, in tokens, their time counted as tokens too
             lost = self.rate(len(trees)) * (verifying + drafting - plain)
             self._gain += 0.05 * (sum(len(v.path) for v in verdicts) - lost - self._gain)

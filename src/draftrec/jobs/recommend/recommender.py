@@ -177,8 +177,7 @@ class ItemRecommender:
         `recommend` does."""
         if not queries:
             return []
-        places = (self.catalogue.sids.places(query.history) for query in queries)
-        lengths = [len(self.catalogue.encoder.encode(it)) for it in places]
+        lengths = [self.catalogue.encoder.length(len(query.history)) for query in queries]
         requests: list[BeamRequest] = []
         seconds: dict[int, float] = {}
 

@@ -139,8 +139,9 @@ _MANY = 100
 
 def _tell_repeats(histories: list[History]) -> None:
     """Say where nobody takes an item twice, so that places of the lists are wasted on seen ones."""
-    known = [np.concatenate((h.items, h.targets)) for h in histories if len(h.items)]
-    if len(known) >= _MANY and all(len(np.unique(items)) == len(items) for items in known):
+    known = [history for history in histories if len(history.items)]
+    taken = (np.concatenate((history.items, history.targets)) for history in known)
+    if len(known) >= _MANY and all(len(np.unique(items)) == len(items) for items in taken):
         _LOG.info(
             "nobody takes an item twice here: with --exclude-seen no place of a list is lost to "
             "what a user has already"
