@@ -127,6 +127,29 @@ class FewOptions(TrackOptions):
     preset: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManyOptions(TrackOptions):
+    """Of a command that takes one file or several."""
+
+    vectors: list[str]
+
+
+@pytest.mark.parametrize(("given", "told"), [(["a"], "a"), (["a", "b"], "['a', 'b']")])
+def test_of_files_that_may_be_several_one_is_told_by_its_name(
+    given: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[dict[str, str]] = []
+
+    def opened(_output: Path, settings: dict[str, str]) -> tracking.Backend:
+        known.append(settings)
+        return tracking.Backend(lambda *_: None, lambda *_: None, lambda *_: None)
+
+    monkeypatch.setitem(tracking._OPEN, "tensorboard", opened)
+    with tracking.tracked("tensorboard", tmp_path / "out", ManyOptions(vectors=given)) as tracker:
+        tracker.numbers(0, {"items": 3.0})
+    assert known == [{"vectors": told}]
+
+
 def interrupted(kind: str, output: Path) -> None:
     with tracking.tracked(kind, output, FewOptions()) as tracker:
         tracker.numbers(1, {"loss": 1.0})

@@ -67,6 +67,7 @@ def tracked(kind: str | None, output: object, options: Options | None) -> Iterat
             "--output here, or track with mlflow or wandb"
         )
     given = {f.name: getattr(options, f.name) for f in fields(options)}
+    given = {n: v[0] if isinstance(v, list) and len(v) == 1 else v for n, v in given.items()}
     settings = {n: str(v) for n, v in given.items() if n not in _SILENT and v is not None}
     tracker = Tracker(lambda: _OPEN[kind](Path(str(output or _PROJECT)), settings))
     ended = "failed"

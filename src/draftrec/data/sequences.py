@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass, field
 from string import ascii_lowercase
 from typing import Any
 
@@ -34,6 +35,7 @@ from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
 from draftrec.items.semantic_ids import SemanticIds
+from draftrec.items.side_by_side import Share
 
 _LOG = logging.getLogger("draftrec")
 PARTS = ("train", "valid", "test")
@@ -46,6 +48,8 @@ _MAKE = (
 )
 _KINDS = (".parquet", ".jsonl")
 _BATCH_ROWS = 65_536
+#: Where Parquet keeps what semantic ids were made of.
+_SHARES = b"draftrec.vectors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,21 +251,48 @@ def check_semantic_ids_file(path: Place) -> None:
         raise DraftrecError(f"the semantic ids file {path} must end in {' or '.join(_KINDS)}")
 
 
-def write_semantic_ids(path: Place, sids: SemanticIds) -> None:
+def write_semantic_ids(path: Place, sids: SemanticIds, shares: Seq[Share] = ()) -> None:
     """Write `item, sid` as Parquet or JSONL, by the file's ending; it appears when it is complete.
+    Parquet keeps the `shares` of vectors of several kinds that they were made of: `read_shares`.
 
     Raises DraftrecError for another ending.
     """
     check_semantic_ids_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        replace_parquet(path, _table(sids))
+        table = _table(sids)
+        if shares:
+            kept = json.dumps([asdict(share) for share in shares])
+            table = table.replace_schema_metadata({_SHARES: kept})
+        replace_parquet(path, table)
         return
     lines: list[str] = []
     for item, codes in zip(sids.given.tolist(), sids.codes.tolist(), strict=True):
         row = {"item": item, "sid": [sids.tokens[code] for code in codes]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     replace_file(path, "".join(lines).encode())
+
+
+def read_shares(location: str | Place) -> tuple[Share, ...]:
+    """The kinds of vectors that semantic ids were made of, in order, where that is known, as it is
+    of Parquet that `write_semantic_ids` wrote with them.
+
+    Raises DraftrecError where that cannot be read.
+    """
+    where = place(location)
+    if where.suffix != ".parquet" or where.is_dir():
+        return ()
+    with pq.ParquetFile(arrow_path(where)) as file:
+        kept = (file.schema_arrow.metadata or {}).get(_SHARES)
+    if kept is None:
+        return ()
+    try:
+        return tuple(Share(int(it["dim"]), float(it["weight"])) for it in json.loads(kept))
+    except (ValueError, TypeError, KeyError):
+        raise DraftrecError(
+            f"{location}: what is kept of the vectors that its ids were made of is damaged; make "
+            "the ids anew with `draftrec sid fit`"
+        ) from None
 
 
 @dataclass(slots=True)

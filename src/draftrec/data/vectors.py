@@ -16,7 +16,8 @@ from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.tables.columns import ENTITY, ITEM, VECTOR, column_ids, need_columns
 from draftrec.data.tables.readers import RecordSource, open_records
 from draftrec.errors import DraftrecError
-from draftrec.items.ids import Ids, as_whole, joined_ids
+from draftrec.items.ids import Ids, as_text, as_whole, is_text, joined_ids
+from draftrec.items.side_by_side import Kind
 
 _BATCH_ROWS = 65_536
 
@@ -24,10 +25,11 @@ _BATCH_ROWS = 65_536
 @dataclass(frozen=True, eq=False, slots=True)
 class ItemVectors:
     """`items` `[n]`, int64 or texts (see `items.ids`), distinct, in file order; `vectors`
-    float32 `[n, d]`, all finite."""
+    float32 `[n, d]`, all finite. `spelt`: the items are numbers that came as texts."""
 
     items: Ids
     vectors: FloatArray
+    spelt: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -103,12 +105,35 @@ def read_item_vectors(
         vectors.append(_vectors(batch.column(vector), items[-1], width, path, "item"))
     ids = joined_ids(items)
     numbers = as_whole(ids)
-    found = ItemVectors(ids if numbers is None else numbers, np.concatenate(vectors))
+    spelt = numbers is not None and is_text(ids)
+    found = ItemVectors(ids if numbers is None else numbers, np.concatenate(vectors), spelt)
     ordered = np.sort(found.items)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
         raise DraftrecError(f"{location}: item {repeated[0]} is listed twice; keep one row each")
     return found
+
+
+def read_kinds(
+    locations: Seq[str], weights: Seq[float], item: str | None = None, vector: str | None = None
+) -> list[Kind]:
+    """Item vectors of one kind from each file, as `read_item_vectors` reads it. Where the items of
+    one are texts, those of others that came as texts are, too.
+
+    Raises DraftrecError as that does, and where one file has numbers and another has texts.
+    """
+    read = [read_item_vectors(location, item, vector) for location in locations]
+    texts = [i for i, found in enumerate(read) if is_text(found.items)]
+    numbers = [i for i, found in enumerate(read) if not (is_text(found.items) or found.spelt)]
+    if texts and numbers:
+        raise DraftrecError(
+            f"items are numbers in {locations[numbers[0]]} and texts, such as "
+            f"{read[texts[0]].items[0]!r}, in {locations[texts[0]]}; name them alike in all files"
+        )
+    return [
+        Kind(location, as_text(found.items) if texts else found.items, found.vectors, weight)
+        for location, found, weight in zip(locations, read, weights, strict=True)
+    ]
 
 
 def _parquet(location: str | Place) -> RecordSource:

@@ -211,3 +211,160 @@ def test_vectors_are_near_where_the_same_users_took_items(
     for words, message in ((line, "no items of part 'train'"), ([*line[:-1], "x.csv"], ".parquet")):
         assert run(words) == 2
         assert message in capsys.readouterr().err
+
+
+class TestSeveralKinds:
+    """`sid fit A B`: texts beside who took what, and `sid join` of the same."""
+
+    LINE = ("--levels", 3, "--codes", 8)
+
+    def kinds(self, command: Command, *, b_items: Any = range(100, 160)) -> tuple[Path, Path]:
+        """`vectors.parquet` of 8 numbers, and others of 3, much larger and off the middle."""
+        random = np.random.default_rng(1)
+        rows = (1e3 * random.normal(size=(len(b_items), 3)) + 5e3).astype(np.float32)
+        return command.vectors, command.write("b.parquet", b_items, rows.tolist())
+
+    def together(self, command: Command, a: Path, b: Path, *weights: float) -> Path:
+        """The two in one file, scaled by hand."""
+        blocks = []
+        for path, weight in zip((a, b), weights or (1.0, 1.0), strict=True):
+            vectors = read_item_vectors(path).vectors.astype(np.float64)
+            moved = vectors - vectors.mean(axis=0)
+            blocks.append(moved * np.sqrt(weight / (moved**2).sum(axis=1).mean()))
+        rows = np.concatenate(blocks, axis=1).astype(np.float32)
+        return command.write("together.parquet", range(100, 160), rows.tolist())
+
+    @pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
+    def test_two_files_are_one_of_both_scaled(
+        self, command: Command, weights: tuple[float, ...]
+    ) -> None:
+        a, b = self.kinds(command)
+        given = ("--weights", ",".join(map(str, weights))) if weights else ()
+        found = command.tell(a, b, *self.LINE, *given)
+        assert found["kinds"] == [
+            {"vectors": str(a), "dim": 8, "weight": weights[0] if weights else 1.0, "missing": 0},
+            {"vectors": str(b), "dim": 3, "weight": 1.0, "missing": 0},
+        ]
+        codes = read_semantic_ids(command.output).codes
+        one = command.tell(self.together(command, a, b, *weights), *self.LINE)
+        assert "kinds" not in one
+        same = (read_semantic_ids(command.output).codes == codes).mean()
+        assert same > 0.99
+        assert found["reconstruction_error"] == pytest.approx(one["reconstruction_error"], rel=0.01)
+        command.tell(a, *self.LINE)
+        assert (read_semantic_ids(command.output).codes == codes).mean() < 0.9
+
+    def test_a_single_file_writes_what_it_always_did(self, command: Command) -> None:
+        command.tell(command.vectors, *self.LINE)
+        assert pq.read_schema(command.output).metadata is None
+        assert command(command.vectors, *self.LINE, "--weights", 2, "--output", command.output) == 0
+        assert "--weights has no effect with one file of vectors" in command.err
+
+    def test_items_that_one_file_lacks_are_counted(self, command: Command) -> None:
+        a, b = self.kinds(command, b_items=range(110, 162))
+        found = command.tell(a, b, *self.LINE)
+        assert (found["items"], [kind["missing"] for kind in found["kinds"]]) == (62, [2, 10])
+        assert f"{a} has no vectors of 2 of 62 items, such as 160" in command.err
+        assert f"{b} has no vectors of 10 of 62 items, such as 100" in command.err
+        assert read_semantic_ids(command.output).items.tolist() == list(range(100, 162))
+
+    def test_ids_of_one_type_are_needed_unless_numbers_came_as_texts(
+        self, command: Command
+    ) -> None:
+        a, _ = self.kinds(command)
+        names = [*map(str, range(100, 159)), "sku-9"]
+        b = command.write("b.parquet", names, command.rows)
+        words = f"items are numbers in {a} and texts, such as '100', in {b}"
+        command.refuses(words, a, b, *self.LINE)
+        spelt = command.write("spelt.parquet", map(str, range(100, 160)), command.rows)
+        found = command.tell(spelt, b, *self.LINE)
+        assert [kind["missing"] for kind in found["kinds"]] == [1, 1]
+        assert "sku-9" in read_semantic_ids(command.output).items.tolist()
+
+    def test_files_that_do_not_go_together_are_refused(self, command: Command) -> None:
+        a, b = self.kinds(command)
+        part = command.write("part.parquet", range(160, 180), command.rows[:20])
+        command.refuses("if these are parts of one set of vectors", a, part, *self.LINE)
+        twice = command.write("twice.parquet", [100, 100], command.rows[:2])
+        command.refuses(f"{twice}: item 100 is listed twice", a, twice, *self.LINE)
+        flat = command.write("flat.parquet", range(100, 160), [[1.0, 2.0]] * 60)
+        command.refuses(f"{flat} has the same vector for all items", a, flat, *self.LINE)
+        for weights in ("1", "1,0", "1,x", "1,2,3", "1,inf", "1,nan"):
+            words = "--weights must be as many numbers above 0 as there are files of vectors (2)"
+            command.refuses(words, a, b, *self.LINE, "--weights", weights)
+        command.refuses("files of vectors (1)", a, *self.LINE, "--weights", "1,2")
+
+    def join(self, command: Command, *words: Any) -> dict[str, Any]:
+        output = command.folder / "after.parquet"
+        line = ["sid", "join", command.output, *words, "--output", output, "--json"]
+        code = run([str(word) for word in line])
+        out, command.err = command._capsys.readouterr()
+        assert (code == 0) == output.exists()
+        return json.loads(out.splitlines()[-1]) if code == 0 else {"code": code}
+
+    def more(self, command: Command, a: Path, b: Path) -> tuple[Path, Path]:
+        """The same with neighbours of the first three items, one of them in `a` alone."""
+        rows = [read_item_vectors(path).vectors for path in (a, b)]
+        grown = [np.concatenate((it, it[:3] + 1e-3 * it.std())) for it in rows]
+        return (
+            command.write("a2.parquet", range(100, 163), grown[0].tolist()),
+            command.write("b2.parquet", range(100, 162), grown[1][:62].tolist()),
+        )
+
+    def test_new_items_join_by_the_same_kinds(self, command: Command) -> None:
+        a, b = self.kinds(command)
+        command.tell(a, b, *self.LINE, "--weights", "1,20")
+        before = read_semantic_ids(command.output)
+        a2, b2 = self.more(command, a, b)
+        found = self.join(command, a2, b2)
+        assert (found["joined"], found["unique"], found["without_vectors"]) == (3, 63, 0)
+        assert [kind["weight"] for kind in found["kinds"]] == [1.0, 20.0]
+        assert [kind["missing"] for kind in found["kinds"]] == [0, 1]
+        assert f"{b2} has no vectors of 1 of 63 items, such as 162" in command.err
+        output = command.folder / "after.parquet"
+        after = read_semantic_ids(output)
+        assert after.sids_of(before.items) == before.sids_of(before.items)
+        assert [s[:2] for s in after.sids_of([160, 161])] == [
+            s[:2] for s in before.sids_of([100, 101])
+        ]
+        assert pq.read_schema(output).metadata == pq.read_schema(command.output).metadata
+        # One far from all others in one kind does not change what that kind counts.
+        far = read_item_vectors(b2).vectors
+        far = np.concatenate((far, far[:1] + 1e7))
+        b3 = command.write("b3.parquet", [*range(100, 162), 170], far.tolist())
+        output.unlink()
+        assert self.join(command, a2, b3)["joined"] == 4
+        assert read_semantic_ids(output).sids_of([160, 161]) == after.sids_of([160, 161])
+
+    def test_other_kinds_than_the_ids_were_made_of_are_refused(self, command: Command) -> None:
+        a, b = self.kinds(command)
+        command.tell(a, b, *self.LINE, "--weights", "1,20")
+        swapped = f"{b} has vectors of 3 numbers where {command.output} was made of 8 (file 1 of 2)"
+        number = f"{command.output} was made of 2 kinds of vectors, of 8 and 3 numbers, and not of"
+        for line, words in (
+            ((a,), f"{number} 1;"),
+            ((a, b, b), f"{number} 3;"),
+            ((b, a), swapped),
+            ((a, b, "--weights", "1,1"), "was made with --weights 1,20; leave --weights out"),
+        ):
+            assert self.join(command, *line)["code"] == 2
+            assert command.err.count("\n") == 1
+            assert words in command.err
+
+    def test_ids_of_which_nothing_is_known_take_what_is_given(self, command: Command) -> None:
+        a, b = self.kinds(command)
+        command.output = command.folder / "sids.jsonl"
+        command.tell(a, b, *self.LINE)
+        a2, b2 = self.more(command, a, b)
+        found = self.join(command, a2, b2, "--weights", "1,2")
+        assert (found["joined"], [kind["weight"] for kind in found["kinds"]]) == (3, [1.0, 2.0])
+
+    def test_a_damaged_note_is_refused(self, command: Command) -> None:
+        a, b = self.kinds(command)
+        command.tell(a, b, *self.LINE)
+        table = pq.read_table(command.output)
+        for note in (b"{", b"3", b'[{"dim": "x"}]'):
+            kept = table.replace_schema_metadata({b"draftrec.vectors": note})
+            pq.write_table(kept, command.output)
+            assert self.join(command, a, b)["code"] == 2
+            assert "is damaged; make the ids anew" in command.err

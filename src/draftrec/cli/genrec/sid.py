@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +39,9 @@ from draftrec.items.settings import FactorSettings, QuantiseSettings, RqVaeSetti
 if TYPE_CHECKING:
     from draftrec.cli.tracking import Tracker
     from draftrec.core import FloatArray
+    from draftrec.items.ids import Ids
     from draftrec.items.quantise import Quantised
+    from draftrec.items.side_by_side import Kind, Share
 
 _LOG = logging.getLogger(__name__)
 #: Of the variance of item vectors, that their rounding may be without a word.
@@ -45,16 +49,25 @@ _MOST_NOISE = 1e-3
 Codes = partial(option_of, QuantiseSettings)
 RqVae = partial(option_of, RqVaeSettings, note="rq-vae")
 Factors = partial(option_of, FactorSettings)
+Weights = partial(
+    option,
+    "Of several kinds of vectors: what each counts in squared distances, as in 2,1.",
+    metavar="W,W,...",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions(TrackOptions, VectorColumnOptions):
     """The command line of `draftrec sid fit`."""
 
-    vectors: str = argument(
-        "ITEM_VECTORS", "Parquet with a row per item: its id, its vector.", READ
+    vectors: list[str] = argument(
+        "ITEM_VECTORS",
+        "Parquet with a row per item: its id, its vector. Several kinds of vectors, a file each, "
+        "are brought to one scale and set side by side.",
+        READ,
     )
     output: Place = SidsToWrite()
+    weights: str | None = Weights(show_default="1 each")
     levels: int = Codes("levels")
     codes: int = Codes("codes")
     method: Literal["rq-kmeans", "rq-vae"] = option(
@@ -67,7 +80,8 @@ class FitOptions(TrackOptions, VectorColumnOptions):
     seed: int = Codes("seed")
 
 
-_IDLE = (Idle("epochs dim device", lambda o: o.method == "rq-kmeans", "without rq-vae"),)
+_ALONE = Idle("weights", lambda o: len(o.vectors) == 1, "with one file of vectors")
+_IDLE = (Idle("epochs dim device", lambda o: o.method == "rq-kmeans", "without rq-vae"), _ALONE)
 
 
 @command(FitOptions, idle=_IDLE, writes=["output"])
@@ -75,25 +89,23 @@ def fit(options: FitOptions) -> int:
     """Fit semantic ids to ITEM_VECTORS: close items share their first codes."""
     from draftrec.cli.tracking import tracked
     from draftrec.data.sequences import check_semantic_ids_file, write_semantic_ids
-    from draftrec.data.vectors import read_item_vectors
-    from draftrec.items.quantise import (
-        centred,
-        relative_error,
-        rounding_share,
-        semantic_ids,
-    )
+    from draftrec.data.vectors import read_kinds
+    from draftrec.items.quantise import relative_error, semantic_ids
 
     start = time.perf_counter()
     check_semantic_ids_file(options.output)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    read = read_item_vectors(options.vectors, options.item_column, options.vector_column)
-    vectors, noise = centred(read.vectors), rounding_share(read.vectors)
+    weights = _weights(options.weights, len(options.vectors))
+    kinds = read_kinds(options.vectors, weights, options.item_column, options.vector_column)
+    items, vectors, several = _together(kinds)
+    shares = [kind.share for kind in kinds] if several else []
     with tracked(options.track, options.output, options) as tracker:
         tracker.numbers(0, {"items": len(vectors)})
         found, rebuilt = _quantise(vectors, options, tracker)
-        write_semantic_ids(options.output, semantic_ids(read.items, found.codes))
+        write_semantic_ids(options.output, semantic_ids(items, found.codes), shares)
         summary = {
-            "items": len(read.items),
+            "items": len(items),
+            **several,
             "levels": options.levels,
             "codes": options.codes,
             "method": options.method,
@@ -108,19 +120,14 @@ def fit(options: FitOptions) -> int:
         f"({summary['moved']:,} moved to a free code, {summary['collisions']:,} share theirs), "
         f"written to {options.output}"
     )
-    if 2 * found.moved > len(read.items):
+    if 2 * found.moved > len(items):
         _LOG.warning(
             "codes changed %s times to keep %s items apart, so that they mean little: the "
             "vectors are too alike, or it needs more --levels, --codes or --epochs",
             f"{found.moved:,}",
-            f"{len(read.items):,}",
+            f"{len(items):,}",
         )
-    if noise > _MOST_NOISE:
-        _LOG.warning(
-            "the vectors are so nearly constant that %.2g of their variance may be the rounding of "
-            "float32: ids made of it mean little",
-            min(1.0, noise),
-        )
+    _warn_of_noise(kinds)
     if options.json:
         print_json(summary)
     return DONE
@@ -131,15 +138,17 @@ class JoinOptions(JsonOptions, VectorColumnOptions):
     """The command line of `draftrec sid join`."""
 
     sids: Place = argument("SIDS", "Semantic ids of the catalogue as it is.", READ)
-    vectors: str = argument(
+    vectors: list[str] = argument(
         "ITEM_VECTORS",
-        "Parquet with the vectors of new items and of the catalogue's own.",
+        "Parquet with the vectors of new items and of the catalogue's own; as many kinds as sid "
+        "fit was given, in that order.",
         READ,
     )
     output: Place = SidsToWrite()
+    weights: str | None = Weights(show_default="as in sid fit, or 1 each")
 
 
-@command(JoinOptions, writes=["output"])
+@command(JoinOptions, idle=(_ALONE,), writes=["output"])
 def join(options: JoinOptions) -> int:
     """Give new items ids made of the catalogue's own codes: models go on as they are.
 
@@ -151,30 +160,35 @@ def join(options: JoinOptions) -> int:
     from draftrec.data.sequences import (
         check_semantic_ids_file,
         read_semantic_ids,
+        read_shares,
         write_semantic_ids,
     )
-    from draftrec.data.vectors import read_item_vectors
-    from draftrec.items.quantise import centred
+    from draftrec.data.vectors import read_kinds
     from draftrec.items.semantic_ids import joined
 
     check_semantic_ids_file(options.output)
     before = read_semantic_ids(options.sids)
-    read = read_item_vectors(options.vectors, options.item_column, options.vector_column)
-    after, new = joined(before, read.items, centred(read.vectors))
+    shares = read_shares(options.sids)
+    weights = _weights_to_join(options, shares)
+    kinds = read_kinds(options.vectors, weights, options.item_column, options.vector_column)
+    _check_dims(options.sids, kinds, shares)
+    items, vectors, several = _together(kinds, before.items)
+    after, new = joined(before, items, vectors)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_semantic_ids(options.output, after)
+    write_semantic_ids(options.output, after, shares)
     tuples, counts = np.unique(after.codes, axis=0, return_counts=True)
     summary = {
         "items": len(after),
+        **several,
         "joined": len(new),
         "unique": len(tuples),
         "collisions": int(counts[counts > 1].sum()),
-        "without_vectors": len(before) - (len(read.items) - len(new)),
+        "without_vectors": len(before) - (len(items) - len(new)),
         "output": str(options.output),
     }
     say(
         f"{len(new):,} items joined {len(before):,}, written to {options.output}; codes were "
-        f"understood from {len(read.items) - len(new):,} items with vectors"
+        f"understood from {len(items) - len(new):,} items with vectors"
     )
     if options.json:
         print_json(summary)
@@ -238,6 +252,99 @@ def vectors(options: VectorsOptions) -> int:
 
 #: What the `draftrec` command makes of this module.
 SUBCOMMANDS: dict[str, Callable[..., int]] = {"fit": fit, "join": join, "vectors": vectors}
+
+
+def _together(
+    kinds: Seq[Kind], measured: Ids | None = None
+) -> tuple[Ids, FloatArray, dict[str, Any]]:
+    """The items `[n]`, their vectors float32 `[n, d]`, centred, and what the summary says of
+    several kinds: these stand side by side (see there), and a warning names each that does not know
+    all items."""
+    from draftrec.items.quantise import centred
+    from draftrec.items.side_by_side import side_by_side
+
+    if len(kinds) == 1:
+        return kinds[0].items, centred(kinds[0].vectors), {}
+    found = side_by_side(kinds, measured)
+    told: list[dict[str, Any]] = []
+    for kind, known in zip(kinds, found.known, strict=True):
+        missing = found.items[~known]
+        if len(missing):
+            _LOG.warning(
+                "%s has no vectors of %s of %s items, such as %s: as far as it goes, they are "
+                "taken for average ones",
+                kind.name,
+                f"{len(missing):,}",
+                f"{len(found.items):,}",
+                missing[0],
+            )
+        share = kind.share
+        told.append({"vectors": kind.name, "dim": share.dim, "weight": share.weight,
+                     "missing": len(missing)})  # fmt: skip
+    return found.items, centred(found.vectors), {"kinds": told}
+
+
+def _weights(given: str | None, files: int) -> list[float]:
+    """A weight for each of so many files. Raises DraftrecError for other numbers of them."""
+    if given is None:
+        return [1.0] * files
+    try:
+        found = [float(word) for word in given.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != files or not all(0 < weight < math.inf for weight in found):
+        raise DraftrecError(
+            f"--weights must be as many numbers above 0 as there are files of vectors ({files}), "
+            f"with commas between them, not {given!r}"
+        )
+    return found
+
+
+def _weights_to_join(options: JoinOptions, shares: Seq[Share]) -> list[float]:
+    """Those that the ids were made with, where that is known."""
+    files = len(options.vectors)
+    if shares and len(shares) != files:
+        dims = " and ".join(str(share.dim) for share in shares)
+        raise DraftrecError(
+            f"{options.sids} was made of {len(shares)} kinds of vectors, of {dims} numbers, and "
+            f"not of {files}; give a file of each, in that order"
+        )
+    given = _weights(options.weights, files)
+    kept = [share.weight for share in shares]
+    if kept and options.weights is not None and given != kept:
+        words = ",".join(f"{weight:g}" for weight in kept)
+        raise DraftrecError(
+            f"{options.sids} was made with --weights {words}; leave --weights out, and they are "
+            "taken"
+        )
+    return kept or given
+
+
+def _check_dims(sids: Place, kinds: Seq[Kind], shares: Seq[Share]) -> None:
+    """Refuse vectors of other kinds than `shares`, or in another order."""
+    for place, (kind, share) in enumerate(zip(kinds, shares, strict=False), 1):
+        if kind.share.dim != share.dim:
+            dims = " and ".join(str(it.dim) for it in shares)
+            raise DraftrecError(
+                f"{kind.name} has vectors of {kind.share.dim} numbers where {sids} was made of "
+                f"{share.dim} (file {place} of {len(shares)}); give the same kinds of vectors, of "
+                f"{dims} numbers, in that order"
+            )
+
+
+def _warn_of_noise(kinds: Seq[Kind]) -> None:
+    """Say where vectors differ in little but their rounding."""
+    from draftrec.items.quantise import rounding_share
+
+    for kind in kinds:
+        noise = rounding_share(kind.vectors)
+        if noise > _MOST_NOISE:
+            _LOG.warning(
+                "the vectors%s are so nearly constant that %.2g of their variance may be the "
+                "rounding of float32: ids made of it mean little",
+                f" of {kind.name}" if len(kinds) > 1 else "",
+                min(1.0, noise),
+            )
 
 
 def _quantise(
