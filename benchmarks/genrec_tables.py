@@ -166,6 +166,33 @@ def sasrec(result: Result) -> str:
     return out
 
 
+def id_schemes(result: Result) -> str:
+    """What is found by ids of several makes, and what these ids are like."""
+    schemes, seen = result["schemes"], result["settings"]["exclude_seen"]
+    seeds = len(next(iter(schemes.values()))["recall_by_seed"])
+    first = next(iter(schemes))
+    out = (
+        _titled("What semantic ids are made of", "id_schemes.py", result)
+        + f"{_of(result)}, test part, {result['users']:,} users, the same for all, plain search"
+        + (", lists without seen items" if seen else "")
+        + f". Targets differ in their ids alone, {seeds} of each, with other seeds: a user's "
+        "figure is the mean of them, or, in the second table, each seed's own. Recall@K / NDCG@K, errors "
+        f"of the mean over users, differences from {first} user by user.\n"
+    )
+    out += _compared(result)
+    out += header(
+        "ids", "items", "distinct", "codes used", "beginnings before the last code", "most items of a first code",
+        "test items with an id", f"R@{result['settings']['k']} by seed",
+    )  # fmt: skip
+    for name, r in schemes.items():
+        out += row(
+            name, f"{r['items']:,}", f"{r['distinct']:,}", " x ".join(map(str, r["codes_used"])),
+            r["distinct_beginnings"], r["largest_first"], f"{r['targets_with_id']:.1%}",
+            ", ".join(f"{recall:.4f}" for recall in r["recall_by_seed"]),
+        )  # fmt: skip
+    return out
+
+
 def _compared(found: Result) -> str:
     """Rows of ways to rank, then of differences between them."""
     out = header("ranked by", *(f"@{k}" for k in _KS), "error of R@10", "error of R@20")

@@ -333,7 +333,8 @@ QUESTIONS = (
              _large_plot, _large),
     Question("What about beams?", "beams", (
         "genrec-beauty", "genrec-beauty-timed", "beauty-table", "item-baseline", "blend-beauty",
-        "blend-items-beauty", "sasrec-beauty", "blend-items-ml100k", "sasrec-ml100k", "item-trie",
+        "blend-items-beauty", "sasrec-beauty", "blend-items-ml100k", "sasrec-ml100k",
+        "id-schemes-ml100k", "item-trie",
     ), _beams_plot, _beams),
 )  # fmt: skip
 

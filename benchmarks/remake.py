@@ -129,6 +129,9 @@ JOBS = (
           ("blend-items-ml100k", "blend_items.py --target TARGET --item-model ITEMS --newer NEWER "
            "--newer-item-model NEWER_ITEMS --exclude-seen --check 400"),
           ("sasrec-ml100k", "sasrec.py --unseen --last 100 --batch 16 --epochs 60 --patience 8"))),
+    Job("id_schemes.py --catalogue ml100k --sequences SEQUENCES --exclude-seen --scheme SCHEME",
+        ("id-schemes-ml100k",), 10, by_hand="SEQUENCES, SCHEME (four of them): made of "
+        "MovieLens-100K's ratings and movies by the commands in benchmarks/README.md"),
     # Quality, and what large machines would do.
     Job("quality.py all", ("quality-ml100k",), 120, _OURS),
     Job(f"quality.py all --target smollm2 --model {_SMOLLM2}", ("quality-smollm2",), 300, _REAL),

@@ -13,7 +13,15 @@ from typing import Any
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
 from drafter_tables import drafter, drafter_plan, recycling
-from genrec_tables import beauty_table, blend, blend_items, item_baseline, item_trie, sasrec
+from genrec_tables import (
+    beauty_table,
+    blend,
+    blend_items,
+    id_schemes,
+    item_baseline,
+    item_trie,
+    sasrec,
+)
 from job_tables import (
     bookshop,
     controls_costs,
@@ -389,6 +397,7 @@ SECTIONS = {
     "sasrec-beauty": sasrec,
     "blend-items-ml100k": blend_items,
     "sasrec-ml100k": sasrec,
+    "id-schemes-ml100k": id_schemes,
     "item-trie": item_trie,
     "beam-exactness": beam_exactness,
     "beam-sampling": beam_sampling,
