@@ -176,13 +176,13 @@ def id_schemes(result: Result) -> str:
         + f"{_of(result)}, test part, {result['users']:,} users, the same for all, plain search"
         + (", lists without seen items" if seen else "")
         + f". Targets differ in their ids alone, {seeds} of each, with other seeds: a user's "
-        "figure is the mean of them, or, in the second table, each seed's own. Recall@K / NDCG@K, errors "
-        f"of the mean over users, differences from {first} user by user.\n"
+        "figure is the mean of them, or, in the second table, each seed's own. Recall@K / NDCG@K, "
+        f"errors of the mean over users, differences from {first} user by user.\n"
     )
     out += _compared(result)
     out += header(
-        "ids", "items", "distinct", "codes used", "beginnings before the last code", "most items of a first code",
-        "test items with an id", f"R@{result['settings']['k']} by seed",
+        "ids", "items", "distinct", "codes used", "beginnings before the last code",
+        "most items of a first code", "test items with an id", f"R@{result['settings']['k']} by seed",
     )  # fmt: skip
     for name, r in schemes.items():
         out += row(
