@@ -182,7 +182,8 @@ def id_schemes(result: Result) -> str:
     out += _compared(result)
     out += header(
         "ids", "items", "distinct", "codes used", "beginnings before the last code",
-        "most items of a first code", "test items with an id", f"R@{result['settings']['k']} by seed",
+        "most items of a first code", "test items with an id",
+        f"R@{result['settings']['k']} by seed",
     )  # fmt: skip
     for name, r in schemes.items():
         out += row(
