@@ -120,8 +120,8 @@ def reserve(target: Target, slots: int, capacity: int) -> None:
     """Room for the passes, filled with noise: all-zero operands can run faster than real ones."""
     target.reserve(slots, capacity)
     assert target.slab is not None
-    target.slab.keys.normal_()
-    target.slab.values.normal_()
+    for rows in target.slab.memory:
+        rows.normal_()
 
 
 def pass_seconds(target: Target, segments: list[Segment], repeats: int) -> list[float]:

@@ -147,8 +147,8 @@ def fill(target: Target, cache: DynamicCache, room: int) -> None:
     target.reserve(batch, length + room)
     slab = target.slab
     for place, layer in enumerate(cache.layers):
-        slab.keys[place, :, :, :length] = layer.keys
-        slab.values[place, :, :, :length] = layer.values
+        slab.keys[place][:, :, :length] = layer.keys
+        slab.values[place][:, :, :length] = layer.values
 
 
 def our_step(target: Target, following: Any, start: int) -> Callable[[], object]:

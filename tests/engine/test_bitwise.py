@@ -19,6 +19,7 @@ from draftrec.engine.tree import chain
 from tests.engine.beams import toys
 from tests.engine.test_exactness import (
     _EXPERTS,
+    _TWO_SHAPES,
     WINDOW,
     _sized,
     build,
@@ -33,6 +34,7 @@ _MODELS = {
                            max_window_layers=1),
     "qwen3": _sized("Qwen3", head_dim=8),
     "gemma2": _sized("Gemma2", head_dim=8, sliding_window=WINDOW),
+    "gemma4": _sized("Gemma4Text", **_TWO_SHAPES),
     "gpt_oss": _sized("GptOss", **_EXPERTS, head_dim=8, sliding_window=WINDOW),
     "olmo": _sized("Olmo"),
     "mixtral": _sized("Mixtral", **_EXPERTS),

@@ -45,6 +45,12 @@ _LONG = {
     "long_factor": [4.0, 5.0, 6.0, 8.0], "factor": 8.0,
     "original_max_position_embeddings": SWITCH, "rope_theta": 10_000.0,
 }  # fmt: skip
+# The layers that see everything have wider heads, and the last two read the rows of others.
+_TWO_SHAPES: dict[str, Any] = {
+    "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": WINDOW, "head_dim": 8, "global_head_dim": 16, "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+}  # fmt: skip
 
 
 def _sized(name: str, **more: Any) -> Callable[[], Any]:
@@ -76,6 +82,7 @@ _MODELS: dict[str, Callable[[], Any]] = {
     "olmo3": _sized("Olmo3", sliding_window=WINDOW, layer_types=[
         "sliding_attention", "full_attention",
     ]),
+    "gemma4": _sized("Gemma4Text", **_TWO_SHAPES),
     "granite": _sized("Granite"),
     "glm4": _sized("Glm4", head_dim=8),
     "ernie4_5": _sized("Ernie4_5"),

@@ -51,7 +51,7 @@ def memories(target: Target) -> tuple[torch.Tensor, ...]:
     slab = target.slab
     assert slab is not None
     assert slab.features is not None
-    return slab.keys, slab.values, slab.features
+    return *slab.memory, slab.features
 
 
 @torch.inference_mode()
@@ -62,7 +62,7 @@ def states(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def is_kept(target: Target, plain: Any, slot: int, tokens: list[int]) -> None:
-    features = memories(target)[2][slot, : len(tokens)]
+    features = memories(target)[-1][slot, : len(tokens)]
     torch.testing.assert_close(features, states(plain, tokens), rtol=0, atol=1e-4)
 
 
@@ -111,7 +111,7 @@ _TARGETS: dict[tuple[str, Way], Target] = {}
         *((name, "auto") for name in _BY_HAND),
         *(
             pytest.param(name, "frozen", marks=pytest.mark.slow)
-            for name in ("llama", "gemma2", "gemma3", "gpt2")
+            for name in ("llama", "gemma2", "gemma3", "gemma4", "gpt2")
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_bfloat16_features_are_the_models_up_to_rounding(way: Way, narrow_kv: bo
     model = zoo.build("qwen3").bfloat16()
     plain, tokens = copy.deepcopy(model), [*range(3, 40)]
     target = keeping(model, way, narrow_kv=narrow_kv)
-    features = memories(target)[2]
+    features = memories(target)[-1]
     assert features.dtype == torch.bfloat16
     target.score([Segment(1, 0, np.array(tokens, np.int32), EMPTY_TREE)])
     found, expected = features[1, : len(tokens)].float(), states(plain, tokens).float()
@@ -166,7 +166,7 @@ def test_rows_are_written_where_they_belong_and_padding_nowhere(name: str, way: 
     target = keeping(zoo.build(name), way)
     if isinstance(target.runner, PackedRunner):
         target.runner.padded_rows = sixteens
-    features = memories(target)[2]
+    features = memories(target)[-1]
     assert features.shape == (SLOTS, CAPACITY + 1, 32)
     before = features.clone()
     start = CAPACITY - 2

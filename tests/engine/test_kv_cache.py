@@ -9,18 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.engine.beginnings import Beginnings
-from draftrec.engine.kv_cache import KVShape, KVSlab
+from draftrec.engine.kv_cache import KVShape, KVSlab, RowShape
 
-SHAPE = KVShape(layers=2, kv_heads=3, key_dim=4, value_dim=5)
+WIDE, NARROW = RowShape(kv_heads=3, key_dim=4, value_dim=5), RowShape(1, 2, 2)
+SHAPE = KVShape((WIDE, NARROW, WIDE))
 
 
 def filled(slots: int = 3, capacity: int = 8) -> KVSlab:
     slab = KVSlab(SHAPE, slots, capacity, torch.device("cpu"), torch.float32)
-    slab.keys.copy_(torch.arange(slab.keys.numel()).view_as(slab.keys))
-    slab.values.copy_(-torch.arange(slab.values.numel()).view_as(slab.values))
+    for layer in memories(slab):
+        layer.copy_(torch.arange(layer.numel()).view_as(layer) * (1 - layer.shape[-1] * 1000))
     slab.keep_features(6, torch.float64)
     features_of(slab).copy_(torch.arange(slots * (capacity + 1) * 6).view(slots, -1, 6))
     return slab
+
+
+def memories(slab: KVSlab) -> list[torch.Tensor]:
+    """Keys and values `[slots, kv_heads, capacity, dim]` of all layers."""
+    return [*slab.keys, *slab.values]
 
 
 def features_of(slab: KVSlab) -> torch.Tensor:
@@ -30,11 +36,12 @@ def features_of(slab: KVSlab) -> torch.Tensor:
 
 def test_shapes_hold_keys_and_values_of_different_width() -> None:
     slab = filled()
-    assert slab.keys.shape == (2, 3, 3, 8, 4)
-    assert slab.values.shape == (2, 3, 3, 8, 5)
+    assert [tuple(x.shape) for x in slab.keys] == [(3, 3, 8, 4), (3, 1, 8, 2), (3, 3, 8, 4)]
+    assert [tuple(x.shape) for x in slab.values] == [(3, 3, 8, 5), (3, 1, 8, 2), (3, 3, 8, 5)]
+    assert [len(block.keys) for block in slab.blocks] == [2, 1]
     assert features_of(slab).shape == (3, 9, 6)
     assert features_of(slab).dtype == torch.float64
-    assert SHAPE.bytes_per_token(torch.bfloat16) == 2 * 3 * 9 * 2
+    assert SHAPE.bytes_per_token(torch.bfloat16) == (2 * 3 * 9 + 4) * 2
 
 
 moves = st.lists(
@@ -53,13 +60,13 @@ def test_all_sources_are_read_before_any_target_is_written(
     written = set()
     for slot, src, dst in drawn:
         written.add((slot, dst))
-        assert torch.equal(slab.keys[:, slot, :, dst], before.keys[:, slot, :, src])
-        assert torch.equal(slab.values[:, slot, :, dst], before.values[:, slot, :, src])
+        for now, then in zip(memories(slab), memories(before), strict=True):
+            assert torch.equal(now[slot, :, dst], then[slot, :, src])
         assert torch.equal(features_of(slab)[slot, dst], features_of(before)[slot, src])
     for slot in range(3):
         for row in set(range(8)) - {r for s, r in written if s == slot}:
-            assert torch.equal(slab.keys[:, slot, :, row], before.keys[:, slot, :, row])
-            assert torch.equal(slab.values[:, slot, :, row], before.values[:, slot, :, row])
+            for now, then in zip(memories(slab), memories(before), strict=True):
+                assert torch.equal(now[slot, :, row], then[slot, :, row])
             assert torch.equal(features_of(slab)[slot, row], features_of(before)[slot, row])
 
 
@@ -67,10 +74,10 @@ def test_all_sources_are_read_before_any_target_is_written(
 def test_copying_a_prefix_leaves_the_rest(length: int) -> None:
     slab, before = filled(), filled()
     slab.copy_prefix(2, 0, length)
-    for now, then in ((slab.keys, before.keys), (slab.values, before.values)):
-        assert torch.equal(now[:, 0, :, :length], then[:, 2, :, :length])
-        assert torch.equal(now[:, 0, :, length:], then[:, 0, :, length:])
-        assert torch.equal(now[:, 1:], then[:, 1:])
+    for now, then in zip(memories(slab), memories(before), strict=True):
+        assert torch.equal(now[0, :, :length], then[2, :, :length])
+        assert torch.equal(now[0, :, length:], then[0, :, length:])
+        assert torch.equal(now[1:], then[1:])
     now, then = features_of(slab), features_of(before)
     assert torch.equal(now[0, :length], then[2, :length])
     assert torch.equal(now[0, length:], then[0, length:])

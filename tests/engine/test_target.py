@@ -40,8 +40,8 @@ def fresh(name: str) -> Target:
     target.reserve(SLOTS, CAPACITY)
     assert target.slab is not None
     generator = torch.Generator().manual_seed(0)
-    target.slab.keys.normal_(generator=generator)
-    target.slab.values.normal_(generator=generator)
+    for rows in target.slab.memory:
+        rows.normal_(generator=generator)
     return target
 
 

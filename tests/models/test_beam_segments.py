@@ -78,8 +78,8 @@ def test_nodes_see_their_ancestors_of_earlier_passes(name: str, data: st.DataObj
     target = zoo.target(name)
     target.reserve(SLOTS, CAPACITY)
     assert target.slab is not None
-    target.slab.keys.normal_()
-    target.slab.values.normal_()
+    for rows in target.slab.memory:
+        rows.normal_()
     slots = data.draw(st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=3, unique=True))
     searches = [
         Growing(

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from draftrec.config import ModelConfig
+from draftrec.core import Request
 from draftrec.engine.rotary import context_length
 from draftrec.errors import DraftrecError
+from draftrec.jobs.knowledge.generator import Generator
 from draftrec.models import loading
 from tests.models import zoo
 from tests.models.folders import make_tokenizer, save
@@ -145,6 +148,30 @@ def test_only_models_whose_attention_can_be_replaced_are_packed() -> None:
     for name in zoo.NAMES:
         packed = loading._replaceable(AutoModelForCausalLM, zoo.build(name).config)
         assert packed == (name not in zoo.FALLBACK)
+
+
+@pytest.mark.parametrize("name", zoo.SEEING)
+def test_models_that_also_look_at_images_write_what_transformers_writes(
+    name: str, tmp_path: Path
+) -> None:
+    """transformers does not list them among causal language models."""
+    model: Any = zoo.build(name)
+    folder = save(model, tmp_path / name)
+    prompts = [np.array(p, np.int32) for p in ([1, 40, 7], [8, 9, 30, 31], [77])]
+    expected = [
+        model.generate(
+            torch.tensor(p[None], dtype=torch.long), do_sample=False, max_new_tokens=12,
+            pad_token_id=0,
+        )[0, len(p) :].tolist()
+        for p in prompts
+    ]  # fmt: skip
+    assert len({t for text in expected for t in text}) > 3, "texts this dull would hide differences"
+    generator = Generator.from_pretrained(folder, max_new_tokens=12, budget=4, batch_size=2)
+    generator.commit([(np.array(text, np.int32), "") for text in expected])
+    done = generator.run([Request(str(i), p) for i, p in enumerate(prompts)])
+    assert [g.token_ids.tolist() for g in done] == expected
+    assert sum(g.counts.accepted_tokens for g in done) > 0
+    assert loading.load_outline(config(folder)).config.model_type == name
 
 
 def test_fingerprint_tells_tokenizers_apart() -> None:

@@ -41,6 +41,12 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: tf.Gemma3TextConfig(
         **_GEMMA, sliding_window=WINDOW, query_pre_attn_scalar=8
     ),
+    # Wider heads in the layers that see everything, and the last layers read others' rows.
+    "gemma4": lambda: tf.Gemma4TextConfig(
+        **{**_GEMMA, "num_hidden_layers": 4, "layer_types": _MIXED[:2] * 2},
+        global_head_dim=16, sliding_window=WINDOW, num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8,
+    ),
     "phi3": lambda: tf.Phi3Config(**_SIZE),
     "olmo2": lambda: tf.Olmo2Config(**_SIZE),
     "gpt2": lambda: tf.GPT2Config(
@@ -69,6 +75,27 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     ),
 }  # fmt: skip
 
+_EYE = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+#: Models that also look at images, which transformers does not list as causal language models.
+SEEING: dict[str, Callable[[], Any]] = {
+    "mistral3": lambda: tf.Mistral3Config(
+        text_config={"model_type": "mistral", **_SIZE},
+        vision_config={"model_type": "pixtral", **_EYE},
+    ),
+    "qwen3_vl": lambda: tf.Qwen3VLConfig(
+        text_config={**_SIZE, "head_dim": 8, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2],
+        }},
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+            "out_hidden_size": 32, "deepstack_visual_indexes": [0],
+        },
+    ),
+}  # fmt: skip
+
 # GPT-J got an attention backend in transformers 5.24.
 FALLBACK = ["falcon"] if Version(tf.__version__) >= Version("5.24") else ["falcon", "gptj"]
 PACKED = [name for name in _CONFIGS if name not in FALLBACK]
@@ -89,11 +116,15 @@ def target(name: str) -> Target:
 
 def build(name: str, **changes: Any) -> tf.PreTrainedModel:
     """A fresh copy: equal weights at every call. Large random weights, so that texts vary."""
-    config = _CONFIGS[name]()
+    sees = name in SEEING
+    config = (SEEING if sees else _CONFIGS)[name]()
     for key, value in changes.items():
         setattr(config, key, value)
+    if hasattr(config, "vocab_size_per_layer_input"):
+        config.vocab_size_per_layer_input = config.vocab_size
     torch.manual_seed(5)
-    model = tf.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    kind = tf.AutoModelForImageTextToText if sees else tf.AutoModelForCausalLM
+    model = kind.from_config(config).eval().requires_grad_(False)
     if (settings := model.generation_config) is not None:
         settings.pad_token_id = 0
     return model

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -297,6 +298,7 @@ def _load(config: ModelConfig, kind: Any, *, packs: bool = False) -> PreTrainedM
     options = {"trust_remote_code": config.trust_remote_code, **source.options()}
     try:
         stored = AutoConfig.from_pretrained(source.place, **options)
+        kind = kind_for(kind, stored)
         packs = packs and _replaceable(kind, stored)
         dtype = pick_dtype(config.dtype, getattr(stored, "dtype", None), device, packs=packs)
         if device.type == "cpu" and config.dtype == "auto" and dtype == torch.bfloat16:
@@ -327,6 +329,15 @@ def _load(config: ModelConfig, kind: Any, *, packs: bool = False) -> PreTrainedM
         )
     model.requires_grad_(False)
     return model.to(device).eval()
+
+
+def kind_for(kind: Any, config: Any) -> Any:
+    """transformers' auto class `kind`; for language models that it lists only among those that also
+    look at images (Mistral 3, Qwen3-VL) that class, as without an image they are causal ones."""
+    asked, other = (auto._model_mapping for auto in (kind, AutoModelForImageTextToText))
+    only_there = type(config) not in asked and type(config) in other
+    causal = kind is AutoModelForCausalLM and not getattr(config, "is_encoder_decoder", False)
+    return AutoModelForImageTextToText if causal and only_there else kind
 
 
 def _replaceable(kind: Any, config: Any) -> bool:
@@ -399,7 +410,7 @@ def load_outline(config: ModelConfig) -> PreTrainedModel:
     try:
         stored = AutoConfig.from_pretrained(source.place, **options)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            return kind_for(AutoModelForCausalLM, stored).from_config(
                 stored, trust_remote_code=config.trust_remote_code
             )
     except (OSError, ValueError, LookupError, RuntimeError, ImportError) as error:

@@ -23,7 +23,16 @@ from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.tree import chain, make_tree
 from tests.engine.beams import toys
-from tests.engine.test_exactness import _EXPERTS, WINDOW, _sized, build, ours, prompts_of, reference
+from tests.engine.test_exactness import (
+    _EXPERTS,
+    _TWO_SHAPES,
+    WINDOW,
+    _sized,
+    build,
+    ours,
+    prompts_of,
+    reference,
+)
 from tests.engine.test_packing import segments
 from tests.models import zoo
 
@@ -31,6 +40,7 @@ _MODELS: dict[str, Callable[[], Any]] = {
     "llama": _sized("Llama"),
     "qwen3": _sized("Qwen3", head_dim=8),
     "gemma2": _sized("Gemma2", head_dim=8, sliding_window=WINDOW, attn_logit_softcapping=5.0),
+    "gemma4": _sized("Gemma4Text", **_TWO_SHAPES),
     "gpt_oss": _sized("GptOss", **_EXPERTS, head_dim=8, sliding_window=WINDOW),
     "mixtral": _sized("Mixtral", **_EXPERTS, sliding_window=WINDOW),
 }
@@ -226,8 +236,8 @@ def test_passes_cut_in_pieces_score_the_same(data: st.DataObject) -> None:
         it.reserve(6, 128)
         assert it.slab is not None
         generator = torch.Generator().manual_seed(0)
-        it.slab.keys.normal_(generator=generator)
-        it.slab.values.normal_(generator=generator)
+        for rows in it.slab.memory:
+            rows.normal_(generator=generator)
     batch = data.draw(segments())
     torch.testing.assert_close(
         target.score(batch).logits, eager.score(batch).logits, rtol=0, atol=1e-4

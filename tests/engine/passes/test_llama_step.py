@@ -178,7 +178,7 @@ def test_it_is_used_where_the_choice_is_ours() -> None:
         narrow = checked_target(model_of("llama", torch.bfloat16), narrow_kv=narrow_kv, way="auto")
         narrow.reserve(4, 128)
         assert narrow.slab is not None
-        assert narrow.slab.keys.dtype == torch.bfloat16
+        assert narrow.slab.keys[0].dtype == torch.bfloat16
         found.append(scores(narrow, last))
     assert torch.equal(*found)
     exact = checked_target(model_of("qwen3"), exact=True, way="auto")

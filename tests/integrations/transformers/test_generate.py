@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from draftrec.config import AcceptConfig
 from draftrec.engine.costs import CostCurve
+from draftrec.errors import DraftrecError
 from draftrec.integrations import transformers as ours
 from draftrec.integrations.transformers import method as lent
 from draftrec.pool.store import Pool
@@ -33,7 +34,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     """Models of these tests alone, by name: what a call left behind would be found by the next."""
-    return {name: zoo.build(name) for name in zoo.NAMES}
+    return {name: zoo.build(name) for name in (*zoo.NAMES, *zoo.SEEING)}
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def ends(model: Any) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", [*zoo.NAMES, *zoo.SEEING])
 def test_texts_are_generate_s_own_on_every_architecture(models: dict[str, Any], name: str) -> None:
     model = models[name]
     eos = ends(model)
@@ -99,6 +100,15 @@ def test_texts_are_generate_s_own_on_every_architecture(models: dict[str, Any], 
     for row, one in zip(ROWS, alone, strict=True):
         assert torch.equal(one.sequences, plain(model, [row], eos_token_id=eos))
     assert sum(map(accepted, alone)) > len(ROWS)
+
+
+def test_tokens_of_images_are_refused_and_tokens_of_text_are_not(models: dict[str, Any]) -> None:
+    """A processor says of every token what it is."""
+    model, kinds = models["qwen3_vl"], torch.zeros_like(inputs()["input_ids"])
+    found = drafted(model, mm_token_type_ids=kinds)
+    assert torch.equal(found.sequences, plain(model, mm_token_type_ids=kinds))
+    with pytest.raises(DraftrecError, match="cannot pass token_type_ids on"):
+        drafted(models["gemma3"], token_type_ids=kinds + 1)
 
 
 @pytest.mark.slow

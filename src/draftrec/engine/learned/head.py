@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from draftrec.engine.kv_cache import KVShape, KVSlab
+from draftrec.engine.kv_cache import KVShape, KVSlab, RowShape
 from draftrec.engine.masks import FULL
 from draftrec.engine.packing import Packed, Segment, pack
 from draftrec.engine.passes import attention
@@ -212,7 +212,7 @@ class HeadPasses:
         if kept and self._foretold.shape[1] > nodes:
             return
         self.slab = None
-        rows = KVShape(1, shape.kv_heads, shape.head_dim, shape.head_dim)
+        rows = KVShape((RowShape(shape.kv_heads, shape.head_dim, shape.head_dim),))
         self.slab = KVSlab(rows, slots, -(-capacity // 64) * 64, like.device, like.dtype)
         self._foretold = like.new_zeros((slots, 1 + nodes, shape.hidden))
 
@@ -225,7 +225,7 @@ class HeadPasses:
         """
         if self.slab is None:
             raise RuntimeError("call reserve() before score()")
-        head, device = self.head, self.slab.keys.device
+        head, device = self.head, self.slab.device
         packed = pack(segments, device, [FULL], launch=attention.launch_cost(device))
         stream = head.joined(self.embed(packed.token_ids), self._before(packed, segments, features))
         query, key, value = head.attended(stream, packed.positions)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from draftrec.engine.kv_cache import KVSlab
+from draftrec.engine.kv_cache import KVBlock, KVSlab
 from draftrec.engine.masks import Reach
 from draftrec.engine.packing import Block, Packed
 from draftrec.engine.passes.tree_attention import tree_attention
@@ -77,12 +77,12 @@ class Plan:
 class RowPlan(NamedTuple):
     """The same where every row attends by itself, whatever else is in the pass.
 
-    `keys`, `values`: the slab's; `slots`, `columns` int64 `[S]`: where new rows go, column -1 for
+    `blocks`, `places`: the slab's; `slots`, `columns` int64 `[S]`: where new rows go, column -1 for
     nowhere; `sight` int64 `[S, 2 + words]` by layer: what they see (`Packed.seen`).
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    blocks: Seq[KVBlock]
+    places: Seq[tuple[int, int]]
     slots: torch.Tensor
     columns: torch.Tensor
     sight: Seq[torch.Tensor]
@@ -128,7 +128,8 @@ def packed_attention(
         if attention_mask is not None:
             raise UnsupportedModelError("it brings a mask of its own")
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        place = plan.keys, plan.values, layer, plan.slots, plan.columns
+        block, among = plan.places[layer]
+        place = *plan.blocks[block], among, plan.slots, plan.columns
         return tree_attention(q, k, v, *place, plan.sight[layer], scale, softcap, sinks)[None], None
     plan.reach(layer, window, attention_mask)
     plan.write(layer, key[0], value[0])

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from draftrec.engine.kv_cache import KVShape, KVSlab
+from draftrec.engine.kv_cache import KVShape, KVSlab, RowShape
 from draftrec.engine.masks import FULL, PROBE, ColumnMasks, Reach
 from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.passes import attention
@@ -190,7 +190,7 @@ class PackedRunner:
         if not self.by_row:
             return attention.Plan(packed, slab, self.reaches)
         seen = [packed.seen(self.reaches[i]) for i in range(len(slab.keys))]
-        return attention.RowPlan(slab.keys, slab.values, packed.slots, packed.columns, seen)
+        return attention.RowPlan(slab.blocks, slab.places, packed.slots, packed.columns, seen)
 
 
 def bucket(rows: int) -> int:
@@ -216,7 +216,7 @@ class _Probe:
     def __init__(self, name: str) -> None:
         self.name = name
         self.reaches: dict[int, Reach] = {}
-        self.seen: dict[int, tuple[int, int, int]] = {}
+        self.seen: dict[int, RowShape] = {}
         self.blocks: list[Block] = []
         self.slab = self
         self.keys: dict[int, torch.Tensor] = {}
@@ -231,17 +231,16 @@ class _Probe:
         return FULL
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.seen[layer] = (keys.shape[0], keys.shape[-1], values.shape[-1])
+        self.seen[layer] = RowShape(keys.shape[0], keys.shape[-1], values.shape[-1])
         self.keys[layer], self.values[layer] = keys, values
 
     def shape(self) -> KVShape:
-        shapes = set(self.seen.values())
-        if len(shapes) != 1 or sorted(self.seen) != list(range(len(self.seen))):
+        if sorted(self.seen) != list(range(len(self.seen))):
             raise UnsupportedModelError(
-                f"{self.name} cannot be served: its layers cache keys and values of different "
-                f"shapes ({len(shapes)} found); draftrec needs the same in every layer."
+                f"{self.name} cannot be served: it attends in {len(self.seen)} layers that it does "
+                "not number from 0 on; use another architecture."
             )
-        return KVShape(len(self.seen), *shapes.pop())
+        return KVShape(tuple(self.seen[layer] for layer in range(len(self.seen))))
 
 
 class _Layer(CacheLayerMixin):
@@ -261,8 +260,8 @@ class _Layer(CacheLayerMixin):
         (block,), slab, back = self.plan.blocks, self.plan.slab, self.plan.packed.back
         rows = (x.transpose(0, 1).flatten(1, 2)[:, back] for x in (key_states, value_states))
         self.plan.write(self.index, *rows)
-        here = self.index, slice(block.first, block.last), slice(None), slice(block.length)
-        return slab.keys[here], slab.values[here]
+        here = slice(block.first, block.last), slice(None), slice(block.length)
+        return slab.keys[self.index][here], slab.values[self.index][here]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.plan.blocks[0].length, 0
@@ -305,18 +304,12 @@ class PaddedRunner:
         found = self.model(input_ids=ids, position_ids=ids, use_cache=True)
         layers = found[self.cache_name].layers
         rows = [(x.keys, x.values) for x in layers if getattr(x, "keys", None) is not None]
-        shapes = {(k.shape[1], k.shape[3], v.shape[3]) for k, v in rows}
-        if len(shapes) != 1:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} cannot be served: its layers do not all cache keys "
-                "and values of one shape."
-            )
-        return KVShape(len(rows), *shapes.pop())
+        return KVShape(tuple(RowShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in rows))
 
     def run(self, segments: Seq[Segment], slab: KVSlab, factors: RowFactors | None) -> torch.Tensor:
         """Logits `[R, vocabulary]` of the rows that are asked for, segment by segment."""
         reaches = set(self.reaches.values())
-        packed = pack(segments, slab.keys.device, reaches, lengths=factors is not None)
+        packed = pack(segments, slab.device, reaches, lengths=factors is not None)
         (block,) = packed.blocks
 
         def padded(flat: torch.Tensor) -> torch.Tensor:

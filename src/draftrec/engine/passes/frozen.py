@@ -23,7 +23,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental import _config as symbols
 
 from draftrec.core import EMPTY_TREE
-from draftrec.engine.kv_cache import KVShape, KVSlab
+from draftrec.engine.kv_cache import KVBlock, KVShape, KVSlab
 from draftrec.engine.masks import FULL, Reach
 from draftrec.engine.packing import Rows, Segment, pack_rows
 from draftrec.engine.passes.attention import RowPlan
@@ -43,7 +43,9 @@ Work = Callable[[], torch.Tensor]
 Record = Callable[[Work], Work]
 #: A pass over `Rows` and the slab's keys and values: logits, and last hidden states where they are
 #: kept.
-Forward = Callable[[Rows, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+Forward = Callable[
+    [Rows, Seq[KVBlock], Seq[tuple[int, int]]], tuple[torch.Tensor, torch.Tensor | None]
+]
 
 
 class FrozenRunner:
@@ -119,7 +121,7 @@ class FrozenRunner:
         # Few widths of records too: a word of 64 nodes, twice as many and so on.
         words = 1 << (max(1, -(-nodes // 64)) - 1).bit_length()
         size = self._padded(sum(s.rows for s in segments)), words
-        host, wanted = pack_rows(segments, self.kinds, size, pinned=slab.keys.is_cuda)
+        host, wanted = pack_rows(segments, self.kinds, size, pinned=slab.device.type == "cuda")
         if size not in slab.passes:
             try:
                 slab.passes[size] = self._freeze(host, size, slab)
@@ -139,19 +141,19 @@ class FrozenRunner:
         if self._forward is None:
             _LOG.info("compiling passes over the model, once, which may take minutes")
             self._forward = _compiled(self.eager, self.kinds, self.backend)
-        forward, keys, values, features = self._forward, slab.keys, slab.values, slab.features
-        buffer = host.to(keys.device)
+        forward, blocks, features = self._forward, slab.blocks, slab.features
+        buffer = host.to(slab.device)
         rows = Rows.of(buffer, len(self.kinds), *size)
         for tensor in rows[:-1]:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         torch._dynamo.maybe_mark_dynamic(rows.sight, [1, 2])
-        for tensor in (keys, values):
+        for tensor in slab.memory:
             # One slot is no case of its own.
             torch._dynamo.decorators.mark_unbacked(tensor, 1)
             torch._dynamo.maybe_mark_dynamic(tensor, 3)
 
         def work() -> torch.Tensor:
-            logits, hidden = forward(rows, keys, values)
+            logits, hidden = forward(rows, blocks, slab.places)
             if features is not None and hidden is not None:
                 features[rows.slots, rows.columns] = hidden
             return logits
@@ -177,7 +179,7 @@ def _compiled(eager: PackedRunner, kinds: Seq[Reach], backend: str) -> Forward:
     seen = [kinds.index(eager.reaches[layer]) for layer in range(len(eager.reaches))]
 
     def forward(
-        rows: Rows, keys: torch.Tensor, values: torch.Tensor
+        rows: Rows, blocks: Seq[KVBlock], places: Seq[tuple[int, int]]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         sight = [rows.sight[kind] for kind in seen]
         options: dict[str, Any] = {"logits_to_keep": rows.scored} if keeps else {}
@@ -185,7 +187,7 @@ def _compiled(eager: PackedRunner, kinds: Seq[Reach], backend: str) -> Forward:
             input_ids=rows.token_ids[None],
             position_ids=rows.positions[None],
             use_cache=False,
-            draftrec_plan=RowPlan(keys, values, rows.slots, rows.columns, sight),
+            draftrec_plan=RowPlan(blocks, places, rows.slots, rows.columns, sight),
             **options,
         ).logits[0]
         return logits if keeps else logits[rows.scored], hidden.taken() if hidden else None

@@ -109,7 +109,8 @@ class LlamaStep:
         slots, columns = packed.slots.numpy(), packed.columns.numpy()
         where = packed.positions.numpy(), slots, columns
         sights = {reach: packed.seen(reach).numpy() for reach in set(plan.reaches.values())}
-        slab = stored(plan.slab.keys), stored(plan.slab.values)
+        (block,) = plan.slab.blocks
+        slab = stored(block.keys), stored(block.values)
         waves = self._tables(plan.slab.capacity)
         over_rows(_norm, len(h), stream.size, stream, self._layers[0].before, epsilon, h)
         for place, layer in enumerate(self._layers):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from draftrec.config import AcceptConfig
 from draftrec.data.files.places import here
@@ -113,7 +113,10 @@ def load_ready(folder: str | Path, **model_settings: Any) -> PreTrainedModel:
     Raises DraftrecError for a folder that is not ready, or whose pool cannot be used.
     """
     method = _method(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), **model_settings)
+    trusted = model_settings.get("trust_remote_code")
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
+    kind = loading.kind_for(AutoModelForCausalLM, config)
+    model: Any = kind.from_pretrained(str(folder), **model_settings)
     model.generate = partial(type(model).generate, model, custom_generate=method)
     return model
 

@@ -198,7 +198,7 @@ def _check_mode(config: GenerationConfig, assistant: PreTrainedModel | None) -> 
 
 
 def _check_forward_arguments(model_kwargs: dict[str, Any]) -> None:
-    given = {name: value for name, value in model_kwargs.items() if value is not None}
+    given = {name: value for name, value in model_kwargs.items() if not _says_nothing(name, value)}
     for name in sorted(_CACHES & given.keys()):
         cache = given[name]
         if getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0:
@@ -214,6 +214,14 @@ def _check_forward_arguments(model_kwargs: dict[str, Any]) -> None:
         )
 
 
+def _says_nothing(name: str, value: Any) -> bool:
+    """What models that also look at images are given where there is none: nothing encoded, and
+    every token of the kind that text is."""
+    if name.endswith("token_type_ids") and isinstance(value, torch.Tensor):
+        return not bool(value.any())
+    return value is None or (isinstance(value, dict) and not value)
+
+
 def _prompts(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> list[IntArray]:
     """The rows without their padding. Raises DraftrecError if that is not all on the left, or if
     positions are not counted from each row's first token."""
@@ -224,10 +232,11 @@ def _prompts(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> list[IntA
             "The attention mask hides tokens inside or after a prompt, or a whole row; pad on the "
             "left (tokenizer.padding_side = 'left') and leave every row a token."
         )
+    # `[B, S]`, or one such plane for each way that Qwen's models count places in an image.
     positions = model_kwargs.get("position_ids")
     expected = (mask.cumsum(1) - 1) * mask
     if positions is not None and (
-        positions.dim() != 2 or not torch.equal(positions.expand_as(expected) * mask, expected)
+        positions.dim() not in (2, 3) or not bool((positions * mask == expected).all())
     ):
         raise DraftrecError(
             "draftrec counts positions from a prompt's first token and cannot use other "
