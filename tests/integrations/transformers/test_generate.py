@@ -107,8 +107,8 @@ def test_tokens_of_images_are_refused_and_tokens_of_text_are_not(models: dict[st
     model, kinds = models["qwen3_vl"], torch.zeros_like(inputs()["input_ids"])
     found = drafted(model, mm_token_type_ids=kinds)
     assert torch.equal(found.sequences, plain(model, mm_token_type_ids=kinds))
-    with pytest.raises(DraftrecError, match="cannot pass token_type_ids on"):
-        drafted(models["gemma3"], token_type_ids=kinds + 1)
+    with pytest.raises(DraftrecError, match="cannot pass mm_token_type_ids on"):
+        drafted(model, mm_token_type_ids=kinds + 1)
 
 
 @pytest.mark.slow
