@@ -3,7 +3,8 @@
     PYTHONPATH=src python benchmarks/packed_weights.py [--layers 24] [--repeats 7]
 
 All layers of the model run one after the other, as in a forward pass, so that weights come from
-memory and not from a cache. Plain is `F.linear`; both run in turn, on the same inputs.
+memory and not from a cache. Plain is `F.linear`, packed is oneDNN with weights in the layout that
+it likes best; all run in turn, on the same inputs.
 """
 
 from __future__ import annotations
@@ -16,12 +17,43 @@ import torch
 from common import note, spread, write_result
 from torch import nn
 
-from draftrec.engine.passes import prepacked
-from draftrec.engine.passes.prepacked import PrepackedLinear, RowLinear
-from draftrec.engine.passes.row_products import Shelf
+from draftrec.engine.passes.prepacked import RowLinear
+from draftrec.engine.passes.row_products import Shelf, has_tiles
 
 _WIDTH, _INNER, _VOCABULARY = 1024, 2816, 32_000
 _ROWS = (1, 2, 4, 8, 9, 16, 32, 72, 256)
+
+
+# The operators are those of torch's own graph compiler, which packs constant weights with them.
+_OPS: Any = torch.ops.mkldnn
+# Rows that oneDNN's layout is chosen for: a small draft tree's.
+_FEW = 8
+
+
+class PrepackedLinear(nn.Module):
+    """Linear layers that read the same rows, as one: their weights `[out, in]`, one below the other
+    and in oneDNN's layout, without a bias. For inference only."""
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linears[0].in_features
+        self.out_features = sum(x.out_features for x in linears)
+        weight = torch.cat([x.weight.detach() for x in linears])
+        packed = _OPS._reorder_linear_weight(weight, _FEW)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` to `[..., out]`, in the weight's dtype."""
+        return _OPS._linear_pointwise(x, self.weight, None, "none", [], "")
+
+
+def packs() -> bool:
+    """Has this torch oneDNN's operators for bfloat16?"""
+    try:
+        PrepackedLinear(nn.Linear(64, 48, bias=False, dtype=torch.bfloat16))
+    except (RuntimeError, AttributeError):  # not built in, or of another signature
+        return False
+    return True
 
 
 def build(layers: int, dtype: torch.dtype) -> list[nn.Linear]:
@@ -69,11 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        if dtype == torch.float32 or prepacked.packs_rightly():
+        if dtype == torch.float32 or packs():
             found[name] = measure(args.layers, dtype, args.repeats)
         else:
             note(f"{name}: skipped, this torch or processor has no packed linear operators for it")
-    write_result("packed-weights", {"layers": args.layers, "passes": found}, seed=0)
+    payload = {"layers": args.layers, "tiles": has_tiles(), "passes": found}
+    write_result("packed-weights-tiles" if has_tiles() else "packed-weights", payload, seed=0)
     return 0
 
 

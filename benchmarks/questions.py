@@ -315,8 +315,8 @@ QUESTIONS = (
     Question("How fast?", "fast", (
         "knowledge-live", "first-job-movielens", "first-job-movielens-penalty",
         "first-job-bookshop", "first-job-bookshop-penalty", "knowledge-replay", "sampled",
-        "steps", "steps-900", "packed-weights", "host-time", "prompts", "transformers", "vllm",
-        "load",
+        "steps", "steps-900", "packed-weights", "packed-weights-tiles", "host-time", "prompts",
+        "transformers", "vllm", "load",
     ), _fast_plot, _fast),
     Question("Is it exact?", "exact", (
         "exactness", "exactness-bits", "exactness-bits-cost", "controls-exactness",

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from common import ROOT, in_turn, interleave, note, paired_ratio, seconds_of, spread, write_result
 from knowledge_replay import build_model
+from packed_weights import PrepackedLinear
 from peer_llama_cpp import LlamaCpp
 from peer_openvino import OpenVino
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StoppingCriteria
@@ -77,7 +78,7 @@ def targets(model: Any) -> dict[str, Target]:
     """Ours over the same weights; `packed` in oneDNN's layout, in float32."""
     own = copy.deepcopy(model)
     by_rows = prepacked._by_rows
-    prepacked._by_rows = lambda linears, _: prepacked.PrepackedLinear(*linears)
+    prepacked._by_rows = lambda linears, _: PrepackedLinear(*linears)
     try:
         prepacked.prepack(own)
     finally:

@@ -85,8 +85,9 @@ def _origin(result: Result) -> str:
 
 
 def _packed(result: Result) -> str:
+    where = ", by matrix tiles" if result.get("tiles") else ""
     out = (
-        "## Weights laid out once: `benchmarks/packed_weights.py`\n\n"
+        f"## Weights laid out once{where}: `benchmarks/packed_weights.py`\n\n"
         f"Milliseconds of all linear layers of a Llama of {result['layers']} layers x 1024, head "
         "included, as `F.linear` runs them, in oneDNN's layout and in ours, of the weights as "
         "bfloat16. Ratio: oneDNN's time over ours.\n"
@@ -371,6 +372,7 @@ SECTIONS = {
     "pool-groups": _pool_groups,
     "pool-workers": pool_workers,
     "packed-weights": _packed,
+    "packed-weights-tiles": _packed,
     "steps": steps,
     "steps-900": steps,
     "host-time": _host_time,

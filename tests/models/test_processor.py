@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from draftrec.engine.passes import prepacked, registers
+from draftrec.engine.passes import registers
 from draftrec.models import processor
 from draftrec.models.processor import (
     allowed_cores,
@@ -116,12 +116,4 @@ def test_bfloat16_needs_the_instructions_and_the_kernels(monkeypatch: pytest.Mon
     monkeypatch.setattr(registers, "PAIRWISE", True)
     assert multiplies_bfloat16()
     monkeypatch.setattr(registers, "PAIRWISE", False)
-    prepacked.has_tiles.cache_clear()
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert not multiplies_bfloat16()
-    for right in (True, False):
-        prepacked.has_tiles.cache_clear()
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-        monkeypatch.setattr(prepacked, "packs_rightly", lambda right=right: right)
-        assert multiplies_bfloat16() == right
-    prepacked.has_tiles.cache_clear()

@@ -29,7 +29,7 @@ from draftrec.data.files.writers import replace_file
 from draftrec.engine.learned.drafter import HeadDrafter, Worth
 from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
-from draftrec.engine.passes.prepacked import RowLinear, has_tiles
+from draftrec.engine.passes.prepacked import RowLinear
 from draftrec.engine.target import Target
 from draftrec.engine.text.budget import AutoBudget
 from draftrec.errors import DraftrecError
@@ -257,8 +257,7 @@ def load_drafter(folder: str | Place, model: Any, fingerprint: Mapping[str, str]
         raise DraftrecError(f"{path} does not fit its {INFO_FILE}; train the drafter again")
     head = head.requires_grad_(False).to(model.device, model.dtype).eval()
     output = OutputRows.of(model, tokens, model.dtype, info.scale, info.cap)
-    own = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and not has_tiles())
-    if own and model.device.type == "cpu":
+    if model.dtype in (torch.float32, torch.bfloat16) and model.device.type == "cpu":
         _narrow(head)  # a draft may be rounded, and half the weights take half the time to be read
         output = output.narrowed()
     digest = hashlib.sha256(content)

@@ -73,7 +73,6 @@ def set_threads(asked: int | None) -> None:
 def multiplies_bfloat16() -> bool:
     """Has this processor instructions for products of bfloat16, and have we kernels that use
     them?"""
-    from draftrec.engine.passes.prepacked import has_tiles
     from draftrec.engine.passes.registers import PAIRWISE
 
-    return PAIRWISE or has_tiles()
+    return PAIRWISE

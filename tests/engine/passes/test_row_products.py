@@ -103,6 +103,18 @@ def test_bfloat16_rows_take_float32_weights(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(linear(x), alone)
 
 
+@torch.inference_mode()
+def test_without_matrix_tiles_registers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one sum the two orders differ by rounding; where there are no tiles, both are the same."""
+    linear, weight = layer(torch.bfloat16, 96, 160)
+    x = torch.randn(40, 96).bfloat16()
+    tiled = linear(x)
+    monkeypatch.setattr(row_products, "has_tiles", lambda: False)
+    found = linear(x)
+    torch.testing.assert_close(found, tiled, rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(found, F.linear(x, weight), rtol=2e-2, atol=1e-2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="wheels for other systems have other libraries")
 def test_torchs_own_threads_are_found() -> None:
     assert team._openmp() is not None

@@ -25,9 +25,7 @@ from draftrec.engine.passes.attention import Plan
 from draftrec.engine.passes.exponentials import SUMS, exponential
 from draftrec.engine.passes.prepacked import (
     Part,
-    PrepackedLinear,
     RowLinear,
-    Whole,
     stored,
     tensor_of,
 )
@@ -38,8 +36,7 @@ from draftrec.engine.passes.team import over_rows
 #: positions over whole heads, grouped keys, SiLU gates; with or without biases, and with or without
 #: norms of queries and keys.
 _SHAPED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation, Part, PrepackedLinear,
-            RowLinear}  # fmt: skip
+_MODULES = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation, Part, RowLinear}
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 _GATE_UP = ("gate_proj", "up_proj")
 _NO_NORM = np.empty(0, np.float32)
@@ -154,7 +151,7 @@ class _Product:
         self.width = sum(x.out_features for x in linears)
         first = linears[0]
         packed = first.whole if isinstance(first, Part) else first
-        joined = isinstance(packed, Whole)
+        joined = isinstance(packed, RowLinear)
         self._linears = (packed,) if joined else linears
         ends = np.cumsum([0, *(x.out_features for x in linears[:-1])]).tolist()
         self._begins = tuple(ends) if joined else (0,) * len(linears)

@@ -5,20 +5,16 @@ rows of a decoding step that costs as much as the product. Of float32 weights it
 needs: most models are published in bfloat16. `benchmarks/packed_weights.py` measures it.
 
 Weights go into the layout of `row_products`, as bfloat16 where that loses nothing, whatever the
-model runs in. Only where the processor has matrix tiles (AMX) do the weights of a bfloat16 model go
-into oneDNN's, which uses them. There, what a row gives does not depend on how many rows come with
-it from two rows on (see `packed.bucket`).
+model runs in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -84,32 +80,8 @@ def narrowed(weight: torch.Tensor) -> torch.Tensor | None:
     return found if torch.equal(found.to(weight.dtype), weight) else None
 
 
-# The operators are those of torch's own graph compiler, which packs constant weights with them.
-_OPS: Any = torch.ops.mkldnn
-# Rows that oneDNN's layout is chosen for: a small draft tree's.
-_ROWS = 8
 # Layers that read the same rows wherever one module has them all.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-
-
-class PrepackedLinear(nn.Module):
-    """Linear layers that read the same rows, as one: their weights `[out, in]`, one below the other
-    and in oneDNN's layout. For inference only."""
-
-    def __init__(self, *linears: nn.Linear) -> None:
-        super().__init__()
-        self.in_features = linears[0].in_features
-        self.out_features = sum(x.out_features for x in linears)
-        weight = torch.cat([x.weight.detach() for x in linears])
-        self.weight = nn.Parameter(_pack(weight), requires_grad=False)
-        self.bias = _biases(linears)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., in]` to `[..., out]`, in the weight's dtype."""
-        return _OPS._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-Whole = PrepackedLinear | RowLinear
 
 
 class _Shared:
@@ -125,7 +97,7 @@ class Part(nn.Module):
     """Outputs `begin .. end - 1` of `whole`, which is computed when the first of its parts is asked
     about new rows."""
 
-    def __init__(self, whole: Whole, shared: _Shared, begin: int, end: int) -> None:
+    def __init__(self, whole: RowLinear, shared: _Shared, begin: int, end: int) -> None:
         super().__init__()
         self.whole, self._shared, self.begin, self.end = whole, shared, begin, end
         self.in_features, self.out_features = whole.in_features, end - begin
@@ -148,14 +120,9 @@ def prepack(model: PreTrainedModel) -> int:
     many there were.
 
     Queries, keys and values become one product, gates and ups another. The plain weights are freed,
-    unless embeddings share them. Layers of subclasses of `nn.Linear` are left as they are; so are,
-    on processors with matrix tiles, bfloat16 models without an attention backend: their rows are
-    padded to many different numbers, and oneDNN keeps a kernel for each.
+    unless embeddings share them. Layers of subclasses of `nn.Linear` are left as they are.
     """
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
-        return 0
-    tiled = model.dtype == torch.bfloat16 and has_tiles()
-    if tiled and not getattr(model, "_supports_attention_backend", False):
         return 0
     found = [
         (parent, names)
@@ -164,8 +131,7 @@ def prepack(model: PreTrainedModel) -> int:
     ]
     shelf = row_products.Shelf()
     for parent, names in found:  # in turn, so that few plain weights outlive their packing
-        linears = [getattr(parent, n) for n in names]
-        _replace(parent, names, PrepackedLinear(*linears) if tiled else _by_rows(linears, shelf))
+        _replace(parent, names, _by_rows([getattr(parent, n) for n in names], shelf))
     return sum(len(names) for _, names in found)
 
 
@@ -185,7 +151,7 @@ def _groups(linears: dict[str, Any]) -> list[tuple[str, ...]]:
     return [*groups, *((n,) for n in linears if n not in grouped)]
 
 
-def _replace(parent: nn.Module, names: tuple[str, ...], whole: Whole) -> None:
+def _replace(parent: nn.Module, names: tuple[str, ...], whole: RowLinear) -> None:
     if len(names) == 1:
         setattr(parent, names[0], whole)
         return
@@ -208,26 +174,3 @@ def _biases(linears: Seq[nn.Linear]) -> nn.Parameter | None:
     if len(linears) == 1 or linears[0].bias is None:
         return linears[0].bias
     return nn.Parameter(torch.cat([x.bias for x in linears]), requires_grad=False)
-
-
-@cache
-def has_tiles() -> bool:
-    """Has the processor matrix tiles for bfloat16 (AMX), and this build of torch the operators that
-    use them, which give the right product?"""
-    found = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return found and torch.backends.mkldnn.is_available() and packs_rightly()
-
-
-def packs_rightly() -> bool:
-    """Does oneDNN's layout, as torch makes it, give the right bfloat16 product?"""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (3, 48))
-    try:
-        found = _OPS._linear_pointwise(x, _pack(weight), None, "none", [], "")
-    except (RuntimeError, AttributeError):  # not built in, or of another signature
-        return False
-    return torch.allclose(found, F.linear(x, weight), rtol=2e-2, atol=2e-2)
-
-
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    return _OPS._reorder_linear_weight(weight, _ROWS)

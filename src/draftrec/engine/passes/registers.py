@@ -4,7 +4,7 @@ loops put into memory. LLVM turns them into whatever the processor has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -20,6 +20,10 @@ _ALLOWED = get_host_cpu_features() if _GIVEN.CPU_FEATURES is None else _GIVEN.CP
 WIDE = "+avx512f" in _ALLOWED.split(",") and not _GIVEN.CPU_NAME
 #: Can it multiply pairs of bfloat16 as they are?
 PAIRWISE = WIDE and "+avx512bf16" in _ALLOWED.split(",")
+#: Has it matrix tiles for them (AMX)? Whether a process may use them, the system says.
+TILES = PAIRWISE and {"+amx-tile", "+amx-bf16"} <= set(_ALLOWED.split(","))
+#: Rows of a matrix tile, each of as many bytes as a cache line has.
+TALL = 16
 #: float32 numbers of a register.
 LANES = 16 if WIDE else 8
 
@@ -27,7 +31,8 @@ FLOAT, INT, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
 #: bfloat16 numbers, as bits, that fill a register when they are wide.
 HALVES = ir.VectorType(ir.IntType(16), LANES)
-_BYTES = ir.IntType(8).as_pointer()
+_BYTE, _SHORT = ir.IntType(8), ir.IntType(16)
+_BYTES = _BYTE.as_pointer()
 
 
 class _BFloat(ir.Type):
@@ -151,6 +156,52 @@ def pairs_plus(builder: Any, a: Any, b: Any, c: Any) -> Any:
     kind = ir.FunctionType(FLOATS, [FLOATS, PAIRS, PAIRS])
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [c, a, b])
+
+
+def set_tiles(builder: Any, heights: Mapping[int, Any]) -> None:
+    """From now on tile `i` has so many rows; what the tiles held is gone."""
+    form = ir.ArrayType(LONG, 8)
+    settings = cgutils.alloca_once(builder, form)
+    builder.store(ir.Constant(form, [1] + [0] * 7), settings)
+    begin = builder.ptrtoint(settings, LONG)
+    for number, height in heights.items():
+        for kind, place, value in (
+            (_SHORT, 16 + 2 * number, _SHORT(64)),  # bytes of a row
+            (_BYTE, 48 + number, builder.trunc(height, _BYTE)),
+        ):
+            at = builder.inttoptr(builder.add(begin, LONG(place)), kind.as_pointer())
+            builder.store(value, at, align=1)
+    _on_tiles(builder, "ldtilecfg", builder.bitcast(settings, _BYTES))
+
+
+def free_tiles(builder: Any) -> None:
+    """Let the system forget them, as it has to keep what they hold for whoever runs in between."""
+    _on_tiles(builder, "tilerelease")
+
+
+def empty_tile(builder: Any, tile: int) -> None:
+    _on_tiles(builder, "tilezero", _BYTE(tile))
+
+
+def read_tile(builder: Any, tile: int, address: Any, stride: Any) -> None:
+    """Fill a tile with rows that lie `stride` bytes apart."""
+    _on_tiles(builder, "tileloadd64", _BYTE(tile), builder.inttoptr(address, _BYTES), stride)
+
+
+def write_tile(builder: Any, tile: int, address: Any, stride: Any) -> None:
+    _on_tiles(builder, "tilestored64", _BYTE(tile), builder.inttoptr(address, _BYTES), stride)
+
+
+def tile_plus(builder: Any, to: int, rows: int, weights: int) -> None:
+    """Add to tile `to` the products of bfloat16 pairs: of each row of tile `rows` with each column
+    of tile `weights`."""
+    _on_tiles(builder, "tdpbf16ps", _BYTE(to), _BYTE(rows), _BYTE(weights))
+
+
+def _on_tiles(builder: Any, name: str, *arguments: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [x.type for x in arguments])
+    given = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}")
+    builder.call(given, arguments)
 
 
 def prefetch(builder: Any, address: Any, *, level: int = 1) -> None:

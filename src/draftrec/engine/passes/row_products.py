@@ -9,13 +9,14 @@ all inputs are added up. `benchmarks/packed_weights.py` measures it.
 Every sum is taken input by input, in order, whatever the rows, threads and registers are: what a
 row gives does not depend on the rows beside it, by construction. Weights are float32 or bfloat16.
 Products are taken in float32, those of bfloat16 rows with bfloat16 weights in pairs by the
-processor's own instruction (AVX512-BF16) where it has that; bfloat16 is rounded to once, at the
-end.
+processor's own instructions where it has them: of its matrix tiles (AMX) for any number of rows, or
+of its registers (AVX512-BF16). bfloat16 is rounded to once, at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,17 +36,25 @@ from draftrec.engine.passes.registers import (
     LONG,
     PAIRS,
     PAIRWISE,
+    TALL,
+    TILES,
     WIDE,
     after,
     arrays,
     constant,
+    empty_tile,
     everywhere,
+    free_tiles,
     pairs_plus,
     prefetch,
     read,
+    read_tile,
+    set_tiles,
+    tile_plus,
     times_plus,
     variables,
     write,
+    write_tile,
 )
 from draftrec.engine.passes.team import carray, pointer, share, take, threads_for
 
@@ -55,6 +64,11 @@ MOST = 12 if WIDE else 4
 WIDTH = 2 * LANES
 #: Bytes ahead of use that memory is asked for: the processor's own guess ends with each page.
 AHEAD = 4096
+# Steps of matrix tiles after which other rows take the weights of a block: these are in a core's
+# second cache then, those of the next steps on their way to it.
+_STEPS = 32
+# Cache lines of weights of a step of matrix tiles.
+_LINES = 4 * TALL * WIDTH // 64
 # numpy asks the system for huge pages from 4 MB on, which lets weights come by half again as fast.
 _PIECE = 1 << 26
 #: Bytes of a cache line.
@@ -107,6 +121,7 @@ def products(rows: Any, laid: Any, bias: Any) -> Any:
     `bias` float32 `[blocks * WIDTH]`."""
     blocks, steps, _ = laid.shape
     halved, narrow = rows.dtype == np.int16, laid.dtype == np.int32
+    tiled = halved and narrow and steps % TALL == 0 and has_tiles()
     if rows.shape[1] < steps * (1 + narrow):
         rows = np.pad(rows, ((0, 0), (0, 1)))
     if halved:
@@ -115,14 +130,21 @@ def products(rows: Any, laid: Any, bias: Any) -> Any:
     out = np.empty((len(rows), blocks * WIDTH), np.int16 if halved else np.float32)
     # As long as the weights take to be read, or to be multiplied with all rows.
     numbers = laid.size * (1 + narrow)
-    work = max(laid.nbytes / 25, len(rows) * numbers / (100 if rows.dtype == np.int32 else 50))
-    threads = min(threads_for(work), blocks)
+    speed = 350 if tiled else 100 if rows.dtype == np.int32 else 50
+    threads = min(threads_for(max(laid.nbytes / 25, len(rows) * numbers / speed)), blocks)
     if threads > 1:
-        kind = (rows.dtype == np.int32) + 2 * (laid.dtype == np.int32) + 4 * halved
+        kind = (rows.dtype == np.int32) + 2 * (laid.dtype == np.int32) + 4 * halved + 8 * tiled
         share(_loop, blocks, threads, kind, rows, laid, bias, out)
     else:
-        _blocks(0, blocks, rows, laid, bias, out)
+        (_tiled if tiled else _blocks)(0, blocks, rows, laid, bias, out)
     return out
+
+
+@cache
+def has_tiles() -> bool:
+    """Has the processor matrix tiles for bfloat16, and does the system let this process use them?
+    Linux wants to be asked."""
+    return TILES and bool(getattr(torch.cpu, "_init_amx", lambda: False)())
 
 
 @njit(cache=True, nogil=True)
@@ -134,12 +156,16 @@ def _lay_out(first: int, weight: Any, laid: Any) -> None:
 
 
 def _loop(data: Any) -> None:
-    """`_blocks` as `team.share` runs it. `kind`: are rows, weights and results narrow (1, 2, 4)?"""
+    """`_blocks` as `team.share` runs it, or `_tiled`. `kind`: are rows, weights and results narrow
+    (1, 2, 4), and is it for matrix tiles (8)?"""
     task = carray(data, 14, np.int64)
     kind = task[3]
     first, last = take(data, task)
     while first < last:
-        if kind == 7:
+        if kind == 15:
+            rows, laid, bias, out = _arrays(task, np.int32, np.int32, np.int16)
+            _tiled(first, last, rows, laid, bias, out)
+        elif kind == 7:
             _part(task, first, last, np.int32, np.int32, np.int16)
         elif kind == 2:
             _part(task, first, last, np.float32, np.int32, np.float32)
@@ -155,11 +181,17 @@ def _loop(data: Any) -> None:
 @njit(cache=True, nogil=True)
 def _part(task: Any, first: int, last: int, row: Any, weight: Any, result: Any) -> None:
     """`_blocks` of the arrays of a task, which have these types of numbers."""
+    rows, laid, bias, out = _arrays(task, row, weight, result)
+    _blocks(first, last, rows, laid, bias, out)
+
+
+@njit(cache=True, nogil=True)
+def _arrays(task: Any, row: Any, weight: Any, result: Any) -> Any:
     rows = carray(pointer(task[4]), (task[5], task[6]), row)
     laid = carray(pointer(task[7]), (task[8], task[9], WIDTH), weight)
     bias = carray(pointer(task[11]), (task[12],), np.float32)
     out = carray(pointer(task[13]), (task[5], task[12]), result)
-    _blocks(first, last, rows, laid, bias, out)
+    return rows, laid, bias, out
 
 
 @njit(cache=True, nogil=True)
@@ -171,6 +203,30 @@ def _blocks(first: int, last: int, rows: Any, laid: Any, bias: Any, out: Any) ->
         for part in range(tiles):
             begin, end = count * part // tiles, count * (part + 1) // tiles
             tile(rows, begin, end - begin, laid, block, bias, out, block * WIDTH)
+
+
+@njit(cache=True, nogil=True)
+def _tiled(first: int, last: int, rows: Any, laid: Any, bias: Any, out: Any) -> None:
+    """`_blocks` by matrix tiles, for whole numbers of their steps. Many rows take turns with a part
+    of a block's weights while it is near."""
+    count, steps = len(rows), laid.shape[1] // TALL
+    parts = (count + 2 * TALL - 1) // (2 * TALL)
+    turn = steps if parts == 1 else _STEPS
+    lead = AHEAD if parts == 1 else turn * _LINES * LINE
+    sums = np.empty((count, WIDTH), np.float32)
+    for block in range(first, last):
+        for step in range(0, steps, turn):
+            end = min(step + turn, steps)
+            for part in range(parts):
+                begin = 2 * TALL * part
+                height = min(2 * TALL, count - begin)
+                asked = _LINES * part // parts, _LINES * (part + 1) // parts
+                if height > TALL:
+                    two(rows, begin, height, laid, block, step, end, sums, lead, *asked)
+                else:
+                    one(rows, begin, height, laid, block, step, end, sums, lead, *asked)
+        finish(sums, block, bias, out)
+    leave()
 
 
 def _tile(*, ahead: bool) -> Any:
@@ -191,8 +247,7 @@ def _tile(*, ahead: bool) -> Any:
             rows, begin, count, laid, block, bias, out, column = arrays(
                 context, builder, signature, arguments
             )
-            first = builder.mul(block, LONG(WIDTH))
-            more = [read(builder, bias.at(builder.add(first, LONG(j))), FLOATS) for j in (0, LANES)]
+            more = _both(builder, bias.at(builder.mul(block, LONG(WIDTH))))
             end = builder.function.append_basic_block("end")
             choice = builder.switch(count, end)
             for height in range(1, MOST + 1):
@@ -203,10 +258,8 @@ def _tile(*, ahead: bool) -> Any:
                 own, steps = [rows.at(x) for x in lines], laid.size(1)
                 sums = _sums(builder, add, own, laid.at(block), steps, ahead=ahead)
                 for line, row in zip(lines, sums, strict=True):
-                    for j in range(2):
-                        value = builder.fadd(builder.load(row[j]), more[j])
-                        to = out.at(line, builder.add(column, LONG(LANES * j)))
-                        write(builder, _rounded(builder, value) if rounds else value, to)
+                    found = [builder.load(x) for x in row]
+                    _end(builder, found, more, out.at(line, column), rounds=rounds)
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()
@@ -220,6 +273,109 @@ def _tile(*, ahead: bool) -> Any:
 #: begin + count - 1`, at most `MOST`, to the columns of `out` from `column` on; `near` where the
 #: weights are in a core's nearest cache.
 tile, near = _tile(ahead=True), _tile(ahead=False)
+
+
+def _tiles(count: int) -> Any:
+    """A function of generated code for the rows of one matrix tile, or of two, and a block of
+    outputs, which fill two tiles as well."""
+
+    def add_up(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        typing, rows, begin, height, laid, block, step, end, sums, lead, low, high
+    ):
+        places = [types.intp] * 2, [types.intp] * 3, [types.intp] * 3
+        signature = types.void(rows, *places[0], laid, *places[1], sums, *places[2])
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            if TILES:
+                of = arrays(context, builder, signature, arguments)
+                _add_tiles(builder, count, *of)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(add_up)
+
+
+def _add_tiles(  # noqa: PLR0913
+    builder: Any, count: int, rows: Any, begin: Any, height: Any, laid: Any, block: Any, step: Any,
+    end: Any, sums: Any, lead: Any, low: Any, high: Any,
+) -> None:  # fmt: skip
+    """Rows `begin .. begin + height - 1` times the weights of a block, steps `step .. end - 1`, are
+    added to `sums`, which begin with step 0. In each step lines `low .. high - 1` of the weights
+    that lie `lead` bytes on are asked for."""
+    tall, line = LONG(TALL), LONG(4 * WIDTH)
+    heights = [height] if count == 1 else [tall, builder.sub(height, tall)]
+    tops = [begin, builder.add(begin, tall)][:count]
+    # Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights: as many as the processor has.
+    found = {(r, j): 2 * r + j for r in range(count) for j in range(2)}
+    own = {4 + r: heights[r] for r in range(count)}
+    set_tiles(builder, {t: heights[r] for (r, _), t in found.items()} | own | {6: tall, 7: tall})
+    places = {t: builder.add(sums.at(tops[r]), LONG(LINE * j)) for (r, j), t in found.items()}
+    with builder.if_else(builder.icmp_signed("==", step, LONG(0))) as (at_first, later):
+        with at_first:
+            for tile in places:
+                empty_tile(builder, tile)
+        with later:
+            for tile, place in places.items():
+                read_tile(builder, tile, place, line)
+    stride, weights = builder.mul(rows.size(1), LONG(4)), laid.at(block)
+    with cgutils.for_range_slice(builder, step, end, LONG(1), inc=True) as (k, _):
+        here = builder.add(weights, builder.mul(k, LONG(LINE * _LINES)))
+        far = builder.add(here, lead)
+        with cgutils.for_range_slice(builder, low, high, LONG(1), inc=True) as (asked, _):
+            prefetch(builder, builder.add(far, builder.mul(asked, LONG(LINE))))
+        for j in range(2):
+            read_tile(builder, 6 + j, builder.add(here, LONG(LINE * j)), line)
+        for r in range(count):
+            across = builder.add(rows.at(tops[r]), builder.mul(k, LONG(LINE)))
+            read_tile(builder, 4 + r, across, stride)
+            for j in range(2):
+                tile_plus(builder, found[r, j], 4 + r, 6 + j)
+    for tile, place in places.items():
+        write_tile(builder, tile, place, line)
+
+
+def _finish(typing: Any, sums: Any, block: Any, bias: Any, out: Any) -> Any:
+    """The block's columns of `out`: `sums` `[R, WIDTH]` and bias, rounded."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, block, bias, out = arrays(context, builder, signature, arguments)
+        column = builder.mul(block, LONG(WIDTH))
+        more = _both(builder, bias.at(column))
+        with cgutils.for_range(builder, sums.size(0)) as loop:
+            found = _both(builder, sums.at(loop.index))
+            _end(builder, found, more, out.at(loop.index, column), rounds=True)
+        return context.get_dummy_value()
+
+    return types.void(sums, types.intp, bias, out), generate
+
+
+def _leave(typing: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if TILES:
+            free_tiles(builder)
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+one, two = _tiles(1), _tiles(2)
+finish: Any = intrinsic(_finish)
+leave: Any = intrinsic(_leave)
+
+
+def _both(builder: Any, address: Any) -> list[Any]:
+    """Two registers of outputs."""
+    return [read(builder, after(builder, address, j), FLOATS) for j in (0, LANES)]
+
+
+def _end(builder: Any, sums: list[Any], more: list[Any], address: Any, *, rounds: bool) -> None:
+    """Write a row's outputs of a block."""
+    for j, (found, own) in enumerate(zip(sums, more, strict=True)):
+        value = builder.fadd(found, own)
+        size = LANES * j * (2 if rounds else 4)
+        to = builder.add(address, LONG(size))
+        write(builder, _rounded(builder, value) if rounds else value, to)
 
 
 def _sums(
