@@ -319,8 +319,8 @@ QUESTIONS = (
         "transformers", "vllm", "load",
     ), _fast_plot, _fast),
     Question("Is it exact?", "exact", (
-        "exactness", "exactness-bits", "exactness-bits-cost", "controls-exactness",
-        "controls-costs",
+        "exactness", "exactness-bits", "exactness-bits-frozen", "exactness-bits-cost",
+        "controls-exactness", "controls-costs",
         "structured", "kill-resume", "beam-exactness", "beam-sampling",
     ), _exact_plot, _exact),
     Question("What does relaxed cost?", "relaxed",
