@@ -1,14 +1,16 @@
 """Is the strict text the model's own? Token ids against `model.generate`, prompt by prompt.
 
-    PYTHONPATH=src python benchmarks/exactness.py [--model DIR] [--prompts FILE] [--limit 300]
+    PYTHONPATH=src python benchmarks/exactness.py [--model DIR] [--prompts FILE] [--limit 300] \
+        [--passes auto eager frozen]
     PYTHONPATH=src python benchmarks/exactness.py --part bits [--model DIR ...] [--limit 300] \
         [--settings pass_=frozen]
     PYTHONPATH=src python benchmarks/exactness.py --part bits-cost [--model DIR ...] [--timed 16]
 
 The reference is Hugging Face's greedy search, one prompt at a time and unpadded, in float32.
-draftrec runs at several batch sizes, drafting from a pool of texts that the model itself wrote for
-train prompts. Every text must be equal; the first that is not is named, with the gap between the
-two largest logits where the texts part (a gap of rounding size is a tie, anything else a bug).
+draftrec runs at several batch sizes, its passes in each of several ways, drafting from a pool of
+texts that the model itself wrote for train prompts. Every text must be equal; the first that is not
+is named, with the gap between the two largest logits where the texts part (a gap of rounding size
+is a tie, anything else a bug).
 `--part bits` asks the same of draftrec's own plain decoding, bit for bit, and `--part bits-cost`
 times it (exactness_bits.py).
 """
@@ -168,12 +170,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "reference_tokens": int(np.sum([len(t) for t in expected.values()])),
         "reference_seconds": round(time.perf_counter() - start, 2),
         "batch": {},
+        "passes": {},
     }
-    for batch in args.batch:
-        done, worth = run_batch(generator, requests, {**settings, "batch_size": batch}, pool)
-        report = compare(model, requests, expected, done)
-        payload["batch"][str(batch)] = {**report, **worth}
-        note(f"batch {batch}: {report['identical']} of {report['prompts']} identical")
+    for way in args.passes:
+        if way != "auto":  # which the first generator has
+            base["pass_"] = settings["pass_"] = way
+            generator = Generator.from_pretrained(folder, **base, batch_size=16, draft="none")
+        found = payload["batch"] if way == "auto" else payload["passes"].setdefault(way, {})
+        for batch in args.batch:
+            done, worth = run_batch(generator, requests, {**settings, "batch_size": batch}, pool)
+            report = compare(model, requests, expected, done)
+            found[str(batch)] = {**report, **worth}
+            note(f"{way}, batch {batch}: {report['identical']} of {report['prompts']} identical")
     return payload
 
 
@@ -198,6 +206,10 @@ def main(argv: list[str] | None = None) -> int:
         "--budget", nargs="+", default=["4", "16", "auto"],
         help="auto, or draft nodes per text; of several, generate and times take the last",
     )  # fmt: skip
+    parser.add_argument(
+        "--passes", nargs="+", choices=("auto", "eager", "frozen"), default=["auto"],
+        help="how passes run",
+    )  # fmt: skip
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="of bits")
     parser.add_argument(
         "--timed", type=int, default=16, help="bits-cost: prompts, at least a batch"
@@ -221,7 +233,11 @@ def main(argv: list[str] | None = None) -> int:
         return int(not all_equal(payload))
     payload = measure(args)
     write_result("exactness", payload, folder=args.results)
-    return int(any(b["identical"] != b["prompts"] for b in payload["batch"].values()))
+    batches = [
+        *payload["batch"].values(),
+        *(b for w in payload["passes"].values() for b in w.values()),
+    ]
+    return int(any(b["identical"] != b["prompts"] for b in batches))
 
 
 if __name__ == "__main__":

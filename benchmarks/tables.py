@@ -167,9 +167,11 @@ def _exactness(result: Result) -> str:
         "## Strict is exact: `benchmarks/exactness.py`\n\n"
         "float32, pool drafting, token ids against `model.generate(do_sample=False)`.\n"
     )
-    out += _header("batch", "identical texts")
-    for batch, r in result["batch"].items():
-        out += _row(batch, f"{r['identical']} of {r['prompts']}")
+    ways = {"by hand": result["batch"], **result.get("passes", {})}
+    out += _header("passes", "batch", "identical texts")
+    for way, by_batch in ways.items():
+        for batch, r in by_batch.items():
+            out += _row(way, batch, f"{r['identical']} of {r['prompts']}")
     return out
 
 

@@ -44,12 +44,14 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dry_run(model: Path, prompts: Path, tmp_path: Path) -> None:
     arguments = ["--model", str(model), "--prompts", str(prompts), "--results", str(tmp_path)]
     few = ["--limit", "5", "--warm", "2", "--batch", "1", "3", "--max-new-tokens", "12"]
-    assert exactness.main([*arguments, *few, "--budget", "6"]) == 0
+    ways = ["--passes", "auto", "frozen"]
+    assert exactness.main([*arguments, *few, *ways, "--budget", "6"]) == 0
     result = json.loads((tmp_path / "exactness.json").read_text())
     assert result["pool_texts"] == 4
     for batch in ("1", "3"):
-        assert result["batch"][batch]["identical"] == 5
-        assert result["batch"][batch]["drafted_tokens"] > 0
+        for found in (result["batch"], result["passes"]["frozen"]):
+            assert found[batch]["identical"] == 5
+            assert found[batch]["drafted_tokens"] > 0
 
 
 def test_a_difference_is_named(model: Path) -> None:
