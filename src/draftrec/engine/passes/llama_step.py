@@ -89,7 +89,7 @@ class LlamaStep:
         self._norm = stored(self._model.norm.weight)
         self._epsilon = np.float32(model.config.rms_norm_eps)
         self._head = _Product(model.get_output_embeddings())
-        self._waves = np.empty((0, 0, 2), np.float32)
+        self._waves = np.empty((0, 2, 0), np.float32)
 
     def __call__(self, packed: Packed, plan: Plan) -> torch.Tensor:
         """`[len(packed.scored), vocabulary]`; writes the keys and values of all rows, which the
@@ -114,7 +114,7 @@ class LlamaStep:
             keys, values = slab[0][place], slab[1][place]
             over_rows(
                 _rotate, rows, 3 * stream.size, *layer.query_key_value.parts(h), layer.size, where,
-                waves, layer.heads_norm, epsilon, asked, keys, values,
+                waves, layer.heads_norm, epsilon, asked[:, :, None], keys, values,
             )  # fmt: skip
             seen = slots[:rows], sights[plan.reaches[place]]
             attend_arrays(asked[:rows], keys, values, seen, found[:rows], layer.scale)
@@ -132,13 +132,13 @@ class LlamaStep:
         return tensor_of(self._head(h[packed.scored.numpy()]))[:, : self._head.width]
 
     def _tables(self, positions: int) -> Any:
-        """Cosines and sines `[positions, dim / 2, 2]`, as the model's own module gives them."""
+        """Cosines and sines `[positions, 2, dim / 2]`, as the model's own module gives them."""
         if len(self._waves) < positions:
             place = torch.arange(positions)[None]
             example = torch.empty(0, dtype=self._dtype)
             cos, sin = self._model.rotary_emb(example, position_ids=place)
             half = cos.shape[-1] // 2
-            waves = torch.stack([cos[0, :, :half], sin[0, :, :half]], -1)
+            waves = torch.stack([cos[0, :, :half], sin[0, :, :half]], 1)
             self._waves = waves.float().contiguous().numpy()
         return self._waves
 
@@ -287,35 +287,55 @@ def _rotate(  # noqa: PLR0913
     epsilon: Any, query: Any, keys: Any, values: Any,
 ) -> None:  # fmt: skip
     """Rotary factors, after norms of heads where there are some: queries to `query` `[R, heads,
-    dim]`, keys and values to `keys` and `values` at each row's slot and column."""
+    1, dim]`, keys and values to `keys` and `values` at each row's slot and column."""
     heads, kv_heads, dim = size
     positions, slots, columns = where
-    normed = np.empty(dim, parts[0].dtype)
+    asks, holds, gives = parts
+    ask, hold, give = begins
+    normed = np.empty((1, heads * dim), asks.dtype)
     for row in range(first, last):
-        slot, column, wave = slots[row], columns[row], waves[positions[row]]
-        for head in range(heads + kv_heads):
-            part = 0 if head < heads else 1
-            begin = begins[part] + (head - part * heads) * dim
-            own = parts[part][row, begin : begin + dim]
-            if len(norms[part]):
-                _scaled(own, norms[part], epsilon, normed)
-                own = normed
-            if head < heads:
-                _turn(own, wave, query[row, head])
-            else:
-                _turn(own, wave, keys[slot, head - heads, column])
+        slot, column, position = slots[row], columns[row], positions[row]
+        if len(norms[0]):
+            _normed(asks, row, ask, heads, norms[0], epsilon, normed)
+            _turn(normed, 0, 0, heads, waves, position, query, row, 0)
+            _normed(holds, row, hold, kv_heads, norms[1], epsilon, normed)
+            _turn(normed, 0, 0, kv_heads, waves, position, keys, slot, column)
+        else:
+            _turn(asks, row, ask, heads, waves, position, query, row, 0)
+            _turn(holds, row, hold, kv_heads, waves, position, keys, slot, column)
         for head in range(kv_heads):
-            begin = begins[2] + head * dim
-            to = values[slot, head, column]
-            to[:] = parts[2][row, begin : begin + dim]
+            for i in range(dim):
+                values[slot, head, column, i] = gives[row, give + head * dim + i]
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _turn(x: Any, wave: Any, out: Any) -> None:
-    """`apply_rotary_pos_emb` of one head."""
-    half = len(x) // 2
-    for i in range(half):
-        cos, sin = wave[i, 0], wave[i, 1]
-        a, b = _number(x[i]), _number(x[half + i])
-        out[i] = _stored(_rounded(a * cos, x[i]) + _rounded(-b * sin, x[i]), x[i])
-        out[half + i] = _stored(_rounded(b * cos, x[i]) + _rounded(a * sin, x[i]), x[i])
+@njit(cache=True, nogil=True)
+def _normed(  # noqa: PLR0913
+    x: Any, row: int, begin: int, heads: int, weight: Any, epsilon: Any, out: Any
+) -> None:
+    """One row's heads, those of `x` from `begin` on, after the norm of each, to `out` `[1, ..]`."""
+    dim = len(weight)
+    for head in range(heads):
+        here = head * dim
+        own = x[row, begin + here : begin + here + dim]
+        _scaled(own, weight, epsilon, out[0, here : here + dim])
+
+
+@njit(cache=True, nogil=True)
+def _turn(  # noqa: PLR0913
+    x: Any, row: int, begin: int, heads: int, waves: Any, position: int, out: Any, a: int, c: int
+) -> None:
+    """`apply_rotary_pos_emb` of one row's heads, those of `x` from `begin` on, to `out` `[a, head,
+    c]`."""
+    # Whole numbers without a sign: of others each index would be asked whether it is negative.
+    half, like = np.uintp(waves.shape[2]), x[row, begin]
+    for head in range(np.uintp(heads)):
+        low = np.uintp(begin) + np.uintp(2) * half * head
+        high = low + half
+        for i in range(half):
+            own = _rounded(_number(x[row, low + i]) * waves[position, 0, i], like)
+            other = _rounded(-_number(x[row, high + i]) * waves[position, 1, i], like)
+            out[a, head, c, i] = _stored(own + other, like)
+        for i in range(half):
+            own = _rounded(_number(x[row, high + i]) * waves[position, 0, i], like)
+            other = _rounded(_number(x[row, low + i]) * waves[position, 1, i], like)
+            out[a, head, c, half + i] = _stored(own + other, like)
