@@ -138,16 +138,18 @@ def _exact_plot(results: Results) -> Markup:
 
 def _exact(results: Results) -> str:
     shares = {label: (equal, of) for label, equal, of in _exact_shares(results)}
-    single = [shares[f"float32, {n} at a time"] for n in (1, 4, 16)]
+    exactness = results["exactness"]
+    ways = [exactness["batch"], *exactness.get("passes", {}).values()]
+    single = [(b["identical"], b["prompts"]) for way in ways for b in way.values()]
+    how = ", written by passes by hand, eagerly and frozen," if len(ways) == 3 else ""
     rounded = shares["bfloat16, 16 at a time"]
     bits = results["exactness-bits"]
     runs = bits["models"]["demo-lm"]["bfloat16"]["ordinary"].values()
     unasked = min(run["equal"] for run in runs)
     return (
-        f"In float32 {sum(a for a, _ in single):,} of {sum(b for _, b in single):,} strict texts "
-        "are "
-        "`model.generate`'s, token for token. In bfloat16 two tokens can score alike up to "
-        "rounding, and then another number of rows at once, with or without drafts, may choose the "
+        f"In float32 {sum(a for a, _ in single):,} of {sum(b for _, b in single):,} strict texts"
+        f"{how} are `model.generate`'s, token for token. In bfloat16 two tokens can score alike up "
+        "to rounding, and then another number of rows at once, with or without drafts, may choose the "
         "other; `--exact` rules that out, or says where it cannot. Passes by hand on a CPU are "
         f"exact without it: {rounded[0]} of {rounded[1]} texts written sixteen at a time equal "
         f"plain ones, and in each run {'' if unasked == bits['prompts'] else 'at least '}{unasked} "
