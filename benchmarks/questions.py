@@ -149,8 +149,8 @@ def _exact(results: Results) -> str:
     return (
         f"In float32 {sum(a for a, _ in single):,} of {sum(b for _, b in single):,} strict texts"
         f"{how} are `model.generate`'s, token for token. In bfloat16 two tokens can score alike up "
-        "to rounding, and then another number of rows at once, with or without drafts, may choose the "
-        "other; `--exact` rules that out, or says where it cannot. Passes by hand on a CPU are "
+        "to rounding, and then another number of rows at once, with or without drafts, may choose "
+        "the other; `--exact` rules that out, or says where it cannot. Passes by hand on a CPU are "
         f"exact without it: {rounded[0]} of {rounded[1]} texts written sixteen at a time equal "
         f"plain ones, and in each run {'' if unasked == bits['prompts'] else 'at least '}{unasked} "
         f"of the embedded model's {bits['prompts']}."
