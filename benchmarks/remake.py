@@ -71,7 +71,8 @@ JOBS = (
     Job(f"steps.py --model {_SMOLLM2}", ("steps",), 12, _REAL),
     Job(f"steps.py --model {_SMOLLM2} --no-random --context 900 --batch 1 8 16", ("steps-900",),
         12, _REAL),
-    Job("packed_weights.py", ("packed-weights",), 3),
+    # One or the other, as the processor is.
+    Job("packed_weights.py", ("packed-weights", "packed-weights-tiles"), 3),
     Job("host_time.py", ("host-time",), 2, small="--cases 4x4 --rounds 3"),
     Job("prompts.py --texts 64", ("prompts",), 10),
     Job(f"structured.py --model {_SMOLLM2}", ("structured",), 90, _REAL),
