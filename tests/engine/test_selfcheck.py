@@ -115,3 +115,15 @@ def test_options_of_attention_with_unknown_meaning_are_refused() -> None:
             input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=False, new_trick=1.0,
             draftrec_plan=None,
         )  # fmt: skip
+
+
+def test_a_model_that_caches_nothing_is_refused() -> None:
+    """Whatever its configuration calls its layers: there would be no rows to draft over."""
+    model: Any = zoo.build("llama")
+    model.model.layers = model.model.layers[:0]
+    with pytest.raises(UnsupportedModelError, match="none of its layers caches keys and values"):
+        Target(model)
+    fallback: Any = zoo.build("falcon")
+    fallback.transformer.h = fallback.transformer.h[:0]
+    with pytest.raises(UnsupportedModelError, match="none of its layers caches keys and values"):
+        Target(fallback)

@@ -99,7 +99,7 @@ class Target:
         self.rule: LengthRule | None = length_rule(model)
         self._factors = RowFactors(model, self.rule) if self.rule else None
         self.runner, self.kv_shape = pick_runner(model, way, by_row=by_row)
-        _check_cache(model, self.runner.reaches)
+        _check_cache(model, self.kv_shape, self.runner.reaches)
         if narrow_kv:
             self.runner.kv_dtype = model.dtype
         self.slab: KVSlab | None = None
@@ -255,9 +255,15 @@ def _say_eager(model: PreTrainedModel, way: Way, why: str) -> None:
         _LOG.warning("passes of %s are not frozen: %s", type(model).__name__, why)
 
 
-def _check_cache(model: PreTrainedModel, reaches: Mapping[int, Reach]) -> None:
-    """Refuse models whose window is in their cache alone (Moshi): `generate` sees all of a prompt
-    while that is computed, and then only what the cache has kept."""
+def _check_cache(model: PreTrainedModel, shape: KVShape, reaches: Mapping[int, Reach]) -> None:
+    """Refuse models that cache no keys and values, and those whose window is in their cache alone
+    (Moshi): `generate` sees all of a prompt while that is computed, and then only what the cache
+    has kept."""
+    if not shape.layers:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be served: none of its layers caches keys and values; "
+            "use a model with attention layers."
+        )
     for layer, cached in enumerate(DynamicCache(config=model.config).layers):
         window = int(getattr(cached, "sliding_window", 0) or 0)
         if window and layer in reaches and not reaches[layer].size:
