@@ -173,12 +173,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "passes": {},
     }
     for way in args.passes:
+        made, found, own = generator, payload["batch"], settings
         if way != "auto":  # which the first generator has
-            base["pass_"] = settings["pass_"] = way
-            generator = Generator.from_pretrained(folder, **base, batch_size=16, draft="none")
-        found = payload["batch"] if way == "auto" else payload["passes"].setdefault(way, {})
+            own, found = settings | {"pass_": way}, payload["passes"].setdefault(way, {})
+            made = Generator.from_pretrained(folder, **base | {"pass_": way}, draft="none")
         for batch in args.batch:
-            done, worth = run_batch(generator, requests, {**settings, "batch_size": batch}, pool)
+            done, worth = run_batch(made, requests, {**own, "batch_size": batch}, pool)
             report = compare(model, requests, expected, done)
             found[str(batch)] = {**report, **worth}
             note(f"{way}, batch {batch}: {report['identical']} of {report['prompts']} identical")

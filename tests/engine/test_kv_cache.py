@@ -17,8 +17,8 @@ SHAPE = KVShape((WIDE, NARROW, WIDE))
 
 def filled(slots: int = 3, capacity: int = 8) -> KVSlab:
     slab = KVSlab(SHAPE, slots, capacity, torch.device("cpu"), torch.float32)
-    for layer in memories(slab):
-        layer.copy_(torch.arange(layer.numel()).view_as(layer) * (1 - layer.shape[-1] * 1000))
+    for number, layer in enumerate(memories(slab)):  # each row of each layer another
+        layer.copy_(torch.arange(layer.numel()).view_as(layer) + 10_000 * number)
     slab.keep_features(6, torch.float64)
     features_of(slab).copy_(torch.arange(slots * (capacity + 1) * 6).view(slots, -1, 6))
     return slab

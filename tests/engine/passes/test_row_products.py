@@ -106,11 +106,19 @@ def test_bfloat16_rows_take_float32_weights(monkeypatch: pytest.MonkeyPatch) -> 
 @torch.inference_mode()
 def test_without_matrix_tiles_registers_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one sum the two orders differ by rounding; where there are no tiles, both are the same."""
+    usual = row_products.has_tiles()
     linear, weight = layer(torch.bfloat16, 96, 160)
     x = torch.randn(40, 96).bfloat16()
+    used: list[str] = []
+    for name in ("_tiled", "_blocks"):
+        run = getattr(row_products, name)
+        monkeypatch.setattr(
+            row_products, name, lambda *it, name=name, run=run: (used.append(name), run(*it))
+        )
     tiled = linear(x)
     monkeypatch.setattr(row_products, "has_tiles", lambda: False)
     found = linear(x)
+    assert used == ["_tiled" if usual else "_blocks", "_blocks"]
     torch.testing.assert_close(found, tiled, rtol=2e-2, atol=1e-3)
     torch.testing.assert_close(found, F.linear(x, weight), rtol=2e-2, atol=1e-2)
 

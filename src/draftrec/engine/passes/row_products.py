@@ -62,17 +62,17 @@ from draftrec.engine.passes.team import carray, pointer, share, take, threads_fo
 MOST = 12 if WIDE else 4
 #: Outputs of a block.
 WIDTH = 2 * LANES
+#: Bytes of a cache line.
+LINE = 64
 #: Bytes ahead of use that memory is asked for: the processor's own guess ends with each page.
 AHEAD = 4096
 # Steps of matrix tiles after which other rows take the weights of a block: these are in a core's
 # second cache then, those of the next steps on their way to it.
 _STEPS = 32
 # Cache lines of weights of a step of matrix tiles.
-_LINES = 4 * TALL * WIDTH // 64
+_LINES = 4 * TALL * WIDTH // LINE
 # numpy asks the system for huge pages from 4 MB on, which lets weights come by half again as fast.
 _PIECE = 1 << 26
-#: Bytes of a cache line.
-LINE = 64
 
 
 class Shelf:
@@ -222,11 +222,11 @@ def _tiled(first: int, last: int, rows: Any, laid: Any, bias: Any, out: Any) -> 
                 height = min(2 * TALL, count - begin)
                 asked = _LINES * part // parts, _LINES * (part + 1) // parts
                 if height > TALL:
-                    two(rows, begin, height, laid, block, step, end, sums, lead, *asked)
+                    _two_tiles(rows, begin, height, laid, block, step, end, sums, lead, *asked)
                 else:
-                    one(rows, begin, height, laid, block, step, end, sums, lead, *asked)
-        finish(sums, block, bias, out)
-    leave()
+                    _one_tile(rows, begin, height, laid, block, step, end, sums, lead, *asked)
+        _finished(sums, block, bias, out)
+    _left()
 
 
 def _tile(*, ahead: bool) -> Any:
@@ -359,14 +359,14 @@ def _leave(typing: Any) -> Any:
     return types.void(), generate
 
 
-one, two = _tiles(1), _tiles(2)
-finish: Any = intrinsic(_finish)
-leave: Any = intrinsic(_leave)
+_one_tile, _two_tiles = _tiles(1), _tiles(2)
+_finished: Any = intrinsic(_finish)
+_left: Any = intrinsic(_leave)
 
 
-def _both(builder: Any, address: Any) -> list[Any]:
-    """Two registers of outputs."""
-    return [read(builder, after(builder, address, j), FLOATS) for j in (0, LANES)]
+def _both(builder: Any, address: Any, kind: Any = FLOATS) -> list[Any]:
+    """Two registers of what lies at the address for the outputs of a block."""
+    return [read(builder, after(builder, address, j), kind) for j in (0, LANES)]
 
 
 def _end(builder: Any, sums: list[Any], more: list[Any], address: Any, *, rounds: bool) -> None:
@@ -388,8 +388,7 @@ def _sums(
         here = builder.add(weights, builder.mul(loop.index, LONG(4 * WIDTH)))
         for line in range(0, 4 * WIDTH, LINE) if ahead else ():
             prefetch(builder, builder.add(here, LONG(AHEAD + line)))
-        both = [read(builder, after(builder, here, j), INTS) for j in (0, LANES)]
-        add(builder, rows, loop.index, both, sums)
+        add(builder, rows, loop.index, _both(builder, here, INTS), sums)
     return sums
 
 
