@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from draftrec.errors import DraftrecError
-from draftrec.train.examples import Batch
+from draftrec.train.examples import IGNORED, Batch
 from draftrec.train.files import TrainingFolder
-from draftrec.train.loop import Trainer, TrainWatcher, Validation, learning_rate
+from draftrec.train.loop import Trainer, TrainWatcher, Validation, answer_loss, learning_rate
 from draftrec.train.presets import stream_dropout
 from draftrec.train.settings import TrainSettings
 
@@ -135,3 +137,56 @@ def test_dropout_acts_in_training_alone_and_goes_away(architecture: str):
         assert parts == 1 + 2 * 2, "embeddings, and two parts of each layer"
         assert not torch.allclose(model(input_ids=ids).logits, plain)
     assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+SMALL = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 60,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "cohere", "gpt2", "opt"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_rows_that_foretell_no_answer_never_meet_the_vocabulary(kind: str, reduction: str):
+    more = {"n_embd": 16, "n_layer": 2, "n_head": 2} if kind == "gpt2" else {}
+    more |= {"ffn_dim": 32, "word_embed_proj_dim": 16} if kind == "opt" else {}
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **more))
+    model.eval()
+    ids = torch.randint(1, 60, (3, 9))
+    labels = torch.where(torch.rand(3, 9) < 0.4, ids, IGNORED)
+    seen: list[torch.Size] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, i, __: seen.append(i[0].shape))
+    whole = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    expected = cross_entropy(whole, labels[:, 1:].flatten(), reduction=reduction)
+    expected.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    found = answer_loss(model, {"input_ids": ids, "labels": labels}, reduction)
+    found.backward()
+    assert seen[1] == (int((labels[:, 1:] != IGNORED).sum()), 16)
+    torch.testing.assert_close(found, expected)
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-5)
+    model(input_ids=ids)
+    assert seen[2] == (3, 9, 16)
+
+
+def test_models_without_a_layer_of_the_vocabulary_score_every_row():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(60, 60)
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            return type("Output", (), {"logits": self.table(input_ids)})
+
+    model, ids = Bare(), torch.randint(1, 60, (2, 5))
+    labels = torch.where(torch.arange(5) > 2, ids, IGNORED)
+    expected = cross_entropy(model.table(ids[:, 2:4]).flatten(0, 1), ids[:, 3:].flatten())
+    found = answer_loss(model, {"input_ids": ids, "labels": labels}, "mean")
+    torch.testing.assert_close(found, expected)

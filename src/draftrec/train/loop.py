@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -377,10 +378,35 @@ class ItemValidator:
 
 
 def answer_loss(model: Any, batch: dict[str, torch.Tensor], reduction: str) -> torch.Tensor:
-    """Cross entropy of the answers (`labels`) after what comes before them."""
+    """Cross entropy of the answers (`labels`) after what comes before them.
+
+    Rows that foretell no answer never meet the vocabulary. Of a language model's prompts they are
+    most, and their scores would be most of the memory of a step.
+    """
     device = next(iter(model.parameters())).device
-    logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1]
-    labels = batch["labels"][:, 1:].to(device)
-    return cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction=reduction
-    )
+    labels = batch["labels"].to(device)
+    wanted = torch.zeros_like(labels, dtype=torch.bool)
+    wanted[:, :-1] = labels[:, 1:] != IGNORED
+    with _scored_only(model, wanted):
+        scores = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits
+    if scores.ndim == 3:
+        scores = scores[wanted]
+    return cross_entropy(scores.float(), labels[:, 1:][wanted[:, :-1]], reduction=reduction)
+
+
+@contextmanager
+def _scored_only(model: Any, wanted: torch.Tensor) -> Iterator[None]:
+    """While it lasts, the output layer sees the rows alone that are `wanted`, bool `[B, T]`, one
+    after another; where a model has no such layer, all of them, as ever."""
+
+    def choose(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden, *rest = inputs
+        return (hidden[wanted], *rest) if hidden.shape[:2] == wanted.shape else None
+
+    output = getattr(model, "module", model).get_output_embeddings()
+    handle = output.register_forward_pre_hook(choose) if output is not None else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
