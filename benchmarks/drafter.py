@@ -5,8 +5,9 @@
     python benchmarks/drafter.py measure --model DIR --side item --work WORK --texts 250 500 1000
     python benchmarks/drafter.py plan
 
-`prepare` writes records of MovieLens-1M, sets `--reported` entities aside that neither a pool nor
-a head ever sees, and lets the model write texts of the others; interrupted, it goes on. `fit`
+`prepare` writes records of MovieLens-1M, sets `--aside` entities aside that neither a pool nor
+a head ever sees, and lets the model write texts of the others; interrupted, it goes on. With
+`--profiles` the prompts are those that the small model was made for, the held-out ones aside. `fit`
 trains a head on the first so many of these texts each. `measure` writes the reported entities'
 texts plainly, with a pool of as many texts, with pool and head, and with the head and their own
 words alone, in turn. `plan` counts what a head's levels and a large target read, from their shapes
@@ -40,6 +41,9 @@ from draftrec.pool.store import Pool
 
 _SEEN = SHARED / "data/interactions/ml1m_gear.parquet"
 _MOVIES = SHARED / "data/items/ml1m_movies.parquet"
+_PROFILES = SHARED / "data/profiles.parquet"
+#: Of the sides, among the profiles.
+_TASKS = {"item": "gear_item", "user": "gear_user"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Work:
 
 def prepare(args: argparse.Namespace, work: Work) -> None:
     """Records of both parts, and the run of the first `max(--texts)`."""
-    if not work.taught.is_file():
+    if args.profiles:
+        _write_profiles(work, args.seed)
+    elif not work.taught.is_file():
         everything = work.folder / f"{work.side}s.jsonl"
         run_command([
             "records", str(_SEEN), str(_MOVIES), f"--side={work.side}", f"--output={everything}",
@@ -79,11 +85,19 @@ def prepare(args: argparse.Namespace, work: Work) -> None:
         work.taught.write_text("".join(lines[args.aside :]))
     job = [
         "generate", str(work.taught), f"--model={args.model}", f"--output={work.run}",
-        "--template=kar", f"--side={work.side}", f"--repetition-penalty={args.penalty}",
-        f"--max-new-tokens={args.max_new_tokens}", f"--limit={max(args.texts)}",
-        "--shard-size=64", "--threads=1",
+        f"--repetition-penalty={args.penalty}", f"--max-new-tokens={args.max_new_tokens}",
+        f"--limit={max(args.texts)}", "--shard-size=64", "--threads=1",
     ]  # fmt: skip
+    job += [] if args.profiles else ["--template=kar", f"--side={work.side}"]
     note(json.dumps(run_command(job)))
+
+
+def _write_profiles(work: Work, seed: int) -> None:
+    rows = pq.read_table(_PROFILES, filters=[("task", "=", _TASKS[work.side])]).to_pylist()
+    random.Random(seed).shuffle(rows)
+    for split, path in (("train", work.taught), ("heldout", work.reported)):
+        kept = ({k: r[k] for k in ("entity_id", "prompt")} for r in rows if r["split"] == split)
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 def fit(args: argparse.Namespace, work: Work) -> None:
@@ -99,7 +113,11 @@ def fit(args: argparse.Namespace, work: Work) -> None:
 def _requests(generator: Generator, work: Work, count: int) -> list[Request]:
     """Prompts of the reported entities as a job sends them."""
     rows = [json.loads(line) for line in work.reported.read_text().splitlines()[:count]]
-    return kar_requests(generator, rows, work.side)
+    if "prompt" not in rows[0]:
+        return kar_requests(generator, rows, work.side)
+    ids = generator.encode([r["prompt"] for r in rows], chat=generator.has_chat_template)
+    pairs = enumerate(zip(rows, ids, strict=True))
+    return [Request(str(row["entity_id"]), x, key=i) for i, (row, x) in pairs]
 
 
 def _written(run: Path, count: int) -> list[tuple[Any, str | None]]:
@@ -262,6 +280,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of a real model")
     parser.add_argument("--work", type=Path, help="folder outside the repository")
     parser.add_argument("--side", choices=("item", "user"), default="item")
+    parser.add_argument("--profiles", action="store_true", help="prompts of the small model")
     parser.add_argument("--texts", type=int, nargs="+", default=[250, 500, 1000])
     parser.add_argument("--reported", type=int, default=24, help="texts that are reported")
     parser.add_argument("--aside", type=int, default=300, help="entities that are set aside")
@@ -291,8 +310,8 @@ def main() -> None:
     elif args.part == "fit":
         fit(args, work)
     else:
-        kept = ("side", "texts", "reported", "batch", "temperatures", "budgets", "penalty",
-                "max_new_tokens", "dtype", "threads", "rounds")  # fmt: skip
+        kept = ("side", "profiles", "texts", "reported", "batch", "temperatures", "budgets",
+                "penalty", "max_new_tokens", "dtype", "threads", "rounds")  # fmt: skip
         settings = {name: getattr(args, name) for name in kept}
         payload = {"settings": settings, "model": args.model.name, **_measured(args, work)}
         name = args.name or f"{args.model.name}-{args.side}"
