@@ -68,6 +68,28 @@ def test_where_nothing_is_held_few_users_try() -> None:
     assert all(auto.widths(a_search(0, level=1), 2) == auto.plans(2)[1] for _ in range(200))
 
 
+def test_until_drafts_were_seen_tries_come_sooner() -> None:
+    """What is expected at first pays nothing: a draft has to be seen to be believed."""
+    dear = CostCurve((1, 10_000), (0.85, 0.8509))
+    auto = AutoPace(N, DEPTH, Costs(FLAT, dear, users=2, prompt=8, kept=K))
+    assert auto.plans(1) == [()] * DEPTH
+    apart = auto._users_between_tries(1)
+    assert apart is not None
+    tried = np.flatnonzero([bool(auto.widths(a_search(0), 1)) for _ in range(4 * apart)]) + 1
+    expected = np.cumsum([apart >> i for i in range(6, 0, -1)] + [apart] * 3)
+    assert tried.tolist() == expected[expected <= 4 * apart].tolist()
+
+
+def test_drafts_that_are_good_against_expectation_are_found_in_a_few_users() -> None:
+    dear = CostCurve((1, 10_000), (0.85, 0.8509))
+    auto = AutoPace(N, DEPTH, Costs(FLAT, dear, users=1, prompt=8, kept=K))
+    assert auto.plans(1) == [()] * DEPTH
+    for _ in range(40):
+        if widths := auto.widths(a_search(0), 1):
+            auto.observe([verified([1] * len(widths), list(widths))])
+    assert auto.plans(1)[0], "always accepted"
+
+
 def test_dear_tries_are_rarer() -> None:
     """A plain user takes 2 seconds (4 passes, 2 users at once), a try 1.6 more: one in 80 users."""
     draft = CostCurve((1, 10_000), (0.2, 0.2002))

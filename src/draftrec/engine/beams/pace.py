@@ -64,7 +64,9 @@ _CHOICES = 1000
 # Passes between two plans, after the first few.
 _REPLAN = 8
 # Where drafting does not pay, tries may take this share of the time, and at most every 64th user.
-_TRIES, _APART = 0.01, 64
+# The first six come sooner, a try at a 64th, a 32nd, .. of the distance: until something was tried,
+# what is expected of drafts is a guess.
+_TRIES, _APART, _SOONER = 0.01, 64, 6
 _FADE = 0.995
 
 
@@ -193,8 +195,9 @@ class AutoPace:
     costs their passes and leads to t + 1 .. levels with the estimated probabilities, from where the
     best plan goes on. They are made for as many users as run, up to the next power of two. Where
     the best plan is plain, a few users get a wide draft to begin with all the same, so that a
-    change is noticed: as many as a hundredth of the time allows, and none if even drafts that are
-    always right would lose. All clocks are the cost curves', so that a run repeats its decisions.
+    change is noticed: as many as a hundredth of the time allows (at first more, while hardly
+    anything was seen), and none if even drafts that are always right would lose. All clocks are the
+    cost curves', so that a run repeats its decisions.
 
     `most`: the widest that all levels, or each of them, may be; a draft has at most `rows` nodes.
     """
@@ -219,7 +222,8 @@ class AutoPace:
         self._choices: dict[tuple[int, int], list[Choices]] = {}
         self._plans: dict[int, list[tuple[int, ...]]] = {}
         self._apart: dict[int, int | None] = {}
-        self._passes = self._plain = 0
+        # Passes and drafts seen; tries, and plain users since the latest.
+        self._passes = self._seen = self._tries = self._plain = 0
 
     def widths(self, search: UserSearch, users: int) -> Seq[int]:
         users = min(self.costs.users, 1 << (users - 1).bit_length())
@@ -230,7 +234,10 @@ class AutoPace:
             self._apart[users] = self._users_between_tries(users)
         if apart := self._apart[users]:
             self._plain += 1
-            if self._plain % apart == 0:
+            known = max(self._tries, self._seen)
+            if self._plain >= apart >> max(0, _SOONER - known):
+                self._plain = 0
+                self._tries += 1
                 return self._widest()
         return plan
 
@@ -244,6 +251,7 @@ class AutoPace:
         """Count at which width every verified level would have been accepted."""
         self.tried *= _FADE
         self.held *= _FADE
+        self._seen += sum(bool(s.levels) for s in running)
         for s in running:
             before = s.level - len(s.trail)
             levels = zip(s.levels, s.complete, s.trail, strict=False)
