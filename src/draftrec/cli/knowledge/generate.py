@@ -331,7 +331,7 @@ def job_config(options: GenerateOptions, model: str) -> JobConfig:
 def _lines(path: Path) -> tuple[str, ...]:
     """The words in a file for --bad-words."""
     try:
-        words = path.read_text(encoding="utf-8").splitlines()
+        words = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DraftrecError(
             f"--bad-words {path} cannot be read ({error}); name a UTF-8 text file with a word or "

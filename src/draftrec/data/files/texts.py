@@ -19,9 +19,10 @@ from draftrec.errors import DraftrecError
 
 def read_text(path: Place, called: str, missing: str) -> str:
     """The text of a UTF-8 file, `called` so in what is said of it; `missing`: what is said if there
-    is none. Raises DraftrecError for a file that cannot be read."""
+    is none. A byte-order mark in front, as some editors write it, is none of it. Raises
+    DraftrecError for a file that cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DraftrecError(missing) from error
     except UnicodeDecodeError as error:
