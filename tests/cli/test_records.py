@@ -4,9 +4,12 @@ from there."""
 from __future__ import annotations
 
 import json
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -202,3 +205,105 @@ def test_items_that_nobody_took_are_no_silence(command: Command) -> None:
     assert "items of" in command.err
     assert "(whole numbers written with .0)" in command.err
     assert not command.output.exists()
+
+
+#: A value of a column of items, what JSON lines say of it, and what Parquet holds.
+ODD: dict[str, tuple[Any, Any, Any]] = {
+    "date": (date(2020, 1, 2), "2020-01-02", date(2020, 1, 2)),
+    "moment": (datetime(2020, 1, 2, tzinfo=UTC), "2020-01-02T00:00:00+00:00", None),
+    "time": (time(1, 2), "01:02:00", time(1, 2)),
+    "price": (Decimal("9.90"), 9.9, Decimal("9.90")),
+    "count": (Decimal("12"), 12, Decimal("12")),
+    "bytes": (b"\xffa", "\\xffa", b"\xffa"),
+    "parts": ({"on": date(2020, 1, 2)}, {"on": "2020-01-02"}, {"on": date(2020, 1, 2)}),
+    "numbers": ([1.5, float("nan")], [1.5, None], None),
+    "much": (float("inf"), None, float("inf")),
+    "large": (2**64 - 1, "18446744073709551615", "18446744073709551615"),
+}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("name", ODD)
+def test_columns_of_any_type_are_told(command: Command, ending: str, name: str) -> None:
+    value, line, cell = ODD[name]
+    items = command.folder / "i.parquet"
+    kind = pa.uint64() if name == "large" else None
+    table = {"item_id": [1, 2], "title": ["A", "B"], name: pa.array([value, None], kind)}
+    pq.write_table(pa.table(table), items)
+    command.output = command.output.with_suffix(f".{ending}")
+    command.tell(command.write(interactions(), "e.csv"), items, "--side", "item")
+    first, second = (row[name] for row in command.rows())
+    if ending == "jsonl":
+        assert first == line
+        assert "NaN" not in command.output.read_text()
+    elif cell is not None:
+        assert first == cell
+    assert second is None
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("details", ["{}", '{"a": {}}', "[{}]", f"{2**70}"])
+def test_what_tables_have_no_type_for_is_a_text(
+    command: Command, ending: str, details: str
+) -> None:
+    items = command.folder / "i.jsonl"
+    items.write_text(f'{{"item_id": 1, "title": "A", "details": {details}}}\n')
+    command.output = command.output.with_suffix(f".{ending}")
+    command.tell(command.write(interactions(), "e.csv"), items, "--side", "item")
+    assert isinstance(command.rows()[0]["details"], str)
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+@pytest.mark.parametrize("cell", ['"x\\ud83d"', '["x\\ud83d"]', '{"x\\ud83d": 1}'])
+def test_half_a_character_is_refused_by_its_place(command: Command, side: str, cell: str) -> None:
+    items = command.folder / "i.jsonl"
+    items.write_text(f'{{"item_id": 1, "title": "A"}}\n{{"item_id": 2, "title": "B", "c": {cell}}}')
+    assert command(command.write(interactions(), "e.csv"), items, "--side", side) == 2
+    assert "i.jsonl line 2: c holds half of a surrogate pair" in command.err
+
+
+@pytest.mark.parametrize("user", ['"x\\ud83d"', '""'])
+@pytest.mark.parametrize("made", ["records", "sequences"])
+def test_rows_whose_ids_are_none_are_left_out(tmp_path: Path, user: str, made: str) -> None:
+    rows = [("1", 1), ("1", 2), ("1", 3), (user, 2)]
+    events, items = tmp_path / "e.jsonl", tmp_path / "i.csv"
+    events.write_text("".join(f'{{"user_id": {u}, "item_id": {i}}}\n' for u, i in rows))
+    items.write_text("item_id,title\n1,A\n2,B\n3,C\n")
+    output = tmp_path / "o.jsonl"
+    more = [str(items)] if made == "records" else []
+    assert run([made, str(events), *more, "--output", str(output)]) == 3
+    names = {
+        row.get("entity_id", row.get("user"))
+        for row in map(json.loads, output.read_text().splitlines())
+    }
+    assert names == {1}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_what_is_named_goes_before_what_is_called_so(
+    command: Command, side: str, *, first: bool
+) -> None:
+    items = catalogue()
+    named = items.rename(columns={"title": "called", "genres": "sort"})
+    for name in ("title", "category", "entity_id"):
+        named.insert(0 if first else len(named.columns), name, f"another {name}")
+    words = (command.write(interactions(), "e.csv"), "--side", side)
+    command.tell(*words, command.write(items.rename(columns={"genres": "category"}), "i.csv"))
+    wanted = command.rows()
+    names = ("--title-column", "called", "--category-column", "sort")
+    command.tell(*words, command.write(named, "n.csv"), *names)
+    assert command.rows() == wanted
+
+
+@pytest.mark.parametrize("name", ["parquet", "csv"])
+def test_years_beside_missing_ones_are_whole_numbers(command: Command, name: str) -> None:
+    items = catalogue()
+    items["year"] = items["year"].where(items["item_id"] != 5).astype(float)
+    words = (command.write(interactions(), "e.csv"), command.write(items, f"i.{name}"))
+    for side in ("user", "item"):
+        command.tell(*words, "--side", side)
+        reader = EntityReader(open_records(command.output), Layout(load_template("kar", side)))  # type: ignore[arg-type]
+        prompts = [one.prompt for one in reader if isinstance(one, Entity)]
+        assert any("Film 7 (1997)" in prompt for prompt in prompts)
+        assert not any(".0)" in prompt for prompt in prompts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,24 @@ def test_a_schema_lies_beside_its_template(tmp_path: Path) -> None:
     assert load_template(path, "item").schema is None
     (tmp_path / "mine.schema.json").write_text('{"type": "string"}')
     assert load_template(path, "item").schema == '{"type": "string"}'
+
+
+def test_decimals_are_numbers_and_dates_are_told(tmp_path: Path) -> None:
+    entry = {"title": "Ran", "rating": Decimal("4.50"), "year": Decimal("1985")}
+    prompt = load_template("kar", "user").render({"history": [entry]})
+    assert "Ran (1985): 4.5 of 5" in prompt
+    own = tmp_path / "own.j2"
+    own.write_text("{{ row | tojson }}")
+    found = load_template(str(own), "item").render(
+        {"row": {"on": date(2020, 1, 2), "price": Decimal("9.90")}}
+    )
+    assert found == '{"on": "2020-01-02", "price": 9.9}'
+
+
+def test_a_byte_order_mark_is_not_sent(tmp_path: Path) -> None:
+    own = tmp_path / "own.j2"
+    own.write_text("\ufeffAbout {{ title }}", encoding="utf-8")
+    (tmp_path / "own.schema.json").write_text('\ufeff{"type": "object"}', encoding="utf-8")
+    template = load_template(str(own), "item")
+    assert template.render({"title": "Ran"}) == "About Ran"
+    assert template.schema == '{"type": "object"}'

@@ -131,11 +131,12 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
     kinds: tuple[set[type], set[type]] = set(), set()
 
     def event(row: Row) -> tuple[str, str, float, bool, _Time | None]:
-        for name, seen in zip((user_name, item_name), kinds, strict=True):
-            seen.add(type(row.values.get(name)))
         rated, truth = _rating(row, rating) if rating else (0.0, False)
         when = _converted(row, time, _moment, "a number or a date") if time else None
-        return label(row, user_name), label(row, item_name), rated, truth, when
+        names = label(row, user_name), label(row, item_name)
+        for name, seen in zip((user_name, item_name), kinds, strict=True):
+            seen.add(type(row.values.get(name)))  # of rows that count: one without an id has no say
+        return *names, rated, truth, when
 
     rows = source.rows(wanted)
     for user, item, rated, truth, when in converted(rows, event, rejects):

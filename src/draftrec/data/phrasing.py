@@ -34,6 +34,7 @@ _ES = ("s", "x", "z", "ch", "sh")
 _MORE_THAN_ONE_KIND = re.compile(r"&|/|,|\band\b")
 #: Where a record says what kind of thing an item is, the first that is there.
 _CATEGORY = ("category", "categories", "genre", "genres")
+_WHOLE_AS_FLOAT = re.compile(r"^(\d+)\.0+$")
 #: Usual scales; a record that does not name its own has the first that holds its ratings.
 _SCALES = (5, 10, 100)
 
@@ -79,8 +80,13 @@ def titled(title: Any, year: Any = None) -> str:
     name = flat(title)
     if not name:
         raise DraftrecError("the title is empty; add it, or leave the record out")
-    when = "" if year is None or isinstance(year, jinja2.Undefined) else flat(year)
+    when = "" if year is None or isinstance(year, jinja2.Undefined) else year_in_words(year)
     return f"{name} ({when})" if when and when not in name else name
+
+
+def year_in_words(year: Any) -> str:
+    """`1995`, of 1995.0 as well: pandas makes floats of whole numbers when one is missing."""
+    return _WHOLE_AS_FLOAT.sub(r"\1", flat(year))
 
 
 def entries(history: Any, scale: Any = None) -> list[dict[str, str]]:

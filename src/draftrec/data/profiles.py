@@ -12,9 +12,17 @@ import pyarrow as pa
 
 from draftrec.core import LongArray
 from draftrec.data.events import Events
-from draftrec.data.phrasing import flat, known, listed
-from draftrec.data.tables.columns import ENTITY, ColumnKind, cell_id, find_column, need_columns
-from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.phrasing import flat, known, listed, year_in_words
+from draftrec.data.records import RowError
+from draftrec.data.tables.columns import (
+    ENTITY,
+    ColumnKind,
+    cell_id,
+    encodable,
+    find_column,
+    need_columns,
+)
+from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, ids_array
 
@@ -62,7 +70,8 @@ class Items:
 def read_items(location: str, columns: ItemColumns) -> Items:
     """All items that have a title, in file order.
 
-    Raises DraftrecError for missing columns, an item listed twice, and when none has a title.
+    Raises DraftrecError for missing columns, an item listed twice, a text that is not Unicode, and
+    when none has a title.
     """
     source = open_records(location)
     kind = ENTITY.called("item_id", "--id-column")
@@ -72,6 +81,8 @@ def read_items(location: str, columns: ItemColumns) -> Items:
     wanted = [(kind, named), (TITLE, columns.title)]
     item, title = need_columns(source, wanted, "items have a row each, with a title")
     names = _renamed(source, {title: "title"}, columns.category)
+    # What is named to be the title is it, whatever else the file calls so.
+    hidden = {item, "entity_id", *names.values()} - names.keys()
     rows: dict[str, Mapping[str, Any]] = {}
     ids: dict[str, Id] = {}
     untitled = 0
@@ -80,19 +91,28 @@ def read_items(location: str, columns: ItemColumns) -> Items:
         if values.get(item) is None or not flat(values.get(title) or ""):
             untitled += 1
             continue
+        _check_unicode(row)
         found = cell_id(row, item, typed=source.typed)
         if str(found) in rows:
             raise DraftrecError(
                 f"{row.file} line {row.line}: {str(found)!r} is listed before; keep one row each"
             )
         ids[str(found)] = found
-        rows[str(found)] = {names.get(n, n): v for n, v in values.items() if n != item}
+        rows[str(found)] = {names.get(n, n): v for n, v in values.items() if n not in hidden}
     if not rows:
         raise DraftrecError(
             f"no row of {location} has a title in column {title!r}; name another with "
             "--title-column"
         )
     return Items(rows, ids, untitled)
+
+
+def _check_unicode(row: Row) -> None:
+    for name, value in row.values.items():
+        if not encodable(value):
+            raise RowError(
+                row, f"{name} holds half of a surrogate pair, which is not valid Unicode"
+            )
 
 
 def _renamed(source: RecordSource, names: dict[str, str], category: str | None) -> dict[str, str]:
@@ -172,7 +192,8 @@ def item_records(events: Events, items: Items, kept: np.ndarray) -> list[dict[st
 
 
 def record_table(records: Seq[Mapping[str, Any]]) -> pa.Table:
-    """Records as a table. Columns whose values have no common type become texts."""
+    """Records as a table. Columns whose values have no common type, or one that files cannot hold,
+    become texts."""
     names = dict.fromkeys(name for record in records for name in record)
     columns: dict[str, Any] = {}
     for name in names:
@@ -181,9 +202,18 @@ def record_table(records: Seq[Mapping[str, Any]]) -> pa.Table:
             values = ids_array([v for v in values if v is not None]).tolist()
         try:
             columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            if _is_bare(columns[name].type):
+                raise pa.ArrowTypeError
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             columns[name] = pa.array([None if v is None else listed(v) for v in values])
     return pa.table(columns)
+
+
+def _is_bare(kind: Any) -> bool:
+    """Whether there is an object without a field in it (`"details": {}`), which Parquet has not."""
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_is_bare(field.type) for field in kind)
+    return pa.types.is_list(kind) and _is_bare(kind.value_type)
 
 
 def _by_user(events: Events, rows: LongArray) -> Iterator[tuple[int, LongArray]]:
@@ -200,7 +230,7 @@ def entry_of(row: Mapping[str, Any]) -> dict[str, Any]:
     if category := listed(known(kinds)):
         entry["category"] = category
     if (year := row.get("year")) is not None:
-        entry["year"] = flat(year)
+        entry["year"] = year_in_words(year)
     return entry
 
 

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -23,6 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from draftrec.config import RecordsConfig, Side
 from draftrec.data.files.places import Place, RemotePath, place
 from draftrec.data.files.texts import read_text
+from draftrec.data.files.writers import spelt
 from draftrec.data.phrasing import FILTERS
 from draftrec.errors import DraftrecError
 
@@ -167,7 +169,7 @@ def _optional_fields(source: str, tree: nodes.Template) -> set[str]:
 
 def _clean(value: Any) -> Any:
     """Drop nulls and NaN from mappings (columnar files and pandas fill absent fields with them);
-    show 4.0 as 4."""
+    show 4.0 as 4, and decimals as other numbers."""
     if isinstance(value, str):  # most are, and the other questions take long
         return value
     if hasattr(value, "tolist"):  # NumPy's, as pandas holds them
@@ -176,6 +178,8 @@ def _clean(value: Any) -> Any:
         return {key: _clean(inner) for key, inner in value.items() if not _is_null(inner)}
     if isinstance(value, list | tuple):
         return [_clean(inner) for inner in value]
+    if isinstance(value, Decimal):
+        return spelt(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -202,7 +206,7 @@ def _only(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=spelt)
 
 
 @lru_cache(maxsize=32)

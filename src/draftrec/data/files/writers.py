@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -15,6 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date
+from datetime import time as clock
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Self, TypeVar
 
@@ -233,7 +237,30 @@ def _text(begin: Callable[[list[str]], str], line: Callable[[dict[str, Any]], st
 
 
 def _json_line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=spelt)
+    except ValueError:
+        line = json.dumps(_finite(row), ensure_ascii=False, default=spelt)
+    return line + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Null in place of numbers that JSON has not: NaN and the infinite ones."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def spelt(value: Any) -> Any:
+    """What JSON has no type for, as it is written there: dates and times in ISO form, a decimal as
+    a number, bytes as a text, anything else as Python shows it."""
+    if isinstance(value, date | clock):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _csv_line(cells: Iterable[Any]) -> str:

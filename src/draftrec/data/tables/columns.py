@@ -239,12 +239,21 @@ def _array(values: list[Any], *, typed: bool) -> Ids | None:
 def is_id(value: Any) -> TypeGuard[Id]:
     """Whether a value is a whole number, or a text that is not empty."""
     if isinstance(value, str):
-        return bool(value) and (value.isascii() or _encodable(value))
+        return bool(value) and encodable(value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def encodable(value: Any) -> bool:
+    """Whether all texts in a value are Unicode: JSON can spell half a character, which no file can
+    hold."""
+    if isinstance(value, str):
+        return value.isascii() or _encodable(value)
+    if isinstance(value, dict):
+        return all(encodable(key) and encodable(inner) for key, inner in value.items())
+    return not isinstance(value, list) or all(map(encodable, value))
+
+
 def _encodable(text: str) -> bool:
-    """JSON can spell half a character, which no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
