@@ -64,13 +64,18 @@ class Learner(nn.Module):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Seen:
-    """What a batch's rows have seen of the draft tokens, in prompt or text, bool `[M, V]`, and how
-    often in the text, int16 `[M, V]`, None where nothing is penalised; the penalties and
-    temperatures of their jobs `[M, 1]`, as `ScoreRules` has them."""
+    """What a batch's rows have seen of the draft tokens: `places`, row and token int64 `[n]` each,
+    None where nothing is penalised; how often the text has each, int16 `[n]`; the penalties of
+    their jobs `[n]`, as `ScoreRules` has them; the temperatures `[M, 1]`, None if all are 1.
 
-    seen: torch.Tensor | None
+    Few tokens of a row were seen, so scores of those alone are touched: all of them, for every
+    level and both ways, would be more work than the head itself.
+    """
+
+    places: tuple[torch.Tensor, ...] | None
     counts: torch.Tensor | None
-    rules: Seq[torch.Tensor]
+    penalties: Seq[torch.Tensor]
+    temperature: torch.Tensor | None
 
     @classmethod
     def of(cls, batch: Batch, index: torch.Tensor, size: int) -> Seen:
@@ -78,10 +83,10 @@ class Seen:
         `size`."""
         rules, text = batch["rules"], batch["text"]
         rows = text >= 0
-        of_row = rules[:, None, :].expand(-1, text.shape[1], -1)[rows]
-        columns = of_row[:, :, None].unbind(1)
+        *penalties, temperature = rules[:, None, :].expand(-1, text.shape[1], -1)[rows].unbind(1)
+        heated = temperature[:, None] if bool((temperature != 1.0).any()) else None
         if not bool((rules[:, :3] != rules.new_tensor([1.0, 0.0, 0.0])).any()):
-            return cls(None, None, columns)
+            return cls(None, None, (), heated)
         counts = _counts(batch, index, size)
         in_prompt = torch.zeros(len(text), size + 1, dtype=torch.bool, device=text.device)
         first = batch["ids"].shape[1] - text.shape[1] + 1
@@ -89,14 +94,17 @@ class Seen:
         padding = torch.arange(first, device=text.device) < batch["lead"][:, None]
         in_prompt.scatter_(1, prompt.masked_fill(padding, size), True)
         seen = in_prompt[:, None, :size] | (counts > 0)
-        return cls(seen[rows], counts[rows], columns)
+        places = seen[rows].nonzero(as_tuple=True)
+        return cls(places, counts[rows][places], [it[places[0]] for it in penalties], heated)
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores `[M, V]` as tokens are chosen by."""
-        *penalties, temperature = self.rules
-        if self.seen is not None and self.counts is not None:
-            scores = penalised(scores, self.seen, self.counts, *penalties)
-        return scores / temperature
+        if self.places is not None and self.counts is not None:
+            own = scores[self.places]
+            every = torch.ones_like(own, dtype=torch.bool)
+            lowered = penalised(own, every, self.counts, *self.penalties)
+            scores = scores.index_put(self.places, lowered)
+        return scores if self.temperature is None else scores / self.temperature
 
 
 def _counts(batch: Batch, index: torch.Tensor, size: int) -> torch.Tensor:
