@@ -27,6 +27,15 @@ def test_looking_up_is_what_a_dictionary_says(known: list[int | str]) -> None:
         assert found.tolist() == [table.get(str(w), -1) for w in wanted]
 
 
+@pytest.mark.parametrize("length", [8, 15, 16, 40, 300])
+def test_long_texts_are_looked_up_where_they_lie(length: int) -> None:
+    # NumPy keeps texts of up to 15 bytes within an array, longer ones beside it.
+    known = [f"{number:03d}".ljust(length, "x") for number in range(120)]
+    wanted = [*reversed(known), *(text + "a" for text in known), "", "z" * length]
+    found = find_ids(ids_array(known), ids_array(wanted))
+    assert found.tolist() == [*range(119, -1, -1), *[-1] * 122]
+
+
 def test_arrays_join_as_texts_where_one_is() -> None:
     numbers, texts = ids_array([1, 2]), ids_array(["a", 3])
     assert texts.tolist() == ["a", "3"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import Any, cast
@@ -88,11 +89,21 @@ def find_ids(known: Ids, wanted: Ids) -> LongArray:
         numbers = [plain(value) for value in wanted.tolist()]
         missing = np.array([isinstance(number, str) for number in numbers], np.bool_)
         wanted = np.array([0 if isinstance(n, str) else n for n in numbers], np.int64)
-    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    places = np.minimum(_before(known, wanted), len(known) - 1)
     found = np.where(known[places] == wanted, places, -1).astype(np.int64)
     if missing is not None:
         found[missing] = -1
     return found
+
+
+def _before(known: Ids, wanted: Ids) -> LongArray:
+    """How many of `known` `[n]`, ascending, come before each of `wanted` `[k]`, of its type: int64
+    `[k]`."""
+    if is_text(known):
+        # Not np.searchsorted: until NumPy 2.5 it takes the bytes of texts that have more than 15 of
+        # them from the other array, and finds anything or fails (numpy/numpy#31533).
+        return np.array([bisect_left(known, text) for text in wanted.tolist()], np.int64)
+    return np.searchsorted(known, wanted)
 
 
 def number_of(value: Id) -> int:
