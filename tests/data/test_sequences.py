@@ -22,6 +22,7 @@ from draftrec.data.sequences import (
     write_semantic_ids,
 )
 from draftrec.errors import DraftrecError
+from draftrec.items.ids import Id
 from draftrec.items.semantic_ids import SemanticIds
 
 ROWS = [
@@ -237,6 +238,57 @@ def test_text_ids_are_kept_as_they_are(tmp_path: Path, ending: str) -> None:
     read = read_histories(path, "test", None)
     found = [(h.user, h.items.tolist(), h.targets.tolist()) for h in read]
     assert found == [("u-1", ["B00A", "012", "7"], ["B00B"]), ("9", ["7"], ["012", "B00A"])]
+
+
+_LISTS: list[list[Id]] = [["a b", "c,d", "e'f", "012"], ["x"], ["u-1", "u-2"], [12, 7, 100]]
+
+
+@pytest.mark.parametrize("items", _LISTS)
+def test_lists_are_read_as_numpy_python_and_pandas_print_them(
+    tmp_path: Path, items: list[Id]
+) -> None:
+    array = np.array(items, np.int64 if isinstance(items[0], int) else object)
+    numpy_texts = [np.str_(item) if isinstance(item, str) else np.int64(item) for item in items]
+    printed = [
+        str(array), str(array.astype(str)) if array.dtype == object else str(array), str(items),
+        str(tuple(items)), repr(numpy_texts), repr(items).replace("'", "u'", 1), json.dumps(items),
+    ]  # fmt: skip
+    for text in printed if "e'f" not in items else printed[:-2]:
+        row = {"user": "u", "items": text, "part": "test"}
+        (found,) = read_histories(lines(tmp_path / "s.jsonl", [row]), "test", None)
+        assert found.targets.tolist() == items, text
+
+
+@pytest.mark.parametrize(
+    "text", ["[0 1 2 ... 2998 2999]", "['a' 'b' ... 'y' 'z']", "{'a', 'b'}", "{3,1,2}", "[1, nan]"]
+)
+def test_lists_that_are_not_whole_are_refused(tmp_path: Path, text: str) -> None:
+    path = lines(tmp_path / "s.jsonl", [{"user": "u", "items": text, "part": "test"}])
+    with pytest.raises(DraftrecError, match="items is no list"):
+        read_histories(path, "test", None)
+    path = lines(tmp_path / "sids.jsonl", [{"item": "u", "sid": text}])
+    with pytest.raises(DraftrecError, match="sid is no list"):
+        read_semantic_ids(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("['<a_1>' '<b_7>']", ["<a_1>", "<b_7>"]),
+        ("[<a_1> <b_7>]", ["<a_1>", "<b_7>"]),
+        ("('<a_1>', '<b_7>')", ["<a_1>", "<b_7>"]),
+        ("[ 1  7]", ["<a_1>", "<b_7>"]),
+        ("(1, 7)", ["<a_1>", "<b_7>"]),
+        ("[np.int64(1), np.int64(7)]", ["<a_1>", "<b_7>"]),
+        ("['1', '7']", ["1", "7"]),
+        ("<a,1> <b,7>", ["<a,1>", "<b,7>"]),
+    ],
+)
+def test_semantic_ids_are_read_as_numpy_python_and_pandas_print_them(
+    tmp_path: Path, text: str, tokens: list[str]
+) -> None:
+    sids = read_semantic_ids(lines(tmp_path / "sids.jsonl", [{"item": 3, "sid": text}]))
+    assert sids.sids_of([3]) == [tokens]
 
 
 def test_numbers_and_the_texts_that_spell_them_are_one_user(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from draftrec.data.tables.columns import (
     column_ids,
     need_columns,
     spelt_list,
+    words_of,
 )
 from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.errors import DraftrecError
@@ -415,17 +416,21 @@ def _part(row: Row, column: str) -> str:
     return part
 
 
-def _words(text: str) -> list[Any]:
-    """The words of a text; whole codes where it has nothing else, with spaces or commas between."""
-    codes = text.replace(",", " ").split()
-    whole = all(word.isascii() and word.isdigit() for word in codes)
-    return [int(word) for word in codes] if whole else text.split()
+def _spelt(text: str) -> list[Any] | None:
+    """The list that a text spells, or its words; whole codes where it has nothing else. None where
+    it is a shortened list."""
+    found = spelt_list(text)
+    words = words_of(text) if found is None else found
+    whole = all(isinstance(w, str) and w.isascii() and w.isdigit() for w in words or ())
+    if words and whole and not ("'" in text or '"' in text):
+        return [int(word) for word in words]
+    return words if found is not None or words is None else text.split()
 
 
 def _texts(row: Row, column: str) -> list[str]:
     """The tokens of a semantic id, from tokens or codes; a text is read as a list of them."""
     sid = row.values.get(column)
-    values = (spelt_list(sid) or _words(sid)) if isinstance(sid, str) else sid
+    values = _spelt(sid) if isinstance(sid, str) else sid
     tokens: list[Any] = values if isinstance(values, list) else []
     if tokens and all(isinstance(t, int) and not isinstance(t, bool) for t in tokens):
         if len(tokens) <= len(ascii_lowercase) and min(tokens) >= 0:

@@ -168,7 +168,8 @@ def _list_of(row: Row, column: str, *, typed: bool) -> Ids:
     """A list in which null is no item."""
     values = row.values.get(column)
     if isinstance(values, str):
-        values = spelt_list(values) or values
+        listed = spelt_list(values)
+        values, typed = (values, typed) if listed is None else (listed, False)
     if isinstance(values, list) and None in values:
         texts = any(isinstance(value, str) for value in values)
         no_item = " " if texts else _NO_ITEM

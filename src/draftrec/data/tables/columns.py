@@ -4,7 +4,6 @@ joined by them speak of the same ones, said before the work."""
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import re
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from draftrec.core import BoolArray
-from draftrec.data.tables.readers import RecordSource, Row
+from draftrec.data.tables.readers import NO_WORDS, NUMPY_NUMBER, RecordSource, Row, as_list
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, ids_array, is_text, plain
 
@@ -193,38 +192,55 @@ def cell_ids(row: Row, column: str, *, typed: bool) -> Ids:
     """
     values = row.values.get(column)
     if isinstance(values, str):
-        values, typed = _listed(values), False
+        listed, typed = spelt_list(values), False
+        if listed is None and (words := words_of(values)) is not None:
+            listed = [word.strip("'\"") for word in words]
+        values = listed
     found = None
     if isinstance(values, Iterable) and not isinstance(values, dict | bytes):
         found = _array(list(values), typed=typed)
-    elif values is None and not typed:
+    elif row.values.get(column) is None and not typed:
         found = np.empty(0, np.int64)  # an empty cell of CSV is an empty list
     if found is None:
+        hint = (
+            " (what wrote it has left some out: ...)"
+            if "..." in str(row.values.get(column))
+            else ""
+        )
         raise DraftrecError(
-            f"{row.file} line {row.line}: {column} is no list of whole numbers or texts; mend or "
-            "remove the row"
+            f"{row.file} line {row.line}: {column} is no list of whole numbers or texts{hint}; "
+            "mend or remove the row"
         )
     return found
 
 
+_QUOTE = re.compile("[\"']")
+_ENCLOSED = re.compile(r"\s*(?:\[[^\[\]]*\]|\([^()]*\)|\{[^{}]*\})\s*")
+
+
 def spelt_list(text: str) -> list[Any] | None:
-    """The list that a text spells in JSON or as Python writes it, None if it spells none."""
-    for read in (json.loads, ast.literal_eval) if text.lstrip().startswith("[") else ():
-        try:
-            found = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(found, list):
-            return found
-    return None
+    """The list that a text in brackets spells in JSON or as Python, NumPy or pandas print it, as a
+    tuple too; its words where they are in no quotes. None if it spells none, or a shortened one."""
+    text = text.strip()
+    if text[:1] + text[-1:] == "()":
+        text = f"[{text[1:-1]}]"
+    if text[:1] + text[-1:] != "[]":
+        return None
+    if _QUOTE.search(text):
+        return as_list(text)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        words = words_of(NUMPY_NUMBER.sub(r"\1", text[1:-1]))
+        return words and [None if word in NO_WORDS else word for word in words]
+    return found if isinstance(found, list) else None
 
 
-def _listed(text: str) -> list[Any]:
-    """A list, or words between spaces and commas. NumPy writes texts in quotes without commas."""
-    found = spelt_list(text)
-    if found is not None:
-        return found
-    return [word.strip("'\"") for word in text.strip("[] \n").replace(",", " ").split()]
+def words_of(text: str) -> list[str] | None:
+    """What stands between spaces and commas; None for what something has shortened with `...`, and
+    for what still has brackets around it."""
+    words = text.replace(",", " ").split()
+    return None if "..." in words or (len(words) > 1 and _ENCLOSED.fullmatch(text)) else words
 
 
 def _array(values: list[Any], *, typed: bool) -> Ids | None:

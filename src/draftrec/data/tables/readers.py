@@ -309,11 +309,15 @@ def _explained(path: Place) -> Iterator[None]:
         ) from error
 
 
+_QUOTED = r"""[uU]?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 #: An element as JSON, Python or NumPy prints it, and the comma behind it, which NumPy leaves out.
 _ELEMENT = re.compile(
-    r"""\s*(?:('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|([^\s,'"\[\]]+))\s*(,?)\s*""", re.DOTALL
+    rf"""\s*(?:np\.str_\(({_QUOTED})\)|({_QUOTED})|([^\s,'"\[\]]+))\s*(,?)\s*""", re.DOTALL
 )
-_WORDS = {"None": None, "null": None, "nan": None, "NaN": None, "<NA>": None}
+#: A number as NumPy 2 prints it within a list of Python's.
+NUMPY_NUMBER = re.compile(r"np\.(?:u?int|float)\d+\(([^()]*)\)")
+#: What is printed for a missing value.
+NO_WORDS = ("None", "null", "nan", "NaN", "<NA>")
 _BOOLEANS = {"True": True, "False": False, "true": True, "false": False}
 
 
@@ -350,9 +354,9 @@ def _flat(inner: str) -> list[Any] | None:
         element = _ELEMENT.match(inner, place)
         if element is None:
             return None
-        quoted, bare, _ = element.groups()
+        scalar, quoted, bare, _ = element.groups()
         try:
-            found.append(ast.literal_eval(quoted) if quoted else _bare(bare))
+            found.append(_bare(bare) if bare else ast.literal_eval(scalar or quoted))
         except (ValueError, SyntaxError):
             return None
         place = element.end()
@@ -360,8 +364,9 @@ def _flat(inner: str) -> list[Any] | None:
 
 
 def _bare(word: str) -> Any:
-    if word in _WORDS:
-        return _WORDS[word]
+    word = NUMPY_NUMBER.sub(r"\1", word)
+    if word in NO_WORDS:
+        return None
     if word in _BOOLEANS:
         return _BOOLEANS[word]
     try:
