@@ -139,6 +139,17 @@ def test_dates_are_times(tmp_path: Path) -> None:
     assert events.time.tolist() == [5.0, 10.0, 86400.0]
 
 
+@pytest.mark.parametrize("zone", [" UTC", "UTC", " GMT", "Z", "+0000"])
+def test_dates_may_name_their_zone(tmp_path: Path, zone: str) -> None:
+    rows = [
+        {"user_id": 1, "item_id": 1, "timestamp": f"1970-01-01 00:01:00.25{zone}"},
+        {"user_id": 1, "item_id": 2, "timestamp": f"1970-01-01 00:00:10{zone}"},
+    ]
+    events = written(tmp_path / "e.jsonl", rows)
+    assert events.time is not None
+    assert events.time.tolist() == [10.0, 60.25]
+
+
 @pytest.mark.parametrize(("events", "history", "cut"), [(1, 9, 1), (5, 9, 3), (6, 9, 3), (9, 2, 2)])
 def test_the_cut_is_at_half_or_at_the_longest_history(
     tmp_path: Path, events: int, history: int, cut: int

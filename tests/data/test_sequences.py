@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,10 @@ def test_integer_codes_and_index_files_are_read(tmp_path: Path) -> None:
     index = {"3": ["<a_1>", "<b_7>"], "-1": ["<a_1>", "<b_0>"]}
     (tmp_path / "games.index.json").write_text(json.dumps(index))
     assert read_semantic_ids(tmp_path / "games.index.json").fingerprint() == wanted
+    (folder := tmp_path / "games").mkdir()
+    (folder / "games.index.json.gz").write_bytes(gzip.compress(json.dumps(index).encode()))
+    for path in (folder, folder / "games.index.json.gz"):
+        assert read_semantic_ids(path).fingerprint() == wanted
 
 
 def test_columns_go_by_other_names(tmp_path: Path) -> None:

@@ -85,7 +85,14 @@ def test_missing_columns_and_other_kinds_are_refused(tmp_path: Path) -> None:
 
 
 class TestEntities:
-    @pytest.mark.parametrize("ids", [pa.array(["b", "a", "7"]), pa.array([3, 1, 2], pa.int32())])
+    @pytest.mark.parametrize(
+        "ids",
+        [
+            pa.array(["b", "a", "7"]),
+            pa.array([3, 1, 2**64 - 1], pa.uint64()),
+            pa.array(["b", "a", "7"]).dictionary_encode(),
+        ],
+    )
     def test_ids_are_texts_in_file_order(self, tmp_path: Path, ids: pa.Array) -> None:
         path = tmp_path / "v.parquet"
         pq.write_table(pa.table({"entity_id": ids, "vector": pa.array(VECTORS)}), path)

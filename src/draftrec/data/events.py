@@ -46,6 +46,7 @@ _Time = tuple[Any, bool]
 
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 _FRACTION = re.compile(r"(?<=\d)\.(\d+)")
+_UTC = re.compile(r"(?<=\d)\s*(?:UTC|GMT)\s*$")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -224,7 +225,9 @@ def _number(value: Any) -> _Time:
 
 
 def _iso(text: str) -> _Time:
-    """Digits behind the sixth of a second are read here: Python's own dates have no room."""
+    """Digits behind the sixth of a second are read here: Python's own dates have no room. So is UTC
+    spelt out, as BigQuery does: Python knows it as Z alone."""
+    text = _UTC.sub("Z", text)
     found = _FRACTION.search(text)
     whole = text if found is None else text[: found.start()] + text[found.end() :]
     fraction = int(found[1][:9].ljust(9, "0")) if found else 0

@@ -32,7 +32,7 @@ from draftrec.data.tables.columns import (
     spelt_list,
     words_of,
 )
-from draftrec.data.tables.readers import RecordSource, Row, open_records
+from draftrec.data.tables.readers import RecordSource, Row, open_records, whole_json
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, as_text, ids_array, is_text, joined_ids, plain
 from draftrec.items.semantic_ids import SemanticIds
@@ -223,10 +223,10 @@ def read_semantic_ids(location: str | Place, columns: SequenceColumns = USUAL) -
 
     Raises DraftrecError for a missing column, unusable rows and whatever `SemanticIds` refuses.
     """
-    where = place(location)
-    if where.suffix == ".json" and (index := _index(where)) is not None:
-        return index
     source = open_records(location)
+    one = source.files[0] if source.kind == "json" and len(source.files) == 1 else None
+    if one is not None and (index := _index(one)) is not None:
+        return index
     wanted = [(ITEM.called("item"), columns.item), (SID, columns.sid)]
     item, name = need_columns(source, wanted, "semantic ids have the columns item and sid")
     if source.kind == "parquet" and (found := _by_column(source, item, name)) is not None:
@@ -337,7 +337,7 @@ def _columns(source: RecordSource, columns: SequenceColumns) -> list[str]:
 def _index(path: Place) -> SemanticIds | None:
     """LC-Rec's form: one object with a list of tokens for every item; None for other JSON."""
     try:
-        content = json.loads(path.read_bytes())
+        content = whole_json(path)
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or not content:

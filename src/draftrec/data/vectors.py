@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from draftrec.core import FloatArray
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.tables.columns import ENTITY, ITEM, VECTOR, column_ids, need_columns
-from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.tables.readers import RecordSource, open_records, python_rows
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Ids, as_text, as_whole, is_text, joined_ids
 from draftrec.items.side_by_side import Kind
@@ -74,7 +74,7 @@ def read_vectors(location: str | Place) -> EntityVectors:
     entity, vector = "entity_id", "vector"
     source.require([entity, vector], "a vectors file has the columns entity_id and vector")
     for path, batch in _batches(source, entity, vector):
-        block = _entity_ids(batch.column(entity), path, entity)
+        block = _entity_ids(batch, path, entity)
         width = blocks[0].shape[1] if blocks else None
         blocks.append(_vectors(batch.column(vector), block, width, path, "entity"))
         ids += block
@@ -150,15 +150,14 @@ def _batches(source: RecordSource, key: str, vector: str) -> Iterator[tuple[Plac
                 yield path, batch
 
 
-def _entity_ids(column: Any, path: Place, name: str) -> list[str]:
-    if column.null_count:
+def _entity_ids(batch: pa.RecordBatch, path: Place, name: str) -> list[str]:
+    ids = [row[name] for row in python_rows(batch.select([name]))]
+    if None in ids:
         raise DraftrecError(f"{path}: {name} is null in a row; remove the row")
-    kind = column.type
-    if not (
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    ):
+    if not all(isinstance(value, str | int) and not isinstance(value, bool) for value in ids):
+        kind = batch.schema.field(name).type
         raise DraftrecError(f"{path}: {name} must hold texts or whole numbers, not {kind}")
-    return [str(value) for value in column.to_pylist()]
+    return [str(value) for value in ids]
 
 
 def _items(column: Any, path: Place, name: str) -> Ids:

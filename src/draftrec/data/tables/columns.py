@@ -16,7 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from draftrec.core import BoolArray
-from draftrec.data.tables.readers import NO_WORDS, NUMPY_NUMBER, RecordSource, Row, as_list
+from draftrec.data.tables.readers import (
+    NO_WORDS,
+    NUMPY_NUMBER,
+    RecordSource,
+    Row,
+    as_list,
+    holds_uuids,
+    holds_whole_numbers,
+)
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, ids_array, is_text, plain
 
@@ -148,14 +156,22 @@ def arrow_ids(ids: Ids) -> pa.Array:
 
 def column_ids(column: Any) -> Ids | None:
     """Ids of an Arrow column; None for one that holds nulls, empty texts or anything but whole
-    numbers of 64 bits and texts."""
+    numbers of 64 bits, texts and UUIDs."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = column.type
     if column.null_count:
         return None
-    if pa.types.is_integer(kind):
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        try:
+            column = column.cast(pa.string())
+        except pa.ArrowInvalid:
+            return None
+        kind = column.type
+    if holds_uuids(kind):
+        return ids_array([str(value) for value in column.to_pylist()])
+    if pa.types.is_integer(kind) or holds_whole_numbers(kind):
         try:
             return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:

@@ -18,10 +18,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,7 +140,7 @@ class RecordSource:
         return all(column in self._columns_of(path) for path in self.files)
 
     def refuse_type(self, column: str, allowed: str) -> None:
-        """Raise when a Parquet column is typed but neither text nor whole numbers."""
+        """Raise when a Parquet column is typed but neither text, UUIDs nor whole numbers."""
         for path in self.files if self.kind == "parquet" else ():
             with _explained(path):
                 schema = pq.read_schema(arrow_path(path))
@@ -146,7 +148,8 @@ class RecordSource:
                 continue
             kind = schema.field(column).type
             value = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (_is_text(value) or pa.types.is_integer(value) or pa.types.is_null(value)):
+            plain = _is_text(value) or pa.types.is_integer(value) or pa.types.is_null(value)
+            if not (plain or holds_whole_numbers(value) or holds_uuids(value)):
                 raise DraftrecError(
                     f"{path}: column {column!r} is {kind}, but must be {allowed}; convert it first"
                 )
@@ -277,6 +280,12 @@ _READERS: dict[Kind, Read] = {
 }
 
 
+def whole_json(path: Place) -> Any:
+    """What a JSON file holds. Raises ValueError or RecursionError where that is not one value."""
+    with _open_text(path) as file:
+        return json.load(file)
+
+
 @contextmanager
 def _open_text(path: Place) -> Iterator[io.TextIOWrapper]:
     compression = _COMPRESSION.get(path.suffix)
@@ -379,22 +388,73 @@ def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """A dictionary per row.
 
     NaN is null, as pandas means it; bytes that are UTF-8 are texts, which some writers do not mark
-    as such; a moment finer than microseconds is its ISO text, as Python's own type cannot hold it.
+    as such; a moment finer than microseconds is its ISO text, as Python's own type cannot hold it;
+    decimals without a place behind the point are whole numbers, UUIDs texts, in lists too.
     """
     names = batch.schema.names
     columns = [_plain(batch.column(i)) for i in range(len(names))]
-    floats = [n for n, c in zip(names, columns, strict=True) if pa.types.is_floating(c.type)]
     rows = pa.RecordBatch.from_arrays(columns, names=names).to_pylist()
-    for name in floats:
-        for row in rows:
-            if row[name] != row[name]:
-                row[name] = None
+    for name, column in zip(names, columns, strict=True):
+        if pa.types.is_floating(column.type):
+            for row in rows:
+                if row[name] != row[name]:
+                    row[name] = None
+        elif _is_odd(column.type):
+            for row in rows:
+                row[name] = _usual(row[name])
     return rows
+
+
+def holds_whole_numbers(kind: pa.DataType) -> bool:
+    """Whether these are decimals that have no place behind the point, as Snowflake writes integers
+    and Spark unsigned ones."""
+    return pa.types.is_decimal(kind) and kind.scale <= 0
+
+
+def holds_uuids(kind: pa.DataType) -> bool:
+    """Whether these are UUIDs by type, as DuckDB and Iceberg write them."""
+    return isinstance(kind, pa.UuidType)
+
+
+def _is_odd(kind: pa.DataType) -> bool:
+    """Whether Python's values of it are not those that other columns of the same have."""
+    if pa.types.is_dictionary(kind):
+        return _is_odd(kind.value_type)
+    if _is_list(kind):
+        return _is_odd(kind.value_type) or _is_binary(kind.value_type)
+    return holds_whole_numbers(kind) or holds_uuids(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_binary(value) or pa.types.is_large_binary(value)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _usual(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_usual(element) for element in value]
+    if isinstance(value, Decimal):
+        return int(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return str(value) if isinstance(value, UUID) else value
 
 
 def _plain(column: Any) -> Any:
     kind = column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_dictionary(kind) and not _is_text(kind.value_type):
+        column = column.dictionary_decode()
+        kind = column.type
+    if _is_binary(kind):
         return _cast(column, pa.string(), column)
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         return _cast(column, pa.timestamp("us", kind.tz), None)
