@@ -159,6 +159,9 @@ def test_transformers_own_criterion_ends_texts_at_the_same_token(
     stops=st.lists(st.sampled_from(STOPS), max_size=3),
 )
 @example(drawn=[6, 7, 8], step=1, stops=[])  # one character in three tokens
+@example(drawn=[8, 1, 2, 2, 8], step=1, stops=[])  # one that a further byte undoes
+@example(drawn=[8] * 60 + [1, 2] * 80 + [2], step=1, stops=[])  # many, longer than a window
+@example(drawn=[1, 2] * 3, step=1, stops=["éé"])
 def test_what_is_told_of_a_text_as_it_grows_is_its_text(
     kind: str, drawn: list[int], step: int, stops: list[str]
 ) -> None:

@@ -28,6 +28,7 @@ _WINDOW, _OVERLAP = 96, 16
 _CLEANED = 7
 # Special tokens by their text, and an anchor: a large vocabulary takes a while to go through.
 _KNOWN: WeakKeyDictionary[Any, tuple[dict[str, int], int | None]] = WeakKeyDictionary()
+_BYTES: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 
 
 class StopStrings:
@@ -117,13 +118,15 @@ class GrowingText:
     """A text that is read as it is written: what of it will stay, and no more.
 
     Held back are bytes that are not a character yet, what may become one of `stops`, and what the
-    tokenizer's decoding may yet clean up. Tokens are decoded in a window, whose beginning moves on
-    where that is seen to change nothing.
+    tokenizer's decoding may yet change: spaces that it cleans up, and a run of byte tokens, all of
+    which are read otherwise once one of them makes no character. Tokens are decoded in a window,
+    whose beginning moves on where that is seen to change nothing.
     """
 
     def __init__(self, tokenizer: Any, stops: StopStrings | None = None) -> None:
         self._decode, self._stops = decoder(tokenizer), stops
         self._held = _CLEANED if _cleans_up(tokenizer) else 0
+        self._bytes = _byte_tokens(tokenizer)
         self._ids: IntArray = np.empty(0, np.int32)
         self._settled, self._lead = "", ""
         self.sent = 0
@@ -141,6 +144,9 @@ class GrowingText:
             self._move_on(text)
         safe = text.rstrip(_INCOMPLETE)
         end = len(safe) - self._held
+        if run := self._run():
+            certain = self._decode(self._ids[:-run]).removeprefix(self._lead)
+            end = min(end, len(self._settled) + len(certain))
         if self._stops:
             end = min(self._stops.first(text), end, len(safe) - self._stops.begun(safe))
         return self._until(text, end)
@@ -148,6 +154,13 @@ class GrowingText:
     def finish(self, text: str) -> str:
         """What is left of the whole `text`, cut at a stop string where there was one."""
         return self._until(text, len(text))
+
+    def _run(self) -> int:
+        """How many byte tokens are last."""
+        if not self._bytes:
+            return 0
+        others = (n for n, token in enumerate(self._ids[::-1].tolist()) if token not in self._bytes)
+        return next(others, len(self._ids))
 
     def _until(self, text: str, end: int) -> str:
         fresh = text[self.sent : max(self.sent, end)]
@@ -157,6 +170,8 @@ class GrowingText:
     def _move_on(self, text: str) -> None:
         """Begin the window later, if what is read then is the same."""
         ids = self._ids[-_WINDOW // 2 :]
+        if self._bytes.issuperset(ids[_OVERLAP - 1 : _OVERLAP + 1].tolist()):
+            return  # a run of bytes is read as one
         lead = self._decode(ids[:_OVERLAP])
         window = self._decode(ids)
         rest = window.removeprefix(lead)
@@ -171,6 +186,18 @@ def _anchor(tokenizer: Any, decode: Decode) -> int | None:
     usual = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     every = (*usual, *sorted(tokenizer.get_vocab().values()))
     return next((i for i in every if decode(np.array([i], np.int32)).strip().isalnum()), None)
+
+
+def _byte_tokens(tokenizer: Any) -> frozenset[int]:
+    """Tokens that are single bytes of characters which the vocabulary does not have."""
+    if tokenizer not in _BYTES:
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids = zip(names, tokenizer.convert_tokens_to_ids(names), strict=True)
+        known = ((n, i) for n, i in ids if i is not None)  # others are the unknown token's
+        _BYTES[tokenizer] = frozenset(
+            i for n, i in known if tokenizer.convert_ids_to_tokens(i) == n
+        )
+    return _BYTES[tokenizer]
 
 
 def _cleans_up(tokenizer: Any) -> bool:
