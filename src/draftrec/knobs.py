@@ -90,10 +90,34 @@ def check_knobs(settings: Any) -> None:
         raise DraftrecError(f"{option} must be {words}, not {value}")
 
 
+def whole_characters(value: Any) -> Any:
+    """The value, if no text in it, however deep it lies, holds half of a surrogate pair, which
+    JSON and shells let through and no tokenizer reads. Raises ValueError otherwise."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str) and not part.isascii():
+            try:
+                part.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    "holds half of a surrogate pair, which is not valid Unicode"
+                ) from error
+        elif isinstance(part, dict):
+            left += [*part, *part.values()]  # type: ignore[reportUnknownArgumentType]
+        elif isinstance(part, list | tuple):
+            left += part
+    return value
+
+
 def not_allowed(error: ValidationError) -> str:
     """What is wrong with the first value that a model refused, for users of Python."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
-    return f"{first['loc'][0]}={first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+    try:
+        given = f"={first['input']!r}"
+    except RecursionError:
+        given = ""  # lists in lists without end
+    return f"{first['loc'][0]}{given} is not allowed: {message[0].lower()}{message[1:]}"

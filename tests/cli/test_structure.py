@@ -143,7 +143,12 @@ def test_wrong_forms_are_refused_before_the_model_is_loaded(
     reason = said(*kar, "--json-schema", path)
     assert "taste.json, at /properties/taste: Invalid type: strin" in reason
     assert "are two forms" in said(*kar, "--json-schema", path, "--regex", "a")
+    path.write_text(json.dumps({"maximum": 10**400}))
+    assert "taste.json cannot be read by llguidance" in said(*kar, "--json-schema", path)
+    path.write_text('{"maximum": NaN}')
+    assert "taste.json cannot be written as JSON" in said(*kar, "--json-schema", path)
     assert "--regex: unclosed" in said(*kar, "--regex", "[a")
+    assert "--regex holds half of a surrogate pair" in said(*kar, "--regex", "a\udcff")
     assert "'kar_user' comes with no JSON schema" in said(*kar, "--json-schema", "template")
     assert "there is no template" in said("--json-schema", "template")
     assert not (records.parent / "run").exists()

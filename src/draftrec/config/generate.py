@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from draftrec.errors import DraftrecError
-from draftrec.knobs import knob, not_allowed
+from draftrec.knobs import knob, not_allowed, whole_characters
 
 Auto = Literal["auto"]
 
@@ -221,6 +221,11 @@ class ControlsConfig(Frozen):
         """A text alone, as OpenAI's API takes it, is one of its kind and no list of letters."""
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("*")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return whole_characters(value)
+
     @field_validator("stop")
     @classmethod
     def _not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -263,13 +268,23 @@ class StructureConfig(Frozen):
     @field_validator("json_schema", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        """One line of JSON, so that blanks are no difference; what is not JSON, as it is."""
+        """One line of JSON, so that blanks are no difference; a text that is not JSON, as it is."""
         if isinstance(value, str):
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):
                 return value
-        return json.dumps(value, ensure_ascii=False) if value is not None else None
+        if value is None:
+            return None
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"cannot be written as JSON: {error}") from error
+
+    @field_validator("*")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return whole_characters(value)
 
     @model_validator(mode="after")
     def _one_form(self) -> StructureConfig:
@@ -325,6 +340,11 @@ class RecordsConfig(Frozen):
     group_column: Annotated[str, knob("Column of the groups, if there is one.")] = "group"
     limit: Annotated[Size | None, knob("Only the first N records.")] = None
     keep_prompts: Annotated[bool, knob("Write the prompts beside the texts.")] = False
+
+    @field_validator("system", "chat_template_kwargs")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return whole_characters(value)
 
 
 class JobConfig(Frozen):

@@ -190,3 +190,16 @@ def test_a_stop_string_ends_texts_and_is_cut_off(write: Write) -> None:
 
 def test_an_empty_stop_string(refusal: Callable[..., str]) -> None:
     assert "--stop needs texts of at least one character" in refusal("--stop", "")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--stop", "--system", "--logit-bias", "--suppress-tokens", "--begin-suppress-tokens",
+        "--forced-bos-token", "--forced-eos-token",
+    ],
+)  # fmt: skip
+def test_half_a_character(option: str, refusal: Callable[..., str]) -> None:
+    """What a shell makes of bytes that are not UTF-8."""
+    said = refusal(option, "a\udcff=1")
+    assert f"{option} holds half of a surrogate pair, which is not valid Unicode" in said

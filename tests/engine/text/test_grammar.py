@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence as Seq
@@ -15,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from draftrec.config import AcceptConfig, StructureConfig
+from draftrec.config import AcceptConfig, StructureConfig, make_config
 from draftrec.core import GRAMMAR, HEAD, Drafter, DraftTree, Generation, Request, SequenceView
 from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape
@@ -321,6 +322,14 @@ def test_the_grammar_wins_where_others_forbid_all_that_it_allows() -> None:
     assert int(control.apply([sequence], [make_tree([], [])], logits).argmax()) == first
 
 
+def _nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def refusal(**form: Any) -> str:
     with pytest.raises(DraftrecError) as error:
         check_structure(StructureConfig(**form))
@@ -352,6 +361,8 @@ def refusal(**form: Any) -> str:
         ),
         ({"type": "string", "x-guidance": {"foo": 1}}, "at x-guidance: unknown field"),
         ({"enum": []}, "at its root: Unsatisfiable"),
+        ({"maximum": 10**400}, "json_schema cannot be read by llguidance: number out of range; "),
+        ({"enum": [_nested(200)]}, "cannot be read by llguidance: recursion limit exceeded; "),
     ],
 )
 def test_wrong_schemas_are_refused_with_their_place(schema: Any, said: str) -> None:
@@ -370,6 +381,23 @@ def test_wrong_schemas_are_refused_with_their_place(schema: Any, said: str) -> N
 )
 def test_wrong_expressions_and_grammars_are_refused(form: Any, said: str) -> None:
     assert said in refusal(**form)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"json_schema": {"enum": ["a\ud800"]}}, "half of a surrogate pair"),
+        ({"json_schema": '{"enum": ["a\\ud800"]}'}, "half of a surrogate pair"),
+        ({"regex": "a\ud800"}, "half of a surrogate pair"),
+        ({"grammar": 'start: "a\ud800"'}, "half of a surrogate pair"),
+        ({"json_schema": {"maximum": math.nan}}, "cannot be written as JSON: Out of range"),
+        ({"json_schema": {"enum": {"a"}}}, "cannot be written as JSON: Object of type set"),
+        ({"json_schema": {"enum": [_nested(5000)]}}, "json_schema is not allowed: cannot be"),
+    ],
+)
+def test_what_is_no_text_of_a_form_is_no_setting(form: Any, said: str) -> None:
+    with pytest.raises(DraftrecError, match=said):
+        make_config("model", **form)
 
 
 def test_a_form_is_one() -> None:

@@ -131,7 +131,15 @@ def _checked_schema(text: str, origin: str) -> str:
             f"{origin} is no JSON schema, which is an object, but {_shown(schema)}; begin with "
             f'{{"type": ...}}'
         )
-    made = _schema_grammar(cast("dict[str, Any]", schema))
+    try:
+        made = _schema_grammar(cast("dict[str, Any]", schema))
+    except (ValueError, RecursionError) as error:
+        # Of depth and numbers its reader of JSON takes less than Python's; its places are those
+        # of a text that users do not see.
+        reason = re.sub(r" at line \d+ column \d+$", "", str(error))
+        raise DraftrecError(
+            f"{origin} cannot be read by llguidance: {reason}; mend it there"
+        ) from error
     if message := _fault(made, origin):
         place = _place(cast("dict[str, Any]", schema), message)
         place = "x-guidance" if message.startswith("unknown field") else place

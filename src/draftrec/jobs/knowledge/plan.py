@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from draftrec.config import JobConfig, ModelConfig, RecordsConfig, StructureConfig
 from draftrec.data.files.places import Place, place, shown
 from draftrec.data.files.texts import read_text
@@ -230,13 +232,17 @@ def structure_of(options: StructureOptions, records: RecordsConfig) -> Structure
 
     if options.json_schema is not None:
         text, origin = _schema(options.json_schema, records)
-        structure = StructureConfig(json_schema=text)
+        form = {"json_schema": text}
     elif options.regex is not None:
-        structure, origin = StructureConfig(regex=options.regex), "--regex"
+        form, origin = {"regex": options.regex}, "--regex"
     else:
         assert options.grammar is not None
-        structure = StructureConfig(grammar=_read(options.grammar, "grammar"))
-        origin = str(options.grammar)
+        form, origin = {"grammar": _read(options.grammar, "grammar")}, str(options.grammar)
+    try:
+        structure = StructureConfig(**form)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise DraftrecError(f"{origin} {reason}; mend it there") from error
     check_structure(structure, origin)
     return structure
 
