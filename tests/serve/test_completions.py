@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,6 +332,11 @@ def test_hanging_up_ends_the_text(live: Live) -> None:
                 "name": "a", "schema": {"type": "strin"}}}}},
             "strin",
         ),
+        (
+            {"extra_body": {"response_format": {"type": "json_schema", "json_schema": {
+                "name": "a", "schema": {"maximum": 10**400}}}}},
+            "number out of range",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_in_their_form(live: Live, more: Any, words: str) -> None:
@@ -342,7 +348,7 @@ def test_what_cannot_be_is_said_in_their_form(live: Live, more: Any, words: str)
     assert words in told["message"]
     assert not told["message"].startswith("body")
     # What the engine refuses knows no fields.
-    assert told["param"] or words in ("99999999", "token", "strin")
+    assert told["param"] or words in ("99999999", "token", "strin", "number out of range")
     assert told["type"] == "invalid_request_error"
 
 
@@ -369,6 +375,63 @@ def test_harmless_fields_are_taken(live: Live) -> None:
     answer = live.client.chat.completions.create(model="demo-lm", messages=turns, max_tokens=4)
     joined = live.complete("be brief\n\nthe sea\n\nis calm\n\nwhy?", max_tokens=4)
     assert answer.choices[0].message.content == joined.choices[0].text
+    # An answer sent back as the client writes it down, with what it has no words about.
+    turns[2] = answer.choices[0].message.model_dump() | {"content": "is calm", "annotations": []}
+    assert turns[2].keys() >= {"tool_calls", "function_call", "audio"}
+    again = live.client.chat.completions.create(model="demo-lm", messages=turns, max_tokens=4)
+    assert again.choices[0].message.content == answer.choices[0].message.content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [({"tool_calls": [{"id": "a"}]}, "tool_calls: there is no such"), ({"audi": None}, "audi")],
+)
+def test_what_turns_do_not_have_is_refused(live: Live, turn: Any, words: str) -> None:
+    turns: Any = [{"role": "assistant", "content": "a", **turn}, {"role": "user", "content": "b"}]
+    with pytest.raises(openai.BadRequestError, match=words):
+        live.client.chat.completions.create(model="demo-lm", messages=turns, max_tokens=1)
+
+
+def _half_a_character(field: str) -> tuple[str, dict[str, Any]]:
+    half, turn = "a\ud800", {"role": "user", "content": "a"}
+    schema = {"name": "a", "schema": {"enum": [half]}}
+    chats: dict[str, Any] = {
+        "content": {"messages": [turn | {"content": half}]},
+        "text": {"messages": [turn | {"content": [{"type": "text", "text": half}]}]},
+        "kwargs": {"messages": [turn], "chat_template_kwargs": {"tools": [{"name": half}]}},
+    }
+    if field in chats:
+        return "/chat/completions", chats[field]
+    texts: dict[str, Any] = {
+        "prompt": {"prompt": half},
+        "prompts": {"prompt": ["a", half]},
+        "stop": {"stop": half},
+        "bias": {"logit_bias": {half: 1}},
+        "schema": {"response_format": {"type": "json_schema", "json_schema": schema}},
+        "group": {"draftrec": {"group": half}},
+    }
+    return "/completions", {"prompt": "a"} | texts[field]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "field",
+    ["content", "text", "kwargs", "prompt", "prompts", "stop", "bias", "schema", "group"],
+)
+def test_half_a_character_is_refused(live: Live, field: str) -> None:
+    """A lone surrogate is JSON, but no text that a tokenizer reads."""
+    route, body = _half_a_character(field)
+    asked = urllib.request.Request(
+        live.url + route,
+        json.dumps(body).encode(),
+        {"content-type": "application/json", "authorization": f"Bearer {KEY}"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked)
+    told = json.load(refused.value)["error"]
+    assert refused.value.code == 400, told
+    assert "unicode" in told["message"].lower() or "valid string" in told["message"]
 
 
 @pytest.mark.slow

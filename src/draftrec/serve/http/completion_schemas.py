@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from draftrec.knobs import whole_characters
 from draftrec.serve.http.schemas import DeadlineMs, Name
 
 _INT64 = 2**63
@@ -30,9 +32,17 @@ _ABSENT: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": (),
     "verbosity": (),
 }
+#: The same of a turn: what OpenAI's client writes beside an answer that is sent back.
+_ABSENT_OF_TURNS: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": ([],),
+}
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Whole = Annotated[str, AfterValidator(whole_characters)]
 Text = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, title="token ids")
@@ -133,12 +143,10 @@ class Sampled(BaseModel):
     @classmethod
     def _what_is_not_here(cls, values: Any) -> Any:
         """Leave out what changes nothing, and say what there is not."""
-        if not isinstance(values, dict):
-            return values
-        for name, nothing in _ABSENT.items():
-            if name in values and values[name] is not None and values[name] not in nothing:
-                raise ValueError(f"{name}: there is no such thing here; leave it out")
-        return {k: v for k, v in values.items() if k not in _HARMLESS and k not in _ABSENT}
+        known = _without(values, _ABSENT)
+        if not isinstance(known, dict):
+            return known
+        return {k: v for k, v in known.items() if k not in _HARMLESS}
 
     @model_validator(mode="after")
     def _streamed(self) -> Sampled:
@@ -180,6 +188,17 @@ class Sampled(BaseModel):
         if self.logit_bias:
             found["logit_bias"] = [f"{token}={bias}" for token, bias in self.logit_bias.items()]
         return found | (self.response_format.settings() if self.response_format else {})
+
+
+def _without(values: Any, absent: Mapping[str, tuple[Any, ...]]) -> Any:
+    """An object without fields that ask for nothing. Raises ValueError where one asks for what
+    there is not."""
+    if not isinstance(values, dict):
+        return values
+    for name, nothing in absent.items():
+        if values.get(name) is not None and values[name] not in nothing:
+            raise ValueError(f"{name}: there is no such thing here; leave it out")
+    return {k: v for k, v in values.items() if k not in absent}
 
 
 def _asked(example: dict[str, Any]) -> dict[str, Any]:
@@ -228,7 +247,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
-    text: str
+    text: Whole
 
 
 class Message(BaseModel):
@@ -237,9 +256,14 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Whole | list[Part]
     name: str | None = None
     refusal: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_not_here(cls, values: Any) -> Any:
+        return _without(values, _ABSENT_OF_TURNS)
 
     def turn(self) -> dict[str, str]:
         """As chat templates read it."""
@@ -260,7 +284,7 @@ class ChatRequest(Sampled):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(whole_characters)] = Field(
         default={}, description="values that the chat template reads"
     )
 
