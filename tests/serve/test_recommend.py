@@ -249,6 +249,18 @@ def ask_for(shop: Running, *histories: list[Any], **more: Any) -> Any:
     return shop.client.post("/v1/recommend", json={"users": users, **more})
 
 
+def test_null_is_nothing_said(shop: Running) -> None:
+    """Clients that write all fields down must not lose what holds for all."""
+    nothing = dict.fromkeys(("k", "allow", "deny", "deadline_ms"))
+    users = [{"history": [10, 12], **nothing}, {"history": [10, 12], **nothing, "k": 2}]
+    shared = {"k": 3, "deny": [14, 15], "allow": list(range(10, 30))}
+    found = shop.client.post("/v1/recommend", json={"users": users, **shared}).json()["users"]
+    expected = [shop.recommend([10, 12], **{**shared, "k": k}).json() for k in (3, 2)]
+    assert [user | {"user": None} for user in found] == [
+        user | {"user": None} for user in rounded(*expected)
+    ]
+
+
 def test_many_users_get_what_each_gets_alone(shop: Running) -> None:
     rows = [*asked(7), []]
     alone = [shop.recommend(history, k=4, deny=[12]).json() for history in rows]

@@ -98,14 +98,13 @@ class RecommendUsersRequest(Wanted):
     users: Annotated[list[RecommendRequest], Field(min_length=1)]
 
     def each(self) -> list[RecommendRequest]:
-        """The request that every user could have sent alone."""
+        """The request that every user could have sent alone. A field of null says nothing."""
         shared = {name: getattr(self, name) for name in self.model_fields_set - {"users"}}
-        return [
-            user.model_copy(
-                update={k: v for k, v in shared.items() if k not in user.model_fields_set}
-            )
-            for user in self.users
-        ]
+        found: list[RecommendRequest] = []
+        for user in self.users:
+            said = {k for k in user.model_fields_set if getattr(user, k) is not None}
+            found.append(user.model_copy(update={k: v for k, v in shared.items() if k not in said}))
+        return found
 
 
 #: What places of errors in a body of several forms begin with.
