@@ -190,3 +190,19 @@ def test_models_without_a_layer_of_the_vocabulary_score_every_row():
     expected = cross_entropy(model.table(ids[:, 2:4]).flatten(0, 1), ids[:, 3:].flatten())
     found = answer_loss(model, {"input_ids": ids, "labels": labels}, "mean")
     torch.testing.assert_close(found, expected)
+
+
+def test_norms_in_mixed_precision_are_no_news(tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    class Normed(Scored):
+        def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+            nn.RMSNorm(4)(torch.ones(2, 4, dtype=torch.bfloat16))
+            return super().loss(model, batch)
+
+    torch.set_warn_always(True)
+    try:
+        trained(tmp_path, Normed([0.0]), epochs=1)
+        assert not [w for w in recwarn if "Mismatch dtype" in str(w.message)]
+        nn.RMSNorm(4)(torch.ones(2, 4, dtype=torch.bfloat16))
+        assert [w for w in recwarn if "Mismatch dtype" in str(w.message)]
+    finally:
+        torch.set_warn_always(False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -117,7 +118,13 @@ class Trainer:
         """
         self._load()
         watcher.begin(self.progress, self.steps * self.settings.epochs)
-        with stream_dropout(self.bare, self.settings.dropout), self.folder.board() as board:
+        with (
+            stream_dropout(self.bare, self.settings.dropout),
+            self.folder.board() as board,
+            warnings.catch_warnings(),
+        ):
+            # In mixed precision norms compute in float32, as they are meant to.
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
             while not self._finished():
                 self._epoch(watcher, should_stop)
                 record = self._validated()
