@@ -64,6 +64,26 @@ def drafter_plan(result: Result) -> str:
     return out
 
 
+def small_drafter(result: Result) -> str:
+    """A head and a small model of its own, trained alike."""
+    asked = result["settings"]
+    out = (
+        "## A small language model in a head's place: `benchmarks/small_drafter.py`\n\n"
+        f"Both learnt from the same texts of {result['model']} with the same loss, over "
+        f"{asked['draft_tokens']:,} draft tokens, and are judged on the same "
+        f"{asked['held_out']} held-out texts: tokens per call of the target where the most "
+        f"probable token is drafted at {asked['levels']} levels, without a pool.\n"
+    )
+    out += header("drafter", "weights", "texts", "epochs", "minutes of training", "tokens per call")
+    for name, form in (("head", "a head"), ("small", "a small model")):
+        found = result[name]
+        out += row(
+            form, f"{found['weights']:,}", f"{found['texts']:,}", found["epochs"],
+            f"{found['seconds'] / 60:.0f}", f"{found['valid_tokens_per_call']:.2f}",
+        )  # fmt: skip
+    return out
+
+
 def recycling(result: Result) -> str:
     """What the target's second thoughts add to a pool."""
     asked = result["settings"]

@@ -94,6 +94,8 @@ JOBS = (
           ("drafter-smollm2-item-batch8", "--batch 8 --budgets auto --name smollm2-item-batch8"),
           ("drafter-smollm2-item-nodes16", "--batch 8 --budgets 16 --reported 8 --rounds 1 "
            "--name smollm2-item-nodes16"))),
+    Job(f"small_drafter.py RUN --model {_SMOLLM2} --head HEAD --work WORK", ("drafter-small",), 60,
+        _REAL, "RUN, HEAD: what `drafter.py prepare` and `fit` have made; WORK: a folder"),
     Job("drafter.py plan", ("drafter-plan",), 1),
     Job(f"recycling.py RUN --model {_SMOLLM2}", ("recycling",), 10, _REAL,
         "RUN: a folder that `draftrec generate` has written"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
-from drafter_tables import drafter, drafter_plan, recycling
+from drafter_tables import drafter, drafter_plan, recycling, small_drafter
 from genrec_tables import (
     beauty_table,
     blend,
@@ -382,6 +382,7 @@ SECTIONS = {
     "drafter-smollm2-item": drafter,
     "drafter-smollm2-item-batch8": drafter,
     "drafter-smollm2-item-nodes16": drafter,
+    "drafter-small": small_drafter,
     "drafter-plan": drafter_plan,
     "recycling": recycling,
     "exactness": _exactness,
