@@ -509,6 +509,9 @@ def test_another_catalogue_needs_no_new_measurement(
     first = make(world, "both", draft_steps="auto")
     first.recommend(queries(2))
     assert len(measured) == 2, "target and draft"
+    learnt = first._curves.target
+    assert learnt is not None
+    assert learnt.passes > 0, "a run's own passes count"
     items = first.parts.retriever
     other = first.swapped(first.catalogue, items, items)
     same(other.recommend(queries()), make(world).recommend(queries()))
