@@ -87,6 +87,33 @@ def test_a_loss_that_is_no_number_is_refused(tmp_path: Path):
         trained(tmp_path, Scored([1.0], value=float("nan")))
 
 
+class Broken(Scored):
+    """Validations whose loss is no number, whatever their scores."""
+
+    def validate(self, model: Any) -> Validation | None:
+        found = super().validate(model)
+        return found and Validation({"valid_loss": float("nan")}, found.score)
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [(Scored([float("nan")] * 6), "score is nan"), (Broken([1.0] * 6), "valid_loss is nan")],
+)
+def test_weights_that_say_no_number_from_the_first_epoch_on_are_refused(
+    tmp_path: Path, task: Scored, words: str
+):
+    """It was a best.safetensors that does not exist, or a model of no numbers."""
+    with pytest.raises(DraftrecError, match=rf"{words} after epoch 1; lower --lr"):
+        trained(tmp_path, task)
+
+
+def test_weights_that_say_no_number_later_are_not_the_best(tmp_path: Path):
+    task = Scored([1.0, float("inf"), float("nan")])
+    model, progress = trained(tmp_path, task)
+    assert (progress.best_epoch, progress.epoch) == (0, 3)
+    assert float(model.weight.detach()) == task.seen[0]
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
     trained(tmp_path, Scored([1.0] * 6))
     (tmp_path / "state.pt").write_bytes(b"nothing")
