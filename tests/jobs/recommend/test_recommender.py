@@ -21,7 +21,14 @@ from draftrec.data.sequences import read_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.recommend import engines
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
-from draftrec.jobs.recommend.job import run_job
+from draftrec.jobs.recommend.job import (
+    NUMBERS,
+    RecommendJob,
+    _finish,
+    run_job,
+    shadowed,
+    to_table,
+)
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
 from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare, read_inputs
 from draftrec.models.recommender import load_recommender
@@ -422,6 +429,48 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
         run_job(job, halted.executor, halted.histories)
     fewer, job = ready("halted.parquet", limit=3, overwrite=True)
     assert run_job(job, fewer.executor, fewer.histories)["users"] == 3
+
+
+def test_users_answered_again_are_a_share_of_the_job_wherever_shards_end() -> None:
+    """Of shards of 20 users a hundredth was nobody, and the summary said that none was the same."""
+    for size in (1, 20, 64, 1000):
+        found = [
+            first + i
+            for first in range(0, 1000, size)
+            for i in shadowed(first, min(size, 1000 - first), 0.01)
+        ]
+        assert found == list(range(0, 1000, 100))
+    assert shadowed(0, 20, 0.01) == [0]
+    assert shadowed(0, 3, 1.0) == [0, 1, 2]
+    assert shadowed(0, 3, 0.0) == []
+
+
+def test_another_precision_does_not_go_on_with_a_job(world: World, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "config": RecommendConfig(k=5, batch_size=3), "draft": "none", "shadow": 0.0,
+    }  # fmt: skip
+
+    def ready(dtype: str) -> Any:
+        return prepare(replace(task(world, tmp_path / "a.parquet"), dtype=dtype, **changes))
+
+    begun = ready("float32")
+    with pytest.raises(Interrupted):
+        run_job(begun.job, begun.executor, begun.histories, None, stopper(3))
+    with pytest.raises(DraftrecError, match="dtype was float32, now bfloat16"):
+        ready("bfloat16")
+    again = ready("float32")
+    assert run_job(again.job, again.executor, again.histories)["users"] == 12
+
+
+def test_shards_are_put_together_by_number(tmp_path: Path) -> None:
+    """By name, part-100000 came before part-99999."""
+    done = RecommendJob(tmp_path / "lists.parquet", {})
+    done.parts.mkdir()
+    for number in (99_999, 100_000):
+        answer = Recommendation(number, np.array([7]), np.zeros(1), [["<a_1>"]])
+        pq.write_table(to_table([answer], NUMBERS), done.parts / f"part-{number:05d}.parquet")
+    _finish(done)
+    assert pq.read_table(done.output)["user"].to_pylist() == [99_999, 100_000]
 
 
 @pytest.mark.parametrize("catalogue", ["numbers", "texts"])
