@@ -385,3 +385,45 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
     assert any(path.suffix == ".safetensors" for path in files)
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
     assert (tmp_path / "pool").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_link_to_a_pool_stays_one(tmp_path: Path) -> None:
+    """It may lead to another disk, which has the room."""
+    real, link = tmp_path / "disk" / "real", tmp_path / "here" / "link"
+    for path in (real, link):
+        path.parent.mkdir()
+    link.symlink_to(real)
+    make_pool().save(link)
+    pool = Pool.load(link)
+    pool.add([(np.array([1, 2], np.int32), None)])
+    pool.save(link)
+    assert link.is_symlink()
+    assert len(Pool.load(link)) == len(Pool.load(real)) == 4
+    assert [p.name for p in link.parent.iterdir()] == ["link"]
+    assert [p.name for p in real.parent.iterdir()] == ["real"]
+    real.rename(real.with_name(".real.12345678.old"))  # what a kill between two renames leaves
+    assert len(Pool.load(link)) == 4
+
+
+def test_a_pool_is_on_the_disk_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(descriptor: int) -> None:
+        known = os.fstat(descriptor)
+        synced.update(
+            str(p) for p in (tmp_path, *tmp_path.rglob("*")) if os.path.samestat(p.stat(), known)
+        )
+        fsync(descriptor)
+
+    def checked(path: Path, target: Path) -> Path:
+        if target.name == "pool":
+            assert synced == {str(path), *(str(p) for p in path.iterdir())}
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", checked)
+    make_pool().save(tmp_path / "pool")
+    assert str(tmp_path) in synced
