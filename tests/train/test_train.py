@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -233,3 +234,41 @@ def test_norms_in_mixed_precision_are_no_news(tmp_path: Path, recwarn: pytest.Wa
         assert [w for w in recwarn if "Mismatch dtype" in str(w.message)]
     finally:
         torch.set_warn_always(False)
+
+
+@pytest.mark.parametrize("room", [0, 100, 1500])
+def test_a_full_disk_keeps_the_checkpoint_and_is_one_sentence(tmp_path: Path, room: int):
+    folder = TrainingFolder(tmp_path, "model.json")
+    folder.claim({}, overwrite=True)
+    folder.save({"weights": torch.ones(9)}, [])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        with pytest.raises(DraftrecError, match=r"state\.pt cannot be written") as error:
+            folder.save({"weights": torch.zeros(9999)}, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "make room" in str(error.value)
+    assert not list(tmp_path.glob("*.tmp"))
+    state = folder.load()
+    assert state is not None
+    assert state["weights"].tolist() == [1.0] * 9
+
+
+def test_a_crash_while_the_best_weights_are_written_keeps_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained(tmp_path, Scored([1.0] * 6))
+    before = (tmp_path / "best.safetensors").read_bytes()
+
+    def torn(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("draftrec.train.loop.save_file", torn)
+    files = TrainingFolder(tmp_path, "model.json")
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Scored([9.0]), Line(), SETTINGS, files).run(TrainWatcher())
+    assert (tmp_path / "best.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))

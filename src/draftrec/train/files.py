@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from draftrec.data.files.writers import TEMPORARY, naming, replace_file
+from draftrec.data.files.writers import renaming, replace_file
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger, changes
 
@@ -62,12 +62,16 @@ class TrainingFolder:
         self.ledger.write(json.dumps(_plain(settings), indent=1) + "\n")
 
     def save(self, state: dict[str, Any], epochs: list[dict[str, float]]) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint. Raises DraftrecError where PyTorch cannot write it."""
         path = self.path / "state.pt"
-        temporary = path.with_name(path.name + TEMPORARY)
-        with naming(path):
-            torch.save(state, temporary)
-        temporary.replace(path)
+        try:
+            with renaming(path) as temporary:
+                torch.save(state, temporary)
+        except RuntimeError as error:  # its only word for a full disk
+            raise DraftrecError(
+                f"the checkpoint {path} cannot be written ({error}); make room and run the same "
+                "command again to continue"
+            ) from error
         lines = "".join(json.dumps(record) + "\n" for record in epochs)
         replace_file(self.path / "metrics.jsonl", lines.encode())
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from draftrec.core import LongArray
-from draftrec.data.files.writers import share
+from draftrec.data.files.writers import renaming, share
 from draftrec.engine.beams.drafters import NoBeamDrafter
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
@@ -194,7 +194,8 @@ class Trainer:
             done.best_epoch = done.epoch
             done.best_score = found.score if found else -math.inf
             if self.accelerator.is_main_process:
-                save_file(_trained(self.bare), self.folder.best)
+                with renaming(self.folder.best) as temporary:
+                    save_file(_trained(self.bare), temporary)
                 share(self.folder.best.parent)
         done.seconds += time.monotonic() - started
         record |= found.metrics if found else {}
