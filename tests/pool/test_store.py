@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,26 @@ def test_what_is_loaded_may_grow(tmp_path: Path) -> None:
     found.save(tmp_path / "pool")
     again = Pool.load(tmp_path / "pool")
     assert [(ids.tolist(), group) for ids, group in again] == texts
+
+
+def pickled(pool: Pool) -> Pool:
+    return pickle.loads(pickle.dumps(pool))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_copies_read_their_own_memory(tmp_path: Path, copied: Callable[[Pool], Pool]) -> None:
+    """Kernels know indexes by their addresses."""
+    make_pool().save(tmp_path / "pool")
+    pool = Pool.load(tmp_path / "pool")
+    pool.add([(np.array([5, 9], np.int32), "books")])  # so few that it is not sorted in
+    other = copied(pool)
+    assert len(pool.all.indexes) == 2
+    for mine, theirs in zip(pool.all.indexes, other.all.indexes, strict=True):
+        assert mine.handle[1] != theirs.handle[1]
+    known = drafts(pool, [5])
+    assert drafts(other, [5]) == known
+    other.add([(np.array([5, 3, 3], np.int32), None)] * 9)
+    assert drafts(pool, [5]) == known != drafts(other, [5])
 
 
 @pytest.mark.parametrize("levels", [("all",), ("group",), ("group", "all")])

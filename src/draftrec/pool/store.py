@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.core import IntArray, LongArray, ratio
+from draftrec.core import IntArray, LongArray, Turn, ratio
 from draftrec.data.files.places import here
 from draftrec.errors import PoolMismatchError
 from draftrec.pool import files
@@ -216,6 +216,8 @@ class Pool:
         self._members: dict[str, list[int]] = {}
         self._tokens = 0
         self._watch: files.Watch | None = None
+        #: Of whoever changes the texts or their indexes, and of whoever has borrowed those.
+        self.turn = Turn()
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -259,12 +261,13 @@ class Pool:
             if len(ids):
                 taken.append((ids, group))
                 kept.append(i)
-        self._append(taken, fresh_rows(len(taken), time.time()) if rows is None else rows[kept])
-        if "all" in self.levels:
-            self.all.add([ids for ids, _ in taken])
-        if "group" in self.levels:
-            for group, own in _by_group(taken).items():
-                self.groups.setdefault(group, Level()).add(own)
+        with self.turn:
+            self._append(taken, fresh_rows(len(taken), time.time()) if rows is None else rows[kept])
+            if "all" in self.levels:
+                self.all.add([ids for ids, _ in taken])
+            if "group" in self.levels:
+                for group, own in _by_group(taken).items():
+                    self.groups.setdefault(group, Level()).add(own)
         return len(taken)
 
     def sources(self, group: str | None) -> list[tuple[LevelName, Any]]:
@@ -333,12 +336,13 @@ class Pool:
 
     def forget_files(self) -> None:
         """Draft from what is in files no longer, as they were overwritten."""
-        for level in (self.all, *self.groups.values()):
-            if level.closed and level.closed.watch:
-                level.closed = None
+        with self.turn:
+            for level in (self.all, *self.groups.values()):
+                if level.closed and level.closed.watch:
+                    level.closed = None
 
     def merge(self, other: Pool) -> Pool:
-        """A pool of both pools' texts, each once.
+        """A pool of both pools' texts, each once, with room for as much as both have.
 
         Raises PoolMismatchError if they were made with different tokenizers.
         """
@@ -370,7 +374,7 @@ class Pool:
 
         Raises DraftrecError if `folder` exists and holds something else.
         """
-        with files.replacing(here(folder, "a pool")) as new:
+        with files.replacing(here(folder, "a pool")) as new, self.turn:
             names = sorted(self._members)
             place = {name: i for i, name in enumerate(names)}
             arrays = {

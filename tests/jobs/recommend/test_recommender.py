@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,21 @@ def test_prefix_cache_adds_slots_and_changes_no_list(world: World) -> None:
     same(kept.recommend(asked), make(world).recommend(asked))
     assert kept.parts.target.slab is not None
     assert kept.parts.target.slab.slots == 8
+
+
+@pytest.mark.slow
+def test_calls_of_several_threads_wait_for_each_other(world: World) -> None:
+    recommender, calls = make(world), list[Future[list[Recommendation]]]()
+    expected = recommender.recommend(queries())
+    with ThreadPoolExecutor(1) as threads:
+
+        def meanwhile(_: int) -> None:
+            if not calls:
+                calls.append(threads.submit(recommender.recommend, queries()[::-1]))
+            time.sleep(0.02)
+
+        same(recommender.recommend(queries(), on_done=meanwhile), expected)
+        same(calls[0].result(60)[::-1], expected)
 
 
 def test_blends_that_make_no_sense_are_refused(world: World) -> None:

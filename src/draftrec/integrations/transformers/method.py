@@ -69,7 +69,9 @@ class ModelState:
         """Raises PoolMismatchError if the pool, seen for the first time, has foreign tokens."""
         if pool in self.pools:
             return
-        if any(int(ids.max()) >= vocabulary for ids, _ in pool):
+        with pool.turn:
+            foreign = any(int(ids.max()) >= vocabulary for ids, _ in pool)
+        if foreign:
             raise PoolMismatchError(
                 f"The pool has tokens beyond the model's vocabulary of {vocabulary}; open it with "
                 "draftrec.integrations.transformers.open_pool and the model's tokenizer."
