@@ -191,6 +191,17 @@ def test_merging_keeps_every_text_once() -> None:
         a.merge(Pool("tokenizer-b"))
 
 
+def test_merging_has_room_for_both() -> None:
+    random = np.random.default_rng(0)
+    pools = [Pool("t", max_bytes=100_000) for _ in range(2)]
+    for pool in pools:
+        pool.add((random.integers(0, 1000, 50).astype(np.int32), "g") for _ in range(60))
+        assert pool.full
+    both = pools[0].merge(pools[1])
+    assert len(both) == len(pools[0]) + len(pools[1])
+    assert not both.full
+
+
 def test_pools_of_other_tokenizers_are_refused(tmp_path: Path) -> None:
     make_pool().save(tmp_path / "pool")
     with pytest.raises(PoolMismatchError, match="another tokenizer") as error:

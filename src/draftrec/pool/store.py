@@ -179,6 +179,7 @@ LevelName = Literal["group", "all"]
 LEVELS: tuple[LevelName, ...] = get_args(LevelName)
 # Bytes per token of a closed index, about; those of fresh texts take more, but they are few.
 _INDEX_BYTES = 21
+_NO_LIMIT = 1 << 62
 # Accepted tokens per token that a text may be expected to bring before it was ever used.
 _UNUSED = 0.1
 _ARRAYS = ("tokens", "offsets", "groups", "usage")
@@ -364,7 +365,9 @@ class Pool:
                     rows[at]["accepted"] += row["accepted"]
                     rows[at]["used"] = max(rows[at]["used"], row["used"])
                     rows[at]["added"] = min(rows[at]["added"], row["added"])
+        both.max_bytes = _NO_LIMIT
         both.add(texts, np.array(rows, ROW))
+        both.max_bytes = self.max_bytes + other.max_bytes
         both.usage = self.usage.merged(other.usage)
         both.created = min(self.created, other.created)
         return both
