@@ -327,6 +327,17 @@ def test_samples_depend_on_seed_and_user_alone(world: World, verify: str) -> Non
     assert [a.items.tolist() for a in other] != [a.items.tolist() for a in first]
 
 
+@pytest.mark.slow
+def test_a_call_that_was_stopped_leaves_the_next_one_nothing(world: World) -> None:
+    """Neither random numbers nor proposals of users that it was about."""
+    sampled = make(world, "model", verify="relaxed", draft_steps=1)
+    expected = sampled.recommend(queries())
+    passes = iter([False, True])
+    with pytest.raises(Interrupted):
+        sampled.recommend(queries()[::-1], should_stop=lambda: next(passes))
+    same(sampled.recommend(queries()), expected)
+
+
 def test_unconstrained_searches_may_find_no_item(world: World) -> None:
     answers = make(world, constraint="none", k=20).recommend(queries())
     assert sum(a.invalid for a in answers) > 0

@@ -102,16 +102,20 @@ def search(
     coming = iter(requests)
     reserve(engine, longest)
     batch = SearchBatch((), engine.slots, engine.prefixes)
-    while True:
-        for request in islice(coming, batch.room):
-            batch.add(request)
-        if not batch.active:
-            return batch.finished()
-        if should_stop and should_stop():
-            raise Interrupted
-        passed = step(engine, batch)
-        if on_step:
-            on_step(passed.done)
+    try:
+        while True:
+            for request in islice(coming, batch.room):
+                batch.add(request)
+            if not batch.active:
+                return batch.finished()
+            if should_stop and should_stop():
+                raise Interrupted
+            passed = step(engine, batch)
+            if on_step:
+                on_step(passed.done)
+    finally:
+        for s in batch.running:  # of a call that did not end by itself
+            drop(engine, batch, s.order)
 
 
 @dataclass(frozen=True, slots=True)
