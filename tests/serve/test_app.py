@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import html
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +123,17 @@ def test_large_bodies_are_refused(served: Running) -> None:
     assert answer.headers["connection"] == "close"
     pieces = (b"x" * 500 for _ in range(10))  # chunked: no length is announced
     error_of(served.client.post("/v1/recommend", content=pieces, headers=JSON), 413, "too_large")
+
+
+def test_packed_bodies_are_refused_by_name(served: Running) -> None:
+    body = gzip.compress(b'{"history": [10]}')
+    answer = served.client.post(
+        "/v1/recommend", content=body, headers={**JSON, "content-encoding": "gzip"}
+    )
+    assert "gzip" in error_of(answer, 415, "packed_body")
+    plain = {**JSON, "content-encoding": "identity"}
+    answer = served.client.post("/v1/recommend", content=b'{"history": [10]}', headers=plain)
+    assert answer.status_code == 200
 
 
 class Asgi:
@@ -450,7 +465,12 @@ def test_what_browsers_and_probes_ask_for() -> None:
             assert found.headers["x-content-type-options"] == "nosniff"
             assert found.headers["x-frame-options"] == "DENY"
         assert client.get("/metrics", headers={"host": "evil.example"}).status_code == 400
-        asks = {**good, "access-control-request-method": "POST"}
+        wanted = "authorization, content-type, x-stainless-lang, x-stainless-retry-count"
+        asks = {
+            **good,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": wanted,  # those of OpenAI's client for browsers
+        }
         for origin, status in (("https://shop.example", 200), ("https://evil.example", 400)):
             found = client.options("/v1/recommend", headers={**asks, "origin": origin})
             assert found.status_code == status

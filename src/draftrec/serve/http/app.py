@@ -205,7 +205,7 @@ def create_app(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends some ten of its own
             expose_headers=["retry-after", "x-request-id"],
         )
     return app
