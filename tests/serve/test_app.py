@@ -455,6 +455,58 @@ def test_forwarded_addresses_are_believed_from_named_proxies_only() -> None:
     assert config.forwarded_allow_ips == ["10.0.0.0/8"]
 
 
+_LOADS = """
+import os, signal
+from draftrec.serve.http import app
+
+class Loading:
+    def __init__(self, *given):
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise app.DraftrecError("still there")
+
+app.Service = Loading
+app.serve(app.ServeSettings(port=0), app.ServiceSources(), print)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
+def test_who_asks_for_a_reload_while_models_load_ends_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
+    assert "still there" in done.stderr
+    assert done.returncode == 1
+
+
+def test_who_asks_for_a_reload_while_one_goes_on_gets_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one under way may have read what has changed since."""
+    service = Service(settings(), ServiceSources(), RequestLog(io.StringIO()))
+    server, begun = make_server(service), list[int]()
+
+    async def scenario() -> None:
+        go_on = asyncio.Event()
+
+        async def read() -> dict[str, Any]:
+            begun.append(1)
+            await go_on.wait()
+            return {}
+
+        monkeypatch.setattr(service, "_reload_all", read)
+        for _ in range(2):
+            service.lifecycle.reload_wanted = True
+            await server.check()
+            await asyncio.sleep(0.01)
+            assert len(begun) == 1
+        go_on.set()
+        await asyncio.sleep(0.01)
+        await server.check()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert len(begun) == 2
+
+
 def test_what_browsers_and_probes_ask_for() -> None:
     chosen = settings(allowed_hosts=["shop.example"], cors_origins=["https://shop.example"])
     with running(chosen, ServiceSources()) as served:
