@@ -87,12 +87,15 @@ JOBS = (
     Job("pool.py --part groups", ("pool-groups",), 5, _TEXTS),
     Job("pool_scale.py", ("pool-scale",), 10, small="--millions 0.03 --budgets 8"),
     Job("pool_workers.py", ("pool-workers",), 10, _TEXTS),
-    *(Job(f"drafter.py measure {options} --model {_SMOLLM2} --work WORK --side item --texts 500",
+    *(Job(f"drafter.py measure --model {_SMOLLM2} --work WORK --side item --texts {options}",
           (name,), 30, _REAL, "WORK: what `drafter.py prepare` and `fit` have made, hours")
       for name, options in (
-          ("drafter-smollm2-item", "--batch 1 --budgets auto --reported 12"),
-          ("drafter-smollm2-item-batch8", "--batch 8 --budgets auto --name smollm2-item-batch8"),
-          ("drafter-smollm2-item-nodes16", "--batch 8 --budgets 16 --reported 8 --rounds 1 "
+          ("drafter-smollm2-item", "500 --batch 1 --budgets auto --reported 12"),
+          ("drafter-smollm2-item-1000", "1000 --batch 1 --budgets auto 16 --reported 12 "
+           "--name smollm2-item-1000"),
+          ("drafter-smollm2-item-batch8", "500 --batch 8 --budgets auto "
+           "--name smollm2-item-batch8"),
+          ("drafter-smollm2-item-nodes16", "500 --batch 8 --budgets 16 --reported 8 --rounds 1 "
            "--name smollm2-item-nodes16"))),
     Job(f"small_drafter.py RUN --model {_SMOLLM2} --head HEAD --work WORK", ("drafter-small",), 60,
         _REAL, "RUN, HEAD: what `drafter.py prepare` and `fit` have made; WORK: a folder"),

@@ -380,6 +380,7 @@ SECTIONS = {
     "host-time": _host_time,
     "prompts": _prompts,
     "drafter-smollm2-item": drafter,
+    "drafter-smollm2-item-1000": drafter,
     "drafter-smollm2-item-batch8": drafter,
     "drafter-smollm2-item-nodes16": drafter,
     "drafter-small": small_drafter,

@@ -5,6 +5,7 @@ Shapes: `n` draft nodes of one sequence, `m` accepted nodes, `R` scored rows of 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
@@ -272,3 +273,20 @@ class Drafter(Protocol):
     def observe(self, batch: Seq[SequenceView], verdicts: Seq[Verdict]) -> None: ...
 
     def stop(self, sequence: SequenceView) -> None: ...
+
+
+class Turn:
+    """What one thread has at a time, others waiting: `with` it. A copy, and what was in a pickle,
+    has one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()

@@ -15,7 +15,7 @@ import typer
 
 from draftrec import __version__
 from draftrec.cli.knobs import PANELS
-from draftrec.cli.main import _COMMANDS, run
+from draftrec.cli.main import _COMMANDS, _explain, run
 from draftrec.cli.messages import messages, say, set_loudness, warn
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -204,3 +204,18 @@ def test_options_are_not_shared_between_commands() -> None:
             for extra in parameter.annotation.__metadata__:
                 assert "\\\\[" not in (extra.help or "")
                 assert isinstance(extra, typer.models.ParameterInfo)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space" })',
+    ],
+)
+def test_a_full_disk_is_one_whoever_writes(said: str) -> None:
+    """safetensors and tokenizers have exceptions of their own."""
+    told, code = _explain(Exception(said))
+    assert (told.partition(";")[0], code) == ("no space left on device", 2)
+    told, code = _explain(Exception("No such file or directory (os error 2)"))
+    assert ("unexpected Exception" in told, code) == (True, 1)

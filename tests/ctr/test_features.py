@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from draftrec.ctr.features import FeatureSources, Prepared, attributes, prepare, read_rows
@@ -19,6 +21,7 @@ from draftrec.data.events import (
     read_events,
 )
 from draftrec.data.settings import Split
+from draftrec.data.vectors import vector_column, vectors_schema
 from draftrec.errors import DraftrecError
 from tests.ctr.world import ITEMS, World
 
@@ -190,3 +193,18 @@ def test_files_of_other_entities_are_refused(world: World, events: Events, field
     path = strangers if "vectors" in field else world.write("x.jsonl", [{"entity_id": "x"}])
     with pytest.raises(DraftrecError, match="check its ids"):
         prepared(events, replace(FeatureSources(), **{field: str(path)}))
+
+
+def test_a_number_that_never_changes_says_nothing(world: World, events: Events) -> None:
+    """Summed in float32, a mean lay beside it; a stranger's number became millions."""
+    samples = cut(events)
+    known = {events.users[u] for u in samples.user[samples.part == PARTS.index("train")].tolist()}
+    rows = [[0.1 if name in known else 0.7, i] for i, name in enumerate(events.users)]
+    path = world.folder / "constant.parquet"
+    table = [pa.array(events.users, pa.string()), vector_column(np.array(rows, np.float32))]
+    pq.write_table(pa.table(table, schema=vectors_schema(2)), path)
+    vectors = prepared(events, FeatureSources(user_vectors=str(path))).inputs.users.vectors
+    assert vectors is not None
+    strangers = np.array([name not in known for name in events.users])
+    assert not vectors[1:][~strangers, 0].any()
+    assert np.allclose(vectors[1:][strangers, 0], 0.6)

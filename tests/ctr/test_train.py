@@ -191,3 +191,10 @@ def test_dropout_is_for_training_only(inputs: Inputs) -> None:
         for d in (0.0, 0.5)
     )
     assert plain["valid_logloss"] != dropped["valid_logloss"]
+
+
+def test_logits_of_any_size_are_scored(monkeypatch: pytest.MonkeyPatch, inputs: Inputs) -> None:
+    logits = np.where(inputs.test.labels > 0, -900, 900).astype(np.float32)
+    monkeypatch.setattr("draftrec.ctr.model.predict", lambda *_: logits)
+    found = score(ClickModel(inputs, "din", "none", 8), inputs.test)
+    assert (found.auc, found.logloss > 30) == (0.0, True)

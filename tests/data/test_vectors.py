@@ -125,3 +125,11 @@ class TestEntities:
         pq.write_table(pa.table({"entity_id": ids, "vector": vectors}), tmp_path / "v.parquet")
         with pytest.raises(DraftrecError, match=words):
             read_vectors(tmp_path / "v.parquet")
+
+
+def test_whole_numbers_are_rounded_as_fractions_are(tmp_path: Path) -> None:
+    """float32 has no 2**24 + 1, which Arrow would rather refuse."""
+    numbers = [[2**24 + 1, -(2**40) - 1], [0, 3]]
+    path = write(tmp_path / "v.parquet", pa.array([1, 2]), pa.array(numbers))
+    found = read_item_vectors(path, "item", "vector")
+    assert found.vectors.tolist() == np.array(numbers, np.float32).tolist()

@@ -65,6 +65,8 @@ def test_counts_become_a_cosine_or_a_conditional_probability() -> None:
     conditional = replace(PLAIN, from_power=1.0, shrinkage=1.0)
     near = ItemRetriever.fit(sequences, 3, conditional).near.toarray()
     assert near[0].tolist() == pytest.approx([0.0, 2 / 5, 1 / 5])
+    whole = replace(PLAIN, from_power=1, to_power=0, shrinkage=1)  # not floats
+    assert np.array_equal(ItemRetriever.fit(sequences, 3, whole).near.toarray(), near)
 
 
 def test_an_empty_history_gets_the_popular_items() -> None:

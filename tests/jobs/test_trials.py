@@ -211,3 +211,14 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < stop
         time.sleep(0.05)
+
+
+def test_a_line_of_times_that_was_cut_off_goes(tmp_path: Path) -> None:
+    """What a full disk has torn became one line with the next trial's."""
+    store = TrialStore(tmp_path, {})
+    run_trials(partial(counted, []), xs(1), store)
+    whole = store.times.read_bytes()
+    store.times.write_bytes(whole + whole[:9])
+    run_trials(partial(counted, []), xs(1, 2), store)
+    lines = [json.loads(line) for line in store.times.read_text().splitlines()]
+    assert [line["settings"] for line in lines] == xs(1, 2)

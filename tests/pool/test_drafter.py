@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -103,3 +106,28 @@ def test_a_stopped_sequence_is_forgotten() -> None:
 def test_no_drafter_proposes_nothing() -> None:
     trees = NoDrafter().draft([running(1), running(2)], 8, 8)
     assert [len(t) for t in trees] == [0, 0]
+
+
+def test_a_pool_does_not_grow_while_trees_are_drawn_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another thread would move arrays that the kernel has borrowed."""
+    pool, sequence = make_pool("books"), running(1, 2)
+    drafter, grown, adding = PoolDrafter(pool), threading.Event(), list[threading.Thread]()
+    real = drafter.builder.build_many
+
+    def grow() -> None:
+        pool.add([(np.array(FILMS, np.int32), None)])
+        grown.set()
+
+    def drawn(*given: Any) -> list[DraftTree]:
+        adding.append(threading.Thread(target=grow))
+        adding[0].start()
+        assert not grown.wait(0.2)
+        return real(*given)
+
+    monkeypatch.setattr(drafter.builder, "build_many", drawn)
+    drafter.start(sequence)
+    assert drafter.draft([sequence], 8, 8)[0].token_ids[0] == 30
+    assert grown.wait(10)
+    adding[0].join()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,26 @@ def test_what_is_loaded_may_grow(tmp_path: Path) -> None:
     assert [(ids.tolist(), group) for ids, group in again] == texts
 
 
+def pickled(pool: Pool) -> Pool:
+    return pickle.loads(pickle.dumps(pool))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_copies_read_their_own_memory(tmp_path: Path, copied: Callable[[Pool], Pool]) -> None:
+    """Kernels know indexes by their addresses."""
+    make_pool().save(tmp_path / "pool")
+    pool = Pool.load(tmp_path / "pool")
+    pool.add([(np.array([5, 9], np.int32), "books")])  # so few that it is not sorted in
+    other = copied(pool)
+    assert len(pool.all.indexes) == 2
+    for mine, theirs in zip(pool.all.indexes, other.all.indexes, strict=True):
+        assert mine.handle[1] != theirs.handle[1]
+    known = drafts(pool, [5])
+    assert drafts(other, [5]) == known
+    other.add([(np.array([5, 3, 3], np.int32), None)] * 9)
+    assert drafts(pool, [5]) == known != drafts(other, [5])
+
+
 @pytest.mark.parametrize("levels", [("all",), ("group",), ("group", "all")])
 def test_only_the_levels_asked_for_are_kept(tmp_path: Path, levels: tuple[LevelName, ...]) -> None:
     pool = Pool("t", levels=levels)
@@ -166,6 +189,17 @@ def test_merging_keeps_every_text_once() -> None:
     assert (len(a), len(b)) == (3, 5)
     with pytest.raises(PoolMismatchError):
         a.merge(Pool("tokenizer-b"))
+
+
+def test_merging_has_room_for_both() -> None:
+    random = np.random.default_rng(0)
+    pools = [Pool("t", max_bytes=100_000) for _ in range(2)]
+    for pool in pools:
+        pool.add((random.integers(0, 1000, 50).astype(np.int32), "g") for _ in range(60))
+        assert pool.full
+    both = pools[0].merge(pools[1])
+    assert len(both) == len(pools[0]) + len(pools[1])
+    assert not both.full
 
 
 def test_pools_of_other_tokenizers_are_refused(tmp_path: Path) -> None:
@@ -385,3 +419,45 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
     assert any(path.suffix == ".safetensors" for path in files)
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
     assert (tmp_path / "pool").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_link_to_a_pool_stays_one(tmp_path: Path) -> None:
+    """It may lead to another disk, which has the room."""
+    real, link = tmp_path / "disk" / "real", tmp_path / "here" / "link"
+    for path in (real, link):
+        path.parent.mkdir()
+    link.symlink_to(real)
+    make_pool().save(link)
+    pool = Pool.load(link)
+    pool.add([(np.array([1, 2], np.int32), None)])
+    pool.save(link)
+    assert link.is_symlink()
+    assert len(Pool.load(link)) == len(Pool.load(real)) == 4
+    assert [p.name for p in link.parent.iterdir()] == ["link"]
+    assert [p.name for p in real.parent.iterdir()] == ["real"]
+    real.rename(real.with_name(".real.12345678.old"))  # what a kill between two renames leaves
+    assert len(Pool.load(link)) == 4
+
+
+def test_a_pool_is_on_the_disk_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(descriptor: int) -> None:
+        known = os.fstat(descriptor)
+        synced.update(
+            str(p) for p in (tmp_path, *tmp_path.rglob("*")) if os.path.samestat(p.stat(), known)
+        )
+        fsync(descriptor)
+
+    def checked(path: Path, target: Path) -> Path:
+        if target.name == "pool":
+            assert synced == {str(path), *(str(p) for p in path.iterdir())}
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", checked)
+    make_pool().save(tmp_path / "pool")
+    assert str(tmp_path) in synced

@@ -118,3 +118,13 @@ def slow_passes(work: Any, seconds: float = 0.05) -> Iterator[Any]:
         yield work
     finally:
         work.turn = real
+
+
+def counted(found: Running) -> dict[str, float]:
+    """What the service has counted so far, by name, where that is anything."""
+    samples = [s for metric in found.service.metrics.registry.collect() for s in metric.samples]
+    return {
+        s.name.removeprefix("draftrec_"): s.value
+        for s in samples
+        if s.name.startswith("draftrec_") and s.name.endswith(("_total", "_count")) and s.value
+    }

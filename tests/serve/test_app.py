@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import html
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +123,17 @@ def test_large_bodies_are_refused(served: Running) -> None:
     assert answer.headers["connection"] == "close"
     pieces = (b"x" * 500 for _ in range(10))  # chunked: no length is announced
     error_of(served.client.post("/v1/recommend", content=pieces, headers=JSON), 413, "too_large")
+
+
+def test_packed_bodies_are_refused_by_name(served: Running) -> None:
+    body = gzip.compress(b'{"history": [10]}')
+    answer = served.client.post(
+        "/v1/recommend", content=body, headers={**JSON, "content-encoding": "gzip"}
+    )
+    assert "gzip" in error_of(answer, 415, "packed_body")
+    plain = {**JSON, "content-encoding": "identity"}
+    answer = served.client.post("/v1/recommend", content=b'{"history": [10]}', headers=plain)
+    assert answer.status_code == 200
 
 
 class Asgi:
@@ -440,6 +455,58 @@ def test_forwarded_addresses_are_believed_from_named_proxies_only() -> None:
     assert config.forwarded_allow_ips == ["10.0.0.0/8"]
 
 
+_LOADS = """
+import os, signal
+from draftrec.serve.http import app
+
+class Loading:
+    def __init__(self, *given):
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise app.DraftrecError("still there")
+
+app.Service = Loading
+app.serve(app.ServeSettings(port=0), app.ServiceSources(), print)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
+def test_who_asks_for_a_reload_while_models_load_ends_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
+    assert "still there" in done.stderr
+    assert done.returncode == 1
+
+
+def test_who_asks_for_a_reload_while_one_goes_on_gets_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one under way may have read what has changed since."""
+    service = Service(settings(), ServiceSources(), RequestLog(io.StringIO()))
+    server, begun = make_server(service), list[int]()
+
+    async def scenario() -> None:
+        go_on = asyncio.Event()
+
+        async def read() -> dict[str, Any]:
+            begun.append(1)
+            await go_on.wait()
+            return {}
+
+        monkeypatch.setattr(service, "_reload_all", read)
+        for _ in range(2):
+            service.lifecycle.reload_wanted = True
+            await server.check()
+            await asyncio.sleep(0.01)
+            assert len(begun) == 1
+        go_on.set()
+        await asyncio.sleep(0.01)
+        await server.check()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert len(begun) == 2
+
+
 def test_what_browsers_and_probes_ask_for() -> None:
     chosen = settings(allowed_hosts=["shop.example"], cors_origins=["https://shop.example"])
     with running(chosen, ServiceSources()) as served:
@@ -450,7 +517,12 @@ def test_what_browsers_and_probes_ask_for() -> None:
             assert found.headers["x-content-type-options"] == "nosniff"
             assert found.headers["x-frame-options"] == "DENY"
         assert client.get("/metrics", headers={"host": "evil.example"}).status_code == 400
-        asks = {**good, "access-control-request-method": "POST"}
+        wanted = "authorization, content-type, x-stainless-lang, x-stainless-retry-count"
+        asks = {
+            **good,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": wanted,  # those of OpenAI's client for browsers
+        }
         for origin, status in (("https://shop.example", 200), ("https://evil.example", 400)):
             found = client.options("/v1/recommend", headers={**asks, "origin": origin})
             assert found.status_code == status

@@ -457,6 +457,23 @@ def test_a_deadline_ends_a_text(live: Live) -> None:
     assert answer.draftrec["texts"][0]["finish_reason"] == "deadline"
 
 
+@pytest.mark.slow
+def test_a_deadline_counts_from_when_the_request_came(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = live.service.writing
+    assert work
+    real = work.rules
+
+    def slow(settings: Any) -> Any:
+        time.sleep(0.4)  # as a large grammar takes
+        return real(settings)
+
+    monkeypatch.setattr(work, "rules", slow)
+    answer = live.complete(max_tokens=1, extra_body={"draftrec": {"deadline_ms": 200}})
+    assert answer.draftrec["texts"][0]["finish_reason"] == "deadline"
+
+
 def chat_service(tmp_path: Path, **more: Any) -> Any:
     folder = tmp_path / "talker"
     shutil.copytree(demo_model_path(), folder)

@@ -21,7 +21,14 @@ from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool.store import Pool
 from draftrec.serve.http.schemas import ApiError
 from draftrec.serve.settings import KnowledgeSettings
-from tests.serve.services import Running, error_of, knowledge_settings, running, settings
+from tests.serve.services import (
+    Running,
+    counted,
+    error_of,
+    knowledge_settings,
+    running,
+    settings,
+)
 
 #: The embedded model goes on and on after these.
 PROMPTS = ["hello reader", "a story of ships", "the sea"]
@@ -249,3 +256,30 @@ def test_metrics_of_tokens_and_nothing_left_of_them_when_idle(served: Running) -
         assert time.monotonic() < end
         time.sleep(0.01)
     assert value("kv_capacity_tokens") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new_tokens", [1, 5])
+def test_what_a_service_prepares_with_may_be_a_whole_text_and_is_counted_nowhere(
+    new_tokens: int,
+) -> None:
+    with running(settings(None, knowledge_settings(new_tokens=new_tokens))) as found:
+        assert counted(found) == {}
+        [text] = found.knowledge(PROMPTS[0]).json()["texts"]
+        assert text["finish_reason"] == "length"
+        counts = counted(found)
+        names = ("new_tokens_total", "texts_total", "text_ends_total", "text_tokens_count")
+        assert [counts[name] for name in names] == [new_tokens, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_groups_that_the_pool_does_not_know_are_not_kept(served: Running) -> None:
+    """Clients may name whatever group they like, for as long as the service runs."""
+    prompt = {"entity_id": "e", "prompt": PROMPTS[0]}
+    records = [{**prompt, "group": f"made up {i}"} for i in range(8)]
+    assert served.client.post("/v1/knowledge", json={"records": records}).status_code == 200
+    work = served.service.writing
+    assert work
+    assert work.generator.pool
+    assert work.generator.pool.usage.drafts > 0
+    assert set(work.generator.pool.usage.by_group) <= {"", "a"}

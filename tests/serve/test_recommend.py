@@ -35,6 +35,7 @@ from tests.jobs.recommend.worlds import (
 )
 from tests.serve.services import (
     Running,
+    counted,
     error_of,
     recommend_settings,
     running,
@@ -486,3 +487,11 @@ def test_ids_come_back_in_the_type_they_came_in(shop: Running, world: World) -> 
         answer = served.recommend([named(20), "B1"])
         assert answer.status_code == 422
         assert "item B1 has no semantic id" in answer.text
+
+
+def test_what_a_service_prepares_with_is_counted_nowhere(world: World) -> None:
+    with running(settings(recommend_settings(world))) as found:
+        assert counted(found) == {}
+        assert found.recommend([10]).status_code == 200
+        counts = counted(found)
+        assert (counts["beam_users_total"], counts["beam_results_total"]) == (1, 5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,11 @@ from draftrec.items.settings import PromptFormat
 from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.models.recommender import IDS_FILE, load_recommender, new_tokenizer
 from draftrec.train import presets
+from draftrec.train.align import AlignSpec, align
+from draftrec.train.drafter.fit import DrafterSpec, fit_drafter
 from draftrec.train.fit import FitSpec, fit
 from draftrec.train.presets import LoraSettings, ModelSource
+from draftrec.train.teacher import TeachSpec, teach
 from tests.jobs.recommend.worlds import reassigned
 from tests.train.small import SETTINGS, catalogue, fit_spec
 
@@ -171,6 +176,69 @@ def test_a_recommender_is_trained_further(tmp_path: Path, caplog: pytest.LogCapt
     assert "first was trained on other semantic ids than" in caplog.text
 
 
+SMALL = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_another_configuration_in_the_same_file_is_refused(tmp_path: Path):
+    """Weights of equal shapes went on as another model's."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SMALL))
+    spec = fit_spec(
+        tmp_path, source=ModelSource("config", str(path)), recall_users=0,
+        settings=replace(SETTINGS, epochs=1),
+    )  # fmt: skip
+    with pytest.raises(Interrupted):
+        fit(spec, should_stop=StopAfter(1))
+    path.write_text(json.dumps({**SMALL, "rope_theta": 100.0}))
+    with pytest.raises(DraftrecError, match=r"source_files was.*--overwrite"):
+        fit(spec)
+    path.write_text(json.dumps(SMALL))
+    fit(spec)
+
+
+@pytest.mark.slow
+def test_another_checkpoint_in_the_same_folder_is_refused(tmp_path: Path):
+    once = replace(SETTINGS, epochs=1)
+    first = fit_spec(tmp_path, "first", settings=once, recall_users=0)
+    fit(first)
+    second = replace(
+        first, output=tmp_path / "second", source=ModelSource("checkpoint", str(first.output))
+    )
+    with pytest.raises(Interrupted):
+        fit(second, should_stop=StopAfter(1))
+    fit(replace(first, settings=replace(once, seed=1), overwrite=True))
+    with pytest.raises(DraftrecError, match=r"source_files was.*--overwrite"):
+        fit(second)
+    record = second.output / "training" / "settings.json"
+    earlier = json.loads(record.read_text())
+    del earlier["source_files"]
+    record.write_text(json.dumps(earlier))
+    found = fit(second)  # earlier versions did not look at the files
+    shutil.rmtree(first.output)
+    assert fit(second) == found
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path):
+    here = str(tmp_path)
+    source = ModelSource("checkpoint", here)
+    runs: list[tuple[str, Callable[[], Any]]] = [
+        ("--from", lambda: fit(FitSpec("none", "none", tmp_path, source, overwrite=True))),
+        ("--from", lambda: align(AlignSpec(tmp_path / "a", "b", tmp_path, source))),
+        ("--target", lambda: align(AlignSpec(tmp_path / "a", here, tmp_path))),
+        ("TEACHER", lambda: align(AlignSpec(tmp_path, "b", tmp_path))),
+        ("TARGET", lambda: teach(TeachSpec(here, "none", "none", tmp_path))),
+        ("--model", lambda: fit_drafter(DrafterSpec(runs=[], model=here, output=tmp_path))),
+    ]
+    for option, run in runs:
+        with pytest.raises(DraftrecError, match=f"is the folder of {option}, which is only read"):
+            run()
+    assert not list(tmp_path.iterdir())
+
+
 def save_language_model(folder: Path, *, tied: bool) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -220,6 +288,9 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path):
     for name, value in (("epochs", 0), ("dropout", 1.0), ("lr", 0.0), ("device", "tpu")):
         with pytest.raises(DraftrecError, match=f"--{name} must"):
             replace(SETTINGS, **{name: value})
+    for value in (-1.0, float("nan")):
+        with pytest.raises(DraftrecError, match="--weight-decay must be at least 0"):
+            replace(SETTINGS, weight_decay=value)
 
 
 @pytest.mark.parametrize(

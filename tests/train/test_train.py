@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,33 @@ def test_without_validation_the_last_weights_are_kept(tmp_path: Path):
 def test_a_loss_that_is_no_number_is_refused(tmp_path: Path):
     with pytest.raises(DraftrecError, match="loss became nan in step 0"):
         trained(tmp_path, Scored([1.0], value=float("nan")))
+
+
+class Broken(Scored):
+    """Validations whose loss is no number, whatever their scores."""
+
+    def validate(self, model: Any) -> Validation | None:
+        found = super().validate(model)
+        return found and Validation({"valid_loss": float("nan")}, found.score)
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [(Scored([float("nan")] * 6), "score is nan"), (Broken([1.0] * 6), "valid_loss is nan")],
+)
+def test_weights_that_say_no_number_from_the_first_epoch_on_are_refused(
+    tmp_path: Path, task: Scored, words: str
+):
+    """It was a best.safetensors that does not exist, or a model of no numbers."""
+    with pytest.raises(DraftrecError, match=rf"{words} after epoch 1; lower --lr"):
+        trained(tmp_path, task)
+
+
+def test_weights_that_say_no_number_later_are_not_the_best(tmp_path: Path):
+    task = Scored([1.0, float("inf"), float("nan")])
+    model, progress = trained(tmp_path, task)
+    assert (progress.best_epoch, progress.epoch) == (0, 3)
+    assert float(model.weight.detach()) == task.seen[0]
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
@@ -206,3 +234,41 @@ def test_norms_in_mixed_precision_are_no_news(tmp_path: Path, recwarn: pytest.Wa
         assert [w for w in recwarn if "Mismatch dtype" in str(w.message)]
     finally:
         torch.set_warn_always(False)
+
+
+@pytest.mark.parametrize("room", [0, 100, 1500])
+def test_a_full_disk_keeps_the_checkpoint_and_is_one_sentence(tmp_path: Path, room: int):
+    folder = TrainingFolder(tmp_path, "model.json")
+    folder.claim({}, overwrite=True)
+    folder.save({"weights": torch.ones(9)}, [])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        with pytest.raises(DraftrecError, match=r"state\.pt cannot be written") as error:
+            folder.save({"weights": torch.zeros(9999)}, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "make room" in str(error.value)
+    assert not list(tmp_path.glob("*.tmp"))
+    state = folder.load()
+    assert state is not None
+    assert state["weights"].tolist() == [1.0] * 9
+
+
+def test_a_crash_while_the_best_weights_are_written_keeps_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained(tmp_path, Scored([1.0] * 6))
+    before = (tmp_path / "best.safetensors").read_bytes()
+
+    def torn(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("draftrec.train.loop.save_file", torn)
+    files = TrainingFolder(tmp_path, "model.json")
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Scored([9.0]), Line(), SETTINGS, files).run(TrainWatcher())
+    assert (tmp_path / "best.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -45,6 +47,9 @@ _COMMANDS = {
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 #: Whatever the parser refuses. Typer exports the class's child only.
 _ClickError = typer.BadParameter.__mro__[2]
+#: How libraries in Rust, whose errors are no OSErrors, say what the system told them.
+_OF_RUST = re.compile(r"(?:\bos error |\bOs \{ code: )(\d+)")
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(argv: Seq[str] | None = None) -> None:
@@ -156,9 +161,15 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, _ClickError):
         return error.format_message(), error.exit_code  # type: ignore[attr-defined]
     if isinstance(error, OSError):
-        reason = (error.strerror or str(error)).lower()
-        place = f" ({error.filename})" if error.filename else ""
-        return f"{reason}{place}; mend that and run the same command again to continue", BAD_INPUT
+        return _mended(error.strerror or str(error), error.filename)
+    found = _OF_RUST.search(str(error))
+    if found and int(found[1]) in _UNWRITABLE:  # as safetensors and tokenizers say it
+        return _mended(os.strerror(int(found[1])), None)
     kind = type(error).__name__
     first_line = next(iter(str(error).splitlines()), "")
     return f"unexpected {kind}: {first_line}; run again with --debug for the traceback", 1
+
+
+def _mended(reason: str, file: object) -> tuple[str, int]:
+    what = f"{reason.lower()} ({file})" if file else reason.lower()
+    return f"{what}; mend that and run the same command again to continue", BAD_INPUT

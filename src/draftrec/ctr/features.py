@@ -354,8 +354,9 @@ def _vectors(
         raise DraftrecError(
             f"{location} has no vector for any entity that the models train on; check its ids"
         )
-    deviation = fitted.std(axis=0)
-    scaled = (read.vectors - fitted.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    # In float64: in float32 a number that is always 0.1 has a mean beside it, and a deviation.
+    mean, deviation = fitted.mean(axis=0, dtype=np.float64), fitted.std(axis=0, dtype=np.float64)
+    scaled = (read.vectors - mean) / np.where(deviation > 0, deviation, 1)
     table = np.zeros((len(ids) + 1, read.vectors.shape[1]), np.float32)
     table[1:][found >= 0] = scaled[found[found >= 0]]
     return table, np.flatnonzero(found < 0)

@@ -191,7 +191,8 @@ def _vectors(
             f"{path}: the vector of {noun} {ids[wrong[0]]} has {lengths[wrong[0]]} numbers where "
             f"the first has {wanted}; all must have equally many, at least one"
         )
-    flat = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
+    # Not safe: whole numbers of which float32 has no exact one are rounded, as fractions are.
+    flat = column.flatten().cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     found = np.asarray(flat, np.float32).reshape(len(ids), wanted)
     bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if len(bad):

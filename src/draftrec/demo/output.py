@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from draftrec.data.files.writers import replace_file
 from draftrec.demo import items, items_report, texts, texts_report
 from draftrec.demo.shop import sequences
 from draftrec.errors import DraftrecError
@@ -60,14 +61,16 @@ def write(
         mine = items_report.to_json(found)
         summary = {**summary, "recommendation": mine} if written else mine
     try:
-        _replace(folder / "report.html", render(report))
+        replace_file(folder / "report.html", render(report).encode())
         if written:
-            _replace(folder / "readers.jsonl", _readers(written))
+            replace_file(folder / "readers.jsonl", _readers(written).encode())
             written.pool.save(folder / "pool")
         if found:
-            _replace(folder / "sequences.jsonl", sequences(found.shipped.readings))
+            table = sequences(found.shipped.readings)
+            replace_file(folder / "sequences.jsonl", table.encode())
             shutil.copyfile(found.plan.shipped / "sids.parquet", folder / "sids.parquet")
-        _replace(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        content = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        replace_file(folder / "summary.json", content.encode())
     except OSError as error:
         raise _unwritable(folder, error) from error
     return report, summary
@@ -80,13 +83,6 @@ def _readers(story: texts.Story) -> str:
         for request, prompt in zip(story.requests, story.prompts, strict=True)
     )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that no half-written file is ever read."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _unwritable(folder: Path, error: OSError) -> DraftrecError:

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from draftrec.core import EMPTY_TREE, IntArray, LongArray
+from draftrec.core import EMPTY_TREE, IntArray, LongArray, Turn
 from draftrec.engine.kv_cache import KVShape, KVSlab
 from draftrec.engine.masks import Reach
 from draftrec.engine.packing import Segment
@@ -106,6 +106,8 @@ class Target:
         self._features: tuple[int, torch.dtype] | None = None
         #: A row gives the same bits whatever else is in its pass, as far as the check at load saw.
         self.exact = False
+        #: Of whoever has texts or searches in the slab: one batch at a time.
+        self.turn = Turn()
 
     @property
     def shared_length(self) -> int:

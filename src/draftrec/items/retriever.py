@@ -239,7 +239,7 @@ def _damped(pairs: Any, counts: LongArray, settings: RetrieverSettings) -> Any:
     from scipy.sparse import diags
 
     # A pair's items have been counted, so the 1 stands for items without pairs.
-    shrunk = np.maximum(counts, 1) + settings.shrinkage
+    shrunk = np.maximum(counts, 1) + float(settings.shrinkage)
     before, after = shrunk**-settings.from_power, shrunk**-settings.to_power
     return (diags(before) @ pairs @ diags(after)).tocsr().astype(np.float32)
 

@@ -28,7 +28,12 @@ import numpy as np
 import pyarrow as pa
 
 from draftrec.data.files.places import Place
-from draftrec.data.files.writers import append_file, replace_file, replace_parquet
+from draftrec.data.files.writers import (
+    append_file,
+    cut_torn_line,
+    replace_file,
+    replace_parquet,
+)
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger, changes
 
@@ -106,6 +111,7 @@ class TrialStore:
             self.ledger.write(_line({"identity": dict(self.identity)}).decode())
             return {}
         self.ledger.refuse(changes(lines[0].get("identity", {}), self.identity))
+        cut_torn_line(self.times)
         return {trial_key(line["settings"]): line["figures"] for line in lines[1:]}
 
     def _whole_lines(self) -> list[dict[str, Any]]:

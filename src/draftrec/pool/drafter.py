@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +48,11 @@ class PoolDrafter:
 
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
-        sources, noise = [self._sources(s) for s in batch], [_noise(s) for s in batch]
-        trees = self.builder.build_many(sources, limit, depth, noise)
+        noise = [_noise(s) for s in batch]
+        # Another thread may add texts, and what is drawn from is borrowed as it is.
+        with self.pool.turn if self.pool is not None else nullcontext():
+            sources = [self._sources(s) for s in batch]
+            trees = self.builder.build_many(sources, limit, depth, noise)
         for sequence, tree in zip(batch, trees, strict=True):
             # Of a few bytes Python has the largest sooner than numpy.
             from_pool = max(tree.sources.tobytes(), default=0) >= GROUP

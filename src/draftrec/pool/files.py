@@ -17,7 +17,7 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from draftrec.data.files.locks import sole_writer
-from draftrec.data.files.writers import share
+from draftrec.data.files.writers import behind_link, share, sync_files, sync_folder
 from draftrec.errors import DraftrecError, PoolMismatchError, PoolOverwrittenError
 
 FORMAT_VERSION = 2
@@ -27,11 +27,12 @@ _LOOK_SECONDS = 0.001
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place if the block succeeds.
+    """An empty folder beside `folder` that takes its place if the block succeeds. A link stays one.
 
     Raises DraftrecError if `folder` exists and is not a pool, if another process writes there, and
     if there is no room.
     """
+    folder = behind_link(folder)
     with sole_writer(folder), _aside(folder) as new:
         yield new
 
@@ -45,6 +46,7 @@ def _aside(folder: Path) -> Iterator[Path]:
     try:
         yield new
         share(new)
+        sync_files(new)
         _swap(folder, new)
     except (OSError, SafetensorError) as error:  # such as a full disk
         reason = (getattr(error, "strerror", None) or str(error)).lower()
@@ -137,7 +139,7 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
 
 def existing(folder: Path) -> Path:
     """`folder`, or what a kill between two renames left of it."""
-    return folder if folder.exists() else next(iter(_set_aside(folder)), folder)
+    return folder if folder.exists() else next(iter(_set_aside(behind_link(folder))), folder)
 
 
 def damaged(path: Path, why: object) -> DraftrecError:
@@ -162,6 +164,7 @@ def _swap(folder: Path, new: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
+    sync_folder(folder.parent)
     for leftover in _set_aside(folder):
         shutil.rmtree(leftover, ignore_errors=True)
 

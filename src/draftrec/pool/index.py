@@ -269,6 +269,11 @@ class NgramIndex:
         self._spare_nodes = grown - used - nodes
         self._spare_places = longer - written - places
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or what was in a pickle, has arrays that lie elsewhere."""
+        self.__dict__.update(state)
+        self._take(self.arrays)
+
     def _take(self, arrays: Arrays) -> None:
         self.arrays = arrays
         self.handle = views.trie_handle(arrays.nodes, arrays.table, arrays.text)

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from draftrec.core import IntArray, LongArray, ratio
+from draftrec.core import IntArray, LongArray, Turn, ratio
 from draftrec.data.files.places import here
 from draftrec.errors import PoolMismatchError
 from draftrec.pool import files
@@ -179,6 +179,7 @@ LevelName = Literal["group", "all"]
 LEVELS: tuple[LevelName, ...] = get_args(LevelName)
 # Bytes per token of a closed index, about; those of fresh texts take more, but they are few.
 _INDEX_BYTES = 21
+_NO_LIMIT = 1 << 62
 # Accepted tokens per token that a text may be expected to bring before it was ever used.
 _UNUSED = 0.1
 _ARRAYS = ("tokens", "offsets", "groups", "usage")
@@ -216,6 +217,8 @@ class Pool:
         self._members: dict[str, list[int]] = {}
         self._tokens = 0
         self._watch: files.Watch | None = None
+        #: Of whoever changes the texts or their indexes, and of whoever has borrowed those.
+        self.turn = Turn()
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -259,12 +262,13 @@ class Pool:
             if len(ids):
                 taken.append((ids, group))
                 kept.append(i)
-        self._append(taken, fresh_rows(len(taken), time.time()) if rows is None else rows[kept])
-        if "all" in self.levels:
-            self.all.add([ids for ids, _ in taken])
-        if "group" in self.levels:
-            for group, own in _by_group(taken).items():
-                self.groups.setdefault(group, Level()).add(own)
+        with self.turn:
+            self._append(taken, fresh_rows(len(taken), time.time()) if rows is None else rows[kept])
+            if "all" in self.levels:
+                self.all.add([ids for ids, _ in taken])
+            if "group" in self.levels:
+                for group, own in _by_group(taken).items():
+                    self.groups.setdefault(group, Level()).add(own)
         return len(taken)
 
     def sources(self, group: str | None) -> list[tuple[LevelName, Any]]:
@@ -333,12 +337,13 @@ class Pool:
 
     def forget_files(self) -> None:
         """Draft from what is in files no longer, as they were overwritten."""
-        for level in (self.all, *self.groups.values()):
-            if level.closed and level.closed.watch:
-                level.closed = None
+        with self.turn:
+            for level in (self.all, *self.groups.values()):
+                if level.closed and level.closed.watch:
+                    level.closed = None
 
     def merge(self, other: Pool) -> Pool:
-        """A pool of both pools' texts, each once.
+        """A pool of both pools' texts, each once, with room for as much as both have.
 
         Raises PoolMismatchError if they were made with different tokenizers.
         """
@@ -360,7 +365,9 @@ class Pool:
                     rows[at]["accepted"] += row["accepted"]
                     rows[at]["used"] = max(rows[at]["used"], row["used"])
                     rows[at]["added"] = min(rows[at]["added"], row["added"])
+        both.max_bytes = _NO_LIMIT
         both.add(texts, np.array(rows, ROW))
+        both.max_bytes = self.max_bytes + other.max_bytes
         both.usage = self.usage.merged(other.usage)
         both.created = min(self.created, other.created)
         return both
@@ -370,7 +377,7 @@ class Pool:
 
         Raises DraftrecError if `folder` exists and holds something else.
         """
-        with files.replacing(here(folder, "a pool")) as new:
+        with files.replacing(here(folder, "a pool")) as new, self.turn:
             names = sorted(self._members)
             place = {name: i for i, name in enumerate(names)}
             arrays = {

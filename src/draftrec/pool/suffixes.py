@@ -311,6 +311,10 @@ class ClosedIndex:
         if not np.array_equal(self.vocabulary[self.tokens[self.tokens > 0] - 1], wanted):
             raise ValueError("it belongs to other texts")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the handle: the arrays of a copy, and of what was in a pickle, lie elsewhere."""
+        return {name: value for name, value in self.__dict__.items() if name != "handle"}
+
     def _trust(self) -> None:
         """Let kernels know it as it is: nothing in it points outside."""
         self.__dict__["handle"] = views.closed_handle(self)

@@ -212,7 +212,7 @@ class Service:
         # Of its own, so that nothing else that waits for a thread waits for long prompts.
         self.tokenizing = ThreadPoolExecutor(2, "tokenizing")
         self._began = time.monotonic()
-        self._reloading = False
+        self.reloading = False
         self._routes = ["/admin/reload"]
         self._told_of_descriptors = float("-inf")
         if sources.recommend:
@@ -301,9 +301,9 @@ class Service:
         Raises ApiError while another reload is under way, and for files that cannot be used: then
         the old ones stay.
         """
-        if self._reloading:
+        if self.reloading:
             raise ApiError(409, "reloading", "another reload is under way; wait for it")
-        self._reloading = True
+        self.reloading = True
         start = time.monotonic()
         succeeded = False
         try:
@@ -313,7 +313,7 @@ class Service:
             self.log.write("reload_failed", message=str(error))
             raise ApiError(409, "reload_failed", f"the old files stay in use: {error}") from error
         finally:
-            self._reloading = False
+            self.reloading = False
             self.metrics.observe_reload(succeeded=succeeded, seconds=time.monotonic() - start)
         self.log.write("reloaded", seconds=round(time.monotonic() - start, 3), **facts)
         return facts

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ from draftrec.engine.learned.drafter import HeadDrafter
 from draftrec.engine.text import loop as text_loop
 from draftrec.engine.text.grammar import GrammarDrafter, GrammarLostError
 from draftrec.engine.text.loop import TextRules
+from draftrec.engine.text.stats import Timing
 from draftrec.errors import DraftrecError, PoolMismatchError, PoolOverwrittenError
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.prompts import key_of
@@ -59,12 +61,15 @@ class RecommendWork:
         self._asked: dict[int, tuple[int, Query, BeamRequest]] = {}
 
     def prepare(self) -> None:
-        """Make the engine, its caches and its kernels ready."""
+        """Make the engine, its caches and its kernels ready. What that takes is counted nowhere."""
         self._take(self.recommender)
-        first = self.recommender.catalogue.sids.items[:1]
-        self.begin(0, Query(0, first))
-        while not self.turn():
+        recommender = self.recommender
+        query = Query(0, recommender.catalogue.sids.items[:1])
+        request = recommender.request(query)
+        order = self._batch.add(request)
+        while not beam_loop.step(self._engine, self._batch).done:
             pass
+        recommender.answer(query, request, self._batch.results.pop(order), 0.0)
 
     def room(self) -> int:
         """Free slots of the batch."""
@@ -260,11 +265,16 @@ class KnowledgeWork:
         return self.generator.text_rules(json.loads(settings))
 
     def prepare(self) -> None:
-        """Measure what passes cost, take the memory, and write a few tokens."""
+        """Measure what passes cost, take the memory, and write a few tokens, which may be all of a
+        text and are counted nowhere."""
         self._build()
-        self.begin(0, Wanted("", self.generator.encode(["Hello"])[0][: self.longest]))
-        self.turn()
-        self.stop(0)
+        first = Request("", self.generator.encode(["Hello"])[0][: self.longest])
+        order = self._batch.add(first)
+        with suppress(PoolOverwrittenError):  # the first request meets it again
+            text_loop.step(self._engine, self._batch)
+        text_loop.drop(self._engine, self._batch, order)
+        self._batch.results.clear()
+        self.generator.timing = self._engine.timing = Timing()
 
     def room(self) -> int:
         """Free slots of the batch."""
@@ -276,7 +286,7 @@ class KnowledgeWork:
         request = Request(
             question.entity_id,
             question.prompt_ids,
-            question.group,
+            self._group(question),
             key=key_of(question.entity_id) if question.key is None else question.key,
             wishes=question.wishes,
         )
@@ -284,6 +294,12 @@ class KnowledgeWork:
         self._orders[number] = order
         self._wanted[order] = number, question
         return None
+
+    def _group(self, question: Wanted) -> str | None:
+        """Its group, where the pool knows that: it counts what groups got out of it, and clients
+        may name whatever group they like."""
+        pool = self.generator.pool
+        return question.group if pool is not None and question.group in pool.groups else None
 
     def turn(self) -> Mapping[int, Written | DraftrecError]:
         """One step of the loop of `engine.text.loop`. A text that its grammar cannot follow fails
@@ -397,8 +413,8 @@ class KnowledgeWork:
         new = [(s.order, s.new_tokens) for s in self._batch.running if s.new_tokens]
         new += [(order, len(self._batch.results[order].token_ids)) for order in finished]
         for order, tokens in new:
-            number, question = self._wanted[order]
-            if order not in self._began and number:  # 0 prepares, and nobody asked for it
+            question = self._wanted[order][1]
+            if order not in self._began:
                 self._began[order] = now, tokens
                 self.metrics.observe_first_token(question.route, now - question.arrived)
 

@@ -38,6 +38,7 @@ from draftrec.models.recommender import (
 )
 from draftrec.train import objectives, presets
 from draftrec.train.examples import IGNORED, Batch
+from draftrec.train.files import check_apart
 from draftrec.train.fit import longest
 from draftrec.train.loop import TrainWatcher, Validation
 from draftrec.train.presets import ModelSource
@@ -281,11 +282,13 @@ def align(
     Raises DraftrecError for unusable input, teacher data of another target among it, and
     Interrupted once `should_stop()` is true.
     """
+    read = {"TEACHER": spec.teacher, "--target": spec.target, "--from": spec.source.folder}
+    check_apart(spec.output, read)
     target = load_recommender(spec.target, spec.settings.device)
     folder = TeacherFolder(spec.teacher)
     manifest = check_teacher(folder, target)
     identity = {
-        "source": f"{spec.source.kind} {spec.source.name}",
+        **presets.source_record(spec.source),
         "teacher": manifest.contexts,
         "target": target.fingerprint,
         "held_out": spec.held_out,

@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
-from draftrec.data.files.writers import TEMPORARY, naming, replace_file
+from draftrec.data.files.writers import renaming, replace_file
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger, changes
 
 _OWNED = re.compile(r"state\.pt|best\.safetensors|metrics\.jsonl")
+#: In the settings: a fingerprint of the files that the model came from.
+SOURCE_FILES = "source_files"
 Board = Callable[[int, dict[str, float]], None]
 
 
@@ -43,7 +45,12 @@ class TrainingFolder:
     def check(self, settings: dict[str, Any]) -> None:
         """Raise DraftrecError where a training with other settings or inputs has begun."""
         if (before := self.ledger.begun()) is not None:
-            self.ledger.refuse(changes(before, _plain(settings)))
+            now = _plain(settings)
+            if not (SOURCE_FILES in before and SOURCE_FILES in now):
+                # Begun by an earlier version, or the files have gone since.
+                before.pop(SOURCE_FILES, None)
+                now.pop(SOURCE_FILES, None)
+            self.ledger.refuse(changes(before, now))
 
     def claim(self, settings: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder, or go on in it; with `overwrite` what it and its model were goes."""
@@ -55,12 +62,16 @@ class TrainingFolder:
         self.ledger.write(json.dumps(_plain(settings), indent=1) + "\n")
 
     def save(self, state: dict[str, Any], epochs: list[dict[str, float]]) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint. Raises DraftrecError where PyTorch cannot write it."""
         path = self.path / "state.pt"
-        temporary = path.with_name(path.name + TEMPORARY)
-        with naming(path):
-            torch.save(state, temporary)
-        temporary.replace(path)
+        try:
+            with renaming(path) as temporary:
+                torch.save(state, temporary)
+        except RuntimeError as error:  # its only word for a full disk
+            raise DraftrecError(
+                f"the checkpoint {path} cannot be written ({error}); make room and run the same "
+                "command again to continue"
+            ) from error
         lines = "".join(json.dumps(record) + "\n" for record in epochs)
         replace_file(self.path / "metrics.jsonl", lines.encode())
 
@@ -95,6 +106,17 @@ class TrainingFolder:
             yield write
         finally:
             writer.close()
+
+
+def check_apart(output: Path, inputs: Mapping[str, Path | str | None]) -> None:
+    """Raise DraftrecError where the output is one of the folders that are read, by option: what
+    they hold would be written over, or taken for something else."""
+    for option, folder in inputs.items():
+        if folder is not None and Path(folder).resolve() == output.resolve():
+            raise DraftrecError(
+                f"--output {output} is the folder of {option}, which is only read; name another "
+                "folder"
+            )
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from draftrec.models.recommender import (
 )
 from draftrec.train import presets
 from draftrec.train.examples import Batch, Examples, TrainingData, read_training_data
+from draftrec.train.files import check_apart
 from draftrec.train.loop import ItemValidator, TrainWatcher, Validation, Validator, answer_loss
 from draftrec.train.presets import LoraSettings, ModelSource, adapted
 from draftrec.train.session import RECOMMENDER, Prepared, Session, save_trained
@@ -81,6 +82,7 @@ def fit(
     """
     if spec.lora and spec.source.kind != "checkpoint":
         raise DraftrecError("--lora adapts a checkpoint; give one with --from, or leave --lora out")
+    check_apart(spec.output, {"--from": spec.source.folder})
     sids = read_semantic_ids(spec.sids, spec.columns)
     if spec.whole_items:
         sids = whole_items(sids)
@@ -88,7 +90,7 @@ def fit(
         spec.sequences, sids, spec.limit, with_valid=spec.with_valid, columns=spec.columns
     )
     identity = {
-        "source": f"{spec.source.kind} {spec.source.name}",
+        **presets.source_record(spec.source),
         "sids": sids.fingerprint(),
         "sequences": data.fingerprint(),
         "prompt": spec.form.as_dict() if spec.form else None,

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from draftrec.core import LongArray
-from draftrec.data.files.writers import share
+from draftrec.data.files.writers import renaming, share
 from draftrec.engine.beams.drafters import NoBeamDrafter
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
@@ -185,11 +185,17 @@ class Trainer:
         found = self.task.validate(self.bare)
         record = {"epoch": float(done.epoch), "steps": float(done.step)}
         record["train_loss"] = done.loss_sum / self.steps
-        if found is None or found.score > done.best_score:
+        broken = _not_finite(found)
+        if broken and done.best_epoch < 0:
+            raise DraftrecError(
+                f"{broken} after epoch {done.epoch + 1}; lower --lr, or use --precision no"
+            )
+        if found is None or (not broken and found.score > done.best_score):
             done.best_epoch = done.epoch
             done.best_score = found.score if found else -math.inf
             if self.accelerator.is_main_process:
-                save_file(_trained(self.bare), self.folder.best)
+                with renaming(self.folder.best) as temporary:
+                    save_file(_trained(self.bare), temporary)
                 share(self.folder.best.parent)
         done.seconds += time.monotonic() - started
         record |= found.metrics if found else {}
@@ -221,6 +227,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _not_finite(found: Validation | None) -> str | None:
+    """What a validation says where the weights have become useless, as in `valid_loss is nan`."""
+    figures = found.metrics.items() if found else ()
+    return next((f"{name} is {it}" for name, it in figures if not math.isfinite(it)), None)
 
 
 def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:

@@ -5,6 +5,7 @@ for models whose configuration has none, such as Llama's.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from draftrec.config import ModelConfig
 from draftrec.engine.selfcheck import checked_target
 from draftrec.errors import DraftrecError
 from draftrec.models.loading import load_model, load_tokenizer
+from draftrec.models.recommender import weights_fingerprint
+from draftrec.train.files import SOURCE_FILES
 from draftrec.train.settings import TARGET_PRESET
 
 
@@ -36,6 +39,11 @@ class ModelSource:
 
     kind: Literal["preset", "config", "checkpoint"] = "preset"
     name: str = TARGET_PRESET
+
+    @property
+    def folder(self) -> str | None:
+        """The checkpoint's, if it is one."""
+        return self.name if self.kind == "checkpoint" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,21 @@ PRESETS = {
     "small": Shape(layers=4, width=256, heads=8, inner=704),
     "base": Shape(layers=8, width=512, heads=8, inner=1408),
 }
+
+
+def source_record(source: ModelSource) -> dict[str, str]:
+    """What a training records of where its model comes from: the name and, where files lie there,
+    a fingerprint of them, since another model may come to lie in their place."""
+    found = {"source": f"{source.kind} {source.name}"}
+    path, digest = Path(source.name), hashlib.sha256()
+    if source.kind == "preset" or not path.exists():
+        return found
+    if source.kind == "checkpoint":
+        digest.update(weights_fingerprint(path).encode())
+    for file in (path / "config.json", path / "tokenizer.json") if path.is_dir() else (path,):
+        if file.is_file() and file.suffix == ".json":
+            digest.update(file.read_bytes())
+    return found | {SOURCE_FILES: digest.hexdigest()}
 
 
 def untrained(

@@ -100,7 +100,7 @@ def figures(output: Path, record: dict[str, Any], **what: str) -> dict[str, Any]
         **what,
         "weights": record["weights"],
         "epochs": len(record["epochs"]),
-        "best_epoch": record["best_epoch"],
+        "best_epoch": record["best_epoch"] + 1,
         "seconds": record["seconds"],
         **{name: best[name] for name in best if name not in ("epoch", "steps", "seconds")},
     }

@@ -44,7 +44,7 @@ class TrainSettings:
     epochs: Annotated[int, knob("Passes over the training data, at most.", ge=1)] = 20
     batch_tokens: Annotated[int, knob("Tokens per step, padding included.", ge=1)] = 2048
     lr: Annotated[float, knob("Highest learning rate.", gt=0)] = 1e-3
-    weight_decay: Annotated[float, knob("AdamW's, of matrices.")] = 0.1
+    weight_decay: Annotated[float, knob("AdamW's, of matrices.", ge=0)] = 0.1
     warmup: Annotated[float, knob("Share of steps until the highest rate.", ge=0, lt=1)] = 0.05
     clip: Annotated[float, knob("Longest gradient.", gt=0)] = 1.0
     dropout: Annotated[float, knob("Share of the stream that is dropped.", ge=0, lt=1)] = 0.2

@@ -36,6 +36,7 @@ from draftrec.jobs.ledger import input_changes
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, check_ids, load_recommender
 from draftrec.train.examples import read_training_data
+from draftrec.train.files import check_apart
 from draftrec.train.settings import TeachRun, TeachSettings
 from draftrec.train.teacher_files import (
     Context,
@@ -205,6 +206,7 @@ def teach(
     Raises DraftrecError for unusable input, a model that cannot be recorded and a folder that
     another process writes to, and Interrupted, after a shard, once `should_stop()` is true.
     """
+    check_apart(spec.output, {"TARGET": spec.target})
     folder = TeacherFolder(spec.output)
     with folder.ledger.held():
         return _teach(spec, folder, watcher or TeachWatcher(), should_stop)

@@ -60,6 +60,7 @@ def test_a_target_its_teacher_data_and_a_draft(command: Command, tmp_path: Path)
     assert (found["kind"], found["epochs"]) == ("target", 2)
     assert "valid_recall@10" in found
     assert "epoch 2: train loss" in command.err
+    assert f"best of 2 epochs: {found['best_epoch']}" in command.err
     assert load_recommender(target, "cpu").format.max_items == 6
     found = command.tell("teach", target, *command.data, "--output", teacher, "--beams", 3)
     assert found["beams"] == 3
@@ -90,7 +91,7 @@ def test_an_item_model_has_defaults_of_its_own_and_options_win(
 
     def told(spec: FitSpec, *_: Any) -> dict[str, Any]:
         specs.append(spec)
-        return {"kind": "items", "weights": 1, "output": "x", "epochs": 1, "best_epoch": 0}
+        return {"kind": "items", "weights": 1, "output": "x", "epochs": 1, "best_epoch": 1}
 
     def of(*words: Any) -> dict[str, Any]:
         assert command("fit", *command.data, "--output", tmp_path / "out", *words) == 0, command.err

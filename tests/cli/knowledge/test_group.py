@@ -218,3 +218,9 @@ class TestBadInput:
         command.refuses("no entity has a group", "attribute", none, "--column", "genre")
         other = command.folder / "groups.txt"
         command.refuses("must end in", "random", command.entities, "--clusters", 2, output=other)
+
+
+def test_the_median_of_two_sizes_lies_between_them(command: Command) -> None:
+    rows = [{"entity_id": f"u{i}", "genre": "war" if i < 2 else "love"} for i in range(7)]
+    found = command.tell("attribute", command.write("two.jsonl", *rows), "--column", "genre")
+    assert (found["smallest"], found["median"], found["largest"]) == (2, 3.5, 5)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace, whole
+from draftrec.engine.beams import pace as paces
+from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace, measure_passes, whole
 from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, UserSearch
-from draftrec.engine.costs import CostCurve
+from draftrec.engine.costs import CostCurve, LearningCurve
 
 DEPTH, K, N = 4, 4, 16
 FLAT = CostCurve((1, 10_000), (1.0, 1.001))  # rows are free, passes are dear
@@ -211,3 +212,39 @@ def test_few_rows_are_considered_where_few_beams_are_kept() -> None:
     for _ in range(200):
         auto.observe([verified([2, 2, 2], [N, N, N])])
     assert auto.widths(a_search(1), 1) == (2, 2, 2)
+
+
+def test_what_passes_take_in_a_run_is_asked_again() -> None:
+    """Rows looked free while they were measured, and are not."""
+    target = LearningCurve(FLAT)
+    auto = AutoPace(N, DEPTH, Costs(target, CHEAP, users=1, prompt=8, kept=K))
+    assert auto.plans(1)[0]
+    for passes in range(1, 65):
+        for rows in (K, 8, 8 + N, 8 + 3 * N):
+            target.observe(rows, float(STEEP(rows)))
+        auto.observe([])
+        if passes == 31:
+            assert auto.plans(1)[0], "asking takes a while"
+    assert auto.plans(1) == [()] * DEPTH
+
+
+def test_dear_passes_are_measured_once_and_the_others_three_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    clock = 0.0
+
+    def timed(model: object, at_once: int, prompt: int, count: int) -> float:
+        nonlocal clock
+        made.append(count)
+        took = 0.01 if made.count(count) > 2 else 0.02  # a third time shows what it is
+        clock += took if count < 256 else 0.4
+        return took if count < 256 else 0.4
+
+    monkeypatch.setattr(paces, "_timed", timed)
+    monkeypatch.setattr(paces.time, "perf_counter", lambda: clock)
+    model = type("Model", (), {"target": type("T", (), {"reserve": lambda *_: None})()})
+    curve = measure_passes(model, 1, 8, 512)  # type: ignore[arg-type]
+    assert [made.count(n) for n in (4, 64, 128, 256, 512)] == [3, 3, 3, 1, 1]
+    assert curve(64) == pytest.approx(0.01)
+    assert curve(512) == pytest.approx(0.4)

@@ -122,3 +122,16 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"entity_id": ["a"]}), folder / "stats-00000.parquet")
     with pytest.raises(DraftrecError, match="do not fit"):
         read_run("r", folder)
+
+
+def test_shards_are_read_by_number(tmp_path: Path) -> None:
+    """By name, stats-100000 came before stats-99999, whose parts are read the other way round."""
+    folder = write_run(tmp_path / "run", {"a": "x"}, relaxed=1)
+    more = write_run(tmp_path / "more", {"b": "x y"}, relaxed=2)
+    for kind in ("part", "stats"):
+        (folder / f"{kind}-00000.parquet").rename(folder / f"{kind}-99999.parquet")
+        (more / f"{kind}-00000.parquet").rename(folder / f"{kind}-100000.parquet")
+    run = read_run("run", folder)
+    assert run.entity_ids == ("a", "b")
+    assert run.relaxed_tokens is not None
+    assert run.relaxed_tokens.tolist() == [1, 2]

@@ -69,6 +69,12 @@ def test_tf_idf_of_texts_without_words() -> None:
     assert by_tf_idf(["", "!"], ["", "?"]).cosines.tolist() == [1.0, 0.0]
 
 
+def test_equal_texts_without_words_are_as_far_from_strangers_as_any() -> None:
+    found = by_tf_idf(["", "a b", "c d"], ["", "a b", "c d"])
+    assert found.cosines.tolist() == [1.0, 1.0, 1.0]
+    assert found.strangers == pytest.approx([0.0, 0.0, 0.0])
+
+
 def write(path: Path, ids: list[str], vectors: object) -> Path:
     pq.write_table(pa.table({"entity_id": ids, "vector": vectors}), path)
     return path

@@ -72,3 +72,29 @@ def test_relaxed_rules_take_nothing_that_a_processor_forbids() -> None:
         suppress_tokens=forbidden, custom_generate=ours.generate, accept="relaxed", budget=6,
     )  # fmt: skip
     assert not np.isin(found[:, IDS.shape[1] :].numpy(), forbidden).any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_allows_prefixes_is_asked_about_those_that_a_text_may_have() -> None:
+    """As by plain decoding: a list of what there may be need not know what drafts say besides."""
+    model, end = zoo.build("llama"), 7
+    settings = {"attention_mask": MASK, "max_new_tokens": NEW, "eos_token_id": end}
+
+    def allowed(_row: int, ids: torch.Tensor) -> list[int]:
+        written = ids[IDS.shape[1] :].tolist()
+        assert all(token % 2 for token in written), "no text has this prefix"
+        assert end not in written, "this one has ended"
+        return list(range(3, 90, 2))
+
+    for row in range(len(ROWS)):  # a finished text of several is padded, and asked about
+        ids, mask = IDS[row : row + 1], MASK[row : row + 1]
+        settings["attention_mask"] = mask
+        expected = model.generate(ids, prefix_allowed_tokens_fn=allowed, pad_token_id=0, **settings)
+        pool, text = Pool("any"), expected[0, IDS.shape[1] :].tolist()
+        pool.add([(np.array([token, other, token], np.int32), None)
+                  for token in text for other in (4, 5, end)])  # fmt: skip
+        found = model.generate(
+            ids, prefix_allowed_tokens_fn=allowed, pad_token_id=0, **settings,
+            custom_generate=ours.generate, pool=pool, budget=8,
+        )  # fmt: skip
+        assert torch.equal(found, expected)

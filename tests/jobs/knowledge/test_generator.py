@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,20 @@ def test_stopping_is_heard(folder: Path) -> None:
     with pytest.raises(Interrupted):
         generator.run(requests(), should_stop=lambda: True)
     assert ids(generator.run(requests())) == expected()
+
+
+@pytest.mark.slow
+def test_calls_of_several_threads_wait_for_each_other(folder: Path) -> None:
+    generator, calls = load(folder), list[Future[list[Generation]]]()
+    with ThreadPoolExecutor(1) as threads:
+
+        def meanwhile(_: StepStats) -> None:
+            if not calls:
+                calls.append(threads.submit(generator.run, requests()[::-1]))
+            time.sleep(0.02)
+
+        first = ids(generator.run(requests(), on_step=meanwhile))
+        assert first == ids(calls[0].result(60))[::-1] == expected()
 
 
 def test_what_runs_is_reported(folder: Path) -> None:

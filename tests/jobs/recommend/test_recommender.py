@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,14 @@ from draftrec.data.sequences import read_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.recommend import engines
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
-from draftrec.jobs.recommend.job import run_job
+from draftrec.jobs.recommend.job import (
+    NUMBERS,
+    RecommendJob,
+    _finish,
+    run_job,
+    shadowed,
+    to_table,
+)
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
 from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare, read_inputs
 from draftrec.models.recommender import load_recommender
@@ -198,6 +207,21 @@ def test_prefix_cache_adds_slots_and_changes_no_list(world: World) -> None:
     assert kept.parts.target.slab.slots == 8
 
 
+@pytest.mark.slow
+def test_calls_of_several_threads_wait_for_each_other(world: World) -> None:
+    recommender, calls = make(world), list[Future[list[Recommendation]]]()
+    expected = recommender.recommend(queries())
+    with ThreadPoolExecutor(1) as threads:
+
+        def meanwhile(_: int) -> None:
+            if not calls:
+                calls.append(threads.submit(recommender.recommend, queries()[::-1]))
+            time.sleep(0.02)
+
+        same(recommender.recommend(queries(), on_done=meanwhile), expected)
+        same(calls[0].result(60)[::-1], expected)
+
+
 def test_blends_that_make_no_sense_are_refused(world: World) -> None:
     with pytest.raises(DraftrecError, match="--blend needs"):
         make(world, blend=0.1, verify="sample")
@@ -301,6 +325,17 @@ def test_samples_depend_on_seed_and_user_alone(world: World, verify: str) -> Non
     same(alone, first[4:5])
     other = make(world, draft, verify=verify, draft_steps=2, seed=1).recommend(queries())
     assert [a.items.tolist() for a in other] != [a.items.tolist() for a in first]
+
+
+@pytest.mark.slow
+def test_a_call_that_was_stopped_leaves_the_next_one_nothing(world: World) -> None:
+    """Neither random numbers nor proposals of users that it was about."""
+    sampled = make(world, "model", verify="relaxed", draft_steps=1)
+    expected = sampled.recommend(queries())
+    passes = iter([False, True])
+    with pytest.raises(Interrupted):
+        sampled.recommend(queries()[::-1], should_stop=lambda: next(passes))
+    same(sampled.recommend(queries()), expected)
 
 
 def test_unconstrained_searches_may_find_no_item(world: World) -> None:
@@ -424,6 +459,48 @@ def test_an_interrupted_job_ends_in_the_same_file(world: World, tmp_path: Path) 
     assert run_job(job, fewer.executor, fewer.histories)["users"] == 3
 
 
+def test_users_answered_again_are_a_share_of_the_job_wherever_shards_end() -> None:
+    """Of shards of 20 users a hundredth was nobody, and the summary said that none was the same."""
+    for size in (1, 20, 64, 1000):
+        found = [
+            first + i
+            for first in range(0, 1000, size)
+            for i in shadowed(first, min(size, 1000 - first), 0.01)
+        ]
+        assert found == list(range(0, 1000, 100))
+    assert shadowed(0, 20, 0.01) == [0]
+    assert shadowed(0, 3, 1.0) == [0, 1, 2]
+    assert shadowed(0, 3, 0.0) == []
+
+
+def test_another_precision_does_not_go_on_with_a_job(world: World, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "config": RecommendConfig(k=5, batch_size=3), "draft": "none", "shadow": 0.0,
+    }  # fmt: skip
+
+    def ready(dtype: str) -> Any:
+        return prepare(replace(task(world, tmp_path / "a.parquet"), dtype=dtype, **changes))
+
+    begun = ready("float32")
+    with pytest.raises(Interrupted):
+        run_job(begun.job, begun.executor, begun.histories, None, stopper(3))
+    with pytest.raises(DraftrecError, match="dtype was float32, now bfloat16"):
+        ready("bfloat16")
+    again = ready("float32")
+    assert run_job(again.job, again.executor, again.histories)["users"] == 12
+
+
+def test_shards_are_put_together_by_number(tmp_path: Path) -> None:
+    """By name, part-100000 came before part-99999."""
+    done = RecommendJob(tmp_path / "lists.parquet", {})
+    done.parts.mkdir()
+    for number in (99_999, 100_000):
+        answer = Recommendation(number, np.array([7]), np.zeros(1), [["<a_1>"]])
+        pq.write_table(to_table([answer], NUMBERS), done.parts / f"part-{number:05d}.parquet")
+    _finish(done)
+    assert pq.read_table(done.output)["user"].to_pylist() == [99_999, 100_000]
+
+
 @pytest.mark.parametrize("catalogue", ["numbers", "texts"])
 def test_finished_users_of_a_shard_survive_whatever_ends_it(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalogue: str
@@ -509,6 +586,9 @@ def test_another_catalogue_needs_no_new_measurement(
     first = make(world, "both", draft_steps="auto")
     first.recommend(queries(2))
     assert len(measured) == 2, "target and draft"
+    learnt = first._curves.target
+    assert learnt is not None
+    assert learnt.passes > 0, "a run's own passes count"
     items = first.parts.retriever
     other = first.swapped(first.catalogue, items, items)
     same(other.recommend(queries()), make(world).recommend(queries()))

@@ -69,6 +69,18 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [run["name"] for run in data["runs"]] == ["books/strict", "films/strict"]
 
 
+def test_a_run_that_is_gone_does_not_stand_for_another_of_its_name(tmp_path: Path) -> None:
+    for shop in ("books", "films"):
+        (tmp_path / shop).mkdir()
+    sources = RunSources([tmp_path / "books", tmp_path / "films"], paths=False)
+    for shop in ("books", "films", "books"):
+        run = RunWriter(tmp_path / shop / "strict").finish()
+        assert [found.name for found in sources.read().runs] == ["strict"]
+        page = asyncio.run(sources.texts("strict", 0, 3))
+        assert [text.entity_id for text in page.texts] == ["e0", "e1", "e2"]
+        shutil.rmtree(run)
+
+
 def test_a_folder_must_exist_and_a_damaged_run_is_a_note(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="is no folder"):
         RunSources([tmp_path / "nothing"])
@@ -250,11 +262,13 @@ def test_a_service_shows_its_own_figures(tmp_path: Path) -> None:
     metrics.observe_request("/v1/recommend", 503, 0.001)
     metrics.observe_request("/v1/recommend", 429, 0.001)
     metrics.observe_request("/v1/recommend", 422, 0.001)
+    metrics.observe_request("/v1/recommend", 499, 0.02)
     message = events_of(RunSources([tmp_path]), 2, metrics)[1]
     figures = json.loads(message.split("event: service\ndata: ")[1])
-    assert figures["counters"]["requests"] == 7
+    assert figures["counters"]["requests"] == 8
     route = figures["routes"]["/v1/recommend"]
-    assert [route[n] for n in ("requests", "failed", "refused", "wrong")] == [7, 1, 1, 1]
+    named = ("requests", "failed", "refused", "wrong", "gone")
+    assert [route[n] for n in named] == [8, 1, 1, 1, 1]
     assert 0.01 < route["p50"] <= 0.025
     assert 0.1 < route["p99"] <= 0.25
     assert service_figures(ServiceMetrics())["routes"] == {}
@@ -369,6 +383,7 @@ def test_a_service_keeps_what_happened_between_two_looks() -> None:
     for seconds in (0.02, 0.02, 0.02, 0.2):
         metrics.observe_request("/v1/recommend", 200, seconds)
     metrics.observe_request("/v1/knowledge", 429, 0.001)
+    metrics.observe_request("/v1/knowledge", 499, 0.001)
     metrics.observe_request("/healthz", 200, 0.001)
     history.look()
     [point] = history.since(0)
@@ -376,6 +391,8 @@ def test_a_service_keeps_what_happened_between_two_looks() -> None:
     assert 0.01 < median <= 0.025  # and not the five seconds of before
     assert 0.1 < slow <= 0.25
     assert point["answers"]["2xx"] == pytest.approx(4 * point["answers"]["429"], rel=1e-3)
+    assert point["answers"]["499"] == point["answers"]["429"]
+    assert not point["answers"].get("4xx")
     history.look()
     assert history.since(0)[-1]["times"] == {}
     assert history.since(point["at"] + 1000) == []

@@ -344,6 +344,23 @@ def test_a_reader_follows_a_growing_run_and_one_that_starts_again(tmp_path: Path
     assert found.totals["new_tokens"] == 5 * TOKENS
 
 
+def test_a_run_that_starts_again_is_noticed_whatever_its_files_sizes(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    writer.shard()
+    reader = RunReader(tmp_path / "run", "run")
+    before = reader.read()
+    assert before is not None
+    writer.folder.clear()
+    again = RunWriter(tmp_path / "run", accept="relaxed")
+    again.shard()
+    again.manifest.shards[:] = writer.manifest.shards
+    again.folder.write_manifest(again.manifest)
+    after = reader.read()
+    assert after is not None
+    assert sum(g.relaxed_tokens for g in before.groups) == 0
+    assert sum(g.relaxed_tokens for g in after.groups) > 0
+
+
 def test_groups_and_their_pools(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool")
     path = RunWriter(tmp_path / "run", pool=pool).finish()

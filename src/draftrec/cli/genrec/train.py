@@ -309,7 +309,7 @@ def trained(run: Any, spec: Any, options: JsonOptions | None, track: str | None 
         return INTERRUPTED
     say(
         f"{summary['kind']} with {summary['weights']:,} weights in {summary['output']}, best of "
-        f"{summary['epochs']} epochs: {summary['best_epoch'] + 1}"
+        f"{summary['epochs']} epochs: {summary['best_epoch']}"
     )
     if options and options.json:
         print_json(summary)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import command, print_json, told_rejects
@@ -208,7 +209,7 @@ def _kept(
         "without_group": len(groups) - sizes.total(),
         "groups": len(sizes),
         "smallest": ordered[0],
-        "median": ordered[len(ordered) // 2],
+        "median": median(ordered),
         "largest": ordered[-1],
         **(more or {}),
         "rejected": len(rejects),

@@ -8,6 +8,7 @@ anything count.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -22,11 +23,14 @@ from typing import Any
 
 from draftrec.data.files.places import Place
 from draftrec.data.files.remote import RemotePath
+from draftrec.data.files.writers import behind_link
 from draftrec.errors import DraftrecError
 
 _RENEWED_SECONDS = 60.0
 _STALE_SECONDS = 300.0
 _NAME = ".lock"
+#: What file systems say that have no flock: Lustre as it is mounted by default, some NFS and FUSE.
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _held: dict[str, _Lock] = {}
 _entered: set[tuple[int, str]] = set()  # by which thread of this process
 
@@ -155,8 +159,9 @@ def sole_writer(output: Place, *, inside: bool = False) -> Iterator[None]:
 
     The lock is a file beside it, `.NAME.lock`, or `.lock` `inside` a folder, whose own folder need
     not be writable then. It ends with the process, however that ends. A thread that holds it may
-    enter again. Makes the folder that the lock lies in; one that stays empty goes again. Raises
-    DraftrecError if somebody else holds it. Systems without flock go without.
+    enter again. Makes the folder that the lock lies in; one that stays empty goes again. A link is
+    what it leads to. Systems and file systems without flock go without. Raises DraftrecError if
+    somebody else holds it.
     """
     if isinstance(output, RemotePath):
         if inside:
@@ -164,7 +169,7 @@ def sole_writer(output: Place, *, inside: bool = False) -> Iterator[None]:
         path = output / _NAME if inside else output.with_name(f".{output.name}{_NAME}")
         key, hold = path.url, sole_remote_writer(path, output)
     else:
-        whole = output.absolute()
+        whole = behind_link(output.absolute())
         whole = whole if whole.name not in ("", "..") else whole.resolve()
         local = whole / _NAME if inside else whole.with_name(f".{whole.name}{_NAME}")
         key, hold = str(local), _local(local, output)
@@ -199,6 +204,9 @@ def _local(path: Path, output: Path) -> Iterator[None]:
                 raise DraftrecError(
                     f"another process is writing to {output}; wait for it, or choose another output"
                 ) from None
+            except OSError as error:
+                if error.errno not in _NO_FLOCK:
+                    raise
             if not _still_there(path, descriptor):
                 continue  # its holder removed it between our opening and locking it
             try:

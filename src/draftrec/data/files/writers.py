@@ -6,6 +6,7 @@ shard under way.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 #: Ends the name of a file that is being written.
 TEMPORARY = ".tmp"
 _GATHERED_SECONDS = 60.0
+#: What file systems say that force no folder to disk: shares of Windows, some that programs serve.
+_NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def replace_file(path: Place, content: bytes | pa.Buffer) -> None:
@@ -48,17 +51,30 @@ def replacing(path: Place) -> Iterator[BinaryIO]:
         with _uploading(path) as file:
             yield file
         return
+    with renaming(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def renaming(path: Path) -> Iterator[Path]:
+    """The same for libraries that open files themselves: the name that they are to write to. A
+    link stays one, and what it leads to is replaced."""
+    path = behind_link(path)
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        with naming(path), temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk, what it holds is needed
+        with naming(path):
+            yield temporary
+            _sync_file(temporary)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # nobody's; and on a full disk, what it holds is needed
         raise
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def behind_link(path: Path) -> Path:
+    """What a link leads to, perhaps on another disk; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def share(folder: Path) -> None:
@@ -159,14 +175,29 @@ def remove_folder(folder: Place) -> None:
 
 
 def sync_folder(folder: Place) -> None:
-    """Force renames in a folder to disk."""
+    """Force renames in a folder to disk, where its file system can."""
     if isinstance(folder, RemotePath):
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """Force all files of a folder to disk, and their names."""
+    for path in folder.iterdir():
+        _sync_file(path)
+    sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def replace_parquet(path: Place, table: pa.Table) -> int:

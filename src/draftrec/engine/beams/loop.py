@@ -102,16 +102,20 @@ def search(
     coming = iter(requests)
     reserve(engine, longest)
     batch = SearchBatch((), engine.slots, engine.prefixes)
-    while True:
-        for request in islice(coming, batch.room):
-            batch.add(request)
-        if not batch.active:
-            return batch.finished()
-        if should_stop and should_stop():
-            raise Interrupted
-        passed = step(engine, batch)
-        if on_step:
-            on_step(passed.done)
+    try:
+        while True:
+            for request in islice(coming, batch.room):
+                batch.add(request)
+            if not batch.active:
+                return batch.finished()
+            if should_stop and should_stop():
+                raise Interrupted
+            passed = step(engine, batch)
+            if on_step:
+                on_step(passed.done)
+    finally:
+        for s in batch.running:  # of a call that did not end by itself
+            drop(engine, batch, s.order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,6 @@ def planted(engine: BeamEngine, tree: BeamTree, leaves: LongArray) -> IntArray:
 def score(engine: BeamEngine, running: Seq[UserSearch]) -> int:
     """One pass of the target over what is missing of kept beams and drafts; its rows."""
     work: list[tuple[Scored, IntArray]] = []
-    rows = 0
     for s in running:
         s.trail = []
         nodes = np.concatenate((s.kept.nodes, *s.levels, s.owed()))
@@ -179,12 +182,9 @@ def score(engine: BeamEngine, running: Seq[UserSearch]) -> int:
         missing = s.target.missing(nodes)
         if len(missing) or not s.target.started:
             work.append((s.target, missing))
-            prompt = len(s.request.prompt_ids) - s.target.shared
-            rows += len(missing) + (0 if s.target.started else prompt)
             s.target_calls += 1
             s.drafted += sum(len(level) for level in s.levels)
-    engine.target.rate(work)
-    return rows
+    return engine.target.rate(work)
 
 
 def accept(engine: BeamEngine, running: Seq[UserSearch]) -> None:

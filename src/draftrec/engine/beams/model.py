@@ -5,6 +5,7 @@ Target and draft model are both one of these: what differs is who decides with t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import torch
 from draftrec.core import FloatArray, IntArray, LongArray
 from draftrec.engine import sampling
 from draftrec.engine.beams.state import BeamRequest, BeamTree, Scored, log_sums
+from draftrec.engine.costs import LearningCurve
 from draftrec.engine.target import Target
 from draftrec.errors import UnsupportedModelError
 
@@ -40,10 +42,13 @@ class Constraint:
 
 
 class BeamModel:
-    """`target` behind a cache of `slots` users; `constraint` says what is legal."""
+    """`target` behind a cache of `slots` users; `constraint` says what is legal. `costs` are told
+    what passes take, if anybody wants to know."""
 
-    def __init__(self, target: Target, constraint: Constraint) -> None:
-        self.target, self.constraint = target, constraint
+    def __init__(
+        self, target: Target, constraint: Constraint, costs: LearningCurve | None = None
+    ) -> None:
+        self.target, self.constraint, self.costs = target, constraint, costs
 
     def open(self, slot: int, request: BeamRequest, tree: BeamTree) -> Scored:
         """A search in a slot of the cache, whose rows are those of the prompt's beginning as far as
@@ -63,25 +68,30 @@ class BeamModel:
             self.target.hold(slot, prompt[: shared[source]])
         return slot
 
-    def rate(self, work: Seq[tuple[Scored, IntArray]]) -> None:
-        """One pass over the given rows of every user, none where there is nothing to compute."""
+    def rate(self, work: Seq[tuple[Scored, IntArray]]) -> int:
+        """One pass over the given rows of every user, none where there is nothing to compute; its
+        rows."""
         work = [(s, nodes) for s, nodes in work if len(nodes) or not s.started]
         if not work:
-            return
+            return 0
         self._check_lengths(work)
+        start, rows = time.perf_counter(), sum(s.rows(nodes) for s, nodes in work)
         logits = self.target.score([s.segment(nodes) for s, nodes in work]).logits
         asked = [s.asked(nodes) for s, nodes in work]
         offsets, tokens, places, log_probs = self._candidates(work, asked, logits)
+        if self.costs is not None:  # the device is done: what was asked of it is here
+            self.costs.observe(rows, time.perf_counter() - start)
         first = 0
-        for (scored, nodes), rows in zip(work, asked, strict=True):
-            mine = offsets[first : first + len(rows) + 1]
-            here = slice(int(mine[0]), int(mine[-1]))
+        for (scored, nodes), mine in zip(work, asked, strict=True):
+            ends = offsets[first : first + len(mine) + 1]
+            here = slice(int(ends[0]), int(ends[-1]))
             candidates = tokens[here], places[here], log_probs[here]
-            self._teach(scored, rows, mine - mine[0], candidates)
+            self._teach(scored, mine, ends - ends[0], candidates)
             if not scored.started:
                 self.target.hold(scored.slot, scored.request.prompt_ids)
             scored.computed(nodes)
-            first += len(rows)
+            first += len(mine)
+        return rows
 
     def knows(self, scored: Scored, nodes: IntArray) -> bool:
         """Are all of `nodes` rated, or is what follows certain?"""

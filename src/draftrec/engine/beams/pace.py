@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.engine.beams.model import BeamModel
 from draftrec.engine.beams.state import UserSearch
-from draftrec.engine.costs import CostCurve, smoothed
+from draftrec.engine.costs import CostCurve, LearningCurve, PassCosts, smoothed
 from draftrec.engine.packing import Segment
 from draftrec.engine.tree import certain
 
@@ -29,7 +29,8 @@ def measure_passes(
 ) -> CostCurve:
     """Seconds of a pass at growing numbers of rows: up to `users` trees of up to `most` nodes each
     behind `prompt` cached tokens. The shortest of three times, taken in turns, evened out where
-    they fall with rows: what else the machine does adds time. Stops after `seconds`.
+    they fall with rows: what else the machine does adds time. Passes that take a tenth of `seconds`
+    are made once, or they would leave none for the small ones; stops after `seconds`.
     """
     model.target.reserve(users, prompt + most)
     started = time.perf_counter()
@@ -39,9 +40,12 @@ def measure_passes(
     _timed(model, users, prompt, 1)
     for _ in range(_REPEATS):
         for at_once, count in sizes:
+            rows = at_once * count
+            if found.get(rows, 0.0) > seconds / 10:
+                continue
             if len(found) > 1 and time.perf_counter() - started > seconds:
                 break
-            took, rows = _timed(model, at_once, prompt, count), at_once * count
+            took = _timed(model, at_once, prompt, count)
             found[rows] = min(took, found.get(rows, took))
     rows = sorted(found)
     return CostCurve(tuple(rows), tuple(smoothed([found[r] for r in rows]).tolist()))
@@ -61,8 +65,9 @@ def _timed(model: BeamModel, users: int, prompt: int, rows: int) -> float:
 
 # Ways to draft so many levels that are weighed against each other.
 _CHOICES = 1000
-# Passes between two plans, after the first few.
-_REPLAN = 8
+# Passes between two plans, after the first few; and after which what passes cost is asked anew,
+# which takes a while: then after twice as many, and so on.
+_REPLAN, _RECOUNT = 8, 32
 # Where drafting does not pay, tries may take this share of the time, and at most every 64th user.
 # The first six come sooner, a try at a 64th, a 32nd, .. of the distance: until something was tried,
 # what is expected of drafts is a guess.
@@ -110,6 +115,10 @@ def whole(width: int) -> int:
     return width * 5 // 2
 
 
+def _still(curve: PassCosts) -> CostCurve:
+    return curve.curve if isinstance(curve, LearningCurve) else curve
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Seconds of a pass by its rows: the target's and the drafter's (None: drafts need no pass).
@@ -120,14 +129,18 @@ class Costs:
     at most as many as it has.
     """
 
-    target: CostCurve
-    draft: CostCurve | None
+    target: PassCosts
+    draft: PassCosts | None
     users: int
     prompt: int
     kept: int
     branching: tuple[float, ...] = ()
     propose: float = 0.0
     extra: int = 0
+
+    def now(self) -> Costs:
+        """By curves that stay as they are now."""
+        return replace(self, target=_still(self.target), draft=self.draft and _still(self.draft))
 
     def passes(self, level: int, widths: Seq[int], users: int | None = None) -> float:
         """Seconds of drafting `widths` after `level` and verifying, per user of `users` (None: as
@@ -196,8 +209,8 @@ class AutoPace:
     best plan goes on. They are made for as many users as run, up to the next power of two. Where
     the best plan is plain, a few users get a wide draft to begin with all the same, so that a
     change is noticed: as many as a hundredth of the time allows (at first more, while hardly
-    anything was seen), and none if even drafts that are always right would lose. All clocks are the
-    cost curves', so that a run repeats its decisions.
+    anything was seen), and none if even drafts that are always right would lose. Curves that learn
+    from a run's passes are asked again after 32, 64, 128, .. of them.
 
     `most`: the widest that all levels, or each of them, may be; a draft has at most `rows` nodes.
     """
@@ -206,7 +219,8 @@ class AutoPace:
         self, most: int | Seq[int], depth: int, costs: Costs, rows: int | None = None
     ) -> None:
         self.most = (most,) * (depth - 1) if isinstance(most, int) else tuple(most)
-        self.depth, self.costs = depth, costs
+        self.depth, self._costs = depth, costs
+        self.costs = costs.now()
         none: list[int] = []  # nothing is drafted before the first level
         self.grid = [none, *(self._grid(level) for level in range(1, depth))]
         self.rows = min(rows or self._most_nodes(self.most), self._most_nodes(self.most))
@@ -261,6 +275,10 @@ class AutoPace:
         self._passes += 1
         if self._passes < 4 or self._passes % _REPLAN == 0:
             self._plans.clear()
+        if self._passes % _RECOUNT == 0 and self._passes.bit_count() == 1:
+            self.costs = self._costs.now()
+            self._choices.clear()
+            self._apart.clear()
 
     def _count(self, level: int, drafted: int, needed: int | None, *, complete: bool) -> None:
         if level >= self.depth:

@@ -199,6 +199,11 @@ class Scored:
             return Segment(self.slot, len(prompt), prompt[:0], drawn, past=len(self.order))
         return Segment(self.slot, self.shared, prompt[self.shared :], drawn)
 
+    def rows(self, nodes: IntArray) -> int:
+        """How many rows that pass has."""
+        ahead = 0 if self.started else len(self.request.prompt_ids) - self.shared
+        return len(nodes) + ahead
+
     def asked(self, nodes: IntArray) -> IntArray:
         """The nodes whose logits that pass returns, the root for the prompt's last row."""
         return nodes if self.started else np.concatenate((_PROMPT, nodes))

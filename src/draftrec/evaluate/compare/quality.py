@@ -236,7 +236,7 @@ def by_tf_idf(baseline: Seq[str], run: Seq[str]) -> Similarity:
     dots = np.asarray(a.multiply(b).sum(axis=1), np.float64).ravel()
     own = np.where(equal, 1.0, np.clip(dots, 0.0, 1.0))
     sums = np.asarray(a.sum(axis=0), np.float64).ravel()
-    return Similarity(own, _strangers(b @ sums, own))
+    return Similarity(own, _strangers(b @ sums, dots))  # equal texts without a word add nothing
 
 
 def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> DoubleArray:
@@ -267,7 +267,7 @@ def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> DoubleArray:
 def _matrix(column: Any, path: Place) -> DoubleArray:
     try:
         lengths = np.asarray(column.value_lengths().fill_null(0))
-        flat = np.asarray(column.flatten().cast(pa.float64()))
+        flat = np.asarray(column.flatten().cast(pa.float64(), safe=False))
     except (pa.ArrowException, AttributeError) as error:
         raise DraftrecError(
             f"{path}: vector does not hold lists of numbers; encode again"

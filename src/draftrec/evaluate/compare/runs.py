@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import BoolArray, IntArray, LongArray
-from draftrec.data.files.places import Place, arrow_path, place
+from draftrec.data.files.places import Place, arrow_path, natural, place
 from draftrec.data.records import SEVERAL_TEXTS
 from draftrec.data.tables.readers import open_records
 from draftrec.errors import DraftrecError
@@ -194,7 +194,7 @@ def _check_tokenizers(baseline: RunTexts, run: RunTexts) -> None:
 
 def _read_stats(folder: Place, ids: list[str]) -> tuple[LongArray | None, LongArray | None]:
     """Relaxed tokens and prompt hashes in the order of `ids`; None where files or columns lack."""
-    files = tuple(sorted(folder.glob("stats-*.parquet")))
+    files = tuple(sorted(folder.glob("stats-*.parquet"), key=natural))
     if not files:
         return None, None
     names = ("entity_id", "relaxed_tokens", "prompt_hash")

@@ -21,7 +21,7 @@ from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.sampling import Warping
 from draftrec.engine.text import penalties
 from draftrec.engine.text.batch import RunningSequence
-from draftrec.engine.text.controls import Control, Processors, RowControl, rows_of
+from draftrec.engine.text.controls import Control, Processors, RowControl
 from draftrec.engine.text.penalties import (
     Before,
     NoRepeatedNGrams,
@@ -55,12 +55,17 @@ _REFUSED = {
 
 
 def controls_of(
-    processors: Seq[Any], input_ids: torch.Tensor, prompts: Seq[IntArray], *, warp: bool
+    processors: Seq[Any],
+    input_ids: torch.Tensor,
+    prompts: Seq[IntArray],
+    ends: frozenset[int],
+    *,
+    warp: bool,
 ) -> list[Control]:
     """A control for each of `processors`, in order; those that only sampling uses if `warp`.
 
-    `input_ids` int64 `[batch, length]` as `generate` has them, `prompts` without their padding.
-    Raises DraftrecError for one that cannot be served.
+    `input_ids` int64 `[batch, length]` as `generate` has them, `prompts` without their padding;
+    `ends`: tokens that end a text. Raises DraftrecError for one that cannot be served.
     """
     table = _Table(input_ids, prompts)
     found: list[Control] = []
@@ -75,7 +80,7 @@ def controls_of(
         if kind in _BY_ROW:
             found.append(_ByRow(process))
         elif kind is tf.PrefixConstrainedLogitsProcessor:
-            found.append(_Allowed(process._prefix_allowed_tokens_fn, table.before))
+            found.append(_Allowed(process._prefix_allowed_tokens_fn, table.before, ends))
         elif kind in _MADE:
             found.append(Processors([_MADE[kind](process, table)]))
         else:
@@ -179,25 +184,49 @@ class _ByRow:
 
 
 class _Allowed:
-    """`prefix_allowed_tokens_fn`, asked about every row: its text's place in the batch, its ids."""
+    """`prefix_allowed_tokens_fn`, asked about every row that a text may get to: its text's place in
+    the batch, its ids. It need know nothing of others, about which plain decoding never asks.
+    `ends`: tokens that end a text."""
 
-    def __init__(self, allowed: Callable[[int, torch.Tensor], list[int]], before: Before) -> None:
-        self.allowed, self.before = allowed, before
+    def __init__(
+        self,
+        allowed: Callable[[int, torch.Tensor], list[int]],
+        before: Before,
+        ends: frozenset[int],
+    ) -> None:
+        self.allowed, self.before, self.ends = allowed, before, ends
 
     def apply(
         self, batch: Seq[RunningSequence], trees: Seq[DraftTree], logits: torch.Tensor
     ) -> torch.Tensor:
-        rows = rows_of(batch, trees)
         mask = torch.full_like(logits, -torch.inf)
-        for row, owner in enumerate(rows.owner.tolist()):
-            sequence, path = batch[owner], rows.path[row, : int(rows.depth[row])]
-            text = np.concatenate([self.before(sequence), sequence.context, path])
-            ids = torch.as_tensor(text.astype(np.int64), device=logits.device)
-            tokens = self.allowed(sequence.order, ids)
-            if not len(tokens):
-                raise DraftrecError(
-                    "prefix_allowed_tokens_fn allows no token after a prefix that a draft reached; "
-                    "let it return at least one, the end of text where nothing else may follow."
-                )
-            mask[row, tokens] = 0
+        first = 0
+        for sequence, tree in zip(batch, trees, strict=True):
+            self._allow(sequence, tree, mask[first : first + 1 + len(tree)])
+            first += 1 + len(tree)
         return logits + mask
+
+    def _allow(self, sequence: RunningSequence, tree: DraftTree, mask: torch.Tensor) -> None:
+        """Open the `mask` `[1 + nodes, V]` of one text."""
+        text = np.concatenate([self.before(sequence), sequence.context])
+        self._ask(sequence, text, mask[0])
+        paths: list[IntArray | None] = [text]  # None: no text gets there
+        for parent, token in zip(tree.parents.tolist(), tree.token_ids.tolist(), strict=True):
+            above, row = paths[parent + 1], mask[len(paths)]
+            if above is None or token in self.ends or mask[parent + 1, token] != 0:
+                paths.append(None)
+                row.zero_()
+                continue
+            path = np.append(above, np.int32(token))
+            paths.append(path)
+            self._ask(sequence, path, row)
+
+    def _ask(self, sequence: RunningSequence, path: IntArray, row: torch.Tensor) -> None:
+        ids = torch.as_tensor(path.astype(np.int64), device=row.device)
+        tokens = self.allowed(sequence.order, ids)
+        if not len(tokens):
+            raise DraftrecError(
+                "prefix_allowed_tokens_fn allows no token after a prefix that a text may get to; "
+                "let it return at least one, the end of text where nothing else may follow."
+            )
+        row[tokens] = 0

@@ -69,7 +69,9 @@ class ModelState:
         """Raises PoolMismatchError if the pool, seen for the first time, has foreign tokens."""
         if pool in self.pools:
             return
-        if any(int(ids.max()) >= vocabulary for ids, _ in pool):
+        with pool.turn:
+            foreign = any(int(ids.max()) >= vocabulary for ids, _ in pool)
+        if foreign:
             raise PoolMismatchError(
                 f"The pool has tokens beyond the model's vocabulary of {vocabulary}; open it with "
                 "draftrec.integrations.transformers.open_pool and the model's tokenizer."
@@ -278,8 +280,9 @@ def _engine(
         # Strict draws from what the processors leave; other rules judge the model's own scores.
         warping = Warping() if settings.strict else warping_of(call.processors)
     controls = controls_of(
-        call.processors, call.input_ids, call.prompts, warp=settings.strict and call.do_sample
-    )
+        call.processors, call.input_ids, call.prompts, call.eos_ids,
+        warp=settings.strict and call.do_sample,
+    )  # fmt: skip
     costs = costs_of(target, state, settings, longest, call.max_new_tokens)
     budget, drafter = make_budget(settings, costs), NoDrafter()
     if settings.drafting.draft != "none":

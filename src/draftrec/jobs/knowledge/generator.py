@@ -352,7 +352,8 @@ class Generator:
         """One text per request, in order; the pool is read and not grown. `on_text` is told of each
         when it is finished; if it commits the text, running ones draft from it in the next step.
 
-        Raises DraftrecError for a prompt without room, `Interrupted` when asked to stop.
+        Calls of several threads wait for each other. Raises DraftrecError for a prompt without
+        room, `Interrupted` when asked to stop.
         """
         for request in requests:
             if not 0 < len(request.prompt_ids) < self.context_length:
@@ -369,12 +370,13 @@ class Generator:
         if not requests:
             return []
         longest = max(len(r.prompt_ids) for r in requests)
-        engine = self.engine(longest, len(requests))
-        engine.on_text = on_text
-        try:
-            return loop.generate(engine, requests, on_step, should_stop)
-        finally:
-            self._passes.keep()
+        with self.target.turn:  # calls of other threads wait
+            engine = self.engine(longest, len(requests))
+            engine.on_text = on_text
+            try:
+                return loop.generate(engine, requests, on_step, should_stop)
+            finally:
+                self._passes.keep()
 
     def commit(self, texts: Iterable[tuple[IntArray, str | None]]) -> None:
         """Draft from these (token_ids, group) texts as well from now on."""

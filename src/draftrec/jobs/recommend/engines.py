@@ -21,7 +21,7 @@ from draftrec.engine.beams.loop import BeamEngine
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.pace import AutoPace, Costs, FixedPace, Pace, measure_passes, whole
 from draftrec.engine.beams.state import BeamRequest, BeamTree, Expansion, Scored, UserSearch, plain
-from draftrec.engine.costs import CostCurve
+from draftrec.engine.costs import LearningCurve
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 from draftrec.items.retriever import ItemRetriever
@@ -44,11 +44,12 @@ class Parts:
 
 @dataclass(eq=False, slots=True)
 class Curves:
-    """What passes of target and draft model cost, once they have been measured. They do not depend
-    on the catalogue, so that a new one need not wait for another measurement."""
+    """What passes of target and draft model cost, once they have been measured, and as a run's own
+    passes correct it: what else a machine does while it is measured would mislead all of a run.
+    They do not depend on the catalogue, so that a new one need not wait for another measurement."""
 
-    target: CostCurve | None = None
-    draft: CostCurve | None = None
+    target: LearningCurve | None = None
+    draft: LearningCurve | None = None
 
 
 #: Where --draft-beams is left to `auto`: how many times as wide a level may be as it usually is,
@@ -178,10 +179,14 @@ def _pace(
         rows = max(rows, _ROOM // users)
         widths = tuple(_WIDER * width for width in widths)
     if curves.target is None:
-        curves.target = measure_passes(target, users, prompt, rows + config.width)
-    if draft and curves.draft is None:
-        most = min(rows, whole(max(widths, default=1)))
-        curves.draft = measure_passes(draft, users, prompt, most)
+        most = rows + config.width
+        curves.target = LearningCurve(measure_passes(target, users, prompt, most))
+    target.costs = curves.target
+    if draft:
+        if curves.draft is None:
+            most = min(rows, whole(max(widths, default=1)))
+            curves.draft = LearningCurve(measure_passes(draft, users, prompt, most))
+        draft.costs = curves.draft
     sizes = np.diff(parts.trie.level_start).astype(np.float64)
     costs = Costs(
         curves.target,

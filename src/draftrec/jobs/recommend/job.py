@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from draftrec.config import RecommendRun
 from draftrec.data.files.locks import check_still_held
-from draftrec.data.files.places import Place, arrow_path
+from draftrec.data.files.places import Place, arrow_path, natural
 from draftrec.data.files.writers import (
     LineJournal,
     check_table_name,
@@ -142,10 +142,12 @@ class ShardAnswers:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shard:
-    """Users to recommend for; `journal`: the file that keeps those who are finished."""
+    """Users to recommend for; `journal`: the file that keeps those who are finished; `first`: how
+    many users of the job come before them."""
 
     users: Seq[History]
     journal: Place | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -206,10 +208,10 @@ class RecommendWorker:
         queries = [Query(h.user, h.items) for h in shard.users]
         with self._journal(shard) as journal:
             answers, walltime = self._answers(queries, journal, on_done, should_stop)
-        chosen = np.linspace(0, len(queries) - 1, round(self._shadow * len(queries)))
-        again = [queries[i] for i in chosen.astype(np.int64)]
+        chosen = shadowed(shard.first, len(queries), self._shadow)
+        again = [queries[i] for i in chosen]
         plain = self.recommender.plain().recommend(again, None, should_stop)
-        pairs = [(answers[int(i)], other) for i, other in zip(chosen, plain, strict=True)]
+        pairs = [(answers[i], other) for i, other in zip(chosen, plain, strict=True)]
         same = [np.array_equal(a.items, b.items) for a, b in pairs]
         equal = [(a.scores, b.scores) for a, b in pairs if len(a.scores) == len(b.scores)]
         gaps = [float(np.abs(a - b).max(initial=0.0)) for a, b in equal]
@@ -253,6 +255,13 @@ class RecommendWorker:
     def merged(self, progress: list[int], /) -> list[int]:
         """How many users, at once."""
         return [sum(progress)]
+
+
+def shadowed(first: int, users: int, share: float) -> list[int]:
+    """The places of those `users` after the `first` ones of a job who are answered again: `share`
+    of all, evenly spread wherever shards end, the first user among them."""
+    before = np.ceil(np.round(share * np.arange(first, first + users + 1), 6))
+    return np.flatnonzero(np.diff(before)).tolist()
 
 
 _OWNED = re.compile(r"part-\d{5,}\.parquet|facts-\d{5,}\.json|journal-\d{5,}\.jsonl")
@@ -322,7 +331,7 @@ def _run(
     if on_done and finished:
         on_done(finished)
     before = time.perf_counter()
-    shards = (Shard(parts[i], job.journal(i).absolute()) for i in left)
+    shards = (Shard(parts[i], job.journal(i).absolute(), i * job.shard_size) for i in left)
     answers = executor.results(shards, on_done, should_stop)
     for number, found in zip(left, answers, strict=True):
         now = time.perf_counter()
@@ -401,7 +410,7 @@ def _prepare(job: RecommendJob) -> None:
 
 def _finish(job: RecommendJob) -> None:
     """Make one file of all shards."""
-    parts = sorted(job.parts.glob("part-*.parquet"))
+    parts = sorted(job.parts.glob("part-*.parquet"), key=natural)
     write_tables(job.output, job.ids.schema, (pq.read_table(arrow_path(path)) for path in parts))
     job.ledger.clear()  # the record first: what a crash leaves then is nothing to go on with
     if job.parts.is_dir():

@@ -195,9 +195,10 @@ class ItemRecommender:
             if on_done and done:
                 on_done(len(done))
 
-        # The engine is made at the first call, when the usual length of a prompt is known.
-        engine = self.engine(int(np.median(lengths)))
-        beams = search(engine, asked(), note, should_stop, max(lengths))
+        with self.parts.target.turn:  # calls of other threads wait
+            # The engine is made at the first call, when the usual length of a prompt is known.
+            engine = self.engine(int(np.median(lengths)))
+            beams = search(engine, asked(), note, should_stop, max(lengths))
         return [(r, b, seconds[i]) for i, (r, b) in enumerate(zip(requests, beams, strict=True))]
 
     def engine(self, prompt: int) -> BeamEngine:

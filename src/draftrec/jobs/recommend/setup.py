@@ -289,6 +289,7 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
         "part": settings.part,
         "popular": "of all that is known",  # of the train part, in earlier versions
         "limit": settings.limit,
+        **({"dtype": settings.dtype} if settings.dtype != "auto" else {}),
         "shadow": settings.shadow,
         "shard_size": settings.shard_size,
         **({"columns": asdict(settings.columns)} if settings.columns != USUAL else {}),

@@ -35,13 +35,16 @@ Buckets = Seq[tuple[float, float]]
 
 _TOTALS = ("new_tokens", "target_calls", "drafted_tokens", "accepted_tokens", "beam_users")
 _GAUGES = ("queue_requests", "waiting_sequences", "batch_sequences", "beam_batch_users")
+#: Statuses of too many requests, and of clients that hung up, who were not refused as wrong.
+_APART = ("429", "499")
 _TIMES = ("request_seconds", "queue_seconds", "time_to_first_token_seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Counters as they stand. `answers`: by class of status ("2xx", and "429" by itself); `times`:
-    by histogram and route, requests at or below each bound. Only routes that clients come for."""
+    """Counters as they stand. `answers`: by class of status ("2xx", and those of `_APART` by
+    themselves); `times`: by histogram and route, requests at or below each bound. Only routes that
+    clients come for."""
 
     at: float
     totals: dict[str, float]
@@ -68,7 +71,7 @@ def sample_of(metrics: ServiceMetrics) -> Sample:
                 continue
             elif name == "requests" and found.name.endswith("_total"):
                 status = labels["status"]
-                answers["429" if status == "429" else f"{status[0]}xx"] += value
+                answers[status if status in _APART else f"{status[0]}xx"] += value
             elif name in _TIMES and found.name.endswith("_bucket"):
                 counts = times[name].setdefault(labels["route"], defaultdict(float))
                 counts[float(labels["le"])] += value
@@ -150,8 +153,9 @@ class History:
 
 def service_figures(metrics: ServiceMetrics) -> dict[str, Any]:
     """`at`: Unix seconds; `counters` and `gauges`: sums over labels; `routes`: per route the
-    requests, those that the service failed (5xx), refused as too many (429) and as wrong (any other
-    4xx), and the median and 99th percentile of their seconds since the start."""
+    requests, those that the service failed (5xx), whose clients hung up (499), that it refused as
+    too many (429) and as wrong (any other 4xx), and the median and 99th percentile of their seconds
+    since the start."""
     totals: dict[str, float] = defaultdict(float)
     routes: dict[str, dict[str, float]] = defaultdict(_no_requests)
     latencies: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
@@ -179,6 +183,8 @@ def _count(route: dict[str, float], status: str, value: float) -> None:
     route["requests"] += value
     if status.startswith("5"):
         route["failed"] += value
+    elif status == "499":
+        route["gone"] += value
     elif status == "429":
         route["refused"] += value
     elif status.startswith("4"):
@@ -186,7 +192,7 @@ def _count(route: dict[str, float], status: str, value: float) -> None:
 
 
 def _no_requests() -> dict[str, float]:
-    return {"requests": 0, "failed": 0, "refused": 0, "wrong": 0}
+    return {"requests": 0, "failed": 0, "gone": 0, "refused": 0, "wrong": 0}
 
 
 STATIC = Path(__file__).parents[1] / "static"

@@ -70,12 +70,14 @@ class GroupSums:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._shards: list[tuple[int, dict[str, Counter[str]]]] = []
+        self._first: tuple[int, int] | None = None
 
     def read(self, manifest: Manifest) -> dict[str, Counter[str]]:
         """Counts by group name, "" for entities without one."""
         sizes = [shard.stats_size for shard in manifest.shards]
-        if [size for size, _ in self._shards] != sizes[: len(self._shards)]:
-            self._shards = []  # the run was started again
+        first = self._written_first()
+        if first != self._first or [n for n, _ in self._shards] != sizes[: len(self._shards)]:
+            self._first, self._shards = first, []  # the run was started again
         for number in range(len(self._shards), len(sizes)):
             self._shards.append((sizes[number], self._shard(number)))
         total: dict[str, Counter[str]] = {}
@@ -83,6 +85,14 @@ class GroupSums:
             for group, counts in found.items():
                 total.setdefault(group, Counter()).update(counts)
         return total
+
+    def _written_first(self) -> tuple[int, int] | None:
+        """Which file the first shard's is, and since when: it stays as long as the run goes on."""
+        try:
+            found = (self._folder / "stats-00000.parquet").stat()
+        except OSError:
+            return self._first
+        return found.st_ino, found.st_mtime_ns
 
     def _shard(self, number: int) -> dict[str, Counter[str]]:
         part = pq.read_table(

@@ -144,6 +144,8 @@ class RunSources:
         found = Found()
         places = list(self._places())
         names = _names(places)
+        there = set(places)
+        self._readers = {f: r for f, r in self._readers.items() if f in there}
         for folder, name in zip(places, names, strict=True):
             try:
                 self._read(folder, name, found)

@@ -162,6 +162,7 @@ _MEANINGS = {
     408: "The body did not arrive in time.",
     409: "Another reload is under way, or the new files cannot be used.",
     413: "The body is too large.",
+    415: "The body is packed.",
     422: "The request cannot be answered; the message says why.",
     429: "Too many requests; Retry-After says when to come back.",
     503: "Starting, draining, or an engine has failed.",
@@ -173,7 +174,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"model": ErrorAnswer, "description": _MEANINGS[s]} for s in statuses}
 
 
-_ASKING = errors(400, 401, 408, 413, 422, 429, 503)
+_ASKING = errors(400, 401, 408, 413, 415, 422, 429, 503)
 
 
 def recommend_router(

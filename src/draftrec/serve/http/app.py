@@ -11,8 +11,10 @@ import ipaddress
 import json
 import os
 import shlex
+import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -205,7 +207,7 @@ def create_app(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends some ten of its own
             expose_headers=["retry-after", "x-request-id"],
         )
     return app
@@ -303,8 +305,10 @@ def serve(settings: ServeSettings, sources: ServiceSources, say: Callable[[str],
         if warning := exposure(settings):
             say(warning)
         say("loading models")
+        early = _early_wish()
         log = RequestLog(_unbuffered(sys.stdout), contents=settings.log_contents)
         service = Service(settings, sources, log)
+        service.lifecycle.reload_wanted = bool(early)
         server = make_server(service)
         say(f"serving on {address(listener)}, process {os.getpid()}; see /docs")
         server.run(sockets=[listener])
@@ -313,6 +317,14 @@ def serve(settings: ServeSettings, sources: ServiceSources, say: Callable[[str],
         raise service.broken
     left = server.unanswered
     say(f"ended without answering {left} requests" if left else "everything accepted was answered")
+
+
+def _early_wish() -> list[int]:
+    """Is filled by SIGHUP, by which a process would end that has yet to listen for it."""
+    wishes: list[int] = []
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, lambda number, _frame: wishes.append(number))
+    return wishes
 
 
 def make_server(service: Service) -> DrainingServer:
@@ -334,7 +346,7 @@ def make_server(service: Service) -> DrainingServer:
     async def check() -> None:
         if service.broken:
             server.should_exit = True
-        if service.lifecycle.reload_wanted:
+        if service.lifecycle.reload_wanted and not service.reloading:
             service.lifecycle.reload_wanted = False
             task = asyncio.create_task(_reload(service))
             reloads.add(task)

@@ -83,7 +83,7 @@ def router(
     return found
 
 
-_ASKING = api.errors(400, 401, 404, 408, 413, 429, 503)
+_ASKING = api.errors(400, 401, 404, 408, 413, 415, 429, 503)
 
 
 def _check_model(name: str | None, own: str) -> None:
@@ -99,6 +99,7 @@ async def _job(body: CompletionRequest | ChatRequest, service: Service, texts: T
     work, limits = service.writing, service.settings.limits
     assert work
     generator, warmth = work.generator, work.generator.config.accept.temperature
+    deadline = api.deadline_of(body.draftrec.deadline_ms or limits.deadline_ms)
     _check_limits(body, service, warmth)
 
     def prepare() -> tuple[list[IntArray], Any]:
@@ -115,7 +116,6 @@ async def _job(body: CompletionRequest | ChatRequest, service: Service, texts: T
     seed = secrets.randbits(53) if body.seed is None else body.seed
     wishes = Wishes(rules, seed, body.most_tokens, body.draftrec.draft, body.likeliest)
     job = Job(body, service, texts, seed, sum(map(len, ids)))
-    deadline = api.deadline_of(body.draftrec.deadline_ms or limits.deadline_ms)
     for asked in _requests(body, ids, wishes):
         job.add(asked, deadline)
     return job

@@ -241,7 +241,7 @@ def _wants_page(scope: Scope) -> bool:
 
 
 async def _read(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
-    """The body, unless it is too long or too slow."""
+    """The body, unless it is too long, too slow or packed."""
     announced = _header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limits.body_bytes:
         raise _TooLargeError(limits, more=True)
@@ -257,11 +257,20 @@ async def _read(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
                 if len(body) > limits.body_bytes:
                     raise _TooLargeError(limits, more=more)
                 if not more:
-                    return bytes(body)
+                    break
     except TimeoutError:
         raise ApiError(
             408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s"
         ) from None
+    coding = (_header(scope, b"content-encoding") or "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise ApiError(
+            415,
+            "packed_body",
+            f"the body is packed (content-encoding: {coding[:20]}), and only plain ones are read; "
+            "send it without that",
+        )
+    return bytes(body)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -9,7 +9,7 @@ const MOST_POINTS = 720;
 const TONES = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
 const STATUSES = [
   ["2xx", "answered", "var(--c3)"], ["4xx", "refused as wrong", "var(--c4)"],
-  ["429", "refused as too many", "var(--c2)"], ["5xx", "failed", "var(--c5)"],
+  ["429", "refused as too many", "var(--c2)"], ["499", "hung up", "var(--c0)"], ["5xx", "failed", "var(--c5)"],
 ];
 const SPANS = ["300", "900", "3600"];
 let points = [];
@@ -44,9 +44,9 @@ export function drawService(figures) {
   show("service", true);
   fill($("service-tiles"), ...tiles(figures).map(([name, value]) =>
     el("article", { class: "tile" }, el("p", {}, name), el("p", { class: "big" }, value))));
-  const columns = ["route", "requests", "median, ms", "99 %, ms", "refused as wrong", "refused as too many", "failed"];
+  const columns = ["route", "requests", "median, ms", "99 %, ms", "refused as wrong", "refused as too many", "hung up", "failed"];
   const rows = Object.entries(figures.routes).filter(asked).map(([route, r]) => [
-    route, number(r.requests), number(1000 * (r.p50 ?? 0), 1), number(1000 * (r.p99 ?? 0), 1), number(r.wrong), number(r.refused), number(r.failed),
+    route, number(r.requests), number(1000 * (r.p50 ?? 0), 1), number(1000 * (r.p99 ?? 0), 1), number(r.wrong), number(r.refused), number(r.gone), number(r.failed),
   ]);
   $("service-routes").hidden = !rows.length;
   fill($("service-routes"), table(columns, rows));

@@ -51,6 +51,7 @@ from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 from draftrec.train.drafter.lesson import Learner, Lesson, draft_vocabulary
 from draftrec.train.drafter.texts import FeatureFiles, TrainingText, WrittenRun, open_runs
+from draftrec.train.files import check_apart
 from draftrec.train.loop import Progress, TrainWatcher
 from draftrec.train.session import Kind, Prepared, Session, figures
 from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings
@@ -234,6 +235,7 @@ def fit_drafter(
     Raises DraftrecError for unusable input, runs of another model among it, and Interrupted once
     `should_stop()` is true.
     """
+    check_apart(spec.output, {"--model": spec.model})
     runs, fingerprint = open_runs(spec.runs, spec.records, spec.limit)
     of_model = runs[0].manifest.fingerprints
     identity = {
