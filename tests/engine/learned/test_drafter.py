@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.core import ALL, EMPTY_TREE, HEAD, DraftTree, IntArray, Request
+from draftrec.core import ALL, EMPTY_TREE, HEAD, DraftTree, IntArray, Request, Verdict
 from draftrec.engine.learned import growth
 from draftrec.engine.learned.drafter import BRANCHES, PLAIN, HeadDrafter
 from draftrec.engine.learned.head import DraftHead, HeadPasses, HeadShape, unrolled
@@ -212,6 +212,22 @@ def test_what_both_propose_is_one_node() -> None:
     assert root.count(first) == root.count(other) == 1
     assert tree.sources[tree.token_ids.tolist().index(first)] == ALL
     assert {HEAD, ALL} == set(tree.sources.tolist())
+
+
+def test_what_was_drawn_for_a_pass_that_failed_is_forgotten() -> None:
+    drafter, settled = World(1).drafter(), []
+    text = World(1).text(0, 8)
+    drafter.worth = SimpleNamespace(  # type: ignore[assignment]
+        rests=lambda _: False, pays=lambda *_: True, looked=lambda *_, **__: None,
+        settle=lambda *found: settled.append(found),
+    )  # fmt: skip
+    drafter.start(text)
+    (tree,) = drafter.draft([text], 8, 3)
+    assert len(tree) == 8
+    text.late = 2  # asked anew, and the head has no say now
+    drafter.draft([text], 30, 3)
+    drafter.observe([text], [Verdict(np.arange(20, dtype=np.int32), np.arange(20, dtype=np.int32))])
+    assert not settled
 
 
 def test_prompts_under_way_are_left_to_the_other_drafter() -> None:

@@ -200,6 +200,7 @@ class HeadDrafter:
 
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
+        self._drawn = {}  # of a pass that was given up
         able = [i for i, s in enumerate(batch) if len(s.context) - s.computed == 1 < s.room]
         able = _alike(able, batch)
         levels = min(self.levels, depth)
