@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,6 +267,16 @@ def test_large_tokens_and_rare_vocabularies_are_kept() -> None:
     index = build(texts)
     assert [t.tolist() for t in index.texts_in_order()] == texts
     assert draw(index, [2**31 - 1]).token_ids.tolist()[0] == 7
+
+
+def test_more_tokens_than_an_index_can_number_are_refused() -> None:
+    class Long:
+        def __len__(self) -> int:
+            return 2**30
+
+    texts: list[Any] = [Long(), Long()]
+    with pytest.raises(DraftrecError, match=r"2 texts have 2,147,483,648 tokens.*--levels group"):
+        ClosedIndex.build(texts)
 
 
 def test_an_empty_index_drafts_nothing() -> None:

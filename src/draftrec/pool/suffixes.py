@@ -430,10 +430,17 @@ def _mapped(path: Path) -> dict[str, Any]:
 
 
 def _densify(texts: Seq[IntArray]) -> tuple[IntArray, IntArray]:
-    """The sorted vocabulary, and all texts in dense ids with a 0 before each."""
+    """The sorted vocabulary, and all texts in dense ids with a 0 before each.
+
+    Raises DraftrecError for more of them than an index has numbers for.
+    """
     lengths = np.array([len(t) for t in texts], np.int64)
     if lengths.sum() + len(texts) >= 2**31:
-        raise ValueError("a closed index holds less than 2**31 tokens; split the group")
+        raise DraftrecError(
+            f"{len(texts):,} texts have {int(lengths.sum()):,} tokens; an index holds less than "
+            f"{2**31:,} with one more for each text. Index groups alone (--levels group), or keep "
+            "the texts that are worth most (draftrec pool prune, --max-bytes)"
+        )
     flat = np.concatenate([np.empty(0, np.int32), *texts]).astype(np.int32, copy=False)
     vocabulary = _distinct(flat)
     tokens = np.zeros(len(flat) + len(texts), np.int32)
