@@ -90,23 +90,28 @@ def check_knobs(settings: Any) -> None:
         raise DraftrecError(f"{option} must be {words}, not {value}")
 
 
-def whole_characters(value: Any) -> Any:
-    """The value, if no text in it, however deep it lies, holds half of a surrogate pair, which
-    JSON and shells let through and no tokenizer reads. Raises ValueError otherwise."""
+def encodable(value: Any) -> bool:
+    """Whether no text in a value, however deep it lies, holds half of a surrogate pair, which JSON
+    and shells let through, no file can hold and no tokenizer reads."""
     left = [value]
     while left:
         part = left.pop()
         if isinstance(part, str) and not part.isascii():
             try:
                 part.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    "holds half of a surrogate pair, which is not valid Unicode"
-                ) from error
+            except UnicodeEncodeError:
+                return False
         elif isinstance(part, dict):
             left += [*part, *part.values()]  # type: ignore[reportUnknownArgumentType]
         elif isinstance(part, list | tuple):
             left += part
+    return True
+
+
+def whole_characters(value: Any) -> Any:
+    """The value, if it is `encodable`. Raises ValueError otherwise."""
+    if not encodable(value):
+        raise ValueError("holds half of a surrogate pair, which is not valid Unicode")
     return value
 
 

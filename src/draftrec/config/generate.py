@@ -221,10 +221,7 @@ class ControlsConfig(Frozen):
         """A text alone, as OpenAI's API takes it, is one of its kind and no list of letters."""
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("*")
-    @classmethod
-    def _whole(cls, value: Any) -> Any:
-        return whole_characters(value)
+    _whole = field_validator("*")(whole_characters)
 
     @field_validator("stop")
     @classmethod
@@ -281,10 +278,7 @@ class StructureConfig(Frozen):
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"cannot be written as JSON: {error}") from error
 
-    @field_validator("*")
-    @classmethod
-    def _whole(cls, value: Any) -> Any:
-        return whole_characters(value)
+    _whole = field_validator("*")(whole_characters)
 
     @model_validator(mode="after")
     def _one_form(self) -> StructureConfig:
@@ -341,10 +335,7 @@ class RecordsConfig(Frozen):
     limit: Annotated[Size | None, knob("Only the first N records.")] = None
     keep_prompts: Annotated[bool, knob("Write the prompts beside the texts.")] = False
 
-    @field_validator("system", "chat_template_kwargs")
-    @classmethod
-    def _whole(cls, value: Any) -> Any:
-        return whole_characters(value)
+    _whole = field_validator("system", "chat_template_kwargs")(whole_characters)
 
 
 class JobConfig(Frozen):

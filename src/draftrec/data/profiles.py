@@ -18,13 +18,13 @@ from draftrec.data.tables.columns import (
     ENTITY,
     ColumnKind,
     cell_id,
-    encodable,
     find_column,
     need_columns,
 )
 from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, ids_array
+from draftrec.knobs import encodable
 
 TITLE = ColumnKind(
     "title",

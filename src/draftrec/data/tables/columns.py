@@ -27,6 +27,7 @@ from draftrec.data.tables.readers import (
 )
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, Ids, ids_array, is_text, plain
+from draftrec.knobs import encodable
 
 _LOG = logging.getLogger("draftrec")
 _SAID: set[tuple[str, str, str]] = set()
@@ -206,7 +207,7 @@ def cell_ids(row: Row, column: str, *, typed: bool) -> Ids:
 
     Raises DraftrecError for anything else.
     """
-    values = row.values.get(column)
+    given = values = row.values.get(column)
     if isinstance(values, str):
         listed, typed = spelt_list(values), False
         if listed is None and (words := words_of(values)) is not None:
@@ -215,14 +216,10 @@ def cell_ids(row: Row, column: str, *, typed: bool) -> Ids:
     found = None
     if isinstance(values, Iterable) and not isinstance(values, dict | bytes):
         found = _array(list(values), typed=typed)
-    elif row.values.get(column) is None and not typed:
+    elif given is None and not typed:
         found = np.empty(0, np.int64)  # an empty cell of CSV is an empty list
     if found is None:
-        hint = (
-            " (what wrote it has left some out: ...)"
-            if "..." in str(row.values.get(column))
-            else ""
-        )
+        hint = " (what wrote it has left some out: ...)" if "..." in str(given) else ""
         raise DraftrecError(
             f"{row.file} line {row.line}: {column} is no list of whole numbers or texts{hint}; "
             "mend or remove the row"
@@ -273,24 +270,6 @@ def is_id(value: Any) -> TypeGuard[Id]:
     if isinstance(value, str):
         return bool(value) and encodable(value)
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def encodable(value: Any) -> bool:
-    """Whether all texts in a value are Unicode: JSON can spell half a character, which no file can
-    hold."""
-    if isinstance(value, str):
-        return value.isascii() or _encodable(value)
-    if isinstance(value, dict):
-        return all(encodable(key) and encodable(inner) for key, inner in value.items())
-    return not isinstance(value, list) or all(map(encodable, value))
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 _AS_FLOAT = re.compile(r"[+-]?\d+\.0+")

@@ -45,10 +45,9 @@ class BeamModel:
     """`target` behind a cache of `slots` users; `constraint` says what is legal. `costs` are told
     what passes take, if anybody wants to know."""
 
-    def __init__(
-        self, target: Target, constraint: Constraint, costs: LearningCurve | None = None
-    ) -> None:
-        self.target, self.constraint, self.costs = target, constraint, costs
+    def __init__(self, target: Target, constraint: Constraint) -> None:
+        self.target, self.constraint = target, constraint
+        self.costs: LearningCurve | None = None
 
     def open(self, slot: int, request: BeamRequest, tree: BeamTree) -> Scored:
         """A search in a slot of the cache, whose rows are those of the prompt's beginning as far as
