@@ -170,7 +170,9 @@ def test_columns_may_be_named_otherwise(command: Command) -> None:
         ({"title": "words"}, (), "no column 'title', it has"),
         ({}, ("--title-column", "name"), "no column 'name'"),
         ({}, ("--id-column", "key"), "no column 'key'"),
-        ({}, ("--min-rating", "9"), "no user has an item"),
+        ({}, ("--min-rating", "9"), "with --min-rating 9; ratings go from 1 to 5"),
+        ({}, ("--until", "0"), "is left with --until 0; ratings go from 1 to 5, times go from 1"),
+        ({}, ("--until", "2001-01-01"), "--until is a date, and the times of the interactions are"),
         ({}, ("--until", "then"), "--until must be a number"),
     ],
 )

@@ -148,15 +148,65 @@ def test_a_split_by_time_is_that_of_quantiles(command: Command) -> None:
 @pytest.mark.slow
 def test_a_split_by_time_takes_dates(command: Command) -> None:
     frame = interactions(4)
-    frame["timestamp"] = (frame["timestamp"] - 1000) * 86400
-    words = ("--split", "time", "--valid-from", "1970-01-21", "--test-from", "1970-02-10")
-    command.tell(command.write(frame), *words)
-    assert command.parts() == by_time(frame, 20 * 86400, 40 * 86400)
-    stamps = frame.assign(timestamp=pd.to_datetime(frame["timestamp"], unit="s"))
-    command.tell(command.write(stamps), *words)
-    assert command.parts() == by_time(frame, 20 * 86400, 40 * 86400)
-    command.tell(command.write(frame), "--split", "time", "--test-from", "1970-02-10")
-    assert command.parts() == by_time(frame, 40 * 86400, 40 * 86400)
+    days = frame["timestamp"] - 1000
+    valid, test = by_time(frame, 1020, 1040), by_time(frame, 1040, 1040)
+    words = ("--split", "time", "--valid-from", "2011-01-21", "--test-from", "2011-02-10")
+    begin = pd.Timestamp("2011-01-01")
+    for unit in (1, 10**3, 10**6, 10**9):
+        frame["timestamp"] = (int(begin.timestamp()) + days * 86400) * unit
+        command.tell(command.write(frame), *words)
+        assert command.parts() == valid
+    command.tell(command.write(frame), *words[:2], *words[4:])
+    assert command.parts() == test
+    stamps = begin + pd.to_timedelta(days, unit="D")
+    command.tell(command.write(frame.assign(timestamp=stamps)), *words)
+    assert command.parts() == valid
+    for form in ("%a %b %d %H:%M:%S +0000 %Y", "%Y/%m/%d %H:%M", "%Y-%m-%d %H:%M:%S +0000",
+                 "%m %d, %Y", "%d-%b-%Y", "%d %b %Y, %H:%M", "%Y.%m.%d"):  # fmt: skip
+        command.tell(
+            command.write(frame.assign(timestamp=stamps.dt.strftime(form)), "x.csv"), *words
+        )
+        assert command.parts() == valid, form
+
+
+@pytest.mark.parametrize("form", ["%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S", "%j"])
+@pytest.mark.parametrize("made", ["records", "sequences"])
+def test_a_date_is_held_against_no_other_numbers(command: Command, form: str, made: str) -> None:
+    """Every 20240531 is before 2001-01-01 where that is taken for seconds."""
+    frame = interactions(4)
+    stamps = pd.Timestamp("2024-05-31") + pd.to_timedelta(frame["timestamp"] - 1000, unit="D")
+    path = command.write(frame.assign(timestamp=stamps.dt.strftime(form).astype(int)))
+    if made == "records":
+        films = command.write(pd.DataFrame({"item_id": range(25), "title": "Ran"}), "films.csv")
+        words = ["records", path, films, "--until", "2001-01-01", "--output", command.output]
+        assert run([str(word) for word in words]) == 2
+    else:
+        assert command(path, "--split", "time", "--test-from", "2001-01-01") == 2
+        assert "--test-from is a date, and the times of the interactions are numbers" in command.err
+    assert not command.output.exists()
+
+
+def test_dates_among_numbers_are_refused(command: Command) -> None:
+    frame = interactions(4)
+    times = frame["timestamp"].astype(str).where(frame.index % 3 > 0, "2024-05-31")
+    assert command(command.write(frame.assign(timestamp=times), "x.csv")) == 2
+    assert "timestamp holds 9" in command.err
+    assert "dates among numbers" in command.err
+
+
+@pytest.mark.parametrize("name", ["nan", "None", "NA", "NULL"])
+def test_who_is_called_as_nobody_is_said(command: Command, name: str) -> None:
+    frame = interactions(4)
+    nobody = frame["user_id"] % 10 == 3
+    frame["user_id"] = frame["user_id"].astype(str).mask(nobody, name)
+    command.tell(command.write(frame))
+    assert f"{nobody.sum()} interactions are of the user '{name}', as programs print" in command.err
+    assert command.err.count("as programs print") == 1
+
+
+def test_whole_numbers_that_pandas_made_floats_are_named(command: Command) -> None:
+    assert command(command.write(interactions(4).astype({"item_id": float}))) == 2
+    assert "item_id is float, not a string or an integer (pandas turns" in command.err
 
 
 def test_without_times_the_order_is_that_of_the_file(command: Command) -> None:

@@ -4,7 +4,7 @@ sequences`: users' histories to train on, to validate on and to test on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -80,16 +80,15 @@ def sequences(options: SequencesOptions) -> int:
     from draftrec.data.splits import split_events
 
     check_new_table(options.output, overwrite=options.overwrite)
-    settings = settings_of(
-        SplitSettings,
-        options,
-        valid_from=moment("--valid-from", options.valid_from),
-        test_from=moment("--test-from", options.test_from),
-    )
+    cuts = {"valid_from": options.valid_from, "test_from": options.test_from}
+    moments = {name: moment(name, text) for name, text in cuts.items()}
+    settings_of(SplitSettings, options, valid_from=None, test_from=None)  # refused before the work
     _check_unused(options)
     columns = options.columns()
     rejects = Rejects(columns.user)
     events = read_events(options.interactions, columns, rejects)
+    known = {name: when and when(events) for name, when in moments.items()}
+    settings = settings_of(SplitSettings, options, **known)
     found = split_events(events, settings)
     write_tables(options.output, found.table.schema, [found.table])
     summary = {**found.figures, "rejected": len(rejects), "output": str(options.output)}
@@ -102,18 +101,20 @@ def sequences(options: SequencesOptions) -> int:
     return code
 
 
-def moment(option: str, text: str | None) -> float | None:
-    """A number, or a date as seconds since 1970."""
-    from draftrec.data.events import seconds_of
+def moment(name: str, text: str | None) -> Callable[[Events], float] | None:
+    """The number or the date that an option asks for, for the clock of a file."""
+    from draftrec.data.events import on_clock, read_time
 
     if text is None:
         return None
+    option = f"--{name.replace('_', '-')}"
     try:
-        return seconds_of(text)
+        when = read_time(text)
     except ValueError:
         raise DraftrecError(
             f"{option} must be a number as in the file, or a date such as 2024-05-31, not {text!r}"
         ) from None
+    return partial(on_clock, when=when, option=option)
 
 
 def _check_unused(options: SequencesOptions) -> None:
@@ -196,7 +197,7 @@ def records(options: RecordsOptions) -> int:
             f"--output {options.output} cannot be CSV, whose cells hold no lists; write .parquet "
             "or .jsonl"
         )
-    until = moment("--until", options.until)
+    until = moment("until", options.until)
     columns = options.columns()
     rejects = Rejects(columns.user)
     events = read_events(options.interactions, columns, rejects)
@@ -204,7 +205,7 @@ def records(options: RecordsOptions) -> int:
         options.id_column, options.title_column, options.category_column, options.item_column
     )
     items = read_items(options.items, names)
-    kept = _kept(events, options.min_rating, until)
+    kept = _kept(events, options.min_rating, until and until(events))
     left_out: dict[str, Any] = {"items_without_title": items.untitled}
     if options.side == "user":
         found, more = user_records(events, items, options.history, kept)
@@ -262,9 +263,22 @@ def _kept(events: Events, min_rating: float | None, until: float | None) -> np.n
                 "them"
             )
         kept &= events.time < until
+    if not kept.any():
+        asked = {"--min-rating": min_rating, "--until": until}
+        given = " and ".join(f"{n} {v:.15g}" for n, v in asked.items() if v is not None)
+        raise DraftrecError(f"no interaction is left with {given}; {_spans(events)}")
     if events.time is None:
         say("the interactions have no times: a user's items are in file order")
     return kept
+
+
+def _spans(events: Events) -> str:
+    """From where to where ratings and times go."""
+    spans = {"ratings": events.rating, "times": events.time}
+    return ", ".join(
+        f"{name} go from {found.min():.15g} to {found.max():.15g}"
+        for name, found in spans.items() if found is not None
+    )  # fmt: skip
 
 
 def _report(summary: dict[str, Any]) -> None:

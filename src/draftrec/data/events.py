@@ -13,10 +13,12 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,18 +37,30 @@ from draftrec.data.tables.columns import (
     find_column,
     need_columns,
 )
-from draftrec.data.tables.readers import Row, open_records
+from draftrec.data.tables.readers import NO_WORDS, Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Ids, as_whole, ids_array
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 #: A number, or a date in nanoseconds, and whether it is a date.
-_Time = tuple[Any, bool]
+Time = tuple[Any, bool]
 
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+#: What is printed for a missing id.
+_NOBODY = {*NO_WORDS, "NA", "N/A", "NULL"}
 _FRACTION = re.compile(r"(?<=\d)\.(\d+)")
 _UTC = re.compile(r"(?<=\d)\s*(?:UTC|GMT)\s*$")
+#: ISO's date but for its marks or its zeros: 2012/5/3. And its offset behind a space.
+_ALMOST_ISO = re.compile(r"^\s*(\d{4})([-/.])(\d\d?)\2(\d\d?)(?!\d)")
+_OFFSET = re.compile(r"\s+(?=[+-]\d\d:?\d\d$)")
+#: Forms that can be read in one way alone: those of Goodreads, Twitter and Foursquare, of Amazon's
+#: reviewTime, of MovieLens-100K's films, of Last.fm.
+_FORMS = ("%a %b %d %H:%M:%S %z %Y", "%m %d, %Y", "%d-%b-%Y", "%d %b %Y, %H:%M")
+_TIMES = "a number or a date such as 2024-05-31 or 2024-05-31T10:00:00Z"
+#: How many of a file's numbers a second may have, and between which seconds its latest moment then
+#: lies: from 1990 to 2100. 20240531 is none of these.
+_PER_SECOND, _SECONDS = (1, 10**3, 10**6, 10**9), (6.3e8, 4.2e9)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -75,9 +89,10 @@ class Events:
 
     `user`, `item` int64 `[n]` index them; `rating` float32 `[n]` (of booleans 1 and 0) and `time`
     float64 `[n]` or None: as in the file, seconds since 1970 for dates; where float64 cannot tell
-    all times of the file apart, their ranks (`ranked`). `starts` int64 `[users + 1]`: the events of
-    user u are `starts[u]` up to, without, `starts[u + 1]`. `typed_texts`: whether the file's users,
-    and items, are texts by type, also where these spell numbers.
+    all times of the file apart, their ranks (`ranked`). `dated`: whether the file has dates.
+    `starts` int64 `[users + 1]`: the events of user u are `starts[u]` up to, without,
+    `starts[u + 1]`. `typed_texts`: whether the file's users, and items, are texts by type, also
+    where these spell numbers.
     """
 
     users: tuple[str, ...]
@@ -89,6 +104,7 @@ class Events:
     starts: LongArray
     typed_texts: tuple[bool, bool] = (False, False)
     ranked: bool = False
+    dated: bool = False
 
     @property
     def user_ids(self) -> Ids:
@@ -110,7 +126,8 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
     """Read a file with a row per event. Rows whose ids, rating or time are none join `rejects`.
 
     Raises DraftrecError for a missing column, for a column of ratings that mixes numbers and
-    booleans, and, without `rejects`, at the first unusable row.
+    booleans, or one of times that mixes numbers and dates, and, without `rejects`, at the first
+    unusable row.
     """
     source = open_records(location)
     names = [
@@ -127,13 +144,13 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
     items: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
     ratings: list[float] = []
-    times: list[_Time] = []
+    times: list[Time] = []
     truths = 0
     kinds: tuple[set[type], set[type]] = set(), set()
 
-    def event(row: Row) -> tuple[str, str, float, bool, _Time | None]:
+    def event(row: Row) -> tuple[str, str, float, bool, Time | None]:
         rated, truth = _rating(row, rating) if rating else (0.0, False)
-        when = _converted(row, time, _moment, "a number or a date") if time else None
+        when = _converted(row, time, read_time, _TIMES) if time else None
         names = label(row, user_name), label(row, item_name)
         for name, seen in zip((user_name, item_name), kinds, strict=True):
             seen.add(type(row.values.get(name)))  # of rows that count: one without an id has no say
@@ -150,6 +167,12 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
         raise DraftrecError(
             f"{location}: {rating} holds {truths:,} booleans among numbers; write one kind"
         )
+    dates = sum(dated for _, dated in times)
+    if 0 < dates < len(times):
+        raise DraftrecError(
+            f"{location}: {time} holds {dates:,} dates among numbers, which nothing compares; "
+            "write one kind"
+        )
     numbers, ranked = _as_numbers(times)
     read = np.array(pairs, np.int64)
     found = Events(
@@ -162,8 +185,21 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
         np.empty(0, np.int64),
         (source.typed and str in kinds[0], source.typed and str in kinds[1]),
         ranked,
+        dates > 0,
     )
+    for what, ids, places in (("user", found.users, found.user), ("item", found.items, found.item)):
+        _say_unnamed(location, what, ids, places)
     return _sorted(found)
+
+
+def _say_unnamed(location: str, what: str, ids: Seq[str], places: LongArray) -> None:
+    """Warn of a user, or item, who is what programs print where there is none."""
+    for name in _NOBODY & set(ids):
+        count = int((places == ids.index(name)).sum())
+        _LOG.warning(
+            "%s: %s interactions are of the %s %r, as programs print a missing value; if it is "
+            "none, leave these rows out", location, f"{count:,}", what, name,
+        )  # fmt: skip
 
 
 def _as_in_file(names: Seq[str], *, typed_texts: bool) -> Ids:
@@ -199,15 +235,31 @@ def _finite(value: Any) -> float:
     return number
 
 
-def seconds_of(text: str) -> float:
-    """A number as it is, a date as seconds since 1970. Raises ValueError for anything else."""
-    value, dated = _moment(text)
-    return float(Fraction(value) / 10**9) if dated else float(value)
+def on_clock(events: Events, when: Time, option: str) -> float:
+    """A time that an `option` gives, as `events.time` has it: a number as it is, a date in seconds
+    since 1970, or in the thousandths, millionths ... that the file counts.
+
+    Raises DraftrecError for a date where the file's numbers can be none of these.
+    """
+    value, dated = when
+    if not dated:
+        return float(value)
+    seconds = Fraction(value) / 10**9
+    if events.dated or events.ranked or events.time is None:
+        return float(seconds)
+    latest = float(events.time.max())
+    for unit in _PER_SECOND:
+        if _SECONDS[0] <= latest / unit <= _SECONDS[1]:
+            return float(seconds * unit)
+    raise DraftrecError(
+        f"{option} is a date, and the times of the interactions are numbers up to {latest:.15g}, "
+        f"which count no seconds since 1970; give {option} as such a number, or write dates"
+    )
 
 
-def _moment(value: Any) -> _Time:
+def read_time(value: Any) -> Time:
     """A number as it is; a date or its ISO form as nanoseconds since 1970, UTC unless it says so.
-    Nothing is rounded."""
+    Nothing is rounded. Raises ValueError or TypeError for anything else."""
     if isinstance(value, str):
         try:
             return _number(Decimal(value))
@@ -218,20 +270,32 @@ def _moment(value: Any) -> _Time:
     return _number(value)
 
 
-def _number(value: Any) -> _Time:
+def _number(value: Any) -> Time:
     if not np.isfinite(float(value)):
         raise ValueError
     return value, False
 
 
-def _iso(text: str) -> _Time:
+def _iso(text: str) -> Time:
     """Digits behind the sixth of a second are read here: Python's own dates have no room. So is UTC
     spelt out, as BigQuery does: Python knows it as Z alone."""
-    text = _UTC.sub("Z", text)
+    text = _ALMOST_ISO.sub(lambda d: f"{d[1]}-{d[3]:0>2}-{d[4]:0>2}", text)
+    text = _OFFSET.sub("", _UTC.sub("Z", text.strip()))
     found = _FRACTION.search(text)
     whole = text if found is None else text[: found.start()] + text[found.end() :]
     fraction = int(found[1][:9].ljust(9, "0")) if found else 0
-    return _nanoseconds(datetime.fromisoformat(whole)) + fraction, True
+    return _nanoseconds(_date(whole)) + fraction, True
+
+
+def _date(text: str) -> date:
+    for read in (datetime.fromisoformat, *(partial(_in_form, form) for form in _FORMS)):
+        with suppress(ValueError):
+            return read(text)
+    raise ValueError
+
+
+def _in_form(form: str, text: str) -> date:
+    return datetime.strptime(text, form)
 
 
 def _nanoseconds(value: date) -> int:
@@ -241,7 +305,7 @@ def _nanoseconds(value: date) -> int:
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _as_numbers(times: Seq[_Time]) -> tuple[DoubleArray, bool]:
+def _as_numbers(times: Seq[Time]) -> tuple[DoubleArray, bool]:
     """float64 `[n]`: numbers as they are, dates as seconds; ranks where these would be equal for
     times that are not, and whether that was so."""
     exact = [Fraction(value) / 10**9 if dated else value for value, dated in times]

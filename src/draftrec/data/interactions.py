@@ -13,7 +13,7 @@ from draftrec.data.files.places import Place
 from draftrec.data.files.texts import read_yaml
 from draftrec.data.files.writers import replace_file, replace_parquet, replacing
 from draftrec.data.records import Rejects, RowError
-from draftrec.data.tables.columns import INTERACTIONS, ITEM, USER, is_id, need_columns
+from draftrec.data.tables.columns import INTERACTIONS, ITEM, USER, float_hint, is_id, need_columns
 from draftrec.data.tables.readers import Row, open_records
 from draftrec.errors import DraftrecError
 
@@ -132,7 +132,8 @@ def label(row: Row, column: str) -> str:
     value = row.values.get(column)
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = "null" if value is None else type(value).__name__
-        raise RowError(row, f"{column} is {kind}, not a string or an integer")
+        hint = float_hint(value)
+        raise RowError(row, f"{column} is {kind}, not a string or an integer{hint}")
     if not is_id(value):
         raise RowError(row, f"{column} is {'not valid Unicode' if value else 'empty'}")
     return str(value)

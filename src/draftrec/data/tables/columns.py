@@ -192,13 +192,17 @@ def cell_id(row: Row, column: str, *, typed: bool) -> Id:
     value = row.values.get(column)
     if is_id(value):
         return value if typed else plain(value)
-    hint = ""
-    if isinstance(value, float) and value.is_integer():
-        hint = " (pandas turns whole numbers into these where one is missing: use Int64)"
     raise DraftrecError(
-        f"{row.file} line {row.line}: {column} is {value!r}, not a whole number or a text{hint}; "
-        "mend or remove the row"
+        f"{row.file} line {row.line}: {column} is {value!r}, not a whole number or a text"
+        f"{float_hint(value)}; mend or remove the row"
     )
+
+
+def float_hint(value: Any) -> str:
+    """Where whole numbers come from that are written as 12.0."""
+    if not (isinstance(value, float) and value.is_integer()):
+        return ""
+    return " (pandas turns whole numbers into these where one is missing: use Int64)"
 
 
 def cell_ids(row: Row, column: str, *, typed: bool) -> Ids:
