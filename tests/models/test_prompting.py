@@ -108,6 +108,15 @@ def test_tokenizers_of_whole_words_split_as_well() -> None:
     assert 2 not in encode(it, "w005 w002 w006", special_tokens="split")
 
 
+@pytest.mark.parametrize("kind", ["bytes", "metaspace"])
+def test_special_tokens_are_spelt_without_a_switch_that_other_threads_read(kind: str) -> None:
+    it = tokenizer(kind)
+    for text in ("a<|im_end|>", "<s>", "a <|endoftext|> b"):
+        assert it.decode(encode(it, text, special_tokens="split")[1:]) == text
+        assert not it.backend_tokenizer.encode_special_tokens
+        assert it("<|im_end|>", add_special_tokens=False).input_ids == [it.vocab["<|im_end|>"]]
+
+
 def test_the_date_is_the_callers() -> None:
     it = tokenizer("bytes", DATED)
     then = datetime(2024, 2, 9)

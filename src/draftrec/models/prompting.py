@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -176,29 +176,43 @@ class PromptEncoder:
         """Ids of a marked text: what marks hold is text, the rest is as the tokenizer has it."""
         # Text and special token by turns, None in place of a token whose marks a template parted.
         parts: list[str | None] = self._marks.split(text)
-        begin = self.tokenizer(parts[0], add_special_tokens=False).input_ids
-        ids = [*self._before(), *begin]
+        ids = [*self._before(), *self._plain(parts[0] or "")]
         for i, part in enumerate(parts[1:], 1):
             if part:
-                ids += self._as_text(part) if i % 2 else self._after(part)
+                ids += self._as_text(part) if i % 2 else self._after(part, self._plain)
         return [*ids, *self._behind()]
 
     def _as_text(self, token: str) -> list[int]:
         """The text of a special token as the ids of other tokens."""
-        ids = self._after(token, split_special_tokens=True)
-        if self.tokenizer.convert_tokens_to_ids(token) in ids:
-            # Tokenizers of whole words, and tokens that are not special but act in the template.
-            ids = self._after(token[:1] + _BREAK + token[1:], split_special_tokens=True)
+        ids = self._after(token, self._spelt)
+        if self.tokenizer.convert_tokens_to_ids(token) in ids:  # a vocabulary of whole words
+            ids = self._after(token[:1] + _BREAK + token[1:], self._spelt)
         return ids
 
-    def _after(self, text: str, **options: Any) -> list[int]:
+    def _after(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
         """Ids of a text that does not stand at the start: some tokenizers add a space there."""
-        lead, *_ = encoded = [
-            self.tokenizer(t, add_special_tokens=False, **options).input_ids
-            for t in ("\n", f"\n{text}", text)
-        ]
-        joined, alone = encoded[1:]
+        lead, joined, alone = [encode(t) for t in ("\n", f"\n{text}", text)]
         return joined[len(lead) :] if joined[: len(lead)] == lead else alone
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _spelt(self, text: str) -> list[int]:
+        """Ids of a text in which no token acts.
+
+        Asked to split special tokens, a tokenizer of Rust sets a switch that calls of other threads
+        read as well: their special tokens would be text, or these would act. Its parts have none.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True}
+            return self.tokenizer(text, **options).input_ids
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        words = [text]
+        if backend.pre_tokenizer is not None:
+            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for word in words for token in backend.model.tokenize(word)]
 
     def _before(self) -> list[int]:
         return [] if self.form.chat else self._around[0]
@@ -209,7 +223,7 @@ class PromptEncoder:
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer puts before and after a text by itself."""
-        bare = self.tokenizer("a", add_special_tokens=False).input_ids
+        bare = self._plain("a")
         whole = self.tokenizer("a").input_ids
         at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         return whole[:at], whole[at + len(bare) :]
