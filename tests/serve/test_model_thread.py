@@ -255,3 +255,19 @@ def test_retry_after_follows_the_recent_rate() -> None:
     assert speed.seconds_for(45, 50.0) == 5
     assert speed.seconds_for(10_000, 50.0) == 60
     assert speed.seconds_for(45, 1000.0) == 1, "too long ago to tell"
+
+
+def test_who_is_refused_may_ask_while_answers_are_counted() -> None:
+    speed, end = Throughput(), time.monotonic() + 0.5
+
+    def count() -> None:
+        while time.monotonic() < end:
+            speed.count(1)
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        while time.monotonic() < end:
+            assert 1 <= speed.seconds_for(10) <= 60
+    finally:
+        counting.join()

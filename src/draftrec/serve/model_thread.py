@@ -97,7 +97,8 @@ class Throughput:
     def seconds_for(self, questions: int, now: float | None = None) -> int:
         """Whole seconds in which so many should be answered: 1 to 60, 1 where nothing is known."""
         now = time.monotonic() if now is None else now
-        recent = [t for t in self._times if t > now - _WINDOW]
+        # A copy, as the model's thread goes on counting while that of a client looks.
+        recent = [t for t in self._times.copy() if t > now - _WINDOW]
         if len(recent) < 2 or now <= recent[0]:
             return 1
         rate = len(recent) / (now - recent[0])
