@@ -24,7 +24,7 @@ from hf_beams import HfBeams
 
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import History, read_histories, read_semantic_ids
-from draftrec.engine.selfcheck import checked_target
+from draftrec.engine.target import Target
 from draftrec.evaluate.beam_speed import EngineRun, UserBeams, beam_figures
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
@@ -46,13 +46,14 @@ class Bench:
         self.items = fit_retriever(str(args.sequences), sids, part="valid")
         config = RecommendConfig(batch_size=args.batch, k=1)
         self.sizes = {"target": _parameters(target.model)}  # engines pack copies of weights
+        self.drafts: dict[str, Target] = {}
         parts = parts_of(target, self.catalogue)
-        self.base = ItemRecommender(parts, self.catalogue, config, self.items)
-        self.drafts: dict[str, Any] = {}
         for name, folder in args.draft:
             draft = load_recommender(folder, "auto", args.dtype)
-            self.drafts[name] = checked_target(draft.model)
             self.sizes[name] = _parameters(draft.model)
+            # As `draftrec genrec recommend` runs them, packed and by hand.
+            self.drafts[name] = parts_of(draft, self.catalogue).target
+        self.base = ItemRecommender(parts, self.catalogue, config, self.items)
         # A copy of its own: the engine's target attends in its own way from now on.
         plain = load_recommender(args.target, "auto", args.dtype)
         pad = int(plain.tokenizer.pad_token_id or 0)

@@ -175,7 +175,7 @@ def run_replay(
     warm_up()
     found: dict[str, Any] = {"transformers_step_ms": transformers_step(model), "traces": {}}
     prepack(model)  # what `generate` does: our own plain decoding is the baseline, and the best
-    target = checked_target(model)
+    target = checked_target(model, way="auto")
     costs = {b: measure_cost(target, b, 300, seconds=25.0) for b in sizes}
     found["cost_curves"] = {str(b): c.to_json() for b, c in costs.items()}
     for name in TRACES:
