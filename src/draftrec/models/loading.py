@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,16 +27,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from draftrec.config import ModelConfig
 from draftrec.data.files.places import here
 from draftrec.errors import DraftrecError, UnsupportedModelError
+from draftrec.models import adapters
 from draftrec.models.processor import multiplies_bfloat16, set_threads
 
 #: What weights may lie in.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _POINTER = b"version https://git-lfs"
+_IF_THERE = {"_raise_exceptions_for_missing_entries": False}
 # Seconds that the Hub may take to say whether it has a model.
 _PATIENCE = 5.0
 
@@ -44,11 +47,13 @@ _PATIENCE = 5.0
 @dataclass(frozen=True, slots=True)
 class Source:
     """`place` is a folder or a Hub id, `gguf` the name of a file in it; `cached`: only what an
-    earlier download left can be read, because the Hub is out of reach."""
+    earlier download left can be read, because the Hub is out of reach. `adapter`: the folder or Hub
+    id of an adapter, which was trained on what lies at `place`."""
 
     place: str
     gguf: str | None = None
     cached: bool = False
+    adapter: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -57,6 +62,8 @@ class Source:
     @property
     def name(self) -> str:
         """What the user may call it."""
+        if self.adapter:
+            return self.adapter
         if self.gguf is None:
             return self.place
         return str(Path(self.place) / self.gguf) if self.folder else f"{self.place}:{self.gguf}"
@@ -70,7 +77,7 @@ class Source:
 def find_source(model: str | Path) -> Source:
     """Where `model` is. Raises DraftrecError for what is not there or out of reach, with the cause.
 
-    A folder, `FILE.gguf`, a Hub id, or `HUB_ID:FILE.gguf`.
+    A folder, `FILE.gguf`, a Hub id, or `HUB_ID:FILE.gguf`; a folder or Hub id may be an adapter's.
     """
     text, path = str(model), here(model)
     if path.is_dir():
@@ -87,7 +94,7 @@ def find_source(model: str | Path) -> Source:
             f"The model folder {model} does not exist; name a folder with config.json and weights, "
             "a .gguf file, or a Hub id."
         )
-    return Source(text, cached=_only_cached(text, "config.json"))
+    return _on_hub(text)
 
 
 def check_weights(source: Source) -> None:
@@ -95,14 +102,37 @@ def check_weights(source: Source) -> None:
     folder = source.folder
     if folder is None or source.gguf:
         return
-    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+    if not _has_weights(folder):
         raise DraftrecError(
             f"The model folder {folder} has no weights (*.safetensors or *.bin); save the model "
             "there with save_pretrained, or name another folder."
         )
 
 
+def _has_weights(folder: Path) -> bool:
+    found = (file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    return any(not file.name.startswith("adapter_") for file in found)
+
+
 def _folder(path: Path) -> Source:
+    for file in sorted(path.iterdir()):
+        if file.is_file() and _is_pointer(file):
+            raise DraftrecError(
+                f"{file} is a pointer of git-lfs and not the file itself; run `git lfs pull` in "
+                f"{path}, or download the model with `hf download`."
+            )
+    if (path / adapters.FILE).is_file():
+        if _has_weights(path) and (path / "config.json").is_file():
+            raise DraftrecError(
+                f"The model folder {path} holds a whole model and an adapter ({adapters.FILE}); "
+                "put one of them into a folder of its own, and name what is meant."
+            )
+        if not next(path.glob("adapter_model.*"), None):
+            raise DraftrecError(
+                f"The adapter folder {path} has no weights (adapter_model.safetensors); save the "
+                "adapter there with save_pretrained, or name another folder."
+            )
+        return _adapted(str(path), path / adapters.FILE)
     if not (path / "config.json").is_file():
         found = sorted(p.name for p in path.glob("*.gguf"))
         if found:
@@ -114,13 +144,44 @@ def _folder(path: Path) -> Source:
             f"The model folder {path} has no config.json; name the folder that save_pretrained "
             "wrote."
         )
-    for file in sorted(path.iterdir()):
-        if file.is_file() and _is_pointer(file):
-            raise DraftrecError(
-                f"{file} is a pointer of git-lfs and not the file itself; run `git lfs pull` in "
-                f"{path}, or download the model with `hf download`."
-            )
     return Source(str(path))
+
+
+def _adapted(adapter: str, file: Path) -> Source:
+    """The source of an adapter whose configuration is `file`."""
+    base = adapters.base_of(file)
+    try:
+        nested = base == adapter or (here(base) / adapters.FILE).is_file()
+        found = None if nested else find_source(base)
+    except DraftrecError as error:
+        raise DraftrecError(
+            f"{adapter} is an adapter; the model that it was trained on, by base_model_name_or_path"
+            f" in {file}, cannot be had: {error}"
+        ) from error
+    if found is None or found.adapter:
+        raise DraftrecError(
+            f"{adapter} is an adapter of {base}, which is one itself; merge that into its model "
+            "with peft's merge_and_unload(), and name the result in base_model_name_or_path."
+        )
+    return replace(found, adapter=adapter)
+
+
+def _on_hub(model: str) -> Source:
+    """A model of the Hub, or an adapter, which has no config.json."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        return Source(model, cached=_only_cached(model, "config.json"))
+    except DraftrecError as error:
+        known = isinstance(try_to_load_from_cache(model, adapters.FILE), str)
+        if not known and not isinstance(error, _NoFileError):
+            raise
+        try:
+            cached = _only_cached(model, adapters.FILE)
+        except DraftrecError:
+            raise error from None
+    file = hf_hub_download(model, adapters.FILE, local_files_only=cached)
+    return _adapted(model, Path(file))
 
 
 def _is_pointer(file: Path) -> bool:
@@ -154,6 +215,10 @@ def _need_gguf(source: Source) -> None:
             f"{source.name} is a GGUF file, and the package that reads those is missing or too "
             'old; run pip install "draftrec[gguf]".'
         )
+
+
+class _NoFileError(DraftrecError):
+    """The Hub has the model and not the file."""
 
 
 def _only_cached(model: str, file: str) -> bool:
@@ -193,7 +258,7 @@ def _only_cached(model: str, file: str) -> bool:
     except Exception as error:  # whatever its HTTP library raises
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status == 404:
-            raise DraftrecError(
+            raise _NoFileError(
                 f"{missing}: it has no {file}; name a model that transformers reads, or "
                 "HUB_ID:FILE.gguf."
             ) from error
@@ -254,10 +319,14 @@ def pick_dtype(
 def load_tokenizer(
     model: str | Path, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, or in its GGUF file. Raises DraftrecError if there is none."""
+    """The tokenizer beside a model or adapter, or in its GGUF file. Raises DraftrecError if there
+    is none."""
     source = find_source(model)
     options = {"trust_remote_code": trust_remote_code, **source.options()}
     try:
+        if source.adapter and cached_file(source.adapter, "tokenizer_config.json", **_IF_THERE):
+            options["config"] = AutoConfig.from_pretrained(source.place, **options)
+            return AutoTokenizer.from_pretrained(source.adapter, **options)
         return AutoTokenizer.from_pretrained(source.place, **options)
     except Exception as error:
         _refuse_known(source, error)
@@ -327,6 +396,13 @@ def _load(config: ModelConfig, kind: Any, *, packs: bool = False) -> PreTrainedM
             f"The model {source.name} lacks {len(missing)} weights (the first is {missing[0]}), "
             "which would be random; save the whole model, language-model head included."
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise DraftrecError(
+            f"{source.name} has an adapter beside its config.json; download it with `hf download`, "
+            "and name the folder."
+        )
+    if source.adapter:
+        model = cast(Any, adapters.merged(model, source.adapter))
     model.requires_grad_(False)
     return model.to(device).eval()
 
