@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftrec.engine.passes import row_attention
 from draftrec.engine.passes.exponentials import log_sum_exp
 from draftrec.engine.passes.row_attention import attend
 from tests.engine.passes.processors import on_both_registers
@@ -109,6 +110,22 @@ def test_rows_get_what_softmax_gives_and_the_same_bits_alone(
         slot = slots[row]
         right = expected(q[row], k[slot][:, columns], v[slot][:, columns], softcap, sinks)
         torch.testing.assert_close(found[row].double(), right, rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_without_matrix_tiles_registers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one score the two orders differ by rounding."""
+    q, k, v = tensors(30, 6, 2, 34, 0, torch.bfloat16)
+    seen = torch.arange(30) // 10, sight_of([(0, 100 + i, [0, 2, i]) for i in range(30)])
+    used: list[int] = []
+    run = row_attention._attend
+    monkeypatch.setattr(row_attention, "_attend", lambda *it: (used.append(it[-1]), run(*it)))
+    tiled = attend(q, k, v, seen, scale=0.3)
+    usual = int(row_attention.has_tiles())
+    monkeypatch.setattr(row_attention, "has_tiles", lambda: False)
+    found = attend(q, k, v, seen, scale=0.3)
+    assert used == [usual, 0]
+    torch.testing.assert_close(found, tiled, rtol=1e-3, atol=1e-3)
 
 
 def test_where_columns_lie_does_not_matter() -> None:

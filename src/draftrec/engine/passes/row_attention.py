@@ -8,8 +8,8 @@ or in a batch.
 
 Rows of one text see nearly the same, and so do the heads that share keys. They go through keys and
 values together, a block at a time, which is brought into a core's nearest cache once: keys laid out
-as the weights of a product (`row_products`), values as they are. Every score and every sum is still
-a row's own, and taken in its order.
+as the weights of a product (`row_products`), by matrix tiles where the processor has them, values
+as they are. Every score and every sum is still a row's own, and taken in its order.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from draftrec.engine.passes.registers import (
     LANES,
     LONG,
     PAIRWISE,
+    TALL,
     WIDE,
     after,
     arrays,
@@ -46,10 +47,21 @@ from draftrec.engine.passes.registers import (
     variables,
     write,
 )
-from draftrec.engine.passes.row_products import LINE, MOST, WIDTH, near
+from draftrec.engine.passes.row_products import (
+    LINE,
+    MOST,
+    WIDTH,
+    has_tiles,
+    leave_tiles,
+    near,
+    one_tile,
+    open_tiles,
+    two_tiles,
+)
 from draftrec.engine.passes.team import carray, pointer, share, take, threads_for
 
-# Queries, of rows and heads, that take keys and values together.
+# Queries, of rows and heads, that take keys and values together; with matrix tiles as many as two
+# of these hold.
 _TOGETHER = 36
 # Queries whose sums of values stay in registers, four each.
 _MIXED = 6 if WIDE else 2
@@ -98,20 +110,23 @@ def attend_arrays(  # noqa: PLR0913
     rest = np.full(heads, -np.inf, np.float32) if sinks is None else sinks
     numbers = np.array([scale, softcap or 0.0], np.float32)
     slots, sight = seen
-    tiles, total = _tiles(slots, sight, max(1, _TOGETHER * groups // heads))
+    tiled = False
     if keys.dtype == np.int16:
+        tiled = PAIRWISE and heads // groups <= 2 * TALL and has_tiles()
         keys = keys.view(np.int32)
         query = (
             query.view(np.int32) if PAIRWISE else (query.astype(np.int32) << 16).view(np.float32)
         )
+    together = 2 * TALL if tiled else _TOGETHER
+    tiles, total = _tiles(slots, sight, max(1, together * groups // heads))
     task = query, keys, values, slots, sight, tiles, rest, numbers, out
     units = (len(tiles) - 1) * groups
     threads = min(threads_for(1.5 * total * heads), units)
     if threads > 1:
-        kind = (query.dtype == np.int32) + 2 * (keys.dtype == np.int32)
+        kind = (query.dtype == np.int32) + 2 * (keys.dtype == np.int32) + 4 * tiled
         share(_loop, units, threads, kind, *task)
     else:
-        _attend(0, units, *task)
+        _attend(0, units, *task, int(tiled))
 
 
 def store(
@@ -149,12 +164,13 @@ def _tiles(slots: Any, sight: Any, most: int) -> tuple[Any, int]:
 
 
 def _loop(data: Any) -> None:
-    """`_attend` as `team.share` runs it. `kind`: are queries and keys pairs of bfloat16 (1, 2)?"""
+    """`_attend` as `team.share` runs it. `kind`: are queries and keys pairs of bfloat16 (1, 2), and
+    are matrix tiles to be used (4)?"""
     task = carray(data, 34, np.int64)
     kind = task[3]
     first, last = take(data, task)
     while first < last:
-        if kind == 3:
+        if kind & 3 == 3:
             _part(task, first, last, np.int32, np.int32, np.int16)
         elif kind == 2:
             _part(task, first, last, np.float32, np.int32, np.int16)
@@ -175,16 +191,16 @@ def _part(task: Any, first: int, last: int, asked: Any, key: Any, value: Any) ->
     sinks = carray(pointer(task[25]), (task[26],), np.float32)
     numbers = carray(pointer(task[27]), (task[28],), np.float32)
     out = carray(pointer(task[29]), (task[30], task[31], task[32]), np.float32)
-    _attend(first, last, query, keys, values, slots, sight, tiles, sinks, numbers, out)
+    _attend(first, last, query, keys, values, slots, sight, tiles, sinks, numbers, out, task[3] & 4)
 
 
 @njit(cache=True, nogil=True)
 def _attend(  # noqa: PLR0913
     first: int, last: int, query: Any, keys: Any, values: Any, slots: Any, sight: Any, tiles: Any,
-    sinks: Any, numbers: Any, out: Any,
+    sinks: Any, numbers: Any, out: Any, tiled: int,
 ) -> None:  # fmt: skip
     """As `attend`, of pairs of a tile and a group of heads, `first .. last - 1`; `numbers`: scale
-    and soft cap, 0 for none."""
+    and soft cap, 0 for none. `tiled`: scores by matrix tiles."""
     groups, capacity, steps = keys.shape[1:]
     shared = query.shape[1] // groups
     most = shared * np.max(tiles[1:] - tiles[:-1])
@@ -203,9 +219,11 @@ def _attend(  # noqa: PLR0913
             row, head = tiles[tile] + n // shared, begin + n % shared
             for i in range(query.shape[2]):
                 asked[n, i] = query[row, head, i]
-        for column in range(low, end, WIDTH):
-            _lay_out(keys, slot, group, column, laid)  # pyright: ignore[reportCallIssue]
-            _in_parts(asked, count, laid, nothing, scores, column - low)
+        task = keys, slot, group, low, end, asked, count, laid, scores
+        if tiled:
+            _by_tiles(*task)
+        else:
+            _by_registers(*task, nothing)
         for i in range(end - low):
             columns[i] = low + i
         for n in range(count):
@@ -235,12 +253,35 @@ def _extent(rows: Any) -> tuple[int, int]:
 
 
 @njit(cache=True, nogil=True)
-def _in_parts(asked: Any, count: int, laid: Any, nothing: Any, scores: Any, place: int) -> None:
-    """Products of all queries with a block of keys, to the columns of `scores` from `place` on."""
+def _by_registers(  # noqa: PLR0913
+    keys: Any, slot: int, group: int, low: int, end: int, asked: Any, count: int, laid: Any,
+    scores: Any, nothing: Any,
+) -> None:  # fmt: skip
+    """Products of all queries with the keys of columns `low .. end - 1`, to `scores`."""
     parts = (count + MOST - 1) // MOST
-    for part in range(parts):
-        begin, end = count * part // parts, count * (part + 1) // parts
-        near(asked, begin, end - begin, laid, 0, nothing, scores, place)
+    for column in range(low, end, WIDTH):
+        _lay_out(keys, slot, group, column, laid)  # pyright: ignore[reportCallIssue]
+        for part in range(parts):
+            begin, behind = count * part // parts, count * (part + 1) // parts
+            near(asked, begin, behind - begin, laid, 0, nothing, scores, column - low)
+
+
+@njit(cache=True, nogil=True)
+def _by_tiles(  # noqa: PLR0913
+    keys: Any, slot: int, group: int, low: int, end: int, asked: Any, count: int, laid: Any,
+    scores: Any,
+) -> None:  # fmt: skip
+    """`_by_registers`, of at most as many queries as two matrix tiles hold."""
+    steps = laid.shape[1] // TALL
+    open_tiles(count)  # pyright: ignore[reportCallIssue]
+    for column in range(low, end, WIDTH):
+        _lay_out(keys, slot, group, column, laid)  # pyright: ignore[reportCallIssue]
+        task = 0, laid, 0, 0, steps, scores, column - low, 0, 0, 0
+        if count > TALL:
+            two_tiles(asked, *task)
+        else:
+            one_tile(asked, *task)
+    leave_tiles()  # pyright: ignore[reportCallIssue]
 
 
 @njit(cache=True, nogil=True)

@@ -221,12 +221,14 @@ def _tiled(first: int, last: int, rows: Any, laid: Any, bias: Any, out: Any) -> 
                 begin = 2 * TALL * part
                 height = min(2 * TALL, count - begin)
                 asked = _LINES * part // parts, _LINES * (part + 1) // parts
+                task = begin, laid, block, step, end, sums, 0, lead
+                open_tiles(height)  # pyright: ignore[reportCallIssue]
                 if height > TALL:
-                    _two_tiles(rows, begin, height, laid, block, step, end, sums, lead, *asked)
+                    two_tiles(rows, *task, *asked)
                 else:
-                    _one_tile(rows, begin, height, laid, block, step, end, sums, lead, *asked)
+                    one_tile(rows, *task, *asked)
         _finished(sums, block, bias, out)
-    _left()
+    leave_tiles()
 
 
 def _tile(*, ahead: bool) -> Any:
@@ -280,10 +282,10 @@ def _tiles(count: int) -> Any:
     outputs, which fill two tiles as well."""
 
     def add_up(  # type: ignore[no-untyped-def]  # noqa: PLR0913
-        typing, rows, begin, height, laid, block, step, end, sums, lead, low, high
+        typing, rows, begin, laid, block, step, end, sums, column, lead, low, high
     ):
-        places = [types.intp] * 2, [types.intp] * 3, [types.intp] * 3
-        signature = types.void(rows, *places[0], laid, *places[1], sums, *places[2])
+        places = [types.intp] * 3, [types.intp] * 4
+        signature = types.void(rows, types.intp, laid, *places[0], sums, *places[1])
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             if TILES:
@@ -297,27 +299,25 @@ def _tiles(count: int) -> Any:
 
 
 def _add_tiles(  # noqa: PLR0913
-    builder: Any, count: int, rows: Any, begin: Any, height: Any, laid: Any, block: Any, step: Any,
-    end: Any, sums: Any, lead: Any, low: Any, high: Any,
+    builder: Any, count: int, rows: Any, begin: Any, laid: Any, block: Any, step: Any, end: Any,
+    sums: Any, column: Any, lead: Any, low: Any, high: Any,
 ) -> None:  # fmt: skip
-    """Rows `begin .. begin + height - 1` times the weights of a block, steps `step .. end - 1`, are
-    added to `sums`, which begin with step 0. In each step lines `low .. high - 1` of the weights
-    that lie `lead` bytes on are asked for."""
-    tall, line = LONG(TALL), LONG(4 * WIDTH)
-    heights = [height] if count == 1 else [tall, builder.sub(height, tall)]
-    tops = [begin, builder.add(begin, tall)][:count]
-    # Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights: as many as the processor has.
+    """Rows from `begin` on, as many as the tiles are open for, times the weights of a block, steps
+    `step .. end - 1`, are added to the columns of `sums` from `column` on, which begin with step 0.
+    In each step lines `low .. high - 1` of the weights that lie `lead` bytes on are asked for."""
+    line, across = LONG(4 * WIDTH), builder.mul(sums.size(1), LONG(4))
+    tops = [begin, builder.add(begin, LONG(TALL))][:count]
     found = {(r, j): 2 * r + j for r in range(count) for j in range(2)}
-    own = {4 + r: heights[r] for r in range(count)}
-    set_tiles(builder, {t: heights[r] for (r, _), t in found.items()} | own | {6: tall, 7: tall})
-    places = {t: builder.add(sums.at(tops[r]), LONG(LINE * j)) for (r, j), t in found.items()}
+    places = {
+        t: builder.add(sums.at(tops[r], column), LONG(LINE * j)) for (r, j), t in found.items()
+    }
     with builder.if_else(builder.icmp_signed("==", step, LONG(0))) as (at_first, later):
         with at_first:
             for tile in places:
                 empty_tile(builder, tile)
         with later:
             for tile, place in places.items():
-                read_tile(builder, tile, place, line)
+                read_tile(builder, tile, place, across)
     stride, weights = builder.mul(rows.size(1), LONG(4)), laid.at(block)
     with cgutils.for_range_slice(builder, step, end, LONG(1), inc=True) as (k, _):
         here = builder.add(weights, builder.mul(k, LONG(LINE * _LINES)))
@@ -327,12 +327,12 @@ def _add_tiles(  # noqa: PLR0913
         for j in range(2):
             read_tile(builder, 6 + j, builder.add(here, LONG(LINE * j)), line)
         for r in range(count):
-            across = builder.add(rows.at(tops[r]), builder.mul(k, LONG(LINE)))
-            read_tile(builder, 4 + r, across, stride)
+            inputs = builder.add(rows.at(tops[r]), builder.mul(k, LONG(LINE)))
+            read_tile(builder, 4 + r, inputs, stride)
             for j in range(2):
                 tile_plus(builder, found[r, j], 4 + r, 6 + j)
     for tile, place in places.items():
-        write_tile(builder, tile, place, line)
+        write_tile(builder, tile, place, across)
 
 
 def _finish(typing: Any, sums: Any, block: Any, bias: Any, out: Any) -> Any:
@@ -350,6 +350,22 @@ def _finish(typing: Any, sums: Any, block: Any, bias: Any, out: Any) -> Any:
     return types.void(sums, types.intp, bias, out), generate
 
 
+def _open(typing: Any, rows: Any) -> Any:
+    """Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 weights: as many as the processor has."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if TILES:
+            (rows,), tall = arguments, LONG(TALL)
+            more = builder.icmp_signed(">", rows, tall)
+            first = builder.select(more, tall, rows)
+            second = builder.select(more, builder.sub(rows, tall), LONG(1))
+            heights = [first, first, second, second, first, second, tall, tall]
+            set_tiles(builder, dict(enumerate(heights)))
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
 def _leave(typing: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if TILES:
@@ -359,9 +375,12 @@ def _leave(typing: Any) -> Any:
     return types.void(), generate
 
 
-_one_tile, _two_tiles = _tiles(1), _tiles(2)
+#: `one_tile(rows, begin, laid, block, step, end, sums, column, lead, low, high)`, see `_add_tiles`:
+#: at most `TALL` rows, or twice as many, after `open_tiles(rows)`. `leave_tiles()` is to follow.
+one_tile, two_tiles = _tiles(1), _tiles(2)
+open_tiles: Any = intrinsic(_open)
 _finished: Any = intrinsic(_finish)
-_left: Any = intrinsic(_leave)
+leave_tiles: Any = intrinsic(_leave)
 
 
 def _both(builder: Any, address: Any, kind: Any = FLOATS) -> list[Any]:
