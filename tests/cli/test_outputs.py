@@ -48,6 +48,7 @@ _LINES = {
     "sid fit": "a --output {}",
     "sid join": "a b --output {}",
     "sid vectors": "a --output {}",
+    "table": "a --output {}",
     "tune": "a --tokenizer t --output {}",
 }
 _FOLDERS = ("compare", "ctr", "demo", "genrec demo")

@@ -42,6 +42,7 @@ _COMMANDS = {
     "sequences": "draftrec.cli.interactions",
     "serve": "draftrec.cli.serve",
     "sid": "draftrec.cli.genrec.sid",
+    "table": "draftrec.cli.table",
     "tune": "draftrec.cli.knowledge.tune",
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}

@@ -30,7 +30,7 @@ TITLE = ColumnKind(
     "title",
     "--title-column",
     ("title", "name", "movietitle", "itemname", "itemtitle", "productname", "producttitle",
-     "booktitle", "trackname", "songtitle", "headline"),
+     "prodname", "booktitle", "trackname", "songtitle", "headline"),
 )  # fmt: skip
 CATEGORY = ColumnKind(
     "category",
@@ -41,7 +41,7 @@ _DESCRIPTION = ColumnKind(
     "description", "", ("description", "about", "overview", "plot", "synopsis", "summary")
 )
 _BRAND = ColumnKind("brand", "", ("brand", "store", "manufacturer", "brandname"))
-_YEAR = ColumnKind("year", "", ("year", "releaseyear", "publicationyear"))
+_YEAR = ColumnKind("year", "", ("year", "releaseyear", "publicationyear", "yearofpublication"))
 #: Scales of ratings, of which the least that holds all of them is meant.
 _SCALES = (5, 10, 100)
 

@@ -45,13 +45,14 @@ def written(path: Path, text: str) -> Path:
         "\n".join(map(json.dumps, ROWS)),
         "\n\n".join(json.dumps(row, indent=1) for row in ROWS) + "\n",
         "\n".join(map(repr, ROWS)),
+        "\n".join(f"{{u'id': u{r['id']!r}, u'title': u{r['title']!r}}}" for r in ROWS),
         json.dumps({n: {str(i): r[n] for i, r in enumerate(ROWS)} for n in ROWS[0]}),
         json.dumps({"columns": [*ROWS[0]], "index": [0, 1], "data": [[*r.values()] for r in ROWS]}),
         json.dumps({"schema": {"fields": []}, "data": ROWS}),
         json.dumps({"items": ROWS}),
         json.dumps({n: [r[n] for r in ROWS] for n in ROWS[0]}),
     ],
-    ids=[f"form-{i}" for i in range(10)],
+    ids=[f"form-{i}" for i in range(11)],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["x.json", "x.json.gz"])
 def test_json_in_every_form_gives_the_same_rows(tmp_path: Path, name: str, text: str) -> None:
@@ -116,6 +117,93 @@ def test_parquet_values_are_plain(tmp_path: Path) -> None:
     assert found[1]["coarse"].microsecond == 2
 
 
+def test_arrow_files_and_streams_are_read(tmp_path: Path) -> None:
+    """pandas and Polars write files, Hugging Face's datasets streams."""
+    table = pa.table({"entity_id": [f"u{i}" for i in range(700)], "n": range(700)})
+    with pa.ipc.new_file(tmp_path / "x.feather", table.schema) as file:
+        file.write_table(table)
+    with pa.ipc.new_stream(tmp_path / "x.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=300)
+    for name in ("x.feather", "x.arrow"):
+        source = open_records(tmp_path / name)
+        assert source.columns() == ("entity_id", "n")
+        assert [row.values for row in source.rows()] == table.to_pylist()
+        assert [[*row.values] for row in source.rows(["n"])] == [["n"]] * 700
+        assert [row.line for row in source.rows()] == list(range(1, 701))
+        source.refuse_type("n", "a text")
+    floats = pa.table({"n": [1.5]})
+    with pa.ipc.new_file(tmp_path / "y.arrow", floats.schema) as file:
+        file.write_table(floats)
+    with pytest.raises(DraftrecError, match="column 'n' is double"):
+        open_records(tmp_path / "y.arrow").refuse_type("n", "a text")
+    whole = (tmp_path / "x.arrow").read_bytes()
+    (tmp_path / "x.arrow").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DraftrecError, match=r"x\.arrow cannot be read, it may be truncated"):
+        rows(tmp_path / "x.arrow")
+
+
+def test_a_folder_of_data_sets_is_read_one_at_a_time(tmp_path: Path) -> None:
+    """As save_to_disk of Hugging Face's datasets lays it out."""
+    table = pa.table({"entity_id": ["a", "b"]})
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        with pa.ipc.new_stream(tmp_path / part / "data-00000-of-00001.arrow", table.schema) as to:
+            to.write_table(table)
+        for name in ("dataset_info.json", "state.json"):
+            (tmp_path / part / name).write_text('{"features": {}}')
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert rows(tmp_path / "train") == table.to_pylist()
+    with pytest.raises(DraftrecError, match=r"several data sets \(test, train\).*as in .*/test$"):
+        open_records(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "text"), [("csv", "id,n\n1,2\n"), ("json", '{"id": 1, "n": 2}')])
+@pytest.mark.parametrize("inner", ["", "day=1/"])
+def test_parts_without_rows_hide_no_column(
+    tmp_path: Path, kind: str, text: str, inner: str
+) -> None:
+    """Spark writes files of no bytes."""
+    (tmp_path / inner).mkdir(exist_ok=True)
+    written(tmp_path / f"{inner}part-00000.{kind}", "")
+    written(tmp_path / f"{inner}part-00001.{kind}", text)
+    source = open_records(tmp_path)
+    assert source.columns()[:2] == ("id", "n")
+    assert source.has("n")
+    source.require(["id", "n"], "")
+    assert len(list(source.rows())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("u.user", "1|24|M|technician|85711\n2|53|F|other|94043\n"),
+        ("taobao.csv", "1,2268318,2520377,pv,1511544070\n1,2333346,2520771,pv,1511561733\n"),
+        ("beauty.csv", "A39HTAT,0205616461,5.0,1369699200\nA3JM6GV,0558925278,3.0,1355443200\n"),
+        ("plays.tsv", "user_01\t2009-05-04T23:08:57Z\tf1b1\tDeep Dish\nuser_01\t2009\ta\tb\n"),
+        ("news.tsv", "N1\tnews\tTitle\thttps://example.org/1\t[]\nN2\tnews\tx\ty\t[]\n"),
+        ("ratings.csv", "1::1193::5::978300760\n1::661::3::978302109\n"),
+    ],
+)
+def test_rows_in_place_of_a_header_are_noticed(tmp_path: Path, name: str, text: str) -> None:
+    source = open_records(written(tmp_path / name, text))
+    with pytest.raises(DraftrecError) as caught:
+        source.require(["user_id"], "name it otherwise")
+    assert "seems to have no header, its first line is a row (" in str(caught.value)
+    assert f"draftrec table {tmp_path / name} --columns user_id,item_id,..." in str(caught.value)
+
+
+def test_other_encodings_and_endings_say_what_makes_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    for content in ("id,title\n1,Caf\u00e9\n".encode("latin-1"), "id,t\n1,2\n".encode("utf-16")):
+        path.write_bytes(content)
+        with pytest.raises(
+            DraftrecError, match=r"not UTF-8 .*draftrec table .* --encoding latin-1"
+        ):
+            open_records(path)
+    with pytest.raises(DraftrecError, match=r"kind; .*draftrec table \S+u\.data --columns user_id"):
+        open_records(written(tmp_path / "u.data", "1\t2\t3\t4\n"))
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_the_delimiter_is_found(tmp_path: Path, delimiter: str) -> None:
     text = io.StringIO()
@@ -139,6 +227,9 @@ def test_the_delimiter_is_found(tmp_path: Path, delimiter: str) -> None:
         ("sep=;\r\nid;title\r\n1;Heat\r\n", {"id": "1", "title": "Heat"}),
         ("id,title\n1,\\N\n", {"id": "1", "title": None}),
         ("title\nHeat\n", {"title": "Heat"}),
+        ("id::title\n1::Heat, 2\n", {"id": "1", "title": "Heat, 2"}),
+        ('id::title\n1::"No" (1999)\n', {"id": "1", "title": '"No" (1999)'}),
+        ('id|title\n1|"No" (1999)\n', {"id": "1", "title": '"No" (1999)'}),
     ],
 )
 def test_headers_say_how_cells_are_parted(

@@ -148,6 +148,9 @@ _DEEPEST = 8
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 #: Folders in which a table keeps its history: not every Parquet file beside them is a part of it.
 _TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}
+#: What Hugging Face's datasets writes beside a data set's files, and above several sets.
+_NOTES = ("dataset_info.json", "state.json")
+_SEVERAL = "dataset_dict.json"
 _NAMED = 3
 
 KindOf = Callable[[Place], str | None]
@@ -187,11 +190,11 @@ def partitions_of(path: Place, root: str) -> dict[str, str | None]:
 def _walk(folder: Place, kind_of: KindOf, depth: int) -> list[Place]:
     entries = sorted(folder.iterdir(), key=natural)
     _refuse_versions(folder, entries)
-    visible = [p for p in entries if p.name[0] not in "._"]
+    visible = [p for p in entries if p.name[0] not in "._" and p.name not in _NOTES]
     kinds = {p: kind_of(p) for p in visible if p.is_file()}
     files = [p for p, kind in kinds.items() if kind]
     # Settings and summaries are JSON too: they are data only where there is nothing else.
-    data = [p for p in files if kinds[p] != "json"]
+    data = [p for p in files if kinds[p] != "json" or "=" in folder.name]
     files = data or (files if depth == _DEEPEST else [])
     files = [p for p in files if p.name.startswith("part-")] or files
     inner = [p for p in visible if p not in kinds and p.is_dir()]
@@ -208,6 +211,12 @@ def _walk(folder: Place, kind_of: KindOf, depth: int) -> list[Place]:
 
 def _refuse_versions(folder: Place, entries: Iterable[Place]) -> None:
     names = {p.name for p in entries}
+    if _SEVERAL in names:
+        inner = [p.name for p in entries if p.is_dir()]
+        raise DraftrecError(
+            f"folder {folder} holds several data sets ({', '.join(inner)}), where one is needed; "
+            f"name one, as in {folder / inner[0] if inner else folder}"
+        )
     kind = next((table for mark, table in _TABLES.items() if mark in names), None)
     if kind is None and {"metadata", "data"} <= names:
         hints = (folder / "metadata").glob("*.metadata.json")

@@ -54,19 +54,22 @@ _USER = (
 _ITEM = (
     "item", "itemid", "iid", "itemidx", "movie", "movieid", "product", "productid", "asin",
     "parentasin", "sku", "book", "bookid", "song", "songid", "trackid", "articleid", "newsid",
-    "businessid", "poiid", "isbn", "goodsid", "videoid", "gameid",
+    "businessid", "poiid", "isbn", "goodsid", "videoid", "gameid", "appid", "animeid", "artistid",
+    "gmapid", "placeid", "recipeid", "venueid",
 )  # fmt: skip
 
 USER = ColumnKind("user_id", "--user-column", _USER)
 ITEM = ColumnKind("item_id", "--item-column", _ITEM)
 RATING = ColumnKind(
-    "rating", "--rating-column", ("rating", "ratings", "stars", "overall", "rate", "score")
+    "rating",
+    "--rating-column",
+    ("rating", "ratings", "stars", "overall", "rate", "score", "bookrating"),
 )
 TIME = ColumnKind(
     "timestamp",
     "--time-column",
     ("timestamp", "timestamps", "time", "ts", "datetime", "date", "unixtime", "unixreviewtime",
-     "eventtime", "createdat", "ratedat"),
+     "eventtime", "eventdate", "createdat", "ratedat", "playedat", "dateadded", "timems", "tdat"),
 )  # fmt: skip
 ITEMS = ColumnKind(
     "items",

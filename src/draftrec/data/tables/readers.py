@@ -1,5 +1,5 @@
-"""Streaming readers: Parquet, JSON, CSV and its kin; a file, a folder of parts, or a glob, on this
-machine or at an address.
+"""Streaming readers: Parquet, Arrow, JSON, CSV and its kin; a file, a folder of parts, or a glob,
+on this machine or at an address.
 
 Nothing here holds more than one batch of rows, and rows are read only when they are asked for. They
 are plain Python values, the same whoever wrote the file, lists that a table without lists wrote as
@@ -16,6 +16,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -37,10 +38,16 @@ from draftrec.data.files.places import (
     parts_of,
     place,
 )
-from draftrec.data.tables.text import column_names, delimited_rows, json_lines, json_values
+from draftrec.data.tables.text import (
+    Layout,
+    column_names,
+    delimited_rows,
+    json_lines,
+    json_values,
+)
 from draftrec.errors import DraftrecError
 
-Kind = Literal["parquet", "jsonl", "json", "csv", "tsv", "inter", "item", "user"]
+Kind = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "inter", "item", "user"]
 #: A row's line and values.
 Found = tuple[int, dict[str, Any]]
 Read = Callable[[Place, Collection[str] | None], Iterator[Found]]
@@ -48,6 +55,8 @@ Read = Callable[[Place, Collection[str] | None], Iterator[Found]]
 _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -57,11 +66,12 @@ _KINDS: dict[str, Kind] = {
     ".item": "item",
     ".user": "user",
 }
+_BINARY: tuple[Kind, ...] = ("parquet", "arrow")
 _DELIMITED: tuple[Kind, ...] = ("csv", "tsv", "inter", "item", "user")
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _READABLE = (
-    ".parquet, .jsonl, .json, .csv, .tsv or RecBole's .inter, .item and .user, all but the first "
-    "also as .gz or .zst"
+    ".parquet, .arrow, .jsonl, .json, .csv, .tsv or RecBole's .inter, .item and .user, all but the "
+    "first two also as .gz or .zst"
 )
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
@@ -120,6 +130,7 @@ class RecordSource:
             found = self._columns_of(path)
             missing = [name for name in columns if name not in found]
             if missing and found:
+                self._refuse_headless(path, found)
                 names = " and ".join(repr(name) for name in missing)
                 raise DraftrecError(
                     f"{path} has no column {names}, it has {', '.join(found)}; {mend}"
@@ -131,19 +142,20 @@ class RecordSource:
         return self.kind not in _DELIMITED
 
     def columns(self) -> tuple[str, ...]:
-        """The columns that all files have, in the order of the first one's."""
-        names = [self._columns_of(path) for path in self.files]
+        """The columns that all files have, in the order of the first one's. Files without rows, as
+        Spark writes of empty parts, may say nothing of them."""
+        names = [found for path in self.files if (found := self._columns_of(path))]
         return tuple(name for name in names[0] if all(name in other for other in names))
 
     def has(self, column: str) -> bool:
         """Whether every file has the column."""
-        return all(column in self._columns_of(path) for path in self.files)
+        return column in self.columns()
 
     def refuse_type(self, column: str, allowed: str) -> None:
-        """Raise when a Parquet column is typed but neither text, UUIDs nor whole numbers."""
-        for path in self.files if self.kind == "parquet" else ():
+        """Raise when a column is typed but neither text, UUIDs nor whole numbers."""
+        for path in self.files if self.kind in _BINARY else ():
             with _explained(path):
-                schema = pq.read_schema(arrow_path(path))
+                schema = self._schema_of(path)
             if column not in schema.names:
                 continue
             kind = schema.field(column).type
@@ -157,15 +169,31 @@ class RecordSource:
     def _columns_of(self, path: Place) -> tuple[str, ...]:
         with _explained(path):
             names = dict.fromkeys(self._columns_in(path))
-        return tuple({**names, **dict.fromkeys(partitions_of(path, self.root))})
+        return tuple({**names, **dict.fromkeys(partitions_of(path, self.root))} if names else ())
 
     def _columns_in(self, path: Place) -> Iterable[str]:
-        if self.kind == "parquet":
-            return pq.read_schema(arrow_path(path)).names
+        if self.kind in _BINARY:
+            return self._schema_of(path).names
         if self.kind in _DELIMITED:
             return column_names(partial(_open_text, path), self.kind)
         rows = islice(_READERS[self.kind](path, None), _JSON_PEEK)
         return dict.fromkeys(name for _, values in rows for name in values)
+
+    def _schema_of(self, path: Place) -> pa.Schema:
+        if self.kind == "parquet":
+            return pq.read_schema(arrow_path(path))
+        with _arrow_file(path) as file:
+            return file.schema
+
+    def _refuse_headless(self, path: Place, columns: Seq[str]) -> None:
+        """Raise where what stands in place of a header looks like a row."""
+        cells = [cell for name in columns for cell in re.split(r"\t|\||;|,|::", name)]
+        if self.kind in _DELIMITED and any(map(_CELL.fullmatch, cells)):
+            first = ", ".join(name[:30] for name in columns[:5])
+            raise DraftrecError(
+                f"{path} seems to have no header, its first line is a row ({first}); name its "
+                f"columns: {_as_table(path, '--columns user_id,item_id,...')}"
+            )
 
 
 def open_records(location: str | Place) -> RecordSource:
@@ -177,13 +205,44 @@ def open_records(location: str | Place) -> RecordSource:
         raise DraftrecError(f"{location} mixes {found} files; name one kind with a glob")
     kind = kinds.pop()
     if kind is None:
-        raise DraftrecError(f"{files[0]} is of no readable kind; give a file ending in {_READABLE}")
+        raise DraftrecError(
+            f"{files[0]} is of no readable kind; give a file ending in {_READABLE}, or make one of "
+            f"a text file: {_as_table(files[0], '--columns user_id,item_id,...')}"
+        )
     source = RecordSource(tuple(files), kind, root)
     # A sum looks into every file, where any() would stop at the first good one.
     if sum(_has_rows(path, kind) for path in files) == 0:
         what = f"{location} holds no records" if len(files) > 1 else f"{files[0]} is empty"
         raise DraftrecError(f"{what}; give a file with at least one record")
     return source
+
+
+#: What is in a row and hardly ever in a header: a number, a date, an address, a list.
+_CELL = re.compile(r"[-+]?\d+(\.\d+)?|\d{4}-\d\d-\d\d.*|https?://.*|\[.*\]", re.DOTALL)
+
+
+def _as_table(path: Place, more: str) -> str:
+    """The command that makes a file readable."""
+    return f"draftrec table {path} {more} --output {path.name.partition('.')[0]}-table.csv"
+
+
+def text_rows(location: str | Place, layout: Layout, encoding: str) -> Iterator[Row]:
+    """The rows of text files that any program wrote, whatever their names end in: cells in
+    `encoding`, parted and named as `layout` says, or as they say themselves. An empty cell is null.
+
+    Raises DraftrecError for no rows, a row that does not fit, and what is not in `encoding`.
+    """
+    found = False
+    for path in _find_files(place(location))[0]:
+        kind = _kind_of(path)
+        kind = kind if kind in ("csv", "tsv") else "text"
+        with _explained(path):
+            opened = partial(_open_text, path, encoding)
+            for line, values in delimited_rows(opened, kind, str(path), layout):
+                found = True
+                yield Row(values, path.name, line)
+    if not found:
+        raise DraftrecError(f"{location} is empty; give a file with at least one row")
 
 
 def _find_files(path: Place) -> tuple[list[Place], str]:
@@ -224,7 +283,7 @@ def _kind_of(path: Place) -> Kind | None:
     name = PurePosixPath(path.name)
     inner = PurePosixPath(name.stem) if name.suffix in _COMPRESSION else name
     kind = _KINDS.get(inner.suffix.lower())
-    return None if kind == "parquet" and inner != name else kind
+    return None if kind in _BINARY and inner != name else kind
 
 
 def _has_rows(path: Place, kind: Kind) -> bool:
@@ -255,6 +314,33 @@ def _read_parquet(path: Place, columns: Collection[str] | None) -> Iterator[Foun
                 yield line, values
 
 
+@contextmanager
+def _arrow_file(path: Place) -> Iterator[Any]:
+    """Arrow's own form: with a footer as pandas, Polars and DuckDB write it, or a stream as Hugging
+    Face's datasets do."""
+    with path.open_seekable() if isinstance(path, RemotePath) else path.open("rb") as raw:
+        try:
+            file = pa.ipc.open_file(raw)
+        except pa.ArrowInvalid:
+            raw.seek(0)
+            file = pa.ipc.open_stream(raw)
+        with file:
+            yield file
+
+
+def _read_arrow(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
+    line = 0
+    with _arrow_file(path) as file:
+        wanted = [name for name in file.schema.names if not columns or name in columns]
+        whole = not hasattr(file, "num_record_batches")
+        batches = file if whole else map(file.get_batch, range(file.num_record_batches))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                for values in python_rows(batch.select(wanted).slice(start, _BATCH_ROWS)):
+                    line += 1
+                    yield line, values
+
+
 def _read_jsonl(path: Place, columns: Collection[str] | None) -> Iterator[Found]:
     with _open_text(path) as file:
         yield from json_lines(file, str(path))
@@ -274,6 +360,7 @@ def _read_delimited(kind: Kind) -> Read:
 
 _READERS: dict[Kind, Read] = {
     "parquet": _read_parquet,
+    "arrow": _read_arrow,
     "jsonl": _read_jsonl,
     "json": _read_json,
     **{kind: _read_delimited(kind) for kind in _DELIMITED},
@@ -287,13 +374,14 @@ def whole_json(path: Place) -> Any:
 
 
 @contextmanager
-def _open_text(path: Place) -> Iterator[io.TextIOWrapper]:
+def _open_text(path: Place, encoding: str = "utf-8") -> Iterator[io.TextIOWrapper]:
+    encoding = "utf-8-sig" if encoding in ("utf-8", "utf8") else encoding
     compression = _COMPRESSION.get(path.suffix)
     with (
         path.open("rb") as raw,
         pa.input_stream(raw, compression=compression) if compression else raw as stream,
         # utf-8-sig: spreadsheets put a byte-order mark in front.
-        io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text,  # type: ignore[arg-type]
+        io.TextIOWrapper(stream, encoding=encoding, newline="") as text,  # type: ignore[arg-type]
     ):
         yield text
 
@@ -305,10 +393,13 @@ def _explained(path: Place) -> Iterator[None]:
         yield
     except DraftrecError:
         raise
-    except UnicodeDecodeError as error:
-        raise DraftrecError(
-            f"{path} is not UTF-8 text ({error.reason}); convert it first"
-        ) from error
+    except UnicodeError as error:
+        reason = getattr(error, "reason", str(error))
+        encoding = getattr(error, "encoding", "utf-16").upper()
+        mend = "convert it first, as in iconv -f latin1 -t utf-8"
+        if _kind_of(path) not in ("json", "jsonl"):
+            mend = f"say in which encoding it is: {_as_table(path, '--encoding latin-1')}"
+        raise DraftrecError(f"{path} is not {encoding} text ({reason}); {mend}") from error
     except (pa.ArrowException, csv.Error, OSError, EOFError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise DraftrecError(f"cannot read {path}: {error.strerror}; check the file") from error

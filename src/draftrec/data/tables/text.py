@@ -1,8 +1,9 @@
 """Tables as text: CSV and its kin, and JSON. A file says by itself how it was written.
 
 CSV: the delimiter is the one under which header and first row have equally many cells. Quotes
-inside quotes are doubled (RFC 4180), or written behind a backslash as Spark and MySQL do, or, in
-files with tabs, mean nothing: the first reading under which every row of the file fits its header.
+inside quotes are doubled (RFC 4180), or written behind a backslash as Spark and MySQL do, or,
+where neither commas nor semicolons part cells, mean nothing: the first reading under which every
+row of the file fits its header.
 JSON: a record per line, a list of records, or what pandas makes of a table.
 """
 
@@ -26,7 +27,9 @@ from draftrec.errors import DraftrecError
 #: Opens the file anew, as text whose line ends are left alone.
 Open = Callable[[], AbstractContextManager[io.TextIOBase]]
 
-_DELIMITERS = (",", ";", "\t", "|")
+_DELIMITERS = ("::", ",", ";", "\t", "|")
+#: Stands for a delimiter of several characters, of which the csv module knows none.
+_UNIT = "\x1f"
 #: Kinds of files whose cells are parted by tabs; all but the first are RecBole's "atomic files".
 _BY_TAB = ("tsv", "inter", "item", "user")
 #: How Hive, MySQL and IMDb write a missing value.
@@ -38,6 +41,18 @@ _HINT = re.compile(r'"?sep=(.)"?\s*')
 _TYPED = re.compile(r"(.+):(token|float|token_seq|float_seq)")
 #: Columns of words that are one text and no list of values, by a part of their names.
 _PROSE = ("title", "name", "text", "description", "review", "summary", "overview")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What somebody says of a file: the `names` of its columns, which then has no header, and the
+    `separator` of its cells; None: as it looks."""
+
+    names: tuple[str, ...] | None = None
+    separator: str | None = None
+
+
+_AS_IT_LOOKS = Layout()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +74,19 @@ def column_names(opened: Open, kind: str) -> tuple[str, ...]:
     return names
 
 
-def delimited_rows(opened: Open, kind: str, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def delimited_rows(
+    opened: Open, kind: str, place: str, layout: Layout = _AS_IT_LOOKS
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line and cells of each row. Cells are texts, an empty one is null; those of RecBole's typed
-    columns are what their type says.
+    columns are what their type says. `kind`: the ending of the file's name, or `text`.
 
     Raises DraftrecError, with `place` for the file's name, for a repeated column and a row that
     does not fit the header, and csv.Error.
     """
-    dialect = _of_file(opened, kind)
+    dialect = _of_file(opened, kind, layout.separator)
     with opened() as file:
         reader = _reader(file, dialect)
-        names, types = _header(reader)
+        names, types = (layout.names, {}) if layout.names else _header(reader)
         if len(set(names)) < len(names):
             raise DraftrecError(f"{place} names a column twice in its header; rename one")
         for cells in reader:
@@ -78,8 +95,8 @@ def delimited_rows(opened: Open, kind: str, place: str) -> Iterator[tuple[int, d
             line = reader.line_num + dialect.hinted
             if len(cells) != len(names):
                 raise DraftrecError(
-                    f"{place} line {line} has {len(cells)} cells where the header has "
-                    f"{len(names)}; mend or remove the line"
+                    f"{place} line {line} has {len(cells)} cells where there are {len(names)} "
+                    "columns; mend or remove the line"
                 )
             values: dict[str, Any] = {
                 name: None if cell in ("", _MISSING) else cell
@@ -91,18 +108,18 @@ def delimited_rows(opened: Open, kind: str, place: str) -> Iterator[tuple[int, d
             yield line, values
 
 
-def _of_header(opened: Open, kind: str) -> Dialect:
+def _of_header(opened: Open, kind: str, separator: str | None = None) -> Dialect:
     """What the first lines tell: the delimiter, and whether a space follows it."""
     with opened() as file:
         first = list(islice(file, 2))
     head = first[0] if first else ""
-    usual = "\t" if kind in _BY_TAB else ","
+    usual = "\t" if kind in _BY_TAB else "::" if kind == "text" else ","
     hint = _HINT.fullmatch(head)
     if hint:
         return Dialect(hint[1], hinted=True)
     if kind in _BY_TAB[1:]:
         return Dialect(usual, quoted=False)
-    delimiter = _delimiter(first, usual)
+    delimiter = separator or _delimiter(first, usual)
     others = head.split(delimiter)[1:]
     return Dialect(delimiter, spaced=bool(others) and all(n[:1] == " " for n in others))
 
@@ -112,24 +129,25 @@ def _delimiter(first: Seq[str], usual: str) -> str:
     found = {d: bare.count(d) for d in _DELIMITERS if d in bare}
     likely = sorted(found, key=lambda d: (d != usual, -found[d]))
     for delimiter in likely:
-        rows = list(csv.reader(first, delimiter=delimiter))
+        parted = [line.replace(delimiter, _UNIT) for line in first]
+        rows = list(csv.reader(parted, delimiter=_UNIT))
         if len(rows) == 2 and len(rows[0]) == len(rows[1]):
             return delimiter
     return max(likely, key=found.__getitem__) if likely else usual
 
 
-def _of_file(opened: Open, kind: str) -> Dialect:
+def _of_file(opened: Open, kind: str, separator: str | None = None) -> Dialect:
     """The first dialect that the whole file fits. It is read for that only if it holds marks that
     two dialects read differently."""
-    dialect = _of_header(opened, kind)
+    dialect = _of_header(opened, kind, separator)
     if not dialect.quoted:
         return dialect
-    by_tab = dialect.delimiter == "\t"
+    loose = dialect.delimiter not in (",", ";")
     backslash = rf'\\["{re.escape(dialect.delimiter)}\r\n]'
-    if not _holds(opened, re.compile(f'{backslash}|"' if by_tab else backslash)):
+    if not _holds(opened, re.compile(f'{backslash}|"' if loose else backslash)):
         return dialect
     candidates = [dialect, replace(dialect, escaped=True)]
-    if by_tab:
+    if loose:
         candidates.append(replace(dialect, quoted=False))
     return next((found for found in candidates if _fits(opened, found)), dialect)
 
@@ -160,11 +178,14 @@ def _reader(file: io.TextIOBase, dialect: Dialect) -> Any:
     if dialect.hinted:
         next(file, None)
     lines: Iterable[str] = file
+    delimiter = dialect.delimiter
+    if len(delimiter) > 1:
+        lines, delimiter = (line.replace(dialect.delimiter, _UNIT) for line in file), _UNIT
     if dialect.escaped:
-        lines = _only_needed(file, dialect.delimiter)
+        lines = _only_needed(lines, delimiter)
     return csv.reader(
         lines,
-        delimiter=dialect.delimiter,
+        delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE,
         escapechar="\\" if dialect.escaped else None,
         skipinitialspace=dialect.spaced,
@@ -350,9 +371,9 @@ def _line(text: str, place: str, line: int) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """A dictionary as Python prints it, which older review data sets hold; None for anything
-    else."""
-    if not text.startswith("{'"):
+    """A dictionary as Python prints it, Python 2 with a u before texts, which older review data
+    sets hold; None for anything else."""
+    if not text.startswith(("{'", "{u'", '{u"')):
         return None
     try:
         found = ast.literal_eval(text)
