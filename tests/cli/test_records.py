@@ -260,8 +260,47 @@ def test_what_tables_have_no_type_for_is_a_text(
 def test_half_a_character_is_refused_by_its_place(command: Command, side: str, cell: str) -> None:
     items = command.folder / "i.jsonl"
     items.write_text(f'{{"item_id": 1, "title": "A"}}\n{{"item_id": 2, "title": "B", "c": {cell}}}')
-    assert command(command.write(interactions(), "e.csv"), items, "--side", side) == 2
-    assert "i.jsonl line 2: c holds half of a surrogate pair" in command.err
+    assert command(command.write(interactions(), "e.csv"), items, "--side", side) == 3
+    assert json.loads(command.out.splitlines()[-1])["rejected"] == 1
+    (rejected,) = (command.folder / "records.parquet.rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected) | {"reason": ""} == {
+        "entity_id": "2", "line": 2, "reason": "", "file": "i.jsonl"
+    }  # fmt: skip
+    assert "c holds half of a surrogate pair" in rejected
+    assert "B" not in str(command.rows())
+
+
+#: Genres as files have them, and how prompts name them.
+GENRES: list[tuple[Any, str]] = [
+    (["Drama", None, "War"], "Drama, War"),
+    ([{"id": 18, "name": "Drama"}, {"id": 1, "name": "War"}], "Drama, War"),
+    ({"main": "Drama", "of": ["War", None]}, "main: Drama, of: War"),
+    ([["Drama"], ["War"]], "Drama, War"),
+]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(("genres", "told"), GENRES)
+def test_lists_and_objects_are_put_into_words(
+    command: Command, genres: Any, told: str, ending: str
+) -> None:
+    """Nulls in them have no word, and CSV has them as they are printed."""
+    if isinstance(genres, dict) and ending == "csv":
+        pytest.skip("CSV says nothing of objects outside lists")
+    items = pd.DataFrame({"item_id": [1, 2], "title": ["A", "B"], "genres": [genres, genres]})
+    path = command.folder / f"i.{ending}"
+    if ending == "jsonl":
+        items.to_json(path, orient="records", lines=True)
+    else:
+        path = command.write(items, path.name)
+    events = command.write(interactions(), "e.csv")
+    command.tell(events, path)
+    assert command.rows()[0]["history"][-1]["category"] == told
+    command.tell(events, path, "--side", "item")
+    layout = Layout(load_template("kar", "item"))
+    first = next(iter(EntityReader(open_records(command.output), layout)))
+    assert isinstance(first, Entity)
+    assert f"\nCategory: {told}\n" in first.prompt
 
 
 @pytest.mark.parametrize("user", ['"x\\ud83d"', '""'])

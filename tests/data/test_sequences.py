@@ -331,6 +331,21 @@ def test_integer_codes_and_index_files_are_read(tmp_path: Path) -> None:
         assert read_semantic_ids(path).fingerprint() == wanted
 
 
+@pytest.mark.parametrize(
+    "sid", ["<a_1><b_{}>", " <a_1> <b_{}>", "1-{}", "1_{}", "1 {}", "1,{}", "(1, {})"]
+)
+def test_semantic_ids_are_read_from_texts(tmp_path: Path, sid: str) -> None:
+    wanted = SemanticIds.of([3, 4], [["<a_1>", "<b_7>"], ["<a_1>", "<b_0>"]]).fingerprint()
+    rows = {3: sid.format(7), 4: sid.format(0)}
+    path = lines(tmp_path / "s.jsonl", [{"item": i, "sid": s} for i, s in rows.items()])
+    assert read_semantic_ids(path).fingerprint() == wanted
+    (tmp_path / "s.csv").write_text("item,sid\n" + "".join(f'{i},"{s}"\n' for i, s in rows.items()))
+    assert read_semantic_ids(tmp_path / "s.csv").fingerprint() == wanted
+    if "><" in sid:
+        (tmp_path / "index.json").write_text(json.dumps({str(i): s for i, s in rows.items()}))
+        assert read_semantic_ids(tmp_path / "index.json").fingerprint() == wanted
+
+
 def test_columns_go_by_other_names(tmp_path: Path) -> None:
     rows = [{"User_ID": r["user"], "item_ids": r["items"], "split": r["part"]} for r in ROWS]
     named = [{"who": r["user"], "what": r["items"], "when": r["part"]} for r in ROWS]

@@ -204,7 +204,7 @@ def records(options: RecordsOptions) -> int:
     names = ItemColumns(
         options.id_column, options.title_column, options.category_column, options.item_column
     )
-    items = read_items(options.items, names)
+    items = read_items(options.items, names, rejects)
     kept = _kept(events, options.min_rating, until and until(events))
     left_out: dict[str, Any] = {"items_without_title": items.untitled}
     if options.side == "user":

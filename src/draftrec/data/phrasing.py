@@ -34,6 +34,8 @@ _ES = ("s", "x", "z", "ch", "sh")
 _MORE_THAN_ONE_KIND = re.compile(r"&|/|,|\band\b")
 #: Where a record says what kind of thing an item is, the first that is there.
 _CATEGORY = ("category", "categories", "genre", "genres")
+#: What an object that is a value calls its name.
+_NAMES = ("name", "title")
 _WHOLE_AS_FLOAT = re.compile(r"^(\d+)\.0+$")
 #: Usual scales; a record that does not name its own has the first that holds its ratings.
 _SCALES = (5, 10, 100)
@@ -56,17 +58,32 @@ def heading(text: Any) -> str:
 
 
 def flat(value: Any) -> str:
-    """One line: lists joined by spaces, line breaks and runs of blanks as one blank."""
-    if isinstance(value, list):
-        value = " ".join(map(str, value))
-    return " ".join(str(value).split())
+    """One line: lists joined by spaces, line breaks and runs of blanks as one blank; of what is
+    null nothing."""
+    return " ".join(_words(value).split())
 
 
 def listed(value: Any) -> str:
-    """A list, or MovieLens's `Action|Crime`, with commas; a list of lists as one."""
+    """A list, or MovieLens's `Action|Crime`, with commas; a list of lists as one, without nulls."""
     if isinstance(value, list):
-        return ", ".join(filter(None, (listed(part) for part in value)))
-    return ", ".join(part for part in (flat(piece) for piece in str(value).split("|")) if part)
+        return ", ".join(filter(None, map(listed, value)))
+    pieces = [value] if isinstance(value, Mapping) else _words(value).split("|")
+    return ", ".join(filter(None, map(flat, pieces)))
+
+
+def _words(value: Any) -> str:
+    """A value as text, empty for null and NaN. Of objects what names them, as TMDB has genres
+    (`{"id": 28, "name": "Action"}`), else each field: `Colour: red, Size: 3`."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, list):
+        return " ".join(filter(None, map(_words, value)))
+    if not isinstance(value, Mapping):
+        return str(value)
+    if named := next(filter(None, (flat(value.get(name)) for name in _NAMES)), ""):
+        return named
+    fields = ((flat(name), listed(inner)) for name, inner in value.items())
+    return ", ".join(f"{name}: {words}" for name, words in fields if words)
 
 
 def known(values: list[Any]) -> Any:

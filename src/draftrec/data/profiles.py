@@ -13,7 +13,7 @@ import pyarrow as pa
 from draftrec.core import LongArray
 from draftrec.data.events import Events
 from draftrec.data.phrasing import flat, known, listed, year_in_words
-from draftrec.data.records import RowError
+from draftrec.data.records import Rejects
 from draftrec.data.tables.columns import (
     ENTITY,
     ColumnKind,
@@ -21,7 +21,7 @@ from draftrec.data.tables.columns import (
     find_column,
     need_columns,
 )
-from draftrec.data.tables.readers import RecordSource, Row, open_records
+from draftrec.data.tables.readers import RecordSource, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, ids_array
 from draftrec.knobs import encodable
@@ -67,11 +67,11 @@ class Items:
     untitled: int
 
 
-def read_items(location: str, columns: ItemColumns) -> Items:
-    """All items that have a title, in file order.
+def read_items(location: str, columns: ItemColumns, rejects: Rejects) -> Items:
+    """All items that have a title, in file order. Lists that CSV has as texts are lists; rows with
+    a text that is not Unicode go to `rejects`.
 
-    Raises DraftrecError for missing columns, an item listed twice, a text that is not Unicode, and
-    when none has a title.
+    Raises DraftrecError for missing columns, an item listed twice, and when none has a title.
     """
     source = open_records(location)
     kind = ENTITY.called("item_id", "--id-column")
@@ -87,11 +87,13 @@ def read_items(location: str, columns: ItemColumns) -> Items:
     ids: dict[str, Id] = {}
     untitled = 0
     for row in source.rows():
-        values = row.values
-        if values.get(item) is None or not flat(values.get(title) or ""):
+        values = source.with_lists(row.values)
+        if values.get(item) is None or not flat(values.get(title)):
             untitled += 1
             continue
-        _check_unicode(row)
+        if (name := next((n for n, v in values.items() if not encodable(v)), None)) is not None:
+            rejects.add(row, f"{name} holds half of a surrogate pair, which is no Unicode", item)
+            continue
         found = cell_id(row, item, typed=source.typed)
         if str(found) in rows:
             raise DraftrecError(
@@ -105,14 +107,6 @@ def read_items(location: str, columns: ItemColumns) -> Items:
             "--title-column"
         )
     return Items(rows, ids, untitled)
-
-
-def _check_unicode(row: Row) -> None:
-    for name, value in row.values.items():
-        if not encodable(value):
-            raise RowError(
-                row, f"{name} holds half of a surrogate pair, which is not valid Unicode"
-            )
 
 
 def _renamed(source: RecordSource, names: dict[str, str], category: str | None) -> dict[str, str]:

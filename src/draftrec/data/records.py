@@ -19,7 +19,7 @@ from draftrec.core import BoolArray, IntArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.data.tables.columns import Join, KnownIds
-from draftrec.data.tables.readers import RecordSource, Row, as_list, open_records
+from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.data.templates import Template
 from draftrec.errors import DraftrecError
 
@@ -166,7 +166,7 @@ class EntityReader:
                 raise _RejectError(f"{layout.prompt} is {type(prompt).__name__}, not text")
         else:
             try:
-                prompt = layout.template.render(self._with_lists(row.values))
+                prompt = layout.template.render(self.source.with_lists(row.values))
             except DraftrecError as error:
                 raise _RejectError(str(error)) from error
         if not prompt:
@@ -176,15 +176,6 @@ class EntityReader:
                 f"the {layout.noun} holds half of a surrogate pair, which is not valid Unicode"
             )
         return prompt
-
-    def _with_lists(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Lists in place of the texts that a table without lists has for them; of other tables
-        that is done for the history alone."""
-        texts = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("[")}
-        if not self.source.holds_texts_only:
-            texts = {name: v for name, v in texts.items() if name == "history"}
-        lists = {name: found for name, v in texts.items() if (found := as_list(v)) is not None}
-        return {**values, **lists} if lists else values
 
     def _group(self, row: Row, entity_id: str) -> str | None:
         if self.groups is not None:
@@ -352,7 +343,7 @@ class Rejects:
             try:
                 found = convert(row)
             except RowError as error:
-                self._add(row, error.reason)
+                self.add(row, error.reason)
             else:
                 taken += 1
                 yield found
@@ -374,8 +365,10 @@ class Rejects:
         """One sentence about them."""
         return f"{len(self):,} rows were rejected, see {path}"
 
-    def _add(self, row: Row, reason: str) -> None:
-        value = row.values.get(self.id_column) if self.id_column else None
+    def add(self, row: Row, reason: str, id_column: str | None = None) -> None:
+        """Note a row that is left out; `id_column`: of a file whose ids are called otherwise."""
+        name = id_column or self.id_column
+        value = row.values.get(name) if name else None
         shown = str(value) if isinstance(value, str | int) else None
         self.rows.append(Rejected(shown, row.file, row.line, reason))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field
@@ -218,8 +219,8 @@ def usual_part(location: str | Place, columns: SequenceColumns = USUAL) -> str:
 
 def read_semantic_ids(location: str | Place, columns: SequenceColumns = USUAL) -> SemanticIds:
     """The semantic ids of a catalogue: rows of `item` and `sid`, a list of tokens or of integer
-    codes (code 12 of the first level becomes `<a_12>`, of the second `<b_12>`), or LC-Rec's
-    `index.json`: one object of `"item": [tokens]`.
+    codes (code 12 of the first level becomes `<a_12>`, of the second `<b_12>`) or a text of them
+    (`<a_1><b_2>`, `1 2`, `1-2`), or LC-Rec's `index.json`: one object of `"item": [tokens]`.
 
     Raises DraftrecError for a missing column, unusable rows and whatever `SemanticIds` refuses.
     """
@@ -342,7 +343,8 @@ def _index(path: Place) -> SemanticIds | None:
         return None
     if not isinstance(content, dict) or not content:
         return None
-    if not all(isinstance(sid, list) for sid in content.values()):
+    joined = all(isinstance(sid, str) and _JOINED.fullmatch(sid) for sid in content.values())
+    if not joined and not all(isinstance(sid, list) for sid in content.values()):
         return None
     if any(isinstance(token, list | dict) for sid in content.values() for token in sid):
         return None  # columns of a table
@@ -416,9 +418,19 @@ def _part(row: Row, column: str) -> str:
     return part
 
 
+#: Ids of several levels in one word: `<a_12><b_3>`, and codes as `12-3`.
+_JOINED = re.compile(r"(?:<[^<>\s]+>){2,}")
+_JOINED_CODES = re.compile(r"\d+(?:[-_]\d+)+", re.ASCII)
+
+
 def _spelt(text: str) -> list[Any] | None:
     """The list that a text spells, or its words; whole codes where it has nothing else. None where
     it is a shortened list."""
+    text = text.strip()
+    if _JOINED.fullmatch(text):
+        return re.findall(r"<[^<>]+>", text)
+    if _JOINED_CODES.fullmatch(text):
+        return [int(code) for code in re.split("[-_]", text)]
     found = spelt_list(text)
     words = words_of(text) if found is None else found
     whole = all(isinstance(w, str) and w.isascii() and w.isdigit() for w in words or ())

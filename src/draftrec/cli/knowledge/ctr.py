@@ -205,6 +205,7 @@ def _save_histories(options: CtrOptions, path: Place) -> int:
         items = read_items(
             options.items,
             ItemColumns(None, options.title_column, options.category_column, options.item_column),
+            rejects,
         )
     cut, categories = settings_of(CutSettings, options), options.category_column is not None
     counts = save_histories(path, events, cut, items, categories=categories)

@@ -109,11 +109,6 @@ class RecordSource:
                 for line, values in _READERS[self.kind](path, columns):
                     yield Row({**spelt, **values} if spelt else values, name, line)
 
-    @property
-    def holds_texts_only(self) -> bool:
-        """Whether cells are texts, lists among them."""
-        return self.kind in _DELIMITED
-
     def fingerprint(self) -> str:
         """SHA-256 over the files' contents in order (names and times do not count)."""
         whole = hashlib.sha256()
@@ -138,8 +133,17 @@ class RecordSource:
 
     @property
     def typed(self) -> bool:
-        """Whether cells have types; otherwise all of them are texts."""
+        """Whether cells have types; otherwise all of them are texts, lists among them."""
         return self.kind not in _DELIMITED
+
+    def with_lists(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A row's values with lists in place of the texts that a table without lists has for them;
+        of other tables that is done for the history alone."""
+        texts = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("[")}
+        if self.typed:
+            texts = {name: v for name, v in texts.items() if name == "history"}
+        lists = {name: found for name, v in texts.items() if (found := as_list(v)) is not None}
+        return {**values, **lists} if lists else values
 
     def columns(self) -> tuple[str, ...]:
         """The columns that all files have, in the order of the first one's. Files without rows, as
