@@ -98,6 +98,9 @@ class LimitSettings(_Frozen):
     headers_seconds: Seconds = Field(
         default=10.0, description="for the headers of a request, from the connection on"
     )
+    unread_seconds: Seconds = Field(
+        default=60.0, description="for a client to read some more of an answer"
+    )
     connections: Count = Field(
         default=1024, description="at once; the longest idle one gives way to a new one"
     )

@@ -336,6 +336,7 @@ def make_server(service: Service) -> DrainingServer:
         log_config=None,
         log_level="error",
         http=protocol(settings.limits),
+        ws="none",
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_LAST_SECONDS,

@@ -1,6 +1,6 @@
 """From start to a clean end: signals, draining, a server that waits for accepted requests, and
-connections that wait for nothing: timed out, and let go when there are too many, so that idle
-clients keep nobody out.
+connections that wait for nothing: timed out, and let go when there are too many, so that clients
+who neither ask nor read keep nobody out.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Lifecycle:
         if self._since is None:
             self._since = time.monotonic()
 
-    def may_end(self, now: float | None = None) -> bool:
-        """Is everything answered, or has it taken too long?"""
+    def may_end(self, now: float | None = None, *, unread: bool = False) -> bool:
+        """Is everything answered, or has it taken too long? `unread`: has a client yet to read?"""
         if self._since is None:
             return False
         waited = (time.monotonic() if now is None else now) - self._since
-        return waited >= self.seconds or (not self.in_flight and waited >= self.notice)
+        answered = not self.in_flight and not unread
+        return waited >= self.seconds or (answered and waited >= self.notice)
 
 
 class accepted(AbstractContextManager[None]):
@@ -96,7 +97,8 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Is it time to end?"""
         await self.check()
-        if self.lifecycle.may_end() and not self.should_exit:
+        unread = any(c.unsent for c in self.server_state.connections)  # type: ignore[union-attr]
+        if self.lifecycle.may_end(unread=unread) and not self.should_exit:
             self.unanswered = self.lifecycle.in_flight
             self.should_exit = True
         return await super().on_tick(counter)
@@ -107,6 +109,8 @@ class DrainingServer(uvicorn.Server):
 
 #: Beyond `limits.connections`: probes are answered while every connection is at work.
 _SPARE = 32
+#: Bytes of a request before its body; more than is read at once, which may hold another's body.
+_MOST_HEADERS = 1 << 20
 #: Descriptors for what is no connection: models, pools, pipes.
 _OWN = 256
 
@@ -115,27 +119,54 @@ _Base: Any = AutoHTTPProtocol  # with httptools where that is installed
 
 
 class Impatient(_Base):
-    """uvicorn's HTTP/1.1, which would wait for the first request of a connection for ever.
+    """uvicorn's HTTP/1.1, which would wait for ever: for the first request of a connection, and for
+    a client to read its answer.
 
     A request has `seconds` from the connection, or from the answer before, until its headers are
-    there. Where there are more than `most` connections, the longest idle one closes.
+    there. Of an answer, something has to be read every `unread` seconds. Where there are more than
+    `most` connections, the longest idle one closes.
     """
 
     seconds: float
+    unread: float
     most: int
+    _headers: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Wait for a request, if need be in the place of another connection."""
         super().connection_made(transport)
-        self._await_request()
+        self._wait()
         if len(self.connections) > self.most:
             self._make_room()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the next request, once the client has read the answer."""
         super().on_response_complete()
         self._timer.cancel()
-        self._await_request()
+        self._wait()
+
+    def on_message_begin(self) -> None:
+        """Of httptools alone, which keeps headers that have no end; h11 does not."""
+        super().on_message_begin()
+        self._headers = 0
+
+    def on_headers_complete(self) -> None:
+        """The rest is the body's."""
+        self._headers = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Read, unless headers come without end."""
+        super().data_received(data)
+        if self._headers is not None:
+            self._headers += len(data)
+            if self._headers > _MOST_HEADERS:
+                self.transport.abort()
+
+    def resume_writing(self) -> None:
+        """Something was read."""
+        super().resume_writing()
+        self._left = -1
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
@@ -143,17 +174,32 @@ class Impatient(_Base):
         super().connection_lost(exc)
 
     @property
+    def asked(self) -> bool:
+        """Is a request under way?"""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of an answer that wait for the client to read."""
+        return self.transport.get_write_buffer_size()
+
+    @property
     def idle(self) -> bool:
-        """Is no request under way?"""
-        return self.cycle is None or self.cycle.response_complete
+        """Is no request under way, and every answer sent?"""
+        return not self.asked and not self.unsent
 
-    def _await_request(self) -> None:
-        self.since = time.monotonic()
-        self._timer = self.loop.call_later(self.seconds, self._give_up)
+    def _wait(self) -> None:
+        self.since, self._left = time.monotonic(), self.unsent
+        self._timer = self.loop.call_later(self.seconds if self.idle else self.unread, self._look)
 
-    def _give_up(self) -> None:
-        if self.idle:
+    def _look(self) -> None:
+        """End the connection if nothing has moved: no request has begun, or none of an answer was
+        read to which nothing is added, since it is whole, or there is no room for more."""
+        whole = self.flow.write_paused or not self.asked
+        if self.unsent == self._left and (whole if self.unsent else self.idle):
             self.transport.abort()
+        else:
+            self._wait()
 
     def _make_room(self) -> None:
         idle = [c for c in self.connections if c.idle and c is not self]
@@ -168,7 +214,11 @@ class Impatient(_Base):
 def protocol(limits: LimitSettings) -> type[asyncio.Protocol]:
     """The class of connections under these limits. Raises the process's own limit of open files,
     as far as it may, to what they need."""
-    facts = {"seconds": limits.headers_seconds, "most": _room(limits.connections)}
+    facts = {
+        "seconds": limits.headers_seconds,
+        "unread": limits.unread_seconds,
+        "most": _room(limits.connections),
+    }
     return type("BoundedConnection", (Impatient,), facts)
 
 
