@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,8 +33,22 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert run(["dashboard", str(tmp_path), "--port", port]) == 2
-    assert f"127.0.0.1:{port} cannot be used" in capsys.readouterr().err
+    assert f"port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err
     assert run(["dashboard"]) == 2
+
+
+def test_it_listens_at_an_address_of_ipv6(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    monkeypatch.setattr(serve, "_serve", lambda _, listening: listening.close())
+    assert run(["dashboard", str(tmp_path), "--host", "::1", "--port", "0"]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"at http://\[::1\]:\d+/dashboard;", told)
+    assert "whoever" not in told
 
 
 def test_a_missing_extra_is_named(

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import thread as futures
 from typing import Any
 
 import pytest
@@ -303,9 +304,9 @@ def test_people_sign_in_with_a_cookie_for_pages_alone(world: World) -> None:
         client.follow_redirects = False
         error_of(client.get("/dashboard/data.json"), 401, "unauthorized")
         first = client.get("/dashboard", headers={"accept": "text/html,*/*"})
-        assert (first.status_code, first.headers["location"]) == (303, "/login?next=/dashboard")
+        assert (first.status_code, first.headers["location"]) == (303, "login?next=dashboard")
         page = client.get(first.headers["location"])
-        assert 'value="/dashboard"' in page.text
+        assert 'value="dashboard"' in page.text
         assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
         refused = client.post("/login", data={"key": "wrong", "next": "/dashboard"})
         assert refused.status_code == 401
@@ -314,17 +315,17 @@ def test_people_sign_in_with_a_cookie_for_pages_alone(world: World) -> None:
         answer = client.post("/login", data={"key": KEY}, headers=elsewhere)
         error_of(answer, 403, "forbidden")
         answer = client.post("/login", data={"key": f" {KEY}\n", "next": "/metrics"})
-        assert (answer.status_code, answer.headers["location"]) == (303, "/metrics")
+        assert (answer.status_code, answer.headers["location"]) == (303, "metrics")
         cookie = answer.headers["set-cookie"].lower()
         assert {"httponly", "samesite=strict", "path=/"} <= set(cookie.split("; "))
         assert KEY not in cookie
         assert client.get("/dashboard/data.json").status_code == 200
         assert client.get("/metrics").status_code == 200
-        assert 'href="/login"' in client.get("/dashboard").text
+        assert 'href="login"' in client.get("/dashboard").text
         assert "shop" in client.get("/login").text
         error_of(guarded.recommend([10]), 401, "unauthorized")
         stolen = client.cookies["draftrec_session"]
-        assert client.post("/logout").headers["location"] == "/login"
+        assert client.post("/logout").headers["location"] == "login"
         assert "draftrec_session" not in client.cookies
         client.cookies["draftrec_session"] = stolen
         assert client.get("/metrics").status_code == 401, "the session itself has ended"
@@ -343,7 +344,7 @@ def test_a_login_leads_nowhere_else_and_cannot_be_tried_for_ever(world: World, p
         client.follow_redirects = False
         assert "evil" not in client.get("/login", params={"next": place}).text
         answer = client.post("/login", data={"key": KEY, "next": place})
-        assert answer.headers["location"] == "/dashboard"
+        assert answer.headers["location"] == "dashboard"
         tried = [client.post("/login", data={"key": f"guess {i}"}) for i in range(12)]
         assert [a.status_code for a in tried][-2:] == [429, 429]
         assert int(tried[-1].headers["retry-after"]) >= 1
@@ -412,6 +413,45 @@ def test_a_second_signal_ends_at_once(world: World) -> None:
             assert asyncio.run(server.on_tick(1)) is True
         assert server.force_exit
         assert server.unanswered == 1
+
+
+def test_whoever_is_not_answered_before_the_end_is_told(served: Running) -> None:
+    event, client = held(served.service), Asgi(served)
+
+    async def scenario() -> None:
+        asked = piece(json.dumps({"history": [10, 11]}).encode(), more=False)
+        task = asyncio.create_task(client.run(asked))
+        while not served.service.lifecycle.in_flight:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await task
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        event.set()
+        del served.service.recommending.turn  # type: ignore[union-attr, attr-defined]
+    assert client.sent[0]["status"] == served.log[-1]["status"] == 503
+    assert json.loads(client.sent[1]["body"])["error"]["code"] == "draining"
+
+
+def test_no_process_waits_for_what_a_reload_reads(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, awaited = served.service.sources.recommend, list[bool]()
+    assert source
+    real = source.reload
+
+    def reload(old: Any) -> Any:
+        reading = threading.current_thread()
+        time.sleep(0.1)  # an executor notes its threads once they have begun
+        awaited.append(not reading.daemon or reading in futures._threads_queues)  # type: ignore[attr-defined]
+        return real(old)
+
+    monkeypatch.setattr(source, "reload", reload)
+    assert served.client.portal.call(served.service.reload) == {"items": 60}  # type: ignore[union-attr]
+    assert awaited == [False]
 
 
 def test_a_broken_engine_ends_the_server(world: World) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -289,6 +290,38 @@ def test_a_grammar_that_is_lost_costs_nobody_else(
     assert len(failed) == 2
 
 
+def fails(live: Live, kind: str, status: int) -> Any:
+    """How many failures of the kind were counted, and answers of the status."""
+    value = live.service.metrics.registry.get_sample_value
+    asked = {"route": "/v1/completions", "status": str(status)}
+    return value("draftrec_errors_total", {"kind": kind}), value("draftrec_requests_total", asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "status", "broken"),
+    [("engine_failed", 503, "work.KnowledgeWork.turn"), ("internal", 500, "Reader.add")],
+)
+def test_a_stream_that_fails_does_not_look_whole_and_is_counted(
+    live: Live, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, broken: str
+) -> None:
+    before, events = fails(live, kind, status), live.complete(stream=True)
+    next(iter(events))
+
+    def bug(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    inside = "draftrec.serve." if broken.startswith("work") else "draftrec.serve.http."
+    place = broken if broken.startswith("work") else f"completion_answers.{broken}"
+    monkeypatch.setattr(inside + place, bug)
+    with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):
+        list(events)
+    until = time.monotonic() + 5.0
+    while fails(live, kind, status) == before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert fails(live, kind, status) == tuple(count + 1 for count in before)
+
+
 @pytest.mark.slow
 def test_hanging_up_ends_the_text(live: Live) -> None:
     with slow_passes(live.service.writing) as work:
@@ -316,7 +349,9 @@ def test_hanging_up_ends_the_text(live: Live) -> None:
         ({"n": 2}, "temperature 0"),
         ({"n": 9, "temperature": 1}, "at most 8 texts"),
         ({"temperature": -1}, "temperature: "),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop: List should have at most 4"),
+        ({"prompt": ["a", ""]}, "prompt.1: "),
+        ({"prompt": [1, -5]}, "prompt.1: "),
         ({"stop": ""}, "stop"),
         ({"echo": True}, "echo: there is no such thing here"),
         ({"best_of": 3}, "best_of"),
@@ -346,6 +381,7 @@ def test_what_cannot_be_is_said_in_their_form(live: Live, more: Any, words: str)
     assert isinstance(told, dict)
     assert told.keys() == {"message", "type", "param", "code"}
     assert words in told["message"]
+    assert "[" not in told["message"], "a name of pydantic's"
     assert not told["message"].startswith("body")
     # What the engine refuses knows no fields.
     assert told["param"] or words in ("99999999", "token", "strin", "number out of range")
@@ -385,7 +421,14 @@ def test_harmless_fields_are_taken(live: Live) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("turn", "words"),
-    [({"tool_calls": [{"id": "a"}]}, "tool_calls: there is no such"), ({"audi": None}, "audi")],
+    [
+        ({"tool_calls": [{"id": "a"}]}, "tool_calls: there is no such"),
+        ({"audi": None}, "audi"),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": "data:"}}]},
+            "messages.0.content.0.type: Input should be 'text'",
+        ),
+    ],
 )
 def test_what_turns_do_not_have_is_refused(live: Live, turn: Any, words: str) -> None:
     turns: Any = [{"role": "assistant", "content": "a", **turn}, {"role": "user", "content": "b"}]

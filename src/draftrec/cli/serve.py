@@ -5,11 +5,11 @@ browser, while they go on and after.
 from __future__ import annotations
 
 import json as json_module
+import math
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,11 @@ def dashboard(options: DashboardOptions) -> int:
 
     With --json, print the page's data and do not serve it.
     """
-    from draftrec.serve.dashboard.sources import RunSources
+    from draftrec.serve.dashboard.sources import LOOK_SECONDS, RunSources
+    from draftrec.serve.listening import address, is_loopback, listen
 
-    sources = RunSources(options.folders, options.price_per_hour)
+    patience = math.inf if options.json else LOOK_SECONDS
+    sources = RunSources(options.folders, options.price_per_hour, seconds=patience)
     if options.json:
         print_json(json_module.loads(sources.snapshot().json))
         return DONE
@@ -101,10 +103,9 @@ def dashboard(options: DashboardOptions) -> int:
         raise DraftrecError(
             'the dashboard needs FastAPI; install it with pip install "draftrec[serve]"'
         )
-    listening = _listen(options.host, options.port)
-    address = f"http://{options.host}:{listening.getsockname()[1]}/dashboard"
-    say(f"the dashboard is at {address}; Ctrl-C ends it")
-    if not _is_loopback(options.host):
+    listening = listen(options.host, options.port)
+    say(f"the dashboard is at {address(listening)}/dashboard; Ctrl-C ends it")
+    if not is_loopback(options.host):
         say(f"it listens on {options.host}: whoever reaches that address can read these runs")
     _serve(sources, listening)
     return DONE
@@ -125,21 +126,3 @@ def _serve(sources: object, listening: socket.socket) -> None:
     # uvicorn ends in good order on a signal and then raises it once more, for whoever asked.
     with StopSignal(), suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound already, so that a taken port is one sentence."""
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DraftrecError(
-            f"{host}:{port} cannot be used ({reason}); give --port another"
-        ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

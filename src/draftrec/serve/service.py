@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from draftrec import __version__
 from draftrec.config import GenerateConfig, ModelConfig, RecommendConfig
@@ -28,7 +30,7 @@ from draftrec.jobs.recommend.setup import fit_retriever, load_item_model
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.pool.store import Pool
-from draftrec.serve.dashboard.sources import RunSources
+from draftrec.serve.dashboard.sources import LOOK_SECONDS, RunSources
 from draftrec.serve.http.auth import ATTEMPTS, Keyring, Sessions, TokenBuckets
 from draftrec.serve.http.lifecycle import Lifecycle
 from draftrec.serve.http.schemas import OPENAI_ROUTES, ApiError
@@ -184,6 +186,23 @@ class FileGenerator:
 
 
 _QUIET_SECONDS = 10.0
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+
+
+def _aside(work: Callable[[Given], Found], given: Given) -> asyncio.Future[Found]:
+    """What `work` says, in a thread for which no process waits before it ends."""
+    done: Future[Found] = Future()
+    done.set_running_or_notify_cancel()  # from here on nobody can cancel it
+
+    def run() -> None:
+        try:
+            done.set_result(work(given))
+        except BaseException as error:  # noqa: BLE001 - whoever asked has to hear of it
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="reading-anew", daemon=True).start()
+    return asyncio.wrap_future(done)
 
 
 class Service:
@@ -199,7 +218,7 @@ class Service:
         log.on_drop = self.metrics.count_dropped_line
         # Whoever may see the pages without a key learns no more than names.
         self.guarded = bool(settings.keys) and settings.monitoring == "key"
-        self.folders = RunSources(settings.runs, paths=self.guarded)
+        self.folders = RunSources(settings.runs, paths=self.guarded, seconds=LOOK_SECONDS)
         self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
         self.keyring = Keyring(settings.keys)
         self.sessions, self.login_attempts = Sessions(), TokenBuckets(ATTEMPTS)
@@ -256,6 +275,10 @@ class Service:
         """End the threads."""
         for thread in self.threads:
             thread.stop()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Drop what waits for a thread, as the process would wait for all of it before it ends."""
         self.tokenizing.shutdown(wait=False, cancel_futures=True)
         self.folders.looking.shutdown(wait=False, cancel_futures=True)
 
@@ -325,12 +348,12 @@ class Service:
         exchanges: list[tuple[ModelThread[Any, Any], Any, Any]] = []  # thread, old, new
         if self.sources.recommend and self.recommend and self.recommending:
             recommender = self.recommending.recommender
-            new = await asyncio.to_thread(self.sources.recommend.reload, recommender)
+            new = await _aside(self.sources.recommend.reload, recommender)
             exchanges.append((self.recommend, recommender, new))
             facts["items"] = len(new.catalogue.sids)
         if self.sources.knowledge and self.knowledge and self.writing:
             generator = self.writing.generator
-            pool = await asyncio.to_thread(self.sources.knowledge.reload, generator)
+            pool = await _aside(self.sources.knowledge.reload, generator)
             if pool is not None:
                 exchanges.append((self.knowledge, generator.pool, pool))
                 facts["pool_texts"] = len(pool)

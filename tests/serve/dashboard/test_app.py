@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,8 @@ def test_page_data_and_files(runs: Path) -> None:
         assert page.status_code == 200
         assert "default-src 'self'" in page.headers["content-security-policy"]
         for name in page.text.split('"'):
-            if name.startswith("/dashboard/static/"):
-                assert client.get(name).status_code == 200, name
+            if name.startswith("dashboard/static/"):
+                assert client.get(f"/{name}").status_code == 200, name
         assert "http://" not in page.text
         assert "https://" not in page.text
         data = client.get("/dashboard/data.json").json()
@@ -54,6 +55,42 @@ def test_page_data_and_files(runs: Path) -> None:
         assert script.headers["content-type"].startswith("text/javascript")
         for name in ("nothing.js", "README.md", "..%2Fdashboard.py", "%2e%2e%2fdashboard.py"):
             assert client.get(f"/dashboard/static/{name}").status_code == 404
+
+
+def test_pages_may_lie_below_a_path_of_a_proxy() -> None:
+    """What they name is beside them, wherever that is."""
+    files = [p.read_text() for p in dashboard.STATIC.iterdir() if p.suffix in (".html", ".js")]
+    assert not [text for text in files if re.search("[\"'`]/(dashboard|login)", text)]
+    with TestClient(dashboard.application(RunSources([]))) as client:
+        assert client.get("/", follow_redirects=False).headers["location"] == "dashboard"
+
+
+def test_groups_of_many_shards_are_read_a_few_at_a_look(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "run").finish()
+    whole = RunSources([tmp_path]).read().runs[0].groups
+    sources = RunSources([tmp_path], seconds=0)
+    looks = [sources.read() for _ in range(3)]
+    assert [sum(g.texts for g in found.runs[0].groups) for found in looks] == [8, 16, 24]
+    assert looks[-1].runs[0].groups == whole
+    left = ["2 of its shards", "1 of its shards"]
+    assert all(words in found.notes[0] for words, found in zip(left, looks, strict=False))
+    assert not looks[-1].notes
+
+
+def test_a_manifest_that_has_not_changed_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a run of 50,000 shards has megabytes, and folders are looked at every second."""
+    run, sources = RunWriter(tmp_path / "run"), RunSources([tmp_path])
+    run.shard()
+    before, real, read = sources.read(), Path.read_bytes, list[str]()
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: read.append(path.name))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or real(path))
+    assert sources.read().runs[0].totals == before.runs[0].totals
+    assert "manifest.json" not in read
+    monkeypatch.undo()
+    run.shard()
+    assert sources.read().runs[0].totals["texts"] == 16
 
 
 def test_a_run_given_directly_and_its_folder_are_one(runs: Path) -> None:

@@ -287,7 +287,7 @@ def application(sources: RunSources, stopping: Callable[[], bool] = lambda: Fals
 
     @app.get("/")
     def root() -> Response:
-        return RedirectResponse("/dashboard")
+        return RedirectResponse("dashboard")
 
     return app
 

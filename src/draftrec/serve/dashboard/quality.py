@@ -38,7 +38,7 @@ def read_evaluations(folder: Path, name: str) -> list[Evaluation]:
     with what `genrec evaluate --json` or `genrec recommend --json` printed. Files of other content
     are passed over."""
     found: list[Evaluation] = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(p for p in folder.glob("*.json") if p.name != "manifest.json"):
         content = _load(path)
         title = name if path.stem in ("compare", "summary") else f"{name}/{path.stem}"
         for fits, make in _KINDS:

@@ -5,6 +5,7 @@ what each group got out of its drafts, and what its pool costs in memory.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence as Seq
@@ -65,26 +66,30 @@ class PoolUse:
 
 
 class GroupSums:
-    """Sums over a run's finished shards; each file is read once."""
+    """Sums over a run's finished shards; each file is read once. `left`: shards to be read yet."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._shards: list[tuple[int, dict[str, Counter[str]]]] = []
+        self.left = 0
+        self._sizes: list[int] = []  # of the shards that are summed
+        self._total: dict[str, Counter[str]] = {}
         self._first: tuple[int, int] | None = None
 
-    def read(self, manifest: Manifest) -> dict[str, Counter[str]]:
-        """Counts by group name, "" for entities without one."""
+    def read(self, manifest: Manifest, until: float = math.inf) -> dict[str, Counter[str]]:
+        """Counts by group name, "" for entities without one. One more shard is read at least, and
+        none is begun after `until`, of `time.monotonic()`."""
         sizes = [shard.stats_size for shard in manifest.shards]
         first = self._written_first()
-        if first != self._first or [n for n, _ in self._shards] != sizes[: len(self._shards)]:
-            self._first, self._shards = first, []  # the run was started again
-        for number in range(len(self._shards), len(sizes)):
-            self._shards.append((sizes[number], self._shard(number)))
-        total: dict[str, Counter[str]] = {}
-        for _, found in self._shards:
-            for group, counts in found.items():
-                total.setdefault(group, Counter()).update(counts)
-        return total
+        if first != self._first or self._sizes != sizes[: len(self._sizes)]:
+            self._first, self._sizes, self._total = first, [], {}  # the run was started again
+        for number in range(len(self._sizes), len(sizes)):
+            for group, counts in self._shard(number).items():
+                self._total.setdefault(group, Counter()).update(counts)
+            self._sizes.append(sizes[number])
+            if time.monotonic() >= until:
+                break
+        self.left = len(sizes) - len(self._sizes)
+        return self._total
 
     def _written_first(self) -> tuple[int, int] | None:
         """Which file the first shard's is, and since when: it stays as long as the run goes on."""
@@ -174,6 +179,19 @@ def _use(
     )
 
 
+#: Another one where a file was written anew.
+FileState = tuple[int, int, int]
+
+
+def file_state(path: Path) -> FileState | None:
+    """Which file lies there, how long it is, and since when; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 State = Literal["running", "quiet", "finished"]
 
 #: Seconds without a word after which a run no longer counts as running.
@@ -236,11 +254,18 @@ class RunReader:
         self.folder, self.name = folder, name
         self._tail = MetricsTail(folder / "metrics.jsonl")
         self._sums = GroupSums(folder)
+        self._manifest: tuple[FileState, Manifest] | None = None
 
-    def read(self) -> RunData | None:
-        """The run as it is now, None where the folder holds none (yet). Raises DraftrecError for a
-        manifest that is not of this version."""
-        manifest = read_manifest(self.folder / "manifest.json")
+    @property
+    def left(self) -> int:
+        """Finished shards that its groups do not count yet."""
+        return self._sums.left
+
+    def read(self, until: float = math.inf) -> RunData | None:
+        """The run as it is now, None where the folder holds none (yet); of its groups what can be
+        read `until` then, of `time.monotonic()`. Raises DraftrecError for a manifest that is not of
+        this version."""
+        manifest = self._read_manifest()
         if manifest is None:
             return None
         progress = self._tail.read()
@@ -250,7 +275,7 @@ class RunReader:
         pending = progress.pending if state == "running" else Sums()
         totals = _with_pending(manifest, pending)
         pool = _pool_of(manifest, self.folder)
-        sums = self._sums.read(manifest)
+        sums = self._sums.read(manifest, until)
         shown = totals.model_dump()
         by_source: dict[str, int] = dict(zip(SOURCES, shown.pop("accepted_by_source"), strict=True))
         return RunData(
@@ -276,6 +301,15 @@ class RunReader:
             baseline=_own_baseline(manifest, totals),
             odd_lines=progress.odd,
         )
+
+    def _read_manifest(self) -> Manifest | None:
+        """Anew only where it has changed: one of many shards takes a while."""
+        path = self.folder / "manifest.json"
+        state = file_state(path)
+        if self._manifest is None or self._manifest[0] != state:
+            found = read_manifest(path)
+            self._manifest = None if state is None or found is None else (state, found)
+        return self._manifest and self._manifest[1]
 
     def _quiet(self) -> float:
         files = (self.folder / name for name in ("manifest.json", "metrics.jsonl"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import threading
 import time
 from collections import deque
@@ -24,13 +25,22 @@ from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.manifest import read_manifest
 from draftrec.serve.dashboard.advice import Advice, advise
 from draftrec.serve.dashboard.quality import Evaluation, read_evaluations
-from draftrec.serve.dashboard.run_data import RunData, RunReader, with_baselines
+from draftrec.serve.dashboard.run_data import (
+    FileState,
+    RunData,
+    RunReader,
+    file_state,
+    with_baselines,
+)
 
 #: Folders are looked at once in this many seconds, however many pages are open.
 FRESH_SECONDS = 1.0
+#: For groups of shards that were not read before; the others wait for the next look.
+LOOK_SECONDS = 1.0
 #: Versions of the data that are remembered, for pages that have one of them.
 _RECENT = 8
 _NEVER = object()
+Kind = Literal["run", "damaged", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +92,18 @@ class RunSources:
 
     A folder is a run or an evaluation, or it holds some: then all that it holds, and will hold, are
     shown. `price_per_hour`: what an hour of the machine costs, as the page proposes it. `paths`:
-    whether a page may know where runs and pools lie; names stand in their place otherwise. Raises
-    DraftrecError for a folder that does not exist.
+    whether a page may know where runs and pools lie; names stand in their place otherwise.
+    `seconds`: how long a look may take to read groups, of which the rest is left to the next one.
+    Raises DraftrecError for a folder that does not exist.
     """
 
     def __init__(
-        self, folders: Seq[Path], price_per_hour: float | None = None, *, paths: bool = True
+        self,
+        folders: Seq[Path],
+        price_per_hour: float | None = None,
+        *,
+        paths: bool = True,
+        seconds: float = math.inf,
     ) -> None:
         for folder in folders:
             if not folder.is_dir():
@@ -96,7 +112,8 @@ class RunSources:
                 )
         self.folders = list(dict.fromkeys(f.absolute() for f in folders))
         self.price_per_hour = price_per_hour
-        self._paths = paths
+        self._paths, self._seconds = paths, seconds
+        self._kinds: dict[Path, tuple[FileState | None, Kind]] = {}
         self._readers: dict[Path, RunReader] = {}
         # One thread for all pages: a run that takes long to read must not take those of others.
         self.looking = ThreadPoolExecutor(1, "run-folders")
@@ -146,9 +163,11 @@ class RunSources:
         names = _names(places)
         there = set(places)
         self._readers = {f: r for f, r in self._readers.items() if f in there}
+        self._kinds = {f: k for f, k in self._kinds.items() if f in there}
+        until = time.monotonic() + self._seconds
         for folder, name in zip(places, names, strict=True):
             try:
-                self._read(folder, name, found)
+                self._read(folder, name, found, until)
             except Exception as error:  # noqa: BLE001 - one odd file must not hide the others
                 reason = f"{error}" if isinstance(error, DraftrecError) else _odd(error)
                 reason = self._told(reason, folder, name)
@@ -157,18 +176,18 @@ class RunSources:
         found.advice.extend(advise(found.runs, found.evaluations))
         return found
 
-    def _read(self, folder: Path, name: str, found: Found) -> None:
+    def _read(self, folder: Path, name: str, found: Found, until: float) -> None:
         evaluations = read_evaluations(folder, name)
         _check(Found(evaluations=evaluations))
         found.evaluations.extend(evaluations)
-        kind = _kind(folder)
+        kind = self._kind(folder)
         if kind == "damaged":
             raise DraftrecError("its manifest.json is cut off or damaged")
         if kind != "run":
             return
         reader = self._readers.setdefault(folder, RunReader(folder, name))
         reader.name = name
-        run = reader.read()
+        run = reader.read(until)
         if run is None:
             return
         if not self._paths:
@@ -177,6 +196,11 @@ class RunSources:
             )
         _check(Found(runs=[run]))
         found.runs.append(run)
+        if reader.left:
+            found.notes.append(
+                f"{name}: its groups do not count {reader.left:,} of its shards yet, which are "
+                "being read"
+            )
         if run.odd_lines:
             lines = "line" if run.odd_lines == 1 else "lines"
             found.notes.append(
@@ -208,6 +232,13 @@ class RunSources:
             self._changes = between, json.dumps(changes(before.values, now.values))
         return News(now.version, "changes", self._changes[1])
 
+    def _kind(self, folder: Path) -> Kind:
+        """As `_kind`, looked at again only where the manifest has changed."""
+        state = file_state(folder / "manifest.json")
+        if folder not in self._kinds or self._kinds[folder][0] != state:
+            self._kinds[folder] = state, _kind(folder)
+        return self._kinds[folder][1]
+
     def _id(self, reader: RunReader) -> str:
         """What a page calls a run."""
         return str(reader.folder) if self._paths else reader.name
@@ -221,7 +252,7 @@ class RunSources:
         seen: set[Path] = set()
         for folder in self.folders:
             inside = [folder]
-            if _kind(folder) != "run":
+            if self._kind(folder) != "run":
                 inside += sorted(p for p in _children(folder) if not p.name.startswith("."))
             for place in inside:
                 if place not in seen:
@@ -236,7 +267,7 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _kind(folder: Path) -> Literal["run", "damaged", "other"]:
+def _kind(folder: Path) -> Kind:
     """What a folder's manifest is that of; pools have one too."""
     try:
         content = json.loads((folder / "manifest.json").read_bytes())

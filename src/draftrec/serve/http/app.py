@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import ipaddress
 import json
 import os
 import shlex
 import signal
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +35,7 @@ from draftrec.serve.http.auth import login_router
 from draftrec.serve.http.gate import GUARDED, MONITORING, Gate
 from draftrec.serve.http.lifecycle import DrainingServer, protocol
 from draftrec.serve.http.schemas import ApiError, of_status, of_validation
+from draftrec.serve.listening import address, is_loopback, listen
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service, ServiceSources
 from draftrec.serve.settings import ServeSettings
@@ -230,7 +229,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             service.metrics,
             lambda: service.lifecycle.draining,
             service.about,
-            account="/login" if signing_in else None,
+            account="login" if signing_in else None,
         )
     )
 
@@ -300,7 +299,7 @@ def serve(settings: ServeSettings, sources: ServiceSources, say: Callable[[str],
     Raises DraftrecError for what cannot be loaded and a port that cannot be had, and whatever broke
     an engine.
     """
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     with listener:
         if warning := exposure(settings):
             say(warning)
@@ -312,6 +311,7 @@ def serve(settings: ServeSettings, sources: ServiceSources, say: Callable[[str],
         server = make_server(service)
         say(f"serving on {address(listener)}, process {os.getpid()}; see /docs")
         server.run(sockets=[listener])
+        service.let_go()  # where a second signal left no time
         log.flush()
     if service.broken:
         raise service.broken
@@ -360,13 +360,8 @@ def make_server(service: Service) -> DrainingServer:
 def exposure(settings: ServeSettings) -> str | None:
     """A warning for a service that others can reach and nobody guards."""
     guarded = bool(settings.keys)
-    if (guarded and settings.monitoring == "key") or settings.host == "localhost":
+    if (guarded and settings.monitoring == "key") or is_loopback(settings.host):
         return None
-    try:
-        if ipaddress.ip_address(settings.host).is_loopback:
-            return None
-    except ValueError:
-        pass  # a name, which may resolve to anything
     if guarded:
         return (
             f"warning: {settings.host} can be reached from elsewhere and /metrics and /dashboard "
@@ -376,12 +371,6 @@ def exposure(settings: ServeSettings) -> str | None:
         f"warning: {settings.host} can be reached from elsewhere and there are no API keys, so "
         "anyone may ask; list keys in the settings, or keep to 127.0.0.1"
     )
-
-
-def address(listener: socket.socket) -> str:
-    """The URL of a listening socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _reload(service: Service) -> None:
@@ -400,19 +389,3 @@ def _unbuffered(stream: TextIO) -> TextIO:
     except (OSError, ValueError):
         return stream  # no file, as in tests
     return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)  # type: ignore[arg-type]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-        # Head and body of an answer are two small packets, and connections inherit this: otherwise
-        # the second one waits for the client's (delayed) acknowledgement of the first, some 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        reason = reason.partition(" (while")[0].lower()
-        raise DraftrecError(
-            f"port {port} of {host} cannot be had ({reason}); choose another --port or --host"
-        ) from error

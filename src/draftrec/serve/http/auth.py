@@ -121,7 +121,8 @@ COOKIE = "draftrec_session"
 #: Of login attempts, for every address.
 ATTEMPTS = RateSettings(per_second=0.2, burst=10)
 #: Where a login may lead; anything else could be a page of somebody else's.
-_PLACES = ("/dashboard", "/metrics", "/docs")
+#: Beside the login, so that a proxy may serve all of it below a path of its own.
+_PLACES = ("dashboard", "metrics", "docs")
 _MOST_KEY = 1024
 _PAGE = Environment(autoescape=True, undefined=StrictUndefined).from_string("""<!doctype html>
 <html lang="en">
@@ -145,9 +146,9 @@ input { width: 100%; box-sizing: border-box; margin: .3rem 0 .9rem; }
 {% if problem %}<p class="problem" role="alert">{{ problem }}</p>{% endif %}
 {% if name %}
 <p>You are signed in with the key <strong>{{ name }}</strong>. <a href="{{ next }}">Go on</a></p>
-<form method="post" action="/logout"><button>Sign out</button></form>
+<form method="post" action="logout"><button>Sign out</button></form>
 {% else %}
-<form method="post" action="/login">
+<form method="post" action="login">
 <label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
 <input name="next" type="hidden" value="{{ next }}">
@@ -162,7 +163,7 @@ input { width: 100%; box-sizing: border-box; margin: .3rem 0 .9rem; }
 
 def login_location(path: str) -> str:
     """Where a browser that wants `path` is sent first."""
-    return f"/login?next={quote(path, safe='/')}"
+    return f"login?next={quote(path.lstrip('/'))}"
 
 
 def login_router(service: Service) -> APIRouter:
@@ -206,7 +207,7 @@ def login_router(service: Service) -> APIRouter:
     async def logout(request: Request) -> Response:
         _same_site(request)
         service.sessions.close(request.cookies.get(COOKIE))
-        answer = RedirectResponse("/login", 303)
+        answer = RedirectResponse("login", 303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
 
@@ -234,7 +235,8 @@ def _page(
 
 def _inside(path: str) -> str:
     """The path where it is one of ours, else the dashboard's."""
-    return path if path in _PLACES else _PLACES[0]
+    own = path.removeprefix("/")
+    return own if own in _PLACES else _PLACES[0]
 
 
 def _same_site(request: Request) -> None:

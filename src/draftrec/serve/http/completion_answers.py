@@ -182,9 +182,10 @@ class Job:
                 last = self.choice(index, read, _REASONS[text.finish_reason])
                 yield self._event([last], draftrec=self.facts([(index, text)]))
         except (WorkError, DraftrecError) as error:
-            failed = api.failed(error)
-            request.state.note.error = failed.code
-            yield b"data: " + failed.answer(request.state.note.route)[1] + b"\n\n"
+            failed, note = api.failed(error), request.state.note
+            note.error = failed.code
+            note.status, told = failed.answer(note.route)  # what it would have been, had it begun
+            yield b"data: " + told + b"\n\n"
             return
         written = [done[index] for index in range(len(self.tickets))]
         self.note(written, request)

@@ -73,11 +73,11 @@ class Gate:
             await reply.finish()
         except ClientGoneError:
             note.status = HUNG_UP
+        except asyncio.CancelledError:  # the service has waited for it as long as it may
+            await reply.fail(ApiError(503, "draining", "the service has ended; ask another one"))
         except Exception as error:  # noqa: BLE001 - one request must not end the service
-            note.error = "internal"
             self.service.note_error(error)
-            await reply.error(ApiError(500, "internal", "something failed; the log says what"))
-            await reply.finish()
+            await reply.fail(ApiError(500, "internal", "something failed; the log says what"))
         finally:
             self._tell(note)
 
@@ -200,6 +200,16 @@ class _Reply:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self({"type": "http.response.start", "status": status, "headers": raw})
         await self({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def fail(self, error: ApiError) -> None:
+        """The error in place of an answer. Where one has begun, only its status is noted: the
+        connection closes, so that nobody takes what was sent for the whole."""
+        self.note.error = error.code
+        if self.started:
+            self.note.status = error.status
+        else:
+            await self.error(error)
+            await self.finish()
 
     async def finish(self) -> None:
         """End the answer."""

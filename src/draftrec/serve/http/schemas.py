@@ -5,6 +5,7 @@ is told instead of an answer: `{"error": {"code", "message"}}`, and on OpenAI's 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -245,6 +246,7 @@ _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 OPENAI_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions")
 #: What checks say of a body that is another JSON value, or was not read as JSON.
 _NO_OBJECT = {"model_attributes_type", "model_type", "dict_type"}
+_FORM = re.compile(r"constrained-\w+|(list|function-\w+)\[.*\]")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -292,12 +294,12 @@ def of_status(status: int, detail: str) -> ApiError:
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first thing that is wrong with a request's body, and where it is."""
-    first = errors[0]
+    first = _closest(errors)
     if first["type"] == "json_invalid":
         reason = str(first.get("ctx", {}).get("error", "it cannot be parsed"))
         return ApiError(400, "invalid_json", f"the body is not JSON: {reason}")
     extra = first["type"] == "extra_forbidden"
-    parts = [str(part) for part in first["loc"][1:]]
+    parts = [str(part) for part in first["loc"][1:] if not _is_form(part)]
     if parts[:1] and parts[0] in FORMS and len(parts) > extra:  # a field may have any name
         del parts[0]
     place = ".".join(parts)
@@ -313,6 +315,22 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         else:
             message = f"{place or 'body'}: {reason}"
     return ApiError(422, "invalid_request", message, param=place or None)
+
+
+def _closest(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first error. Of a value that may have several forms there is one for each form: that of
+    the form which it has, whose types are right the furthest into it."""
+    first = errors[0]
+    at = next((i for i, part in enumerate(first["loc"]) if _is_form(part)), None)
+    if at is None:
+        return first
+    same = [e for e in errors if e["loc"][:at] == first["loc"][:at]]
+    return max(same, key=lambda e: (not e["type"].endswith("_type"), len(e["loc"])))
+
+
+def _is_form(part: object) -> bool:
+    """Is it pydantic's name for one of the forms of a value, and no place in it?"""
+    return isinstance(part, str) and _FORM.fullmatch(part) is not None
 
 
 def rate_limited(seconds: int) -> ApiError:

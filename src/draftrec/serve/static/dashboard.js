@@ -71,7 +71,7 @@ function connection(state, words) {
 }
 
 function listen() {
-  const events = new EventSource("/dashboard/events");
+  const events = new EventSource("dashboard/events");
   events.addEventListener("open", () => connection("live", "live"));
   events.addEventListener("error", () => connection("lost", "connection lost, trying again"));
   events.addEventListener("data", (event) => receive(JSON.parse(event.data)));

@@ -69,7 +69,7 @@ async function read(one, other) {
   const before = asked;
   asked = mark;
   try {
-    const answer = await fetch(`/dashboard/texts.json?${wanted}`);
+    const answer = await fetch(`dashboard/texts.json?${wanted}`);
     const found = await answer.json();
     if (mark !== asked) return; // another was asked for meanwhile
     if (!answer.ok) throw new Error(found.note ?? `the server said ${answer.status}`);
