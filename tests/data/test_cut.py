@@ -182,11 +182,30 @@ def test_nothing_comes_from_the_prompt_or_from_later(
     assert (found.event >= cuts[found.user]).all()
     assert (events.user[found.event] == found.user).all()
     assert events.rating is not None
+    assert events.time is not None
+    times = events.time
     for user, event, line in zip(found.user, found.event, found.sequence, strict=True):
-        start = events.starts[user]
-        earlier = events.item[start:event][events.rating[start:event] >= 4][-5:]
+        places = np.arange(events.starts[user], event)
+        places = places[times[places] < times[event]]  # in one moment, nothing is earlier
+        earlier = events.item[places][events.rating[places] >= 4][-5:]
         assert line[: len(earlier)].tolist() == earlier.tolist()
         assert (line[len(earlier) :] == -1).all()
+
+
+def test_a_list_shown_at_once_does_not_tell_its_own_click(tmp_path: Path) -> None:
+    """Of every five items shown one is clicked, and the file has it first."""
+    rows = [
+        row(f"u{u}", f"i{u}-{time}-{place}", 5 * (place == 0), time)
+        for u in range(60)
+        for time in range(6)
+        for place in range(5)
+    ]
+    events = written(tmp_path / "e.jsonl", rows)
+    found = cut_samples(events, CutSettings(sequence=3))
+    moments = [events.items[item].split("-")[1] for item in found.item]
+    seen = [[events.items[i].split("-")[1] for i in line if i >= 0] for line in found.sequence]
+    assert all(moment not in line for moment, line in zip(moments, seen, strict=True))
+    assert {len(line) for line in seen} == {3}
 
 
 def test_drawn_items_are_unseen_and_the_same_again(tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ class Samples:
     """Click samples; users and items are indices into those of the events.
 
     `user`, `item` int64 `[n]`; `label` float32 `[n]`, 1 for a click; `sequence` int64 `[n, L]`:
-    the user's last clicked items before the sample's event, oldest first, -1 behind the last;
+    the user's last clicked items from before the event's moment, oldest first, -1 behind the last;
     `event` int64 `[n]`: the event (for a drawn item: that of its click); `part` int8 `[n]`, an
     index of PARTS.
     """
@@ -443,14 +443,26 @@ def _clicked(events: Events, positive: float | None) -> BoolArray:
 
 
 def _sequences(events: Events, clicked: BoolArray, event: LongArray, length: int) -> LongArray:
-    """The last `length` clicked items in front of each event, int64 `[n, length]`."""
+    """The last `length` clicked items from before each event, int64 `[n, length]`. Of one moment
+    nothing is before the other, in whatever order a file has it: a list that was shown at once
+    would tell by its one click that the others are none."""
     before = np.concatenate([[0], clicked.cumsum()])  # clicks in front of an event, of all users
-    last = before[event]
+    last = before[_moments(events)[event]]
     first = np.maximum(before[events.starts[events.user[event]]], last - length)
     places = first[:, None] + np.arange(length)
     clicks = np.append(events.item[clicked], -1)
     inside = places < last[:, None]
     return np.where(inside, clicks[np.where(inside, places, -1)], -1)
+
+
+def _moments(events: Events) -> LongArray:
+    """The first event of each event's user and time, int64 `[n]`; without times that event."""
+    places = np.arange(len(events.user))
+    if events.time is None:
+        return places
+    begins = np.ones(len(places), np.bool_)
+    begins[1:] = (np.diff(events.time) != 0) | (np.diff(events.user) != 0)
+    return np.maximum.accumulate(np.where(begins, places, 0))
 
 
 def _drawn(events: Events, clicks: LongArray, settings: CutSettings) -> tuple[LongArray, LongArray]:
