@@ -197,6 +197,34 @@ def test_few_entities_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
+def test_shares_of_few_texts_stay_open_unless_the_texts_had_to_be_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That all of 24 texts end is no proof that 5 % do not: of 24, none of 10 % is seen often."""
+    few = varied_texts(24)
+    base, strict = write_run(tmp_path / "b", few), write_run(tmp_path / "s", few)
+    assert found(capsys, base, strict)[0] == 0
+    other = {**few, "u3": few["u3"] + " more"}
+    relaxed = write_run(tmp_path / "r", other, accept="relaxed", relaxed=1)
+    code, summary = found(capsys, base, relaxed)
+    assert (code, outcomes(summary, "r", "undecided")) == (1, {"eos_rate"})
+    change = summary["runs"]["r"]["metrics"]["eos_rate"]["change"]
+    assert change["value"] == 0.0
+    assert change["low"] == pytest.approx(-1.96 / 26, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_prompts_that_no_run_kept_are_not_measured(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = write_run(tmp_path / "strict", TEXTS, cut=["u3"])
+    (strict / "stats-00000.parquet").unlink()
+    code, summary = found(capsys, base, strict)
+    assert code == 0
+    assert "other_prompts" in outcomes(summary, "strict", "not measured")
+
+
+@pytest.mark.slow
 def test_the_form_is_the_runs_templates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = {e: f"one, two, own{e}" for e in TEXTS}
     broken = {e: t if e == "u1" else f"{t}, a, b, c" for e, t in texts.items()}
@@ -259,6 +287,35 @@ def test_vectors_take_the_place_of_tf_idf(
     metrics = summary["runs"]["strict"]["metrics"]
     assert metrics["vectors_equal"]["value"]["value"] == 0.0
     assert metrics["similarity"]["value"]["value"] < 1.0
+
+
+@pytest.mark.slow
+def test_vectors_of_two_encoders_are_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where they are equally long, as those of hashed encoders fitted on each run's texts."""
+    strict = write_run(tmp_path / "strict", TEXTS, cut=["u3"])
+    a, b = vectors(tmp_path / "a.parquet", 0.0), vectors(tmp_path / "b.parquet", 0.0)
+    given = (base, strict, "--vectors", f"base={a}", "--vectors", f"strict={b}")
+
+    def made_by(path: Path, encoder: str, pooling: str) -> None:
+        manifest = {"fingerprints": {"encoder": encoder}, "pooling": pooling}
+        path.with_name(f"{path.name}.manifest.json").write_text(json.dumps(manifest))
+
+    made_by(a, "x", "mean")
+    assert compare(capsys, *given)[0] == 0  # nothing is known of the other
+    made_by(b, "x", "mean")
+    assert compare(capsys, *given)[0] == 0
+    for encoder, pooling in (("y", "mean"), ("x", "cls")):
+        made_by(b, encoder, pooling)
+        code, _, err = compare(capsys, *given)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "are of two encoders" in err
+    table = pq.read_table(b)
+    short = pa.array([row[:2] for row in table["vector"].to_pylist()], pa.list_(pa.float32(), 2))
+    pq.write_table(table.set_column(1, "vector", short), b)
+    made_by(b, "x", "mean")
+    assert compare(capsys, *given)[0] == 2
 
 
 @pytest.mark.slow

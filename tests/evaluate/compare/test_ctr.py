@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from draftrec.errors import DraftrecError
-from draftrec.evaluate.compare.ctr import cell_changes, ctr_measures, read_trials
+from draftrec.evaluate.compare.ctr import cell_changes, ctr_measures, ctr_values, read_trials
 
 AUC = {"din": 0.70, "deepfm": 0.72}
 
@@ -81,6 +82,78 @@ def test_cells_are_shown_one_by_one_over_shared_seeds(tmp_path: Path) -> None:
     ]
     assert found[0].change.mean == pytest.approx(0.01)
     assert ctr_measures(base, other)["auc"].samples == 2
+
+
+def with_plain(folder: Path, auc: Callable[[str, int], float]) -> Path:
+    """The trials of `write_trials`, and those of the same models without an adaptor, which no text
+    reaches."""
+    write_trials(folder, auc)
+    path = folder / "trials.parquet"
+    rows = pq.read_table(path).to_pylist()
+    plain = [{**r, "adaptor": "none", "auc": 0.5, "logloss": 0.5} for r in rows]
+    pq.write_table(pa.Table.from_pylist([*plain, *rows]), path)
+    return folder
+
+
+def test_models_that_read_no_text_thin_out_no_change(tmp_path: Path) -> None:
+    base = read_trials([with_plain(tmp_path / "a", baseline_auc)])
+    other = read_trials([with_plain(tmp_path / "b", lambda m, s: baseline_auc(m, s) - 0.004)])
+    found = ctr_measures(base, other)
+    change, loss = found["auc"].change, found["logloss"].change
+    assert change is not None
+    assert loss is not None
+    assert (change.value, loss.value) == (pytest.approx(-0.004), pytest.approx(0.004))
+    value = ctr_values(base, [other])["auc"].value
+    assert value is not None
+    assert value.value == pytest.approx(0.71)
+    assert {c.adaptor for c in cell_changes(base, other)} == {"none", "moe"}  # shown all the same
+    rows = pq.read_table(tmp_path / "a" / "trials.parquet").to_pylist()
+    none = [r for r in rows if r["adaptor"] == "none"]
+    (tmp_path / "c").mkdir()
+    pq.write_table(pa.Table.from_pylist(none), tmp_path / "c" / "trials.parquet")
+    with pytest.raises(DraftrecError, match="which alone reads texts"):
+        ctr_measures(base, read_trials([tmp_path / "c"]))
+
+
+def test_the_baselines_value_is_of_what_runs_share_with_it(tmp_path: Path) -> None:
+    base = read_trials([write_trials(tmp_path / "a", baseline_auc)])
+    other = read_trials([write_trials(tmp_path / "b", baseline_auc, 2, ("din",))])
+    before, after = ctr_values(base, [other])["auc"], ctr_measures(base, other)["auc"]
+    assert (before.value, before.samples) == (after.value, 2)
+    assert ctr_values(base, [])["auc"].samples == 5
+
+
+def identified(folder: Path, **identity: Any) -> Path:
+    write_trials(folder, baseline_auc)
+    (folder / "trials.jsonl").write_text(json.dumps({"identity": identity}) + "\n")
+    return folder
+
+
+def test_studies_that_differ_in_more_than_vectors_are_not_paired(tmp_path: Path) -> None:
+    """Another split, other interactions or another rating for a click: other tests, not other
+    texts."""
+    same = {"interactions": "abc", "split": "user", "fold": 0, "positive": 4.0}
+    base = read_trials([identified(tmp_path / "a", **same, user_vectors="x")])
+    texts = read_trials([identified(tmp_path / "b", **same, user_vectors="y")])
+    assert ctr_measures(base, texts)["auc"].samples == 5
+    for number, other in enumerate(({"fold": 1}, {"interactions": "abd"}, {"positive": 3.0})):
+        folder = identified(tmp_path / str(number), **same | other)
+        with pytest.raises(
+            DraftrecError, match=f"more than their vectors, in {next(iter(other))};"
+        ):
+            ctr_measures(base, read_trials([folder]))
+    fold = identified(tmp_path / "d", **same | {"fold": 1, "positive": 3.0})
+    with pytest.raises(DraftrecError, match="more than their vectors, in positive;"):
+        read_trials([tmp_path / "a", fold])
+
+
+def test_cells_without_a_common_seed_are_left_out(tmp_path: Path) -> None:
+    base = read_trials([with_plain(tmp_path / "a", baseline_auc)])
+    rows = pq.read_table(tmp_path / "a" / "trials.parquet").to_pylist()
+    moved = [{**r, "seed": r["seed"] + 9 * (r["adaptor"] == "none")} for r in rows]
+    (tmp_path / "b").mkdir()
+    pq.write_table(pa.Table.from_pylist(moved), tmp_path / "b" / "trials.parquet")
+    assert {c.adaptor for c in cell_changes(base, read_trials([tmp_path / "b"]))} == {"moe"}
 
 
 def write_fold(folder: Path, fold: int, loss: float, seeds: int = 2, split: str = "user") -> Path:

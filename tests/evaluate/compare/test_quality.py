@@ -20,7 +20,7 @@ from draftrec.evaluate.compare.quality import (
     run_distinct,
     self_bleu,
 )
-from draftrec.evaluate.compare.runs import RunTexts
+from draftrec.evaluate.compare.runs import RunTexts, endings
 
 
 def arrays(texts: Seq[Seq[int]]) -> list[IntArray]:
@@ -68,6 +68,18 @@ def test_short_texts_do_not_count_where_they_have_no_ngrams() -> None:
 def test_texts_of_two_entities_are_copies_whether_or_not_they_ended() -> None:
     found = own_measures(run([[1, 2, 0], [3, 0], [1, 2]], [True, True, False]))
     assert found["copied_texts"].numerators.tolist() == [1, 0, 1]
+
+
+def test_a_stop_strings_tokens_are_the_texts_own() -> None:
+    """What ends a text with a stop string is no end-of-text token."""
+    texts = run([[1, 2, 0], [1, 2, 7]], [True, True], stopped=np.array([False, True]))
+    assert [ids.tolist() for ids in texts.bodies] == [[1, 2], [1, 2, 7]]
+    assert [ids.tolist() for ids in texts.take([1]).bodies] == [[1, 2, 7]]
+    found = own_measures(texts)
+    assert (found["eos_rate"].value, found["copied_texts"].value) == (1.0, 0.0)
+    ended, stopped = endings(["eos", "stop", "length", None])
+    assert ended.tolist() == [True, True, False, False]
+    assert stopped.tolist() == [False, True, False, False]
 
 
 def test_eos_rate_and_relaxed_share() -> None:

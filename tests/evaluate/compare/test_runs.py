@@ -48,9 +48,18 @@ def test_equality_is_promised_by_greedy_strict_runs_of_one_model(tmp_path: Path)
             "relaxed": {"accept": "relaxed"},
             "sampled": {"temperature": 0.7},
             "longer": {"max_new_tokens": 9},
+            "penalised": {"repetition_penalty": 1.3},
+            "stopped": {"stop": ["."]},
+            "formed": {"regex": "[a-z]+"},
+            "small cache": {"kv_dtype": "bfloat16"},
         }.items()
     }
-    assert promises == {"strict": True, "relaxed": False, "sampled": False, "longer": False}
+    assert [name for name, promised in promises.items() if promised] == ["strict"]
+    own = write_run(tmp_path / "own", TEXTS)
+    path = own / "manifest.json"
+    old, new = '"tokenizer":"t"', '"tokenizer":"t","generation_config":"x"'
+    path.write_text(path.read_text().replace(old, new))
+    assert not must_be_equal(base, read_run("own", own))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -37,6 +37,7 @@ from draftrec.evaluate.compare.grounding import (
 )
 from draftrec.evaluate.compare.limits import Limits, Measured, Verdict, judge, passed
 from draftrec.evaluate.compare.quality import (
+    COUNTED,
     Bootstrap,
     Estimate,
     Ratio,
@@ -44,6 +45,7 @@ from draftrec.evaluate.compare.quality import (
     bleu_sample,
     by_tf_idf,
     by_vectors,
+    check_one_encoder,
     likeness,
     mean_of,
     own_measures,
@@ -51,6 +53,8 @@ from draftrec.evaluate.compare.quality import (
     read_text_vectors,
     run_distinct,
     self_bleu,
+    share,
+    share_change,
 )
 from draftrec.evaluate.compare.runs import (
     PairedRuns,
@@ -142,6 +146,8 @@ class Study:
         self.grounding = _grounding(job, paired.baseline)
         ids = paired.baseline.entity_ids
         self.vectors = {n: read_text_vectors(path, ids) for n, path in job.vectors.items()}
+        if self.vectors:
+            check_one_encoder(job.vectors, self.vectors)
 
     def figures(self, run: RunTexts) -> Figures:
         """What the run is like by itself."""
@@ -170,10 +176,12 @@ class Study:
         return found
 
     def exact(self, run: RunTexts) -> dict[str, float]:
-        """Counts that nothing is estimated of."""
-        missing = self.paired.missing[run.name] / self.paired.total
-        other = float(other_prompts(self.paired.baseline, run).mean())
-        return {"missing_share": missing, "other_prompts": other}
+        """Counts that nothing is estimated of, as far as they are known."""
+        baseline = self.paired.baseline
+        found = {"missing_share": self.paired.missing[run.name] / self.paired.total}
+        if baseline.prompt_hashes is not None and run.prompt_hashes is not None:
+            found["other_prompts"] = float(other_prompts(baseline, run).mean())
+        return found
 
     def facts(self) -> dict[str, str]:
         """How it was measured."""
@@ -185,7 +193,7 @@ class Study:
             f"{self.sample.references.shape[1]} others; sacrebleu's tokenizer {self.tokenizer}",
             "tokenizer": self.tokenizer,
             "intervals": f"95 %, {self.job.resamples:,} paired resamples of entities, seed "
-            f"{self.job.seed}; Student's t over seeds",
+            f"{self.job.seed}; Student's t over seeds or splits",
             "form": f"{self.form.framework}, {self.form.side}" if self.form else NOT_CHECKED,
         }
         if self.grounding:
@@ -250,7 +258,8 @@ def run_compare(job: CompareJob) -> Comparison:
     entities = len(paired.baseline)
     measured = _alone(own, draws, entities)
     if baseline.name in trials:
-        measured |= ctr_values(trials[baseline.name])
+        beside = [trials[run.name] for run in paired.runs if run.name in trials]
+        measured |= ctr_values(trials[baseline.name], beside)
     first = RunResult(baseline.name, measured, own.faults)
     results = [_result(study, run, own, draws, trials) for run in paired.runs]
     return Comparison(first, tuple(results), entities, job.limits, study.facts())
@@ -272,7 +281,7 @@ def _result(
         measured[name] = _changed(name, measured[name], base, draws, base_draws)
     for name, ratio in against.items():
         if (value := ratio.value) is not None:
-            measured[name] = Measured(percentiles(value, draws[name]), samples=n)
+            measured[name] = Measured(percentiles(value, draws[name], n), samples=n)
     for name, value in study.exact(run).items():
         measured[name] = Measured(Estimate(value, value, value))
     cells: list[CellChange] = []
@@ -281,6 +290,10 @@ def _result(
         measured |= ctr_measures(trials[baseline.name], trials[run.name])
         cells = cell_changes(trials[baseline.name], trials[run.name])
     equal = must_be_equal(baseline, run)
+    # Texts that had to be the same, and are, leave no doubt.
+    if not (equal and against["exact_match"].value == 1.0):
+        for name in base.ratios.keys() & set(COUNTED) & measured.keys():
+            measured[name] = _counted(measured[name], base.ratios[name], figures.ratios[name])
     verdicts = judge(run.name, measured, study.job.limits, equal=equal)
     return RunResult(
         run.name, measured, figures.faults, tuple(verdicts), tuple(cells), equal,
@@ -317,8 +330,16 @@ def _alone(figures: Figures, draws: Draws, entities: int) -> dict[str, Measured]
     found = {name: Measured(Estimate(v), samples=entities) for name, v in figures.points.items()}
     for name, ratio in figures.ratios.items():
         if (value := ratio.value) is not None:
-            found[name] = Measured(percentiles(value, draws[name]), samples=entities)
+            own = share(ratio.numerators) if name in COUNTED else None
+            own = own or percentiles(value, draws[name], entities)
+            found[name] = Measured(own, samples=entities)
     return found
+
+
+def _counted(own: Measured, before: Ratio, after: Ratio) -> Measured:
+    """A measure that counts texts, with the doubt that no resample shows."""
+    drawn = own.change or Estimate(0.0)
+    return replace(own, change=share_change(before.numerators, after.numerators, drawn))
 
 
 def _changed(name: str, own: Measured, base: Figures, draws: Draws, base_draws: Draws) -> Measured:
@@ -332,10 +353,10 @@ def _changed(name: str, own: Measured, base: Figures, draws: Draws, base_draws: 
         before, change = value, draws[name] - base_draws[name]
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = draws[name] / base_draws[name] - 1
-    after = own.value.value if own.value else before
+    after, entities = own.value.value if own.value else before, own.samples or 0
     return Measured(
         own.value,
-        percentiles(after - before, change),
-        percentiles(after / before - 1, relative) if before else None,
+        percentiles(after - before, change, entities),
+        percentiles(after / before - 1, relative, entities) if before else None,
         own.samples,
     )

@@ -86,8 +86,9 @@ _ALL = (
            paired=True),
     Metric("other_prompts", "other prompts", "share", "texts that answer another prompt",
            paired=True),
-    Metric("auc", "AUC", "score", "click models, mean over models and adaptors"),
-    Metric("logloss", "LogLoss", "score", "click models, mean over models and adaptors"),
+    Metric("auc", "AUC", "score", "click models that read texts, mean over models and adaptors"),
+    Metric("logloss", "LogLoss", "score",
+           "click models that read texts, mean over models and adaptors"),
 )  # fmt: skip
 
 #: By name, in the order in which reports show them.

@@ -8,6 +8,7 @@ texts stay in meaning is told by cosines of vectors or of TF-IDF.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -264,6 +265,30 @@ def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> DoubleArray:
     return np.concatenate(blocks)[[places[e] for e in entity_ids]]
 
 
+def check_one_encoder(paths: Mapping[str, Place], vectors: Mapping[str, DoubleArray]) -> None:
+    """Raise DraftrecError for vectors of the runs that lie in no common space: of other lengths,
+    or of other encoders, as far as the manifests beside them say; a `hashed` one that was fitted on
+    other texts is another."""
+    first, *others = paths
+    for name in others:
+        a, b = ((vectors[run].shape[1], *(_encoder_of(paths[run]) or ())) for run in (first, name))
+        if a[: len(b)] != b[: len(a)]:
+            raise DraftrecError(
+                f"the vectors of {first} and {name} are of two encoders, so that cosines between "
+                "them mean nothing; encode all runs with one and the same settings, a hashed one "
+                "with the same --fit-on"
+            )
+
+
+def _encoder_of(path: Place) -> tuple[Any, ...] | None:
+    """Fingerprint and pooling, of what `draftrec encode` wrote; None of other files."""
+    try:
+        manifest = json.loads(path.with_name(f"{path.name}.manifest.json").read_text("utf-8"))
+        return manifest["fingerprints"]["encoder"], manifest["pooling"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _matrix(column: Any, path: Place) -> DoubleArray:
     try:
         lengths = np.asarray(column.value_lengths().fill_null(0))
@@ -289,7 +314,7 @@ def _strangers(with_all: DoubleArray, own: DoubleArray) -> DoubleArray:
     return np.clip((with_all - own) / max(len(own) - 1, 1), -1.0, 1.0)
 
 
-_TAILS = (2.5, 97.5)
+_ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,9 +353,48 @@ class Bootstrap:
         return found
 
 
-def percentiles(value: float, draws: DoubleArray) -> Estimate:
-    """`value` with the interval of its bootstrap draws; without one where draws are undefined."""
-    if len(draws) < 2 or not np.isfinite(draws).all():
+def percentiles(value: float, draws: DoubleArray, entities: int) -> Estimate:
+    """`value` with the interval of its bootstrap draws of so many `entities`; without one where
+    draws are undefined, or all of one entity.
+
+    Draws of few entities spread too little; the percentiles are moved out by as much as makes a
+    mean's interval Student's (the expanded percentile interval, Hesterberg, arXiv 1411.5279).
+    """
+    if entities < 2 or len(draws) < 2 or not np.isfinite(draws).all():
         return Estimate(value)
-    low, high = np.percentile(draws, _TAILS)
+    from scipy.special import ndtr, stdtrit
+
+    wider = np.sqrt(entities / (entities - 1))
+    tail = 100.0 * float(ndtr(stdtrit(entities - 1, _ALPHA / 2) * wider))
+    low, high = np.percentile(draws, (tail, 100.0 - tail))
     return Estimate(value, float(low), float(high))
+
+
+#: Measures that count texts, each 0 or 1. Where hardly a text or nearly every one counts, all draws
+#: of a bootstrap are alike, as if there were no doubt; these have intervals of closed form.
+COUNTED = ("eos_rate", "copied_texts", "template_valid")
+_Z = 1.959964
+
+
+def share(counted: DoubleArray) -> Estimate:
+    """The share of texts that count, float64 `[n]` of 0 and 1, with Wilson's interval."""
+    n, found = len(counted), float(counted.mean())
+    middle = found + _Z**2 / (2 * n)
+    half = _Z * np.sqrt(found * (1 - found) / n + _Z**2 / (4 * n**2))
+    low, high = (float(end) / (1 + _Z**2 / n) for end in (middle - half, middle + half))
+    return Estimate(found, max(0.0, min(found, low)), min(1.0, max(found, high)))
+
+
+def share_change(before: DoubleArray, after: DoubleArray, drawn: Estimate) -> Estimate:
+    """How the share of the same texts differs, with an interval as wide as a bootstrap's, `drawn`,
+    and as that of Agresti and Min (Statistics in Medicine 24, 2005), as if half a text more had
+    changed either way: the one does not see what no text happened to do, the other makes less of
+    what many did.
+    """
+    n = len(before) + 2
+    gained, lost = (float((a > b).sum()) + 0.5 for a, b in ((after, before), (before, after)))
+    change, middle = float((after - before).mean()), (gained - lost) / n
+    half = _Z * float(np.sqrt(gained + lost - n * middle**2)) / n
+    ends = [change, middle - half, middle + half, drawn.low, drawn.high]
+    known = [end for end in ends if end is not None]
+    return Estimate(change, max(-1.0, min(known)), min(1.0, max(known)))

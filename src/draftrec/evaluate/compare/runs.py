@@ -10,14 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from draftrec.config import ControlsConfig, StructureConfig
 from draftrec.core import BoolArray, IntArray, LongArray
 from draftrec.data.files.places import Place, arrow_path, natural, place
 from draftrec.data.records import SEVERAL_TEXTS
 from draftrec.data.tables.readers import open_records
 from draftrec.errors import DraftrecError
-from draftrec.jobs.knowledge.manifest import Manifest, read_manifest
+from draftrec.jobs.knowledge.manifest import Manifest, read_manifest, recorded_settings
 
 _COLUMNS = ("entity_id", "text", "token_ids", "finish_reason")
+#: Settings that decide what a greedy strict text is.
+_DECISIVE = (
+    *ControlsConfig.model_fields,
+    *StructureConfig.model_fields,
+    "max_new_tokens",
+    "kv_dtype",
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -25,7 +33,8 @@ class RunTexts:
     """The texts of one run, `n` entities in one order.
 
     `token_ids`: int32 arrays, EOS included where it was emitted; `ended` bool `[n]`: whether it
-    was; `relaxed_tokens` and `prompt_hashes` int64 `[n]`, None where the run kept no statistics.
+    or a stop string was; `relaxed_tokens`, `prompt_hashes` int64 `[n]`, None where the run kept no
+    statistics; `stopped` bool `[n]`: whether it was a stop string, whose tokens are the text's own.
     """
 
     name: str
@@ -36,6 +45,7 @@ class RunTexts:
     relaxed_tokens: LongArray | None = None
     prompt_hashes: LongArray | None = None
     manifest: Manifest | None = None
+    stopped: BoolArray | None = None
 
     def __len__(self) -> int:
         return len(self.entity_ids)
@@ -48,8 +58,9 @@ class RunTexts:
     @property
     def bodies(self) -> list[IntArray]:
         """The tokens without the EOS."""
-        pairs = zip(self.token_ids, self.ended, strict=True)
-        return [ids[:-1] if ended and len(ids) else ids for ids, ended in pairs]
+        closed = self.ended if self.stopped is None else self.ended & ~self.stopped
+        pairs = zip(self.token_ids, closed, strict=True)
+        return [ids[:-1] if eos and len(ids) else ids for ids, eos in pairs]
 
     def take(self, rows: Seq[int]) -> RunTexts:
         """The same run with the entities at `rows`, in that order."""
@@ -63,6 +74,7 @@ class RunTexts:
             None if self.relaxed_tokens is None else self.relaxed_tokens[picked],
             None if self.prompt_hashes is None else self.prompt_hashes[picked],
             self.manifest,
+            None if self.stopped is None else self.stopped[picked],
         )
 
 
@@ -98,11 +110,17 @@ def read_run(name: str, folder: str | Place) -> RunTexts:
         mend = f"{SEVERAL_TEXTS}, in a folder" if source.has("sample") else "keep one"
         raise DraftrecError(f"{folder} has two texts of {twice!r}; {mend}")
     token_ids = tuple(np.array(x or [], np.int32) for x in table["token_ids"].to_pylist())
-    ended = np.array([r in ("eos", "stop") for r in table["finish_reason"].to_pylist()], np.bool_)
+    ended, stopped = endings(table["finish_reason"].to_pylist())
     texts = tuple("" if t is None else str(t) for t in table["text"].to_pylist())
     relaxed, hashes = _read_stats(folder, ids)
     manifest = read_manifest(folder / "manifest.json")
-    return RunTexts(name, tuple(ids), texts, token_ids, ended, relaxed, hashes, manifest)
+    return RunTexts(name, tuple(ids), texts, token_ids, ended, relaxed, hashes, manifest, stopped)
+
+
+def endings(reasons: Seq[str | None]) -> tuple[BoolArray, BoolArray]:
+    """`ended` and `stopped` of texts that ended for these reasons, bool `[n]` both."""
+    stopped = np.array([reason == "stop" for reason in reasons], np.bool_)
+    return np.array([reason == "eos" for reason in reasons], np.bool_) | stopped, stopped
 
 
 def pair(baseline: RunTexts, runs: Seq[RunTexts]) -> PairedRuns:
@@ -124,8 +142,8 @@ def pair(baseline: RunTexts, runs: Seq[RunTexts]) -> PairedRuns:
 
 
 def must_be_equal(baseline: RunTexts, run: RunTexts) -> bool:
-    """Whether the manifests promise equal tokens: one model, greedy and strict, equal prompts; and
-    the same length limit, dtype and device, as another one cuts or rounds elsewhere."""
+    """Whether the manifests promise equal tokens: one model, greedy and strict, equal prompts and
+    settings that decide texts; and the same dtype and device, as another one rounds elsewhere."""
     pair = _one_model(baseline, run)
     return pair is not None and len({(m.dtype, m.device) for m in pair}) == 1
 
@@ -153,8 +171,8 @@ def rounding(baseline: RunTexts, run: RunTexts) -> str | None:
 
 
 def _one_model(baseline: RunTexts, run: RunTexts) -> tuple[Manifest, Manifest] | None:
-    """The manifests, where both are of greedy strict texts of one model, of one length limit, for
-    equal prompts."""
+    """The manifests, where both are of greedy strict texts of one model, under equal settings that
+    decide them, for equal prompts."""
     a, b = baseline.manifest, run.manifest
     if a is None or b is None or not (_greedy(a) and _greedy(b)):
         return None
@@ -162,8 +180,10 @@ def _one_model(baseline: RunTexts, run: RunTexts) -> tuple[Manifest, Manifest] |
         a.fingerprints.get(name) == b.fingerprints.get(name) is not None
         for name in ("model", "tokenizer")
     )
-    same_limit = a.settings.get("max_new_tokens") == b.settings.get("max_new_tokens")
-    equal = same_model and same_limit and not other_prompts(baseline, run).any()
+    own, theirs = ((m.fingerprints.get("generation_config") or None) for m in (a, b))
+    before, after = recorded_settings(a), recorded_settings(b)
+    same_settings = own == theirs and all(before.get(n) == after.get(n) for n in _DECISIVE)
+    equal = same_model and same_settings and not other_prompts(baseline, run).any()
     return (a, b) if equal else None
 
 
