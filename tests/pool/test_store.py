@@ -173,6 +173,20 @@ def test_what_was_accepted_least_and_longest_ago_goes_first() -> None:
     assert pool.prune(2 * 100 * 25, now=100 * day).rows["accepted"].tolist() == [50, 5]
 
 
+def test_pruning_to_the_size_of_the_files_keeps_all(tmp_path: Path) -> None:
+    """Texts without a group are in one index, and take half of what they would take in two."""
+    random = np.random.default_rng(0)
+    pool = Pool("t")
+    pool.add((random.integers(0, 1000, 500).astype(np.int32), None) for _ in range(60))
+    pool.save(tmp_path / "pool")
+    size = sum(path.stat().st_size for path in (tmp_path / "pool").iterdir())
+    assert len(pool.prune(size)) >= 57
+    half = pool.prune(size // 2)
+    half.save(tmp_path / "half")
+    left = sum(path.stat().st_size for path in (tmp_path / "half").iterdir())
+    assert 0.4 * size < left <= 0.6 * size
+
+
 def test_merging_keeps_every_text_once() -> None:
     a, b = make_pool(), make_pool()
     b.add([(np.array([4, 4], np.int32), "books"), (np.array([9, 0], np.int32), "films")])

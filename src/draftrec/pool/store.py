@@ -138,7 +138,7 @@ class Pool:
         self._texts: list[IntArray] = []
         self._names: list[str | None] = []
         self._members: dict[str, list[int]] = {}
-        self._tokens = 0
+        self._tokens = self._held = 0
         self._watch: files.Watch | None = None
         #: Of whoever changes the texts or their indexes, and of whoever has borrowed those.
         self.turn = Turn()
@@ -172,13 +172,12 @@ class Pool:
         EOS belongs to a text, so that it is drafted as well; empty texts are left out. `rows` [as
         many]: what is known of them already.
         """
-        each = 4 + _INDEX_BYTES * len(self.levels)
-        room = self.max_bytes // each - self._tokens
+        room = self.max_bytes - self._held
         taken: list[PoolText] = []
         kept: list[int] = []
         for i, (token_ids, group) in enumerate(texts):
             ids = np.ascontiguousarray(token_ids, np.int32)
-            room -= len(ids)
+            room -= len(ids) * self._cost(group)
             if room < 0:
                 self.full = True
                 break
@@ -242,8 +241,8 @@ class Pool:
         days = np.maximum((time.time() if now is None else now) - last, 0.0) / 86_400
         worth = (self.rows["accepted"] / np.maximum(lengths, 1) + _UNUSED) / (1.0 + days)
         best = np.argsort(worth, kind="stable")[::-1]
-        each = 4 + _INDEX_BYTES * len(self.levels)
-        kept = np.sort(best[np.cumsum(lengths[best]) * each <= max_bytes])
+        costs = lengths * np.array([self._cost(name) for name in self._names], np.int64)
+        kept = np.sort(best[np.cumsum(costs[best]) <= max_bytes])
         texts, other = list(self), self._like()
         other.add((texts[i] for i in kept.tolist()), self.rows[kept])
         return other
@@ -417,6 +416,12 @@ class Pool:
             self._texts.append(ids)
             self._names.append(group)
             self._tokens += len(ids)
+            self._held += len(ids) * self._cost(group)
+
+    def _cost(self, group: str | None) -> int:
+        """Bytes of files per token of a text, about; of a group, it is in two indexes."""
+        own = "group" in self.levels and group is not None
+        return 4 + _INDEX_BYTES * (("all" in self.levels) + own)
 
     def _like(self) -> Pool:
         return Pool(self.tokenizer_fingerprint, max_bytes=self.max_bytes, levels=self.levels)
