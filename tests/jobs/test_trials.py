@@ -160,6 +160,20 @@ def test_two_workers_write_what_one_does(tmp_path: Path, module: Any) -> None:
     assert one.table.read_bytes() == two.table.read_bytes()
 
 
+def test_trials_of_speed_have_the_threads_of_their_process(tmp_path: Path, module: Any) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        timed = run_trials(module.square, xs(1), TrialStore(tmp_path / "a", {}), one_thread=False)
+        alone = run_trials(module.square, xs(1), TrialStore(tmp_path / "b", {}))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert (timed["threads"].to_pylist(), alone["threads"].to_pylist()) == ([3], [1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_trial_is_named_and_the_others_stay(

@@ -140,13 +140,15 @@ def run_trials(
     store: TrialStore,
     *,
     workers: int = 1,
+    one_thread: bool = True,
     watch: Watch | None = None,
 ) -> pa.Table:
     """Run the trials that `store` lacks, write its table and return it: a row for each of
     `settings`, in their order; columns of settings first, then of figures.
 
     Each trial has one thread of PyTorch, so its figures do not depend on `workers`. One worker is
-    this process. Ctrl-C keeps what is finished. Raises DraftrecError for a trial that fails, with
+    this process, where trials of speed may have all threads (`one_thread` False). Ctrl-C keeps what
+    is finished. Raises DraftrecError for a trial that fails, with
     its settings named, for settings given twice, and for a store of other inputs.
     """
     keys = [trial_key(s) for s in settings]
@@ -157,7 +159,11 @@ def run_trials(
         tell = watch or (lambda done, total: None)
         tell(len(settings) - len(missing), len(settings))
         in_process = workers <= 1 or len(missing) <= 1
-        results = _here(function, missing) if in_process else _beside(function, missing, workers)
+        results = (
+            _here(function, missing, one_thread=one_thread)
+            if in_process
+            else _beside(function, missing, workers)
+        )
         for number, (trial, figures, seconds) in enumerate(results, 1):
             store.append(trial, figures, seconds)
             finished[trial_key(trial)] = dict(figures)
@@ -170,12 +176,12 @@ def run_trials(
 _Result = tuple[Settings, Mapping[str, Scalar], float]
 
 
-def _here(function: TrialFunction, trials: Seq[Settings]) -> Iterator[_Result]:
+def _here(function: TrialFunction, trials: Seq[Settings], *, one_thread: bool) -> Iterator[_Result]:
     """The trials one after the other."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if one_thread else threads)
     try:
         for trial in trials:
             try:

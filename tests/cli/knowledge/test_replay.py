@@ -208,6 +208,15 @@ class TestOutput:
         assert command("--warm", command.warm) == 0
         assert "holds as well" not in command.err
 
+    def test_a_pool_that_holds_the_very_texts_is_warned_of(self, command: Command) -> None:
+        pool = ("pool", "build", str(command.warm), "--tokenizer", command.tokenizer)
+        assert run([*pool, "--output", str(command.folder / "pool")]) == 0
+        assert command("--pool", command.folder / "pool") == 0
+        assert "1 of 1 texts are in --pool token for token" in " ".join(command.err.split())
+        other = command.write("other.jsonl", {"entity_id": "d", "text": "Nothing alike."})
+        assert command("--pool", command.folder / "pool", texts=other) == 0
+        assert "token for token" not in command.err
+
 
 class TestBadInput:
     def test_missing_files(self, command: Command) -> None:

@@ -110,7 +110,50 @@ def test_a_pool_is_tried_in_smaller_sizes(
     assert [by_size[s] for s in sorted(by_size)] == sorted(by_size.values())
     settings = yaml.safe_load((tmp_path / "s.yaml").read_text())
     assert settings == {k: found["chosen"][k] for k in ("budget", "depth")}
-    assert "pool prune" in (tmp_path / "s.yaml").read_text()
+    assert "with the whole pool of 2000 tokens" in (tmp_path / "s.yaml").read_text()
+
+
+def pool_of(folder: Path, texts: list[list[int]]) -> Path:
+    line = ["pool", "build", write(folder / "known.jsonl", texts), "--tokenizer", demo_model_path()]
+    assert run([str(x) for x in [*line, "--output", folder / "pool"]]) == 0
+    return folder / "pool"
+
+
+@pytest.mark.slow
+def test_what_is_replayed_does_not_choose_what_a_smaller_pool_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The oldest texts, which pruning drops first, are the ones that are replayed: a pool that kept
+    them because they were just drafted from would be none that `pool prune` makes."""
+    random = np.random.default_rng(0)
+    known = [random.integers(10, 900, 50).tolist() for _ in range(40)]
+    pool = pool_of(tmp_path, known)
+    capsys.readouterr()
+    texts = write(tmp_path / "few.jsonl", known[:4])
+    code, out, err = tune(texts, capsys, "--json", "--pool", pool)
+    assert code == 0, err
+    assert "4 of 4 texts are in --pool token for token" in " ".join(err.split())
+    found = json.loads(out.splitlines()[-1])
+    assert found["chosen"]["pool_tokens"] == 2000
+    assert found["chosen"]["max_bytes"] is None
+    smaller = [t for t in found["trials"] if t["max_bytes"] is not None]
+    assert [t["pool_tokens"] for t in smaller] == [250, 500, 1000]
+    assert {t["tokens_per_step"] for t in smaller} != {found["chosen"]["tokens_per_step"]}
+
+
+@pytest.mark.slow
+def test_the_pool_that_it_names_is_the_one_that_it_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = pool_of(tmp_path, repeated(40, 40))
+    texts = write(tmp_path / "new.jsonl", repeated(40, 9))
+    capsys.readouterr()
+    settings = tmp_path / "s.yaml"
+    found = chosen(texts, capsys, "--pool", pool, "--output", settings)["chosen"]
+    line = next(x for x in settings.read_text().splitlines() if "pool prune" in x)
+    assert run([*line.removeprefix("#   draftrec ").split(), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["tokens"] == found["pool_tokens"] < 1600
 
 
 def test_the_table_is_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,3 +56,10 @@ def test_a_terminal_shows_the_frontier_and_the_chosen_setting() -> None:
         tables = [b for s in report_of(study, short=True).sections for b in s.blocks]
         (table,) = (b for b in tables if isinstance(b, Table))
         assert len(table.rows) == shown
+
+
+def test_a_pool_that_holds_the_texts_themselves_is_named() -> None:
+    said = "25% of the model&#39;s own texts are in the pool token for token"
+    assert said not in page(1)
+    rows = tuple({**one, "in_pool": 0.25} for one in ROWS)
+    assert said in render(report_of(Study(rows, rows[1], LossLimits(), {})))

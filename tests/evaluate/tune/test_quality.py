@@ -10,15 +10,25 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from bookshop.world import stream_records
 
-from draftrec.config import BatchConfig, ModelConfig, RecordsConfig
+from draftrec.config import (
+    BatchConfig,
+    DraftConfig,
+    GenerateConfig,
+    ModelConfig,
+    RecordsConfig,
+)
 from draftrec.demo.shop import demo_model_path
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.tune import choice as tune_space
 from draftrec.evaluate.tune import quality as tune_race
 from draftrec.evaluate.tune.choice import Space
 from draftrec.evaluate.tune.quality import QualityJob, draw_sample, run_quality_tune
+from draftrec.jobs.knowledge.generator import Generator
+from draftrec.pool.costs import Passes
+from draftrec.pool.store import Pool
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +101,21 @@ def test_the_table_has_a_row_per_trial(study: tuple[Path, dict[str, Any]]) -> No
     assert len(table) == 1 + 4
     assert study[1]["chosen"] in study[1]["trials"]
     assert study[1]["texts"] == 3
+    assert {r["in_pool"] for r in study[1]["trials"]} == {0.0}
+
+
+def test_a_pool_of_the_very_texts_is_noted(records: Path, tmp_path: Path) -> None:
+    asked = job(records, tmp_path / "study", space=Space((), (8,)))
+    generator = Generator.from_pretrained(config=GenerateConfig(
+        target=asked.target, draft=DraftConfig(draft="none"), batch=asked.batch
+    ))  # fmt: skip
+    sample = draw_sample(asked.records, asked.layout, None, asked.sample, asked.seed)
+    texts = generator.run(tune_race.requests_of(generator, sample.timed, chat=None))
+    pool = Pool(generator.fingerprint["tokenizer"])
+    pool.add((text.token_ids, None) for text in texts[:2])
+    pool.save(tmp_path / "pool")
+    (strict,) = run_quality_tune(replace(asked, pool=tmp_path / "pool"))["trials"]
+    assert strict["in_pool"] == pytest.approx(2 / 3, abs=1e-4)
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[Any]:
@@ -123,6 +148,42 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_runs_nothing(
     assert len(later) == 2
     with pytest.raises(DraftrecError, match="seed was 0, now 1"):
         run_quality_tune(job(records, tmp_path, seed=1))
+
+
+def test_trials_are_timed_as_generate_runs(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all threads of the process, and with what a run measures first left out."""
+    threads: list[int] = []
+    timing, measured = [False], []
+    real_timed, real_measure = tune_race._timed, Passes._measure
+
+    def timed(*given: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        timing[0] = True
+        try:
+            return real_timed(*given)
+        finally:
+            timing[0] = False
+
+    def measure(self: Passes, *given: Any) -> Any:
+        measured.append(timing[0])
+        return real_measure(self, *given)
+
+    monkeypatch.setattr(tune_race, "_timed", timed)
+    monkeypatch.setattr(Passes, "_measure", measure)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        many = tmp_path / "many.jsonl"
+        rows = list(stream_records("user", count=20, seed=3))
+        many.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        found = run_quality_tune(job(many, tmp_path / "study", sample=10))
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {found["threads"]} == {2}
+    assert measured
+    assert not any(measured)
 
 
 def test_plain_decoding_runs_next_to_each_setting_first_and_second_in_turns(

@@ -184,7 +184,7 @@ def _replay(options: TuneOptions, tokenizer: str, tracker: Tracker) -> int:
     )
     with bars() as watch:
         told = of_state(tracker, beginning(partial(watch, "settings")), "settings", 0)
-        summary = run_tune(job, told)
+        summary = run_tune(job, told, say)
         tracker.end(summary)
     _show(summary, Console(stderr=options.json))
     if options.output is not None:
@@ -322,7 +322,8 @@ def _study(job: QualityJob, summary: dict[str, Any], output: Place | None) -> St
     how: dict[str, Any] = {"rounds": job.rounds, "seed": job.seed}
     how["longest text"] = job.batch.max_new_tokens
     how |= {"drafter": shown(job.target.drafter)} if job.target.drafter else {}
-    facts = facts_of(summary, {**how, "device": summary["device"], "dtype": summary["dtype"]})
+    how |= {name: summary[name] for name in ("device", "dtype", "threads")}
+    facts = facts_of(summary, how)
     return Study(
         tuple(summary["trials"]),
         summary["chosen"],

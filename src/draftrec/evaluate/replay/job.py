@@ -5,7 +5,7 @@ the `draftrec pool` commands do: build, add, merge, prune, describe, check.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from draftrec.core import IntArray
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.places import Place
 from draftrec.data.records import GroupTable
@@ -94,6 +95,8 @@ def run_replay(
         texts = in_order(texts)
     warm = read_recordings(job.warm, tokenizer, groups) if job.warm else []
     _warn_of_leaks(texts, warm, warn)
+    if pool is not None:
+        warn_of_own_texts(texts, pool, warn)
     warm_up()
     settings = job.settings
     found: dict[str, Any] = {}
@@ -130,6 +133,21 @@ def _warn_of_leaks(
             f"{shared:,} of {len(texts):,} texts are of entities that --warm holds as well; "
             "figures for new entities will be lower"
         )
+
+
+def warn_of_own_texts(texts: Seq[Recording], pool: Pool, warn: Callable[[str], None]) -> None:
+    """A pool that grew from the very run that is replayed writes each text again at once."""
+    if same := held_texts(pool, (r.token_ids for r in texts)):
+        warn(
+            f"{same:,} of {len(texts):,} texts are in --pool token for token, as a run's are in "
+            "the pool that it saved; figures for new texts will be lower"
+        )
+
+
+def held_texts(pool: Pool, texts: Iterable[IntArray]) -> int:
+    """How many of `texts`, int32 token ids, are texts of the pool as they are."""
+    known = {token_ids.tobytes() for token_ids, _ in pool}
+    return sum(token_ids.tobytes() in known for token_ids in texts)
 
 
 _NO_LIMIT = 1 << 62

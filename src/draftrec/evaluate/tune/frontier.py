@@ -115,6 +115,11 @@ def _findings(study: Study, on_frontier: int) -> tuple[str, ...]:
         f"{within} of {len(relaxed)} other settings stay within the limits; {on_frontier} of all "
         "are beaten by none in both speed and loss.",
     ]
+    if known := study.rows[0].get("in_pool"):  # studies of earlier versions did not look
+        found.append(
+            f"{known:.0%} of the model's own texts are in the pool token for token, as those of "
+            "records that were written before are; drafts for new records will bring less."
+        )
     if busy := unrest(study.rows):
         found.append(busy)
     if chosen["rule"] == "strict":

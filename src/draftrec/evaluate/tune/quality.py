@@ -33,7 +33,8 @@ from draftrec.data.tables.readers import open_records
 from draftrec.data.templates import fitted_to, load_template
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.quality import by_tf_idf, likeness, run_distinct
-from draftrec.evaluate.compare.runs import RunTexts
+from draftrec.evaluate.compare.runs import RunTexts, endings
+from draftrec.evaluate.replay.job import held_texts
 from draftrec.evaluate.settings import QualityRun
 from draftrec.evaluate.tune.choice import LossLimits, Row, Space, accept_of, choose, frontier
 from draftrec.jobs.trials import (
@@ -130,6 +131,8 @@ class Race:
         self.plain = generator.with_config(config)
         # Also decides how many texts run together, which all settings take over.
         self.plain_texts = self.plain.run(requests)
+        held = held_texts(pool, (text.token_ids for text in self.plain_texts))
+        self.in_pool = held / len(requests)
 
     def __call__(self, settings: Settings) -> dict[str, Scalar]:
         rival = self._rival(settings)
@@ -147,7 +150,9 @@ class Race:
         update = {"accept": accept_of(settings), "draft": draft}
         config = self.plain.config.model_copy(update=update)
         rival = self.plain.with_config(config, pool=self.pool)
-        rival.run(self.requests[:1])  # caches grow, kernels compile: not timed
+        # None of this is timed: what passes cost is measured, caches grow, kernels compile.
+        rival.cost_curve(max(len(r.prompt_ids) for r in self.requests), len(self.requests))
+        rival.run(self.requests[:1])
         return rival
 
     def _figures(self, texts: Seq[Generation]) -> dict[str, Scalar]:
@@ -156,7 +161,8 @@ class Race:
 
         `loss_per_token`: nats of log-probability given up, over all tokens; `similarity`: mean
         TF-IDF cosine to the plain text; `similarity_kept`: the same on a scale from other entities'
-        texts, 0, to the plain text, 1; `length_drift`, `distinct_2_drift`: relative changes.
+        texts, 0, to the plain text, 1; `length_drift`, `distinct_2_drift`: relative; `in_pool`: the
+        share of the plain texts that the pool holds as they are.
         """
         plain, written = self._run_texts("plain", self.plain_texts), self._run_texts("run", texts)
         tokens = int(written.lengths.sum())
@@ -167,6 +173,7 @@ class Race:
         figures = {
             **{n: rates[n] for n in ("tokens_per_call", "acceptance_rate", "relaxed_share")},
             "loss_per_token": sum(g.loss for g in texts) / tokens,
+            "in_pool": self.in_pool,
             "exact_match": likeness(plain, written)["exact_match"].value,
             "similarity": cosine,
             "similarity_kept": cosine if kept is None else kept,
@@ -176,12 +183,14 @@ class Race:
         return {name: None if v is None else round(v, 5) for name, v in figures.items()}
 
     def _run_texts(self, name: str, texts: Seq[Generation]) -> RunTexts:
+        ended, stopped = endings([g.finish_reason for g in texts])
         return RunTexts(
             name,
             tuple(g.entity_id for g in texts),
             tuple(self.plain.decode(g.token_ids) for g in texts),
             tuple(g.token_ids for g in texts),
-            np.array([g.finish_reason in ("eos", "stop") for g in texts], np.bool_),
+            ended,
+            stopped=stopped,
         )
 
 
@@ -250,6 +259,7 @@ def run_quality_tune(job: QualityJob, watch: Watch = lambda done, total: None) -
         "texts": len(timed),
         "device": generator.device,
         "dtype": generator.dtype,
+        "threads": generator.facts.threads,
         "trials": rows,
         "frontier": frontier(rows, lambda r: r["loss_per_token"]),
         "chosen": choose(rows, job.limits),
@@ -281,8 +291,19 @@ def _measure(job: QualityJob, race: TrialFunction, store: TrialStore, watch: Wat
     """All trials as rows: strict ones, then the grid or, where that is too large, a search."""
     strict, grid = job.space.strict(), job.space.grid()
     if job.trials is None or len(grid) <= job.trials:
-        return run_trials(race, [*strict, *grid], store, watch=watch).to_pylist()
+        return _tried(race, [*strict, *grid], store, watch)
     return _search(job, race, store, watch)
+
+
+def _tried(
+    race: TrialFunction,
+    settings: Seq[Settings],
+    store: TrialStore,
+    watch: Watch = lambda done, total: None,
+) -> list[Row]:
+    """Rows of the trials. `generate` has all threads of this process, so each trial has too: what
+    a pass over draft rows costs beside a plain one depends on them."""
+    return run_trials(race, settings, store, one_thread=False, watch=watch).to_pylist()
 
 
 def _search(job: QualityJob, race: TrialFunction, store: TrialStore, watch: Watch) -> list[Row]:
@@ -298,7 +319,7 @@ def _search(job: QualityJob, race: TrialFunction, store: TrialStore, watch: Watc
     )
     settings, most = job.space.strict(), job.trials or 0
     total = len(settings) + most
-    rows = run_trials(race, settings, store).to_pylist()
+    rows = _tried(race, settings, store)
     for _ in range(_ASKS_PER_TRIAL * most):
         watch(len(rows), total)
         if len(rows) == total:
@@ -309,7 +330,7 @@ def _search(job: QualityJob, race: TrialFunction, store: TrialStore, watch: Watc
         if trial_key(drawn) not in known:
             settings.append(drawn)
             known.append(trial_key(drawn))
-            rows = run_trials(race, settings, store).to_pylist()
+            rows = _tried(race, settings, store)
         row = rows[known.index(trial_key(drawn))]
         study.tell(trial, [row["speedup"], row["loss_per_token"]])
     return rows
@@ -351,8 +372,8 @@ def _own_pool(generator: Generator, sample: Sample, job: QualityJob) -> Pool:
 def _identity(
     job: QualityJob, sample: Sample, generator: Generator, groups: GroupTable | None
 ) -> dict[str, Scalar]:
-    """What all trials share. A trial's seconds also depend on the machine, of which only the device
-    is known."""
+    """What all trials share. A trial's seconds also depend on the machine, of which only device and
+    threads are known."""
     records = job.layout.model_dump(include={"template", "side", "chat", "prompt_column"})
     batch = job.batch.model_dump(include={"batch_size", "max_new_tokens"})
     return {
@@ -364,6 +385,7 @@ def _identity(
         "pool": _pool_fingerprint(job.pool) if job.pool else None,
         "device": generator.device,
         "dtype": generator.dtype,
+        "threads": generator.facts.threads,
         "sample": job.sample,
         "rounds": job.rounds,
         "depth": job.depth,

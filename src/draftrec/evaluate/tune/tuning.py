@@ -21,6 +21,7 @@ from draftrec.data.files.places import Place, place
 from draftrec.data.records import GroupTable
 from draftrec.engine.costs import CostCurve
 from draftrec.errors import DraftrecError
+from draftrec.evaluate.replay.job import warn_of_own_texts
 from draftrec.evaluate.replay.loop import FromPool, replay
 from draftrec.evaluate.replay.recordings import Recording, read_recordings
 from draftrec.evaluate.settings import ReplaySettings, TuneRun
@@ -49,7 +50,8 @@ class TuneJob(TuneRun):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One setting and what it gave. `speedup` over plain decoding is None without a cost curve."""
+    """One setting and what it gave. `speedup` over plain decoding is None without a cost curve.
+    `max_bytes`: what the pool was pruned to, None for all of it."""
 
     pool_tokens: int
     pool_bytes: int
@@ -59,6 +61,7 @@ class Trial:
     drafted_per_step: float
     lookup_us_p50: float
     speedup: float | None
+    max_bytes: int | None = None
 
     @classmethod
     def plain(cls, tokens: int, nbytes: int, speedup: float | None) -> Trial:
@@ -71,7 +74,9 @@ class Trial:
 
 
 def run_tune(
-    job: TuneJob, watch: Callable[[int, int], None] = lambda done, total: None
+    job: TuneJob,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Sweep budgets at full size, then depths, then sizes; the trials and what was chosen.
 
@@ -83,15 +88,18 @@ def run_tune(
     groups = GroupTable.load(job.groups) if job.groups else None
     recordings = read_recordings(job.texts, tokenizer, groups)
     pool, texts = _split(job, recordings, tokenizer_fingerprint(tokenizer))
+    if job.pool is not None:
+        warn_of_own_texts(texts, pool, warn)
     sweep = _Sweep(texts, _cost_of(place(job.texts)), watch)
     sweep.total = len(job.budgets) + len(job.depths) + len(job.shares) - 2
     warm_up()
     deepest = max(job.depths)
-    budget = sweep.best([(pool, deepest, n) for n in sorted(job.budgets)]).budget
-    depth = sweep.best([(pool, n, budget) for n in sorted(job.depths)]).depth
-    sizes = [pool if s == 1.0 else pool.prune(int(_file_bytes(pool) * s)) for s in job.shares]
-    sizes.sort(key=lambda p: p.tokens)
-    chosen = sweep.best([(p, depth, budget) for p in sizes if len(p)])
+    # Before anything is replayed: a pool notes which texts it was worth something to, and pruned by
+    # that it would hold what these very texts need, as no pool does that new texts draft from.
+    whole, sizes = _Size(pool), _pruned(pool, job.shares)
+    budget = sweep.best([(whole, deepest, n) for n in sorted(job.budgets)]).budget
+    depth = sweep.best([(whole, n, budget) for n in sorted(job.depths)]).depth
+    chosen = sweep.best([(size, depth, budget) for size in sizes])
     plain = Trial.plain(chosen.pool_tokens, chosen.pool_bytes, 1.0 if sweep.cost else None)
     if chosen.value <= plain.value:  # a tie is plain's: it has nothing that could be noise
         chosen = plain
@@ -101,6 +109,14 @@ def run_tune(
         "trials": [asdict(t) for t in (plain, *sweep.trials.values())],
         "chosen": asdict(chosen),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """A pool, pruned to `max_bytes` unless they are None."""
+
+    pool: Pool
+    max_bytes: int | None = None
 
 
 class _Sweep:
@@ -116,13 +132,14 @@ class _Sweep:
         self.trials: dict[tuple[int, int, int], Trial] = {}
         self.total = 0
 
-    def best(self, settings: Seq[tuple[Pool, int, int]]) -> Trial:
+    def best(self, settings: Seq[tuple[_Size, int, int]]) -> Trial:
         """The first, cheapest one that is about as good as the best."""
         tried = [self._try(*setting) for setting in settings]
         bar = (1.0 - _SLACK) * max(t.value for t in tried)
         return next(t for t in tried if t.value >= bar)
 
-    def _try(self, pool: Pool, depth: int, budget: int) -> Trial:
+    def _try(self, size: _Size, depth: int, budget: int) -> Trial:
+        pool = size.pool
         key = (pool.tokens, depth, budget)
         if key not in self.trials:
             done = replay(FromPool(pool), self.texts, ReplaySettings(budget, depth))
@@ -132,6 +149,7 @@ class _Sweep:
             self.trials[key] = Trial(
                 pool.tokens, _file_bytes(pool), depth, budget, round(per_step, 4),
                 round(drafted, 2), round(lookup, 1), self._speedup(per_step, drafted, lookup),
+                size.max_bytes,
             )  # fmt: skip
             self.watch(len(self.trials), self.total)
         return self.trials[key]
@@ -152,10 +170,15 @@ def settings_yaml(chosen: dict[str, Any], pool: Path | None) -> str:
             "# plain decoding.\n"
             "draft: none\n"
         )
+    size = [f"# with the whole pool of {chosen['pool_tokens']} tokens"]
+    if chosen["max_bytes"] is not None:
+        size = [
+            f"# with a pool of {chosen['pool_tokens']} tokens; for that size of an existing one:",
+            f"#   draftrec pool prune {pool or 'DIR'} --max-bytes {chosen['max_bytes']}",
+        ]
     lines = [
         f"# tokens per step {chosen['tokens_per_step']}, speedup {chosen['speedup'] or 'unknown'}",
-        f"# with a pool of {chosen['pool_tokens']} tokens; for that size of an existing one:",
-        f"#   draftrec pool prune {pool or 'DIR'} --max-bytes {chosen['pool_bytes']}",
+        *size,
         "# `budget: auto` adapts to every step; a number makes relaxed runs repeatable.",
         f"budget: {chosen['budget']}",
         f"depth: {chosen['depth']}",
@@ -180,6 +203,13 @@ def _split(job: TuneJob, recordings: list[Recording], fingerprint: str) -> tuple
     pool = Pool(fingerprint, max_bytes=1 << 62)
     pool.add((r.token_ids, r.group) for r in recordings if place[r.entity_id] >= held_out)
     return pool, _without_previous(texts)
+
+
+def _pruned(pool: Pool, shares: Seq[float]) -> list[_Size]:
+    """The pool in these shares of its size, the smallest first, as `pool prune` would leave it."""
+    limits = [None if s == 1.0 else int(_file_bytes(pool) * s) for s in shares]
+    sizes = [_Size(pool if limit is None else pool.prune(limit), limit) for limit in limits]
+    return sorted((s for s in sizes if len(s.pool)), key=lambda s: s.pool.tokens)
 
 
 def _without_previous(texts: list[Recording]) -> list[Recording]:
