@@ -21,6 +21,7 @@ from draftrec.ctr.model import (
 )
 from draftrec.ctr.settings import FitSettings
 from draftrec.data.events import CutSettings, EventColumns, cut_samples, read_events
+from draftrec.errors import DraftrecError
 from tests.ctr.world import World
 
 FIT = FitSettings(learning_rates=(3e-3,), batch_sizes=(128,), size=8, epochs=6, dropout=0.0)
@@ -135,6 +136,14 @@ def test_scores_are_those_of_scikit_learn(inputs: Inputs) -> None:
     found = score(model, inputs.valid)
     assert found.auc == roc_auc_score(inputs.valid.labels, clicks)
     assert found.logloss == pytest.approx(log_loss(inputs.valid.labels, clicks))
+
+
+def test_a_training_that_diverged_says_so(inputs: Inputs) -> None:
+    model = ClickModel(inputs, "din", "moe", 8)
+    for weight in model.parameters():
+        torch.nn.init.constant_(weight, float("nan"))
+    with pytest.raises(DraftrecError, match=r"diverged.*smaller --lr"):
+        score(model, inputs.valid)
 
 
 @pytest.mark.parametrize("backbone", ["din", "dien", "deepfm"])

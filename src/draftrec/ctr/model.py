@@ -325,8 +325,13 @@ def train_and_test(
 
 
 def score(model: ClickModel, part: Part) -> Scores:
-    """AUC and LogLoss of a model on one part."""
-    clicks = expit(predict(model, part).astype(np.float64))  # warns of no overflow
+    """AUC and LogLoss of a model on one part. Raises DraftrecError where training has diverged."""
+    logits = predict(model, part).astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise DraftrecError(
+            "training has diverged, the scores are no numbers any more; give a smaller --lr"
+        )
+    clicks = expit(logits)  # warns of no overflow
     return Scores(float(roc_auc_score(part.labels, clicks)), float(log_loss(part.labels, clicks)))
 
 
