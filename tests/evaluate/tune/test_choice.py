@@ -96,6 +96,8 @@ def test_the_settings_file_holds_the_rule_and_its_own_knobs() -> None:
     strict = yaml.safe_load(chosen_yaml(STRICT, LIMITS, depth=12))
     assert "drafter" not in strict
     assert strict == {"accept": "strict", "budget": 16, "depth": 12}
+    asked = yaml.safe_load(chosen_yaml(STRICT, LIMITS, 12, asked={"batch_size": 4}))
+    assert asked == strict | {"batch_size": 4}
 
 
 def test_drafting_that_does_not_pay_is_switched_off() -> None:

@@ -260,7 +260,10 @@ def _tuned(job: QualityJob, options: TuneOptions, tracker: Tracker) -> int:
     show(report_of(study, short=True), Console(stderr=options.json))
     say(f"page: {page}; all trials: {job.folder / 'trials.parquet'}")
     if options.output is not None:
-        text = chosen_yaml(summary["chosen"], job.limits, job.depth, job.target.drafter)
+        under = {"batch_size": job.batch.batch_size, "dtype": job.target.dtype}
+        asked = {name: value for name, value in under.items() if value != "auto"}
+        chosen = summary["chosen"]
+        text = chosen_yaml(chosen, job.limits, job.depth, job.target.drafter, asked)
         replace_file(options.output, text.encode())
         _say_written(options.output)
     if options.json:

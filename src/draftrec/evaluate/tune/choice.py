@@ -5,7 +5,7 @@ makes of its trials: the frontier, the setting that it chooses, the settings fil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -176,9 +176,16 @@ def unrest(rows: Seq[Row]) -> str | None:
     )
 
 
-def chosen_yaml(row: Row, limits: LossLimits, depth: int, drafter: str | None = None) -> str:
+def chosen_yaml(
+    row: Row,
+    limits: LossLimits,
+    depth: int,
+    drafter: str | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> str:
     """The content of a settings file for `generate --config`, with the reasons as comments.
-    `drafter`: the learned drafter that drafted as well."""
+    `drafter`: the learned drafter that drafted as well; `asked`: other settings that it was timed
+    under, whose speed is that of no other."""
     bounds = ", ".join(f"{name} {value:g}" for name, value in asdict(limits).items())
     lines = [
         f"# {row['speedup']:.2f} times plain decoding ({row['speedup_low']:.2f} to "
@@ -192,6 +199,7 @@ def chosen_yaml(row: Row, limits: LossLimits, depth: int, drafter: str | None = 
     knobs = {"accept": row["rule"], "budget": row["budget"], "depth": depth, **knobs_of(row)}
     if drafter:
         knobs["drafter"] = json.dumps(drafter)  # a quoted string of YAML's as well
+    knobs |= asked or {}
     return "\n".join([*lines, *(f"{name}: {value}" for name, value in knobs.items())]) + "\n"
 
 
