@@ -36,6 +36,16 @@ def test_leaves_hold_their_items_in_order(catalogue: Catalogue) -> None:
     assert leaves.tolist() == [nodes[catalogue.paths[item]] for item in sorted(catalogue.paths)]
 
 
+@given(catalogues())
+def test_likely_prefixes_count_for_as_many_items_as_they_have(catalogue: Catalogue) -> None:
+    found = catalogue.trie().followed()
+    for level, mean in enumerate(found):
+        below = [prefix[:level] for prefix in catalogue.prefixes(level + 1)]
+        counts = [below.count(path[:level]) for path in catalogue.paths.values()]
+        assert mean == pytest.approx(np.mean(counts))
+    assert len(found) == catalogue.levels
+
+
 @given(catalogues(), st.data())
 def test_walks_end_where_no_item_goes_on(catalogue: Catalogue, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, catalogue.levels))

@@ -249,6 +249,16 @@ class ItemTrie:
         offsets i and i + 1, sorted by token. A leaf has none, nor has -1."""
         return _children(self.first, np.asarray(nodes, np.int64))
 
+    def followed(self) -> tuple[float, ...]:
+        """Continuations of the prefixes of an item, by their level: the mean over items, so that
+        prefixes that many items share count for as many."""
+        items, found = np.diff(self.item_start), list[float]()
+        for level in range(self.levels - 1, -1, -1):
+            first = self.first[self.level_start[level] : self.level_start[level + 1] + 1]
+            items = np.add.reduceat(items, first[:-1] - first[0])
+            found.append(float((items * np.diff(first)).sum() / items.sum()))
+        return tuple(found[::-1])
+
     def masks(self, nodes: LongArray, vocabulary: int) -> BoolArray:
         """bool `[r, vocabulary]`: which tokens lead on from each node, the dense form of
         `children`. Raises ValueError for a token beyond the vocabulary."""

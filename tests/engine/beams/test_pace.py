@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -175,6 +177,23 @@ def test_a_narrow_draft_says_nothing_of_a_wider_one() -> None:
     assert auto.tried[1, 0] == pytest.approx(before[0][1, 0] * 0.995 + 1)
     auto.observe([verified([K], [K])])
     assert auto.held[1, wider] > before[1][1, wider], "what a narrow one holds, a wide one does"
+
+
+def test_beams_have_more_continuations_than_prefixes_on_the_mean() -> None:
+    """Asked of the trie to begin with, then of what was drafted."""
+    sizes = (30.0, 20.0, 1.5, 1.1)
+    costs = Costs(FLAT, None, users=1, prompt=8, kept=K, branching=sizes)
+    costs = replace(costs, followed=(30.0, 22.0, 5.0, 1.4))
+    assert costs.rows(2, [16]) == [20.0]
+    assert costs.rows(0, [16, 600]) == [30.0, 600.0], "no more than there are"
+    auto = AutoPace(N, DEPTH, costs)
+    s = verified([1, 1, 1], [30, N, 9 * N])
+    s.complete = [True, False, True]
+    for _ in range(64):
+        auto.observe([s])
+    rows = auto.costs.rows(2, [40])
+    assert rows == [pytest.approx(9 * K, rel=0.05)]
+    assert auto.costs.rows(0, [16]) == [pytest.approx(30.0)]
 
 
 def test_rows_count_levels_that_are_drafted_whole() -> None:

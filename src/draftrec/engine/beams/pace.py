@@ -124,9 +124,10 @@ class Costs:
     """Seconds of a pass by its rows: the target's and the drafter's (None: drafts need no pass).
 
     At most `users` run at once, prompts have about `prompt` rows, `kept` beams (K) are scored in
-    any case. `branching`: mean continuations of a prefix, by its level. `propose`: seconds of host
-    work that drafting for one user takes. `extra`: rows that are added to every level of a draft,
-    at most as many as it has.
+    any case. `branching`: mean continuations of a prefix, by its level; `followed`: of those that
+    beams have, which are the likely ones and branch more. `propose`: seconds of host work that
+    drafting for one user takes. `extra`: rows that are added to every level of a draft, at most as
+    many as it has.
     """
 
     target: PassCosts
@@ -137,6 +138,7 @@ class Costs:
     branching: tuple[float, ...] = ()
     propose: float = 0.0
     extra: int = 0
+    followed: tuple[float, ...] = ()
 
     def now(self) -> Costs:
         """By curves that stay as they are now."""
@@ -176,16 +178,17 @@ class Costs:
     def rows(self, level: int, widths: Seq[int]) -> list[float]:
         """Nodes that drafts of `widths` have, with levels drafted whole where they may be."""
         found: list[float] = []
-        above = 1.0 if level == 0 else float(self.kept)
-        for step, width in enumerate(widths):
-            every = above * self.branching[level + step] if self.branching else float("inf")
+        above = min(self.all_of(level), float(self.kept))
+        followed = self.followed or self.branching
+        for place, width in enumerate(widths, level):
+            every = min(above * followed[place], self.all_of(place + 1)) if followed else math.inf
             above = every if every <= whole(width) else float(width)
             found.append(above)
         return found
 
     def all_of(self, level: int) -> float:
         """Prefixes of a level, 1 for the first one."""
-        return math.prod(self.branching[:level]) if self.branching else float("inf")
+        return math.prod(self.branching[:level]) if self.branching or not level else math.inf
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -210,7 +213,8 @@ class AutoPace:
     the best plan is plain, a few users get a wide draft to begin with all the same, so that a
     change is noticed: as many as a hundredth of the time allows (at first more, while hardly
     anything was seen), and none if even drafts that are always right would lose. Curves that learn
-    from a run's passes are asked again after 32, 64, 128, .. of them.
+    from a run's passes are asked again after 32, 64, 128, .. of them, and so is how many
+    continuations beams have.
 
     `most`: the widest that all levels, or each of them, may be; a draft has at most `rows` nodes.
     """
@@ -233,6 +237,9 @@ class AutoPace:
             self.held[level, : len(grid)] = 2.0 * np.linspace(0.4, 0.8, len(grid))
             if whole(grid[-1]) >= costs.all_of(level):
                 self.held[level, len(grid) - 1] = 2.0
+        # Beams, and what could follow them where all of that was drafted, by level.
+        self._beams = np.full(depth, 2.0)
+        self._below = 2.0 * np.array((costs.followed or costs.branching)[:depth])
         self._choices: dict[tuple[int, int], list[Choices]] = {}
         self._plans: dict[int, list[tuple[int, ...]]] = {}
         self._apart: dict[int, int | None] = {}
@@ -268,6 +275,7 @@ class AutoPace:
         self._seen += sum(bool(s.levels) for s in running)
         for s in running:
             before = s.level - len(s.trail)
+            self._count_below(before, s)
             levels = zip(s.levels, s.complete, s.trail, strict=False)
             for step, (drafted, complete, kept) in enumerate(levels, 1):
                 needed = _needed(drafted, kept)
@@ -276,9 +284,23 @@ class AutoPace:
         if self._passes < 4 or self._passes % _REPLAN == 0:
             self._plans.clear()
         if self._passes % _RECOUNT == 0 and self._passes.bit_count() == 1:
-            self.costs = self._costs.now()
+            self.costs = replace(self._costs.now(), followed=self._followed())
             self._choices.clear()
             self._apart.clear()
+
+    def _count_below(self, level: int, search: UserSearch) -> None:
+        """How many nodes levels have that were drafted whole after `level`, by beams above."""
+        above = min(self.costs.all_of(level), self.costs.kept)
+        for place, (drafted, complete) in enumerate(
+            zip(search.levels, search.complete, strict=False), level
+        ):
+            if complete and len(self._below):
+                self._beams[place] = _FADE * self._beams[place] + above
+                self._below[place] = _FADE * self._below[place] + len(drafted)
+            above = len(drafted)
+
+    def _followed(self) -> tuple[float, ...]:
+        return tuple((self._below / self._beams).tolist()) if len(self._below) else ()
 
     def _count(self, level: int, drafted: int, needed: int | None, *, complete: bool) -> None:
         if level >= self.depth:

@@ -197,6 +197,7 @@ def _pace(
         tuple((sizes[1:] / sizes[:-1]).tolist()) if config.constraint == "trie" else (),
         _propose_seconds(parts) if parts.retriever else 0.0,
         config.draft_items if draft and parts.retriever else 0,
+        parts.trie.followed() if config.constraint == "trie" else (),
     )
     return AutoPace(widths, depth, costs, rows)
 
