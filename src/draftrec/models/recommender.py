@@ -76,7 +76,7 @@ def load_recommender(
     """The recommender of a folder, ready to score. Raises DraftrecError for any other folder."""
     info = read_info(folder)
     model = load_model(ModelConfig(model=str(folder), device=device, dtype=dtype))
-    form = _form(folder, info)
+    form = form_of(folder, info)
     return Recommender(
         model, load_tokenizer(folder), form, info, weights_fingerprint(folder), Path(folder)
     )
@@ -208,7 +208,8 @@ def weights_fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _form(folder: str | Path, info: RecommenderInfo) -> PromptFormat:
+def form_of(folder: str | Path, info: RecommenderInfo) -> PromptFormat:
+    """The prompt of a folder's recommender. Raises DraftrecError for one of a later version."""
     try:
         return PromptFormat(**info.prompt)
     except TypeError as error:

@@ -23,6 +23,7 @@ from draftrec.models.recommender import (
     INFO_FILE,
     RecommenderInfo,
     check_ids,
+    form_of,
     new_tokenizer,
     read_info,
 )
@@ -37,7 +38,7 @@ from draftrec.train.settings import FitRun, TrainSettings
 
 @dataclass(frozen=True)
 class FitSpec(FitRun):
-    """A target to train. `form` None: texts for checkpoints, none for new models."""
+    """A target to train. `form` None: `usual_form`."""
 
     sequences: str
     sids: str
@@ -113,7 +114,7 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
     else:
         tokenizer = new_tokenizer(sids.tokens)
         item_tokens = sids.token_ids(tokenizer.get_vocab())
-        form = spec.form or PromptFormat()
+        form = spec.form or usual_form(spec.source)
         check_texts(form, tokenizer)
         encoder = HistoryEncoder(form, tokenizer, item_tokens)
         context = longest(encoder)
@@ -147,6 +148,16 @@ def prepare(spec: FitSpec, sids: SemanticIds, data: TrainingData) -> Prepared:
     return Prepared(NextItems(examples, validator), model, note, save)
 
 
+def usual_form(source: ModelSource) -> PromptFormat:
+    """The prompt where nothing else is asked for: a recommender's own, texts for other checkpoints,
+    nothing around the items for new models. Raises DraftrecError for a damaged recommender."""
+    if source.kind != "checkpoint":
+        return PromptFormat()
+    if (Path(source.name) / INFO_FILE).is_file():
+        return form_of(source.name, read_info(source.name))
+    return TEXT_FORMAT
+
+
 def longest(encoder: HistoryEncoder) -> int:
     """Tokens of the longest prompt and its answer."""
     most = np.zeros(encoder.form.max_items, np.int64)
@@ -161,11 +172,9 @@ def _continued(
     model, tokenizer, first_new = presets.extended_checkpoint(
         source, sids.tokens, spec.settings.seed
     )
-    form = spec.form or TEXT_FORMAT
+    form = spec.form or usual_form(spec.source)
     if (Path(source) / INFO_FILE).is_file():
-        info = read_info(source)
-        check_ids(info, Path(source), sids, spec.sids, again=True)
-        form = spec.form or PromptFormat(**info.prompt)
+        check_ids(read_info(source), Path(source), sids, spec.sids, again=True)
     if spec.form is not None:
         check_texts(form, tokenizer)
     encoder = HistoryEncoder(form, tokenizer, sids.token_ids(tokenizer.get_vocab()))

@@ -6,14 +6,16 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from draftrec.cli.main import run
+from draftrec.items.prompts import TEXT_FORMAT
 from draftrec.items.settings import PromptFormat
-from draftrec.models.recommender import load_recommender
+from draftrec.models.recommender import RecommenderInfo, load_recommender
 from draftrec.train.fit import FitSpec
 from draftrec.train.loop import Trainer
 from draftrec.train.settings import ITEM_DEFAULTS, TARGET_PRESET, TrainSettings
@@ -117,6 +119,33 @@ def test_an_item_model_has_defaults_of_its_own_and_options_win(
     config = tmp_path / "config.json"
     config.write_text("{}")
     assert of("--whole-items", "--config", config)["preset"] == str(config)
+
+
+def test_a_recommender_trained_further_keeps_what_is_not_asked_anew_of_its_prompt(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`--max-items` alone gave it the words of a language model's prompts."""
+    specs: list[FitSpec] = []
+
+    def told(spec: FitSpec, *_: Any) -> dict[str, Any]:
+        specs.append(spec)
+        return {"kind": "target", "weights": 1, "output": "x", "epochs": 1, "best_epoch": 1}
+
+    def form_of(*words: Any) -> PromptFormat | None:
+        assert command("fit", *command.data, "--output", tmp_path / "out", *words) == 0, command.err
+        return specs.pop().form
+
+    monkeypatch.setattr("draftrec.train.fit.fit", told)
+    own = PromptFormat("Read: ", "; ", "; ", 7)
+    info = RecommenderInfo(levels=3, sids="x", prompt=own.as_dict())
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "genrec.json").write_text(info.model_dump_json())
+    words = ("--from", tmp_path / "before")
+    assert form_of(*words) is None
+    assert form_of(*words, "--max-items", 9) == replace(own, max_items=9)
+    assert form_of(*words, "--prefix", "Seen: ") == replace(own, prefix="Seen: ")
+    assert form_of("--from", tmp_path, "--max-items", 9) == replace(TEXT_FORMAT, max_items=9)
+    assert form_of("--max-items", 9) == PromptFormat(max_items=9)
 
 
 @pytest.mark.slow

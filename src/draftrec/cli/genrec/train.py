@@ -205,13 +205,14 @@ def fit(options: FitOptions) -> int:
     from draftrec.train.presets import LoraSettings
 
     options, rank = _settled(options), options.lora
+    source = _source(options, TARGET_PRESET)
     spec = FitSpec(
         sequences=options.sequences,
         sids=options.sids,
         output=options.output,
-        source=_source(options, TARGET_PRESET),
+        source=source,
         settings=settings_of(TrainSettings, options),
-        form=_form(options),
+        form=_form(options, source),
         lora=LoraSettings(rank, 2 * rank) if rank else None,
         limit=options.limit,
         recall_users=options.recall_users,
@@ -343,13 +344,12 @@ def _settled(options: FitOptions) -> FitOptions:
     return replace(options, **{n: it for n, it in usual.items() if getattr(options, n) is None})
 
 
-def _form(options: FitOptions) -> PromptFormat | None:
-    """The prompt that was asked for, None to leave it to the model."""
-    from draftrec.items.prompts import TEXT_FORMAT
+def _form(options: FitOptions, source: ModelSource) -> PromptFormat | None:
+    """The prompt that was asked for, the rest of it as the model has it; None to leave all to the
+    model."""
+    from draftrec.train.fit import usual_form
 
     names = ("max_items", "prefix", "separator", "suffix")
     asked = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in asked.items() if value is not None}
-    if not given:
-        return None
-    return replace(TEXT_FORMAT if options.source else PromptFormat(), **given)
+    return replace(usual_form(source), **given) if given else None
