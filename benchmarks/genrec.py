@@ -134,7 +134,7 @@ def _ours(recommender: ItemRecommender) -> Engine:
         return [
             UserBeams(
                 a.items, a.scores.tolist(), a.target_calls, a.accepted_steps,
-                len(a.items) + a.invalid, a.invalid, a.drafted,
+                a.beams, a.invalid, a.drafted,
             )
             for a in recommender.recommend(queries)
         ]  # fmt: skip

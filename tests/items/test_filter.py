@@ -55,6 +55,9 @@ def test_allowed_items_open_what_leads_to_them(catalogue: Catalogue, data: st.Da
     assert (np.diff(found.allowed) > 0).all()
     assert found.items.tolist() == sorted(allowed & catalogue.paths.keys())
     check(catalogue, found, allowed)
+    denied = chosen(data, catalogue)
+    rest = Filter.allow(catalogue.trie(), places, np.tile(catalogue.places(denied), 2))
+    check(catalogue, rest, allowed - denied)
 
 
 def test_an_item_that_shares_its_leaf_is_denied_without_closing_it() -> None:

@@ -171,7 +171,7 @@ def as_beams(answers: Seq[Recommendation]) -> list[UserBeams]:
             a.scores.tolist(),
             a.target_calls,
             a.accepted_steps,
-            len(a.items),
+            a.beams,
             a.invalid,
             a.drafted,
         )

@@ -350,17 +350,19 @@ class Filter:
         return cls(np.concatenate(blocked[::-1]), None, _items(trie, places))
 
     @classmethod
-    def allow(cls, trie: ItemTrie, places: LongArray) -> Filter:
-        """Offer only the items at `places` int64 `[k]`, in any order, repeated or not; negative
-        ones are ignored. To deny some of them, leave them out of `places`.
+    def allow(cls, trie: ItemTrie, places: LongArray, denied: LongArray | None = None) -> Filter:
+        """Offer only the items at `places` int64 `[k]`, in any order, repeated or not, but those at
+        `denied`; negative ones are ignored. With all of them denied, nothing is legal.
 
-        Raises DraftrecError when no item is left.
+        Raises DraftrecError when `places` names no item.
         """
         places = _known(places)
         if not len(places):
             raise DraftrecError(
                 "none of the allowed items is in the catalogue; allow at least one that is"
             )
+        if denied is not None:
+            places = np.setdiff1d(places, denied)
         allowed = [np.unique(trie.leaves_of(places))]
         for level in range(trie.levels, 0, -1):
             allowed.append(np.unique(trie.parents(allowed[-1], level)))

@@ -253,6 +253,24 @@ def test_what_is_forbidden_is_never_recommended(world: World, draft: str) -> Non
         assert both.items.tolist() == best[23:30]
 
 
+@pytest.mark.parametrize("draft", ["none", "both"])
+def test_where_all_allowed_items_are_forbidden_nothing_is_recommended(
+    world: World, draft: str
+) -> None:
+    """Of a list of seen items the answer was that the catalogue has none of them."""
+    (query,) = queries(1)
+    allow = query.history[:3]
+    asked = [
+        Query(1, query.history, deny=allow, allow=allow),
+        Query(2, query.history[:0], deny=allow, allow=allow),
+    ]
+    for recommender in (make(world, draft), make(world, draft, blend=0.5, draft_steps=1)):
+        assert [len(answer.items) for answer in recommender.recommend(asked)] == [0, 0]
+        assert len(recommender.quick_answer(asked[0]).items) == 0
+    seen = make(world, draft, exclude_seen=True).recommend([replace(query, allow=allow)])
+    assert len(seen[0].items) == 0
+
+
 @pytest.mark.slow
 def test_seen_items_can_be_left_out(world: World) -> None:
     for query, answer in zip(
@@ -343,6 +361,19 @@ def test_unconstrained_searches_may_find_no_item(world: World) -> None:
     assert sum(a.invalid for a in answers) > 0
     known = set(read_semantic_ids(world.sids).items.tolist())
     assert all(set(a.items.tolist()) <= known for a in answers)
+
+
+def test_the_share_of_beams_that_are_no_item_counts_beams(world: World, tmp_path: Path) -> None:
+    """Popular items, which no beam found, and beams beyond the list counted, or not."""
+    config = RecommendConfig(k=2, beams=20, batch_size=3, constraint="none")
+    asked = replace(task(world, tmp_path / "a.parquet", config=config, shadow=0.0), draft="none")
+    found = prepare(asked)
+    summary = run_job(found.job, found.executor, found.histories)
+    wide = make(world, k=20, draft_beams=20, constraint="none")
+    searched = [Query(h.user, h.items) for h in found.histories if len(h.items)]
+    assert summary["popular_users"] == len(found.histories) - len(searched) > 0
+    invalid = sum(answer.invalid for answer in wide.recommend(searched))
+    assert summary["invalid_rate"] == round(invalid / (20 * len(searched)), 6) > 0
 
 
 @pytest.mark.slow

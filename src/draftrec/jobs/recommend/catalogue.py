@@ -69,13 +69,14 @@ class Catalogue:
         return replace(query, history=query.history[has], unknown=unknown)
 
     def filter_of(self, query: Query, *, exclude_seen: bool) -> Filter | None:
-        """What the query forbids, applied before anything is drafted. Unknown items are ignored."""
+        """What the query forbids, applied before anything is drafted. Unknown items are ignored;
+        raises DraftrecError where an allow list has no others."""
         denied = [] if query.deny is None else [query.deny]
         if exclude_seen:
             denied.append(query.history)
         deny = self.sids.find(joined_ids(denied))
         if query.allow is not None:
-            return Filter.allow(self.trie, np.setdiff1d(self.sids.find(query.allow), deny))
+            return Filter.allow(self.trie, self.sids.find(query.allow), deny)
         return Filter.deny(self.trie, deny) if (deny >= 0).any() else None
 
     def places_of(
@@ -183,9 +184,10 @@ class Recommendation:
     log-probabilities, or what a blend makes of them) and semantic ids; fewer than K where fewer may
     be recommended.
 
-    `invalid`: beams that are no item, of an unconstrained search. `seconds`: from the user's
-    admission to a slot to the answer. `popular`: without a history, the popular items answer, and
-    scores are the logs of their shares. `unknown`: as in the query.
+    `beams`: those that the search ended with; `invalid`: those that are no item, which only an
+    unconstrained one has. `seconds`: from the user's admission to a slot to the answer. `popular`:
+    without a history, the popular items answer, and scores are the logs of their shares. `unknown`:
+    as in the query.
     """
 
     user: Id
@@ -196,6 +198,7 @@ class Recommendation:
     accepted_steps: int = 0
     draft_calls: int = 0
     drafted: int = 0
+    beams: int = 0
     invalid: int = 0
     seconds: float = 0.0
     popular: bool = False

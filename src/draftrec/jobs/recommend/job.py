@@ -132,7 +132,7 @@ class ShardAnswers:
             "draft_calls": sum(a.draft_calls for a in searched),
             "drafted": sum(a.drafted for a in searched),
             "invalid": sum(a.invalid for a in self.answers),
-            "beams": sum(len(a.items) + a.invalid for a in self.answers),
+            "beams": sum(a.beams for a in self.answers),
             "shadow_users": len(self.same),
             "shadow_same": sum(self.same),
             "shadow_gap": self.gap,

@@ -210,7 +210,7 @@ class ItemRecommender:
 
     def request(self, query: Query) -> BeamRequest:
         """The query for an engine. Raises DraftrecError for an item of its history that the
-        catalogue does not have, where none of the allowed ones is left, and for more items than the
+        catalogue does not have, where it has none of the allowed ones, and for more items than the
         settings allow."""
         if query.k is not None and not 0 < query.k <= self.config.k:
             raise DraftrecError(
@@ -246,6 +246,7 @@ class ItemRecommender:
             beams.accepted_steps,
             beams.draft_calls,
             beams.drafted,
+            len(beams.leaves),
             invalid,
             seconds,
             unknown=query.unknown,
