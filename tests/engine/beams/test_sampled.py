@@ -102,6 +102,19 @@ def test_whoever_drafts_the_sample_is_the_same(seed: int, width: int, steps: int
     assert len(trie.items) < 20 or trie.levels < 3 or not toys.same(others, plain)
 
 
+def test_users_and_seeds_far_apart_draw_by_themselves() -> None:
+    """Users whose numbers are equal in 32 bits had one noise; a text is 63 bits."""
+    trie, _ = toys.catalogue(2, 60, 3, 7)
+    keys = [7, 7 + 2**32, 7 - 2**32, 7 + 2**62]
+    asked = [BeamRequest(key, PROMPT) for key in keys]
+    lists = [
+        tuple(beams.leaves.tolist())
+        for seed in (3, 3 + 2**32)
+        for beams in run(trie, asked, 3, NoBeamDrafter(), StrictRule(sampled(seed)))
+    ]
+    assert len(set(lists)) == 8
+
+
 def slow_level(
     p: np.ndarray, q: np.ndarray, drafted: np.ndarray, most: int, random: np.random.Generator
 ) -> tuple[set[int], bool]:

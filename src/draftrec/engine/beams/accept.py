@@ -108,7 +108,7 @@ def _gumbel(
 ) -> DoubleArray:
     """Standard Gumbel noise of the prefixes that `tokens` make of the beams."""
     above = np.where(kept.nodes < 0, np.uint64(0), scored.tree.hashes[kept.nodes])
-    user = np.array([seed % 2**32, scored.request.key % 2**32])
+    user = np.array([seed % 2**64, scored.request.key % 2**64], np.uint64)
     start = mixed(mixed(np.zeros(1, np.uint64), user[:1]), user[1:])
     hashes = mixed(above[beams] ^ start, tokens)
     uniforms = ((hashes >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
