@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,22 @@ def test_proposals_are_the_best_of_all_items(
         assert retriever.shares(history, best) == pytest.approx(weights[row, : len(best)], rel=1e-6)
         every = np.arange(12)
         assert retriever.shares(history, every) == pytest.approx(scores / scores.sum(), rel=1e-5)
+
+
+def test_proposals_for_many_users_take_the_memory_of_some() -> None:
+    """What follows anybody's items was held of all users at once: of those whose items everything
+    follows, the whole catalogue each."""
+    retriever = ItemRetriever.fit(arrays(list(range(400))), 400, replace(PLAIN, window=400))
+    histories = arrays(*([i % 300] for i in range(4_000)))
+    tracemalloc.start()
+    try:
+        retriever.propose_many(histories[:256], 5)
+        _, some = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        retriever.propose_many(histories, 5)
+        assert tracemalloc.get_traced_memory()[1] < 4 * some
+    finally:
+        tracemalloc.stop()
 
 
 def test_only_the_nearest_neighbours_are_kept() -> None:

@@ -25,7 +25,7 @@ from draftrec.core import DoubleArray, FloatArray, LongArray
 from draftrec.errors import DraftrecError
 
 _FORMAT = 1
-#: Histories that are scored against all items at once.
+#: Histories whose items' followers, perhaps all items, are held at once.
 _DENSE_ROWS = 256
 
 
@@ -126,7 +126,22 @@ class ItemRetriever:
         """
         places = np.full((len(histories), m), -1, np.int64)
         weights = np.zeros((len(histories), m))
-        following = self._following(histories)
+        for start in range(0, len(histories), _DENSE_ROWS):
+            some = slice(start, start + _DENSE_ROWS)
+            self._best(histories[some], places[some], weights[some], exclude_seen=exclude_seen)
+        return places, weights
+
+    def _best(
+        self,
+        histories: Seq[LongArray],
+        places: LongArray,
+        weights: DoubleArray,
+        *,
+        exclude_seen: bool,
+    ) -> None:
+        """Write the best items of each history to the beginning of its row of `places` int64 `[n,
+        m]`, and what they weigh to that of `weights` float64 `[n, m]`."""
+        following, m = self._following(histories), places.shape[1]
         everything = self.prior.copy()
         base = float(self.prior.sum(dtype=np.float64))
         for row, history in enumerate(histories):
@@ -142,7 +157,6 @@ class ItemRetriever:
             places[row, : len(best)] = best
             weights[row, : len(best)] = everything[best] / (base + values.sum(dtype=np.float64))
             everything[columns] = self.prior[columns]
-        return places, weights
 
     def shares(self, history: LongArray, places: LongArray) -> DoubleArray:
         """float64 `[k]`: the shares of all items' scores that `history`, places int64 `[h]`, leaves
