@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,9 +16,19 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from draftrec.errors import DraftrecError
+from draftrec.items.prompts import HistoryEncoder
+from draftrec.items.settings import PromptFormat
+from draftrec.models.recommender import new_tokenizer
 from draftrec.train.examples import IGNORED, Batch
 from draftrec.train.files import TrainingFolder
-from draftrec.train.loop import Trainer, TrainWatcher, Validation, answer_loss, learning_rate
+from draftrec.train.loop import (
+    ItemValidator,
+    Trainer,
+    TrainWatcher,
+    Validation,
+    answer_loss,
+    learning_rate,
+)
 from draftrec.train.presets import stream_dropout
 from draftrec.train.settings import TrainSettings
 
@@ -199,6 +210,27 @@ def test_rows_that_foretell_no_answer_never_meet_the_vocabulary(kind: str, reduc
             torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-5)
     model(input_ids=ids)
     assert seen[2] == (3, 9, 16)
+
+
+@pytest.mark.parametrize("kind", ["llama", "granite", "cohere", "gemma2", "gpt2"])
+def test_an_item_models_loss_is_of_the_scores_that_the_model_gives(kind: str):
+    """Those of its output layer, before a model scales or caps them, were taken."""
+    more: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2} if kind == "gpt2" else {}
+    more |= {"logits_scaling": 0.1} if kind == "granite" else {"logit_scale": 9.0}
+    more |= {"final_logit_softcapping": 0.05, "initializer_range": 0.5}
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **more))
+    model.eval().requires_grad_(False)
+    items = np.arange(4, 44, dtype=np.int32)[:, None]
+    encoder = HistoryEncoder(PromptFormat(), new_tokenizer([f"<i_{i}>" for i in range(40)]), items)
+    histories = [np.arange(n) for n in (3, 0, 7, 1)]
+    targets = [np.array([n, n + 9]) for n in (5, 6, 7, 8)]
+    expected = 0.0
+    for history, target in zip(histories, targets, strict=True):
+        ids = torch.from_numpy(encoder.encode(history)).long()[None]
+        expected -= float(model(input_ids=ids).logits[0, -1, 4:44].log_softmax(-1)[target[0]]) / 4
+    found = ItemValidator(encoder, histories, targets)(model)
+    assert found.metrics["valid_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_models_without_a_layer_of_the_vocabulary_score_every_row():

@@ -382,11 +382,9 @@ class ItemValidator:
             users = order[first : first + _BATCH]
             lengths = torch.tensor([len(prompts[i]) for i in users])
             none = np.zeros(0, np.bool_)
-            ids = padded([(prompts[i], none) for i in users])["input_ids"].to(model.device)
-            last = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[
-                torch.arange(len(users)), lengths - 1
-            ]
-            scores = model.get_output_embeddings()(last)[:, tokens].float().log_softmax(-1)
+            ids = padded([(prompts[i], none) for i in users])["input_ids"]
+            last = torch.arange(ids.shape[1]) == lengths[:, None] - 1
+            scores = scores_at(model, ids, last)[:, tokens].float().log_softmax(-1)
             best = scores.topk(min(self.k, scores.shape[1])).indices.cpu().numpy()
             for row, user in enumerate(users):
                 loss -= float(scores[row, int(self.targets[user][0])])
@@ -399,18 +397,25 @@ class ItemValidator:
 def answer_loss(model: Any, batch: dict[str, torch.Tensor], reduction: str) -> torch.Tensor:
     """Cross entropy of the answers (`labels`) after what comes before them.
 
-    Rows that foretell no answer never meet the vocabulary. Of a language model's prompts they are
-    most, and their scores would be most of the memory of a step.
+    Of a language model's prompts rows that foretell no answer are most, and their scores would be
+    most of the memory of a step.
     """
-    device = next(iter(model.parameters())).device
-    labels = batch["labels"].to(device)
+    labels = batch["labels"]
     wanted = torch.zeros_like(labels, dtype=torch.bool)
     wanted[:, :-1] = labels[:, 1:] != IGNORED
+    scores = scores_at(model, batch["input_ids"], wanted).float()
+    known = labels[:, 1:][wanted[:, :-1]].to(scores.device)
+    return cross_entropy(scores, known, reduction=reduction)
+
+
+def scores_at(model: Any, input_ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """`[r, V]`: the model's scores of what follows the `wanted` tokens, bool `[B, T]`, of
+    `input_ids` int64 `[B, T]`, one after another. The others never meet the vocabulary."""
+    device = next(iter(model.parameters())).device
+    wanted = wanted.to(device)
     with _scored_only(model, wanted):
-        scores = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits
-    if scores.ndim == 3:
-        scores = scores[wanted]
-    return cross_entropy(scores.float(), labels[:, 1:][wanted[:, :-1]], reduction=reduction)
+        scores = model(input_ids=input_ids.to(device), use_cache=False).logits
+    return scores[wanted] if scores.ndim == 3 else scores
 
 
 @contextmanager
