@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -216,3 +217,27 @@ def test_an_incomplete_checkpoint_is_refused(broken: Callable[..., Path]) -> Non
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(DraftrecError, match=r"lacks 1 weights .*up_proj"):
         loading.load_model(config(folder))
+
+
+def test_the_chat_template_of_models_that_also_look_at_images_is_read(
+    broken: Callable[..., Path],
+) -> None:
+    """transformers reads this file for their processors, not for tokenizers."""
+    folder = broken()
+    assert loading.load_tokenizer(folder).chat_template is None
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert loading.load_tokenizer(folder).chat_template == "{{ messages }}"
+    (folder / "chat_template.jinja").write_text("own")
+    assert loading.load_tokenizer(folder).chat_template == "own"
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text("{}")
+    refused(lambda: loading.load_tokenizer(folder), "No tokenizer", "chat_template")
+
+
+def test_a_tokenizer_of_mistrals_own_library_makes_way(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is installed, transformers takes it for Mistral's models: without a template."""
+    backend = type("MistralCommonBackend", (), {})
+    monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", lambda *_, **__: backend())
+    assert loading.load_tokenizer(saved).get_vocab() == make_tokenizer().get_vocab()

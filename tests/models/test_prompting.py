@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from draftrec.config import RecordsConfig
 from draftrec.errors import DraftrecError
-from draftrec.models.prompting import PromptEncoder, PromptForm, chat_template, form_of
+from draftrec.models.prompting import (
+    PromptEncoder,
+    PromptForm,
+    chat_template,
+    form_of,
+    thought_hint,
+)
 from tests.models.folders import make_tokenizer
 
 CHATML = (
@@ -150,6 +156,49 @@ def test_a_template_refuses_in_its_own_words() -> None:
     assert PromptEncoder(it, PromptForm(chat=True)).render(["hi"]) == ["hi"]
     with pytest.raises(DraftrecError, match=r"refuses: No system role here; leave --system out"):
         encode(it, "hi", chat=True, system="Be brief.")
+
+
+PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% for c in m.content | selectattr('type', 'equalto', "
+    "'text') %}{{ c.text }}{% endfor %}; {% endfor %}"
+)
+
+
+def test_templates_that_look_for_words_in_parts_get_parts() -> None:
+    """Those of some models that also look at images leave plain words out without a word."""
+    encoder = PromptEncoder(
+        tokenizer("bytes", PARTS), PromptForm(chat=True, system="Be brief.", special_tokens="split")
+    )
+    assert encoder.render(["hi", ATTACK]) == [
+        f"system: Be brief.; user: {words}; " for words in ("hi", ATTACK)
+    ]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    sent = encoder.tokenizer.decode(encoder.encode([turns])[0])
+    assert sent == "system: Be brief.; user: a; assistant: b; "
+
+
+def test_a_template_without_the_users_words_is_refused() -> None:
+    with pytest.raises(DraftrecError, match="leaves out what the user says; use --no-chat"):
+        encode(tokenizer("bytes", "Say something."), "hi", chat=True)
+
+
+@pytest.mark.parametrize("sent", ["plain", "chat"])
+def test_a_template_that_begins_a_thought_is_noticed(sent: str) -> None:
+    chat = sent == "chat"
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
+    encoder = PromptEncoder(tokenizer("bytes", template), PromptForm(chat=chat))
+    encoder.encode(["hi <think> there"])
+    assert encoder.opens_thought == chat
+    closed = PromptEncoder(tokenizer("bytes", template + "</think>"), PromptForm(chat=chat))
+    closed.encode(["hi"])
+    assert not closed.opens_thought
+
+
+def test_the_hint_names_the_switch_that_there_is() -> None:
+    switched = thought_hint(tokenizer("bytes", "{{ enable_thinking }}"))
+    assert '{"enable_thinking": false}' in switched
+    assert "</think>" in thought_hint(tokenizer("bytes"))
+    assert "</think>" in thought_hint(tokenizer("bytes", None))
 
 
 def test_system_messages_and_values_reach_the_template() -> None:

@@ -25,6 +25,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
@@ -39,7 +40,9 @@ from draftrec.models.processor import multiplies_bfloat16, set_threads
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _POINTER = b"version https://git-lfs"
-_IF_THERE = {"_raise_exceptions_for_missing_entries": False}
+_IF_THERE: dict[str, Any] = dict.fromkeys(
+    ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
+)
 # Seconds that the Hub may take to say whether it has a model.
 _PATIENCE = 5.0
 
@@ -326,8 +329,8 @@ def load_tokenizer(
     try:
         if source.adapter and cached_file(source.adapter, "tokenizer_config.json", **_IF_THERE):
             options["config"] = AutoConfig.from_pretrained(source.place, **options)
-            return AutoTokenizer.from_pretrained(source.adapter, **options)
-        return AutoTokenizer.from_pretrained(source.place, **options)
+            return _tokenizer(source.adapter, options)
+        return _tokenizer(source.place, options)
     except Exception as error:
         _refuse_known(source, error)
         advice = (
@@ -340,6 +343,20 @@ def load_tokenizer(
         raise DraftrecError(
             f"No tokenizer could be loaded from {source.name} ({_first_line(error)}); {advice}"
         ) from error
+
+
+def _tokenizer(place: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer at a folder or Hub id, with the chat template that lies there."""
+    found = AutoTokenizer.from_pretrained(place, **options)
+    if type(found).__name__ == "MistralCommonBackend":
+        # Chosen where mistral-common is installed; it has no chat template and takes none.
+        found = PreTrainedTokenizerFast.from_pretrained(place, **options)
+    if not found.chat_template and "gguf_file" not in options:
+        # Of models that also look at images: transformers reads it for their processors alone.
+        cached = {"local_files_only": options.get("local_files_only", False)}
+        if file := cached_file(place, "chat_template.json", **cached, **_IF_THERE):
+            found.chat_template = json.loads(Path(file).read_text("utf-8"))["chat_template"]
+    return found
 
 
 def load_tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:

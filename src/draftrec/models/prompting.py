@@ -31,6 +31,9 @@ _OPEN, _CLOSE = "\ue0f2", "\ue0f3"
 _DATE = "strftime_now"
 _QUOTED = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
 _BREAK = "\u200b"  # zero-width space
+_PROBE = "\ue0f4"  # for private use, so that no template writes it by itself
+#: What models put around what they think before they answer.
+THINK = "<think>", "</think>"
 # Of apply_chat_template's own arguments, those that are values of the template.
 _VALUES = {"tools", "documents", "add_generation_prompt", "continue_final_message"}
 
@@ -55,6 +58,19 @@ class PromptForm:
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     special_tokens: SpecialTokens = "obey"
     now: datetime | None = None
+
+
+def thought_hint(tokenizer: Any) -> str:
+    """What to do about a model that writes down what it thinks before it answers."""
+    if has_chat_template(tokenizer) and "enable_thinking" in _source(tokenizer):
+        return (
+            "--chat-template-kwargs '{\"enable_thinking\": false}' (in Python "
+            "chat_template_kwargs) has it answer at once"
+        )
+    return (
+        f"its chat template has no enable_thinking to switch that off, so take what follows "
+        f"{THINK[1]} alone, and see that --max-new-tokens leaves room for an answer"
+    )
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -103,11 +119,13 @@ class PromptEncoder:
     """Renders and encodes prompts with one tokenizer in one form.
 
     `found`: texts of special tokens that prompts held and that were taken for text.
+    `opens_thought`: the template has ended a prompt inside of what the model thinks.
     """
 
     def __init__(self, tokenizer: Any, form: PromptForm) -> None:
         self.tokenizer, self.form = tokenizer, form
         self.found: set[str] = set()
+        self.opens_thought = False
         if form.chat:
             self._source = _source(tokenizer)
             self._check_values()
@@ -126,6 +144,7 @@ class PromptEncoder:
             return []
         texts = self._rendered(prompts)
         sent = [self._unmarked(text) for text in texts]
+        self.opens_thought |= self.form.chat and any(t.rstrip().endswith(THINK[0]) for t in sent)
         plain = self.tokenizer(sent, add_special_tokens=not self.form.chat)
         return [
             np.asarray(ids if text == clean else self._pieces(text), np.int32)
@@ -142,11 +161,8 @@ class PromptEncoder:
         system = self.form.system
         first = [] if system is None else [{"role": "system", "content": system}]
         turns = [[*first, *self._turns(prompt)] for prompt in prompts]
-        values = {"add_generation_prompt": True, "draftrec_dates": self._dates, **self.form.values}
         try:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, chat_template=self._fixed_template, **values
-            )
+            return self._applied(self._in_parts(turns) if self._wants_parts else turns)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             words = " ".join(str(error).split()) or type(error).__name__
             mend = "leave --system out, or use --no-chat" if first else "use --no-chat"
@@ -155,6 +171,37 @@ class PromptEncoder:
             raise DraftrecError(
                 f"the model's chat template refuses: {words.rstrip('.')}; {mend}"
             ) from error
+
+    def _applied(self, turns: list[list[dict[str, Any]]]) -> list[str]:
+        values = {"add_generation_prompt": True, "draftrec_dates": self._dates, **self.form.values}
+        return self.tokenizer.apply_chat_template(
+            turns, tokenize=False, chat_template=self._fixed_template, **values
+        )
+
+    def _in_parts(self, turns: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+        """The same, said as models that also look at images have it."""
+        return [
+            [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in one]
+            for one in turns
+        ]
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Does the template look for words in parts alone? It leaves out plain ones silently then.
+
+        Raises DraftrecError if it leaves out words either way.
+        """
+        turns: list[list[dict[str, Any]]] = [[{"role": "user", "content": _PROBE}]]
+        try:
+            if _PROBE in self._applied(turns)[0]:
+                return False
+            if _PROBE in self._applied(self._in_parts(turns))[0]:
+                return True
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError):
+            return False  # what it refuses is said of real turns
+        raise DraftrecError(
+            "the model's chat template leaves out what the user says; use --no-chat"
+        )
 
     def _turns(self, prompt: Prompt) -> list[dict[str, str]]:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from functools import cache
 from typing import Any
@@ -70,6 +71,16 @@ def ours(name: str, case: str, slots: int, hit: float) -> list[list[int]]:
 @pytest.mark.parametrize("case", CONTROLS)
 def test_each_control_gives_the_text_of_transformers(case: str, slots: int, hit: float) -> None:
     assert ours("llama", case, slots, hit) == plain("llama", case)
+
+
+@pytest.mark.parametrize("case", ["exponential_decay", "min_new_tokens"])
+def test_an_end_that_the_head_does_not_have_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Tokenizers to which an end of turn was added know it before the model does."""
+    expected = plain("llama", case)
+    monkeypatch.setattr(sys.modules[__name__], "EOS", EOS | {zoo.VOCABULARY + 9})
+    assert ours("llama", case, 4, 0.9) == expected
 
 
 @pytest.mark.slow

@@ -379,3 +379,19 @@ def test_weights_that_change_between_calls_are_used() -> None:
     found = drafted(model).sequences
     assert not torch.equal(found, first)
     assert torch.equal(found, plain(model))
+
+
+def test_a_compiled_model_is_not_compiled_anew_for_every_kind_of_pass() -> None:
+    model: Any = zoo.build("llama")
+    expected = plain(model)
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model.forward = torch.compile(model.forward, backend=backend)
+    assert torch.equal(drafted(model).sequences, expected)
+    assert not compiled
+    model(**inputs())
+    assert compiled, "its own passes still are"

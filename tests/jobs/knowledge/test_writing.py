@@ -280,6 +280,25 @@ def test_special_tokens_act_in_texts_and_not_in_records(generator: Generator) ->
     assert split.texts == [record[0].text]
 
 
+@pytest.mark.parametrize("where", ["in the prompt", "in the text"])
+def test_what_a_model_thinks_before_it_answers_is_told_of_once(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, caplog: Any, where: str
+) -> None:
+    """It would join profiles and vectors unseen; a prompt may begin it before any text is there."""
+    monkeypatch.setattr(generator, "_said", set())
+    if where == "in the prompt":
+        template = "{{ messages[0].content }} <think>\n"
+        monkeypatch.setattr(generator.tokenizer, "chat_template", template)
+    else:
+        thought = "<think>\nThe user ... "
+        monkeypatch.setattr(generator.tokenizer, "decode", lambda *_, **__: thought)
+    for _ in range(2):
+        generator.generate(PROMPTS[:2], min_new_tokens=2)
+    (said,) = [r for r in caplog.records if "thinks before it answers" in r.getMessage()]
+    assert said.levelname == "WARNING"
+    assert "</think>" in said.getMessage()
+
+
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "nothing": (None, {}, "None is given, where a text"),
     "a number": (5, {}, "an int is given"),

@@ -250,7 +250,8 @@ class GrowingEnd:
         if len(places):
             gains = [float(self.factor ** int(k)) - 1 for k in past[places]]
             row = torch.as_tensor(places, device=logits.device)[:, None]
-            tokens = torch.tensor(self.tokens, device=logits.device)
+            known = [t for t in self.tokens if t < logits.shape[1]]
+            tokens = torch.tensor(known, dtype=torch.int64, device=logits.device)
             scores = logits[row, tokens]
             more = scores.abs() * torch.tensor(gains, device=logits.device)[:, None]
             logits[row, tokens] = scores + more.masked_fill(~scores.isfinite(), 0.0)

@@ -7,10 +7,11 @@ accepted.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,19 @@ def adapted(model: PreTrainedModel) -> Iterator[tuple[Target, ModelState]]:
         )
     with _FIRST_USE:
         state = _STATES.setdefault(model, ModelState())
-    with state.lock, _restored(model):
+    with state.lock, _uncompiled(), _restored(model):
         model.eval()  # a text must not depend on dropout
         way = "auto" if model.device.type == "cpu" and not state.plain else "eager"
         target = Target(model, way=way) if state.checked else checked_target(model, way=way)
         state.checked, state.plain = True, not target.by_hand
         yield target, state
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """A forward pass that its owner has compiled runs as it was written: it would be compiled anew
+    for many kinds of pass. Free where nothing was compiled."""
+    known = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if known else nullcontext()
 
 
 @contextmanager

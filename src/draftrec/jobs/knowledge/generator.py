@@ -38,11 +38,13 @@ from draftrec.jobs.knowledge.writing import Text, Texts
 from draftrec.models import loading
 from draftrec.models.drafters import HeadDrafting, drafting_with, load_drafter, read_drafter_info
 from draftrec.models.prompting import (
+    THINK,
     Prompt,
     PromptEncoder,
     PromptForm,
     chat_template,
     has_chat_template,
+    thought_hint,
 )
 from draftrec.pool.costs import Passes
 from draftrec.pool.drafter import PoolDrafter
@@ -51,6 +53,10 @@ from draftrec.pool.store import Pool
 
 _LOG = logging.getLogger(__name__)
 
+_THOUGHT = (
+    "texts begin with what the model thinks before it answers, which joins profiles, vectors and "
+    "pools made of them; %s"
+)
 #: What follows from what strict means.
 _HINTS = {
     "bit for bit": "",
@@ -109,7 +115,7 @@ class Generator:
         if config.draft.draft != "none":
             _LOG.info("preparing the index of texts (compiled at its first use)")
             warm_up()
-        self._said_special = False
+        self._said: set[str] = set()
         self.costs: dict[BatchConfig, dict[str, Any]] = {}
         self.timing = Timing()
         self._passes = Passes(target, config, self.context_length, cost_state)
@@ -175,7 +181,7 @@ class Generator:
             self.target, self.tokenizer, config,
             pool=pool, cost_state=state, fingerprint=self.fingerprint, learned=self.learned,
         )  # fmt: skip
-        made.processors = self.processors
+        made.processors, made._said = self.processors, self._said
         return made
 
     @property
@@ -260,19 +266,28 @@ class Generator:
         template or not, or in any other form."""
         encoder = PromptEncoder(self.tokenizer, form or PromptForm(chat))
         encoded = encoder.encode(prompts)
-        if encoder.found and not self._said_special:
-            self._said_special = True
-            _LOG.warning(
+        if encoder.found:
+            self._say_once(
                 "records hold texts of the model's special tokens (%s), which are sent as text "
                 "like any other; where they are meant to act, use --special-tokens obey",
                 ", ".join(sorted(encoder.found)[:3]),
             )
+        if encoder.opens_thought:
+            self._say_once(_THOUGHT, thought_hint(self.tokenizer))
         return encoded
+
+    def _say_once(self, message: str, *values: str) -> None:
+        """A warning, if this model's generators have not given it yet."""
+        if message not in self._said:
+            self._said.add(message)
+            _LOG.warning(message, *values)
 
     def decode(self, token_ids: IntArray, rules: loop.TextRules | None = None) -> str:
         """The text without special tokens, up to the first stop string; of `rules`, if there are
         any."""
         text = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        if text.lstrip().startswith(THINK[0]):
+            self._say_once(_THOUGHT, thought_hint(self.tokenizer))
         stops = rules.stops if rules else self.stops
         return text[: stops.first(text)] if stops else text
 
