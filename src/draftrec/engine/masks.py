@@ -89,9 +89,6 @@ class ColumnMasks:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._modules: list[Any] = [m for m in model.modules() if _masks_by_column(m)]
-        self._masks: dict[int, torch.Tensor] = {}
-        for place, module in enumerate(self._modules):
-            module.register_forward_pre_hook(self._hook(place), with_kwargs=True)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -105,7 +102,10 @@ class ColumnMasks:
     def replaced(self, masks: dict[int, torch.Tensor], columns: int) -> Iterator[None]:
         """Within, layers attend by `masks`, additive `[slots, 1, width, columns]` by layer."""
         tables = [module.bias for module in self._modules]
-        self._masks = masks
+        hooks = [
+            module.register_forward_pre_hook(_with_mask(masks[place]), with_kwargs=True)
+            for place, module in enumerate(self._modules)
+        ]
         for module, table in zip(self._modules, tables, strict=True):
             size = max(columns, table.shape[-1])
             module.bias = torch.ones((), dtype=torch.bool, device=table.device).expand(
@@ -114,17 +114,16 @@ class ColumnMasks:
         try:
             yield
         finally:
-            self._masks = {}
-            for module, table in zip(self._modules, tables, strict=True):
+            for module, table, hook in zip(self._modules, tables, hooks, strict=True):
                 module.bias = table
+                hook.remove()
 
-    def _hook(self, place: int) -> Any:
-        def replace(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-            if place not in self._masks:
-                return None
-            return args, kwargs | {"attention_mask": self._masks[place]}
 
-        return replace
+def _with_mask(mask: torch.Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    def replace(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {"attention_mask": mask}
+
+    return replace
 
 
 def _masks_by_column(module: Any) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,40 +111,36 @@ def uniform_length(model: PreTrainedModel, most: int) -> int:
 
 
 class RowFactors:
-    """Stands before a model's rotary modules. Within `run`, rows get the factors of their
-    own lengths; otherwise the modules do as they always do."""
+    """Stands before a model's rotary modules while a pass runs, so that rows get the factors of
+    their own lengths; the modules are as they were before and afterwards."""
 
     def __init__(self, model: PreTrainedModel, rule: LengthRule) -> None:
         self.rule = rule
-        self._keys: torch.Tensor | None = None
-        self._values: list[int] = []
         self._modules = [m for m in model.modules() if _follows_length(m)]
-        for module in self._modules:
-            self._stand_before(module)
 
     def run(self, every: LongArray, lengths: torch.Tensor, forward: Callable[[], Any]) -> Any:
         """`forward()`, with `lengths` int64 `[batch, rows]`: tokens of the text of every row, each
         of them in `every` on the host."""
-        self._keys, self._values = self.rule.key(lengths), self.rule.values(every)
-        try:
-            return forward()
-        finally:
-            self._keys = None
+        keys, values = self.rule.key(lengths), self.rule.values(every)
+        with ExitStack() as stack:
             for module in self._modules:
-                _reset(module)
+                stack.enter_context(self._standing_before(module, keys, values))
+            return forward()
 
-    def _stand_before(self, module: Any) -> None:
+    @contextmanager
+    def _standing_before(
+        self, module: Any, keys: torch.Tensor, values: list[int]
+    ) -> Iterator[None]:
+        own: Callable[..., Any] | None = vars(module).get("forward")
         inner: Callable[..., Any] = module.forward
 
         def forward(x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._keys is None:
-                return inner(x, position_ids, *args, **kwargs)
-            if self._values == [self.rule.limit]:
+            if values == [self.rule.limit]:
                 _reset(module)
                 return inner(x, position_ids, *args, **kwargs)
             found: Any = None
-            for value in self._values:
-                mine = self._keys == value
+            for value in values:
+                mine = keys == value
                 # The last position decides: the others of this set are no longer than that.
                 last = torch.full_like(position_ids[:, :1], value - 1)
                 asked = torch.cat([torch.where(mine, position_ids, 0), last], dim=1)
@@ -153,6 +150,13 @@ class RowFactors:
             return found
 
         module.forward = forward
+        try:
+            yield
+        finally:
+            del module.forward
+            if own is not None:
+                module.forward = own
+            _reset(module)
 
 
 def _follows_length(module: Any) -> bool:

@@ -14,7 +14,7 @@ from draftrec.engine.costs import CostCurve, LearningCurve
 from draftrec.engine.passes import prepacked
 from draftrec.engine.target import Target
 from draftrec.engine.text.budget import AutoBudget, FixedBudget
-from draftrec.engine.text.loop import generate
+from draftrec.engine.text.loop import NoDrafter, generate
 from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.errors import Interrupted
 from draftrec.pool.drafter import PoolDrafter
@@ -141,6 +141,16 @@ def test_texts_end_where_the_context_ends(name: str) -> None:
         room = min(NEW_TOKENS, length - len(prompt))
         assert text.token_ids.tolist() == plain_text(name, prompt)[:room]
         assert text.finish_reason == "length"
+
+
+def test_memory_is_taken_for_the_context_and_not_for_tokens_that_never_fit() -> None:
+    """Who wants texts to end by themselves asks for as many tokens as there are."""
+    engine = make_engine("llama", NoDrafter(), max_new_tokens=10**12)
+    engine.target.slab = None
+    (done,) = generate(engine, requests(PROMPTS[:1]))
+    assert len(PROMPTS[0]) + len(done.token_ids) == zoo.CONTEXT
+    assert engine.target.slab is not None
+    assert engine.target.slab.capacity < 2 * zoo.CONTEXT
 
 
 def test_the_last_position_of_the_model_can_be_used_and_none_after_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoConfig,
+    LlamaConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from draftrec.config import AcceptConfig
@@ -23,6 +30,10 @@ from draftrec.pool.store import Pool
 from tests.models import zoo
 
 NEW = 24
+SMALL: dict[str, Any] = {
+    "vocab_size": zoo.VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": zoo.CONTEXT,
+}  # fmt: skip
 PAD = 0
 #: Settings that transformers knows, as opposed to ours.
 THEIRS = ("max_length", "max_new_tokens", "suppress_tokens", "use_cache", "pad_token_id")
@@ -395,3 +406,30 @@ def test_a_compiled_model_is_not_compiled_anew_for_every_kind_of_pass() -> None:
     assert not compiled
     model(**inputs())
     assert compiled, "its own passes still are"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(
+            **SMALL, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+        ),
+        GPTNeoConfig(
+            vocab_size=zoo.VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, window_size=9,
+            attention_types=[[["global", "local"], 1]], max_position_embeddings=zoo.CONTEXT,
+        ),
+    ],
+    ids=["dynamic", "gpt_neo"],
+)  # fmt: skip
+def test_nothing_is_left_in_a_model_whose_modules_are_stood_in_for(config: Any) -> None:
+    """What is left would grow with every call, and keep the model from being copied."""
+    torch.manual_seed(5)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    for _ in range(2):
+        assert torch.equal(drafted(model, ROWS[5:6]).sequences, plain(model, ROWS[5:6]))
+    for module in model.modules():
+        assert "forward" not in vars(module)
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(plain(again, ROWS[5:6]), plain(model, ROWS[5:6]))

@@ -148,9 +148,10 @@ def start(engine: Engine, requests: Seq[Request]) -> Batch:
 
 
 def empty_batch(engine: Engine, longest: int, slots: int | None = None) -> Batch:
-    """A batch without requests, and a slab for prompts of at most `longest` tokens."""
-    room = longest + engine.max_new_tokens + engine.budget.most + 1
-    engine.target.reserve(engine.slots, room)
+    """A batch without requests, and a slab for prompts of at most `longest` tokens and their texts,
+    which end where the context does."""
+    length = min(longest + engine.max_new_tokens, engine.context_length)
+    engine.target.reserve(engine.slots, length + engine.budget.most + 1)
     slab = engine.target.slab
     assert slab is not None
     limits = Limits(
