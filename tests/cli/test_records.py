@@ -187,6 +187,20 @@ def test_what_cannot_be_is_refused(
     assert not command.output.exists()
 
 
+def test_an_item_may_be_listed_again_as_it_was(command: Command) -> None:
+    """As in the metadata of Amazon and of TMDB."""
+    items = catalogue()
+    events = command.write(interactions(), "e.parquet")
+    command.tell(events, command.write(items, "i.parquet"), "--side", "item")
+    once = command.rows()
+    again = pd.concat([items, items.iloc[5:9]], ignore_index=True)
+    command.tell(events, command.write(again, "i.parquet"), "--side", "item")
+    assert command.rows() == once
+    again["year"] = range(len(again))
+    assert command(events, command.write(again, "i.parquet"), "--overwrite") == 2
+    assert "line 23: 5 is listed before, with other values" in command.err
+
+
 def test_files_that_do_not_meet_are_refused(command: Command) -> None:
     files = (
         command.write(interactions(), "e.parquet"),

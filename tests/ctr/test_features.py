@@ -126,8 +126,12 @@ def test_items_are_found_by_either_name(world: World) -> None:
         named = world.write("e.jsonl", [{name: "i1", "genres": "g"}])
         assert read_rows(str(named), "item_id") == {"i1": {"genres": "g"}}
     rows = [{"entity_id": "i1", "genres": "g"}]
-    with pytest.raises(DraftrecError, match="listed before"):
-        read_rows(str(world.write("twice.jsonl", rows * 2)), "item_id")
+    assert read_rows(str(world.write("twice.jsonl", rows * 2)), "item_id") == {
+        "i1": {"genres": "g"}
+    }
+    rows.append({**rows[0], "genres": "h"})
+    with pytest.raises(DraftrecError, match=r"line 2: .i1. is listed before, with other values"):
+        read_rows(str(world.write("twice.jsonl", rows)), "item_id")
     with pytest.raises(DraftrecError, match="rename the column"):
         read_rows(str(world.write("none.jsonl", [{"name": 1}])), "item_id")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ def test_unusable_events_are_left_out_and_counted(tmp_path: Path) -> None:
     path.write_text(json.dumps(bad[0]))
     with pytest.raises(DraftrecError, match=r"no row can be used; .* line 1: user_id is null"):
         read_events(str(path), EventColumns(), Rejects())
+
+
+def test_events_take_few_bytes_each(tmp_path: Path) -> None:
+    """A file of 25 million ratings is read in the memory of a small machine."""
+    count, path = 20_000, tmp_path / "e.csv"
+    lines = [f"{i % 7},{i % 11},{i % 5},{1_300_000_000 + i}\n" for i in range(count)]
+    path.write_text("user_id,item_id,rating,timestamp\n" + "".join(lines))
+    tracemalloc.start()
+    try:
+        events = read_events(str(path), EventColumns())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(events.user) == count
+    assert peak < 150 * count + 1_500_000  # and what reads them
 
 
 def test_without_times_the_file_is_the_order(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from draftrec.data.events import PARTS, CutSettings, Events, Samples, histories
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.data.interactions import converted, label
-from draftrec.data.profiles import Items, entry_of, rating_scale
+from draftrec.data.profiles import Items, entry_of, listed_before, rating_scale
 from draftrec.data.records import Rejects
 from draftrec.data.tables.columns import ENTITY, Join, need_columns
 from draftrec.data.tables.readers import as_list, open_records
@@ -58,10 +58,10 @@ class ColumnUse:
 
 def read_rows(location: str, id_column: str, rejects: Rejects | None = None) -> Rows:
     """Entity id -> all its columns. The id stands in `id_column`, or else in `entity_id` or a
-    column that `data.tables.columns` knows.
+    column that `data.tables.columns` knows. A row that is listed again as it was is passed over.
 
     Rows without a usable id join `rejects`. Raises DraftrecError for a missing column, an entity
-    listed twice and, without `rejects`, for the first row without an id.
+    listed twice with other values and, without `rejects`, for the first row without an id.
     """
     source = open_records(location)
     if not source.has(id_column):
@@ -69,11 +69,9 @@ def read_rows(location: str, id_column: str, rejects: Rejects | None = None) -> 
         (id_column,) = need_columns(source, [(ENTITY.called(id_column, _ID_OPTIONS), None)], what)
     found: dict[str, Mapping[str, Any]] = {}
     for row, name in converted(source.rows(), lambda row: (row, label(row, id_column)), rejects):
-        if name in found:
-            raise DraftrecError(
-                f"{row.file} line {row.line}: {name!r} is listed before; keep one row for each"
-            )
-        found[name] = {key: v for key, v in row.values.items() if key != id_column}
+        told = {key: v for key, v in row.values.items() if key != id_column}
+        if found.setdefault(name, told) != told:
+            raise listed_before(row, id_column)
     return found
 
 

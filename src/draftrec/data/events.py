@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import suppress
@@ -142,9 +143,7 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
     wanted = [c for c in (user_name, item_name, rating, time) if c]
     users: dict[str, int] = {}
     items: dict[str, int] = {}
-    pairs: list[tuple[int, int]] = []
-    ratings: list[float] = []
-    times: list[Time] = []
+    user_of, item_of, ratings, times = array("q"), array("q"), array("d"), _Times()
     truths = 0
     kinds: tuple[set[type], set[type]] = set(), set()
 
@@ -158,34 +157,33 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
 
     rows = source.rows(wanted)
     for user, item, rated, truth, when in converted(rows, event, rejects):
-        pairs.append((users.setdefault(user, len(users)), items.setdefault(item, len(items))))
+        user_of.append(users.setdefault(user, len(users)))
+        item_of.append(items.setdefault(item, len(items)))
         ratings.append(rated)
         truths += truth
         if when is not None:
-            times.append(when)
-    if 0 < truths < len(pairs):
+            times.add(when)
+    if 0 < truths < len(ratings):
         raise DraftrecError(
             f"{location}: {rating} holds {truths:,} booleans among numbers; write one kind"
         )
-    dates = sum(dated for _, dated in times)
-    if 0 < dates < len(times):
+    if 0 < times.dates < len(times.numbers):
         raise DraftrecError(
-            f"{location}: {time} holds {dates:,} dates among numbers, which nothing compares; "
-            "write one kind"
+            f"{location}: {time} holds {times.dates:,} dates among numbers, which nothing "
+            "compares; write one kind"
         )
-    numbers, ranked = _as_numbers(times)
-    read = np.array(pairs, np.int64)
+    numbers, ranked = times.as_numbers()
     found = Events(
         tuple(users),
         tuple(items),
-        read[:, 0],
-        read[:, 1],
+        np.array(user_of, np.int64),
+        np.array(item_of, np.int64),
         np.array(ratings, np.float32) if rating else None,
         numbers if time else None,
         np.empty(0, np.int64),
         (source.typed and str in kinds[0], source.typed and str in kinds[1]),
         ranked,
-        dates > 0,
+        times.dates > 0,
     )
     for what, ids, places in (("user", found.users, found.user), ("item", found.items, found.item)):
         _say_unnamed(location, what, ids, places)
@@ -305,16 +303,40 @@ def _nanoseconds(value: date) -> int:
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _as_numbers(times: Seq[Time]) -> tuple[DoubleArray, bool]:
-    """float64 `[n]`: numbers as they are, dates as seconds; ranks where these would be equal for
-    times that are not, and whether that was so."""
-    exact = [Fraction(value) / 10**9 if dated else value for value, dated in times]
-    numbers = np.array([float(value) for value in exact], np.float64)
-    different = set(exact)
-    if len(np.unique(numbers)) == len(different):
-        return numbers, False
-    ranks = {value: float(rank) for rank, value in enumerate(sorted(different))}
-    return np.array([ranks[value] for value in exact], np.float64), True
+class _Times:
+    """The times of all events, in 8 bytes each where float64 holds them as they are.
+
+    `numbers`: numbers as they are, dates as seconds, rounded; `odd`: which of them are really what
+    else; `dates`: how many are dates.
+    """
+
+    def __init__(self) -> None:
+        self.numbers = array("d")
+        self.odd: dict[int, Any] = {}
+        self.dates = 0
+
+    def add(self, when: Time) -> None:
+        """One more."""
+        value, dated = when
+        exact = Fraction(value) / 10**9 if dated else value
+        number = float(exact)
+        if number != exact:
+            self.odd[len(self.numbers)] = exact
+        self.numbers.append(number)
+        self.dates += dated
+
+    def as_numbers(self) -> tuple[DoubleArray, bool]:
+        """float64 `[n]`: `numbers`; ranks where these are equal for times that are not, and whether
+        that is so."""
+        numbers = np.array(self.numbers, np.float64)
+        if not self.odd:
+            return numbers, False
+        exact = [self.odd.get(i, number) for i, number in enumerate(self.numbers)]
+        different = set(exact)
+        if len(np.unique(numbers)) == len(different):
+            return numbers, False
+        ranks = {value: float(rank) for rank, value in enumerate(sorted(different))}
+        return np.array([ranks[value] for value in exact], np.float64), True
 
 
 def say_untimed(events: Events, location: str) -> None:

@@ -21,7 +21,7 @@ from draftrec.data.tables.columns import (
     find_column,
     need_columns,
 )
-from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, ids_array
 from draftrec.knobs import encodable
@@ -68,10 +68,11 @@ class Items:
 
 
 def read_items(location: str, columns: ItemColumns, rejects: Rejects) -> Items:
-    """All items that have a title, in file order. Lists that CSV has as texts are lists; rows with
-    a text that is not Unicode go to `rejects`.
+    """All items that have a title, in file order; one that is listed again as it was counts once.
+    Lists that CSV has as texts are lists; rows with a text that is not Unicode go to `rejects`.
 
-    Raises DraftrecError for missing columns, an item listed twice, and when none has a title.
+    Raises DraftrecError for missing columns, an item listed twice with other values, and when none
+    has a title.
     """
     source = open_records(location)
     kind = ENTITY.called("item_id", "--id-column")
@@ -95,18 +96,24 @@ def read_items(location: str, columns: ItemColumns, rejects: Rejects) -> Items:
             rejects.add(row, f"{name} holds half of a surrogate pair, which is no Unicode", item)
             continue
         found = cell_id(row, item, typed=source.typed)
-        if str(found) in rows:
-            raise DraftrecError(
-                f"{row.file} line {row.line}: {str(found)!r} is listed before; keep one row each"
-            )
-        ids[str(found)] = found
-        rows[str(found)] = {names.get(n, n): v for n, v in values.items() if n not in hidden}
+        told = {names.get(n, n): v for n, v in values.items() if n not in hidden}
+        if rows.setdefault(str(found), told) != told:
+            raise listed_before(row, item)
+        ids.setdefault(str(found), found)
     if not rows:
         raise DraftrecError(
             f"no row of {location} has a title in column {title!r}; name another with "
             "--title-column"
         )
     return Items(rows, ids, untitled)
+
+
+def listed_before(row: Row, id_column: str) -> DraftrecError:
+    """What to raise for a second row of an item that says something else."""
+    return DraftrecError(
+        f"{row.file} line {row.line}: {row.values[id_column]!r} is listed before, with other "
+        f"values; keep one row for each, as pandas does with drop_duplicates({id_column!r})"
+    )
 
 
 def _renamed(source: RecordSource, names: dict[str, str], category: str | None) -> dict[str, str]:

@@ -227,6 +227,7 @@ def test_the_delimiter_is_found(tmp_path: Path, delimiter: str) -> None:
         ("sep=;\r\nid;title\r\n1;Heat\r\n", {"id": "1", "title": "Heat"}),
         ("id,title\n1,\\N\n", {"id": "1", "title": None}),
         ("title\nHeat\n", {"title": "Heat"}),
+        ('id|"No" t\n1|x\n', {"id": "1", '"No" t': "x"}),
         ("id::title\n1::Heat, 2\n", {"id": "1", "title": "Heat, 2"}),
         ('id::title\n1::"No" (1999)\n', {"id": "1", "title": '"No" (1999)'}),
         ('id|title\n1|"No" (1999)\n', {"id": "1", "title": '"No" (1999)'}),

@@ -166,8 +166,8 @@ def _fits(opened: Open, dialect: Dialect) -> bool:
     """Whether every row has as many cells as the header."""
     with opened() as file:
         reader = _reader(file, dialect)
-        width = len(next(reader, []))
         try:
+            width = len(next(reader, []))
             return all(len(cells) in (0, width) for cells in reader)
         except csv.Error:
             return False
