@@ -120,7 +120,7 @@ JOBS = (
           f"--whole --rounds 5 {options} --name {name}", (name,), 15, _BEAUTY,
           "GROWN: the target in a large Llama by `python benchmarks/grown.py TARGET GROWN`")
       for name, options in (
-          ("genrec-grown-1", "--batch 1 --timed 32 --latency 32 -k 1 3 5 20"),
+          ("genrec-grown-1", "--batch 1 --timed 32 --latency 16 -k 1 3 5 20"),
           ("genrec-grown-8", "--batch 8 --timed 48 -k 1 5 20"))),
     Job("blend.py --target TARGET --newer NEWER --check 200", ("blend-beauty",), 15, _BEAUTY,
         "TARGET, NEWER: what `draftrec genrec fit` has trained, without and with --with-valid"),
