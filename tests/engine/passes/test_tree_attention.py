@@ -202,7 +202,7 @@ def test_kernels_give_the_same(batch: list[Segment], shape: Any, reach: Reach, m
 
 @pytest.mark.slow
 @interpreted
-@settings(max_examples=40, phases=UNSHRUNK)
+@settings(max_examples=12, phases=UNSHRUNK)
 @drawn
 def test_kernels_give_the_same_for_many(
     batch: list[Segment], shape: Any, reach: Reach, more: Any
