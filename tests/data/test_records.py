@@ -17,13 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from draftrec.config import RecordsConfig
 from draftrec.data import records
 from draftrec.data.files.writers import replace_parquet
 from draftrec.data.records import Entity, EntityReader, GroupTable, Layout, Rejected
 from draftrec.data.tables import text
-from draftrec.data.tables.readers import open_records
+from draftrec.data.tables.readers import RecordSource, open_records
 from draftrec.data.templates import load_template
 from draftrec.errors import DraftrecError
+from draftrec.jobs.knowledge.plan import read_records
 
 ROWS = [
     {"entity_id": "u1", "prompt": 'She said "no",\nthen left.', "group": "a"},
@@ -112,6 +114,33 @@ def test_globs_select_and_empty_parts_are_passed_over(tmp_path: Path) -> None:
     assert [e.entity_id for e in entities(tmp_path / "a*.jsonl")] == ["1"]
     with pytest.raises(DraftrecError, match="no file matches"):
         open_records(tmp_path / "c*.jsonl")
+
+
+@pytest.mark.parametrize("empty", ["part-0.jsonl", "part-9.jsonl", "group=a/part-0.jsonl"])
+def test_parts_without_rows_say_nothing_of_columns(tmp_path: Path, empty: str) -> None:
+    (tmp_path / empty).parent.mkdir(exist_ok=True)
+    (tmp_path / empty).touch()
+    full = tmp_path / ("group=b" if "=" in empty else "") / "part-1.jsonl"
+    full.parent.mkdir(exist_ok=True)
+    write(full, [{"item_id": 1, "title": "T"}])
+    reader, settings = read_records(str(tmp_path), RecordsConfig(template="kar"))
+    assert (settings.id_column, settings.side) == ("item_id", "item")
+    assert [e.entity_id for e in reader] == ["1"]
+    assert reader.source.has("title")
+
+
+def test_columns_of_a_part_are_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        write(tmp_path / f"part-{i}.jsonl", [{"item_id": i, "title": "T"}])
+    looked: list[Path] = []
+    columns_in = RecordSource._columns_in
+    monkeypatch.setattr(
+        RecordSource, "_columns_in", lambda self, at: (looked.append(at), columns_in(self, at))[1]
+    )
+    read_records(str(tmp_path), RecordsConfig(template="kar"))
+    assert len(looked) == 3
 
 
 def test_rows_are_read_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

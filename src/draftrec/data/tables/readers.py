@@ -20,7 +20,7 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -121,8 +121,7 @@ class RecordSource:
 
     def require(self, columns: Collection[str], mend: str) -> None:
         """Raise when a file lacks one of `columns`; `mend` says what the user can do about it."""
-        for path in self.files:
-            found = self._columns_of(path)
+        for path, found in zip(self.files, self._columns, strict=True):
             missing = [name for name in columns if name not in found]
             if missing and found:
                 self._refuse_headless(path, found)
@@ -148,7 +147,7 @@ class RecordSource:
     def columns(self) -> tuple[str, ...]:
         """The columns that all files have, in the order of the first one's. Files without rows, as
         Spark writes of empty parts, may say nothing of them."""
-        names = [found for path in self.files if (found := self._columns_of(path))]
+        names = list(filter(None, self._columns)) or [()]
         return tuple(name for name in names[0] if all(name in other for other in names))
 
     def has(self, column: str) -> bool:
@@ -169,6 +168,11 @@ class RecordSource:
                 raise DraftrecError(
                     f"{path}: column {column!r} is {kind}, but must be {allowed}; convert it first"
                 )
+
+    @cached_property
+    def _columns(self) -> tuple[tuple[str, ...], ...]:
+        """Of each file; none of one without rows. Looked for once: of JSON, many rows are read."""
+        return tuple(map(self._columns_of, self.files))
 
     def _columns_of(self, path: Place) -> tuple[str, ...]:
         with _explained(path):
