@@ -216,6 +216,9 @@ def test_a_search_is_smaller_than_the_grid_and_repeats_itself(
     found = run_quality_tune(asked)
     assert [r["rule"] for r in found["trials"]] == ["strict", "relaxed", "relaxed"]
     assert found["trials"][1] != found["trials"][2]
+    raced = counting(monkeypatch)
+    assert run_quality_tune(replace(asked, overwrite=True)) == found
+    assert len(raced) == 3  # each once
     monkeypatch.setattr(FakeRace, "__call__", None)
     assert run_quality_tune(asked) == found
 

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -320,6 +320,7 @@ def _search(job: QualityJob, race: TrialFunction, store: TrialStore, watch: Watc
     settings, most = job.space.strict(), job.trials or 0
     total = len(settings) + most
     rows = _tried(race, settings, store)
+    store = replace(store, overwrite=False)  # what is there now is this search's
     for _ in range(_ASKS_PER_TRIAL * most):
         watch(len(rows), total)
         if len(rows) == total:
