@@ -12,6 +12,7 @@ import pytest
 
 from draftrec.cli.command import INTERRUPTED
 from draftrec.cli.main import run
+from draftrec.train.drafter import fit
 from draftrec.train.loop import Trainer
 from tests.train.drafter.worlds import make_target, write_records, write_run
 
@@ -171,6 +172,56 @@ def test_an_interrupted_training_goes_on(
 
 def stopped(*_: Any) -> float:
     raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_as_it_was_begun_or_not_at_all(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = generated(command, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopped)
+        there = [word.replace(f"{tmp_path}/records", "records") for word in line]
+        assert run([*there, "--drafter-fit", "2"]) == INTERRUPTED
+        patch.chdir("/")
+        capsys.readouterr()
+        assert run([*line, "--drafter-fit", "2", "--max-new-tokens", "12"]) == 2  # not learnt from
+        assert "max_new_tokens was 16, now 12" in capsys.readouterr().err
+        assert run([*line, "--drafter-fit", "3"]) == INTERRUPTED
+        assert "begun otherwise" not in capsys.readouterr().err
+    monkeypatch.chdir("/")
+    assert run([*line, "--drafter-fit", "4"]) == 0
+    record = json.loads((tmp_path / "taught" / "drafter" / "drafter.json").read_text())
+    assert record["training"]["texts"] == 8
+    assert texts_of(tmp_path / "taught") == texts_of(command.run)
+
+
+@pytest.mark.slow
+def test_a_signal_at_the_end_of_the_training_is_heard_and_another_models_drafter_goes(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = generated(command, tmp_path, "--drafter-fit", 2)
+    save = fit._Making._save
+    with monkeypatch.context() as patch:
+        patch.setattr(fit._Making, "_save", lambda self, it: (_stopping(0.0), save(self, it))[1])
+        assert run(line) == INTERRUPTED
+    assert len(list((tmp_path / "taught").glob("part-*.parquet"))) == 2
+    written = tmp_path / "taught" / "drafter" / "drafter.json"
+    before = json.loads(written.read_text())["model"]
+    other = make_target(tmp_path / "other")
+    line = [str(other) if word == str(command.target) else word for word in line]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit._Making, "__init__", stopped)
+        assert run([*line, "--overwrite"]) == INTERRUPTED
+    assert run(line) == 0, capsys.readouterr().err
+    assert json.loads(written.read_text())["model"] != before
 
 
 @pytest.mark.slow

@@ -146,9 +146,15 @@ def check_taught(spec: JobSpec) -> None:
 
 
 def has_shards(spec: JobSpec, shards: int) -> bool:
-    """Has the run so many shards already, and some left to do?"""
-    manifest = None if spec.overwrite else spec.run_folder().manifest()
-    return manifest is not None and len(manifest.shards) >= shards and not manifest.shards_complete
+    """Has the run so many shards already, and some left to do? Raises DraftrecError for one that
+    was begun otherwise, before anything is learnt from it."""
+    from draftrec.jobs.knowledge.plan import Plan, continued
+
+    folder = spec.run_folder()
+    manifest = None if spec.overwrite else folder.manifest()
+    if manifest is None or len(manifest.shards) < shards or manifest.shards_complete:
+        return False
+    return continued(Plan(spec), folder) is not None
 
 
 def with_own_drafter(spec: JobSpec) -> JobSpec | int:
@@ -156,18 +162,33 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
     training was interrupted."""
     from draftrec.cli.genrec.train import trained
     from draftrec.config import with_values
-    from draftrec.models.drafters import INFO_FILE
-    from draftrec.train.drafter.fit import DrafterSpec, fit_drafter
+    from draftrec.train.drafter.fit import DrafterSpec, fit_drafter, going_on
 
     folder: Any = spec.output / OWN_DRAFTER
-    if spec.overwrite or not (folder / INFO_FILE).is_file():
+    if spec.overwrite or not _fits(folder, spec):
         say("training a draft head on the texts so far; later ones are drafted with it")
-        model = spec.config.generate.target.model
         teaching = DrafterSpec(
-            runs=[spec.output], model=model, output=folder, overwrite=spec.overwrite
+            runs=[spec.output],
+            model=spec.config.generate.target.model,
+            output=folder,
+            records=[spec.input],  # which may have moved since the run was begun
         )
+        teaching = replace(teaching, overwrite=True) if spec.overwrite else going_on(teaching)
         if code := trained(fit_drafter, teaching, None):
             return code
     generate = with_values(spec.config.generate, {"drafter": str(folder)})
     config = spec.config.model_copy(update={"generate": generate})
     return replace(spec, config=config, overwrite=False)
+
+
+def _fits(folder: Path, spec: JobSpec) -> bool:
+    """Is there a drafter of the run's model? What --overwrite gave up may have been another's."""
+    from draftrec.models.drafters import check_drafter, read_drafter_info
+
+    run = spec.run_folder().manifest()
+    known = {name: it for name, it in (run.fingerprints if run else {}).items() if it}
+    try:
+        check_drafter(folder, read_drafter_info(folder), known)
+    except DraftrecError:
+        return False
+    return True

@@ -312,6 +312,9 @@ def trained(run: Any, spec: Any, options: JsonOptions | None, track: str | None 
         f"{summary['kind']} with {summary['weights']:,} weights in {summary['output']}, best of "
         f"{summary['epochs']} epochs: {summary['best_epoch']}"
     )
+    if options is None and stop():  # asked while nobody looked: the command has more to do
+        say("interrupted; run the same command again to continue")
+        return INTERRUPTED
     if options and options.json:
         print_json(summary)
     return DONE

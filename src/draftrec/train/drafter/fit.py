@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 from draftrec.train.drafter.lesson import Learner, Lesson, draft_vocabulary
 from draftrec.train.drafter.texts import FeatureFiles, TrainingText, WrittenRun, open_runs
-from draftrec.train.files import check_apart
+from draftrec.train.files import TrainingFolder, check_apart
 from draftrec.train.loop import Progress, TrainWatcher
 from draftrec.train.session import Kind, Prepared, Session, figures
 from draftrec.train.settings import HEAD_TRAINING, HeadRun, HeadSettings, TrainSettings
@@ -236,9 +236,33 @@ def fit_drafter(
     `should_stop()` is true.
     """
     check_apart(spec.output, {"--model": spec.model})
+    runs, identity = _identity(spec)
+    watcher = watcher or TrainWatcher()
+    session = Session(
+        spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, DRAFTER
+    )
+    return session.run(lambda: _Making(spec, runs, watcher, should_stop).prepared())
+
+
+def going_on(spec: DrafterSpec) -> DrafterSpec:
+    """The same training, on as many texts as it was begun with, where its runs have grown since;
+    anew where it was not begun, or otherwise."""
+    folder = TrainingFolder(spec.output / "training", DRAFTER.sign)
+    begun = folder.ledger.begun()
+    if begun is not None:
+        spec = replace(spec, limit=begun.get("texts"))
+        try:
+            folder.check(_identity(spec)[1])
+        except DraftrecError:
+            begun = None
+    return spec if begun is not None else replace(spec, limit=None, overwrite=True)
+
+
+def _identity(spec: DrafterSpec) -> tuple[list[WrittenRun], dict[str, Any]]:
+    """The runs, and all that decides what the training ends with."""
     runs, fingerprint = open_runs(spec.runs, spec.records, spec.limit)
     of_model = runs[0].manifest.fingerprints
-    identity = {
+    return runs, {
         "form": "head",
         "texts": sum(len(run.texts) for run in runs),
         "runs": fingerprint,
@@ -248,11 +272,6 @@ def fit_drafter(
         **asdict(spec.head),
         **spec.settings.deciding(),
     }
-    watcher = watcher or TrainWatcher()
-    session = Session(
-        spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, DRAFTER
-    )
-    return session.run(lambda: _Making(spec, runs, watcher, should_stop).prepared())
 
 
 def _summary(output: Path) -> dict[str, Any]:
