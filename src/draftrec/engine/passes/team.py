@@ -10,6 +10,7 @@ without OpenMP, or with one that has no entry for compilers of GNU's, Python's t
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,7 @@ def _compiled(loop: Callable[[Any], None]) -> Any:
 @cache
 def _runner() -> Callable[[Any, int, int], None]:
     """Calls a compiled loop with a task's address, on as many threads."""
+    _children_go_alone()
     parallel = _openmp()
     if parallel is None:
         return _by_python
@@ -138,4 +140,18 @@ def _together(kernel: Callable[..., None], calls: Seq[tuple[Any, ...]]) -> None:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
+    _children_go_alone()
     return ThreadPoolExecutor(threads, "draftrec-team")
+
+
+@cache
+def _children_go_alone() -> None:
+    """Let processes that are forked from this one have one thread: they have none of its others,
+    for whom loops would wait forever, torch's own too."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_alone)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    _pool.cache_clear()
