@@ -220,6 +220,30 @@ def test_an_interruption_keeps_what_is_finished(tmp_path: Path, module: Any, wor
     assert [json.loads(t)["settings"] for t in store.times.read_text().splitlines()] == xs(0)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_workers_end_with_a_study_that_is_killed(tmp_path: Path, module: Any) -> None:
+    paths = os.pathsep.join([str(Path(module.__file__).parent), *sys.path])
+    line = f"import functions_of_trials as f; f.main({str(tmp_path / 'study')!r}, 2)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", line], env={**os.environ, "PYTHONPATH": paths}
+    )
+    store = TrialStore(tmp_path / "study", {})
+    try:
+        until(lambda: store.journal.is_file() and store.journal.read_text().count("\n") == 2)
+        workers = children(process.pid)
+        assert len(workers) >= 2
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def children(pid: int) -> list[str]:
+    """Processes that a process has started."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def until(condition: Callable[[], bool]) -> None:
     stop = time.monotonic() + 60
     while not condition():

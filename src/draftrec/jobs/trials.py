@@ -20,8 +20,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -247,13 +248,22 @@ _function: TrialFunction | None = None
 
 
 def _start(function: TrialFunction) -> None:
-    """Once per worker process: its function, one thread, and a quiet end by Ctrl-C."""
+    """Once per worker process: its function, one thread, and a quiet end by Ctrl-C, or with the
+    study where that is killed."""
     global _function  # unpickled once per process, not once per trial
     import torch
 
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _function = function
+
+
+def _end_with_parent() -> None:
+    """The queue that a worker waits at has no end while the worker itself can write to it."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(trial: Settings) -> tuple[Mapping[str, Scalar], float]:
