@@ -401,6 +401,23 @@ def test_a_kill_between_the_renames_leaves_a_pool(
     assert not list(tmp_path.glob("*.old"))
 
 
+def test_what_a_killed_save_had_written_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / ".pool.notes").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_files", killed)
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                make_pool().save(tmp_path / "pool")
+    make_pool().save(tmp_path / "pool")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".pool.notes", "pool"]
+
+
 def test_pools_are_readable_like_any_other_file(tmp_path: Path) -> None:
     """Others on the machine may share a pool, as far as the umask allows."""
     make_pool().save(tmp_path / "pool")

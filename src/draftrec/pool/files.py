@@ -23,6 +23,7 @@ from draftrec.errors import DraftrecError, PoolMismatchError, PoolOverwrittenErr
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _LOOK_SECONDS = 0.001
+_SET_ASIDE = ".*.old"
 
 
 @contextmanager
@@ -41,6 +42,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _aside(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder / MANIFEST).exists():
         raise DraftrecError(f"{folder} exists and is not a pool; name a new folder.")
+    for leftover in _beside(folder, "." + "[0-9a-f]" * 8):  # of one that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     new = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     new.mkdir()
     try:
@@ -139,7 +142,9 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
 
 def existing(folder: Path) -> Path:
     """`folder`, or what a kill between two renames left of it."""
-    return folder if folder.exists() else next(iter(_set_aside(behind_link(folder))), folder)
+    return (
+        folder if folder.exists() else next(iter(_beside(behind_link(folder), _SET_ASIDE)), folder)
+    )
 
 
 def damaged(path: Path, why: object) -> DraftrecError:
@@ -165,12 +170,12 @@ def _swap(folder: Path, new: Path) -> None:
             old.rename(folder)
         raise
     sync_folder(folder.parent)
-    for leftover in _set_aside(folder):
+    for leftover in _beside(folder, _SET_ASIDE):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _set_aside(folder: Path) -> list[Path]:
-    return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"))
+def _beside(folder: Path, ending: str) -> list[Path]:
+    return list(folder.parent.glob(f".{glob.escape(folder.name)}{ending}"))
 
 
 def _parsed(folder: Path) -> dict[str, Any]:
