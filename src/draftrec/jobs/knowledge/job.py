@@ -83,6 +83,8 @@ def run_job(
             plan.check()
         if manifest and manifest.finished:
             return JobResult(manifest.summary(), fresh=False)
+        if manifest:
+            manifest.paths = plan.paths  # where things lie now
         if manifest and manifest.shards_complete and not spec.save_pool:
             folder.drop_unfinished(manifest)
             return _finish(manifest, folder)

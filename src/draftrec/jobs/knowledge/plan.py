@@ -90,8 +90,9 @@ class Plan:
             _LOG.info("reading the records of %s", self.spec.input)
         return self.reader.check_ids([self.previous] if self.previous else [])
 
-    def manifest(self, facts: Facts) -> Manifest:
-        """The manifest of a run that has not begun."""
+    @property
+    def paths(self) -> dict[str, str | None]:
+        """Where everything lies, as the user named it."""
         spec = self.spec
         paths = {
             "input": shown(spec.input),
@@ -101,10 +102,14 @@ class Plan:
             "save_pool": spec.save_pool,
             "previous": spec.previous,
         }
+        return {name: None if path is None else str(path) for name, path in paths.items()}
+
+    def manifest(self, facts: Facts) -> Manifest:
+        """The manifest of a run that has not begun."""
         return Manifest(
             settings=self.settings,
             fingerprints={**self.fingerprints, **facts.fingerprint},
-            paths={name: None if path is None else str(path) for name, path in paths.items()},
+            paths=self.paths,
             versions=package_versions(),
             input=InputEntry(
                 sha256=str(self.fingerprints["input"]),
@@ -144,7 +149,8 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
     if manifest.shards_complete and spec.save_pool and spec.save_pool == spec.pool:
         del now["pool"]  # the run may have been cut off after it had saved its pool over this one
     folder.ledger.refuse(differences(manifest, plan.settings, now))
-    if manifest.finished and spec.save_pool and str(spec.save_pool) != manifest.paths["save_pool"]:
+    kept = manifest.paths.get("save_pool")
+    if manifest.finished and spec.save_pool and str(spec.save_pool) != kept:
         raise DraftrecError(
             f"the run in {folder.path} is finished and kept no pool at {spec.save_pool}; build one "
             f"from its texts with `draftrec pool build`"
