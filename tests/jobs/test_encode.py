@@ -405,6 +405,17 @@ class TestBadInput:
         refuses("is the input", make_spec(folder, "t.parquet", input=folder / "t.parquet"))
 
 
+def test_texts_that_come_while_a_job_runs_are_not_its(folder: Path) -> None:
+    do(make_spec(folder, "whole.parquet"))
+
+    def more(done: int, _: int) -> None:
+        with (folder / "texts.jsonl").open("a") as file:
+            file.write('{"entity_id": "late", "text": "new"}\n' * (done < 6))
+
+    do(make_spec(folder), watch=more)
+    assert bytes_of(folder)[0] == bytes_of(folder, "whole.parquet")[0]
+
+
 def test_progress_covers_all_records(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     do(make_spec(folder), watch=lambda *at: seen.append(at))

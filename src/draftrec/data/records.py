@@ -8,8 +8,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -145,6 +145,26 @@ class EntityReader:
                 yield Entity(entity_id, prompt, group, row.file, row.line)
             except _RejectError as error:
                 yield Rejected(entity_id, row.file, row.line, str(error))
+
+    def blocks(
+        self, total: int, first: int, size_of: Callable[[int], int]
+    ) -> Iterator[tuple[int, list[Entity | Rejected]]]:
+        """Of `total` records those that are not skipped, in blocks numbered from `first`, each of
+        the size that its number has. What was added to the input since they were counted is left
+        alone. Raises DraftrecError where there are fewer now."""
+        records, done = iter(replace(self, limit=total)), self.skip
+        for number in count(first):
+            size = max(0, min(size_of(number), total - done))
+            block = list(islice(records, size))
+            done += len(block)
+            if len(block) < size:
+                raise DraftrecError(
+                    f"{self._name} held {total:,} records when it was counted, and {done:,} now; "
+                    "put back what it was and run the same command again to continue"
+                )
+            if not block:
+                return
+            yield number, block
 
     @property
     def _name(self) -> str:

@@ -522,6 +522,48 @@ def test_save_pool_for_a_finished_run_points_to_the_texts(tmp_path: Path) -> Non
     assert "pool build" in refusal(lambda: run_job(spec, load=forbidden))
 
 
+def test_a_job_that_goes_on_knows_where_things_lie_now(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    generator = FakeGenerator()
+    with pytest.raises(Interrupted):
+        do(make_spec(tmp_path), generator, should_stop=lambda: generator.decoded >= 7)
+    write_rows(tmp_path / "moved.jsonl")
+    spec = make_spec(tmp_path, input=tmp_path / "moved.jsonl", save_pool=tmp_path / "pool")
+    do(spec)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["paths"]["input"] == str(tmp_path / "moved.jsonl")
+    assert not run_job(spec, load=forbidden).fresh  # its pool was kept
+
+
+def test_records_that_come_while_a_job_runs_are_not_its(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    do(make_spec(tmp_path, "whole"))
+
+    def more(decoded: int) -> None:
+        with (tmp_path / "in.jsonl").open("a") as file:
+            file.write('{"entity_id": "late", "prompt": "about"}\n' * (decoded < 3))
+
+    do(make_spec(tmp_path), FakeGenerator(on_request=more))
+    assert data_of(tmp_path / "run") == data_of(tmp_path / "whole")
+
+
+def test_records_that_go_while_a_job_runs_are_missed(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    do(make_spec(tmp_path, "whole"))
+
+    def cut(*_: Any) -> FakeGenerator:
+        write_rows(tmp_path / "in.jsonl", 12)
+        return FakeGenerator()
+
+    spec = make_spec(tmp_path)
+    assert "held 23 records when it was counted, and 12 now" in refusal(
+        lambda: run_job(spec, load=cut)
+    )
+    write_rows(tmp_path / "in.jsonl")
+    do(spec)
+    assert data_of(tmp_path / "run") == data_of(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_no_finished_text_is_written_twice(tmp_path: Path) -> None:
     """Not after any number of kills, each right before a text."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 
@@ -112,7 +111,7 @@ class _Run:
 
         watch(self.manifest.records_done, total)
         start = time.perf_counter()
-        for encoded in self.executor.results(self._documents(), progress):
+        for encoded in self.executor.results(self._documents(total), progress):
             self._finish(self._open.popleft(), encoded)
             now = time.perf_counter()
             self.manifest.totals.seconds += now - start
@@ -120,10 +119,10 @@ class _Run:
             self.files.write_manifest(self.manifest)
             watch(self.manifest.records_done, total)
 
-    def _documents(self) -> Iterator[Documents]:
+    def _documents(self, total: int) -> Iterator[Documents]:
         """Of each shard that is left, the texts that no shard before it has."""
-        records = iter(replace(self.inputs.reader, skip=self.manifest.records_done))
-        while block := list(islice(records, self.inputs.spec.config.shard_size)):
+        reader = replace(self.inputs.reader, skip=self.manifest.records_done)
+        for _, block in reader.blocks(total, 0, lambda _: self.inputs.spec.config.shard_size):
             entities = [record for record in block if isinstance(record, Entity)]
             documents = [self.inputs.document(entity) for entity in entities]
             digests = [_digest(document) for document in documents]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,12 +193,10 @@ class _Run:
         keep = self._keep = self._may_keep()
         samples = self.manifest.samples
         reader = replace(self.plan.reader, skip=self.manifest.records_done)
-        records, size = iter(reader), self.plan.spec.config.records_of_shard
-        numbers = count(len(self.manifest.shards))
-        blocks = ((i, list(islice(records, size(i)))) for i in numbers)
+        total, done = self.manifest.input.records, len(self.manifest.shards)
+        blocks = reader.blocks(total, done, self.plan.spec.config.records_of_shard)
         return (
-            ShardTask(i, block, self._known(i), self.form, keep, samples)
-            for i, block in takewhile(lambda numbered: numbered[1], blocks)
+            ShardTask(i, block, self._known(i), self.form, keep, samples) for i, block in blocks
         )
 
     def _known(self, index: int) -> int:
