@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,29 @@ def test_a_folder_is_read_as_it_was_written(tmp_path: Path):
     assert prompt.tolist() == [1, 5, 7, 4, 6]
     logits = found.model(input_ids=torch.from_numpy(prompt).long()[None]).logits
     assert logits.shape == (1, 5, 8)
+
+
+def test_a_model_is_on_the_disk_before_its_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "model", sids=IDS)
+    (folder / "training").mkdir()
+    synced: set[str] = set()
+    fsync, replace = os.fsync, Path.replace
+
+    def noted(descriptor: int) -> None:
+        known = os.fstat(descriptor)
+        synced.update(p.name for p in folder.iterdir() if os.path.samestat(p.stat(), known))
+        fsync(descriptor)
+
+    def checked(path: Path, target: Path) -> Path:
+        if target.name == "genrec.json":
+            assert {p.name for p in folder.iterdir() if p.is_file()} <= synced
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", checked)
+    save(folder, seed=1, sids=IDS)
 
 
 def test_fingerprints_tell_checkpoints_apart(tmp_path: Path):

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
 from draftrec.data.files.places import here
-from draftrec.data.files.writers import replace_file, share
+from draftrec.data.files.writers import replace_file, share, sync_files, sync_folder
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError
 from draftrec.items.semantic_ids import SemanticIds
@@ -93,13 +93,15 @@ def save_recommender(
     whole. `sids`: those that the model was trained on, so that others can be told from them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INFO_FILE).unlink(missing_ok=True)
+    sync_folder(folder)
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / IDS_FILE).unlink(missing_ok=True)
     if sids is not None:
         write_semantic_ids(folder / IDS_FILE, sids)
-    share(Path(folder))
+    share(folder)
+    sync_files(folder)  # or a crash of the machine could leave the sign beside half of the weights
     replace_file(folder / INFO_FILE, (info.model_dump_json(indent=1) + "\n").encode())
 
 

@@ -189,9 +189,10 @@ def sync_folder(folder: Place) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Force all files of a folder to disk, and their names."""
+    """Force all files of a folder to disk, and their names; not those of folders in it."""
     for path in folder.iterdir():
-        _sync_file(path)
+        if path.is_file():
+            _sync_file(path)
     sync_folder(folder)
 
 
