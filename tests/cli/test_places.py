@@ -108,6 +108,15 @@ def test_an_address_that_is_not_served_is_refused_before_any_work(
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_models_lie_in_home_folders_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "in.jsonl").write_text('{"entity_id": 1, "prompt": "a"}\n')
+    assert run(["prompts", "~/in.jsonl", "--model", "~/absent"]) == 2
+    assert f"{tmp_path}/absent" in capsys.readouterr().err
+
+
 def test_marks_are_those_that_the_help_promises() -> None:
     marks = {(kind.rpartition(".")[2], name): marked(hint) for kind, name, hint, _ in _options()}
     assert marks["GenerateOptions", "pool"] is HERE

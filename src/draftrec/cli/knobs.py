@@ -261,7 +261,9 @@ def _called(name: str, info: Any) -> str:
 def _parser(option: str, mark: Where, as_text: bool) -> Callable[[Any], Any]:  # noqa: FBT001
     def parse(value: Any) -> Any:
         found = _found(option, mark, value)
-        return str(value) if as_text else found
+        if not as_text:
+            return found
+        return str(found if str(value).startswith("~") else value)
 
     return parse
 

@@ -31,6 +31,18 @@ def test_a_path_with_a_colon_stays_on_this_machine(name: str) -> None:
     assert place(name) == here(name) == Path(name)
 
 
+def test_a_home_folder_is_meant_unless_there_is_one_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert place("~/run") == here("~/run") == writable("~/run") == tmp_path / "home" / "run"
+    assert place("~nobody-at-all/run") == Path("~nobody-at-all/run")
+    assert place("run~") == Path("run~")
+    (tmp_path / "~").mkdir()
+    assert place("~/run") == Path("~/run")
+
+
 @pytest.mark.parametrize("url", ["file:///a/b.csv", "file://localhost/a/b.csv", "file:/a/b.csv"])
 def test_a_file_address_is_a_path(url: str) -> None:
     assert place(url) == Path("/a/b.csv")

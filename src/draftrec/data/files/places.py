@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -92,6 +93,10 @@ def _named(location: str | Place) -> Place:
 
 def _checked(text: str) -> Path:
     path = Path(text)
+    if text.startswith("~") and not Path(path.parts[0]).exists():
+        with suppress(RuntimeError):  # there is no such user
+            # Of `--output=~/run` and of settings files the shell makes nothing.
+            return path.expanduser()
     shortened = _SHORTENED.match(text)
     if shortened and not Path(path.parts[0]).exists():
         scheme, rest = shortened[1].lower(), text[shortened.end() :]
