@@ -11,7 +11,9 @@ from __future__ import annotations
 import heapq
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -74,12 +76,24 @@ def connected(spec: ClusterSpec) -> Iterator[Share]:
     ours = not ray.is_initialized()
     address = spec.address or os.environ.get("RAY_ADDRESS")
     if ours:
-        _join(ray, address) if address else _start(ray, spec)
+        with _own_signals():
+            _join(ray, address) if address else _start(ray, spec)
     try:
         yield _share(ray, spec, local=ours and not address)
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Who hears SIGTERM goes on to: Ray would end the process instead, without a word."""
+    heard = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(heard) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, heard)
 
 
 def _check(spec: ClusterSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from draftrec.cli.main import run
+from draftrec.cli.messages import StopSignal
 from draftrec.errors import DraftrecError
+from draftrec.jobs import ray as ray_jobs
 from draftrec.jobs.ray import ClusterSpec, Share, connected
 
 pytestmark = pytest.mark.slow
@@ -52,6 +55,32 @@ def test_a_missing_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
         connected(ClusterSpec()),
     ):
         pass
+
+
+class TakesSignals:
+    """As Ray does."""
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, *_: Any, **__: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def shutdown(self) -> None: ...
+
+
+def test_a_job_hears_signals_on_a_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_jobs, "import_ray", TakesSignals)
+    with StopSignal() as stop, connected(ClusterSpec()):
+        stop.arm()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
 
 
 def test_a_running_cluster_is_used_and_left_running(share: Share) -> None:
