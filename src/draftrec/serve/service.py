@@ -30,7 +30,7 @@ from draftrec.jobs.recommend.setup import fit_retriever, load_item_model
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.pool.store import Pool
-from draftrec.serve.dashboard.sources import LOOK_SECONDS, RunSources
+from draftrec.serve.dashboard.sources import BUSY_LOOK_SECONDS, RunSources
 from draftrec.serve.http.auth import ATTEMPTS, Keyring, Sessions, TokenBuckets
 from draftrec.serve.http.lifecycle import Lifecycle
 from draftrec.serve.http.schemas import OPENAI_ROUTES, ApiError
@@ -218,7 +218,7 @@ class Service:
         log.on_drop = self.metrics.count_dropped_line
         # Whoever may see the pages without a key learns no more than names.
         self.guarded = bool(settings.keys) and settings.monitoring == "key"
-        self.folders = RunSources(settings.runs, paths=self.guarded, seconds=LOOK_SECONDS)
+        self.folders = RunSources(settings.runs, paths=self.guarded, seconds=BUSY_LOOK_SECONDS)
         self.lifecycle = Lifecycle(settings.drain_seconds, settings.notice_seconds)
         self.keyring = Keyring(settings.keys)
         self.sessions, self.login_attempts = Sessions(), TokenBuckets(ATTEMPTS)

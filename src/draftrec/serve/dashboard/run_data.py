@@ -27,6 +27,7 @@ _SUMS = (
     "target_calls", "drafted_tokens", "accepted_tokens", "relaxed_tokens", "accepted_group",
     "accepted_all",
 )  # fmt: skip
+_GROUPED = ("group", "new_tokens")
 _MB = 1e6
 
 
@@ -100,11 +101,9 @@ class GroupSums:
         return found.st_ino, found.st_mtime_ns
 
     def _shard(self, number: int) -> dict[str, Counter[str]]:
-        part = pq.read_table(
-            arrow_path(self._folder / f"part-{number:05d}.parquet"), columns=["group", "new_tokens"]
-        )
-        stats = pq.read_table(
-            arrow_path(self._folder / f"stats-{number:05d}.parquet"), columns=["entity_id", *_SUMS]
+        part, stats = (
+            pq.ParquetFile(arrow_path(self._folder / f"{kind}-{number:05d}.parquet")).read(names)
+            for kind, names in (("part", _GROUPED), ("stats", ("entity_id", *_SUMS)))
         )
         groups = part["group"].fill_null("")
         table = stats.append_column("group", groups).append_column("new_tokens", part["new_tokens"])

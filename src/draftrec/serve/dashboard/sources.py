@@ -35,8 +35,9 @@ from draftrec.serve.dashboard.run_data import (
 
 #: Folders are looked at once in this many seconds, however many pages are open.
 FRESH_SECONDS = 1.0
-#: For groups of shards that were not read before; the others wait for the next look.
-LOOK_SECONDS = 1.0
+#: For groups of shards that were not read before; the others wait for the next look. A service has
+#: other work to do.
+LOOK_SECONDS, BUSY_LOOK_SECONDS = 1.0, 0.2
 #: Versions of the data that are remembered, for pages that have one of them.
 _RECENT = 8
 _NEVER = object()
