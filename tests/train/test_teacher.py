@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
@@ -71,11 +73,10 @@ def test_a_tree_holds_every_prefix_once_and_counts_beams():
     assert len(context_tree(beams, np.empty(0, np.int32)).tokens) == 5
 
 
-@pytest.mark.slow
-def test_rows_of_a_batch_of_trees_are_what_plain_passes_say(folder: Path):
-    model = load_recommender(folder / "target", "cpu").model
+def check_rows(model: Any) -> None:
+    """Rows of trees have the logits of plain passes over their paths."""
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(4, 13, n).astype(np.int32) for n in (1, 7, 4)]
+    prompts = [rng.integers(4, 13, n).astype(np.int32) for n in (1, 17, 4)]
     trees = [
         context_tree(rng.integers(4, 9, (6, 3)).astype(np.int32), rng.integers(4, 9, 3, np.int32))
         for _ in prompts
@@ -93,6 +94,37 @@ def test_rows_of_a_batch_of_trees_are_what_plain_passes_say(folder: Path):
                 assert torch.allclose(found[row], model(input_ids=ids).logits[0, -1], atol=1e-4)
                 row += 1
     assert row == len(found)
+
+
+@pytest.mark.slow
+def test_rows_of_a_batch_of_trees_are_what_plain_passes_say(folder: Path):
+    check_rows(load_recommender(folder / "target", "cpu").model)
+
+
+LOCAL = ["sliding_attention", "full_attention"]
+WINDOWED: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 5},
+    "qwen2": {"sliding_window": 5, "use_sliding_window": True, "layer_types": LOCAL},
+    "gemma3_text": {"sliding_window": 5, "layer_types": LOCAL, "query_pre_attn_scalar": 8},
+    "gpt_oss": {"sliding_window": 5, "layer_types": LOCAL, "num_local_experts": 4},
+    "llama4_text": {
+        "attention_chunk_size": 5, "layer_types": ["chunked_attention", "full_attention"],
+        "num_local_experts": 2, "intermediate_size_mlp": 16, "attn_temperature_tuning": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_windows_and_chunks_of_layers_hold_for_trees(kind: str):
+    """All layers saw all of a prompt, in what drafts learn from, and while they learn."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=0,
+        initializer_range=0.5, max_position_embeddings=64, **WINDOWED[kind],
+    )  # fmt: skip
+    check_rows(AutoModelForCausalLM.from_config(config).eval())
 
 
 @pytest.mark.slow

@@ -44,8 +44,30 @@ class Reach:
         """Tokens after which it matters; 0 where it never does."""
         return self.window or self.chunk or 0
 
+    def covers(self, rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """bool: whether rows at positions `rows` int64 see their text's tokens at earlier ones, or
+        their own, `keys` int64."""
+        if self.chunk:
+            return rows // self.chunk == keys // self.chunk
+        return rows - keys < (self.window or torch.iinfo(keys.dtype).max)
+
 
 FULL = Reach()
+
+
+def by_kind(config: Any, mask: Callable[[Reach], Any]) -> Any:
+    """What a model of this configuration takes for a mask: one of its only reach, or one per kind
+    of its layers; `mask` makes that of a reach."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = Reach(getattr(config, "sliding_window", None))
+    if not kinds or kinds == {"full_attention"}:
+        # One kind of layer, with a window if the model has one at all.
+        return mask(FULL if kinds else window)
+    if "chunked_attention" in kinds:
+        chunk = Reach(chunk=config.attention_chunk_size)
+        return {"full_attention": mask(FULL), "chunked_attention": mask(chunk)}
+    sliding = window if "sliding_attention" in kinds else FULL
+    return {"full_attention": mask(FULL), "sliding_attention": mask(sliding)}
 
 
 def read_mask(*, mask_function: Callable[..., Any], **facts: Any) -> Reach:

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save
 from draftrec.core import BoolArray, FloatArray, HalfArray, IntArray, LongArray
 from draftrec.data.files.writers import replace_file
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
+from draftrec.engine.masks import Reach, by_kind
 from draftrec.errors import DraftrecError
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.ledger import Ledger
@@ -128,16 +129,24 @@ def tree_inputs(prompts: Seq[IntArray], trees: Seq[ContextTree]) -> dict[str, to
 
 
 def tree_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits `[B, T, V]` of the pass that `tree_inputs` describes."""
+    """Logits `[B, T, V]` of the pass that `tree_inputs` describes, its layers' windows kept."""
     weights = next(iter(model.parameters()))
-    sees = batch["sees"].to(weights.device)
-    if model.config._attn_implementation != "sdpa":  # the others add their mask to the scores
-        hidden = torch.zeros(sees.shape, dtype=weights.dtype, device=weights.device)
-        sees = hidden.masked_fill_(~sees, torch.finfo(weights.dtype).min)
+    sees, positions = (batch[name].to(weights.device) for name in ("sees", "position_ids"))
+    rows, keys = positions[:, None, :, None], positions[:, None, None, :]
+    longest = int(positions.max()) + 1
+
+    def mask(reach: Reach) -> torch.Tensor:
+        seen = sees if reach.within(longest) else sees & reach.covers(rows, keys)
+        if model.config._attn_implementation == "sdpa":
+            return seen
+        hidden = torch.zeros(seen.shape, dtype=weights.dtype, device=weights.device)
+        # The others add their mask to the scores.
+        return hidden.masked_fill_(~seen, torch.finfo(weights.dtype).min)
+
     return model(
         input_ids=batch["input_ids"].to(weights.device),
-        position_ids=batch["position_ids"].to(weights.device),
-        attention_mask=sees,
+        position_ids=positions,
+        attention_mask=by_kind(model.config.get_text_config(), mask),
         use_cache=False,
     ).logits
 

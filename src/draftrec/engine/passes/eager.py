@@ -21,7 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from draftrec.engine.kv_cache import KVShape, KVSlab, RowShape
-from draftrec.engine.masks import FULL, PROBE, ColumnMasks, Reach
+from draftrec.engine.masks import FULL, PROBE, ColumnMasks, Reach, by_kind
 from draftrec.engine.packing import Block, Packed, Segment, pack
 from draftrec.engine.passes import attention
 from draftrec.engine.passes.attention import Plan
@@ -324,7 +324,7 @@ class PaddedRunner:
         own = {i: masks[reach] for i, reach in self.reaches.items()} if len(self.columns) else {}
         plan = Plan(packed, slab, self.reaches)
         cache = Cache(layers=[_Layer(plan, i) for i in range(len(slab.keys))])
-        hidden = self.hidden
+        hidden, config = self.hidden, self.model.config.get_text_config()
 
         def forward() -> torch.Tensor:
             watched = hidden.watched() if hidden else nullcontext()
@@ -332,7 +332,7 @@ class PaddedRunner:
                 return self.model(
                     input_ids=padded(packed.token_ids),
                     position_ids=padded(packed.positions),
-                    attention_mask=self._by_kind(masks),
+                    attention_mask=by_kind(config, masks.__getitem__),
                     use_cache=True,
                     **{self.cache_name: cache},
                 ).logits
@@ -344,17 +344,6 @@ class PaddedRunner:
         if slab.features is not None and hidden:
             slab.features[packed.slots, packed.columns] = hidden.taken()[packed.back]
         return logits.flatten(0, 1)[packed.back[packed.scored]]
-
-    def _by_kind(self, masks: Mapping[Reach, torch.Tensor]) -> Any:
-        """The mask that the model takes, one per layer type where it has several."""
-        config = self.model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ())
-        window = Reach(getattr(config, "sliding_window", None))
-        if not kinds or kinds == {"full_attention"}:
-            # One kind of layer, with a window if the model has one at all.
-            return masks[FULL if kinds else window]
-        sliding = window if "sliding_attention" in kinds else FULL
-        return {"full_attention": masks[FULL], "sliding_attention": masks[sliding]}
 
 
 def _reaches(model: PreTrainedModel, columns: ColumnMasks) -> dict[int, Reach]:
