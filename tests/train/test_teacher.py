@@ -128,6 +128,31 @@ def test_windows_and_chunks_of_layers_hold_for_trees(kind: str):
 
 
 @pytest.mark.slow
+def test_contexts_are_recorded_some_rows_at_a_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 32 contexts, however long: their scores of a language model's vocabulary were all held."""
+    sizes: list[int] = []
+
+    def noted(*args: Any) -> dict[str, torch.Tensor]:
+        batch = tree_inputs(*args)
+        sizes.append(batch["input_ids"].numel())
+        return batch
+
+    monkeypatch.setattr(teacher, "tree_inputs", noted)
+    teach(spec_in(folder, tmp_path / "usual"))
+    assert max(sizes) > 200
+    sizes.clear()
+    monkeypatch.setattr(teacher, "_ROWS", 200)
+    teach(spec_in(folder, tmp_path / "few"))
+    assert max(sizes) <= 200
+    few, usual = (TeacherFolder(tmp_path / name).contexts(0) for name in ("few", "usual"))
+    for one, other in zip(few, usual, strict=True):
+        assert np.array_equal(one.beams, other.beams)
+        assert np.allclose(one.log_probs, other.log_probs, atol=0.02)
+
+
+@pytest.mark.slow
 def test_what_is_recorded_is_what_the_target_says(folder: Path, tmp_path: Path):
     found = teach(spec_in(folder, tmp_path))
     files = TeacherFolder(tmp_path)

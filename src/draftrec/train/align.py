@@ -37,7 +37,7 @@ from draftrec.models.recommender import (
     load_recommender,
 )
 from draftrec.train import objectives, presets
-from draftrec.train.examples import IGNORED, Batch
+from draftrec.train.examples import IGNORED, Batch, cuts
 from draftrec.train.files import check_apart
 from draftrec.train.fit import longest
 from draftrec.train.loop import TrainWatcher, Validation
@@ -99,9 +99,9 @@ class Alignment:
             contexts = self._taught(shard)
             rows = self._rows(contexts)
             order = np.lexsort((rng.random(len(rows)), rows))
-            cuts = self._cuts(rows[order])
-            for cut in rng.permutation(len(cuts)).tolist():
-                first, last = cuts[cut]
+            found = cuts(rows[order], self.settings.batch_tokens)
+            for cut in rng.permutation(len(found)).tolist():
+                first, last = found[cut]
                 yield self.batch([contexts[i] for i in order[first:last].tolist()])
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
@@ -190,7 +190,7 @@ class Alignment:
     @cached_property
     def _steps(self) -> int:
         return sum(
-            len(self._cuts(np.sort(self._rows(self._taught(shard)))))
+            len(cuts(np.sort(self._rows(self._taught(shard))), self.settings.batch_tokens))
             for shard in range(len(self.shards))
         )
 
@@ -201,16 +201,6 @@ class Alignment:
         """int32: rows of each context's pass, at most."""
         deep = self.levels - 1
         return np.array([len(c.prompt) + deep * (len(c.beams) + 1) for c in contexts], np.int32)
-
-    def _cuts(self, rows: IntArray) -> list[tuple[int, int]]:
-        """Ranges of ascending `rows` that make a batch each."""
-        found: list[tuple[int, int]] = []
-        first = 0
-        for i, most in enumerate(rows.tolist()):
-            if i > first and (i + 1 - first) * most > self.settings.batch_tokens:
-                found.append((first, i))
-                first = i
-        return [*found, (first, len(rows))] if len(rows) else []
 
 
 def alignment_loss(rows: Tensor, batch: Batch, settings: ObjectiveSettings) -> Tensor:

@@ -134,7 +134,7 @@ class Examples:
 
     def steps(self) -> int:
         """Batches of an epoch, the same for all epochs."""
-        return sum(1 for _ in self._cuts(np.sort(self._lengths())))
+        return len(cuts(self._tokens(np.sort(self._lengths())), self.batch_tokens))
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """`input_ids` and `labels`, int64 `[B, T]` each, padded on the right, where a causal model
@@ -144,9 +144,9 @@ class Examples:
         lengths = self._lengths()
         # Equal lengths together, in random order: little padding, and the same cuts every time.
         order = np.lexsort((rng.random(len(lengths)), lengths))
-        cuts = list(self._cuts(lengths[order]))
-        for batch in rng.permutation(len(cuts)).tolist():
-            first, last = cuts[batch]
+        found = cuts(self._tokens(lengths[order]), self.batch_tokens)
+        for batch in rng.permutation(len(found)).tolist():
+            first, last = found[batch]
             chosen = [self._varied(windows[i], rng) for i in order[first:last].tolist()]
             yield padded([self.encoder.example(places) for places in chosen])
 
@@ -172,17 +172,10 @@ class Examples:
         whole = np.array([len(user) for user in self.taught])
         return np.repeat(np.minimum(whole, size), -(-whole // size))
 
-    def _cuts(self, lengths: LongArray) -> Iterator[tuple[int, int]]:
-        """Ranges of ascending `lengths` that make a batch each."""
+    def _tokens(self, lengths: LongArray) -> LongArray:
+        """int64: tokens of sequences of so many items."""
         one, two = (len(self.encoder.example(np.zeros(n, np.int64))[0]) for n in (1, 2))
-        around, per_item = 2 * one - two, two - one
-        first = 0
-        for i, length in enumerate(lengths.tolist()):
-            tokens = (i + 1 - first) * (around + length * per_item)
-            if i > first and tokens > self.batch_tokens:
-                yield first, i
-                first = i
-        yield first, len(lengths)
+        return 2 * one - two + lengths * (two - one)
 
     def _varied(self, window: tuple[int, int, int], rng: np.random.Generator) -> LongArray:
         user, first, last = window
@@ -194,6 +187,18 @@ class Examples:
             kept = places[rng.random(len(places)) >= self.drop_items]
             places = kept if len(kept) > 1 else places
         return places
+
+
+def cuts(rows: IntArray | LongArray, most: int) -> list[tuple[int, int]]:
+    """Ranges of examples that make a batch each, of at most `most` rows, padding included, or of a
+    single one. `rows`: those of each example, ascending."""
+    found: list[tuple[int, int]] = []
+    first = 0
+    for i, here in enumerate(rows.tolist()):
+        if i > first and (i + 1 - first) * here > most:
+            found.append((first, i))
+            first = i
+    return [*found, (first, len(rows))] if len(rows) else []
 
 
 def padded(examples: Seq[tuple[IntArray, BoolArray]]) -> Batch:

@@ -27,6 +27,7 @@ from draftrec.engine.beams.drafters import NoBeamDrafter
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.state import BeamRequest, Beams
+from draftrec.engine.sampling import log_sum_exp
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
 from draftrec.items.ids import is_text
@@ -35,7 +36,7 @@ from draftrec.items.trie import ItemTrie
 from draftrec.jobs.ledger import input_changes
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, check_ids, load_recommender
-from draftrec.train.examples import read_training_data
+from draftrec.train.examples import cuts, read_training_data
 from draftrec.train.files import check_apart
 from draftrec.train.settings import TeachRun, TeachSettings
 from draftrec.train.teacher_files import (
@@ -54,6 +55,8 @@ from draftrec.train.teacher_files import (
 # float16 keeps three digits, and passes of different shapes round differently.
 _TOLERANCE = 0.05
 _SLOTS = 32
+# Rows of a pass, padding included: a language model's scores of them would be most of its memory.
+_ROWS = 2048
 
 #: A history, and the place of the item that came next (-1: unknown).
 Ask = tuple[LongArray, int]
@@ -80,10 +83,11 @@ class Recorder:
         truths = [self._truth(place) for _, place in asks]
         trees = [context_tree(b, t) for b, t in zip(beams, truths, strict=True)]
         answers = [self._answers(p, asked) for p, (asked, _) in zip(prompts, asks, strict=True)]
-        order = sorted(range(len(asks)), key=lambda i: len(prompts[i]) + len(trees[i].tokens))
+        rows = np.array([len(p) + len(t.tokens) for p, t in zip(prompts, trees, strict=True)])
+        order = np.argsort(rows, kind="stable")
         found: dict[int, tuple[Any, Any]] = {}
-        for first in range(0, len(order), _SLOTS):
-            chosen = order[first : first + _SLOTS]
+        for first, last in cuts(rows[order], _ROWS):
+            chosen = order[first:last].tolist()
             log_probs = self._log_probs(
                 [prompts[i] for i in chosen],
                 [trees[i] for i in chosen],
@@ -156,7 +160,7 @@ class Recorder:
         """Log-probabilities of the legal codes, float16 `[r, A]` for each of `levels` int `[r]`;
         -inf where a level has no such code."""
         codes = torch.from_numpy(self.codes[np.concatenate(levels)]).long().to(logits.device)
-        log_probs = logits.float().log_softmax(-1).gather(1, codes.clamp_min(0))
+        log_probs = logits.gather(1, codes.clamp_min(0)).float() - log_sum_exp(logits)[:, None]
         found = log_probs.masked_fill(codes < 0, -torch.inf).half().cpu().numpy()
         return np.split(found, np.cumsum([len(some) for some in levels])[:-1])
 
