@@ -140,9 +140,10 @@ def separate(
     crowded = np.flatnonzero(np.diff(trie.item_start) > room) + trie.level_start[-2]
     parents = trie.parents(crowded, trie.levels)
     moved = 0
-    for parent in np.unique(parents):
+    distinct, starts = np.unique(parents, return_index=True)  # a parent's leaves lie together
+    for parent, leaves in zip(distinct, np.split(crowded, starts[1:]), strict=False):
         sizes = _sizes(trie, parent, len(codebook))
-        for leaf in crowded[parents == parent].tolist():
+        for leaf in leaves.tolist():
             for row in _farthest(trie.items_at(leaf), codes, residual, codebook, room):
                 open_codes = np.flatnonzero(sizes < room)
                 if not len(open_codes):
