@@ -158,6 +158,21 @@ def test_proposals_for_many_users_take_the_memory_of_some() -> None:
         tracemalloc.stop()
 
 
+def test_what_a_user_takes_does_not_grow_with_the_catalogue() -> None:
+    """Every user's proposals went through all items, some times over."""
+    items = 300_000
+    retriever = ItemRetriever.fit(arrays([5, 6, 7]), items, PLAIN)
+    tracemalloc.start()
+    try:
+        places, weights = retriever.propose(np.array([5]), 3)
+        shares = retriever.shares(np.array([5]), places)
+        assert tracemalloc.get_traced_memory()[1] < items
+    finally:
+        tracemalloc.stop()
+    assert places.tolist() == [6, 7, 5]
+    assert np.array_equal(shares, weights)
+
+
 def test_only_the_nearest_neighbours_are_kept() -> None:
     sequences = arrays([0, 1], [0, 2], [0, 2], [0, 3], [4, 3])
     near = ItemRetriever.fit(sequences, 5, replace(PLAIN, neighbours=2)).near.toarray()

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from draftrec.config import RecommendConfig
 from draftrec.data.sequences import read_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
+from draftrec.items.retriever import ItemRetriever
 from draftrec.jobs.recommend import engines
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
 from draftrec.jobs.recommend.job import (
@@ -292,6 +293,34 @@ def test_without_a_history_the_popular_items_answer(world: World) -> None:
     assert answer.items.tolist() == popular[:5].tolist()
     assert denied.items.tolist() == [i for i in popular.tolist() if i != 10][:5]
     assert (np.diff(answer.scores) <= 0).all()
+
+
+def test_allowed_and_popular_items_are_found_without_ranking_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of three allowed items, or a user without a history, was a ranking of everything."""
+    asked: list[int] = []
+    propose = ItemRetriever.propose
+
+    def noted(self: ItemRetriever, history: Any, m: int, **more: Any) -> Any:
+        asked.append(m)
+        return propose(self, history, m, **more)
+
+    monkeypatch.setattr(ItemRetriever, "propose", noted)
+    recommender = make(world, blend=0.5, blend_candidates=7)
+    allow, nothing = np.array([12, 30, 44, 51]), np.empty(0, np.int64)
+    found = recommender.recommend(
+        [
+            Query(1, queries(1)[0].history, allow=allow),
+            Query(2, nothing),
+            Query(3, nothing, deny=np.array([10, 11])),
+            Query(4, nothing, allow=allow, deny=allow[:1]),
+        ]
+    )
+    assert asked == [5, 7]
+    assert [len(answer.items) for answer in found] == [4, 5, 5, 3]
+    recommender.quick_answer(Query(1, queries(1)[0].history, allow=allow))
+    assert asked == [5, 7]
 
 
 def test_long_histories_keep_the_most_recent(world: World) -> None:

@@ -256,9 +256,9 @@ class ItemRecommender:
         """The most popular items that the query allows, those of its history among them."""
         assert self.popular is not None
         allowed = self.catalogue.filter_of(query, exclude_seen=False)
-        places = self.popular.popular
-        weights = self.popular.prior[places].astype(np.float64) / self.popular.prior.sum()
-        return self._without_model(query, places, weights, allowed)
+        nothing = np.empty(0, np.int64)
+        found = self._proposed(query, nothing, allowed, query.k or self.config.k, self.popular)
+        return self._without_model(query, *found)
 
     def quick_answer(self, query: Query) -> Recommendation:
         """What usually follows the query's last items, without asking a model: an answer for those
@@ -270,9 +270,9 @@ class ItemRecommender:
         history = self.catalogue.sids.places(query.history)
         if self.popular is None:
             none = np.empty(0)
-            return self._without_model(query, np.empty(0, np.int64), none, None)
+            return self._without_model(query, np.empty(0, np.int64), none)
         found = self._proposed(query, history, allowed, query.k or self.config.k, self.popular)
-        return self._without_model(query, *found, allowed)
+        return self._without_model(query, *found)
 
     def proposed(self, query: Query, scorer: ItemScorer) -> tuple[LongArray, DoubleArray]:
         """The items that `scorer` alone would recommend, at most k: places int64 `[m]`, best first,
@@ -291,10 +291,14 @@ class ItemRecommender:
     ) -> tuple[LongArray, DoubleArray]:
         """At most the `most` best items that follow `history`, places int64 `[h]`, as `scorer` has
         it, among those that the query allows: places int64 `[m]` and shares float64 `[m]`."""
+        if allowed is not None and allowed.allowed is not None:  # few of many items, perhaps
+            shares = scorer.shares(history, allowed.items)
+            best = np.lexsort((allowed.items, -shares))[:most]
+            best = best[shares[best] > 0]
+            return allowed.items[best], shares[best]
         enough = most
-        if allowed is not None:  # as many as may be left out, or all that there are
+        if allowed is not None:  # as many as may be left out
             enough += len(query.history) + (0 if query.deny is None else len(query.deny))
-            enough = enough if query.allow is None else scorer.items
         places, weights = scorer.propose(history, enough)
         if allowed is not None:
             kept = allowed.keeps(places)
@@ -302,15 +306,11 @@ class ItemRecommender:
         return places[:most], weights[:most]
 
     def _without_model(
-        self, query: Query, places: LongArray, weights: DoubleArray, allowed: Filter | None
+        self, query: Query, places: LongArray, weights: DoubleArray
     ) -> Recommendation:
-        """The first k of `places` int64 `[m]` that are allowed; `weights` float64 `[m]`."""
-        k = query.k or self.config.k
-        if allowed is not None:
-            kept = allowed.keeps(places)
-            places, weights = places[kept], weights[kept]
-        sids, places = self.catalogue.sids, places[:k]
+        """The items at `places` int64 `[m]`, best first; `weights` float64 `[m]`."""
+        sids = self.catalogue.sids
         items, names = sids.items[places], sids.sids_at(places)
         return Recommendation(
-            query.user, items, np.log(weights[:k]), names, popular=True, unknown=query.unknown
+            query.user, items, np.log(weights), names, popular=True, unknown=query.unknown
         )
