@@ -39,5 +39,6 @@ def damped_svd(matrix: Any, factors: int, seed: int) -> tuple[Any, Any, Any]:
     damp = 1.0 / np.sqrt(np.maximum(counts, 1.0))
     lengths = np.sqrt(np.maximum(np.asarray(matrix.sum(axis=1)), 1.0))
     scaled = matrix.multiply(damp).multiply(1.0 / lengths).tocsr()
-    model: Any = TruncatedSVD(min(factors, *matrix.shape), random_state=seed).fit(scaled)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a single user nothing varies
+        model: Any = TruncatedSVD(min(factors, *matrix.shape), random_state=seed).fit(scaled)
     return model.components_, model.singular_values_, damp

@@ -213,6 +213,20 @@ def test_vectors_are_near_where_the_same_users_took_items(
         assert message in capsys.readouterr().err
 
 
+def test_vectors_of_one_item_or_one_user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One item ended in a traceback."""
+    sequences, output = tmp_path / "sequences.parquet", tmp_path / "vectors.parquet"
+    line = ["sid", "vectors", str(sequences), "--output", str(output)]
+    for items, code in (([7], 2), ([7, 7], 2), ([7, 8, 9], 0)):
+        rows = [{"user": 1, "items": items, "part": "train"}]
+        pq.write_table(pa.Table.from_pylist(rows), sequences)
+        assert run(line) == code
+        assert ("holds one item in part 'train', 7" in capsys.readouterr().err) == (code == 2)
+    assert read_item_vectors(output).items.tolist() == [7, 8, 9]
+
+
 class TestSeveralKinds:
     """`sid fit A B`: texts beside who took what, and `sid join` of the same."""
 

@@ -231,6 +231,11 @@ def vectors(options: VectorsOptions) -> int:
             f"{options.sequences} holds no items of part 'train', of which vectors could be made"
         )
     items = np.unique(joined_ids(known))
+    if len(items) < 2:
+        raise DraftrecError(
+            f"{options.sequences} holds one item in part 'train', {items[0]}, which nothing can be "
+            "near to; give sequences of several items"
+        )
     places = [find_ids(items, history) for history in known]
     found = item_factors(places, len(items), options.factors, options.seed)
     options.output.parent.mkdir(parents=True, exist_ok=True)
