@@ -166,6 +166,11 @@ class Pool:
         """Bytes of the indexes."""
         return self.all.nbytes + sum(level.nbytes for level in self.groups.values())
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of files, about, as `max_bytes` and `prune` count them."""
+        return self._held
+
     def add(self, texts: Iterable[PoolText], rows: Rows | None = None) -> int:
         """Add (token_ids, group) pairs while there is room; returns how many were added.
 

@@ -34,7 +34,7 @@ def test_a_full_pool_costs_no_reading() -> None:
         read.append(index)
         return [(np.full(400, index, np.int32), None)]
 
-    pool = Pool("bytes", max_bytes=100_000)
+    pool = Pool("bytes", max_bytes=50_000)
     generator = FakeGenerator()
     generator.commit = pool.add  # type: ignore[assignment, method-assign]
     worker = ShardWorker(generator)

@@ -94,8 +94,8 @@ class Pools:
 
     def __init__(self, pool: Pool | None, fingerprint: str, grown_tokens: int) -> None:
         self.pool = pool
-        self.grown_bytes = grown_tokens * _BYTES_PER_TOKEN
-        self.grown = Pool(fingerprint, max_bytes=self.grown_bytes)
+        self.grown_tokens = grown_tokens
+        self.grown = Pool(fingerprint, max_bytes=grown_tokens * _BYTES_PER_TOKEN)
 
     def sources(self, group: str | None) -> list[tuple[LevelName, Any]]:
         """Indexes with their level, as `Pool.sources`."""
@@ -110,11 +110,11 @@ class Pools:
     def add(self, text: IntArray, group: str | None) -> None:
         """Keep a finished text. When there is no more room, the older half goes; a text that would
         not fit into that half is left out."""
-        if not len(text) or len(text) * _BYTES_PER_TOKEN > self.grown_bytes // 2:
+        if not len(text) or len(text) > self.grown_tokens // 2:
             return
-        if self.grown.add([(text, group)]) == 0:
-            self.grown = self.grown.prune(self.grown_bytes // 2)
-            self.grown.add([(text, group)])
+        while self.grown.tokens + len(text) > self.grown_tokens:
+            self.grown = self.grown.prune(self.grown.held_bytes // 2)
+        self.grown.add([(text, group)])
 
 
 class ChainDrafter:
