@@ -136,13 +136,8 @@ class RecordSource:
         return self.kind not in _DELIMITED
 
     def with_lists(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A row's values with lists in place of the texts that a table without lists has for them;
-        of other tables that is done for the history alone."""
-        texts = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("[")}
-        if self.typed:
-            texts = {name: v for name, v in texts.items() if name == "history"}
-        lists = {name: found for name, v in texts.items() if (found := as_list(v)) is not None}
-        return {**values, **lists} if lists else values
+        """As the function of that name."""
+        return with_lists(values, typed=self.typed)
 
     def columns(self) -> tuple[str, ...]:
         """The columns that all files have, in the order of the first one's. Files without rows, as
@@ -427,6 +422,16 @@ NUMPY_NUMBER = re.compile(r"np\.(?:u?int|float)\d+\(([^()]*)\)")
 #: What is printed for a missing value.
 NO_WORDS = ("None", "null", "nan", "NaN", "<NA>")
 _BOOLEANS = {"True": True, "False": False, "true": True, "false": False}
+
+
+def with_lists(values: dict[str, Any], *, typed: bool) -> dict[str, Any]:
+    """A row's values with lists in place of the texts that a table without types has for them; of
+    other tables that is done for the history alone."""
+    texts = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("[")}
+    if typed:
+        texts = {name: v for name, v in texts.items() if name == "history"}
+    lists = {name: found for name, v in texts.items() if (found := as_list(v)) is not None}
+    return {**values, **lists} if lists else values
 
 
 def as_list(value: Any) -> list[Any] | None:
