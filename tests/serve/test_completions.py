@@ -28,9 +28,11 @@ from draftrec.demo.shop import demo_model_path
 from draftrec.engine.text.grammar import GrammarLostError
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.serve.http.app import make_server
+from draftrec.serve.http.completion_answers import Reader
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service, sources_of
 from draftrec.serve.settings import KnowledgeSettings
+from draftrec.serve.work import KnowledgeWork
 from tests.serve.services import (
     KEY,
     KEYS,
@@ -300,20 +302,27 @@ def fails(live: Live, kind: str, status: int) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "status", "broken"),
-    [("engine_failed", 503, "work.KnowledgeWork.turn"), ("internal", 500, "Reader.add")],
+    [("engine_failed", 503, (KnowledgeWork, "turn")), ("internal", 500, (Reader, "add"))],
 )
 def test_a_stream_that_fails_does_not_look_whole_and_is_counted(
-    live: Live, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, broken: str
+    live: Live, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, broken: tuple[Any, str]
 ) -> None:
-    before, events = fails(live, kind, status), live.complete(stream=True)
-    next(iter(events))
+    """It fails with the second pass, or the second piece of text."""
+    real, began, calls = getattr(*broken), threading.Event(), list[Any]()
 
-    def bug(*_: Any) -> None:
+    def fail_later(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            return real(*given)
+        if broken[0] is KnowledgeWork:  # a reader runs where events are sent
+            began.wait(10)
         raise RuntimeError("a bug")
 
-    inside = "draftrec.serve." if broken.startswith("work") else "draftrec.serve.http."
-    place = broken if broken.startswith("work") else f"completion_answers.{broken}"
-    monkeypatch.setattr(inside + place, bug)
+    before = fails(live, kind, status)
+    monkeypatch.setattr(*broken, fail_later)
+    events = live.complete(stream=True)
+    next(iter(events))
+    began.set()
     with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):
         list(events)
     until = time.monotonic() + 5.0
