@@ -185,15 +185,15 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
         ranked,
         times.dates > 0,
     )
-    for what, ids, places in (("user", found.users, found.user), ("item", found.items, found.item)):
+    for what, ids, places in (("user", users, found.user), ("item", items, found.item)):
         _say_unnamed(location, what, ids, places)
     return _sorted(found)
 
 
-def _say_unnamed(location: str, what: str, ids: Seq[str], places: LongArray) -> None:
+def _say_unnamed(location: str, what: str, ids: Mapping[str, int], places: LongArray) -> None:
     """Warn of a user, or item, who is what programs print where there is none."""
-    for name in _NOBODY & set(ids):
-        count = int((places == ids.index(name)).sum())
+    for name in sorted(_NOBODY & ids.keys()):
+        count = int((places == ids[name]).sum())
         _LOG.warning(
             "%s: %s interactions are of the %s %r, as programs print a missing value; if it is "
             "none, leave these rows out", location, f"{count:,}", what, name,

@@ -21,7 +21,7 @@ from draftrec.data.tables.columns import (
     find_column,
     need_columns,
 )
-from draftrec.data.tables.readers import RecordSource, Row, open_records
+from draftrec.data.tables.readers import RecordSource, Row, open_records, with_lists
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, ids_array
 from draftrec.knobs import encodable
@@ -88,7 +88,7 @@ def read_items(location: str, columns: ItemColumns, rejects: Rejects) -> Items:
     ids: dict[str, Id] = {}
     untitled = 0
     for row in source.rows():
-        values = source.with_lists(row.values)
+        values = with_lists(row.values, typed=source.typed)
         if values.get(item) is None or not flat(values.get(title)):
             untitled += 1
             continue

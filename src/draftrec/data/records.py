@@ -19,7 +19,7 @@ from draftrec.core import BoolArray, IntArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.data.tables.columns import Join, KnownIds
-from draftrec.data.tables.readers import RecordSource, Row, open_records
+from draftrec.data.tables.readers import RecordSource, Row, open_records, with_lists
 from draftrec.data.templates import Template
 from draftrec.errors import DraftrecError
 
@@ -186,7 +186,7 @@ class EntityReader:
                 raise _RejectError(f"{layout.prompt} is {type(prompt).__name__}, not text")
         else:
             try:
-                prompt = layout.template.render(self.source.with_lists(row.values))
+                prompt = layout.template.render(with_lists(row.values, typed=self.source.typed))
             except DraftrecError as error:
                 raise _RejectError(str(error)) from error
         if not prompt:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from draftrec.data.tables.readers import Row, python_rows, with_lists
+from draftrec.data.tables.readers import Row, python_rows
 from draftrec.errors import DraftrecError
 
 _WANTED = "a text, a record with its fields, several of these, or a data frame"
@@ -39,14 +39,11 @@ class OneRow:
 
     values: dict[str, Any]
     number: int
+    typed: bool = True
 
     def rows(self, _columns: Any = None) -> Iterator[Row]:
         """The record alone; its line is its number, from 1."""
         yield Row(self.values, "the records", self.number)
-
-    def with_lists(self, values: dict[str, Any]) -> dict[str, Any]:
-        """As a table with types has them."""
-        return with_lists(values, typed=True)
 
 
 def records_of(given: Any) -> GivenRecords:

@@ -135,10 +135,6 @@ class RecordSource:
         """Whether cells have types; otherwise all of them are texts, lists among them."""
         return self.kind not in _DELIMITED
 
-    def with_lists(self, values: dict[str, Any]) -> dict[str, Any]:
-        """As the function of that name."""
-        return with_lists(values, typed=self.typed)
-
     def columns(self) -> tuple[str, ...]:
         """The columns that all files have, in the order of the first one's. Files without rows, as
         Spark writes of empty parts, may say nothing of them."""
