@@ -103,7 +103,8 @@ def sequences(options: SequencesOptions) -> int:
 
 def moment(name: str, text: str | None) -> Callable[[Events], float] | None:
     """The number or the date that an option asks for, for the clock of a file."""
-    from draftrec.data.events import on_clock, read_time
+    from draftrec.data.events import on_clock
+    from draftrec.data.tables.times import read_time
 
     if text is None:
         return None

@@ -22,7 +22,8 @@ from draftrec.data.interactions import converted, label
 from draftrec.data.profiles import Items, entry_of, listed_before, rating_scale
 from draftrec.data.records import Rejects
 from draftrec.data.tables.columns import ENTITY, Join, need_columns
-from draftrec.data.tables.readers import as_list, open_records
+from draftrec.data.tables.readers import open_records
+from draftrec.data.tables.values import as_list
 from draftrec.data.vectors import read_vectors
 from draftrec.errors import DraftrecError
 

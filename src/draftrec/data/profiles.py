@@ -21,7 +21,8 @@ from draftrec.data.tables.columns import (
     find_column,
     need_columns,
 )
-from draftrec.data.tables.readers import RecordSource, Row, open_records, with_lists
+from draftrec.data.tables.readers import RecordSource, Row, open_records
+from draftrec.data.tables.values import with_lists
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Id, ids_array
 from draftrec.knobs import encodable

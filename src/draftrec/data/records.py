@@ -19,7 +19,8 @@ from draftrec.core import BoolArray, IntArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replace_file
 from draftrec.data.tables.columns import Join, KnownIds
-from draftrec.data.tables.readers import RecordSource, Row, open_records, with_lists
+from draftrec.data.tables.readers import RecordSource, Row, open_records
+from draftrec.data.tables.values import with_lists
 from draftrec.data.templates import Template
 from draftrec.errors import DraftrecError
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from draftrec.core import FloatArray
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.tables.columns import ENTITY, ITEM, VECTOR, column_ids, need_columns
-from draftrec.data.tables.readers import RecordSource, open_records, python_rows
+from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.tables.values import python_rows
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Ids, as_text, as_whole, is_text, joined_ids
 from draftrec.items.side_by_side import Kind

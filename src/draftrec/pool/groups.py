@@ -24,7 +24,7 @@ from draftrec.core import FloatArray
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replacing
 from draftrec.data.settings import GroupSettings
-from draftrec.data.tables.readers import as_list
+from draftrec.data.tables.values import as_list
 from draftrec.errors import DraftrecError
 from draftrec.items.factors import damped_svd
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftrec.data.tables.readers import as_list
+from draftrec.data.tables.values import as_list
 
 _TEXTS = st.lists(st.text(st.characters(blacklist_categories=["Cs"]), max_size=8), max_size=5)
 

@@ -16,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from draftrec.core import BoolArray
-from draftrec.data.tables.readers import (
+from draftrec.data.tables.readers import RecordSource, Row
+from draftrec.data.tables.values import (
     NO_WORDS,
     NUMPY_NUMBER,
-    RecordSource,
-    Row,
     as_list,
     holds_uuids,
     holds_whole_numbers,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from draftrec.data.tables.readers import Row, python_rows
+from draftrec.data.tables.readers import Row
+from draftrec.data.tables.values import python_rows
 from draftrec.errors import DraftrecError
 
 _WANTED = "a text, a record with its fields, several of these, or a data frame"

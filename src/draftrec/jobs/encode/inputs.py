@@ -15,7 +15,8 @@ from draftrec.config import EncodeConfig
 from draftrec.data.files.places import Place, place
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.columns import ENTITY, TEXT, Join, find_column
-from draftrec.data.tables.readers import RecordSource, as_list, open_records
+from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.tables.values import as_list
 from draftrec.data.templates import facts_template
 from draftrec.errors import DraftrecError
 from draftrec.jobs.executor import Note, OnProgress, Share, ShouldStop, usual_window
