@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from draftrec.engine.passes import row_products, team
-from draftrec.engine.passes.prepacked import Part, RowLinear, narrowed, prepack
+from draftrec.engine.passes.prepacked import Part, RowLinear, narrowed, prepack, stored
 from draftrec.engine.selfcheck import checked_target
 from tests.engine.passes.processors import on_both_registers
 from tests.engine.test_exactness import _sized, build, ours, prompts_of
@@ -101,6 +101,22 @@ def test_bfloat16_rows_take_float32_weights(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(team, "_LEAST", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(linear(x), alone)
+
+
+@KINDS
+@torch.inference_mode()
+def test_products_go_where_they_are_told(kinds: Kinds) -> None:
+    """Wherever rows and room begin: rows of 16 and more bytes that no cache line begins with."""
+    linear, _ = layer(kinds[0], 2048, 70)
+    x = stored(torch.randn(33, 2048).to(kinds[1]))
+    expected = linear.times(x)
+    room = row_products.empty_on_lines((33 * linear.laid_outputs + 7,), x.dtype)
+    assert room.__array_interface__["data"][0] % 64 == 0
+    aside = row_products.empty_on_lines((33 * 2048 + 8,), x.dtype)[8:].reshape(33, 2048)
+    aside[:] = x
+    found = linear.times(aside, room)
+    assert np.shares_memory(found, room)
+    assert np.array_equal(found, expected)
 
 
 @torch.inference_mode()

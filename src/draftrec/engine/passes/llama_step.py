@@ -30,6 +30,7 @@ from draftrec.engine.passes.prepacked import (
     tensor_of,
 )
 from draftrec.engine.passes.row_attention import attend_arrays
+from draftrec.engine.passes.row_products import empty_on_lines
 from draftrec.engine.passes.team import over_rows
 
 #: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary
@@ -89,6 +90,8 @@ class LlamaStep:
         self._norm = stored(self._model.norm.weight)
         self._epsilon = np.float32(model.config.rms_norm_eps)
         self._head = _Product(model.get_output_embeddings())
+        products = [p for x in self._layers for p in (x.query_key_value, x.out, x.gate_up, x.down)]
+        self._room = max(p.room for p in products)
         self._waves = np.empty((0, 2, 0), np.float32)
 
     def __call__(self, packed: Packed, plan: Plan) -> torch.Tensor:
@@ -99,9 +102,12 @@ class LlamaStep:
         heads, _, dim = self._layers[0].size
         stream, found = stored(x), np.zeros((len(x), heads, dim), np.float32)
         asked = np.empty(found.shape, stream.dtype)
-        h, act = np.empty_like(stream), np.empty((len(stream), inner), stream.dtype)
+        h = empty_on_lines(stream.shape, stream.dtype)
+        act = empty_on_lines((len(stream), inner), stream.dtype)
         joined = found.reshape(len(stream), -1)
-        narrow = np.empty_like(joined, stream.dtype) if stream.dtype == np.int16 else joined
+        halved = stream.dtype == np.int16
+        narrow = empty_on_lines(joined.shape, stream.dtype) if halved else joined
+        room = empty_on_lines((len(stream) * self._room,), stream.dtype)  # of one product at a time
         epsilon = self._epsilon
         slots, columns = packed.slots.numpy(), packed.columns.numpy()
         where = packed.positions.numpy(), slots, columns
@@ -112,18 +118,19 @@ class LlamaStep:
         over_rows(_norm, len(h), stream.size, stream, self._layers[0].before, epsilon, h)
         for place, layer in enumerate(self._layers):
             keys, values = slab[0][place], slab[1][place]
+            both = layer.query_key_value.parts(h, room)
             over_rows(
-                _rotate, rows, 3 * stream.size, *layer.query_key_value.parts(h), layer.size, where,
-                waves, layer.heads_norm, epsilon, asked[:, :, None], keys, values,
+                _rotate, rows, 3 * stream.size, *both, layer.size, where, waves, layer.heads_norm,
+                epsilon, asked[:, :, None], keys, values,
             )  # fmt: skip
             seen = slots[:rows], sights[plan.reaches[place]]
             attend_arrays(asked[:rows], keys, values, seen, found[:rows], layer.scale)
             if narrow is not joined:
                 over_rows(_narrow, len(h), stream.size, joined, narrow)
-            delta = layer.out(narrow)
+            delta = layer.out(narrow, room)
             over_rows(_add_norm, len(h), stream.size, stream, delta, layer.after, epsilon, h)
-            over_rows(_gate, len(h), act.size, *layer.gate_up.parts(h), act)
-            delta = layer.down(act)
+            over_rows(_gate, len(h), act.size, *layer.gate_up.parts(h, room), act)
+            delta = layer.down(act, room)
             last = place + 1 == len(self._layers)
             weight = self._norm if last else self._layers[place + 1].before
             over_rows(_add_norm, len(h), stream.size, stream, delta, weight, epsilon, h)
@@ -151,25 +158,30 @@ class _Product:
         self.width = sum(x.out_features for x in linears)
         first = linears[0]
         packed = first.whole if isinstance(first, Part) else first
-        joined = isinstance(packed, RowLinear)
+        joined = self._ours = isinstance(packed, RowLinear)
         self._linears = (packed,) if joined else linears
         ends = np.cumsum([0, *(x.out_features for x in linears[:-1])]).tolist()
         self._begins = tuple(ends) if joined else (0,) * len(linears)
 
-    def __call__(self, rows: Any) -> Any:
-        """`[R, in]` to `[R, >= width]`, of a single layer, both as `stored`."""
-        return _times(self._linears[0], rows)
+    @property
+    def room(self) -> int:
+        """Numbers that it gives of a row, if it can put them where it is told."""
+        return self._linears[0].laid_outputs if self._ours else 0
 
-    def parts(self, rows: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    def __call__(self, rows: Any, room: Any = None) -> Any:
+        """`[R, in]` to `[R, >= width]`, of a single layer, both as `stored`; in `room`, if that is
+        given, until another product is put there."""
+        return self._times(self._linears[0], rows, room)
+
+    def parts(self, rows: Any, room: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:
         """Of each layer an array `[R, >= out]` that holds what it gives, and its first column."""
-        found = [_times(linear, rows) for linear in self._linears]
+        found = [self._times(linear, rows, room) for linear in self._linears]
         return tuple(found * (len(self._begins) // len(found))), self._begins
 
-
-def _times(linear: Any, rows: Any) -> Any:
-    if isinstance(linear, RowLinear):
-        return linear.times(rows)
-    return stored(linear(tensor_of(rows)))
+    def _times(self, linear: Any, rows: Any, room: Any) -> Any:
+        if self._ours:
+            return linear.times(rows, room)
+        return stored(linear(tensor_of(rows)))
 
 
 def _layer(layer: Any) -> _Layer:

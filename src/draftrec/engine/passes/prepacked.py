@@ -57,9 +57,14 @@ class RowLinear(nn.Module):
         found = tensor_of(out)[:, : self.out_features]
         return found.reshape(*x.shape[:-1], self.out_features)
 
-    def times(self, rows: Any) -> Any:
-        """`[R, >= out]` of `[R, in]`, both as `stored`."""
-        return row_products.products(rows, self._laid, self._more)
+    def times(self, rows: Any, room: Any = None) -> Any:
+        """`[R, >= out]` of `[R, in]`, both as `stored`, in `room` if that is given."""
+        return row_products.products(rows, self._laid, self._more, room)
+
+    @property
+    def laid_outputs(self) -> int:
+        """Numbers that `times` gives of a row."""
+        return len(self._more)
 
 
 def stored(tensor: torch.Tensor) -> Any:

@@ -53,6 +53,7 @@ from draftrec.engine.passes.row_products import (
     WIDTH,
     has_tiles,
     leave_tiles,
+    lines,
     near,
     one_tile,
     open_tiles,
@@ -205,9 +206,11 @@ def _attend(  # noqa: PLR0913
     shared = query.shape[1] // groups
     most = shared * np.max(tiles[1:] - tiles[:-1])
     whole = (steps + LANES - 1) // LANES * LANES
-    asked = np.zeros((most, whole * (query.shape[2] // steps)), query.dtype)
-    laid, nothing = np.empty((1, whole, WIDTH), keys.dtype), np.zeros(WIDTH, np.float32)
-    scores = np.empty((most, capacity + 2 * WIDTH), np.float32)
+    asked = lines(query, most, whole * (query.shape[2] // steps))
+    asked[:] = 0
+    laid = lines(keys, whole, WIDTH).reshape((1, whole, WIDTH))
+    nothing = np.zeros(WIDTH, np.float32)
+    scores = lines(sinks, most, (capacity + WIDTH - 1) // WIDTH * WIDTH + 2 * WIDTH)
     sums, scales = np.empty((most, values.shape[3]), np.float32), np.empty(most, np.float32)
     columns = np.empty(capacity + 2 * WIDTH, np.int64)
     for unit in range(first, last):

@@ -116,9 +116,11 @@ def taken_out(laid: Any, outputs: int, inputs: int) -> torch.Tensor:
     return torch.from_numpy(rows).view(kind)[:outputs, :inputs]
 
 
-def products(rows: Any, laid: Any, bias: Any) -> Any:
+def products(rows: Any, laid: Any, bias: Any, room: Any = None) -> Any:
     """`[R, >= outputs]` of `rows` `[R, inputs]`, float32 or, for bfloat16, int16, in their dtype;
-    `bias` float32 `[blocks * WIDTH]`."""
+    `bias` float32 `[blocks * WIDTH]`. Many rows had better begin with a cache line. `room`: at
+    least as many numbers of that dtype, which are overwritten and returned in place of new ones,
+    which the system would have to clear first."""
     blocks, steps, _ = laid.shape
     halved, narrow = rows.dtype == np.int16, laid.dtype == np.int32
     tiled = halved and narrow and steps % TALL == 0 and has_tiles()
@@ -127,7 +129,11 @@ def products(rows: Any, laid: Any, bias: Any) -> Any:
     if halved:
         paired = narrow and PAIRWISE
         rows = rows.view(np.int32) if paired else (rows.astype(np.int32) << 16).view(np.float32)
-    out = np.empty((len(rows), blocks * WIDTH), np.int16 if halved else np.float32)
+    shape = len(rows), blocks * WIDTH
+    if room is None:
+        out = np.empty(shape, np.int16 if halved else np.float32)
+    else:
+        out = room[: shape[0] * shape[1]].reshape(shape)
     # As long as the weights take to be read, or to be multiplied with all rows.
     numbers = laid.size * (1 + narrow)
     speed = 350 if tiled else 100 if rows.dtype == np.int32 else 50
@@ -138,6 +144,25 @@ def products(rows: Any, laid: Any, bias: Any) -> Any:
     else:
         (_tiled if tiled else _blocks)(0, blocks, rows, laid, bias, out)
     return out
+
+
+def empty_on_lines(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array, not filled in, from the begin of a cache line. Matrix tiles take several times as
+    long to be filled with rows that each lie in two lines; numpy's own arrays begin anywhere, and
+    torch's as these do."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    found = np.empty(size + LINE, np.uint8)
+    begin = -found.__array_interface__["data"][0] % LINE
+    return found[begin : begin + size].view(dtype).reshape(shape)
+
+
+@njit(cache=True, nogil=True)
+def lines(like: Any, rows: int, width: int) -> Any:
+    """`[rows, width]` of numbers of four bytes as `like` has them, not filled in, from the begin of
+    a cache line."""
+    room = np.empty(rows * width + LINE // 4, like.dtype)
+    begin = -room.ctypes.data % LINE // 4
+    return room[begin : begin + rows * width].reshape((rows, width))
 
 
 @cache
@@ -213,21 +238,24 @@ def _tiled(first: int, last: int, rows: Any, laid: Any, bias: Any, out: Any) -> 
     parts = (count + 2 * TALL - 1) // (2 * TALL)
     turn = steps if parts == 1 else _STEPS
     lead = AHEAD if parts == 1 else turn * _LINES * LINE
-    sums = np.empty((count, WIDTH), np.float32)
+    sums = lines(bias, count, WIDTH)
     for block in range(first, last):
         for step in range(0, steps, turn):
-            end = min(step + turn, steps)
+            end, opened = min(step + turn, steps), 0
             for part in range(parts):
                 begin = 2 * TALL * part
                 height = min(2 * TALL, count - begin)
                 asked = _LINES * part // parts, _LINES * (part + 1) // parts
                 task = begin, laid, block, step, end, sums, 0, lead
-                open_tiles(height)  # pyright: ignore[reportCallIssue]
+                if height != opened:
+                    open_tiles(height)  # pyright: ignore[reportCallIssue]
+                    opened = height
                 if height > TALL:
                     two_tiles(rows, *task, *asked)
                 else:
                     one_tile(rows, *task, *asked)
-        _finished(sums, block, bias, out)
+                if end == steps:
+                    _finished(sums, begin, height, block, bias, out)
     leave_tiles()
 
 
@@ -335,19 +363,22 @@ def _add_tiles(  # noqa: PLR0913
         write_tile(builder, tile, place, across)
 
 
-def _finish(typing: Any, sums: Any, block: Any, bias: Any, out: Any) -> Any:
-    """The block's columns of `out`: `sums` `[R, WIDTH]` and bias, rounded."""
+def _finish(  # noqa: PLR0913
+    typing: Any, sums: Any, begin: Any, count: Any, block: Any, bias: Any, out: Any
+) -> Any:
+    """The block's columns of `out`, of rows `begin .. begin + count - 1`: `sums` `[R, WIDTH]` and
+    bias, rounded."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sums, block, bias, out = arrays(context, builder, signature, arguments)
+        sums, begin, count, block, bias, out = arrays(context, builder, signature, arguments)
         column = builder.mul(block, LONG(WIDTH))
         more = _both(builder, bias.at(column))
-        with cgutils.for_range(builder, sums.size(0)) as loop:
-            found = _both(builder, sums.at(loop.index))
-            _end(builder, found, more, out.at(loop.index, column), rounds=True)
+        with cgutils.for_range(builder, count) as loop:
+            row = builder.add(begin, loop.index)
+            _end(builder, _both(builder, sums.at(row)), more, out.at(row, column), rounds=True)
         return context.get_dummy_value()
 
-    return types.void(sums, types.intp, bias, out), generate
+    return types.void(sums, types.intp, types.intp, types.intp, bias, out), generate
 
 
 def _open(typing: Any, rows: Any) -> Any:
