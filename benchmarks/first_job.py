@@ -5,7 +5,8 @@ embedded model, in turn with `--draft none`. `movielens`: every user of MovieLen
 instruct model; records by `draftrec records`, prompts by the kar template, all settings at their
 defaults. There the pool grows over all users, chunk by chunk; every few chunks the same prompts are
 also written plainly, before or after in turn, so that both meet the same machine. Both parts run
-with and without a repetition penalty. The last line is the result.
+with and without a repetition penalty. Processors with matrix tiles have result files of their own,
+as other drafts pay there. The last line is the result.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from shop import stream_records
 from draftrec.config import Side
 from draftrec.data.templates import load_template
 from draftrec.demo.shop import demo_model_path
+from draftrec.engine.passes.row_products import has_tiles
 
 if TYPE_CHECKING:
     from draftrec.core import Generation, Request
@@ -229,6 +231,7 @@ def main() -> None:
 
     def save(part: str, model: Path, penalty: float, result: dict[str, Any]) -> None:
         name = f"first-job-{part}" + ("" if penalty == 1.0 else "-penalty")
+        name += "-tiles" * (part == "movielens" and has_tiles())
         payload = {"settings": settings | {"model": model.name}, part: result}
         write_result(name, payload, seed=0, folder=args.results)
 
