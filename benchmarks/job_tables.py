@@ -39,9 +39,10 @@ def bookshop(result: Result) -> str:
 def movielens(result: Result) -> str:
     """A real model on real users: pool growing, plain in between."""
     r = result["movielens"]
+    where = ", by matrix tiles" if result["benchmark"].endswith("-tiles") else ""
     shares = ", ".join(f"{n} {s:.0%}" for n, s in r["share_of_tokens"].items() if s >= 0.005)
     return (
-        f"## A first job on MovieLens-100K: `benchmarks/first_job.py --part movielens`"
+        f"## A first job on MovieLens-100K{where}: `benchmarks/first_job.py --part movielens`"
         f"{_penalty(result)}\n\n"
         f"{result['settings']['model']} in {r['dtype']} writes profiles of {r['users']} users, "
         "records and prompts by the product's own commands, all settings at their defaults; the "

@@ -64,7 +64,12 @@ def _fast_plot(results: Results) -> Markup:
 def _fast(results: Results) -> str:
     one, sixteen = (_speeds(results, f"greedy_batch_{n}") for n in (1, 16))
     sampled = _speeds(results, "sampled_batch_16")
-    first = results["first-job-movielens"]["movielens"]
+    firsts = [results[f"first-job-movielens{kind}"] for kind in ("", "-tiles")]
+    first = " and ".join(
+        f"{found['movielens']['speedup']['median']:.2f} times as fast over "
+        f"{found['movielens']['compared_texts']} texts on an {_name(found['machine']['cpu'])}"
+        for found in firsts
+    )
 
     def times(cell: Results, way: str) -> str:
         return f"{cell[way]['speedup_over_best_plain']['median']:.2f}"
@@ -82,9 +87,12 @@ def _fast(results: Results) -> str:
         f"{times(sixteen, 'strict')} times. Sixteen sampled texts at a time are slower "
         f"with drafts: {times(sampled, 'strict')} times, a loss. SmolLM2-135M-Instruct, "
         "whose "
-        f"pool starts empty, is {first['speedup']['median']:.2f} times as fast over "
-        f"{first['compared_texts']} texts." + _beside_llama_cpp(results)
+        f"pool starts empty, is {first}." + _beside_llama_cpp(results)
     )
+
+
+def _name(cpu: str) -> str:
+    return cpu.replace("(R)", "").removesuffix(" Processor")
 
 
 def _beside_llama_cpp(results: Results) -> str:
@@ -324,6 +332,7 @@ def _auto(ways: Results) -> float:
 QUESTIONS = (
     Question("How fast?", "fast", (
         "knowledge-live", "first-job-movielens", "first-job-movielens-penalty",
+        "first-job-movielens-tiles", "first-job-movielens-penalty-tiles",
         "first-job-bookshop", "first-job-bookshop-penalty", "knowledge-replay", "sampled",
         "steps", "steps-900", "packed-weights", "packed-weights-tiles", "host-time", "prompts",
         "transformers", "vllm", "load",

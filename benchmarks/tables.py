@@ -364,6 +364,8 @@ SECTIONS = {
     "first-job-bookshop-penalty": bookshop,
     "first-job-movielens": movielens,
     "first-job-movielens-penalty": movielens,
+    "first-job-movielens-tiles": movielens,
+    "first-job-movielens-penalty-tiles": movielens,
     "knowledge-replay": _replay,
     "knowledge-live": _live,
     "sampled": sampled,
