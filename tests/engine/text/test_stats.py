@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from draftrec.config import AcceptConfig
 from draftrec.core import SOURCES
 from draftrec.engine.text.budget import FixedBudget
 from draftrec.engine.text.loop import generate
 from draftrec.engine.text.stats import StepStats, summed
 from tests.engine.text.helpers import PROMPTS, GuessingDrafter, make_engine, plain_text, requests
+from tests.engine.text.toy import EOS, BushyDrafter, toy_engine, toy_requests
 
 NAME = "llama"
 
@@ -38,6 +43,26 @@ def test_steps_agree_with_the_texts_counts_by_source_depth_and_group() -> None:
         assert list(step.accepted_by_depth) == sorted(step.accepted_by_depth, reverse=True)
     assert max(len(s.accepted_by_depth) for s in steps) > 1
     assert all(0 < s.kv_tokens <= sum(len(p) for p in PROMPTS) + 20 * 3 for s in steps)
+
+
+def test_texts_that_are_computed_anew_are_counted_while_nothing_of_them_is_scored() -> None:
+    """As those of `longrope` are that outgrow its limit: in several passes, if they are long."""
+    table = np.random.default_rng(0).normal(size=(7, 7))
+    table[:, EOS] = -9.0
+    written: list[list[list[int]]] = []
+    for limit in (1 << 30, 5):
+        engine = toy_engine(table, AcceptConfig(), BushyDrafter(7), most=12)
+        target: Any = engine.target
+        target.shared_length = target.anew_length = limit
+        engine.prefill_chunk = 4
+        steps: list[StepStats] = []
+        done = generate(engine, toy_requests(3), steps.append)
+        written.append([text.token_ids.tolist() for text in done])
+        drafted = sum(text.counts.drafted_tokens for text in done)
+        assert sum(s.by_group.get("", (0, 0))[0] for s in steps) == drafted > 0
+        # The pass that outgrew it has no draft behind it; those that follow have no verdict.
+        assert any(s.scored < s.active for s in steps) == (limit == 5)
+    assert written[0] == written[1]
 
 
 def test_the_sum_of_steps_counts_each_once_and_shows_the_last_batch() -> None:

@@ -38,9 +38,10 @@ class ToyTarget:
         """Nothing is cached."""
 
     def score(self, segments: Seq[Segment]) -> Scores:
-        rows = [[s.pending[-1], *s.tree.token_ids] for s in segments if s.scored]
-        flat = torch.as_tensor(np.concatenate(rows).astype(np.int64))
-        return Scores(self.table[flat], [i for i, s in enumerate(segments) if s.scored])
+        scored = [(i, s) for i, s in enumerate(segments) if s.scored]
+        rows = [t for _, s in scored for t in (s.pending[-1], *s.tree.token_ids)]
+        flat = torch.as_tensor(np.array(rows, np.int64))
+        return Scores(self.table[flat], [i for i, _ in scored])
 
     def commit(self, segments: Seq[Segment], paths: Seq[Any]) -> None:
         """Nothing is cached."""

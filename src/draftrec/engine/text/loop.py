@@ -136,7 +136,8 @@ def step(engine: Engine, batch: Batch, on_step: Callable[[StepStats], None] | No
     retire(engine, batch)
     if on_step:
         active = [q for q, _ in laid.pairs]
-        on_step(stats.step_stats(active, len(batch.waiting), laid.rows, laid.trees, verdicts))
+        sizes = len(batch.waiting), laid.rows
+        on_step(stats.step_stats(active, laid.scored, *sizes, laid.trees, verdicts))
 
 
 def start(engine: Engine, requests: Seq[Request]) -> Batch:

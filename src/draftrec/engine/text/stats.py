@@ -131,13 +131,15 @@ def record(sequence: RunningSequence, tree: DraftTree, verdict: Verdict) -> None
 
 def step_stats(
     active: Seq[RunningSequence],
+    scored: Seq[RunningSequence],
     waiting: int,
     rows: int,
     trees: Seq[DraftTree],
     verdicts: Seq[Verdict],
 ) -> StepStats:
-    """Sum up one step. `trees` and `verdicts` are those of the active sequences that were scored,
-    which are all but the ones whose prompt is not done yet."""
+    """Sum up one step. `trees` and `verdicts` are those of the active sequences that were `scored`:
+    all but the ones whose prompt is not done yet, or whose rows are computed anew since the text
+    has outgrown a limit."""
     drafted, accepted = [len(t) for t in trees], [len(v.path) for v in verdicts]
     # A path goes down from the root, so its i-th node lies at depth i.
     longest = max(accepted, default=0)
@@ -153,10 +155,10 @@ def step_stats(
         draft_calls=sum(n > 0 for n in drafted),
         relaxed_tokens=sum(v.relaxed for v in verdicts),
         kv_tokens=sum(s.computed for s in active),
-        scored=len(trees),
+        scored=len(scored),
         accepted_by_source=_by_source(trees, verdicts),
         accepted_by_depth=tuple(sum(n > d for n in accepted) for d in range(longest)),
-        by_group=_by_group(active, drafted, accepted),
+        by_group=_by_group(scored, drafted, accepted),
     )
 
 
@@ -194,11 +196,10 @@ def _by_source(trees: Seq[DraftTree], verdicts: Seq[Verdict]) -> tuple[int, ...]
 
 
 def _by_group(
-    active: Seq[RunningSequence], drafted: Seq[int], accepted: Seq[int]
+    scored: Seq[RunningSequence], drafted: Seq[int], accepted: Seq[int]
 ) -> dict[str, tuple[int, int]]:
-    """Drafted and accepted tokens by group; whoever was scored has written at least a token."""
+    """Drafted and accepted tokens by group."""
     found: dict[str, tuple[int, int]] = {}
-    scored = [s for s in active if s.new_tokens]
     for sequence, more, kept in zip(scored, drafted, accepted, strict=True):
         if more:
             group = sequence.request.group or ""
