@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from draftrec import Generator
 from draftrec.config import EncoderConfig, ModelConfig
 from draftrec.errors import DraftrecError
-from draftrec.models import bodies, loading
+from draftrec.models import bodies, loading, sources
 from tests.models import zoo
 from tests.models.folders import make_tokenizer, save
 
@@ -173,7 +173,7 @@ def test_a_whole_model_beside_it_is_ambiguous(base: Path, change: Callable[..., 
     """transformers adds the adapter if peft is there, although it may have been merged already."""
     folder = change()
     shutil.copy(base / "config.json", folder)
-    loading.find_source(folder)  # some programs leave the configuration there, without weights
+    sources.find_source(folder)  # some programs leave the configuration there, without weights
     shutil.copy(base / "model.safetensors", folder)
     refused(folder, "a whole model and an adapter", str(folder))
 
@@ -197,12 +197,12 @@ def test_on_the_hub_it_is_found_where_no_model_is(
 
     def only_cached(model: str, name: str) -> bool:
         if name == "config.json":
-            raise loading._NoFileError(f"{model} has no {name}.")
+            raise sources._NoFileError(f"{model} has no {name}.")
         return False
 
-    monkeypatch.setattr(loading, "_only_cached", only_cached)
+    monkeypatch.setattr(sources, "_only_cached", only_cached)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(file))
-    assert loading.find_source("some/lora") == loading.Source(str(base), adapter="some/lora")
+    assert sources.find_source("some/lora") == sources.Source(str(base), adapter="some/lora")
     refused(change(base_model_name_or_path="some/lora"), "which is one itself")
-    monkeypatch.setattr(loading, "_only_cached", lambda *_: only_cached("some/lora", "config.json"))
+    monkeypatch.setattr(sources, "_only_cached", lambda *_: only_cached("some/lora", "config.json"))
     refused("some/lora", "has no config.json")

@@ -15,9 +15,8 @@ from huggingface_hub import constants
 from draftrec import Generator
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError, UnsupportedModelError
-from draftrec.models import loading
-from draftrec.models import loading as sources
-from draftrec.models.loading import find_source
+from draftrec.models import loading, sources
+from draftrec.models.sources import find_source
 from tests.models import gguf_files, zoo
 from tests.models.folders import save
 
