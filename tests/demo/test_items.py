@@ -16,7 +16,8 @@ from draftrec.cli.main import run
 from draftrec.data.sequences import read_histories, read_semantic_ids
 from draftrec.demo import items, output
 from draftrec.demo.items import PLAIN, UNDRAFTED, WAYS, Size, Story
-from draftrec.demo.items_report import findings, make_arms, make_report, next_steps
+from draftrec.demo.items_findings import findings, make_arms
+from draftrec.demo.items_report import make_report, next_steps
 from draftrec.demo.shop import histories, shipped_path
 from draftrec.errors import DraftrecError
 from draftrec.models.recommender import load_recommender
