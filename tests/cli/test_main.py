@@ -81,6 +81,15 @@ def test_help_begins_with_what_everybody_needs(
         assert required == sorted(required, reverse=True)
 
 
+def test_help_says_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    begin = capsys.readouterr().out.partition("New here?")[2].partition("─")[0]
+    lists = [line.split(": ")[1].split(".")[0] for line in begin.splitlines() if ": " in line]
+    steps = ", ".join(lists).split(", ")
+    assert (steps[0], steps[-1]) == ("records", "genrec")
+    assert set(steps) <= set(_COMMANDS)
+
+
 def test_brackets_in_help_are_no_styles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

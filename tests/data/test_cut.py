@@ -117,7 +117,7 @@ def test_unusable_events_are_left_out_and_counted(tmp_path: Path) -> None:
         ("a", 4),
         ("a", 5),
     ]
-    assert rejects.rows[1].reason == "rating is '4,5', not a number"
+    assert rejects.rows[1].reason == "rating is '4,5', not a number; write a decimal point"
     with pytest.raises(DraftrecError, match="line 2: user_id is null"):
         read_events(str(path), EventColumns())
     path.write_text(json.dumps(bad[0]))
@@ -319,6 +319,13 @@ def test_cuts_that_cannot_be(
         ),
         ([{"user_id": 1, "item_id": 2, "timestamp": True}], EventColumns(), "or a date"),
         ([{"user_id": 1, "item_id": 2, "timestamp": "noon"}], EventColumns(), "or a date"),
+        ([{"user_id": 1, "item_id": 2, "timestamp": "31.05.2024"}], EventColumns(), "year first"),
+        (
+            [{"user_id": 1, "item_id": 2, "timestamp": "5/3/2024 9:05"}],
+            EventColumns(),
+            "year first",
+        ),
+        ([{"who": 1, "what": 2}], EventColumns(), "no columns 'user_id' and 'item_id', it has who"),
         ([{"user_id": 1, "item_id": 2}], EventColumns(rating="stars"), "'stars'"),
     ],
 )

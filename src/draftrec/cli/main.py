@@ -153,7 +153,12 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
     ] = False,
 ) -> None:
-    """Fast LLM-based recommenders: draft cheaply, verify in one forward pass."""
+    """Fast LLM-based recommenders: draft cheaply, verify in one forward pass.
+
+    New here? `draftrec demo` shows it offline.
+    Texts about your users and items: records, prompts, generate, encode, ctr.
+    Recommendations: sequences, sid, genrec. Each command has --help.
+    """
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import date
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -392,7 +393,11 @@ def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> Generate
         home = next((n for n, g in groups.items() if key in type(g).model_fields), None)
         if home is None:
             known = sorted(k for g in groups.values() for k in type(g).model_fields)
-            raise DraftrecError(f"Unknown setting {key!r}; known are {', '.join(known)}.")
+            near = get_close_matches(key, known, n=1)
+            raise DraftrecError(
+                f"Unknown setting {key!r}; {f'is {near[0]!r} meant? ' if near else ''}"
+                f"known are {', '.join(known)}."
+            )
         changed.setdefault(home, {})[key] = value
     try:
         made = {n: type(groups[n])(**{**dict(groups[n]), **v}) for n, v in changed.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
@@ -46,6 +47,12 @@ _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 #: What is printed for a missing id.
 _NOBODY = {*NO_WORDS, "NA", "N/A", "NULL"}
 _TIMES = "a number or a date such as 2024-05-31 or 2024-05-31T10:00:00Z"
+#: How numbers and dates are written in other countries, and how to mend that.
+_ELSEWHERE = (
+    (re.compile(r"\s*[+-]?\d+,\d+\s*"), "; write a decimal point"),
+    (re.compile(r"\s*\d\d?([./-])\d\d?\1\d{4}\b.*"),
+     "; write the year first, since it could be read with day and month swapped"),
+)  # fmt: skip
 #: How many of a file's numbers a second may have, and between which seconds its latest moment then
 #: lies: from 1990 to 2100. 20240531 is none of these.
 _PER_SECOND, _SECONDS = (1, 10**3, 10**6, 10**9), (6.3e8, 4.2e9)
@@ -199,7 +206,8 @@ def _converted(row: Row, column: str, convert: Callable[[Any], T], allowed: str)
             return convert(value)
     except (TypeError, ValueError, ArithmeticError):
         pass
-    raise RowError(row, f"{column} is {value!r}, not {allowed}")
+    mends = (mend for form, mend in _ELSEWHERE if isinstance(value, str) and form.fullmatch(value))
+    raise RowError(row, f"{column} is {value!r}, not {allowed}{next(mends, '')}")
 
 
 def _rating(row: Row, column: str) -> tuple[float, bool]:

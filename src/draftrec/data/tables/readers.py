@@ -123,8 +123,9 @@ class RecordSource:
             if missing and found:
                 self._refuse_headless(path, found)
                 names = " and ".join(repr(name) for name in missing)
+                what = "column" if len(missing) == 1 else "columns"
                 raise DraftrecError(
-                    f"{path} has no column {names}, it has {', '.join(found)}; {mend}"
+                    f"{path} has no {what} {names}, it has {', '.join(found)}; {mend}"
                 )
 
     @property

@@ -268,10 +268,16 @@ class Call:
                 f"it has no {layout.prompt!r}, but {', '.join(values) or 'nothing'}; name the "
                 f"field with prompt_column=, or choose a template="
             )
+        elif values.get("title") and values.get("history") is None and self._of_users():
+            reason = f"{reason}; for a record of an item, give side='item'"
         place = f"record {number}" + (
             f" ({found.entity_id!r})" if found.entity_id and named else ""
         )
         raise DraftrecError(f"{place} cannot be served: {reason}")
+
+    def _of_users(self) -> bool:
+        template = self.layout.template
+        return template is not None and "history" in template.required_fields
 
     def _requests(self, entities: Seq[tuple[Entity, bool]], are_texts: Seq[bool]) -> list[Request]:
         ids: dict[int, Any] = {}
