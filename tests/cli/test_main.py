@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ import typer
 from draftrec import __version__
 from draftrec.cli.knobs import PANELS
 from draftrec.cli.main import _COMMANDS, _explain, run
-from draftrec.cli.messages import messages, say, set_loudness, warn
+from draftrec.cli.messages import StopSignal, messages, say, set_loudness, warn
+from draftrec.data.files import writers
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -213,6 +217,52 @@ def test_options_are_not_shared_between_commands() -> None:
             for extra in parameter.annotation.__metadata__:
                 assert "\\\\[" not in (extra.help or "")
                 assert isinstance(extra, typer.models.ParameterInfo)
+
+
+@contextmanager
+def handled(number: int, handler: Any) -> Iterator[None]:
+    """What a process begins with; those who run the tests may have another."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
+
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_interrupts_any_command_which_leaves_nothing_half_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:
+    (tmp_path / "in.txt").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(writers, "_sync_file", lambda _: os.kill(os.getpid(), number))
+    with handled(number, signal.SIG_DFL):
+        line = ["table", tmp_path / "in.txt", "--output", tmp_path / "new" / "out.csv"]
+        assert run([*map(str, line)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["in.txt"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_it_asks_a_job_to_stop(number: int) -> None:
+    with handled(number, signal.SIG_DFL), StopSignal() as stop:
+        stop.arm()
+        os.kill(os.getpid(), number)
+        assert stop()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
+def test_nohup_is_heeded() -> None:
+    with handled(signal.SIGHUP, signal.SIG_IGN), StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop()
+        assert run(["--version"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from draftrec.cli.main import run
+from draftrec.serve.http import app
 from draftrec.serve.http.app import exposure
 from draftrec.serve.settings import ServeSettings
 from tests.jobs.recommend.worlds import World, make_world
@@ -124,6 +125,18 @@ def test_it_starts_answers_reloads_drains_and_ends_with_0(config: Path, tmp_path
     assert answers.count(200) > 0
     asked = [line for line in lines if line.get("route") == "/v1/recommend"]
     assert sum(line["status"] == 200 for line in asked) == answers.count(200) + 1
+
+
+def test_a_signal_while_models_load_ends_it_with_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(app, "Service", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert run(["serve", "--demo", "--port", "0"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "ended before anything was served" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from draftrec import __version__
 from draftrec.cli.command import BAD_INPUT, INTERRUPTED
-from draftrec.cli.messages import fail, messages, say
+from draftrec.cli.messages import fail, interruptible, messages, say
 from draftrec.errors import DraftrecError
 
 #: Command -> module that defines a function of that name, or a table SUBCOMMANDS.
@@ -60,7 +60,7 @@ def main(argv: Seq[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command line; its exit code."""
-    with messages():
+    with messages(), interruptible():
         return _run(argv or ["--help"])
 
 

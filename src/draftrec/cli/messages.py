@@ -148,8 +148,38 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         yield watch
 
 
+def _ending() -> list[int]:
+    """Signals that ask a command to end: Ctrl-C, SIGTERM, and SIGHUP, by which a terminal that
+    closes ends what was started in it, unless that was told not to hear it (nohup)."""
+    found: list[int] = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        found.append(hangup)
+    return found
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP, which would end the process where it stands, interrupt the command as
+    Ctrl-C does: what is half written goes, and locks. A handler that somebody has set stays."""
+    usual: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        usual = [n for n in _ending() if signal.getsignal(n) == signal.SIG_DFL]
+    for number in usual:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 class StopSignal(AbstractContextManager["StopSignal"]):
-    """Ctrl-C and SIGTERM as a question that the job asks between steps.
+    """Ctrl-C, SIGTERM and SIGHUP as a question that the job asks between steps.
 
     Until it is armed, and the second time, the signal interrupts at once.
     """
@@ -169,7 +199,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _ending():
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

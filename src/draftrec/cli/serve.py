@@ -52,7 +52,10 @@ def serve(options: ServeOptions) -> int:
     from draftrec.serve.http.app import serve as run
 
     settings, sources = _what(options)
-    run(settings, sources, say)
+    try:
+        run(settings, sources, say)
+    except KeyboardInterrupt:  # while models load; once it serves, a signal drains it
+        say("ended before anything was served")
     return DONE
 
 

@@ -33,6 +33,26 @@ def test_what_ends_while_it_is_written_leaves_the_old_file_alone(
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {path.name: b"old"}
 
 
+def test_what_ends_as_it_gets_its_name_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", end)
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(tmp_path / "x", b"new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_that_name_is_named_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        replace_file(tmp_path / "x", b"new")
+    assert caught.value.filename == str(tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
     for name in ("disk", "here"):
         (tmp_path / name).mkdir()

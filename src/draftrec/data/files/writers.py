@@ -60,15 +60,17 @@ def renaming(path: Path) -> Iterator[Path]:
     """The same for libraries that open files themselves: the name that they are to write to. A
     link stays one, and what it leads to is replaced."""
     path = behind_link(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with naming(path):
             yield temporary
             _sync_file(temporary)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # nobody's; and on a full disk, what it holds is needed
         raise
-    temporary.replace(path)
     sync_folder(path.parent)
 
 
