@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from draftrec.core import IntArray
 from draftrec.errors import DraftrecError, PoolMismatchError
+from draftrec.evaluate.replay.job import check_pool
 from draftrec.pool import files
 from draftrec.pool.index import TreeBuilder, tail_of_text
 from draftrec.pool.store import LevelName, Pool
@@ -378,6 +379,7 @@ def test_a_kill_between_the_renames_leaves_a_pool(
 ) -> None:
     """Nothing gets to clean up, and still a pool can be opened and saved again."""
     make_pool().save(tmp_path / "pool")
+    known = files.fingerprint(tmp_path / "pool")
     rename = Path.rename
 
     def dead(*_: object, **__: object) -> None:
@@ -396,6 +398,8 @@ def test_a_kill_between_the_renames_leaves_a_pool(
     assert not (tmp_path / "pool").exists()
     pool = Pool.load(tmp_path / "pool", "tokenizer-a")
     assert len(pool) == 3
+    assert files.fingerprint(tmp_path / "pool") == known  # by which jobs know it
+    assert check_pool(tmp_path / "pool")["texts"] == 3
     pool.save(tmp_path / "pool")
     assert len(Pool.load(tmp_path / "pool", "tokenizer-a")) == 3
     assert not list(tmp_path.glob("*.old"))

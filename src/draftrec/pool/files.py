@@ -147,6 +147,12 @@ def existing(folder: Path) -> Path:
     )
 
 
+def fingerprint(folder: Path) -> str:
+    """Of the pool's manifest, which holds the checksums of its files. Raises OSError where there is
+    none."""
+    return checksum(existing(folder) / MANIFEST)
+
+
 def damaged(path: Path, why: object) -> DraftrecError:
     """The error for a file of a pool that cannot be used."""
     return DraftrecError(f"The pool file {path} is damaged ({why}); build the pool again.")

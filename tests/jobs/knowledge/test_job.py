@@ -28,6 +28,7 @@ from draftrec.data.files import writers
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.jobs.knowledge import job
 from draftrec.jobs.knowledge.job import JobSpec, run_job
+from draftrec.jobs.knowledge.plan import lag_to_use
 from draftrec.jobs.knowledge.shards import RunFolder
 from draftrec.jobs.ledger import JobResult
 from draftrec.models.prompting import ChatTemplate
@@ -58,7 +59,9 @@ def make_spec(folder: Path, output: str = "run", **options: Any) -> JobSpec:
     )
     given = {n: options.pop(n) for n in RecordsConfig.model_fields if n in options}
     records = RecordsConfig(**given)
-    config = JobConfig(generate=model, records=records, shard_size=options.pop("shard_size", 5))
+    about = {n: options.pop(n) for n in ("pool_lag",) if n in options}
+    size = options.pop("shard_size", 5)
+    config = JobConfig(generate=model, records=records, shard_size=size, **about)
     source = options.pop("input", folder / "in.jsonl")
     return JobSpec(config=config, input=str(source), output=folder / output, **options)
 
@@ -397,6 +400,16 @@ def test_the_first_finished_text_binds_as_a_shard_does(tmp_path: Path) -> None:
     assert "model changed" in refusal(lambda: do(make_spec(tmp_path), other))
     assert do(make_spec(tmp_path, limit=4, overwrite=True)).summary["entities"] == 4
     assert not list((tmp_path / "run").glob(".journal*"))
+
+
+def test_so_does_the_lag_that_it_was_written_with(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl")
+    generator = FakeGenerator(relaxed=True)
+    spec = make_spec(tmp_path, accept="relaxed", pool_lag=0)
+    with pytest.raises(Interrupted):
+        do(spec, generator, should_stop=lambda: generator.decoded >= 2)
+    assert lag_to_use(tmp_path / "run", 4, overwrite=False) == 0
+    assert lag_to_use(tmp_path / "run", 4, overwrite=True) == 4
 
 
 def test_the_cost_curve_is_measured_once_per_run(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ _IDLE = (
 )
 
 
-@command(GenerateOptions, idle=_IDLE)
+@command(GenerateOptions, idle=_IDLE, writes=["save_pool"])
 def generate(options: GenerateOptions) -> int:
     """Write a text for every record of INPUT.
 

@@ -208,7 +208,7 @@ def prune_pool(folder: Path, max_bytes: int) -> dict[str, Any]:
 def check_pool(folder: Path) -> dict[str, Any]:
     """Verify every checksum, and that the indexes hold the texts. Raises DraftrecError if not."""
     pool = Pool.load(folder)
-    manifest = files.read_manifest(folder)
+    manifest = files.read_manifest(files.existing(folder))
     return {"pool": str(folder), "files": len(manifest["files"]), "texts": len(pool), "ok": True}
 
 

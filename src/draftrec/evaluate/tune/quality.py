@@ -7,7 +7,6 @@ choice and the settings file are made of them at the end (`choice`).
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
@@ -47,6 +46,7 @@ from draftrec.jobs.trials import (
     trial_key,
 )
 from draftrec.models.prompting import form_of
+from draftrec.pool.files import fingerprint
 
 if TYPE_CHECKING:
     from draftrec.jobs.knowledge.generator import Generator
@@ -383,7 +383,7 @@ def _identity(
         "drafter": generator.fingerprint["drafter"] or None,
         "records": sample.fingerprint,
         "groups": groups.fingerprint if groups else None,
-        "pool": _pool_fingerprint(job.pool) if job.pool else None,
+        "pool": fingerprint(job.pool) if job.pool else None,
         "device": generator.device,
         "dtype": generator.dtype,
         "threads": generator.facts.threads,
@@ -394,8 +394,3 @@ def _identity(
         **records,
         **batch,
     }
-
-
-def _pool_fingerprint(folder: Path) -> str:
-    """Of the pool's manifest, which holds the checksums of its files."""
-    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +28,7 @@ from draftrec.jobs.knowledge.manifest import (
 from draftrec.jobs.knowledge.refresh import PreviousRun
 from draftrec.jobs.knowledge.shards import RunFolder
 from draftrec.jobs.ledger import package_versions
+from draftrec.pool.files import MANIFEST, fingerprint
 
 _LOG = logging.getLogger(__name__)
 # Reading through so much takes a moment that should have a name.
@@ -143,8 +143,8 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
     manifest = folder.manifest()
     if manifest is None or spec.overwrite:
         return None
-    if not manifest.shards and not folder.journaled(0):
-        return None  # there is nothing to lose
+    if _binds_nobody(manifest, folder):
+        return None
     now = dict(plan.fingerprints)
     if manifest.shards_complete and spec.save_pool and spec.save_pool == spec.pool:
         del now["pool"]  # the run may have been cut off after it had saved its pool over this one
@@ -157,6 +157,11 @@ def continued(plan: Plan, folder: RunFolder) -> Manifest | None:
         )
     folder.check_parts(manifest)
     return manifest
+
+
+def _binds_nobody(manifest: Manifest, folder: RunFolder) -> bool:
+    """Whether the run has no text yet that could be lost."""
+    return not manifest.shards and not folder.journaled(0)
 
 
 def as_begun(plan: Plan, begun: Manifest | None) -> JobSpec:
@@ -173,8 +178,9 @@ def as_begun(plan: Plan, begun: Manifest | None) -> JobSpec:
 def lag_to_use(output: Place, usual: int, *, overwrite: bool) -> int:
     """The pool lag of a job whose texts depend on it: as the run in `output` was begun, else the
     usual one."""
-    begun = None if overwrite else RunFolder(output).manifest()
-    if begun is None or not begun.shards:
+    folder = RunFolder(output)
+    begun = None if overwrite else folder.manifest()
+    if begun is None or _binds_nobody(begun, folder):
         return usual
     lag = recorded_settings(begun)["pool_lag"]
     return usual if lag == "auto" else lag
@@ -189,13 +195,11 @@ def _previous_run(spec: JobSpec) -> PreviousRun | None:
 
 
 def _pool_fingerprint(folder: Path) -> str:
-    """Of a pool's manifest, which holds the checksums of its arrays."""
-    path = folder / "manifest.json"
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return fingerprint(folder)
     except OSError as error:
         raise DraftrecError(
-            f"{folder} is not a pool, {path.name} cannot be read ({error.strerror}); give a folder "
+            f"{folder} is not a pool, {MANIFEST} cannot be read ({error.strerror}); give a folder "
             f"that --save-pool or `draftrec pool build` made"
         ) from error
 
@@ -204,7 +208,7 @@ def _check_save_pool(folder: Path, *, drafts_from_pool: bool) -> None:
     """Find out before the work, not after it, that the pool cannot be kept there."""
     if not drafts_from_pool:
         raise DraftrecError("--save-pool needs a pool to save; use it with --draft pool")
-    if folder.exists() and not (folder / "manifest.json").is_file():
+    if folder.exists() and not (folder / MANIFEST).is_file():
         raise DraftrecError(
             f"{folder} exists and is not a pool; name a new folder with --save-pool"
         )
