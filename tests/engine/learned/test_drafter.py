@@ -239,6 +239,18 @@ def test_prompts_under_way_are_left_to_the_other_drafter() -> None:
     assert drafter.draft([text], 8, 4)[0] is pool
 
 
+def test_so_are_those_of_which_neighbours_have_left_a_token() -> None:
+    """A tree does not depend on them: relaxed texts would."""
+    world = World()
+    pool = make_tree([5], [-1], [0.5], [ALL])
+    drafter, ids = world.drafter(Fixed(pool)), world.ids[0]
+    text = Text(Request("0", ids[:7]), ids[:7], 0)
+    drafter.start(text)
+    assert drafter.draft([text], 8, 4)[0] is pool
+    text.context = ids[:8]
+    assert len(drafter.draft([text], 8, 4)[0]) == 8
+
+
 @given(st.data())
 def test_trees_keep_their_promises(data: st.DataObject) -> None:
     world = World(texts=3, seed=data.draw(st.integers(0, 5)))

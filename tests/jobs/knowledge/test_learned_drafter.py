@@ -14,7 +14,7 @@ from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge import generator
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.pool import costs as module
-from tests.engine.text.helpers import observed_eos, requests
+from tests.engine.text.helpers import PROMPTS, observed_eos, requests
 from tests.models import zoo
 from tests.models.folders import save, save_head
 
@@ -95,6 +95,9 @@ def test_relaxed_texts_do_not_depend_on_what_is_written_beside(folder: Path, dra
         load(folder, drafter=str(drafter), batch_size=size, **settings) for size in (1, 5)
     )
     assert ids(alone.run(requests())) == ids(beside.run(requests()))
+    # Of equal prompts the second finds all rows but one in the cache, unless it is resumed with.
+    both = requests([PROMPTS[2], PROMPTS[2]])
+    assert ids(beside.run(both)[1:]) == ids(alone.run(both[1:]))
 
 
 def test_it_is_part_of_what_a_run_depends_on(folder: Path, drafter: Path, tmp_path: Path) -> None:

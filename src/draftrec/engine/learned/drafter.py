@@ -158,7 +158,7 @@ class HeadDrafter:
 
     A level is a pass of the head over the likeliest nodes so far, whosever they are; `levels` of
     them at most in a step. `tokens` int64 `[V]`: the draft tokens. `weights` as in `growth`. Texts
-    whose last row the target has yet to compute, prompts under way, are drafted by `inner` alone.
+    of which nothing is written yet, prompts under way, are drafted by `inner` alone.
     `rules`: what is done to the target's scores, and so to the head's. Where texts are sampled,
     both estimates are joined as if nobody knew the noise, which then chooses among what they say.
     With a `worth`, levels are looked at while they bring more tokens than their time would without
@@ -201,7 +201,7 @@ class HeadDrafter:
     def draft(self, batch: Seq[SequenceView], limit: int, depth: int) -> list[DraftTree]:
         """One tree per sequence, at most `limit` nodes and `depth` levels."""
         self._drawn = {}  # of a pass that was given up
-        able = [i for i, s in enumerate(batch) if len(s.context) - s.computed == 1 < s.room]
+        able = [i for i, s in enumerate(batch) if _is_followed(s)]
         able = _alike(able, batch)
         levels = min(self.levels, depth)
         if not (able and levels) or (self.worth and self.worth.rests(len(able))):
@@ -340,6 +340,14 @@ class _View(SequenceProxy):
     @property
     def noise(self) -> int | None:
         return None if self.blind else super().noise
+
+
+def _is_followed(sequence: SequenceView) -> bool:
+    """Whether the target has computed all but the last token of a text, and some of it is written:
+    how much of a prompt is left to compute is up to its neighbours, as no tree may be."""
+    tokens = len(sequence.context)
+    begun = tokens > len(sequence.request.prompt_ids)
+    return begun and tokens - sequence.computed == 1 < sequence.room
 
 
 def _alike(places: list[int], batch: Seq[SequenceView]) -> list[int]:
