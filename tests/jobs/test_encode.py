@@ -307,6 +307,16 @@ class TestInterruption:
         assert bytes_of(folder) == self.whole(folder)
         assert not (folder / "v.parquet.parts").exists()
 
+    def test_parts_that_a_kill_left_of_a_finished_job_go_with_the_next_command(
+        self, folder: Path
+    ) -> None:
+        do(make_spec(folder))
+        parts = folder / "v.parquet.parts"
+        parts.mkdir()
+        (parts / "part-00001.parquet").write_bytes(b"joined already")
+        assert not do(make_spec(folder)).fresh
+        assert not parts.exists()
+
     def test_what_a_crash_left_is_not_taken_for_finished(self, folder: Path) -> None:
         with pytest.raises(Killed):
             do(make_spec(folder), FakeEncoder(on_document=_kill_at(9)))

@@ -223,6 +223,19 @@ def test_a_change_keeps_every_question(
     assert engine.ready.is_set()
 
 
+def test_a_change_that_nobody_wants_any_more_costs_no_question(
+    work: Counting, engine: ModelThread[int, str]
+) -> None:
+    (running,) = ask(engine, 2)
+    until(lambda: work.left)
+    assert engine.change("new").cancel()
+    work.gate.release(1)
+    (later,) = ask(engine, 1)
+    work.gate.release(2)
+    assert [t.future.result(WAIT) for t in (running, later)] == ["old", "old"]
+    assert work.resets == 0
+
+
 def test_the_end_is_told_to_whoever_waits(work: Counting, engine: ModelThread[int, str]) -> None:
     running, waiting = ask(engine, 9, 9), ask(engine, 9)
     until(lambda: len(work.left) == 2)

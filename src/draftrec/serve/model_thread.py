@@ -318,15 +318,17 @@ class ModelThread(Generic[Question, Answer]):
         self._speed.count(len(finished))
 
     def _change(self) -> None:
-        if self._next is None or (self._running and not self.work.may_change()):
+        if self._next is None:
             return
         new, done = self._next
+        if self._running and not done.cancelled() and not self.work.may_change():
+            return
         try:
-            self.work.change(new)
+            if done.set_running_or_notify_cancel():  # or nobody wants it any more
+                self.work.change(new)
+                done.set_result(None)
         except Exception as error:  # noqa: BLE001 - whoever asked for it has to hear of it
             done.set_exception(error)
-        else:
-            done.set_result(None)
         finally:
             self._next = None
 
@@ -350,5 +352,5 @@ class ModelThread(Generic[Question, Answer]):
             waiting_change, self._next = self._next, None
         for ticket in left:
             ticket.fail(WorkError("the engine has stopped"))
-        if waiting_change:
+        if waiting_change and waiting_change[1].set_running_or_notify_cancel():
             waiting_change[1].set_exception(WorkError("the engine has stopped"))

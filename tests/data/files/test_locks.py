@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from draftrec.data.files import locks
 from draftrec.data.files.locks import sole_writer
+from draftrec.data.files.remote import RemotePath
 from draftrec.errors import DraftrecError
 from tests.locks import held_elsewhere
 
@@ -39,6 +43,28 @@ def test_file_systems_without_locks_are_written_to(
     with sole_writer(tmp_path / "x"):
         (tmp_path / "x").write_bytes(b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_who_renews_a_lock_elsewhere_is_not_taken_for_robbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On some stores a file is removed before another takes its place."""
+    output = RemotePath("memory://renewed/run")
+    away, back, write = threading.Event(), threading.Event(), locks._Lock._write
+
+    def slowly(self: Any, *, new: bool) -> None:
+        if not new:
+            self._path.unlink()
+            away.set()
+            assert back.wait(10)
+        write(self, new=new)
+
+    monkeypatch.setattr(locks, "_RENEWED_SECONDS", 0.01)
+    monkeypatch.setattr(locks._Lock, "_write", slowly)
+    with locks.sole_remote_writer(output / ".lock", output):
+        assert away.wait(10)
+        threading.Timer(0.05, back.set).start()
+        locks.check_still_held(output)
 
 
 def test_other_errors_of_locks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class _Lock:
         self._path, self._output = path, output
         self._me = {"owner": uuid.uuid4().hex, "process": os.getpid(), **_machine()}
         self._ended = threading.Event()
+        # On some stores a file that is replaced is away for a moment.
+        self._turn = threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="draftrec-lock", daemon=True)
 
     def take(self) -> None:
@@ -74,7 +76,9 @@ class _Lock:
 
     def check(self) -> None:
         """Raise DraftrecError if the file is another's."""
-        if self._owner().get("owner") != self._me["owner"]:
+        with self._turn:
+            owner = self._owner().get("owner")
+        if owner != self._me["owner"]:
             raise DraftrecError(
                 f"another process took {self._output} over, as this one was not heard of for "
                 f"{_STALE_SECONDS / 60:.0f} minutes; let that one finish"
@@ -122,9 +126,10 @@ class _Lock:
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_SECONDS):
             try:
-                if self._owner().get("owner") != self._me["owner"]:
-                    return  # `check` says so before anything is written
-                self._write(new=False)
+                with self._turn:
+                    if self._owner().get("owner") != self._me["owner"]:
+                        return  # `check` says so before anything is written
+                    self._write(new=False)
             except OSError:
                 continue  # the network; another minute, and another process may take over
 
@@ -213,10 +218,9 @@ def _local(path: Path, output: Path) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
-                for folder in made:
-                    if not folder.is_dir() or any(folder.iterdir()):
-                        break
-                    folder.rmdir()
+                with suppress(OSError):  # one that is not empty, perhaps since this moment
+                    for folder in made:
+                        folder.rmdir()
             return
         finally:
             os.close(descriptor)

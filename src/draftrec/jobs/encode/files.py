@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import replace_file, replace_parquet, stream_parquet
 from draftrec.data.records import Rejected, rejected_lines
 from draftrec.data.vectors import vector_column, vectors_schema
+from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger, changes, input_changes, read_state
 from draftrec.models.encoders import Encoded
 
@@ -200,6 +201,13 @@ class EncodeFiles:
         """Remove what a crash left behind of a shard that was not finished."""
         done = len(manifest.shards)
         self.ledger.drop(lambda n: bool((m := _PART_FILE.fullmatch(n)) and int(m[1]) >= done))
+
+    def drop_leavings(self) -> None:
+        """Remove the parts of a finished job that was killed while it removed them."""
+        if self.parts.is_dir():
+            with suppress(DraftrecError), self.locked():  # who holds it sees to it
+                if not self.ledger.path.is_file():
+                    self.ledger.clear()
 
     def _tidy(self) -> None:
         """Remove the folder of parts if nothing is kept in it."""

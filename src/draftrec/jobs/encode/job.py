@@ -51,6 +51,7 @@ def run_encode(
     files = EncodeFiles(spec.output)
     earlier = _earlier(spec, inputs, files)
     if earlier and earlier.size is not None:
+        files.drop_leavings()
         return JobResult(earlier.summary(), fresh=False)
     total = inputs.reader.check_ids()
     work = EncodeWork(inputs.spec.config, load, inputs.fit_texts)
