@@ -154,7 +154,7 @@ def _strike(
     wanted = _shards_done(bench) + rng.randint(0, most)
     while driver.poll() is None and (_shards_done(bench) < wanted or not _actors(tree)):
         time.sleep(0.05)
-    _sleep_beside(driver, rng.uniform(0, 4))
+    _sleep_beside(driver, rng.uniform(0, bench.args.pause))
     actors = _actors(tree) if driver.poll() is None else []
     if driver.poll() is not None or (what == "worker" and not actors):
         return None
@@ -247,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--worker-kills", type=int, default=10)
     parser.add_argument("--driver-kills", type=int, default=5)
+    parser.add_argument("--pause", type=float, default=4.0, help="most seconds before a kill")
     parser.add_argument("--rounds", type=int, default=1, help="of the overhead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="folder of the result file")
