@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
-import sys
 from ast import literal_eval
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from draftrec.cli import main
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def story(name: str, folder: Path) -> tuple[Path, str]:
-    """Run it in a copy; the folder that it wrote to, and what it printed."""
+@pytest.fixture
+def commands_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a story waits for run in this process, where what each of them would load
+    for seconds is loaded; other programs, and services, have their own."""
+    elsewhere = subprocess.run
+
+    def run(command: list[Any], *, cwd: Any = ".", **options: Any) -> Any:
+        if command[1:3] != ["-m", "draftrec"]:
+            return elsewhere(command, cwd=cwd, **options)
+        with chdir(cwd):
+            return subprocess.CompletedProcess(command, main.run(command[3:]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def story(name: str, folder: Path) -> Path:
+    """Run it in a copy; the folder that it wrote to."""
     copy = Path(shutil.copytree(EXAMPLES / name, folder / name, ignore=lambda *_: ["work"]))
-    done = subprocess.run(
-        [sys.executable, f"{name}.py"], cwd=copy, capture_output=True, text=True, timeout=550
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return copy / "work", done.stdout
+    with chdir(copy):
+        runpy.run_path(f"{name}.py")
+    return copy / "work"
 
 
 @pytest.mark.parametrize("name", ["movielens", "own_catalogue"])
@@ -39,8 +56,11 @@ def test_notebook_is_the_script(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_movielens_ends_in_auc_and_titles(tmp_path: Path) -> None:
-    work, said = story("movielens", tmp_path)
+@pytest.mark.usefixtures("commands_here")
+def test_movielens_ends_in_auc_and_titles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, said = story("movielens", tmp_path), capsys.readouterr().out
     lists = pq.read_table(work / "top5.parquet").to_pylist()
     assert len(lists) > 100
     assert all(len(set(row["items"])) == 5 for row in lists)
@@ -51,8 +71,11 @@ def test_movielens_ends_in_auc_and_titles(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_own_catalogue_ends_in_an_answer(tmp_path: Path) -> None:
-    work, said = story("own_catalogue", tmp_path)
+@pytest.mark.usefixtures("commands_here")
+def test_own_catalogue_ends_in_an_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, said = story("own_catalogue", tmp_path), capsys.readouterr().out
     answer = [literal_eval(line) for line in said.splitlines()[-5:]]
     known = set(pq.read_table(work / "sids.parquet")["item"].to_pylist())
     assert {row["item"] for row in answer} <= known

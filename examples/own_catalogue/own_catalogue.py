@@ -130,7 +130,7 @@ address = f"http://127.0.0.1:{PORT}"
 try:
     while service.poll() is None:  # it loads the models, and is ready in a few seconds
         try:
-            urllib.request.urlopen(address + "/readyz")
+            urllib.request.urlopen(address + "/readyz").close()
             break
         except OSError:
             time.sleep(0.5)
