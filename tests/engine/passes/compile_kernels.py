@@ -1,4 +1,5 @@
-"""Compile the kernels of tree attention for an NVIDIA GPU, which need not be there: their names."""
+"""Compile the kernels of tree attention for an NVIDIA GPU, which need not be there, for slabs of
+the dtypes that are named: each kernel's name with the dtype."""
 
 from __future__ import annotations
 
@@ -43,6 +44,7 @@ def compile_for_gpu(kernel: Any, dtype: str) -> None:
     assert made.metadata.shared < _SHARED_MEMORY
 
 
-for _name in ("_write", "_attend", "_join"):
-    compile_for_gpu(getattr(tree_kernels, _name), sys.argv[1])
-    print(_name)  # noqa: T201
+for _dtype in sys.argv[1:]:
+    for _name in ("_write", "_attend", "_join"):
+        compile_for_gpu(getattr(tree_kernels, _name), _dtype)
+        print(f"{_name}:{_dtype}")  # noqa: T201
