@@ -3,9 +3,6 @@ beside them."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +12,6 @@ from hypothesis import strategies as st
 from draftrec.engine.passes import row_attention
 from draftrec.engine.passes.exponentials import log_sum_exp
 from draftrec.engine.passes.row_attention import attend
-from tests.engine.passes.processors import on_both_registers
 
 SLOTS, CAPACITY = 3, 300
 
@@ -160,27 +156,6 @@ def test_what_a_broken_model_gives_is_not_made_good() -> None:
     assert found[0, 0].isnan().all()
     assert found[0, 1:].isfinite().all()
     assert found[1].isfinite().all()
-
-
-@pytest.mark.slow
-def test_processors_without_wide_registers_attend_the_same_up_to_rounding(tmp_path: Path) -> None:
-    """Rows of a text alone and together, in both dtypes; bfloat16 without an instruction for it."""
-    code = (
-        "import json, torch\n"
-        "from tests.engine.passes.test_row_attention import attend, sight_of, tensors\n"
-        "views, found = [(0, 90, [n, n + 3]) for n in range(14)], []\n"
-        "for dtype in (torch.float32, torch.bfloat16):\n"
-        "    q, k, v = tensors(14, 9, 3, 34, 0, dtype)\n"
-        "    slots, sight = torch.ones(14, dtype=torch.int64), sight_of(views)\n"
-        "    rows = attend(q, k, v, (slots, sight), scale=0.3)\n"
-        "    alone = attend(q[5:6], k, v, (slots[5:6], sight[5:6]), scale=0.3)\n"
-        "    assert torch.equal(alone[0], rows[5])\n"
-        "    found.append(rows.flatten().tolist())\n"
-        "print(json.dumps(found))"
-    )
-    wide, less = (json.loads(said) for said in on_both_registers(code, tmp_path))
-    for one, other in zip(wide, less, strict=True):
-        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

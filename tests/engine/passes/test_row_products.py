@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from draftrec.engine.passes import row_products, team
 from draftrec.engine.passes.prepacked import Part, RowLinear, narrowed, prepack, stored
 from draftrec.engine.selfcheck import checked_target
-from tests.engine.passes.processors import on_both_registers
 from tests.engine.test_exactness import _sized, build, ours, prompts_of
 
 # Of weights and of rows.
@@ -158,21 +156,6 @@ def test_shelves_begin_with_cache_lines_and_do_not_overlap() -> None:
     for number, x in enumerate(taken):
         x[:] = number
     assert [set(np.unique(x).tolist()) for x in taken] == [{0}, {1}, {2}, {3}]
-
-
-@pytest.mark.slow
-def test_processors_without_wide_registers_sum_the_same(tmp_path: Path) -> None:
-    """float32 rows, for which only the registers differ: the order of the sums does not."""
-    code = (
-        "import torch; from draftrec.engine.passes.prepacked import RowLinear\n"
-        "torch.manual_seed(0); w = torch.randn(70, 91).bfloat16(); x = torch.randn(9, 91)\n"
-        "print(RowLinear([w])(x).view(torch.int32).tolist())\n"
-        "print(RowLinear([w])(x.bfloat16()).view(torch.int16).tolist()[0][:3])\n"
-        "print(RowLinear([w.float() / 3])(x).view(torch.int32).tolist())"
-    )
-    found = [said.splitlines() for said in on_both_registers(code, tmp_path)]
-    assert found[0][::2] == found[1][::2]
-    assert len(found[1]) == 3
 
 
 def test_only_what_loses_nothing_is_narrowed() -> None:
