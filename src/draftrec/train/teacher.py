@@ -275,13 +275,13 @@ def contexts_of(users: Seq[LongArray], settings: TeachSettings) -> list[Ask]:
     found: list[Ask] = []
     rng = np.random.default_rng(settings.seed)
     for items in users:
-        cuts = np.arange(1, len(items))
-        chosen = cuts[-1:]
-        if settings.per_user > 1 and len(cuts) > 1:
-            more = min(settings.per_user, len(cuts)) - 1
-            chosen = np.concatenate((chosen, rng.choice(cuts[:-1], more, replace=False)))
+        places = np.arange(1, len(items))
+        chosen = places[-1:]
+        if settings.per_user > 1 and len(places) > 1:
+            more = min(settings.per_user, len(places)) - 1
+            chosen = np.concatenate((chosen, rng.choice(places[:-1], more, replace=False)))
         if settings.per_user:
-            found += [(items[:cut], int(items[cut])) for cut in chosen.tolist()]
+            found += [(items[:place], int(items[place])) for place in chosen.tolist()]
         if settings.ends:
             found.append((items, -1))
     if not found:

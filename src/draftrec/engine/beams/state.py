@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from draftrec.core import BoolArray, DoubleArray, FloatArray, IntArray, LongArray
 from draftrec.engine.beams import select
+from draftrec.engine.noise import FIRST, GOLDEN, SECOND
 from draftrec.engine.packing import Segment
 from draftrec.engine.tree import certain
 
@@ -70,7 +71,7 @@ class Beams:
 
 
 _ROOT = -1
-_SEED = np.uint64(0x9E3779B97F4A7C15)
+_SEED = np.uint64(GOLDEN)
 
 
 class BeamTree:
@@ -150,8 +151,8 @@ def mixed(
 ) -> npt.NDArray[np.uint64]:
     """The hash of a path and one more token (the finaliser of SplitMix64)."""
     x = hashes + (tokens.astype(np.uint64) + np.uint64(1)) * _SEED
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(SECOND)
     return x ^ (x >> np.uint64(31))
 
 

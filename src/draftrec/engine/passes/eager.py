@@ -68,10 +68,10 @@ def find_last_hidden(model: PreTrainedModel) -> LastHidden:
         if isinstance(output, torch.Tensor):
             given.append((module, output))  # kept alive, so that no address is used twice
 
-    attention = model.config._attn_implementation
+    before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     with ExitStack() as stack:
-        stack.callback(model.set_attn_implementation, attention or "eager")
+        stack.callback(model.set_attn_implementation, before or "eager")
         if head is not None:
             stack.enter_context(
                 head.register_forward_pre_hook(lambda _, args: read.append(args[0]))
