@@ -30,6 +30,8 @@ import gpu_page
 import gpu_sections
 from common import RESULTS, ROOT, SHARED, machine, note, slug
 
+from draftrec.engine.passes.frozen import FrozenRunner
+
 _POLL = 0.2
 _CHILD_FAILED = 3
 
@@ -204,6 +206,8 @@ def main(argv: list[str] | None = None) -> int:
     device = args.device or ("cpu" if args.dry else "cuda")
     settings = gpu_sections.Settings.of(device, args.texts, dry=args.dry)
     if args.child:
+        if args.dry:  # a compiler would take longer than all of it, and is no part of it
+            FrozenRunner.backend = "eager"
         return child(args.child, Book(Path(), args.scratch, {}), settings)
     if reason := gpu_sections.unusable(device):
         parser.error(reason)

@@ -41,8 +41,8 @@ def test_measure_dry(
     rng = np.random.default_rng(5)
     asked = [Request(f"r{i}", rng.integers(3, 97, 6).astype(np.int32), key=i) for i in range(4)]
     monkeypatch.setattr(drafter, "_requests", lambda *_: asked)
-    few = ["--texts", "8", "16", "--reported", "4", "--rounds", "2", "--batch", "1", "2"]
-    more = ["--max-new-tokens", "12", "--budgets", "6", "auto", "--dtype", "float32"]
+    few = ["--texts", "8", "16", "--reported", "4", "--rounds", "1", "--batch", "1", "2"]
+    more = ["--max-new-tokens", "8", "--budgets", "6", "auto", "--dtype", "float32"]
     line = ["measure", "--model", str(target), "--work", str(tmp_path), "--name", "toy"]
     monkeypatch.setattr("sys.argv", ["drafter.py", *line, *few, *more, "--results", str(tmp_path)])
     drafter.main()

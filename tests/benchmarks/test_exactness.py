@@ -17,6 +17,7 @@ from stand_in import save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from draftrec.core import Counts, Generation, Request
+from draftrec.engine.passes.frozen import FrozenRunner
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,10 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_dry_run(model: Path, prompts: Path, tmp_path: Path) -> None:
+def test_dry_run(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrozenRunner, "backend", "eager")  # traced, and run as it is
     arguments = ["--model", str(model), "--prompts", str(prompts), "--results", str(tmp_path)]
     few = ["--limit", "5", "--warm", "2", "--batch", "1", "3", "--max-new-tokens", "12"]
     ways = ["--passes", "auto", "frozen"]

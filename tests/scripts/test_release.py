@@ -18,13 +18,21 @@ import draftrec
 
 ROOT = Path(__file__).parents[2]
 #: A program of a user's: where the package lies, and a few words by the model that it brings.
+#: transformers writes them, for which no kernel has to be compiled at a new place.
 SAMPLE = """
 from pathlib import Path
 import draftrec
+from draftrec.config import ModelConfig
+from draftrec.data.templates import load_template
 from draftrec.demo.shop import demo_model_path, readers
+from draftrec.models.loading import load_model, load_tokenizer
 print(Path(draftrec.__file__).parent)
-generator = draftrec.Generator.from_pretrained(demo_model_path(), max_new_tokens=8, draft="none")
-print(generator.generate(readers()[0], template="kar"))
+folder = demo_model_path()
+model, tokenizer = load_model(ModelConfig(model=str(folder))), load_tokenizer(folder)
+prompt = load_template("kar", "user").render(readers()[0])
+told = tokenizer(prompt, return_tensors="pt")
+written = model.generate(**told, max_new_tokens=8)
+print(tokenizer.decode(written[0, told.input_ids.shape[1] :]))
 """
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
 

@@ -149,9 +149,9 @@ def test_texts_are_transformers_own(name: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_texts_are_transformers_own_without_recompiling() -> None:
-    """With torch's compiler, over a thousand ragged steps after the first job."""
+    """With torch's compiler, over hundreds of ragged steps after the first job."""
     config = _MODELS["llama"]
-    prompts = prompts_of(*range(3, 43))
+    prompts = prompts_of(*range(3, 43, 2))
     expected = reference(config(), prompts, 100)
     target, runner = frozen_target(build(config()), "inductor")
     assert ours(target, prompts[:3], expected, 12, slots=3) == [t[:12] for t in expected[:3]]
@@ -166,7 +166,7 @@ def test_compiled_texts_are_transformers_own_without_recompiling() -> None:
     target.score = counted  # type: ignore[method-assign]
     for slots in (1, 3):
         assert ours(target, prompts, expected, 100, slots) == expected
-    assert passes > 1000
+    assert passes > 500
     assert graphs() == before
     assert not runner.broken
 

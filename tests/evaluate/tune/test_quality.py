@@ -178,7 +178,8 @@ def test_trials_are_timed_as_generate_runs(
         many = tmp_path / "many.jsonl"
         rows = list(stream_records("user", count=20, seed=3))
         many.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        found = run_quality_tune(job(many, tmp_path / "study", sample=10))
+        asked = job(many, tmp_path / "study", sample=10, space=Space((), (8,)))
+        found = run_quality_tune(asked)
     finally:
         torch.set_num_threads(before)
     assert set(threads) == {found["threads"]} == {2}
