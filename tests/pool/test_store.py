@@ -6,8 +6,10 @@ import copy
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,16 +376,25 @@ def test_a_crash_between_the_renames_leaves_a_pool(
     assert len(Pool.load(tmp_path / "pool", "tokenizer-a")) == 3
 
 
+@pytest.mark.parametrize("before", ["nothing", "half of an older one"])
 def test_a_kill_between_the_renames_leaves_a_pool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     """Nothing gets to clean up, and still a pool can be opened and saved again."""
     make_pool().save(tmp_path / "pool")
+    if before != "nothing":  # what a kill leaves that comes while the old pool is removed
+        shutil.copytree(tmp_path / "pool", tmp_path / ".pool.00000000.old")
+        (tmp_path / ".pool.00000000.old" / "tokens.npy").unlink()
     known = files.fingerprint(tmp_path / "pool")
-    rename = Path.rename
+    rename, remove, dying = Path.rename, shutil.rmtree, list[bool]()
 
-    def dead(*_: object, **__: object) -> None:
+    def dead() -> None:
+        dying.append(True)
         raise KeyboardInterrupt
+
+    def kept(folder: Path, **more: Any) -> None:
+        if not dying:
+            remove(folder, **more)
 
     def killed(self: Path, target: Path) -> Path:
         if target == tmp_path / "pool":
@@ -392,10 +403,11 @@ def test_a_kill_between_the_renames_leaves_a_pool(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
-        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(files.shutil, "rmtree", kept)
         with pytest.raises(KeyboardInterrupt):
             make_pool("other").save(tmp_path / "pool")
     assert not (tmp_path / "pool").exists()
+    assert len(list(tmp_path.glob(".pool.*.old"))) == 1
     pool = Pool.load(tmp_path / "pool", "tokenizer-a")
     assert len(pool) == 3
     assert files.fingerprint(tmp_path / "pool") == known  # by which jobs know it

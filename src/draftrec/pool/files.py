@@ -42,7 +42,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _aside(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder / MANIFEST).exists():
         raise DraftrecError(f"{folder} exists and is not a pool; name a new folder.")
-    for leftover in _beside(folder, "." + "[0-9a-f]" * 8):  # of one that was killed
+    leftovers = _beside(folder, "." + "[0-9a-f]" * 8)  # of one that was killed
+    if folder.exists():  # in whose place nothing that was set aside is needed
+        leftovers += _beside(folder, _SET_ASIDE)
+    for leftover in leftovers:
         shutil.rmtree(leftover, ignore_errors=True)
     new = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     new.mkdir()
