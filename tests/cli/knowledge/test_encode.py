@@ -105,7 +105,9 @@ def test_items_without_texts_are_put_into_words(command: Command) -> None:
     command.output = command.folder / "other" / "vectors.parquet"
     users = command.write("users.jsonl", {"entity_id": 1, "title": "Dr", "history": ["Up"]})
     for line in ((users,), (command.folder / "films.jsonl", "--text-column", "text2")):
-        command.refuses("or give records with a title", *line, encoder="hashed:2")
+        command.refuses(
+            "or give records with a title, as draftrec records", *line, encoder="hashed:2"
+        )
 
 
 @pytest.mark.slow

@@ -15,7 +15,14 @@ from draftrec.core import SOURCES, Counts, Generation
 from draftrec.engine.costs import CostCurve
 from draftrec.engine.text.stats import Spent, StepStats, summed
 from draftrec.errors import Interrupted
-from draftrec.jobs.knowledge.account import Endings, curve_seconds, exactness, lines, loops
+from draftrec.jobs.knowledge.account import (
+    Endings,
+    curve_seconds,
+    exactness,
+    lines,
+    loops,
+    pool_note,
+)
 from draftrec.jobs.knowledge.job import Watcher, run_job
 from tests.fakes import FakeGenerator
 from tests.jobs.knowledge.test_job import do, make_spec, write_rows
@@ -116,6 +123,13 @@ def test_the_summary_says_what_the_job_did(tmp_path: Path) -> None:
     assert (plain["times_plain"], plain["times_plain_kind"]) == (1.0, "measured")
     assert "--draft none" in plain["pool_note"]
     assert "--budget 0" in do(make_spec(tmp_path, "zero", budget=0)).summary["pool_note"]
+
+
+@pytest.mark.parametrize(("texts", "words"), [(1, "no other text"), (2, "written together, 16")])
+def test_a_text_by_itself_was_not_written_beside_others(texts: int, words: str) -> None:
+    summary = {"new_tokens": 5, "pool_share": 0.0, "draft": "pool", "texts": texts, "kept": 0}
+    settings = {"budget": "auto", "batch_size": 16, "n": 1, "known": False}
+    assert words in (pool_note(summary, settings, None) or "")
 
 
 def test_the_summary_says_why_drafts_do_not_pay(tmp_path: Path) -> None:

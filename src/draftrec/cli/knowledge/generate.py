@@ -417,8 +417,9 @@ def _report(summary: dict[str, Any], spec: Any) -> None:
 
     output, each = spec.output, spec.config.generate.accept.n
     about = f" ({each:,} of each of {summary['entities']:,} records)" if each > 1 else ""
+    count = "1 text" if summary["texts"] == 1 else f"{summary['texts']:,} texts"
     say(
-        f"{summary['texts']:,} texts{about} in {output}: {summary['new_tokens']:,} tokens in "
+        f"{count}{about} in {output}: {summary['new_tokens']:,} tokens in "
         f"{duration(summary['wall_seconds'])}, {rate(summary['tokens_per_second'])} tokens/s"
     )
     if kept := summary["kept"] * each:

@@ -56,7 +56,10 @@ class EncodeInputs:
         self.reader = EntityReader(source, self._layout_of(source))
         if self.reader.layout.template:
             _LOG.info("%s has no texts: what it says of each item is encoded", source.files[0])
-        mend = "name the columns with --id-column and --text-column, or give records with a title"
+        mend = (
+            "name the columns with --id-column and --text-column, or give records with a title, "
+            "as draftrec records --side item makes them"
+        )
         source.require(self.reader.layout.required, mend)
         self.reader.check_columns()
         if spec.fit_on and not config.is_fitted:

@@ -106,6 +106,8 @@ def pool_note(
         return "nothing may be drafted with --budget 0"
     slots = (costs or {}).get("slots", settings["batch_size"])
     written = summary["texts"] - summary["kept"] * settings["n"]
+    if summary["texts"] == 1 and not settings["known"]:
+        return "there was no other text to draft from; more records, or a --pool, would change that"
     if slots != "auto" and written <= slots and not settings["known"]:
         return (
             f"all texts were written together, {slots} at a time, so that hardly one was finished "
