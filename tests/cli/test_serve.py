@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from draftrec.cli import serve
 from draftrec.cli.main import run
 from draftrec.serve.http import app
 from draftrec.serve.http.app import exposure
@@ -127,11 +128,12 @@ def test_it_starts_answers_reloads_drains_and_ends_with_0(config: Path, tmp_path
     assert sum(line["status"] == 200 for line in asked) == answers.count(200) + 1
 
 
-def test_a_signal_while_models_load_ends_it_with_0(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("moment", [(app, "Service"), (serve, "_what")], ids=["load", "read"])
+def test_a_signal_while_models_load_or_before_ends_it_with_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: Any
 ) -> None:
     before = signal.getsignal(signal.SIGHUP)
-    monkeypatch.setattr(app, "Service", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(*moment, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         assert run(["serve", "--demo", "--port", "0"]) == 0
     finally:

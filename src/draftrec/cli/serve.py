@@ -49,10 +49,10 @@ def serve(options: ServeOptions) -> int:
         raise DraftrecError(
             f'the service needs {missing[0]}; install it with pip install "draftrec[serve]"'
         )
-    from draftrec.serve.http.app import serve as run
-
-    settings, sources = _what(options)
     try:
+        from draftrec.serve.http.app import serve as run
+
+        settings, sources = _what(options)
         run(settings, sources, say)
     except KeyboardInterrupt:  # while models load; once it serves, a signal drains it
         say("ended before anything was served")
