@@ -354,7 +354,7 @@ def test_columns_go_by_other_names(tmp_path: Path) -> None:
     columns = SequenceColumns("who", "what", "when")
     path = lines(tmp_path / "n.jsonl", named)
     assert told(read_histories(path, "test", None, columns)) == usual
-    with pytest.raises(DraftrecError, match="no column 'user' and 'items' and 'part', it has who"):
+    with pytest.raises(DraftrecError, match="no columns 'user' and 'items' and 'part', it has who"):
         read_histories(path, "test", None)
     more = [{**row, "asin": 1, "sku": 2} for row in ROWS]
     assert told(read_histories(lines(tmp_path / "m.jsonl", more), "test", None)) == usual

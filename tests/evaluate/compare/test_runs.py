@@ -121,7 +121,7 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DraftrecError, match="not a folder"):
         read_run("r", tmp_path / "absent")
     pq.write_table(pa.table({"entity_id": ["a"], "text": ["b"]}), tmp_path / "part-0.parquet")
-    with pytest.raises(DraftrecError, match="no column 'token_ids'"):
+    with pytest.raises(DraftrecError, match="no columns 'token_ids' and"):
         read_run("r", tmp_path)
     folder = write_run(tmp_path / "r", TEXTS)
     (folder / "part-00001.parquet").write_bytes((folder / "part-00000.parquet").read_bytes())
