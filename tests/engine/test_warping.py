@@ -16,6 +16,7 @@ CUTS: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
     "top_k beyond": ({"top_k": 500}, lambda: tf.TopKLogitsWarper(500)),
     "top_p": ({"top_p": 0.7}, lambda: tf.TopPLogitsWarper(0.7)),
     "top_p wide": ({"top_p": 0.99}, lambda: tf.TopPLogitsWarper(0.99)),
+    "top_p of nothing": ({"top_p": 0.0}, lambda: tf.TopPLogitsWarper(0.0)),
     "min_p": ({"min_p": 0.2}, lambda: tf.MinPLogitsWarper(0.2)),
     "typical_p": ({"typical_p": 0.6}, lambda: tf.TypicalLogitsWarper(0.6)),
     "epsilon": ({"epsilon_cutoff": 0.02}, lambda: tf.EpsilonLogitsWarper(0.02)),

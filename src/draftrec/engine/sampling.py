@@ -204,9 +204,10 @@ def _top_p(scores: torch.Tensor, share: float) -> torch.Tensor:
     ordered, ids = probs.topk(min(_MOST_FOUND, probs.shape[-1]), -1)
     if bool((ordered.sum(-1) < share).any()):
         ordered, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
+    beyond = ordered.cumsum(-1) - ordered >= share
+    beyond[:, 0] = False  # a share of 0 is the first token's
     inside = torch.full_like(scores, -torch.inf)
-    kept = scores.gather(-1, ids).masked_fill(before >= share, -torch.inf)
+    kept = scores.gather(-1, ids).masked_fill(beyond, -torch.inf)
     return inside.scatter_(-1, ids, kept)
 
 

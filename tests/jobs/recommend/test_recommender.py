@@ -374,6 +374,21 @@ def test_samples_depend_on_seed_and_user_alone(world: World, verify: str) -> Non
     assert [a.items.tolist() for a in other] != [a.items.tolist() for a in first]
 
 
+def test_a_shorter_sample_is_the_beginning_of_a_longer_one(world: World) -> None:
+    """Also where items share an id, so that not all ids that were drawn are used: to take the
+    likeliest of them instead of the first ones would be no sample."""
+    recommender = make(world, verify="sample")
+    asked = queries(40)
+    before: list[set[int]] = [set() for _ in asked]
+    for k in range(1, 6):
+        answers = recommender.recommend([replace(query, k=k) for query in asked])
+        lists = [set(answer.items.tolist()) for answer in answers]
+        assert all(len(found) == k for found in lists)
+        assert all(fewer <= more for fewer, more in zip(before, lists, strict=True))
+        assert all((np.diff(answer.scores) <= 0).all() for answer in answers)
+        before = lists
+
+
 @pytest.mark.slow
 def test_a_call_that_was_stopped_leaves_the_next_one_nothing(world: World) -> None:
     """Neither random numbers nor proposals of users that it was about."""

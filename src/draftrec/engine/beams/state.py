@@ -57,6 +57,8 @@ class Beams:
     `target_calls`: forward passes of the target, the prompt's included; `accepted_steps`: levels
     that needed no pass of their own; `drafted`: draft rows verified, `draft_calls`: forward passes
     of a draft model. `beside` float64 `[n]`: the scores of the leaves that the request names.
+    `drawn` int64 `[k]`: their places in the order in which they were chosen, which is that of their
+    scores but for samples.
     """
 
     key: int
@@ -68,6 +70,7 @@ class Beams:
     draft_calls: int
     drafted: int
     beside: DoubleArray = field(default_factory=lambda: np.empty(0))
+    drawn: LongArray = field(default_factory=_none)
 
 
 _ROOT = -1
@@ -381,6 +384,7 @@ class UserSearch:
             self.draft_calls,
             self.drafted,
             self.target.path_scores(self.beside),
+            np.argsort(order),
         )
 
 

@@ -85,12 +85,18 @@ class Catalogue:
         """The places of at most `k` items of the beams with their scores, and how many beams are no
         item.
 
-        Items that share an id share its score and follow each other by their places.
+        Items that share an id share its score and follow each other by their places. Where there
+        are more than `k` items, those of the beams chosen first are taken: the likeliest of what
+        was drawn would be no sample.
         """
-        leaves = beams.leaves
+        leaves, drawn = beams.leaves, beams.drawn
         if (leaves < 0).any():
             leaves = self.trie.walk(beams.tokens)[:, -1]
-        found, scores = self._items_of(leaves, beams.scores, allowed, k)
+        found, scores = self._items_of(leaves, beams.scores, allowed, len(self.sids))
+        if len(found) > k:
+            first, _ = self._items_of(leaves[drawn], beams.scores[drawn], allowed, k)
+            taken = np.isin(found, first)
+            found, scores = found[taken], scores[taken]
         return found, scores, int((leaves < 0).sum())
 
     def candidates(
