@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, StopStringCriteria
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast, StopStringCriteria
 
 from draftrec.core import Verdict
 from draftrec.engine.text.stop_strings import (
@@ -201,6 +201,46 @@ def test_a_vocabulary_without_the_usual_letter(stop: str) -> None:
     stops = stop_strings_of([stop.replace("a", "c")], made)
     assert stops
     assert written(stops, [2, 1, 2, 1], [1, 2, 3])[1] == "stop"
+
+
+class Stripped(PreTrainedTokenizer):
+    """Of Python's kind; a space at the end of a text is not decoded until something follows it."""
+
+    words = ("<unk>", "a", "b", "▁")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return list(text.replace(" ", "▁"))
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.get_vocab().get(token, 0)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.words[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return "".join(tokens).replace("▁", " ").strip()
+
+
+def test_a_stop_string_may_end_in_a_space_that_the_next_token_brings() -> None:
+    stops = stop_strings_of(["a "], Stripped(unk_token="<unk>"))
+    assert stops
+    assert written(stops, [2, 1, 3, 2, 2], [1, 2, 3, 4]) == ([2, 1, 3, 2], "stop")
+
+
+@pytest.mark.parametrize("left_out", [0, 99])
+def test_bytes_are_one_run_over_tokens_that_decoding_leaves_out(left_out: int) -> None:
+    """A special one, and one of the embedding's rows beyond the vocabulary."""
+    tokens = [1, 2, left_out, 2]
+    growing = GrowingText(tokenizer("byte fallback"))
+    told = "".join(growing.add(np.array([token], np.int32)) for token in tokens)
+    assert told + growing.finish("\ufffd" * 3) == decoded("byte fallback", tokens)
 
 
 def test_a_vocabulary_that_cannot_write_the_usual_letter_at_all() -> None:

@@ -28,7 +28,7 @@ _WINDOW, _OVERLAP = 96, 16
 _CLEANED = 7
 # Special tokens by their text, and an anchor: a large vocabulary takes a while to go through.
 _KNOWN: WeakKeyDictionary[Any, tuple[dict[str, int], int | None]] = WeakKeyDictionary()
-_BYTES: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
+_BYTES: WeakKeyDictionary[Any, tuple[frozenset[int], int]] = WeakKeyDictionary()
 
 
 class StopStrings:
@@ -126,7 +126,7 @@ class GrowingText:
     def __init__(self, tokenizer: Any, stops: StopStrings | None = None) -> None:
         self._decode, self._stops = decoder(tokenizer), stops
         self._held = _CLEANED if _cleans_up(tokenizer) else 0
-        self._bytes = _byte_tokens(tokenizer)
+        self._bytes, self._vocabulary = _byte_tokens(tokenizer)
         self._ids: IntArray = np.empty(0, np.int32)
         self._settled, self._lead = "", ""
         self.sent = 0
@@ -156,11 +156,15 @@ class GrowingText:
         return self._until(text, len(text))
 
     def _run(self) -> int:
-        """How many byte tokens are last."""
+        """How many byte tokens are last, with those among them that decoding leaves out."""
         if not self._bytes:
             return 0
-        others = (n for n, token in enumerate(self._ids[::-1].tolist()) if token not in self._bytes)
-        return next(others, len(self._ids))
+        last = enumerate(self._ids[::-1].tolist())
+        return next((n for n, token in last if not self._joins(token)), len(self._ids))
+
+    def _joins(self, token: int) -> bool:
+        """Whether a run of byte tokens goes on with it; ids beyond the vocabulary are left out."""
+        return token in self._bytes or token >= self._vocabulary
 
     def _until(self, text: str, end: int) -> str:
         fresh = text[self.sent : max(self.sent, end)]
@@ -170,7 +174,7 @@ class GrowingText:
     def _move_on(self, text: str) -> None:
         """Begin the window later, if what is read then is the same."""
         ids = self._ids[-_WINDOW // 2 :]
-        if self._bytes.issuperset(ids[_OVERLAP - 1 : _OVERLAP + 1].tolist()):
+        if self._bytes and all(map(self._joins, ids[_OVERLAP - 1 : _OVERLAP + 1].tolist())):
             return  # a run of bytes is read as one
         lead = self._decode(ids[:_OVERLAP])
         window = self._decode(ids)
@@ -180,23 +184,26 @@ class GrowingText:
 
 
 def _anchor(tokenizer: Any, decode: Decode) -> int | None:
-    """A token that is plain text, if there is one and decoding leaves tokens as they are."""
-    if _cleans_up(tokenizer):
+    """A token that is plain text, if there is one and decoding leaves tokens as they are. What
+    tokenizers of Python's do is anybody's code: some take away a space at the end, for instance,
+    which then comes with the next token."""
+    if _cleans_up(tokenizer) or getattr(tokenizer, "backend_tokenizer", None) is None:
         return None
     usual = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     every = (*usual, *sorted(tokenizer.get_vocab().values()))
     return next((i for i in every if decode(np.array([i], np.int32)).strip().isalnum()), None)
 
 
-def _byte_tokens(tokenizer: Any) -> frozenset[int]:
-    """Tokens that are single bytes of characters which the vocabulary does not have."""
+def _byte_tokens(tokenizer: Any) -> tuple[frozenset[int], int]:
+    """Tokens that are single bytes of characters which the vocabulary does not have, and special
+    ones, over which decoding joins such bytes; none without bytes. And the first id beyond all."""
     if tokenizer not in _BYTES:
         names = [f"<0x{byte:02X}>" for byte in range(256)]
         ids = zip(names, tokenizer.convert_tokens_to_ids(names), strict=True)
         known = ((n, i) for n, i in ids if i is not None)  # others are the unknown token's
-        _BYTES[tokenizer] = frozenset(
-            i for n, i in known if tokenizer.convert_ids_to_tokens(i) == n
-        )
+        found = frozenset(i for n, i in known if tokenizer.convert_ids_to_tokens(i) == n)
+        joined = found | set(tokenizer.all_special_ids) if found else found
+        _BYTES[tokenizer] = joined, max(tokenizer.get_vocab().values(), default=-1) + 1
     return _BYTES[tokenizer]
 
 
