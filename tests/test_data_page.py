@@ -57,7 +57,7 @@ def test_named_options_and_synonyms_are_known() -> None:
 
     kinds = [k for m in (columns, profiles) for k in vars(m).values()
              if isinstance(k, columns.ColumnKind)]  # fmt: skip
-    table = PAGE[PAGE.index("## Names of columns") : PAGE.index("Small and capital")]
+    table = PAGE[PAGE.index("## Names of columns") : PAGE.index("A name of the last column")]
     for row in table.splitlines()[4:]:
         cells = [re.findall(r"`([^`]+)`", cell) for cell in row.split("|")[1:-1]]
         if len(cells) != 4 or not cells[3]:

@@ -63,5 +63,7 @@ def test_a_real_model_with_plain_chunks_in_between(monkeypatch: pytest.MonkeyPat
     assert sum(result["share_of_tokens"].values()) == pytest.approx(
         1 - result["target_calls"] / result["new_tokens"], abs=0.2
     )
-    table = job_tables.movielens({"movielens": result, "settings": {"model": "demo"}})
+    whole = {"benchmark": "x-tiles", "movielens": result, "settings": {"model": "demo"}}
+    table = job_tables.movielens(whole)
+    assert "by matrix tiles" in table
     assert "| 6 of 6 |" in table

@@ -114,6 +114,12 @@ def test_tokenizers_of_whole_words_split_as_well() -> None:
     assert 2 not in encode(it, "w005 w002 w006", special_tokens="split")
 
 
+def test_a_vocabulary_without_letters_takes_what_it_has() -> None:
+    made = Tokenizer(BPE({str(i): i for i in range(10)}, []))
+    it = PreTrainedTokenizerFast(tokenizer_object=made)
+    assert encode(it, "2024") == it("2024").input_ids == [2, 0, 2, 4]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
 def test_special_tokens_are_spelt_without_a_switch_that_other_threads_read(kind: str) -> None:
     it = tokenizer(kind)

@@ -66,8 +66,20 @@ class Ledger:
             yield
 
     def begun(self) -> dict[str, Any] | None:
-        """The settings that a record of JSON holds; None where nothing has begun."""
-        return json.loads(self.path.read_bytes()) if self.path.is_file() else None
+        """The settings that a record of JSON holds; None where nothing has begun. Raises
+        DraftrecError for a record that is damaged."""
+        if not self.path.is_file():
+            return None
+        try:
+            found = json.loads(self.path.read_bytes())
+        except ValueError:  # no JSON, or no text
+            found = None
+        if not isinstance(found, dict):
+            raise DraftrecError(
+                f"{self.path}, the record of {self.what} that was begun, is damaged; choose "
+                "another --output, or start again with --overwrite"
+            )
+        return found
 
     def refuse(self, found: Seq[str]) -> None:
         """Raise DraftrecError if anything is otherwise than when the job was begun."""

@@ -270,9 +270,9 @@ class PromptEncoder:
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer puts before and after a text by itself."""
-        bare = self._plain("a")
+        bare = self._plain("a")  # none where a vocabulary has no such token, nor one in its place
         whole = self.tokenizer("a").input_ids
-        at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
         return whole[:at], whole[at + len(bare) :]
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_a_killed_job_goes_on_there_and_ends_with_the_file_of_one_here(
     assert [p.name for p in folder.iterdir()] == [f"r.{ending}"]
     with pytest.raises(DraftrecError, match="exists"):
         run_job(there, rest, histories())
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"k": ', b"[]", b"\xff\xfe"])
+def test_a_damaged_record_is_named_and_can_be_overwritten(tmp_path: Path, damage: bytes) -> None:
+    job = RecommendJob(tmp_path / "r.parquet", {"k": 1}, shard_size=2)
+    with pytest.raises(Killed):
+        run_job(job, FakeExecutor(most=2), histories())
+    job.ledger.path.write_bytes(damage)
+    with pytest.raises(DraftrecError, match=r"damaged; .* --overwrite"):
+        run_job(job, FakeExecutor(), histories())
+    anew = FakeExecutor()
+    summary = run_job(replace(job, overwrite=True), anew, histories())
+    assert (anew.done, summary["users"]) == (4, 7)
 
 
 def test_the_job_itself_refuses_a_second_writer(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -402,7 +402,10 @@ def check_output(job: RecommendJob) -> None:
 def _prepare(job: RecommendJob) -> None:
     """Begin, or go on with what the same settings have begun."""
     check_output(job)
-    if job.ledger.begun() != job.settings:
+    begun = None
+    with suppress(DraftrecError):  # a damaged record is refused above, or to be overwritten
+        begun = job.ledger.begun()
+    if begun != job.settings:
         job.ledger.clear()
     job.parts.mkdir(parents=True, exist_ok=True)
     job.ledger.write(json.dumps(job.settings, indent=1))

@@ -248,13 +248,13 @@ def going_on(spec: DrafterSpec) -> DrafterSpec:
     """The same training, on as many texts as it was begun with, where its runs have grown since;
     anew where it was not begun, or otherwise."""
     folder = TrainingFolder(spec.output / "training", DRAFTER.sign)
-    begun = folder.ledger.begun()
-    if begun is not None:
-        spec = replace(spec, limit=begun.get("texts"))
-        try:
+    try:
+        begun = folder.ledger.begun()
+        if begun is not None:
+            spec = replace(spec, limit=begun.get("texts"))
             folder.check(_identity(spec)[1])
-        except DraftrecError:
-            begun = None
+    except DraftrecError:
+        begun = None
     return spec if begun is not None else replace(spec, limit=None, overwrite=True)
 
 
