@@ -313,8 +313,8 @@ def _beams(results: Results) -> str:
     return (
         f"For the best 20 items of Amazon Beauty a small trained draft needs {draft:.2f} passes of "
         f"the target instead of {plain:.0f}, {wide:.2f} where it drafts six times as wide and "
-        f"items beside it, proposed items alone {items:.2f}, with plain beam search's own lists. On "
-        "a CPU, with a target of 1.5M weights, that is no gain in time: always drafting is "
+        f"items beside it, proposed items alone {items:.2f}, with plain beam search's own lists. "
+        "On a CPU, with a target of 1.5M weights, that is no gain in time: always drafting is "
         f"{drafted:.2f} times as fast; `--draft-steps auto` finds that out and leaves it "
         f"({auto:.2f} times). At a language model's size (107M weights in bfloat16, one user at a "
         f"time) drafts pay where few beams are kept: {_auto(grown['1']):.2f} times plain search at "
