@@ -108,9 +108,9 @@ def test_products_go_where_they_are_told(kinds: Kinds) -> None:
     linear, _ = layer(kinds[0], 2048, 70)
     x = stored(torch.randn(33, 2048).to(kinds[1]))
     expected = linear.times(x)
-    room = row_products.empty_on_lines((33 * linear.laid_outputs + 7,), x.dtype)
+    room = row_products.lines(x, 1, 33 * linear.laid_outputs + 7)[0]
     assert room.__array_interface__["data"][0] % 64 == 0
-    aside = row_products.empty_on_lines((33 * 2048 + 8,), x.dtype)[8:].reshape(33, 2048)
+    aside = row_products.lines(x, 1, 33 * 2048 + 8)[0, 8:].reshape(33, 2048)
     aside[:] = x
     found = linear.times(aside, room)
     assert np.shares_memory(found, room)

@@ -30,7 +30,7 @@ from draftrec.engine.passes.prepacked import (
     tensor_of,
 )
 from draftrec.engine.passes.row_attention import attend_arrays
-from draftrec.engine.passes.row_products import empty_on_lines
+from draftrec.engine.passes.row_products import lines
 from draftrec.engine.passes.team import over_rows
 
 #: Architectures of this shape: RMS norms before attention and before the feed-forward block, rotary
@@ -102,12 +102,10 @@ class LlamaStep:
         heads, _, dim = self._layers[0].size
         stream, found = stored(x), np.zeros((len(x), heads, dim), np.float32)
         asked = np.empty(found.shape, stream.dtype)
-        h = empty_on_lines(stream.shape, stream.dtype)
-        act = empty_on_lines((len(stream), inner), stream.dtype)
+        h, act = lines(stream, *stream.shape), lines(stream, len(stream), inner)
         joined = found.reshape(len(stream), -1)
-        halved = stream.dtype == np.int16
-        narrow = empty_on_lines(joined.shape, stream.dtype) if halved else joined
-        room = empty_on_lines((len(stream) * self._room,), stream.dtype)  # of one product at a time
+        narrow = lines(stream, *joined.shape) if stream.dtype == np.int16 else joined
+        (room,) = lines(stream, 1, len(stream) * self._room)  # of one product at a time
         epsilon = self._epsilon
         slots, columns = packed.slots.numpy(), packed.columns.numpy()
         where = packed.positions.numpy(), slots, columns

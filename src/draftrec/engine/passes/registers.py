@@ -4,7 +4,7 @@ loops put into memory. LLVM turns them into whatever the processor has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -125,6 +125,20 @@ def first_lanes(builder: Any, count: Any) -> Any:
     """A mask of the first `count` lanes."""
     lanes = ir.Constant(INTS, list(range(LANES)))
     return builder.icmp_signed("<", lanes, everywhere(builder, builder.trunc(count, INT), INTS))
+
+
+def heights(builder: Any, count: Any, most: int) -> Iterator[int]:
+    """A piece of code for every height up to `most`, of which `count` chooses one: each is built
+    while the loop over these numbers is at it."""
+    end = builder.function.append_basic_block("end")
+    choice = builder.switch(count, end)
+    for height in range(1, most + 1):
+        case = builder.function.append_basic_block(f"height{height}")
+        choice.add_case(LONG(height), case)
+        builder.position_at_end(case)
+        yield height
+        builder.branch(end)
+    builder.position_at_end(end)
 
 
 def constant(kind: Any, number: float) -> Any:

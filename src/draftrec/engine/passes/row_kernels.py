@@ -24,6 +24,7 @@ from draftrec.engine.passes.registers import (
     constant,
     everywhere,
     first_lanes,
+    heights,
     mixed,
     prefetch,
     read,
@@ -142,12 +143,7 @@ def mixed_in(  # type: ignore[no-untyped-def]  # noqa: PLR0913
         )
         whole, rest = _registers(builder, values.size(3))
         fours = builder.udiv(whole, LONG(4))
-        end = builder.function.append_basic_block("end")
-        choice = builder.switch(count, end)
-        for height in range(1, MIXED + 1):
-            case = builder.function.append_basic_block(f"queries{height}")
-            choice.add_case(LONG(height), case)
-            builder.position_at_end(case)
+        for height in heights(builder, count, MIXED):
             lines = [builder.add(line, LONG(i)) for i in range(height)]
             own = [shares.at(x) for x in lines], [sums.at(x) for x in lines]
             seen = first, last, columns, values, values.at(slot, group)
@@ -158,8 +154,6 @@ def mixed_in(  # type: ignore[no-untyped-def]  # noqa: PLR0913
                 _add_values(builder, *own, *seen, place, 1)
             with builder.if_then(builder.icmp_signed(">", rest, LONG(0))):
                 _add_values(builder, *own, *seen, whole, 1, first_lanes(builder, rest))
-            builder.branch(end)
-        builder.position_at_end(end)
         return context.get_dummy_value()
 
     return signature, generate

@@ -45,6 +45,7 @@ from draftrec.engine.passes.registers import (
     empty_tile,
     everywhere,
     free_tiles,
+    heights,
     pairs_plus,
     prefetch,
     read,
@@ -146,22 +147,13 @@ def products(rows: Any, laid: Any, bias: Any, room: Any = None) -> Any:
     return out
 
 
-def empty_on_lines(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array, not filled in, from the begin of a cache line. Matrix tiles take several times as
-    long to be filled with rows that each lie in two lines; numpy's own arrays begin anywhere, and
-    torch's as these do."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    found = np.empty(size + LINE, np.uint8)
-    begin = -found.__array_interface__["data"][0] % LINE
-    return found[begin : begin + size].view(dtype).reshape(shape)
-
-
 @njit(cache=True, nogil=True)
 def lines(like: Any, rows: int, width: int) -> Any:
-    """`[rows, width]` of numbers of four bytes as `like` has them, not filled in, from the begin of
-    a cache line."""
-    room = np.empty(rows * width + LINE // 4, like.dtype)
-    begin = -room.ctypes.data % LINE // 4
+    """`[rows, width]` of the numbers that `like` has, not filled in, from the begin of a cache
+    line. Matrix tiles take several times as long to be filled with rows that each lie in two lines;
+    numpy's own arrays begin anywhere, and torch's as these do."""
+    room = np.empty(rows * width + LINE // like.itemsize, like.dtype)
+    begin = -room.ctypes.data % LINE // like.itemsize
     return room[begin : begin + rows * width].reshape((rows, width))
 
 
@@ -278,20 +270,13 @@ def _tile(*, ahead: bool) -> Any:
                 context, builder, signature, arguments
             )
             more = _both(builder, bias.at(builder.mul(block, LONG(WIDTH))))
-            end = builder.function.append_basic_block("end")
-            choice = builder.switch(count, end)
-            for height in range(1, MOST + 1):
-                case = builder.function.append_basic_block(f"rows{height}")
-                choice.add_case(LONG(height), case)
-                builder.position_at_end(case)
+            for height in heights(builder, count, MOST):
                 lines = [builder.add(begin, LONG(r)) for r in range(height)]
                 own, steps = [rows.at(x) for x in lines], laid.size(1)
                 sums = _sums(builder, add, own, laid.at(block), steps, ahead=ahead)
                 for line, row in zip(lines, sums, strict=True):
                     found = [builder.load(x) for x in row]
                     _end(builder, found, more, out.at(line, column), rounds=rounds)
-                builder.branch(end)
-            builder.position_at_end(end)
             return context.get_dummy_value()
 
         return signature, generate

@@ -92,12 +92,9 @@ class Catalogue:
         leaves, drawn = beams.leaves, beams.drawn
         if (leaves < 0).any():
             leaves = self.trie.walk(beams.tokens)[:, -1]
-        found, scores = self._items_of(leaves, beams.scores, allowed, len(self.sids))
-        if len(found) > k:
-            first, _ = self._items_of(leaves[drawn], beams.scores[drawn], allowed, k)
-            taken = np.isin(found, first)
-            found, scores = found[taken], scores[taken]
-        return found, scores, int((leaves < 0).sum())
+        found, beam = self._items_of(leaves[drawn], drawn, allowed, k)
+        order = np.argsort(beam, kind="stable")
+        return found[order], beams.scores[beam[order]], int((leaves < 0).sum())
 
     def candidates(
         self, request: BeamRequest, beams: Beams, scorers: Seq[ItemScorer]
@@ -106,27 +103,28 @@ class Catalogue:
         leaves = np.concatenate((beams.leaves, request.beside))
         first = np.sort(np.unique(leaves, return_index=True)[1])
         log_probs = np.concatenate((beams.scores, beams.beside))[first]
-        places, model = self._items_of(leaves[first], log_probs, request.filter, len(self.sids))
+        every = np.arange(len(first))
+        places, leaf = self._items_of(leaves[first], every, request.filter, len(self.sids))
         with np.errstate(divide="ignore"):  # of an item that is not known
             logs = [np.log(scorer.shares(request.history, places)) for scorer in scorers]
-        return Candidates(places, np.stack([model, *logs]))
+        return Candidates(places, np.stack([log_probs[leaf], *logs]))
 
     def _items_of(
-        self, leaves: LongArray, scores: DoubleArray, allowed: Filter | None, most: int
-    ) -> tuple[LongArray, DoubleArray]:
+        self, leaves: LongArray, names: LongArray, allowed: Filter | None, most: int
+    ) -> tuple[LongArray, LongArray]:
         """The places of the first `most` items at `leaves` int64 `[n]` (-1: none) with their
-        leaves' scores."""
+        leaves' `names` int64 `[n]`."""
         items: list[LongArray] = []
-        found: list[float] = []
-        for leaf, score in zip(leaves.tolist(), scores.tolist(), strict=True):
+        found: list[int] = []
+        for leaf, name in zip(leaves.tolist(), names.tolist(), strict=True):
             if leaf < 0 or len(found) >= most:
                 continue
             here = self.trie.items_at(leaf)
             here = here if allowed is None else here[allowed.keeps(here)]
             items.append(here)
-            found += [score] * len(here)
+            found += [name] * len(here)
         places = np.concatenate([np.empty(0, np.int64), *items])[:most]
-        return places, np.array(found[:most], np.float64)
+        return places, np.array(found[:most], np.int64)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
