@@ -116,14 +116,14 @@ JOBS = (
     *(Job(f"genrec.py --target TARGET --draft NAME=DRAFT {options}", (name,), 30, _BEAUTY,
           "TARGET, DRAFT: what `draftrec genrec fit` and `align` have trained")
       for name, options in (
-          ("genrec-beauty", "--timed 0 --engines strict -k 20 5 1 --widths 40,120,120 40,240,240"),
+          ("genrec-beauty", "--timed 0 --engines strict -k 20 10 5 3 1 --widths 40,120,120 40,240,240"),
           ("genrec-beauty-timed", "--rounds 5 --whole --name genrec-beauty-timed"))),
     *(Job("genrec.py --target GROWN --draft NAME=DRAFT --dtype bfloat16 --engines auto "
           f"--whole --rounds 5 {options} --name {name}", (name,), 15, _BEAUTY,
           "GROWN: the target in a large Llama by `python benchmarks/grown.py TARGET GROWN`")
       for name, options in (
           ("genrec-grown-1", "--batch 1 --timed 32 --latency 16 -k 1 3 5 20"),
-          ("genrec-grown-8", "--batch 8 --timed 48 -k 1 5 20"))),
+          ("genrec-grown-8", "--batch 8 --timed 32 -k 1 3 5 20"))),
     Job("blend.py --target TARGET --newer NEWER --check 200", ("blend-beauty",), 15, _BEAUTY,
         "TARGET, NEWER: what `draftrec genrec fit` has trained, without and with --with-valid"),
     Job("blend_items.py --target TARGET --item-model ITEMS --check 200", ("blend-items-beauty",),
