@@ -116,7 +116,8 @@ JOBS = (
     *(Job(f"genrec.py --target TARGET --draft NAME=DRAFT {options}", (name,), 30, _BEAUTY,
           "TARGET, DRAFT: what `draftrec genrec fit` and `align` have trained")
       for name, options in (
-          ("genrec-beauty", "--timed 0 --engines strict -k 20 10 5 3 1 --widths 40,120,120 40,240,240"),
+          ("genrec-beauty", "--timed 0 --engines strict -k 20 10 5 3 1 "
+           "--widths 40,120,120 40,240,240"),
           ("genrec-beauty-timed", "--rounds 5 --whole --name genrec-beauty-timed"))),
     *(Job("genrec.py --target GROWN --draft NAME=DRAFT --dtype bfloat16 --engines auto "
           f"--whole --rounds 5 {options} --name {name}", (name,), 15, _BEAUTY,
