@@ -110,7 +110,7 @@ def fit(args: argparse.Namespace, work: Work) -> None:
         note(json.dumps(run_command(job)))
 
 
-def _requests(generator: Generator, work: Work, count: int) -> list[Request]:
+def requests_of(generator: Generator, work: Work, count: int) -> list[Request]:
     """Prompts of the reported entities as a job sends them."""
     rows = [json.loads(line) for line in work.reported.read_text().splitlines()[:count]]
     if "prompt" not in rows[0]:
@@ -120,7 +120,7 @@ def _requests(generator: Generator, work: Work, count: int) -> list[Request]:
     return [Request(str(row["entity_id"]), x, key=i) for i, (row, x) in pairs]
 
 
-def _written(run: Path, count: int) -> list[tuple[Any, str | None]]:
+def written_of(run: Path, count: int) -> list[tuple[Any, str | None]]:
     """The first texts of a run, with their groups."""
     found: list[tuple[Any, str | None]] = []
     for part in sorted(run.glob("part-*.parquet")):
@@ -150,7 +150,7 @@ class Ways:
 
     def _pool(self, count: int) -> Pool:
         pool = Pool(self.bare.fingerprint["tokenizer"])
-        pool.add(_written(self.work.run, count))
+        pool.add(written_of(self.work.run, count))
         return pool
 
     def writer(self, way: str, batch: int, temperature: float, budget: str) -> Generator:
@@ -199,7 +199,7 @@ def measure(
 ) -> dict[str, Any]:
     """Every way over the same prompts, in turn, slice by slice."""
     args = ways.args
-    requests = _requests(ways.bare, ways.work, args.reported)
+    requests = requests_of(ways.bare, ways.work, args.reported)
     size = -(-len(requests) // args.rounds)
     slices = [requests[i : i + size] for i in range(0, len(requests), size)]
     writers = {way: ways.writer(way, batch, temperature, budget) for way in names}

@@ -1,4 +1,5 @@
-"""Tables of drafter.py: heads beside pools, and what they would cost a large model."""
+"""Tables of drafter.py and live.py: heads beside pools, what they would cost a large model, and
+everything a model writes with in one run."""
 
 from __future__ import annotations
 
@@ -98,4 +99,41 @@ def recycling(result: Result) -> str:
     for ways in result["tokens_per_call"].values():
         for way, found in ways.items():
             out += row(way, f"{found:.2f}")
+    return out
+
+
+def live(result: Result) -> str:
+    """A real instruct model's own texts, every way to write them."""
+    asked = result["settings"]
+    out = (
+        f"## A real instruct model, live, {result['model']}, {asked['side']} texts: "
+        "`benchmarks/live.py`\n\n"
+        f"bfloat16, KAR prompts of held-out MovieLens {asked['side']}s, a repetition penalty of "
+        f"{asked['penalty']}, texts of at most {asked['max_new_tokens']} tokens, "
+        f"{asked['threads']} thread(s). `first`: a first job, whose pool receives its own texts; "
+        f"`pool`: {asked['texts']:,} texts that the model wrote about others; `head`: a draft head "
+        "beside that pool; `relaxed`: the pool, some words changed. All ways write the same "
+        "prompts in turn; transformers pads its batches, which also changes what its repetition "
+        "penalty sees.\n"
+    )
+    return out + live_table(result["live"])
+
+
+def live_table(cells: Result) -> str:
+    """The rows of every setting: speeds, tokens per call, and whose texts are plain ones."""
+    out = header(
+        "setting", "engine", "tokens/s", "over best plain way", "over HF generate",
+        "tokens per call", "same text as plain",
+    )  # fmt: skip
+    for setting, ways in cells.items():
+        if not isinstance(ways, dict):
+            continue
+        for name, r in ways.items():
+            if name == "best_plain_way":
+                continue
+            out += row(
+                setting.replace("_", " "), name, f"{r['tokens_per_second']['median']:.0f}",
+                spread(r["speedup_over_best_plain"]), spread(r["speedup_over_hf_generate"]),
+                r["tokens_per_call"] or "-", f"{r['identical_to_plain']} of {r['texts']}",
+            )  # fmt: skip
     return out

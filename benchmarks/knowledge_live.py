@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from draftrec.config import make_config
 from draftrec.core import IntArray, Request
+from draftrec.jobs.knowledge.account import loops
 from draftrec.jobs.knowledge.generator import Generator
 
 MAX_NEW = 320
@@ -95,7 +96,7 @@ def _generate(
         ids[row, width - len(prompt) :] = torch.from_numpy(prompt).long()
         mask[row, width - len(prompt) :] = 1
     with torch.inference_mode():
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=MAX_NEW, **options)
+        out = model.generate(ids, attention_mask=mask, **{"max_new_tokens": MAX_NEW, **options})
     texts = []
     for row in out[:, width:].tolist():
         end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
@@ -135,11 +136,17 @@ def engines(
     return found
 
 
-def compare(engines_: dict[str, Engine], requests: list[Request], rounds: int) -> dict[str, Any]:
-    """Run all engines on each of `rounds` slices; the first, uncounted, slice warms them up."""
+def compare(
+    engines_: dict[str, Engine],
+    requests: list[Request],
+    rounds: int,
+    warmup: list[Request] | None = None,
+) -> dict[str, Any]:
+    """Run all engines on each of `rounds` slices; `warmup`, or a part of the first slice, comes
+    before and is not counted."""
     slices = np.array_split(np.arange(len(requests)), rounds)
     for write in engines_.values():
-        write([requests[i] for i in slices[0][: max(1, len(slices[0]) // 3)]])
+        write(warmup or [requests[i] for i in slices[0][: max(1, len(slices[0]) // 3)]])
     results: dict[str, list[Written]] = {name: [] for name in engines_}
     for turn, part in enumerate(slices):
         names = list(engines_)
@@ -166,5 +173,6 @@ def summarise(results: dict[str, list[Written]]) -> dict[str, Any]:
             "tokens_per_call": round(sum(w.tokens for w in written) / calls, 3) if calls else None,
             "identical_to_plain": sum(a == b for a, b in zip(texts, plain_texts, strict=True)),
             "texts": len(texts),
+            "looping": sum(loops(np.array(t[:-1], np.int32)) for t in texts),
         }
     return report

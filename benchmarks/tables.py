@@ -12,7 +12,7 @@ from typing import Any
 
 from beam_tables import beam_exactness, beam_sampling, genrec_beauty
 from common import RESULTS, ROOT
-from drafter_tables import drafter, drafter_plan, recycling, small_drafter
+from drafter_tables import drafter, drafter_plan, live, live_table, recycling, small_drafter
 from genrec_tables import (
     beauty_table,
     blend,
@@ -137,29 +137,14 @@ def _replay(result: Result) -> str:
 
 
 def _live(result: Result) -> str:
-    live = result["live"]
+    found = result["live"]
     out = (
         "## A small real model, live: `benchmarks/knowledge.py`\n\n"
         f"A 6.8M-parameter Llama trained on real profiles writes held-out ones; the pool holds "
-        f"{live['warm_texts']} texts that it wrote for other entities. It repeats itself more than "
-        "a large model does: read these figures as what they are.\n"
+        f"{found['warm_texts']} texts that it wrote for other entities. It repeats itself more "
+        "than a large model does: read these figures as what they are.\n"
     )
-    out += _header(
-        "setting", "engine", "tokens/s", "over best plain way", "over HF generate",
-        "tokens per call", "same text as plain",
-    )  # fmt: skip
-    for setting, engines in live.items():
-        if not isinstance(engines, dict):
-            continue
-        for name, r in engines.items():
-            if name == "best_plain_way":
-                continue
-            out += _row(
-                setting.replace("_", " "), name, f"{r['tokens_per_second']['median']:.0f}",
-                _spread(r["speedup_over_best_plain"]), _spread(r["speedup_over_hf_generate"]),
-                r["tokens_per_call"] or "-", f"{r['identical_to_plain']} of {r['texts']}",
-            )  # fmt: skip
-    return out
+    return out + live_table(found)
 
 
 def _exactness(result: Result) -> str:
@@ -368,6 +353,8 @@ SECTIONS = {
     "first-job-movielens-penalty-tiles": movielens,
     "knowledge-replay": _replay,
     "knowledge-live": _live,
+    "live-smollm2-user": live,
+    "live-smollm2-item": live,
     "sampled": sampled,
     "pool-rivals": _pool_rivals,
     "pool-published": _pool_rivals,
