@@ -90,7 +90,9 @@ def _generate(
 ) -> list[list[int]]:
     prompts: list[IntArray] = [r.prompt_ids for r in requests]
     width = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.long)
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad = next(x for x in pads if x is not None)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.from_numpy(prompt).long()

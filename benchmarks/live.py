@@ -52,7 +52,7 @@ def ways(
 ) -> dict[str, Engine]:
     """Every way to write, at this batch size and temperature."""
     model = str(args.model)
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, args.dtype)).eval()
     asked: dict[str, Any] = {"max_new_tokens": args.max_new_tokens}
     asked["repetition_penalty"] = args.penalty
     drawn: dict[str, Any] = {"do_sample": temperature > 0}
@@ -68,7 +68,7 @@ def ways(
 
     def made(base: Generator, draft: str, pool: Pool | None = None, **rule: Any) -> Generator:
         common = {**asked, "batch_size": batch, "temperature": temperature, "seed": args.seed}
-        config = make_config(model, dtype="bfloat16", draft=draft, **common, **rule)
+        config = make_config(model, dtype=args.dtype, draft=draft, **common, **rule)
         return base.with_config(config, pool=pool)
 
     found["plain"] = ours(made(bare, "none"))
@@ -76,7 +76,7 @@ def ways(
     found["pool"] = ours(made(bare, "pool", pool))
     if work.head(args.texts).is_dir():
         headed = Generator.from_pretrained(
-            model, dtype="bfloat16", drafter=str(work.head(args.texts))
+            model, dtype=args.dtype, drafter=str(work.head(args.texts))
         )
         found["head"] = ours(made(headed, "pool", pool))
     if not temperature:
@@ -86,7 +86,7 @@ def ways(
 
 def measure(args: argparse.Namespace, work: Work) -> dict[str, Any]:
     """Every batch size and temperature."""
-    bare = Generator.from_pretrained(args.model, dtype="bfloat16")
+    bare = Generator.from_pretrained(args.model, dtype=args.dtype)
     cells: dict[str, Any] = {}
     for temperature in args.temperatures:
         for batch in args.batch:
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--penalty", type=float, default=1.1, help="of repetitions")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="folder of the result file")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import drafter
 import drafter_tables
+import live
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_measure_dry(
         fit_drafter(drafter_spec(target, [work.run], work.head(texts), limit=texts))
     rng = np.random.default_rng(5)
     asked = [Request(f"r{i}", rng.integers(3, 97, 6).astype(np.int32), key=i) for i in range(4)]
-    monkeypatch.setattr(drafter, "_requests", lambda *_: asked)
+    monkeypatch.setattr(drafter, "requests_of", lambda *_: asked)
     few = ["--texts", "8", "16", "--reported", "4", "--rounds", "1", "--batch", "1", "2"]
     more = ["--max-new-tokens", "8", "--budgets", "6", "auto", "--dtype", "float32"]
     line = ["measure", "--model", str(target), "--work", str(tmp_path), "--name", "toy"]
@@ -61,3 +62,18 @@ def test_measure_dry(
         len(ways) for budgets in found["cells"].values() for ways in budgets.values()
     )
     assert "| 16 texts |" in table
+
+    monkeypatch.setattr(live, "requests_of", lambda *_: asked)
+    few = ["--texts", "16", "--prompts", "2", "--rounds", "1", "--batch", "1", "2"]
+    more = ["--max-new-tokens", "8", "--dtype", "float32", "--results", str(tmp_path)]
+    line = ["--model", str(target), "--work", str(tmp_path), "--side", "item"]
+    monkeypatch.setattr("sys.argv", ["live.py", *line, *few, *more])
+    live.main()
+    found = json.loads((tmp_path / "live-target-item.json").read_text())
+    greedy, sampled = (found["live"][f"{kind}_batch_1"] for kind in ("greedy", "sampled"))
+    assert set(greedy) - set(sampled) == {"relaxed"}
+    assert "hf_prompt_lookup" not in found["live"]["greedy_batch_2"]
+    for way in ("hf_generate", "hf_prompt_lookup", "first", "pool", "head"):
+        assert greedy[way]["identical_to_plain"] == greedy[way]["texts"] == 2
+    assert greedy["plain"]["tokens_per_call"] == 1 < greedy["pool"]["tokens_per_call"]
+    assert drafter_tables.live(found).count("| 2 of 2 |") >= 6
