@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 
 from draftrec.data.files.places import Place
 from draftrec.data.files.texts import read_yaml
-from draftrec.data.files.writers import replace_file, replace_parquet, replacing
+from draftrec.data.files.writers import write_tables
 from draftrec.data.records import Rejects, RowError
 from draftrec.data.tables.columns import INTERACTIONS, ITEM, USER, float_hint, is_id, need_columns
 from draftrec.data.tables.readers import Row, open_records
 from draftrec.errors import DraftrecError
 
 T = TypeVar("T")
-
-_KINDS = (".parquet", ".csv", ".jsonl")
 
 
 def read_histories(
@@ -96,18 +92,8 @@ def read_group_map(path: Place) -> dict[str, str]:
     return found
 
 
-def check_groups_file(path: Place) -> None:
-    """Raise DraftrecError for a name that `write_groups` would refuse."""
-    if path.suffix not in _KINDS:
-        raise DraftrecError(f"the groups file {path} must end in {', '.join(_KINDS)}")
-
-
 def write_groups(path: Place, groups: Mapping[str, str | None]) -> None:
-    """Write `entity_id, group` as Parquet, CSV or JSONL, by the file's ending; entities without a
-    group are left out. The file appears when it is complete. Raises DraftrecError for another
-    ending.
-    """
-    check_groups_file(path)
+    """Write `entity_id, group` as `write_tables` does; entities without a group are left out."""
     pairs = [(entity, group) for entity, group in groups.items() if group is not None]
     table = pa.table(
         {
@@ -115,15 +101,7 @@ def write_groups(path: Place, groups: Mapping[str, str | None]) -> None:
             "group": pa.array([g for _, g in pairs], pa.string()),
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        replace_parquet(path, table)
-    elif path.suffix == ".csv":
-        with replacing(path) as file:
-            pa_csv.write_csv(table, file)
-    else:
-        lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
-        replace_file(path, lines.encode())
+    write_tables(path, table.schema, [table])
 
 
 def label(row: Row, column: str) -> str:

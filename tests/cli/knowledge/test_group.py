@@ -217,7 +217,7 @@ class TestBadInput:
         none = command.write("none.jsonl", {"entity_id": "a", "genre": None})
         command.refuses("no entity has a group", "attribute", none, "--column", "genre")
         other = command.folder / "groups.txt"
-        command.refuses("must end in", "random", command.entities, "--clusters", 2, output=other)
+        command.refuses("name ends in", "random", command.entities, "--clusters", 2, output=other)
 
 
 def test_the_median_of_two_sizes_lies_between_them(command: Command) -> None:

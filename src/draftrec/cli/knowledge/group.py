@@ -111,13 +111,14 @@ _IDLE = (
 @command(CollaborativeOptions, idle=_IDLE, writes=["output"])
 def collaborative(options: CollaborativeOptions) -> int:
     """Group users (or items) with similar INTERACTIONS."""
-    from draftrec.data.interactions import check_groups_file, read_attribute, read_histories, turned
+    from draftrec.data.files.writers import check_table_name
+    from draftrec.data.interactions import read_attribute, read_histories, turned
     from draftrec.data.records import Rejects
     from draftrec.pool.groups import TasteGroups, routed
 
     if (options.clusters is None) == (options.model is None):
         raise DraftrecError("give either --clusters to fit groups, or --model to assign to them")
-    check_groups_file(options.output)
+    check_table_name(options.output)
     rejects = Rejects(options.user_column if options.side == "user" else options.item_column)
     histories = read_histories(
         options.interactions, options.user_column, options.item_column, rejects
