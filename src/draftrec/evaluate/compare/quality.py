@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from draftrec.core import DoubleArray, IntArray, LongArray
-from draftrec.data.files.places import Place, arrow_path
-from draftrec.data.tables.readers import open_records
+from draftrec.data.files.places import Place
+from draftrec.data.vectors import read_vectors
 from draftrec.data.words import BleuTokenizer, bleu_tokenizer, features
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.runs import RunTexts
@@ -241,28 +239,19 @@ def by_tf_idf(baseline: Seq[str], run: Seq[str]) -> Similarity:
 
 
 def read_text_vectors(path: str | Place, entity_ids: Seq[str]) -> DoubleArray:
-    """The vectors that `draftrec encode` wrote (`entity_id`, `vector`), float64 `[n, d]` in the
-    order of `entity_ids`. Raises DraftrecError for other files and for entities without one."""
-    source = open_records(path)
-    if source.kind != "parquet":
-        raise DraftrecError(f"{path} is not Parquet; give vectors that `draftrec encode` wrote")
-    source.require(["entity_id", "vector"], "give vectors that `draftrec encode` wrote")
-    places: dict[str, int] = {}
-    blocks: list[DoubleArray] = []
-    for file in source.files:
-        table = pq.read_table(arrow_path(file), columns=["entity_id", "vector"])
-        blocks.append(_matrix(table["vector"].combine_chunks(), file))
-        for entity in table["entity_id"].to_pylist():
-            places[str(entity)] = len(places)
-    if len({b.shape[1] for b in blocks}) > 1 or len(places) < sum(map(len, blocks)):
-        raise DraftrecError(f"{path} has vectors of two lengths or an entity twice; encode again")
+    """The vectors that `draftrec encode` wrote, float64 `[n, d]` in the order of `entity_ids`.
+
+    Raises DraftrecError as `read_vectors` does, and for entities without one.
+    """
+    found = read_vectors(path)
+    places = {entity: place for place, entity in enumerate(found.ids)}
     absent = [e for e in entity_ids if e not in places]
     if absent:
         raise DraftrecError(
             f"{path} lacks the vectors of {len(absent)} entities (the first is {absent[0]!r}); "
             "encode the whole run"
         )
-    return np.concatenate(blocks)[[places[e] for e in entity_ids]]
+    return found.vectors[[places[e] for e in entity_ids]].astype(np.float64)
 
 
 def check_one_encoder(paths: Mapping[str, Place], vectors: Mapping[str, DoubleArray]) -> None:
@@ -287,21 +276,6 @@ def _encoder_of(path: Place) -> tuple[Any, ...] | None:
         return manifest["fingerprints"]["encoder"], manifest["pooling"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _matrix(column: Any, path: Place) -> DoubleArray:
-    try:
-        lengths = np.asarray(column.value_lengths().fill_null(0))
-        flat = np.asarray(column.flatten().cast(pa.float64(), safe=False))
-    except (pa.ArrowException, AttributeError) as error:
-        raise DraftrecError(
-            f"{path}: vector does not hold lists of numbers; encode again"
-        ) from error
-    if not len(lengths) or (lengths != lengths[0]).any() or not lengths[0]:
-        raise DraftrecError(f"{path}: the vectors are not equally long; encode again")
-    if not np.isfinite(flat).all():
-        raise DraftrecError(f"{path}: a vector holds a number that is not finite; encode again")
-    return flat.reshape(len(lengths), int(lengths[0]))
 
 
 def _unit(vectors: DoubleArray) -> DoubleArray:
