@@ -33,7 +33,7 @@ _SAME_IN_ONE = ("ss", "us", "is")
 _ES = ("s", "x", "z", "ch", "sh")
 _MORE_THAN_ONE_KIND = re.compile(r"&|/|,|\band\b")
 #: Where a record says what kind of thing an item is, the first that is there.
-_CATEGORY = ("category", "categories", "genre", "genres")
+CATEGORIES = ("category", "categories", "genre", "genres")
 #: What an object that is a value calls its name.
 _NAMES = ("name", "title")
 _WHOLE_AS_FLOAT = re.compile(r"^(\d+)\.0+$")
@@ -90,6 +90,11 @@ def known(values: list[Any]) -> Any:
     """The first value that is there and not blank, else an empty text."""
     there = (v for v in values if v is not None and not isinstance(v, jinja2.Undefined))
     return next(filter(flat, there), "")
+
+
+def category_of(row: Mapping[str, Any]) -> str:
+    """What kind of thing a record says that its item is; empty where it does not."""
+    return listed(known([row.get(name) for name in CATEGORIES]))
 
 
 def titled(title: Any, year: Any = None) -> str:
@@ -149,7 +154,7 @@ def _entry(entry: Any, place: int) -> dict[str, Any]:
 
 def _worded(row: Mapping[str, Any], highest: float | None, place: int) -> dict[str, str]:
     words = {"title": titled(row["title"], row.get("year"))}
-    if category := listed(known([row.get(name) for name in _CATEGORY])):
+    if category := category_of(row):
         words["category"] = category
     if "rating" in row and (rating := _rating(row["rating"], highest, place)):
         words["rating"] = rating
@@ -181,9 +186,15 @@ def _scale(scale: Any, ratings: list[float]) -> float | None:
         if highest is None or highest <= 0:
             raise DraftrecError(f"rating_scale is {scale!r}; give the highest rating, such as 5")
         return highest
-    if not ratings or min(ratings) < 0 or max(ratings) <= 1:
+    return usual_scale(min(ratings), max(ratings)) if ratings else None
+
+
+def usual_scale(low: float, high: float) -> int | None:
+    """The highest rating possible where ratings go from `low` to `high`; None for labels, and where
+    it cannot be known."""
+    if low < 0 or high <= 1:
         return None
-    return next((float(usual) for usual in _SCALES if max(ratings) <= usual), None)
+    return next((scale for scale in _SCALES if high <= scale), None)
 
 
 def _number(value: Any) -> float | None:

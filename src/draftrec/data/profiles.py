@@ -12,7 +12,14 @@ import pyarrow as pa
 
 from draftrec.core import LongArray
 from draftrec.data.events import Events
-from draftrec.data.phrasing import flat, known, listed, year_in_words
+from draftrec.data.phrasing import (
+    CATEGORIES,
+    category_of,
+    flat,
+    listed,
+    usual_scale,
+    year_in_words,
+)
 from draftrec.data.records import Rejects
 from draftrec.data.tables.columns import (
     ENTITY,
@@ -43,8 +50,6 @@ _DESCRIPTION = ColumnKind(
 )
 _BRAND = ColumnKind("brand", "", ("brand", "store", "manufacturer", "brandname"))
 _YEAR = ColumnKind("year", "", ("year", "releaseyear", "publicationyear", "yearofpublication"))
-#: Scales of ratings, of which the least that holds all of them is meant.
-_SCALES = (5, 10, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ def _renamed(source: RecordSource, names: dict[str, str], category: str | None) 
     if category is not None:
         source.require([category], "name another with --category-column")
         names[category] = "category"
-    elif not {"category", "categories", "genre", "genres"} & set(there):
+    elif not set(CATEGORIES) & set(there):
         names |= _synonym(source, CATEGORY)
     for kind in (_DESCRIPTION, _BRAND, _YEAR):
         names |= _synonym(source, kind)
@@ -228,8 +233,7 @@ def _by_user(events: Events, rows: LongArray) -> Iterator[tuple[int, LongArray]]
 def entry_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a history says of an item that has this row of `Items.rows`."""
     entry: dict[str, Any] = {"title": flat(row["title"])}
-    kinds = [row.get(name) for name in ("category", "categories", "genre", "genres")]
-    if category := listed(known(kinds)):
+    if category := category_of(row):
         entry["category"] = category
     if (year := row.get("year")) is not None:
         entry["year"] = year_in_words(year)
@@ -240,10 +244,7 @@ def rating_scale(events: Events) -> int | None:
     """The highest rating that the file seems to allow."""
     if events.rating is None or not len(events.rating):
         return None
-    low, high = float(events.rating.min()), float(events.rating.max())
-    if low < 0 or high <= 1:
-        return None
-    return next((scale for scale in _SCALES if high <= scale), None)
+    return usual_scale(float(events.rating.min()), float(events.rating.max()))
 
 
 def _plain(rating: Any) -> float:

@@ -23,6 +23,7 @@ from draftrec.data.tables.readers import RecordSource, Row, open_records
 from draftrec.data.tables.values import with_lists
 from draftrec.data.templates import Template
 from draftrec.errors import DraftrecError
+from draftrec.knobs import encodable
 
 _ID_TYPES = "a string or an integer"
 _HASH_BLOCK = 1 << 16
@@ -192,7 +193,7 @@ class EntityReader:
                 raise _RejectError(str(error)) from error
         if not prompt:
             raise _RejectError(f"the {layout.noun} is empty")
-        if not _is_unicode(prompt):
+        if not encodable(prompt):
             raise _RejectError(
                 f"the {layout.noun} holds half of a surrogate pair, which is not valid Unicode"
             )
@@ -260,7 +261,7 @@ class GroupTable:
 
     def knows(self, ids: list[str]) -> BoolArray:
         """Which of `ids` the file lists, with a group or without."""
-        hashed = [_long_hash(entity_id) for entity_id in ids if _is_unicode(entity_id)]
+        hashed = [_long_hash(entity_id) for entity_id in ids if encodable(entity_id)]
         if len(hashed) < len(ids) or not len(self._keys):
             return np.array([self._place(entity_id) is not None for entity_id in ids], np.bool_)
         wanted = np.array(hashed, np.uint64).reshape(-1, 2)
@@ -306,17 +307,9 @@ def _as_id(value: Any, name: str) -> str:
         raise _RejectError(f"{name} is null")
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _RejectError(f"{name} is {type(value).__name__}, not {_ID_TYPES}")
-    if isinstance(value, str) and not _is_unicode(value):
+    if not encodable(value):
         raise _RejectError(f"{name} is not valid Unicode")
     return str(value)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _short_hash(value: Any) -> int:

@@ -21,6 +21,7 @@ from draftrec.data.tables.values import (
     NO_WORDS,
     NUMPY_NUMBER,
     as_list,
+    holds_texts,
     holds_uuids,
     holds_whole_numbers,
 )
@@ -179,7 +180,7 @@ def column_ids(column: Any) -> Ids | None:
             return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:
             return None
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if holds_texts(kind):
         found = column.to_pylist()
         return ids_array(found) if all(found) else None
     return None

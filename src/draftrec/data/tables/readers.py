@@ -41,7 +41,7 @@ from draftrec.data.tables.text import (
     json_lines,
     json_values,
 )
-from draftrec.data.tables.values import holds_uuids, holds_whole_numbers, is_text, python_rows
+from draftrec.data.tables.values import holds_texts, holds_uuids, holds_whole_numbers, python_rows
 from draftrec.errors import DraftrecError
 
 Kind = Literal["parquet", "arrow", "jsonl", "json", "csv", "tsv", "inter", "item", "user"]
@@ -152,7 +152,7 @@ class RecordSource:
                 continue
             kind = schema.field(column).type
             value = kind.value_type if pa.types.is_dictionary(kind) else kind
-            plain = is_text(value) or pa.types.is_integer(value) or pa.types.is_null(value)
+            plain = holds_texts(value) or pa.types.is_integer(value) or pa.types.is_null(value)
             if not (plain or holds_whole_numbers(value) or holds_uuids(value)):
                 raise DraftrecError(
                     f"{path}: column {column!r} is {kind}, but must be {allowed}; convert it first"

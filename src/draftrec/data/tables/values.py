@@ -110,7 +110,7 @@ def python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return rows
 
 
-def is_text(kind: pa.DataType) -> bool:
+def holds_texts(kind: pa.DataType) -> bool:
     """Whether these are texts."""
     return (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
@@ -163,7 +163,7 @@ def _usual(value: Any) -> Any:
 
 def _plain(column: Any) -> Any:
     kind = column.type
-    if pa.types.is_dictionary(kind) and not is_text(kind.value_type):
+    if pa.types.is_dictionary(kind) and not holds_texts(kind.value_type):
         column = column.dictionary_decode()
         kind = column.type
     if _is_binary(kind):
