@@ -51,7 +51,7 @@ class DrafterInfo(BaseModel):
     probabilities are joined with a pool's, None if that is not known yet. `training`: for people.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True)
 
     format: Literal["draftrec-drafter"] = "draftrec-drafter"
     format_version: int = FORMAT_VERSION

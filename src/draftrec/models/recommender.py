@@ -46,7 +46,7 @@ class RecommenderInfo(BaseModel):
     that it was aligned to. `training` is a record for people.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True)
 
     format_version: int = FORMAT_VERSION
     kind: Literal["target", "draft", "items"] = "target"

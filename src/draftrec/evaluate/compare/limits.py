@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from draftrec.config import Side
 from draftrec.data.files.places import Place
 from draftrec.data.files.texts import read_yaml
 from draftrec.errors import DraftrecError
 from draftrec.evaluate.compare.quality import Estimate
+from draftrec.evaluate.settings import Framework
 
 Form = Literal["share", "number", "score"]
 
@@ -139,8 +141,8 @@ class Limit(_Strict):
 class FormSettings(_Strict):
     """What `template_valid` checks; what is not set comes from the runs' manifests."""
 
-    framework: Literal["kar", "trawl", "once", "rlmrec"] | None = None
-    side: Literal["user", "item"] | None = None
+    framework: Framework | None = None
+    side: Side | None = None
     factors: tuple[str, ...] | None = None
     min_factors: int = Field(default=1, ge=0)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import replace_file, replace_parquet, stream_parquet
@@ -25,11 +25,7 @@ _COUNTS = ("tokens", "knowledge_lost", "history_lost", "windows")
 _PART_FILE = re.compile(r"part-(\d{5,})\.(?:parquet|jsonl)")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class EncodedShard(_Part):
+class EncodedShard(BaseModel):
     """A finished shard: `records` = `rows` written + those rejected. `size` is in bytes."""
 
     records: int
@@ -47,7 +43,7 @@ class ShardRows:
     rejected: list[Rejected]
 
 
-class EncodeTotals(_Part):
+class EncodeTotals(BaseModel):
     """Sums over all finished shards. `encoded` texts were different from all before them; `tokens`
     were read, `tokens_lost` were not; `windowed` texts are means of several windows."""
 
@@ -72,7 +68,7 @@ class EncodeTotals(_Part):
         self.tokens_lost += int(rows.knowledge_lost.sum() + rows.history_lost.sum())
 
 
-class EncodeManifest(_Part):
+class EncodeManifest(BaseModel):
     """How far a job is, and what its vectors are made of.
 
     `settings` and `fingerprints` must be equal for it to be continued; `paths` and `versions` only

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from draftrec.config import MOST_RECORDS, GenerateConfig, JobConfig, ModelConfig, StructureConfig
 from draftrec.core import COUNTED, SOURCES, Counts, Generation, ratio
@@ -20,11 +20,7 @@ from draftrec.jobs.ledger import changes, input_changes, read_state
 from draftrec.models.prompting import ChatTemplate
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class ShardEntry(_Part):
+class ShardEntry(BaseModel):
     """A finished shard. `records` = those written, whose texts are the `rows`, + `rejected`; the
     sizes are in bytes."""
 
@@ -35,7 +31,7 @@ class ShardEntry(_Part):
     stats_size: int
 
 
-class Totals(_Part):
+class Totals(BaseModel):
     """Sums over all finished shards, however many times the job was interrupted.
 
     The `entities` have `texts`, one each or more. Those of `kept` entities stayed as an earlier run
@@ -136,7 +132,7 @@ class Totals(_Part):
         }
 
 
-class InputEntry(_Part):
+class InputEntry(BaseModel):
     """The records a run was started on."""
 
     sha256: str
@@ -158,7 +154,7 @@ class Facts:
     exact: bool = field(default=False, compare=False)
 
 
-class Manifest(_Part):
+class Manifest(BaseModel):
     """The content of `manifest.json`.
 
     `settings` and `fingerprints` must be equal for a run to be continued; `paths` and `versions`
