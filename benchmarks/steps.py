@@ -40,7 +40,7 @@ from draftrec.engine.packing import Segment
 from draftrec.engine.passes import prepacked
 from draftrec.engine.target import Target
 from draftrec.engine.tree import make_tree
-from draftrec.models.processor import multiplies_bfloat16
+from draftrec.models.cpu import multiplies_bfloat16
 
 # Tokens of the texts, unless others are asked for.
 _CONTEXT = 300

@@ -39,7 +39,7 @@ from draftrec.jobs.trials import (
     paired,
     run_trials,
 )
-from draftrec.models.processor import usable_cores
+from draftrec.models.cpu import usable_cores
 
 #: In the output folder: the rows that could not be used.
 REJECTED = "rejected.jsonl"

@@ -32,7 +32,7 @@ from draftrec.jobs.executor import (
     Work,
     Worker,
 )
-from draftrec.models.processor import usable_cores
+from draftrec.models.cpu import usable_cores
 
 # A shard's records and texts are a few megabytes; Ray would take 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 << 20

@@ -29,7 +29,7 @@ from transformers.utils.hub import cached_file
 from draftrec.config import ModelConfig
 from draftrec.errors import DraftrecError, UnsupportedModelError
 from draftrec.models import adapters
-from draftrec.models.processor import multiplies_bfloat16, set_threads
+from draftrec.models.cpu import multiplies_bfloat16, set_threads
 from draftrec.models.sources import Source, check_weights, find_source
 
 _LOG = logging.getLogger("draftrec")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from draftrec.engine.passes import registers
-from draftrec.models import processor
-from draftrec.models.processor import (
+from draftrec.models import cpu
+from draftrec.models.cpu import (
     allowed_cores,
     multiplies_bfloat16,
     set_threads,
@@ -77,7 +77,7 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
 def test_parts_of_a_core_do_not_count_but_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for allowed, cores in ((inf, 8), (2.5, 2), (0.3, 1), (64.0, 8)):
-        monkeypatch.setattr(processor, "allowed_cores", lambda n=allowed: n)
+        monkeypatch.setattr(cpu, "allowed_cores", lambda n=allowed: n)
         assert usable_cores() == cores
 
 
@@ -88,7 +88,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
     monkeypatch.setattr(torch, "set_num_threads", used.append)
-    monkeypatch.setattr(processor, "usable_cores", lambda: 4)
+    monkeypatch.setattr(cpu, "usable_cores", lambda: 4)
     return used
 
 
