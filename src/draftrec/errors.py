@@ -3,6 +3,8 @@ ends work that was asked to stop."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -20,6 +22,22 @@ class PoolMismatchError(DraftrecError):
 
 class PoolOverwrittenError(DraftrecError):
     """A file of a pool was written to while texts drafted from it."""
+
+
+def not_installed(extra: str, why: str, instead: str = "") -> DraftrecError:
+    """What to raise where a package is missing that an extra brings. `why`: who needs it, as in
+    "self-BLEU needs sacrebleu"; `instead`: what goes without."""
+    other = f", or {instead}" if instead else ""
+    return DraftrecError(f'{why}; install it with pip install "draftrec[{extra}]"{other}')
+
+
+@contextmanager
+def needing(extra: str, why: str, instead: str = "") -> Generator[None]:
+    """Around imports of what an extra brings: raises `not_installed` where it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise not_installed(extra, why, instead) from error
 
 
 class Interrupted(Exception):

@@ -19,7 +19,7 @@ from draftrec.cli.messages import StopSignal, say
 from draftrec.cli.options import JsonOptions, Options
 from draftrec.config import ListenConfig
 from draftrec.data.files.places import Place
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, not_installed
 
 _USUAL = ListenConfig()
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -46,9 +46,7 @@ def serve(options: ServeOptions) -> int:
     if (options.config is None) == (not options.demo):
         raise DraftrecError("give --config a YAML file, or --demo for the embedded models")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise DraftrecError(
-            f'the service needs {missing[0]}; install it with pip install "draftrec[serve]"'
-        )
+        raise not_installed("serve", f"the service needs {missing[0]}")
     try:
         from draftrec.serve.http.app import serve as run
 
@@ -103,9 +101,7 @@ def dashboard(options: DashboardOptions) -> int:
         print_json(json_module.loads(sources.snapshot().json))
         return DONE
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise DraftrecError(
-            'the dashboard needs FastAPI; install it with pip install "draftrec[serve]"'
-        )
+        raise not_installed("serve", "the dashboard needs FastAPI")
     listening = listen(options.host, options.port)
     say(f"the dashboard is at {address(listening)}/dashboard; Ctrl-C ends it")
     if not is_loopback(options.host):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from draftrec.cli.messages import say, warn
 from draftrec.cli.options import Options
 from draftrec.core import Counts
-from draftrec.errors import DraftrecError, Interrupted
+from draftrec.errors import DraftrecError, Interrupted, not_installed
 
 if TYPE_CHECKING:
     from draftrec.engine.text.stats import StepStats
@@ -56,10 +56,7 @@ def tracked(kind: str | None, output: object, options: Options | None) -> Iterat
         return
     package, extra = _NEEDED[kind]
     if find_spec(package) is None:
-        raise DraftrecError(
-            f"--track {kind} needs the package {package}; install it with pip install "
-            f'"draftrec[{extra}]"'
-        )
+        raise not_installed(extra, f"--track {kind} needs the package {package}")
     if kind == "tensorboard" and (output is None or "://" in str(output)):
         what = "which is missing" if output is None else f"which is {output}"
         raise DraftrecError(

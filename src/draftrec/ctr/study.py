@@ -30,7 +30,7 @@ from draftrec.data.events import (
 from draftrec.data.files.writers import replace_file
 from draftrec.data.records import Rejects
 from draftrec.data.tables.readers import open_records
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, not_installed
 from draftrec.jobs.trials import (
     Scalar,
     Settings,
@@ -198,6 +198,4 @@ def _check_adaptors(names: Seq[str], inputs: Inputs, size: int) -> None:
 
 def _require_library() -> None:
     if find_spec("torch_rechub") is None:
-        raise DraftrecError(
-            'click models need torch-rechub; install it with pip install "draftrec[ctr]"'
-        )
+        raise not_installed("ctr", "click models need torch-rechub")

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from draftrec.errors import DraftrecError, Interrupted
+from draftrec.errors import DraftrecError, Interrupted, needing
 from draftrec.jobs.executor import (
     Executor,
     Note,
@@ -54,12 +54,8 @@ class ClusterSpec:
 
 def import_ray() -> Any:
     """The `ray` package. Raises DraftrecError where it is missing."""
-    try:
+    with needing("ray", "--engine ray needs Ray"):
         import ray
-    except ImportError as error:
-        raise DraftrecError(
-            '--engine ray needs Ray, which is not installed; run `pip install "draftrec[ray]"`'
-        ) from error
     return ray
 
 

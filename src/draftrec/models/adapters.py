@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 
 #: What makes a folder an adapter's.
 FILE = "adapter_config.json"
@@ -51,14 +51,9 @@ def merged(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     Raises DraftrecError without peft, and for an adapter that is damaged, belongs to another model,
     or is no change of weights.
     """
-    try:
+    with needing("adapters", f"{adapter} is an adapter, which is read with peft"):
         from peft import PeftModel
         from peft.utils import load_peft_weights
-    except ImportError as error:
-        raise DraftrecError(
-            f"{adapter} is an adapter, which is read with peft; install it with pip install "
-            '"draftrec[adapters]".'
-        ) from error
     try:
         _resize(model, load_peft_weights(adapter, device="cpu"))
         with warnings.catch_warnings():

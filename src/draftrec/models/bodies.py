@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 
 from draftrec.config import EncoderConfig, ModelConfig
 from draftrec.engine.rotary import context_length
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 from draftrec.models import loading
 
 #: Names that models give the prompt of what is searched.
@@ -160,13 +160,8 @@ def _lead(prompt: str) -> str:
 
 
 def _sentence_transformer(folder: str, config: EncoderConfig) -> Any:
-    try:
+    with needing("encoders", f"{folder} needs the package sentence-transformers"):
         from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError as error:
-        raise DraftrecError(
-            f"{folder} is a sentence-transformers model and that package is not installed; run "
-            'pip install "draftrec[encoders]"'
-        ) from error
     device = loading.pick_device(config.device)
     dtype = loading.pick_dtype(config.dtype, None, device)
     try:

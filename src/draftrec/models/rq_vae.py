@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from draftrec.core import FloatArray
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 from draftrec.items.quantise import Quantised, assign
 from draftrec.items.settings import QuantiseSettings, RqVaeSettings
 
@@ -137,11 +137,7 @@ def _layers(sizes: tuple[int, ...]) -> nn.Sequential:
 
 
 def _residual_vq() -> Any:
-    try:
+    why, instead = "--method rq-vae needs vector-quantize-pytorch", "use --method rq-kmeans"
+    with needing("sid", why, instead):
         from vector_quantize_pytorch import ResidualVQ
-    except ImportError:
-        raise DraftrecError(
-            "--method rq-vae needs vector-quantize-pytorch; install it with pip install "
-            '"draftrec[sid]", or use --method rq-kmeans'
-        ) from None
     return ResidualVQ

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from draftrec.data.files.places import here
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, not_installed
 from draftrec.models import adapters
 
 #: What weights may lie in.
@@ -173,10 +173,8 @@ def _need_gguf(source: Source) -> None:
     from transformers.utils.import_utils import is_gguf_available
 
     if not is_gguf_available():
-        raise DraftrecError(
-            f"{source.name} is a GGUF file, and the package that reads those is missing or too "
-            'old; run pip install "draftrec[gguf]".'
-        )
+        why = f"{source.name} is a GGUF file, and what reads those is missing or too old"
+        raise not_installed("gguf", why)
 
 
 class _NoFileError(DraftrecError):

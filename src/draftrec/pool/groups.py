@@ -25,7 +25,7 @@ from draftrec.data.files.places import Place
 from draftrec.data.files.writers import replacing
 from draftrec.data.settings import GroupSettings
 from draftrec.data.tables.values import as_list
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 from draftrec.items.factors import damped_svd
 
 #: How missing values look once a program has made texts of them.
@@ -209,14 +209,9 @@ def _item_factors(matrix: Any, factors: int, settings: GroupSettings) -> FloatAr
 
 
 def _implicit_factors(matrix: Any, factors: int, settings: GroupSettings) -> FloatArray:
-    try:
+    with needing("cf", f"--method {settings.method} needs implicit", "use --method svd"):
         from implicit.als import AlternatingLeastSquares
         from implicit.bpr import BayesianPersonalizedRanking
-    except ImportError:
-        raise DraftrecError(
-            f"--method {settings.method} needs implicit; install it with pip install "
-            '"draftrec[cf]", or use --method svd'
-        ) from None
     from threadpoolctl import threadpool_limits
 
     kinds = {"als": AlternatingLeastSquares, "bpr": BayesianPersonalizedRanking}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from draftrec import __version__
 from draftrec.core import COUNTED, SOURCES
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 from draftrec.jobs.knowledge.job import Watcher
 from draftrec.jobs.knowledge.worker import Loader, TextGenerator
 
@@ -373,12 +373,8 @@ class ServiceMetrics:
 
 
 def _client() -> Any:
-    try:
+    with needing("serve", "metrics need prometheus-client"):
         import prometheus_client
-    except ImportError:
-        raise DraftrecError(
-            'metrics need prometheus-client; install it with pip install "draftrec[serve]"'
-        ) from None
     return prometheus_client
 
 

@@ -30,7 +30,7 @@ from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
 from draftrec.engine.beams.state import BeamRequest
 from draftrec.engine.target import Target
-from draftrec.errors import DraftrecError, Interrupted
+from draftrec.errors import DraftrecError, Interrupted, needing
 from draftrec.items.hits import find_hits
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.trie import ItemTrie
@@ -246,12 +246,8 @@ def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
 
 def make_accelerator(settings: TrainSettings) -> Any:
     """accelerate's view of devices and precision. Raises DraftrecError if it is not installed."""
-    try:
+    with needing("train", "training needs accelerate"):
         from accelerate import Accelerator
-    except ImportError:
-        raise DraftrecError(
-            'training needs accelerate; install it with pip install "draftrec[train]"'
-        ) from None
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise DraftrecError("--device cuda: PyTorch sees no CUDA device; use --device cpu")
     return Accelerator(mixed_precision=settings.precision, cpu=settings.device == "cpu")

@@ -26,7 +26,7 @@ from transformers import (
 
 from draftrec.config import ModelConfig
 from draftrec.engine.selfcheck import checked_target
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 from draftrec.models.loading import load_model, load_tokenizer
 from draftrec.models.recommender import weights_fingerprint
 from draftrec.train.files import SOURCE_FILES
@@ -254,12 +254,8 @@ def adapted(model: Any, settings: LoraSettings, first_new: int) -> Any:
 
     Without the new rows, semantic ids would keep the random vectors that they began with.
     """
-    try:
+    with needing("train", "--lora needs peft"):
         from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise DraftrecError(
-            '--lora needs peft; install it with pip install "draftrec[train]"'
-        ) from None
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

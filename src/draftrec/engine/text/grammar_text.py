@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from draftrec.config import StructureConfig
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 
 if TYPE_CHECKING:
     from draftrec.engine.text.grammar import Grammar
@@ -111,12 +111,8 @@ def _tokens(tokenizer: Any, size: int, eos_ids: frozenset[int]) -> Any:
 
 
 def _llguidance() -> Any:
-    try:
+    with needing("grammar", "structured output needs llguidance"):
         import llguidance
-    except ImportError as error:
-        raise DraftrecError(
-            'structured output needs llguidance; install it with pip install "draftrec[grammar]"'
-        ) from error
     return llguidance
 
 

@@ -22,7 +22,7 @@ from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.data.files.places import Place
 from draftrec.data.vectors import read_vectors
 from draftrec.data.words import BleuTokenizer, bleu_tokenizer, features
-from draftrec.errors import DraftrecError
+from draftrec.errors import DraftrecError, needing
 from draftrec.evaluate.compare.runs import RunTexts
 
 #: Self-BLEU compares this many texts with this many others each: its cost is their product.
@@ -171,12 +171,8 @@ def self_bleu(texts: Seq[str], sample: BleuSample, tokenizer: BleuTokenizer | No
 
     Raises DraftrecError where sacrebleu is not installed.
     """
-    try:
+    with needing("compare", "self-BLEU needs sacrebleu"):
         from sacrebleu.metrics.bleu import BLEU
-    except ImportError as error:
-        raise DraftrecError(
-            'self-BLEU needs sacrebleu; install it with pip install "draftrec[compare]"'
-        ) from error
     bleu = BLEU(effective_order=True, tokenize=tokenizer or bleu_tokenizer(texts))
     scores, scored = np.zeros(len(texts)), np.zeros(len(texts))
     for row, others in zip(sample.texts, sample.references, strict=True):

@@ -27,10 +27,8 @@ from draftrec.config import (
 )
 from draftrec.core import Counts, Generation, Request
 from draftrec.data.files.places import Place
-from draftrec.data.records import Entity, EntityReader, GroupTable, Layout
-from draftrec.data.tables.readers import open_records
-from draftrec.data.templates import fitted_to, load_template
-from draftrec.errors import DraftrecError
+from draftrec.data.records import Entity, EntityReader, GroupTable
+from draftrec.errors import DraftrecError, needing
 from draftrec.evaluate.compare.quality import by_tf_idf, likeness, run_distinct
 from draftrec.evaluate.compare.runs import RunTexts, endings
 from draftrec.evaluate.replay.job import held_texts
@@ -338,12 +336,8 @@ def _search(job: QualityJob, race: TrialFunction, store: TrialStore, watch: Watc
 
 
 def _optuna() -> Any:
-    try:
+    with needing("tune", "--trials below the size of the grid needs optuna"):
         import optuna
-    except ImportError as error:
-        raise DraftrecError(
-            '--trials below the size of the grid needs optuna; pip install "draftrec[tune]"'
-        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
