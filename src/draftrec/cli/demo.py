@@ -4,15 +4,13 @@ recommendation by drafted beams at length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftrec.cli.command import DONE, command, print_json
 from draftrec.cli.knobs import option
-from draftrec.cli.messages import no_bar
+from draftrec.cli.messages import bars
 from draftrec.cli.options import JsonOptions, ReportFolder
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def demo(options: DemoOptions) -> int:
 
     output.prepare(options.output)
     with sole_writer(options.output, inside=True):
-        with stage_bar() as watch:
+        with bars() as watch:
             written = texts.tell(texts.Size(seed=options.seed), watch)
             found = items.tell(items.SHORT, watch)
         report, summary = output.write(options.output, written, found)
@@ -66,7 +64,7 @@ def genrec_demo(options: GenrecDemoOptions) -> int:
 
     output.prepare(options.output)
     with sole_writer(options.output, inside=True):
-        with stage_bar() as watch:
+        with bars() as watch:
             found = items.tell(items.Size(users=options.users), watch)
         report, summary = output.write(options.output, found=found)
     return finish(options.output, report, summary, as_json=options.json)
@@ -86,22 +84,3 @@ def finish(folder: Path, report: Report, summary: dict[str, Any], *, as_json: bo
     if as_json:
         print_json(summary)
     return DONE
-
-
-@contextmanager
-def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for every stage that is told of: stage, done, total."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=no_bar(errors)) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def watch(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield watch
