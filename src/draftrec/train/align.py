@@ -40,7 +40,7 @@ from draftrec.train import objectives, presets
 from draftrec.train.examples import IGNORED, Batch, cuts
 from draftrec.train.files import check_apart
 from draftrec.train.fit import longest
-from draftrec.train.loop import TrainWatcher, Validation
+from draftrec.train.loop import TrainWatcher, Validation, own_attention
 from draftrec.train.presets import ModelSource
 from draftrec.train.session import RECOMMENDER, Prepared, Session, save_trained
 from draftrec.train.settings import (
@@ -133,16 +133,12 @@ class Alignment:
         trie = ItemTrie.build(self.catalogue.items, self.catalogue.item_tokens)
         constraint = Constraint(trie, self.levels)
         both: list[Any] = [model, self.target.model]
-        before = [m.config._attn_implementation for m in both]
-        try:
+        with own_attention(*both):
             draft, target = (BeamModel(Target(m), constraint) for m in both)
             pace = FixedPace(2 * self.beams, self.levels - 1, self.levels)
             drafter = ModelDrafter(draft, self.beams, pace)
             requests = [BeamRequest(i, c.prompt) for i, c in enumerate(self.held_out)]
             found = search(BeamEngine(target, drafter, self.beams, _SLOTS), requests)
-        finally:
-            for changed, attention in zip(both, before, strict=True):
-                changed.set_attn_implementation(attention)
         return float(np.mean([beams.target_calls for beams in found]))
 
     @cached_property

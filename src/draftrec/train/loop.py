@@ -23,12 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from draftrec.core import LongArray
+from draftrec.core import IntArray, LongArray
 from draftrec.data.files.writers import renaming, share
 from draftrec.engine.beams.drafters import NoBeamDrafter
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.model import BeamModel, Constraint
-from draftrec.engine.beams.state import BeamRequest
+from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError, Interrupted, needing
 from draftrec.items.hits import find_hits
@@ -281,6 +281,27 @@ def _put(model: Any, weights: dict[str, torch.Tensor]) -> None:
             weight.copy_(weights[name])
 
 
+@contextmanager
+def own_attention(*models: Any) -> Iterator[None]:
+    """Give models in training their attention back, in place of which a `Target` puts its own."""
+    before = [model.config._attn_implementation for model in models]
+    try:
+        yield
+    finally:
+        for model, attention in zip(models, before, strict=True):
+            model.set_attn_implementation(attention)
+
+
+def best_beams(
+    model: Any, trie: ItemTrie, prompts: Seq[IntArray], beams: int, slots: int
+) -> list[Beams]:
+    """The best `beams` of a model in training after each prompt, by plain search."""
+    with own_attention(model):
+        target = BeamModel(Target(model), Constraint(trie, trie.levels))
+        engine = BeamEngine(target, NoBeamDrafter(), beams, slots)
+        return search(engine, [BeamRequest(i, prompt) for i, prompt in enumerate(prompts)])
+
+
 _BATCH = 64
 
 
@@ -330,17 +351,8 @@ class Validator:
     def recall(self, model: Any) -> float:
         """Share of a user's targets among the `k` recommended items, averaged over users."""
         count = self.recall_users
-        requests = [
-            BeamRequest(i, self.encoder.encode(history))
-            for i, history in enumerate(self.histories[:count])
-        ]
-        attention = model.config._attn_implementation
-        try:
-            target = BeamModel(Target(model), Constraint(self.trie, self.encoder.levels))
-            engine = BeamEngine(target, NoBeamDrafter(), width=self.beams, slots=_BATCH)
-            found = search(engine, requests)
-        finally:
-            model.set_attn_implementation(attention)
+        prompts = [self.encoder.encode(history) for history in self.histories[:count]]
+        found = best_beams(model, self.trie, prompts, self.beams, _BATCH)
         ids = self.trie.items
         hits = [
             self._hits(beams.leaves, targets, ids)

@@ -23,12 +23,7 @@ import torch
 
 from draftrec.core import IntArray, LongArray
 from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
-from draftrec.engine.beams.drafters import NoBeamDrafter
-from draftrec.engine.beams.loop import BeamEngine, search
-from draftrec.engine.beams.model import BeamModel, Constraint
-from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.engine.sampling import log_sum_exp
-from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
 from draftrec.items.ids import is_text
 from draftrec.items.prompts import HistoryEncoder
@@ -38,6 +33,7 @@ from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, check_ids, load_recommender
 from draftrec.train.examples import cuts, read_training_data
 from draftrec.train.files import check_apart
+from draftrec.train.loop import best_beams
 from draftrec.train.settings import TeachRun, TeachSettings
 from draftrec.train.teacher_files import (
     Context,
@@ -79,7 +75,8 @@ class Recorder:
     def record(self, asks: Seq[Ask]) -> list[Context]:
         """One context for each question, in order."""
         prompts = [self.encoder.encode(history) for history, _ in asks]
-        beams = [found.tokens for found in self._searched(prompts)]
+        best = best_beams(self.model, self.trie, prompts, self.beams, _SLOTS)
+        beams = [found.tokens for found in best]
         truths = [self._truth(place) for _, place in asks]
         trees = [context_tree(b, t) for b, t in zip(beams, truths, strict=True)]
         answers = [self._answers(p, asked) for p, (asked, _) in zip(prompts, asks, strict=True)]
@@ -132,15 +129,6 @@ class Recorder:
                 "other probabilities in the tree than token by token; it probably uses positions "
                 "or masks that draftrec does not know"
             )
-
-    def _searched(self, prompts: Seq[IntArray]) -> list[Beams]:
-        attention = self.model.config._attn_implementation
-        try:
-            target = BeamModel(Target(self.model), Constraint(self.trie, self.trie.levels))
-            engine = BeamEngine(target, NoBeamDrafter(), self.beams, _SLOTS)
-            return search(engine, [BeamRequest(i, prompt) for i, prompt in enumerate(prompts)])
-        finally:
-            self.model.set_attn_implementation(attention)
 
     @torch.inference_mode()
     def _log_probs(

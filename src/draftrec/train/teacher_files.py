@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -165,8 +165,6 @@ _RAGGED = ("prompt", "answers", "beams", "log_probs", "prompt_log_probs")
 class TeacherManifest(BaseModel):
     """Where a teacher folder comes from. `target`, `tokenizer`, `sids` and `contexts` are
     fingerprints, the last of what was asked; `shards` counts the contexts of each."""
-
-    model_config = ConfigDict(extra="ignore")
 
     format_version: int = FORMAT_VERSION
     target: str
