@@ -26,7 +26,7 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import fit_retriever, load_item_model
+from draftrec.jobs.recommend.setup import fit_retriever, load_item_model, proposes
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, load_recommender
 from draftrec.pool.store import Pool
@@ -138,11 +138,7 @@ class FileCatalogue:
 
     def _proposer(self, items: ItemRetriever | None) -> ItemRetriever | None:
         """What drafts besides the models, if anything."""
-        settings, config = self.settings, self.settings.settings
-        if settings.draft == "items":
-            return items
-        fits = config.verify != "relaxed" and config.constraint == "trie"
-        return items if settings.draft != "none" and fits and config.draft_items else None
+        return items if proposes(self.settings.draft, self.settings.settings) else None
 
 
 class EmbeddedShop:

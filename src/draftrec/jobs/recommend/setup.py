@@ -199,8 +199,8 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
         settings.sequences, sids, settings.columns, settings.part or ALL, settings.config.item_item
     )
     catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
-    proposer, exact = items if _proposes(settings) else None, settings.exact
-    parts = parts_of(target, catalogue, draft, proposer, exact=exact)
+    proposer = items if proposes(settings.draft, settings.config) else None
+    parts = parts_of(target, catalogue, draft, proposer, exact=settings.exact)
     item_model = load_item_model(settings.item_model, sids, settings.device, settings.dtype)
     recommender = ItemRecommender(parts, catalogue, settings.config, items, item_model)
     meaning = _meaning(settings, parts.target)
@@ -234,11 +234,11 @@ def _meaning(settings: TaskSettings, target: Target) -> str:
     return meaning
 
 
-def _proposes(settings: TaskSettings) -> bool:
-    """Are proposed items drafted: alone, or beside a model's drafts where they can be?"""
-    if settings.draft in ("items", "none"):
-        return settings.draft == "items"
-    config = settings.config
+def proposes(draft: str, config: RecommendConfig) -> bool:
+    """Are proposed items drafted: alone, or beside a model's drafts where they can be? `draft`: a
+    draft model's folder, `items` or `none`."""
+    if draft in ("items", "none"):
+        return draft == "items"
     fits = config.verify != "relaxed" and config.constraint == "trie"
     return fits and config.draft_items > 0
 
