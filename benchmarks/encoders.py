@@ -41,11 +41,11 @@ def speed(encoders: dict[str, Encoder], made: Seq[str], rounds: int) -> dict[str
 
     def timed(name: str) -> None:
         start = time.process_time()
-        encoders[name].encode(made)
+        vectors_of(encoders[name], made)
         busy[name].append(time.process_time() - start)
 
     for name in encoders:
-        encoders[name].encode(made[:8])
+        vectors_of(encoders[name], made[:8])
     seconds = interleave({name: lambda n=name: timed(n) for name in encoders}, rounds)
     found: dict[str, Any] = {}
     for name, encoder in encoders.items():
@@ -58,6 +58,10 @@ def speed(encoders: dict[str, Encoder], made: Seq[str], rounds: int) -> dict[str
     return found
 
 
+def vectors_of(encoder: Encoder, made: Seq[str]) -> np.ndarray:
+    return encoder.encode_documents([Document(text) for text in made]).vectors
+
+
 def distance(one: np.ndarray, two: np.ndarray) -> float:
     """The largest distance between vectors of one text, over the length of the first."""
     far = np.linalg.norm(one - two, axis=1) / np.linalg.norm(one, axis=1)
@@ -66,11 +70,11 @@ def distance(one: np.ndarray, two: np.ndarray) -> float:
 
 def batches(name: str, dtype: str, made: Seq[str], sizes: Seq[int]) -> dict[str, float]:
     """How far vectors of other batch sizes lie from those of one text at a time."""
-    alone = load_encoder(name, EncoderConfig(dtype=dtype, batch_size=1)).encode(made)  # type: ignore[arg-type]
+    alone = vectors_of(load_encoder(name, EncoderConfig(dtype=dtype, batch_size=1)), made)  # type: ignore[arg-type]
     found: dict[str, float] = {}
     for size in sizes:
         config = EncoderConfig(dtype=dtype, batch_size=size)  # type: ignore[arg-type]
-        found[str(size)] = distance(alone, load_encoder(name, config).encode(made))
+        found[str(size)] = distance(alone, vectors_of(load_encoder(name, config), made))
     return found
 
 
@@ -90,7 +94,7 @@ def main(argv: Seq[str] | None = None) -> None:
         "settings": {k: v for k, v in vars(args).items() if k != "results"},
         "speed": {**model, **speed(hashed, made, args.rounds)},
         "distance_of_batch_sizes": {d: batches(args.encoder, d, made, (8, 32)) for d in encoders},
-        "distance_of_bfloat16": distance(*(encoders[d].encode(made) for d in encoders)),
+        "distance_of_bfloat16": distance(*(vectors_of(encoders[d], made) for d in encoders)),
     }
     write_result("encoders", payload, seed=args.seed, folder=args.results)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as tf
 from tokenizers.processors import TemplateProcessing
 
+from draftrec.models.encoders import Document, Encoder
 from tests.models import zoo
 from tests.models.folders import make_tokenizer, save, word
 
@@ -18,6 +21,11 @@ _SIZE: dict[str, Any] = {
     "vocab_size": zoo.VOCABULARY, "hidden_size": 16, "intermediate_size": 24,
     "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.5, "pad_token_id": 0,
 }  # fmt: skip
+
+
+def vectors_of(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """Vectors of texts that have no history."""
+    return encoder.encode_documents([Document(text) for text in texts]).vectors
 
 
 def framed_tokenizer() -> tf.PreTrainedTokenizerFast:

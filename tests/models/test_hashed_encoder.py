@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 from draftrec.config import EncoderConfig
 from draftrec.errors import DraftrecError
 from draftrec.models.encoders import Document, HashedEncoder, hashed_dim, load_encoder
+from tests.models.encoder_folders import vectors_of
 
 WARS = [f"star ships fight a war in space {w}" for w in ("again", "alone", "now", "today")]
 SOUPS = [f"boil onion soup with cheese {w}" for w in ("slowly", "twice", "gently", "often")]
@@ -20,7 +21,7 @@ def fit(dim: int = 8, texts: list[str] = TEXTS, **settings: object) -> HashedEnc
 
 
 def test_related_texts_are_nearer() -> None:
-    found = fit(4).encode(TEXTS)
+    found = vectors_of(fit(4), TEXTS)
     assert found.shape == (8, 4)
     assert found.dtype == np.float32
     cosines = found @ found.T
@@ -30,10 +31,10 @@ def test_related_texts_are_nearer() -> None:
 def test_equal_texts_give_equal_bytes_and_signs() -> None:
     one, two = fit(), fit()
     assert one.fingerprint == two.fingerprint
-    assert one.encode(TEXTS).tobytes() == two.encode(TEXTS).tobytes()
+    assert vectors_of(one, TEXTS).tobytes() == vectors_of(two, TEXTS).tobytes()
     assert fit(texts=WARS).fingerprint != one.fingerprint
     # The first direction holds what all texts share, and it points their way.
-    assert (fit(1, normalise=False).encode(WARS) > 0).all()
+    assert (vectors_of(fit(1, normalise=False), WARS) > 0).all()
 
 
 @pytest.mark.slow
@@ -48,13 +49,15 @@ def test_the_number_of_threads_is_nothing_to_a_fit() -> None:
 
 def test_vectors_depend_on_the_fit_alone() -> None:
     encoder = fit()
-    np.testing.assert_allclose(encoder.encode(TEXTS)[5], encoder.encode(SOUPS)[1], atol=1e-6)
-    new = encoder.encode(["star ships"])
-    assert new @ encoder.encode(WARS[:1]).T > new @ encoder.encode(SOUPS[:1]).T
+    np.testing.assert_allclose(
+        vectors_of(encoder, TEXTS)[5], vectors_of(encoder, SOUPS)[1], atol=1e-6
+    )
+    new = vectors_of(encoder, ["star ships"])
+    assert new @ vectors_of(encoder, WARS[:1]).T > new @ vectors_of(encoder, SOUPS[:1]).T
 
 
 def test_few_texts_leave_numbers_at_zero() -> None:
-    found = fit(64, [*WARS, *WARS]).encode(TEXTS)
+    found = vectors_of(fit(64, [*WARS, *WARS]), TEXTS)
     assert found.shape == (8, 64)
     assert not found[:, 4:].any()
     assert found[:, :4].any(axis=0).all()
@@ -65,14 +68,16 @@ def test_tokens_are_counted_and_history_joins() -> None:
     found = encoder.encode_documents([Document("onion soup", "star ships"), Document("?!")])
     assert found.tokens.tolist() == [4, 0]
     assert found.windows.tolist() == [1, 0]
-    np.testing.assert_array_equal(found.vectors[0], encoder.encode(["onion soup star ships"])[0])
+    np.testing.assert_array_equal(
+        found.vectors[0], vectors_of(encoder, ["onion soup star ships"])[0]
+    )
     assert not found.vectors[1].any()
-    assert encoder.encode([]).shape == (0, 8)
+    assert vectors_of(encoder, []).shape == (0, 8)
 
 
 def test_length_one_is_a_choice() -> None:
-    np.testing.assert_allclose(np.linalg.norm(fit().encode(TEXTS), axis=1), 1, atol=1e-6)
-    assert np.linalg.norm(fit(2, normalise=False).encode(TEXTS), axis=1).max() < 0.999
+    np.testing.assert_allclose(np.linalg.norm(vectors_of(fit(), TEXTS), axis=1), 1, atol=1e-6)
+    assert np.linalg.norm(vectors_of(fit(2, normalise=False), TEXTS), axis=1).max() < 0.999
 
 
 def test_names_and_refusals() -> None:
@@ -107,6 +112,6 @@ def test_texts_that_differ_in_one_character_are_near_in_every_script(
     stem: str, ends: tuple[str, str]
 ) -> None:
     texts = [stem + end for end in ends]
-    one, other, stranger = fit(64, [*texts, *TEXTS]).encode([*texts, TEXTS[0]])
+    one, other, stranger = vectors_of(fit(64, [*texts, *TEXTS]), [*texts, TEXTS[0]])
     assert one @ other > 0.9
     assert abs(one @ stranger) < 0.1

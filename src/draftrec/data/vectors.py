@@ -57,6 +57,12 @@ def vector_column(vectors: FloatArray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
+def unit(vectors: Any) -> Any:
+    """Vectors `[n, d]` of length one, in their dtype; those of zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1.0)
+
+
 def item_vectors_table(items: Ids, vectors: FloatArray) -> pa.Table:
     """`items` `[n]` and their `vectors` float32 `[n, d]` as a vectors file has them."""
     ids = pa.array([str(item) for item in items.tolist()], pa.string())

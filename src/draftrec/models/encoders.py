@@ -27,6 +27,7 @@ from transformers.utils.hub import cached_file
 from draftrec.config import EncoderConfig
 from draftrec.core import FloatArray, LongArray
 from draftrec.data.files.places import here
+from draftrec.data.vectors import unit
 from draftrec.data.words import features
 from draftrec.errors import DraftrecError, needing
 from draftrec.models.bodies import Body, Published, load_pooled, load_sentence_transformer
@@ -174,10 +175,6 @@ class HashedEncoder:
         components[: len(kept)][kept] = _signed(svd.components_[kept])
         return cls(dim, tfidf, components, normalise=config.normalise is not False)
 
-    def encode(self, texts: Seq[str]) -> FloatArray:
-        """float32 `[N, D]`, in the order of `texts`; those without a word get zeros."""
-        return self.encode_documents([Document(text) for text in texts]).vectors
-
     def encode_documents(
         self, documents: Seq[Document], watch: Callable[[int, int], None] | None = None
     ) -> Encoded:
@@ -188,8 +185,7 @@ class HashedEncoder:
         counts: Any = _vectorizer().transform(d.text for d in documents)
         vectors = np.asarray(self._tfidf.transform(counts) @ self._components.T, np.float32)
         if self._normalise:
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors /= np.where(lengths > 0, lengths, 1.0)
+            vectors = unit(vectors)
         tokens = np.asarray(counts.sum(axis=1)).ravel().astype(np.int64)
         if watch:
             watch(len(documents), len(documents))
@@ -230,7 +226,6 @@ class Encoder(Protocol):
     def max_tokens(self) -> int | None: ...
     @property
     def fingerprint(self) -> str: ...
-    def encode(self, texts: Seq[str]) -> FloatArray: ...
     def encode_documents(self, documents: Seq[Document], watch: Watch | None = None) -> Encoded: ...
 
 
@@ -274,20 +269,6 @@ class TokenEncoder:
         self._pad = body.tokenizer.pad_token_id or 0
         probe = np.array([*body.before, self._pad, *body.after], np.int64)
         self.dim: int = self._pass([probe]).shape[1]
-
-    def encode(self, texts: Seq[str]) -> FloatArray:
-        """float32 `[N, D]`, in the order of `texts`; empty ones get zeros.
-
-        Raises DraftrecError for a text over the limit where those are refused.
-        """
-        found = self.encode_documents([Document(text) for text in texts])
-        refused = np.flatnonzero((found.windows == 0) & (found.knowledge_lost > 0))
-        if len(refused):
-            raise DraftrecError(
-                f"text {refused[0]} has {found.knowledge_lost[refused[0]]} tokens, {self.name} "
-                f"takes {self._room}; shorten it, or let it be cut or read in windows"
-            )
-        return found.vectors
 
     def encode_documents(self, documents: Seq[Document], watch: Watch | None = None) -> Encoded:
         """Vectors of the documents in their order, and what was read of each."""
@@ -356,8 +337,7 @@ class TokenEncoder:
     def _scaled(self, vectors: np.ndarray[Any, Any]) -> FloatArray:
         wanted = self._config.normalise
         if self._body.normalise if wanted is None else wanted:
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(lengths > 0, lengths, 1.0)
+            vectors = unit(vectors)
         return vectors.astype(np.float32)
 
 

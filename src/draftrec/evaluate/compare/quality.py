@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from draftrec.core import DoubleArray, IntArray, LongArray
 from draftrec.data.files.places import Place
-from draftrec.data.vectors import read_vectors
+from draftrec.data.vectors import read_vectors, unit
 from draftrec.data.words import BleuTokenizer, bleu_tokenizer, features
 from draftrec.errors import DraftrecError, needing
 from draftrec.evaluate.compare.runs import RunTexts
@@ -209,7 +209,7 @@ class Similarity:
 
 def by_vectors(baseline: DoubleArray, run: DoubleArray) -> Similarity:
     """Cosines of vectors float64 `[n, d]`, rows in one order; a zero vector is like nothing."""
-    a, b = _unit(baseline), _unit(run)
+    a, b = unit(baseline), unit(run)
     own = np.clip((a * b).sum(axis=1), -1.0, 1.0)
     return Similarity(own, _strangers(b @ a.sum(axis=0), own))
 
@@ -272,11 +272,6 @@ def _encoder_of(path: Place) -> tuple[Any, ...] | None:
         return manifest["fingerprints"]["encoder"], manifest["pooling"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _unit(vectors: DoubleArray) -> DoubleArray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1.0)
 
 
 def _strangers(with_all: DoubleArray, own: DoubleArray) -> DoubleArray:
