@@ -161,7 +161,6 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
     """The job, going on with a head that was trained on what it has written; an exit code where the
     training was interrupted."""
     from draftrec.cli.genrec.train import trained
-    from draftrec.config import with_values
     from draftrec.train.drafter.fit import DrafterSpec, fit_drafter, going_on
 
     folder: Any = spec.output / OWN_DRAFTER
@@ -176,9 +175,7 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
         teaching = replace(teaching, overwrite=True) if spec.overwrite else going_on(teaching)
         if code := trained(fit_drafter, teaching, None):
             return code
-    generate = with_values(spec.config.generate, {"drafter": str(folder)})
-    config = spec.config.model_copy(update={"generate": generate})
-    return replace(spec, config=config, overwrite=False)
+    return replace(spec.with_settings(drafter=str(folder)), overwrite=False)
 
 
 def _fits(folder: Path, spec: JobSpec) -> bool:

@@ -6,11 +6,11 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from draftrec.config import JobConfig, ModelConfig, RecordsConfig, StructureConfig
+from draftrec.config import JobConfig, RecordsConfig, StructureConfig, with_values
 from draftrec.data.files.places import Place, place, shown
 from draftrec.data.files.texts import read_text
 from draftrec.data.records import EntityReader, GroupTable, Layout
@@ -52,6 +52,11 @@ class JobSpec:
         """The files in `output`, of the form that the settings ask for."""
         keep, samples = self.config.records.keep_prompts, self.config.generate.accept.n
         return RunFolder(self.output, keep_prompts=keep, samples=samples)
+
+    def with_settings(self, **settings: Any) -> JobSpec:
+        """The same job with other settings of `GenerateConfig` by name."""
+        generate = with_values(self.config.generate, settings)
+        return replace(self, config=self.config.model_copy(update={"generate": generate}))
 
 
 class Plan:
@@ -170,9 +175,7 @@ def as_begun(plan: Plan, begun: Manifest | None) -> JobSpec:
     spec, target = plan.spec, plan.spec.config.generate.target
     if begun is None or target.dtype != "auto" or begun.device != "cpu" or not begun.dtype:
         return spec
-    target = ModelConfig(**{**dict(target), "dtype": begun.dtype})
-    generate = spec.config.generate.model_copy(update={"target": target})
-    return replace(spec, config=spec.config.model_copy(update={"generate": generate}))
+    return spec.with_settings(dtype=begun.dtype)
 
 
 def lag_to_use(output: Place, usual: int, *, overwrite: bool) -> int:

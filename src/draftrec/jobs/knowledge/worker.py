@@ -343,11 +343,8 @@ class ShardWork:
             for name in ("model", "drafter")
             if (given := getattr(target, name)) is not None and Path(given).exists()
         }
-        own = folders | {"device": share.device(target.device)}
-        generate = spec.config.generate.model_copy(update={"target": target.model_copy(update=own)})
-        config = spec.config.model_copy(update={"generate": generate})
-        spec = replace(spec, config=config, **found)
-        return ShardWork(spec, self.load, self.given, alone=False)
+        spec = spec.with_settings(device=share.device(target.device), **folders)
+        return ShardWork(replace(spec, **found), self.load, self.given, alone=False)
 
 
 class _Writing:
