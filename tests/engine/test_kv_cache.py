@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftrec.engine.beginnings import Beginnings
 from draftrec.engine.kv_cache import KVShape, KVSlab, RowShape
+from draftrec.engine.prefixes import SlotPrefixes
 
 WIDE, NARROW = RowShape(kv_heads=3, key_dim=4, value_dim=5), RowShape(1, 2, 2)
 SHAPE = KVShape((WIDE, NARROW, WIDE))
@@ -97,7 +97,7 @@ def test_what_slots_share_with_tokens_is_what_comparing_one_by_one_finds(
     data: st.DataObject,
 ) -> None:
     """Beginnings that differ early, late and not at all, noted, cut and written over."""
-    beginnings = Beginnings(3)
+    prefixes = SlotPrefixes(3)
     noted: list[list[int]] = [[], [], []]
     common = list(range(100, 180))
     text = st.builds(
@@ -109,18 +109,16 @@ def test_what_slots_share_with_tokens_is_what_comparing_one_by_one_finds(
         slot = data.draw(st.integers(0, 2))
         if data.draw(st.booleans()):
             noted[slot] = noted[slot] + data.draw(text)
-            beginnings.go_on(slot, np.array(noted[slot], np.int32))
+            prefixes.go_on(slot, np.array(noted[slot], np.int32))
         if data.draw(st.booleans()):
             noted[slot] = data.draw(text)
-            beginnings.hold(slot, np.array(noted[slot], np.int32))
+            prefixes.hold(slot, np.array(noted[slot], np.int32))
         else:
             most = data.draw(st.integers(0, 90))
             noted[slot] = noted[slot][:most]
-            beginnings.cut(slot, most)
+            prefixes.cut(slot, most)
         asked = data.draw(text)
-        found = beginnings.shared(np.array(asked, np.int32))
+        found = prefixes.shared(np.array(asked, np.int32))
         assert found.tolist() == [naive(held, asked) for held in noted]
-        assert beginnings.shared(np.array(asked, np.int32), slot, slot + 1).tolist() == [
-            found[slot]
-        ]
-        assert beginnings.tokens(slot).tolist() == noted[slot]
+        assert prefixes.shared(np.array(asked, np.int32), slot, slot + 1).tolist() == [found[slot]]
+        assert prefixes.tokens(slot).tolist() == noted[slot]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from draftrec.engine.beginnings import Beginnings
+from draftrec.engine.prefixes import SlotPrefixes
 
 
 class RowShape(NamedTuple):
@@ -87,7 +87,7 @@ class KVSlab:
         self.keys = [self.blocks[block].keys[i] for block, i in self.places]
         self.values = [self.blocks[block].values[i] for block, i in self.places]
         self.features: torch.Tensor | None = None
-        self.held = Beginnings(slots)
+        self.held = SlotPrefixes(slots)
 
     def keep_features(self, hidden: int, dtype: torch.dtype) -> None:
         """Make room for the last hidden states of width `hidden`."""

@@ -28,7 +28,7 @@ from draftrec.core import (
     TokenScore,
     Verdict,
 )
-from draftrec.engine.beginnings import Beginnings
+from draftrec.engine.prefixes import SlotPrefixes
 
 # A shared prefix shorter than this is cheaper to compute than to copy, or than to wait for.
 _LEAST_COPIED, _LEAST_AWAITED = 4, 16
@@ -135,7 +135,7 @@ class Batch:
         self._by_beginning = False
         self._free = list(range(limits.slots))
         # What the slots' rows in the cache are known to be, and what prompts under way will add.
-        self._resident, self._coming = Beginnings(limits.slots), Beginnings(limits.slots)
+        self._resident, self._coming = SlotPrefixes(limits.slots), SlotPrefixes(limits.slots)
         self._copy_prefix = copy_prefix
         for request in requests:
             self.add(request)

@@ -13,7 +13,7 @@ from numba import njit
 from draftrec.core import IntArray, LongArray
 
 
-class Beginnings:
+class SlotPrefixes:
     """The token ids that each of some slots begins with, and how much of that others share."""
 
     def __init__(self, slots: int) -> None:
