@@ -27,7 +27,7 @@ from draftrec.engine.selfcheck import checked_target
 from draftrec.models.drafters import OutputRows, describe_drafter, score_transform
 from draftrec.models.loading import eos_token_ids, load_model, load_tokenizer, vocabulary
 from draftrec.train.drafter.fit import held_out
-from draftrec.train.drafter.lesson import Batch, Lesson, draft_vocabulary
+from draftrec.train.drafter.task import Batch, HeadTask, draft_vocabulary
 from draftrec.train.drafter.texts import FeatureFiles, open_runs
 from draftrec.train.files import TrainingFolder
 from draftrec.train.loop import Trainer, TrainWatcher
@@ -76,8 +76,8 @@ class SmallModel(nn.Module):
         return [scores] * levels
 
 
-class SmallLesson(Lesson):
-    """A head's lesson for a model whose levels are all the same, and which gives scores."""
+class SmallTask(HeadTask):
+    """A head's task for a model whose levels are all the same, and which gives scores."""
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         seen = self._seen(batch)
@@ -128,15 +128,15 @@ def main() -> None:
         device="cpu", precision=args.precision,
     )  # fmt: skip
     asked = HeadSettings(vocabulary=len(tokens), levels=head["levels"])
-    lesson = SmallLesson(
+    task = SmallTask(
         texts, features, taught, held, index, len(tokens), asked, settings.batch_tokens, 0
     )
     model = SmallModel(args.shape, index, output)
     weights = sum(p.numel() for p in model.parameters())
-    note(f"{weights:,} weights, {len(taught)} texts, {lesson.steps()} steps an epoch")
+    note(f"{weights:,} weights, {len(taught)} texts, {task.steps()} steps an epoch")
     folder = TrainingFolder(args.work / "training", "none")
     folder.path.mkdir(parents=True, exist_ok=True)
-    done = Trainer(lesson, model, settings, folder).run(Told())
+    done = Trainer(task, model, settings, folder).run(Told())
     best = done.epochs[done.best_epoch]
     told = ("texts", "epochs", "seconds", "weights", "valid_tokens_per_call", "valid_loss")
     found = {

@@ -208,9 +208,11 @@ def test_a_signal_at_the_end_of_the_training_is_heard_and_another_models_drafter
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = generated(command, tmp_path, "--drafter-fit", 2)
-    save = fit._Making._save
+    save = fit._HeadTraining._save
     with monkeypatch.context() as patch:
-        patch.setattr(fit._Making, "_save", lambda self, it: (_stopping(0.0), save(self, it))[1])
+        patch.setattr(
+            fit._HeadTraining, "_save", lambda self, it: (_stopping(0.0), save(self, it))[1]
+        )
         assert run(line) == INTERRUPTED
     assert len(list((tmp_path / "taught").glob("part-*.parquet"))) == 2
     written = tmp_path / "taught" / "drafter" / "drafter.json"
@@ -218,7 +220,7 @@ def test_a_signal_at_the_end_of_the_training_is_heard_and_another_models_drafter
     other = make_target(tmp_path / "other")
     line = [str(other) if word == str(command.target) else word for word in line]
     with monkeypatch.context() as patch:
-        patch.setattr(fit._Making, "__init__", stopped)
+        patch.setattr(fit._HeadTraining, "__init__", stopped)
         assert run([*line, "--overwrite"]) == INTERRUPTED
     assert run(line) == 0, capsys.readouterr().err
     assert json.loads(written.read_text())["model"] != before

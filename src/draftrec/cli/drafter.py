@@ -161,7 +161,7 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
     """The job, going on with a head that was trained on what it has written; an exit code where the
     training was interrupted."""
     from draftrec.cli.genrec.train import trained
-    from draftrec.train.drafter.fit import DrafterSpec, fit_drafter, going_on
+    from draftrec.train.drafter.fit import DrafterSpec, fit_drafter, resumed
 
     folder: Any = spec.output / OWN_DRAFTER
     if spec.overwrite or not _fits(folder, spec):
@@ -172,7 +172,7 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
             output=folder,
             records=[spec.input],  # which may have moved since the run was begun
         )
-        teaching = replace(teaching, overwrite=True) if spec.overwrite else going_on(teaching)
+        teaching = replace(teaching, overwrite=True) if spec.overwrite else resumed(teaching)
         if code := trained(fit_drafter, teaching, None):
             return code
     return replace(spec.with_settings(drafter=str(folder)), overwrite=False)

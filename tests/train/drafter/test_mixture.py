@@ -11,7 +11,7 @@ from draftrec.core import ALL
 from draftrec.engine.learned.growth import DEFAULT
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.tree import make_tree
-from draftrec.train.drafter.fit import Said, fit_mixture, mixture_of, said_of
+from draftrec.train.drafter.fit import Observations, fit_mixture, mixture_of, observations_of
 from draftrec.train.drafter.texts import TrainingText
 
 TOKENS = np.array([5, 7, 9], np.int32)
@@ -30,7 +30,9 @@ def log_odds(p: float) -> float:
 def test_what_is_said_follows_the_text_down_the_tree() -> None:
     tree = make_tree([7, 2, 9], [-1, -1, 0], [0.5, 0.2, 0.4], [ALL] * 3)
     probs = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
-    first, second, third = said_of(tree, probs, TOKENS, known(), np.array([7, 5, 9], np.int32))
+    first, second, third = observations_of(
+        tree, probs, TOKENS, known(), np.array([7, 5, 9], np.int32)
+    )
     assert first.cases.tolist() == [0, 2, 1, 1]  # 7: both, 2: the pool's, then 9 and 5: the head's
     assert first.came.tolist() == [True, False, False, False]
     np.testing.assert_allclose(first.inputs[0], [1, log_odds(0.5), log_odds(0.7)], rtol=1e-6)
@@ -48,7 +50,7 @@ def test_the_weights_are_those_that_texts_were_drawn_by() -> None:
     truth = np.array([-0.5, 0.9, 0.4])
     inputs = np.column_stack([np.ones(40_000), rng.normal(-2, 2, (40_000, 2))])
     came = rng.random(40_000) < 1 / (1 + np.exp(-inputs @ truth))
-    said = Said(inputs, np.zeros(40_000, np.int32), came)
+    said = Observations(inputs, np.zeros(40_000, np.int32), came)
     weights = fit_mixture([[said]], levels=2)
     np.testing.assert_allclose(weights[0, :3], truth, atol=0.06)
     np.testing.assert_array_equal(weights[0, 3:], DEFAULT[3:])
@@ -60,7 +62,7 @@ def test_rare_and_certain_things_do_not_lead_it_astray() -> None:
     inputs[0, 1:] = 9.0
     came = np.zeros(3000, np.bool_)
     came[0] = True
-    weights = fit_mixture([[Said(inputs, np.ones(3000, np.int32), came)]], levels=1)
+    weights = fit_mixture([[Observations(inputs, np.ones(3000, np.int32), came)]], levels=1)
     assert np.isfinite(weights).all()
     assert 1 / (1 + np.exp(-inputs[1] @ weights[0, 3:6])) < 0.01
 

@@ -49,7 +49,7 @@ from draftrec.models.loading import (
 )
 from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
-from draftrec.train.drafter.lesson import Learner, Lesson, draft_vocabulary
+from draftrec.train.drafter.task import HeadModel, HeadTask, draft_vocabulary
 from draftrec.train.drafter.texts import FeatureFiles, TrainingText, WrittenRun, open_runs
 from draftrec.train.files import TrainingFolder, check_apart
 from draftrec.train.loop import Progress, TrainWatcher
@@ -66,24 +66,24 @@ _PRIOR = 16.0
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What was said of tokens at one level: `inputs` float64 `[n, 3]`, a case's columns (the rest
-    zero), `cases` `[n]`, and whether the text went on so, bool `[n]`."""
+class Observations:
+    """Tokens proposed at one level, to fit weights on: `inputs` float64 `[n, 3]`, a case's columns
+    (the rest zero), `cases` `[n]`, and whether the text went on so, bool `[n]`."""
 
     inputs: DoubleArray
     cases: IntArray
     came: BoolArray
 
 
-def said_of(
+def observations_of(
     tree: DraftTree, probs: DoubleArray, tokens: IntArray, known: IntArray, text: IntArray
-) -> list[Said]:
-    """What a pool's `tree` and a head said of how a text goes on, level by level.
+) -> list[Observations]:
+    """What a pool's `tree` and a head propose for how a text goes on, level by level.
 
     `probs` float64 `[levels, V]`: the head's, along the text, over draft `tokens` int32 `[V]`;
     `known` int32 `[vocabulary]`: their numbers, -1 for others; `text` int32: what came.
     """
-    found: list[Said] = []
+    found: list[Observations] = []
     node = -1
     for level in range(min(len(probs), len(text))):
         below = np.flatnonzero(tree.parents == node) if node > -2 else np.empty(0, np.int64)
@@ -100,7 +100,7 @@ def said_of(
         rows.append(np.stack([np.ones(len(own)), log_odds(probs[level, own]), log_odds(left)], 1))
         cases = np.concatenate([np.where(both, 0, 2), np.ones(len(own), np.int64)])
         came = np.concatenate([ids, tokens[own]]) == text[level]
-        found.append(Said(np.concatenate(rows), cases.astype(np.int32), came))
+        found.append(Observations(np.concatenate(rows), cases.astype(np.int32), came))
         on = below[ids == text[level]]
         node = int(on[0]) if len(on) else -2
     return found
@@ -119,17 +119,17 @@ def mixture_of(
     known = np.full(1 + max(int(tokens.max()), *(int(it.ids.max()) for it in taught)), -1, np.int32)
     known[tokens] = np.arange(len(tokens), dtype=np.int32)
 
-    def said() -> Iterator[list[Said]]:
+    def observed() -> Iterator[list[Observations]]:
         for text, probs in held_out[:_TEXTS]:
-            yield from _said_along(PoolDrafter(pool), text, probs(), tokens, known)
+            yield from _observations_along(PoolDrafter(pool), text, probs(), tokens, known)
 
-    return fit_mixture(said(), levels)
+    return fit_mixture(observed(), levels)
 
 
-def _said_along(
+def _observations_along(
     drafter: PoolDrafter, text: TrainingText, probs: DoubleArray, tokens: IntArray, known: IntArray
-) -> Iterator[list[Said]]:
-    """What is said after every token of a text but the last."""
+) -> Iterator[list[Observations]]:
+    """What is proposed after every token of a text but the last."""
     along = _Along(Request(text.entity_id, text.ids[: text.first]), text.ids)
     drafter.start(along)
     nothing = np.empty(0, np.int32)
@@ -139,7 +139,7 @@ def _said_along(
         tree = drafter.draft([along], _NODES, _DEPTH)[0]
         first = at - text.first
         rows = [level[first + i] for i, level in enumerate(probs) if first + i < len(level)]
-        yield said_of(tree, np.stack(rows), tokens, known, text.ids[at:])
+        yield observations_of(tree, np.stack(rows), tokens, known, text.ids[at:])
     drafter.stop(along)
 
 
@@ -166,10 +166,10 @@ class _Along:
         return self.length - 1
 
 
-def fit_mixture(said: Iterable[list[Said]], levels: int) -> DoubleArray:
-    """float64 `[levels, 8]` from what was said at many places."""
-    by_level: list[list[Said]] = [[] for _ in range(levels)]
-    for place in said:
+def fit_mixture(observed: Iterable[list[Observations]], levels: int) -> DoubleArray:
+    """float64 `[levels, 8]` from what was proposed at many places."""
+    by_level: list[list[Observations]] = [[] for _ in range(levels)]
+    for place in observed:
         for level, found in enumerate(place[:levels]):
             by_level[level].append(found)
     weights = default_weights(levels)
@@ -241,10 +241,10 @@ def fit_drafter(
     session = Session(
         spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, DRAFTER
     )
-    return session.run(lambda: _Making(spec, runs, watcher, should_stop).prepared())
+    return session.run(lambda: _HeadTraining(spec, runs, watcher, should_stop).prepared())
 
 
-def going_on(spec: DrafterSpec) -> DrafterSpec:
+def resumed(spec: DrafterSpec) -> DrafterSpec:
     """The same training, on as many texts as it was begun with, where its runs have grown since;
     anew where it was not begun, or otherwise."""
     folder = TrainingFolder(spec.output / "training", DRAFTER.sign)
@@ -288,7 +288,7 @@ _SAMPLE = 256
 DRAFTER = Kind(INFO_FILE, _summary)
 
 
-class _Making:
+class _HeadTraining:
     """A head about to be trained, and the target that it learns from, as long as that is needed."""
 
     def __init__(
@@ -327,10 +327,10 @@ class _Making:
         output = OutputRows.of(model, self.tokens, torch.float32, self.scale, self.cap)
         torch.manual_seed(spec.settings.seed)
         head = new_head(model, self.texts[self.taught[0]].ids).to(model.device)
-        self.learner = Learner(head, model.get_input_embeddings(), output)
+        self.trained = HeadModel(head, model.get_input_embeddings(), output)
         index = torch.full((vocabulary(model),), len(self.tokens))
         index[self.tokens] = torch.arange(len(self.tokens))
-        self.lesson = Lesson(
+        self.task = HeadTask(
             self.texts,
             self.features,
             self.taught,
@@ -343,9 +343,9 @@ class _Making:
         )
         note = (
             f"{len(self.taught):,} texts to learn from and {len(self.held):,} to validate on, "
-            f"{len(self.tokens):,} draft tokens, {self.lesson.steps():,} steps an epoch"
+            f"{len(self.tokens):,} draft tokens, {self.task.steps():,} steps an epoch"
         )
-        return Prepared(self.lesson, self.learner, note, self._save, self._begin)
+        return Prepared(self.task, self.trained, note, self._save, self._begin)
 
     def _begin(self) -> None:
         """Have the target read the texts, as far as it has not, and let go of it."""
@@ -363,11 +363,11 @@ class _Making:
         self.model = None
 
     def _save(self, record: dict[str, Any]) -> None:
-        head = self.learner.head
+        head = self.trained.head
         self.watcher.note("fitting how the head and a pool are heard together")
         taught = [self.texts[i] for i in self.taught]
         along = [
-            (self.texts[i], partial(self.lesson.probabilities, self.learner, i)) for i in self.held
+            (self.texts[i], partial(self.task.probabilities, self.trained, i)) for i in self.held
         ]
         mixture = mixture_of(taught, along, self.tokens.int().numpy(), self.spec.head.levels)
         info = DrafterInfo(

@@ -32,7 +32,7 @@ CANDIDATES = 8
 _MIX = 32  # texts whose lengths differ by less may share a batch
 
 
-class Learner(nn.Module):
+class HeadModel(nn.Module):
     """The head, and what it borrows from the target and leaves as it is."""
 
     def __init__(self, head: DraftHead, embedding: nn.Module, output: OutputRows) -> None:
@@ -117,7 +117,7 @@ def _counts(batch: Batch, index: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @dataclass(eq=False)
-class Lesson:
+class HeadTask:
     """The task of a head: texts, their features, and what is drafted of them.
 
     `tokens` int64 `[V]`: the draft tokens; `index` int64 `[vocabulary]`: the place of each token

@@ -16,9 +16,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from draftrec.engine.learned.head import DraftHead, HeadShape
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.models.drafters import OutputRows
-from draftrec.train.drafter.lesson import (
-    Learner,
-    Lesson,
+from draftrec.train.drafter.task import (
+    HeadModel,
+    HeadTask,
     Seen,
     draft_vocabulary,
     target_calls,
@@ -45,7 +45,7 @@ def texts(rules: list[ScoreRules]) -> list[TrainingText]:
     return found
 
 
-def lesson(rules: list[ScoreRules], **settings: Any) -> tuple[Lesson, Learner]:
+def task(rules: list[ScoreRules], **settings: Any) -> tuple[HeadTask, HeadModel]:
     torch.manual_seed(3)
     shape = HeadShape(hidden=WIDTH, heads=2, kv_heads=1, head_dim=8, inner=24)
     head, embedding = DraftHead(shape), torch.nn.Embedding(WORDS, WIDTH)
@@ -59,8 +59,8 @@ def lesson(rules: list[ScoreRules], **settings: Any) -> tuple[Lesson, Learner]:
     features: Any = [torch.randn(len(it.ids) - 1, WIDTH).half() for it in taught]
     numbers = list(range(len(taught)))
     given = HeadSettings(vocabulary=DRAFTS, levels=LEVELS, **settings)
-    made = Lesson(taught, features, numbers, numbers, index, len(tokens), given, 60, 0)
-    return made, Learner(head, embedding, output)
+    made = HeadTask(taught, features, numbers, numbers, index, len(tokens), given, 60, 0)
+    return made, HeadModel(head, embedding, output)
 
 
 def scored(logits: torch.Tensor, text: TrainingText, row: int, tokens: list[int]) -> torch.Tensor:
@@ -77,19 +77,19 @@ def scored(logits: torch.Tensor, text: TrainingText, row: int, tokens: list[int]
     return spread[0, tokens] / rules.temperature
 
 
-def tokens_of(made: Lesson) -> list[int]:
+def tokens_of(made: HeadTask) -> list[int]:
     order = torch.argsort(made.index)
     return order[: made.draft_tokens].tolist()
 
 
-def rows_of(made: Lesson) -> list[tuple[TrainingText, int]]:
+def rows_of(made: HeadTask) -> list[tuple[TrainingText, int]]:
     """Text and row of everything in the batch of all texts, in order."""
     return [(it, row) for it in made.texts for row in range(len(it.ids) - it.first)]
 
 
 @pytest.mark.parametrize("rules", [RULES, RULES[:1], RULES[1:2], RULES[2:3]])
 def test_scores_are_those_that_tokens_were_chosen_by(rules: list[ScoreRules]) -> None:
-    made, _ = lesson(rules)
+    made, _ = task(rules)
     batch = made.batch(range(len(rules)))
     rows, tokens = rows_of(made), tokens_of(made)
     logits = torch.randn(len(rows), made.draft_tokens)
@@ -98,7 +98,7 @@ def test_scores_are_those_that_tokens_were_chosen_by(rules: list[ScoreRules]) ->
         torch.testing.assert_close(found[i], scored(logits[i], text, row, tokens))
 
 
-def drafted(model: Learner, made: Lesson, number: int, row: int) -> torch.Tensor:
+def drafted(model: HeadModel, made: HeadTask, number: int, row: int) -> torch.Tensor:
     """Scores `[levels, V]` along the text's own tokens, where the target was last asked for the
     token before row `row`: row by row, each attending to all before it."""
     text, tokens = made.texts[number], tokens_of(made)
@@ -123,7 +123,7 @@ def drafted(model: Learner, made: Lesson, number: int, row: int) -> torch.Tensor
     return torch.stack(found)
 
 
-def calls_of(model: Learner, made: Lesson, number: int) -> int:
+def calls_of(model: HeadModel, made: HeadTask, number: int) -> int:
     """Calls for a text, drafting and looking what is right."""
     text, tokens = made.texts[number], tokens_of(made)
     n = len(text.ids) - text.first
@@ -139,7 +139,7 @@ def calls_of(model: Learner, made: Lesson, number: int) -> int:
 
 @torch.no_grad()
 def test_calls_are_those_of_drafting_step_by_step() -> None:
-    made, model = lesson(RULES)
+    made, model = task(RULES)
     with torch.no_grad():  # let some drafts be right
         model.head.down.weight *= 0.1
     expected = [calls_of(model, made, i) for i in range(len(RULES))]
@@ -168,7 +168,7 @@ def test_calls_of_the_target(right: list[list[int]], calls: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 def test_the_loss_is_the_mean_over_rows_weighted_over_levels(loss: str) -> None:
-    made, model = lesson(RULES, loss=loss, decay=0.5)
+    made, model = task(RULES, loss=loss, decay=0.5)
     tokens = tokens_of(made)
     batch = made.batch(range(len(RULES)))
     lost: list[list[torch.Tensor]] = [[] for _ in range(LEVELS)]
@@ -188,7 +188,7 @@ def test_the_loss_is_the_mean_over_rows_weighted_over_levels(loss: str) -> None:
 
 
 def test_a_batch_has_all_texts_once_and_not_too_many_tokens() -> None:
-    made, _ = lesson(RULES * 5)
+    made, _ = task(RULES * 5)
     made = replace(made, batch_tokens=140)
     seen: list[tuple[int, ...]] = []
     for batch in made.batches(0):
