@@ -29,7 +29,7 @@ from draftrec.errors import DraftrecError
 if TYPE_CHECKING:
     import pyarrow as pa  # not loaded with the pools, which need none of it
 
-    Write = Callable[[Place, pa.Schema, Iterable[pa.Table]], None]
+    Write = Callable[[Place, pa.Schema, Iterable[pa.Table]], object]
 
 #: Ends the name of a file that is being written.
 TEMPORARY = ".tmp"
@@ -254,10 +254,6 @@ def write_tables(path: Place, schema: pa.Schema, tables: Iterable[pa.Table]) -> 
     _WRITERS[path.suffix](path, schema, tables)
 
 
-def _parquet(path: Place, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    stream_parquet(path, schema, tables)
-
-
 def _text(begin: Callable[[list[str]], str], line: Callable[[dict[str, Any]], str]) -> Write:
     def write(path: Place, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
         file: BinaryIO
@@ -306,7 +302,7 @@ def _csv_line(cells: Iterable[Any]) -> str:
 
 
 _WRITERS: dict[str, Write] = {
-    ".parquet": _parquet,
+    ".parquet": stream_parquet,
     ".jsonl": _text(lambda names: "", _json_line),
     ".csv": _text(_csv_line, lambda row: _csv_line(row.values())),
 }

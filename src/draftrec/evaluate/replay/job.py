@@ -23,7 +23,6 @@ from draftrec.evaluate.replay.loop import (
     FROM_FOLDER,
     FromPool,
     Intake,
-    PoolText,
     ReplaySettings,
     maker_of,
     replay,
@@ -104,7 +103,7 @@ def run_replay(
         given = pool if name == "pool" else None
         drafter = maker_of(name)(tokenizer) if given is None else FromPool(given)
         spent = Intake() if given is None else intake
-        spent.add(drafter, _pool_texts(warm))
+        spent.add(drafter, [(r.token_ids, r.group) for r in warm])
         done = replay(
             drafter, texts, settings, spent, lambda n, name=name: watch(name, n, len(texts))
         )
@@ -116,10 +115,6 @@ def run_replay(
         "refresh": settings.refresh,
         "engines": found,
     }
-
-
-def _pool_texts(recordings: list[Recording]) -> list[PoolText]:
-    return [(r.token_ids, r.group) for r in recordings]
 
 
 def _warn_of_leaks(

@@ -34,6 +34,7 @@ from draftrec.evaluate.compare.runs import RunTexts, endings
 from draftrec.evaluate.replay.job import held_texts
 from draftrec.evaluate.settings import QualityRun
 from draftrec.evaluate.tune.choice import LossLimits, Row, Space, accept_of, choose, frontier
+from draftrec.jobs.knowledge.plan import read_records
 from draftrec.jobs.trials import (
     Scalar,
     Settings,
@@ -69,12 +70,7 @@ def draw_sample(
     Both are in file order; records that would be rejected are passed over. Raises DraftrecError
     for input that cannot be read, and with fewer than two usable records.
     """
-    source = open_records(location)
-    records = fitted_to(source, records)
-    template = load_template(records.template, records.side) if records.template else None
-    layout = Layout(template, records.id_column, records.prompt_column, records.group_column)
-    reader = EntityReader(source, layout, groups)
-    reader.check_columns()
+    reader, _ = read_records(location, records, groups)
     total = reader.check_ids()
     order = np.random.default_rng(seed).permutation(total)
     wanted = set(order[: 2 * size].tolist())
@@ -85,7 +81,7 @@ def draw_sample(
     half = min(size, (len(drawn) + 1) // 2)
     timed, others = sorted(drawn[:half]), sorted(drawn[half : 2 * half])
     own, rest = (tuple(found[i] for i in places) for places in (timed, others))
-    return Sample(own, rest, source.fingerprint())
+    return Sample(own, rest, reader.source.fingerprint())
 
 
 def requests_of(generator: Generator, entities: Seq[Entity], *, chat: bool | None) -> list[Request]:

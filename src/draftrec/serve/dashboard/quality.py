@@ -136,17 +136,13 @@ def _ranking(name: str, content: Json) -> Evaluation:
     return Evaluation(name, "ranking", None, (finding,), (table,))
 
 
-def _recommendations(name: str, content: Json) -> Evaluation:
-    return _recommended(name, content, "")
-
-
 def _under_way(name: str, facts: Seq[Json]) -> Evaluation:
     from draftrec.jobs.recommend.job import summary_of
 
     return _recommended(name, summary_of(facts, shadow=False), " so far")
 
 
-def _recommended(name: str, content: Json, so_far: str) -> Evaluation:
+def _recommended(name: str, content: Json, so_far: str = "") -> Evaluation:
     figures = {
         "users": f"{content['users']:,}",
         "ms per user, median": f"{content['ms_per_user_p50']:.1f}",
@@ -166,7 +162,7 @@ _KINDS: tuple[tuple[Callable[[Json], bool], Callable[[str, Json], Evaluation]], 
     (lambda c: "baseline" in c and "runs" in c and "passed" in c, _comparison),
     (lambda c: isinstance(c.get("results"), list) and "without_vectors" in c, _click_study),
     (lambda c: any(k.startswith("recall@") for k in c), _ranking),
-    (lambda c: "ms_per_user_p50" in c, _recommendations),
+    (lambda c: "ms_per_user_p50" in c, _recommended),
 )
 
 
