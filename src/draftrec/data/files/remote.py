@@ -152,10 +152,6 @@ class RemotePath:
             other.url.rstrip("/") + "/"
         )
 
-    def relative_to(self, other: RemotePath) -> Path:
-        """The parts below `other`."""
-        return Path(self.url.removeprefix(other.url).strip("/"))
-
     # --- what asks the store -------------------------------------------------------------------
 
     def open(self, mode: str = "rb", encoding: str | None = None) -> Any:
