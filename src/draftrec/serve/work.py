@@ -40,6 +40,7 @@ from draftrec.pool.drafter import PoolDrafter
 from draftrec.pool.store import Pool
 
 if TYPE_CHECKING:
+    from draftrec.engine.text.batch import RunningSequence
     from draftrec.engine.text.stats import StepStats
     from draftrec.serve.metrics import ServiceMetrics
 
@@ -241,16 +242,25 @@ def _switching(drafter: Drafter) -> tuple[Drafter, SwitchingDrafter]:
     return found, found
 
 
+@dataclass(slots=True)
+class _Underway:
+    """A text in the batch. `told` of its tokens were handed over already; `first` ones came in one
+    pass, when `time.monotonic()` was `began`; None: none came yet."""
+
+    number: int
+    question: Wanted
+    told: int = 0
+    began: float | None = None
+    first: int = 0
+
+
 class KnowledgeWork:
     """Writes the texts that `generator` would write of each prompt alone (strict), for prompts of
     at most `longest` tokens. The pool is read, never grown."""
 
     def __init__(self, generator: Generator, longest: int, metrics: ServiceMetrics) -> None:
         self.generator, self.longest, self.metrics = generator, longest, metrics
-        self._orders: dict[int, int] = {}
-        self._wanted: dict[int, tuple[int, Wanted]] = {}
-        self._began: dict[int, tuple[float, int]] = {}  # when, and with how many tokens
-        self._told_of: dict[int, int] = {}  # tokens that were handed over already
+        self._texts: dict[int, _Underway] = {}  # by their order in the batch
         self._passes = 0
         #: Is told of what costs speed, but no text.
         self.on_error: Callable[[Exception], None] = lambda error: None
@@ -290,9 +300,7 @@ class KnowledgeWork:
             key=key_of(question.entity_id) if question.key is None else question.key,
             wishes=question.wishes,
         )
-        order = self._batch.add(request)
-        self._orders[number] = order
-        self._wanted[order] = number, question
+        self._texts[self._batch.add(request)] = _Underway(number, question)
         return None
 
     def _group(self, question: Wanted) -> str | None:
@@ -314,42 +322,39 @@ class KnowledgeWork:
             return {}
         except GrammarLostError as error:
             order = next(s.order for s in self._batch.running if s is error.sequence)
-            number = self._wanted[order][0]
+            number = self._texts[order].number
             self.stop(number)
             return {number: error}
         self._tell()
         finished = list(self._batch.results)
         self._note_first_tokens(finished)
-        return {self._wanted[order][0]: self._finished(order) for order in finished}
+        return {self._texts[order].number: self._finished(order) for order in finished}
 
     def _tell(self) -> None:
         """Hand new tokens to whoever reads along."""
         for sequence in self._batch.running:
-            question, told = self._wanted[sequence.order][1], self._told_of.get(sequence.order, 0)
-            if question.on_tokens and sequence.new_tokens > told:
-                fresh = sequence.context[sequence.prompt_tokens + told :].copy()
-                question.on_tokens(fresh, sequence.scores[told:])
-                self._told_of[sequence.order] = sequence.new_tokens
+            text = self._texts[sequence.order]
+            if text.question.on_tokens and sequence.new_tokens > text.told:
+                fresh = sequence.context[sequence.prompt_tokens + text.told :].copy()
+                text.question.on_tokens(fresh, sequence.scores[text.told :])
+                text.told = sequence.new_tokens
 
     def stop(self, number: int) -> None:
         """Forget a text that nobody waits for."""
-        order = self._orders.pop(number)
-        text_loop.drop(self._engine, self._batch, order)
-        self._told_of.pop(order, None)
-        del self._wanted[order]
-        self._began.pop(order, None)
+        self._drop(number)
 
     def cut(self, number: int) -> Written:
         """The text so far."""
-        order = self._orders.pop(number)
-        question = self._wanted.pop(order)[1]
-        sequence = text_loop.drop(self._engine, self._batch, order)
-        self._told_of.pop(order, None)
+        text, sequence = self._drop(number)
         if sequence is None:
-            return self.late(question)
-        self._note_token_time(order, question, sequence.new_tokens)
+            return self.late(text.question)
+        self._note_token_time(text, sequence.new_tokens)
         tokens = sequence.context[sequence.prompt_tokens :].copy()
-        return self._told(question, tokens, "deadline", sequence.counts, sequence.scores)
+        return self._told(text.question, tokens, "deadline", sequence.counts, sequence.scores)
+
+    def _drop(self, number: int) -> tuple[_Underway, RunningSequence | None]:
+        order = next(order for order, text in self._texts.items() if text.number == number)
+        return self._texts.pop(order), text_loop.drop(self._engine, self._batch, order)
 
     def late(self, question: Wanted) -> Written:
         """No text at all: there was no time to begin."""
@@ -386,10 +391,7 @@ class KnowledgeWork:
         if self.generator.config.draft.draft != "none" and not self.generator.grammar:
             engine.drafter = GrammarDrafter(engine.drafter)  # for texts that come with one
             engine.certain = engine.drafter.certain
-        self._orders.clear()
-        self._wanted.clear()
-        self._began.clear()
-        self._told_of.clear()
+        self._texts.clear()
         slab = engine.target.slab
         assert slab is not None
         rows = slab.slots * slab.capacity
@@ -400,30 +402,26 @@ class KnowledgeWork:
         self._look()
 
     def _finished(self, order: int) -> Written:
-        number, question = self._wanted.pop(order)
-        del self._orders[number]
-        self._told_of.pop(order, None)
-        found = self._batch.results.pop(order)
-        self._note_token_time(order, question, len(found.token_ids))
+        text, found = self._texts.pop(order), self._batch.results.pop(order)
+        self._note_token_time(text, len(found.token_ids))
         reason, counts, scores = found.finish_reason, found.counts, found.scores
-        return self._told(question, found.token_ids, reason, counts, scores)
+        return self._told(text.question, found.token_ids, reason, counts, scores)
 
     def _note_first_tokens(self, finished: Seq[int]) -> None:
         now = time.monotonic()
         new = [(s.order, s.new_tokens) for s in self._batch.running if s.new_tokens]
         new += [(order, len(self._batch.results[order].token_ids)) for order in finished]
         for order, tokens in new:
-            question = self._wanted[order][1]
-            if order not in self._began:
-                self._began[order] = now, tokens
-                self.metrics.observe_first_token(question.route, now - question.arrived)
+            text = self._texts[order]
+            if text.began is None:
+                text.began, text.first = now, tokens
+                self.metrics.observe_first_token(text.question.route, now - text.question.arrived)
 
-    def _note_token_time(self, order: int, question: Wanted, tokens: int) -> None:
+    def _note_token_time(self, text: _Underway, tokens: int) -> None:
         """Of the tokens that came after those of the pass that brought the first."""
-        began, first = self._began.pop(order, (0.0, tokens))
-        if tokens > first:
-            seconds = (time.monotonic() - began) / (tokens - first)
-            self.metrics.observe_token_time(question.route, seconds)
+        if text.began is not None and tokens > text.first:
+            seconds = (time.monotonic() - text.began) / (tokens - text.first)
+            self.metrics.observe_token_time(text.question.route, seconds)
 
     def _told(
         self,
