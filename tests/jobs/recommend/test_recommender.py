@@ -27,7 +27,7 @@ from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
 from draftrec.jobs.recommend.job import (
     NUMBERS,
     RecommendJob,
-    _finish,
+    _join,
     run_job,
     shadowed,
     to_table,
@@ -572,7 +572,7 @@ def test_shards_are_put_together_by_number(tmp_path: Path) -> None:
     for number in (99_999, 100_000):
         answer = Recommendation(number, np.array([7]), np.zeros(1), [["<a_1>"]])
         pq.write_table(to_table([answer], NUMBERS), done.parts / f"part-{number:05d}.parquet")
-    _finish(done)
+    _join(done, done.output)
     assert pq.read_table(done.output)["user"].to_pylist() == [99_999, 100_000]
 
 

@@ -264,7 +264,11 @@ def shadowed(first: int, users: int, share: float) -> list[int]:
     return np.flatnonzero(np.diff(before)).tolist()
 
 
-_OWNED = re.compile(r"part-\d{5,}\.parquet|facts-\d{5,}\.json|journal-\d{5,}\.jsonl")
+_OWNED = re.compile(
+    r"part-\d{5,}\.parquet|facts-\d{5,}\.json|journal-\d{5,}\.jsonl|again\.(?:parquet|jsonl|csv)"
+)
+#: In the record, beside the settings: of a file that is whole, its `bytes` and its `summary`.
+_WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,8 +328,11 @@ def _run(
     on_done: OnDone | None,
     should_stop: ShouldStop | None,
 ) -> dict[str, Any]:
-    _prepare(job)
     parts = list(_shards(histories, job.shard_size))
+    if (summary := _made(job, len(parts))) is not None:
+        _remove_parts(job)
+        return summary
+    _prepare(job)
     left = [i for i in range(len(parts)) if not job.facts_file(i).is_file()]
     finished = len(histories) - sum(len(parts[i]) for i in left)
     if on_done and finished:
@@ -342,9 +349,7 @@ def _run(
         check_still_held(job.output)
         replace_file(job.facts_file(number), json.dumps(found.facts()).encode())
         job.journal(number).unlink(missing_ok=True)
-    facts = [json.loads(job.facts_file(i).read_bytes()) for i in range(len(parts))]
-    _finish(job)
-    return summary_of(facts, shadow=job.shadow > 0)
+    return _finish(job, len(parts))
 
 
 def summary_of(facts: Seq[dict[str, Any]], *, shadow: bool) -> dict[str, Any]:
@@ -387,34 +392,94 @@ def _shards(histories: Seq[History], size: int) -> Iterator[Seq[History]]:
 
 
 def check_output(job: RecommendJob) -> None:
-    """Raise DraftrecError where the job would replace a file, or continue another one's work."""
+    """Raise DraftrecError where the job would replace a file, or continue another one's work. A
+    file beside parts of the same job may be what they were to become: `run_job` sees to it."""
     check_table_name(job.output)
     if job.overwrite:
         return
-    if job.output.exists():
-        raise DraftrecError(
-            f"{job.output} exists; name another output, or replace it with --overwrite"
-        )
+    if job.output.exists() and _settings(_begun(job)) != job.settings:
+        _drop_leavings(job)
+        raise _exists(job)
     if (before := job.ledger.begun()) is not None:
-        job.ledger.refuse(changes(before, job.settings))
+        job.ledger.refuse(changes(_settings(before) or {}, job.settings))
+
+
+def _exists(job: RecommendJob) -> DraftrecError:
+    return DraftrecError(
+        f"{job.output} exists; name another output, or replace it with --overwrite"
+    )
+
+
+def _begun(job: RecommendJob) -> dict[str, Any] | None:
+    """The record, None for a damaged one, which is refused elsewhere, or to be overwritten."""
+    with suppress(DraftrecError):
+        return job.ledger.begun()
+    return None
+
+
+def _settings(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    return record and {name: it for name, it in record.items() if name != _WHOLE}
+
+
+def _made(job: RecommendJob, shards: int) -> dict[str, Any] | None:
+    """The summary of the file, if it is there and nothing was left to do but to remove its `shards`
+    when the job was killed; else None."""
+    record = _begun(job)
+    if record is None or _settings(record) != job.settings or not job.output.exists():
+        return None
+    if whole := record.get(_WHOLE):
+        return whole["summary"] if job.output.stat().st_size == whole["bytes"] else None
+    if job.overwrite or not all(job.facts_file(i).is_file() for i in range(shards)):
+        return None
+    # Killed before the record said so, perhaps; or it is the file of somebody else.
+    again = job.parts / f"again{job.output.suffix}"
+    _join(job, again)
+    same = again.read_bytes() == job.output.read_bytes()
+    return _summary(job, shards) if same else None
 
 
 def _prepare(job: RecommendJob) -> None:
     """Begin, or go on with what the same settings have begun."""
     check_output(job)
-    begun = None
-    with suppress(DraftrecError):  # a damaged record is refused above, or to be overwritten
-        begun = job.ledger.begun()
-    if begun != job.settings:
+    if job.output.exists() and not job.overwrite:
+        raise _exists(job)
+    if _begun(job) != job.settings:
         job.ledger.clear()
     job.parts.mkdir(parents=True, exist_ok=True)
     job.ledger.write(json.dumps(job.settings, indent=1))
 
 
-def _finish(job: RecommendJob) -> None:
-    """Make one file of all shards."""
+def _finish(job: RecommendJob, shards: int) -> dict[str, Any]:
+    """Make one file of all shards, and remove them; the summary."""
+    summary = _summary(job, shards)
+    _join(job, job.output)
+    whole = {"bytes": job.output.stat().st_size, "summary": summary}
+    job.ledger.write(json.dumps({**job.settings, _WHOLE: whole}, indent=1))
+    _remove_parts(job)
+    return summary
+
+
+def _summary(job: RecommendJob, shards: int) -> dict[str, Any]:
+    facts = [json.loads(job.facts_file(i).read_bytes()) for i in range(shards)]
+    return summary_of(facts, shadow=job.shadow > 0)
+
+
+def _join(job: RecommendJob, path: Place) -> None:
+    """Write the shards as one file."""
     parts = sorted(job.parts.glob("part-*.parquet"), key=natural)
-    write_tables(job.output, job.ids.schema, (pq.read_table(arrow_path(path)) for path in parts))
-    job.ledger.clear()  # the record first: what a crash leaves then is nothing to go on with
+    write_tables(path, job.ids.schema, (pq.read_table(arrow_path(part)) for part in parts))
+
+
+def _remove_parts(job: RecommendJob) -> None:
+    """Remove what is in the file; the record last, by which the same command does the rest."""
+    job.ledger.clear(record_last=True)
     if job.parts.is_dir():
         remove_folder(job.parts)
+
+
+def _drop_leavings(job: RecommendJob) -> None:
+    """Remove parts that no record speaks of."""
+    if job.parts.is_dir():
+        with suppress(DraftrecError, OSError), job.ledger.held():  # who holds it sees to it
+            if not job.ledger.path.is_file():
+                _remove_parts(job)
