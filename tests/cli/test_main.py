@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +249,102 @@ def test_a_signal_interrupts_any_command_which_leaves_nothing_half_written(
         assert run([*map(str, line)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*.*")] == ["in.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *SIGNALS])
+def test_an_interruption_of_which_a_library_makes_an_error_is_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:
+    """Extensions that are interrupted while they load cannot be imported, as they say."""
+
+    def load(_: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as event:
+            raise ImportError("half of it is there") from event
+
+    (tmp_path / "in.txt").write_text("a,b\n1,2\n")
+    line = ["table", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.csv")]
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    with handled(number, usual), monkeypatch.context() as patch:
+        patch.setattr(writers, "_sync_file", load)
+        assert run(line) == 130
+        assert "interrupted" in capsys.readouterr().err
+        assert run(["pool", "info", "nowhere"]) == 2  # and what comes after it is none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_python_ends_ends_it(number: int) -> None:
+    """What was to be done is done, and there is nobody left who hears it."""
+    code = (
+        "import atexit, os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), {int(number)}))\n"
+        "from draftrec.cli.main import main\n"
+        "main(['pool', 'info', 'nowhere'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("draftrec: nowhere")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+@pytest.mark.parametrize(
+    ("out", "code", "said"),
+    [
+        ("pipe", 130, "draftrec: nobody reads standard output any more, so this ended there\n"),
+        ("full", 2, "draftrec: no space left on device; mend that and run the same command again"),
+    ],
+)
+def test_an_output_that_takes_no_more_is_a_sentence(out: str, code: int, said: str) -> None:
+    """`| head` ended with 1, as `compare` does where a limit is broken."""
+    reads, stdout = os.pipe()
+    os.close(reads)
+    if out == "full":
+        os.close(stdout)
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-m", "draftrec", "--version"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(stdout)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+    assert done.stderr.startswith(said)
+
+
+def test_whoever_interrupts_while_the_command_loads_gets_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupts(MetaPathFinder):
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "draftrec.cli.main":
+                raise KeyboardInterrupt
+
+    scripts = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["draftrec"].partition(":")
+    command = getattr(import_module(module), name)
+    monkeypatch.delitem(sys.modules, "draftrec.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
+    with pytest.raises(SystemExit) as left:
+        command()
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "draftrec: interrupted\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -21,7 +21,14 @@ from rich.markup import escape
 
 from draftrec import __version__
 from draftrec.cli.command import BAD_INPUT, INTERRUPTED
-from draftrec.cli.messages import fail, interruptible, messages, say
+from draftrec.cli.messages import (
+    fail,
+    interruptible,
+    leave_at_once,
+    messages,
+    say,
+    was_interrupted,
+)
 from draftrec.errors import DraftrecError
 
 #: Command -> module that defines a function of that name, or a table SUBCOMMANDS.
@@ -55,7 +62,13 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def main(argv: Seq[str] | None = None) -> None:
     """Entry point; leaves with the contract's exit codes."""
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    code = run(list(sys.argv[1:] if argv is None else argv))
+    try:
+        sys.stdout.flush()
+    except OSError:  # said already; Python would say it once more, with a code of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    leave_at_once(code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
@@ -68,12 +81,21 @@ def _run(argv: list[str]) -> int:
     debug = "--debug" in argv
     try:
         code = _app(argv)(_or_help(argv), prog_name="draftrec", standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
+    except BrokenPipeError:
+        return _unread()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # what Typer and Rich make of one
+            return _unread()
+        raise
     except Exception as error:  # noqa: BLE001 - the last resort, so that nobody meets a traceback
         if debug:
             traceback.print_exc()
+        if was_interrupted():
+            return _interrupted()
         message, code = _explain(error)
         fail(" ".join(message.split()))
         return code
@@ -139,6 +161,12 @@ def _stoppable(function: Callable[..., int]) -> Callable[..., int]:
 
 def _interrupted() -> int:
     say("interrupted; what is finished is kept, run the same command again to continue")
+    return INTERRUPTED
+
+
+def _unread() -> int:
+    """Whoever read standard output has gone, as `head` does."""
+    say("nobody reads standard output any more, so this ended there")
     return INTERRUPTED
 
 

@@ -8,6 +8,7 @@ long as a command runs.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("draftrec")
 _Asked = ParamSpec("_Asked")
+# Signals that have interrupted the command.
+_INTERRUPTS: list[int] = []
 # Lines, and how loud they are, that wait for the work to begin.
 _HELD: list[tuple[int, str]] = []
 _STYLES = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "red"}
@@ -162,20 +165,45 @@ def _ending() -> list[int]:
 def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP, which would end the process where it stands, interrupt the command as
     Ctrl-C does: what is half written goes, and locks. A handler that somebody has set stays."""
-    usual: list[int] = []
+    _INTERRUPTS.clear()
+    usual: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        usual = [n for n in _ending() if signal.getsignal(n) == signal.SIG_DFL]
+        found = {number: signal.getsignal(number) for number in _ending()}
+        usual = {n: it for n, it in found.items() if it in _USUAL}
     for number in usual:
         signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        for number in usual:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+_USUAL = (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _interrupt(number: int, frame: FrameType | None = None) -> None:
+    _INTERRUPTS.append(number)
     raise KeyboardInterrupt
+
+
+def was_interrupted() -> bool:
+    """Has a signal interrupted the command? Libraries that it meets while they are loaded make
+    errors of their own of it."""
+    return bool(_INTERRUPTS)
+
+
+def leave_at_once(code: int) -> None:
+    """The work is over, and all is said: a signal that comes while Python takes everything down
+    ends the process with `code`, where it would end with a traceback."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os._exit(code)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in _ending():
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, leave)
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):
@@ -209,6 +237,6 @@ class StopSignal(AbstractContextManager["StopSignal"]):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.armed or self.requested:
-            raise KeyboardInterrupt
+            _interrupt(number)
         self.requested = True
         say("stopping after this step; once more stops at once")
