@@ -362,3 +362,24 @@ def test_years_beside_missing_ones_are_whole_numbers(command: Command, name: str
         prompts = [one.prompt for one in reader if isinstance(one, Entity)]
         assert any("Film 7 (1997)" in prompt for prompt in prompts)
         assert not any(".0)" in prompt for prompt in prompts)
+
+
+def test_histories_and_items_hold_what_nobody_rated(command: Command) -> None:
+    events, items = interactions(4), catalogue()
+    events.loc[events.index % 3 == 0, "rating"] = None
+    words = (command.write(events, "e.parquet"), command.write(items, "i.parquet"))
+    assert command.tell(*words)["rejected"] == 0
+    found = {
+        r["entity_id"]: [(e["title"], e["rating"]) for e in r["history"]] for r in command.rows()
+    }
+    told = gathered(events, items, 30)
+    assert found == {
+        user: [(title, None if rating != rating else rating) for title, rating in entries]
+        for user, entries in told.items()
+    }
+    command.tell(*words, "--side", "item")
+    means = events.groupby("item_id")["rating"].mean()
+    for row in command.rows():
+        assert row["popularity"] == (events["item_id"] == row["entity_id"]).sum()
+        mean = means.get(row["entity_id"])
+        assert row["mean_rating"] == (None if mean is None or mean != mean else round(mean, 4))

@@ -298,3 +298,50 @@ def test_ties_are_said_and_may_be_drawn(command: Command) -> None:
     apart["timestamp"] = apart["item_id"]
     assert command.tell(command.write(apart))["targets_tied"] == 0
     assert "have the time of the item before" not in command.err
+
+
+def test_what_nobody_rated_counts_unless_ratings_are_asked_for(command: Command) -> None:
+    frame = interactions(5)
+    frame.loc[frame.index % 3 == 0, "rating"] = None
+    path = command.write(frame)
+    command.tell(path)
+    assert command.parts() == left_out(frame, 3)
+    told = command.tell(path, "--min-rating", 2)
+    good = frame[frame["rating"] >= 2]
+    assert command.parts() == left_out(good, 3)
+    assert told["low_ratings"] == len(frame) - len(good)
+    assert "rated below 2.0, or not at all" in command.err
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv"])
+def test_rows_that_were_logged_twice_are_told_of_and_may_go(command: Command, name: str) -> None:
+    frame = pd.DataFrame(
+        [("a", "i", 1), ("a", "j", 2), ("a", "j", 2), ("a", "i", 3), ("b", "j", 2), ("b", "k", 3),
+         ("b", "l", 4), ("a", "j", 2)],
+        columns=["user_id", "item_id", "timestamp"],
+    )  # fmt: skip
+    path = command.write(frame, name)
+    assert command.tell(path)["repeats_of_a_moment"] == 2
+    assert "2 interactions are of the same user, item and moment as another one" in command.err
+    told = command.tell(path, "--repeats", "moment")
+    assert (told["repeats_of_a_moment"], told["repeats_left_out"]) == (0, 2)
+    assert command.parts() == left_out(frame.drop_duplicates(), 3)
+    frame.drop(columns="timestamp").to_parquet(path.with_name("untimed.parquet"))
+    assert command(path.with_name("untimed.parquet"), "--overwrite", "--repeats", "moment") == 2
+    assert "the interactions have no times" in command.err
+
+
+@pytest.mark.parametrize("unit", [None, 1, 1000])
+def test_what_lies_in_the_future_is_warned_of(command: Command, unit: int | None) -> None:
+    frame = interactions(6)
+    times = 1.7e9 + frame["timestamp"]
+    times[frame.index % 50 == 7] += 40 * 365 * 86_400
+    later = int((times > 2e9).sum())
+    frame["timestamp"] = pd.to_datetime(times, unit="s") if unit is None else times * unit
+    path = command.write(frame)
+    command.tell(path)
+    assert f"{later} interactions lie in the future, up to 2063-11-" in command.err
+    told = command.tell(path, "--until", "2026-01-01")
+    assert told["late"] == later
+    assert "in the future" not in command.err
+    assert command.parts() == left_out(frame[times < 2e9], 3)

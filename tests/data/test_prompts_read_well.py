@@ -287,6 +287,7 @@ def test_nouns_that_are_left_alone(noun: str) -> None:
 def test_small_words() -> None:
     assert singular("CDs") == "CD"
     assert listed([["Books", "Fiction"], "Crime|War"]) == "Books, Fiction, Crime, War"
+    assert listed([["Books", "Fiction"], ["Books", "War"]]) == "Books, Fiction, War"
     assert titled("Blade Runner 2049", 2017) == "Blade Runner 2049 (2017)"
     assert titled("1984 (1984)", "1984") == "1984 (1984)"
 

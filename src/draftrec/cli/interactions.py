@@ -60,6 +60,7 @@ class SequencesOptions(JsonOptions, EventColumnOptions):
     min_interactions: int | None = Split("min_interactions")
     min_item_interactions: int = Split("min_item_interactions")
     min_rating: float | None = Split("min_rating")
+    until: str | None = Split("until", kind=str, metavar="TIME")
     repeats: Repeats = Split("repeats")
     ties: Ties = Split("ties")
     seed: int = Split("seed")
@@ -74,19 +75,21 @@ def sequences(options: SequencesOptions) -> int:
     A user's items are in the order of time; files without times, and equal times unless --ties
     random draws their order, stay in file order.
     """
-    from draftrec.data.events import read_events
+    from draftrec.data.events import read_events, say_future
     from draftrec.data.files.writers import check_new_table, write_tables
     from draftrec.data.records import Rejects
     from draftrec.data.splits import split_events
 
     check_new_table(options.output, overwrite=options.overwrite)
-    cuts = {"valid_from": options.valid_from, "test_from": options.test_from}
-    moments = {name: moment(name, text) for name, text in cuts.items()}
-    settings_of(SplitSettings, options, valid_from=None, test_from=None)  # refused before the work
+    times = {name: getattr(options, name) for name in ("valid_from", "test_from", "until")}
+    moments = {name: moment(name, text) for name, text in times.items()}
+    settings_of(SplitSettings, options, **dict.fromkeys(times))  # refused before the work
     _check_unused(options)
     columns = options.columns()
     rejects = Rejects(columns.user)
-    events = read_events(options.interactions, columns, rejects)
+    events = read_events(options.interactions, columns, rejects, unrated=True)
+    if options.until is None:
+        say_future(events, options.interactions)
     known = {name: when and when(events) for name, when in moments.items()}
     settings = settings_of(SplitSettings, options, **known)
     found = split_events(events, settings)
@@ -137,6 +140,16 @@ def _tell_parts(summary: dict[str, Any], settings: SplitSettings) -> None:
             f"{summary['test_users_without_history']:,} users have nothing before the test part: "
             "popular items answer for them"
         )
+    notes = {
+        "low_ratings": f"rated below {settings.min_rating}, or not at all, are left out",
+        "late": "from --until on are left out",
+        "repeats_left_out": f"that repeat another are left out (--repeats {settings.repeats})",
+        "repeats_of_a_moment": "are of the same user, item and moment as another one, as logs that "
+        "were written twice have them; --repeats moment keeps one of each",
+    }
+    for key, text in notes.items():
+        if summary[key]:
+            say(f"{summary[key]:,} interactions {text}")
     if summary["targets_tied"] and settings.ties == "file":
         targets = summary["valid"]["items"] + summary["test"]["items"]
         say(
@@ -165,10 +178,7 @@ class RecordsOptions(JsonOptions, EventColumnOptions):
     )
     side: str = Profile("side")
     history: int = Profile("history", metavar="N")
-    until: str | None = option(
-        "Only interactions before this time, or date: what is tested on later should not be told.",
-        metavar="TIME",
-    )
+    until: str | None = Split("until", kind=str, metavar="TIME")
     min_rating: float | None = Split("min_rating")
     id_column: str | None = column("ITEMS: the items.", "item_id or entity_id")
     title_column: str | None = column("ITEMS: the titles.", "title")
@@ -186,7 +196,7 @@ def records(options: RecordsOptions) -> int:
     A user's history holds titles with ratings, oldest first; equal times, and files without times,
     stay in file order.
     """
-    from draftrec.data.events import read_events
+    from draftrec.data.events import read_events, say_future
     from draftrec.data.files.writers import check_new_table, write_tables
     from draftrec.data.profiles import ItemColumns, item_records, read_items, user_records
     from draftrec.data.profiles import record_table as table_of
@@ -201,7 +211,9 @@ def records(options: RecordsOptions) -> int:
     until = moment("until", options.until)
     columns = options.columns()
     rejects = Rejects(columns.user)
-    events = read_events(options.interactions, columns, rejects)
+    events = read_events(options.interactions, columns, rejects, unrated=True)
+    if until is None:
+        say_future(events, options.interactions)
     names = ItemColumns(
         options.id_column, options.title_column, options.category_column, options.item_column
     )
@@ -275,10 +287,12 @@ def _kept(events: Events, min_rating: float | None, until: float | None) -> np.n
 
 def _spans(events: Events) -> str:
     """From where to where ratings and times go."""
+    import numpy as np
+
     spans = {"ratings": events.rating, "times": events.time}
     return ", ".join(
-        f"{name} go from {found.min():.15g} to {found.max():.15g}"
-        for name, found in spans.items() if found is not None
+        f"{name} go from {np.nanmin(found):.15g} to {np.nanmax(found):.15g}"
+        for name, found in spans.items() if found is not None and not np.isnan(found).all()
     )  # fmt: skip
 
 

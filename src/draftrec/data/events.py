@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import time as clocks
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -56,6 +58,8 @@ _ELSEWHERE = (
 #: How many of a file's numbers a second may have, and between which seconds its latest moment then
 #: lies: from 1990 to 2100. 20240531 is none of these.
 _PER_SECOND, _SECONDS = (1, 10**3, 10**6, 10**9), (6.3e8, 4.2e9)
+#: Seconds that clocks, and times that were written without their zone, may be ahead.
+_TOLERATED = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,10 @@ class Events:
     """All events, user by user, each user's in time order (ties, and files without times: in file
     order). `users` and `items` are the ids, in the order of first appearance.
 
-    `user`, `item` int64 `[n]` index them; `rating` float32 `[n]` (of booleans 1 and 0) and `time`
-    float64 `[n]` or None: as in the file, seconds since 1970 for dates; where float64 cannot tell
-    all times of the file apart, their ranks (`ranked`). `dated`: whether the file has dates.
+    `user`, `item` int64 `[n]` index them; `rating` float32 `[n]` (of booleans 1 and 0; NaN of what
+    nobody rated, where that was asked for) and `time` float64 `[n]` or None: as in the file,
+    seconds since 1970 for dates; where float64 cannot tell all times of the file apart, their ranks
+    (`ranked`). `dated`: whether the file has dates.
     `starts` int64 `[users + 1]`: the events of user u are `starts[u]` up to, without,
     `starts[u + 1]`. `typed_texts`: whether the file's users, and items, are texts by type, also
     where these spell numbers.
@@ -113,11 +118,17 @@ class Events:
     @property
     def labelled(self) -> bool:
         """Whether ratings are labels, click or no click: booleans, 0 and 1, or -1 and 1."""
-        return self.rating is not None and bool(np.isin(self.rating, (-1, 0, 1)).all())
+        if self.rating is None:
+            return False
+        given = self.rating[~np.isnan(self.rating)]
+        return len(given) > 0 and bool(np.isin(given, (-1, 0, 1)).all())
 
 
-def read_events(location: str, columns: EventColumns, rejects: Rejects | None = None) -> Events:
-    """Read a file with a row per event. Rows whose ids, rating or time are none join `rejects`.
+def read_events(
+    location: str, columns: EventColumns, rejects: Rejects | None = None, *, unrated: bool = False
+) -> Events:
+    """Read a file with a row per event. Rows whose ids, rating or time are none join `rejects`;
+    with `unrated`, those whose rating is null are kept, and theirs is NaN.
 
     Raises DraftrecError for a missing column, for a column of ratings that mixes numbers and
     booleans, or one of times that mixes numbers and dates, and, without `rejects`, at the first
@@ -141,7 +152,10 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
     kinds: tuple[set[type], set[type]] = set(), set()
 
     def event(row: Row) -> tuple[str, str, float, bool, Time | None]:
-        rated, truth = _rating(row, rating) if rating else (0.0, False)
+        if rating is None or (unrated and row.values.get(rating) is None):
+            rated, truth = float("nan"), False
+        else:
+            rated, truth = _rating(row, rating)
         when = _converted(row, time, read_time, _TIMES) if time else None
         names = label(row, user_name), label(row, item_name)
         for name, seen in zip((user_name, item_name), kinds, strict=True):
@@ -156,7 +170,8 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
         truths += truth
         if when is not None:
             times.add(when)
-    if 0 < truths < len(ratings):
+    numbers = np.array(ratings, np.float32)
+    if 0 < truths < int(np.isfinite(numbers).sum()):
         raise DraftrecError(
             f"{location}: {rating} holds {truths:,} booleans among numbers; write one kind"
         )
@@ -165,14 +180,14 @@ def read_events(location: str, columns: EventColumns, rejects: Rejects | None = 
             f"{location}: {time} holds {times.dates:,} dates among numbers, which nothing "
             "compares; write one kind"
         )
-    numbers, ranked = times.as_numbers()
+    moments, ranked = times.as_numbers()
     found = Events(
         tuple(users),
         tuple(items),
         np.array(user_of, np.int64),
         np.array(item_of, np.int64),
-        np.array(ratings, np.float32) if rating else None,
-        numbers if time else None,
+        numbers if rating else None,
+        moments if time else None,
         np.empty(0, np.int64),
         (source.typed and str in kinds[0], source.typed and str in kinds[1]),
         ranked,
@@ -207,7 +222,8 @@ def _converted(row: Row, column: str, convert: Callable[[Any], T], allowed: str)
     except (TypeError, ValueError, ArithmeticError):
         pass
     mends = (mend for form, mend in _ELSEWHERE if isinstance(value, str) and form.fullmatch(value))
-    raise RowError(row, f"{column} is {value!r}, not {allowed}{next(mends, '')}")
+    shown = "null" if value is None else repr(value)
+    raise RowError(row, f"{column} is {shown}, not {allowed}{next(mends, '')}")
 
 
 def _rating(row: Row, column: str) -> tuple[float, bool]:
@@ -239,14 +255,36 @@ def on_clock(events: Events, when: Time, option: str) -> float:
     seconds = Fraction(value) / 10**9
     if events.dated or events.ranked or events.time is None:
         return float(seconds)
-    latest = float(events.time.max())
-    for unit in _PER_SECOND:
-        if _SECONDS[0] <= latest / unit <= _SECONDS[1]:
-            return float(seconds * unit)
+    if unit := _unit_of(events):
+        return float(seconds * unit)
     raise DraftrecError(
-        f"{option} is a date, and the times of the interactions are numbers up to {latest:.15g}, "
-        f"which count no seconds since 1970; give {option} as such a number, or write dates"
+        f"{option} is a date, and the times of the interactions are numbers up to "
+        f"{events.time.max():.15g}, which count no seconds since 1970; give {option} as such a "
+        "number, or write dates"
     )
+
+
+def _unit_of(events: Events) -> int:
+    """How many of the file's numbers a second has, 0 where they count no seconds since 1970."""
+    latest = 0.0 if events.time is None else float(events.time.max())
+    fits = (u for u in _PER_SECOND if _SECONDS[0] <= latest / u <= _SECONDS[1])
+    return next(fits, 0)
+
+
+def say_future(events: Events, location: str) -> None:
+    """Warn of events that have not happened yet: as a user's latest they would be what is to be
+    predicted, and all that a short history tells."""
+    if events.time is None or events.ranked or not len(events.time):
+        return
+    unit = 1 if events.dated else _unit_of(events)
+    later = events.time > (clocks.time() + _TOLERATED) * max(unit, 1)
+    if unit and later.any():
+        latest = datetime.fromtimestamp(float(events.time.max()) / unit, UTC)
+        _LOG.warning(
+            "%s: %s interactions lie in the future, up to %s, and count as their users' latest; "
+            "where that is wrong, leave them out with --until",
+            location, f"{int(later.sum()):,}", latest.date(),
+        )  # fmt: skip
 
 
 def say_untimed(events: Events, location: str) -> None:

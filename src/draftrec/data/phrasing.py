@@ -64,9 +64,11 @@ def flat(value: Any) -> str:
 
 
 def listed(value: Any) -> str:
-    """A list, or MovieLens's `Action|Crime`, with commas; a list of lists as one, without nulls."""
+    """A list, or MovieLens's `Action|Crime`, with commas; a list of lists as one, each member once
+    (paths through a tree of categories share their beginnings), without nulls."""
     if isinstance(value, list):
-        return ", ".join(filter(None, map(listed, value)))
+        inner = (m for v in value for m in (v if isinstance(v, list) else (v,)))
+        return ", ".join(filter(None, dict.fromkeys(map(listed, inner))))
     pieces = [value] if isinstance(value, Mapping) else _words(value).split("|")
     return ", ".join(filter(None, map(flat, pieces)))
 

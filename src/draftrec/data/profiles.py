@@ -166,7 +166,7 @@ def user_records(
         entries: list[dict[str, Any]] = []
         for event in mine[-history:].tolist():
             entry = dict(shown[events.item[event]] or {})
-            if events.rating is not None:
+            if events.rating is not None and not np.isnan(events.rating[event]):
                 entry["rating"] = _plain(events.rating[event])
             entries.append(entry)
         record: dict[str, Any] = {"entity_id": ids[user], "history": entries}
@@ -183,8 +183,10 @@ def item_records(events: Events, items: Items, kept: np.ndarray) -> list[dict[st
     rated."""
     rows = np.flatnonzero(kept)
     counts = np.bincount(events.item[rows], minlength=len(events.items))
-    sums = None
+    sums, rated = None, counts
     if events.rating is not None:
+        rows = rows[~np.isnan(events.rating[rows])]
+        rated = np.bincount(events.item[rows], minlength=len(events.items))
         sums = np.bincount(events.item[rows], events.rating[rows], minlength=len(events.items))
     places = {name: place for place, name in enumerate(events.items)}
     records: list[dict[str, Any]] = []
@@ -193,7 +195,8 @@ def item_records(events: Events, items: Items, kept: np.ndarray) -> list[dict[st
         count = 0 if place is None else int(counts[place])
         record: dict[str, Any] = {"entity_id": items.ids[name], **values, "popularity": count}
         if sums is not None:
-            record["mean_rating"] = round(float(sums[place]) / count, 4) if count else None
+            given = 0 if place is None else int(rated[place])
+            record["mean_rating"] = round(float(sums[place]) / given, 4) if given else None
         records.append(record)
     return records
 
@@ -242,9 +245,10 @@ def entry_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def rating_scale(events: Events) -> int | None:
     """The highest rating that the file seems to allow."""
-    if events.rating is None or not len(events.rating):
+    if events.rating is None:
         return None
-    return usual_scale(float(events.rating.min()), float(events.rating.max()))
+    given = events.rating[~np.isnan(events.rating)]
+    return usual_scale(float(given.min()), float(given.max())) if len(given) else None
 
 
 def _plain(rating: Any) -> float:

@@ -377,7 +377,7 @@ class Rejects:
 
     def words(self, path: Place) -> str:
         """One sentence about them."""
-        return f"{len(self):,} rows were rejected, see {path}"
+        return f"{len(self):,} rows were rejected, see {path}; the first: {self.rows[0].reason}"
 
     def add(self, row: Row, reason: str, id_column: str | None = None) -> None:
         """Note a row that is left out; `id_column`: of a file whose ids are called otherwise."""

@@ -10,7 +10,7 @@ from draftrec.config import Side, Size
 from draftrec.knobs import knob
 
 Way = Literal["leave-one-out", "time"]
-Repeats = Literal["keep", "first", "last"]
+Repeats = Literal["keep", "first", "last", "moment"]
 Ties = Literal["file", "random"]
 Split = Literal["user", "time"]
 Method = Literal["svd", "als", "bpr"]
@@ -21,10 +21,11 @@ class SplitSettings:
     """How interactions become sequences, in this order:
 
     a user's interactions of one moment come as in the file, or as `seed` decides (`ties`); those
-    rated below `min_rating` go (None: none does); of a user's `repeats` with an item all are kept,
-    or the first or the last in time; users and items with fewer interactions than
-    `min_interactions` (None: 3 for leave-one-out, else 1) and `min_item_interactions` go, until all
-    that are left have as many; then they are parted as `way` says.
+    rated below `min_rating`, or not at all, go (None: none does), and those from `until` on; of a
+    user's `repeats` with an item all are kept, or the first or the last in time, or one of each
+    moment; users and items with fewer interactions than `min_interactions` (None: 3 for
+    leave-one-out, else 1) and `min_item_interactions` go, until all that are left have as many;
+    then they are parted as `way` says.
 
     leave-one-out: a user's last item tests, the one before it validates, the others train; users
     with fewer than 3 only train. time: what happened from `test_from` on tests, from `valid_from`
@@ -46,9 +47,13 @@ class SplitSettings:
         int, knob("Leave out items with fewer; 5 and 5 make a 5-core.", ge=1)
     ] = 1
     repeats: Annotated[
-        Repeats, knob("Of a user's interactions with one item: all, the first, the last.")
+        Repeats,
+        knob("Of a user's interactions with one item: all, the first, the last, one of a moment."),
     ] = "keep"
-    min_rating: Annotated[float | None, knob("Leave out interactions that are rated lower.")] = None
+    min_rating: Annotated[
+        float | None, knob("Leave out interactions that are rated lower, or not at all.")
+    ] = None
+    until: Annotated[float | None, knob("Only interactions before this time, or date.")] = None
     ties: Annotated[
         Ties, knob("Order of a user's interactions of one moment: the file's, or drawn.")
     ] = "file"

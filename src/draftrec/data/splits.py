@@ -41,6 +41,10 @@ def split_events(events: Events, settings: SplitSettings) -> Split:
     if settings.min_rating is not None and events.rating is not None:
         kept = events.rating >= settings.min_rating
     low = len(kept) - int(kept.sum())
+    late = np.zeros(len(kept), np.bool_)
+    if settings.until is not None and events.time is not None:
+        late = kept & (events.time >= settings.until)
+        kept &= ~late
     repeated = _repeated(events, kept, settings.repeats)
     kept &= ~repeated
     before = _distinct(events, kept)
@@ -50,7 +54,7 @@ def split_events(events: Events, settings: SplitSettings) -> Split:
         raise DraftrecError(
             f"no user is left: none of {len(events.users):,} has {settings.fewest} "
             "interactions that count; lower --min-interactions, --min-item-interactions or "
-            "--min-rating"
+            "--min-rating, or give a later --until"
         )
     rows = np.flatnonzero(kept)
     cuts: tuple[float, float] | None = None
@@ -66,7 +70,9 @@ def split_events(events: Events, settings: SplitSettings) -> Split:
         "users_left_out": before[0] - after[0],
         "items_left_out": before[1] - after[1],
         "low_ratings": low,
+        "late": int(late.sum()),
         "repeats_left_out": int(repeated.sum()),
+        "repeats_of_a_moment": int(_repeated(events, kept, "moment").sum()),
         **_counts(events.user[rows], part),
         "targets_tied": _tied(events, rows, part),
     }
@@ -81,15 +87,20 @@ def _check(events: Events, settings: SplitSettings) -> None:
             "the interactions have no ratings; name their column with --rating-column, or leave "
             "--min-rating out"
         )
+    if events.time is None and (settings.until is not None or settings.repeats == "moment"):
+        raise DraftrecError(
+            "the interactions have no times; name their column with --time-column, or leave "
+            "--until and --repeats moment out"
+        )
     if settings.way == "time" and events.time is None:
         raise DraftrecError(
             "the interactions have no times to split by; name their column with --time-column, or "
             "use --split leave-one-out, which takes them in file order"
         )
-    if settings.test_from is not None and events.ranked:
+    if (settings.test_from is not None or settings.until is not None) and events.ranked:
         raise DraftrecError(
             "the times are so fine that only their order is known; split by --valid-share and "
-            "--test-share, without --valid-from and --test-from"
+            "--test-share, without --valid-from, --test-from and --until"
         )
     if settings.valid_from is not None and settings.test_from is None:
         raise DraftrecError("--valid-from needs --test-from, where the part to test begins")
@@ -124,11 +135,15 @@ def _tied(events: Events, rows: LongArray, part: LongArray) -> int:
 def _repeated(events: Events, kept: BoolArray, repeats: Repeats) -> BoolArray:
     """bool `[n]`: which of the kept events say again what another one says."""
     found = np.zeros(len(kept), np.bool_)
-    if repeats == "keep":
+    if repeats == "keep" or (repeats == "moment" and events.time is None):
         return found
     rows = np.flatnonzero(kept)
-    rows = rows if repeats == "first" else rows[::-1]
+    rows = rows[::-1] if repeats == "last" else rows
     pairs = events.user[rows] * len(events.items) + events.item[rows]
+    if repeats == "moment" and events.time is not None:
+        moments = np.unique(events.time[rows], return_inverse=True)[1]
+        same = np.unique(pairs, return_inverse=True)[1]
+        pairs = same * (moments.max(initial=0) + 1) + moments
     first = np.unique(pairs, return_index=True)[1]
     found[rows] = True
     found[rows[first]] = False
