@@ -297,21 +297,26 @@ def test_compose_gives_prometheus_and_grafana_their_files() -> None:
                 assert mounted[target].is_file(), volume
             else:
                 assert source in compose["volumes"]
-    prometheus = yaml.safe_load(mounted["/etc/prometheus/prometheus.yml"].read_text())
-    assert all(f"/etc/prometheus/{name}" in mounted for name in prometheus["rule_files"])
-    # In the network of the service, whose port the example scrapes.
-    assert services["prometheus"]["network_mode"] == "service:draftrec"
-    target = prometheus["scrape_configs"][0]["static_configs"][0]["targets"][0]
-    port = services["draftrec"]["command"][-1]
-    assert target == f"127.0.0.1:{port}"
-    assert f"127.0.0.1:{port}:{port}" in services["draftrec"]["ports"]
     content = {
         it["target"]: yaml.safe_load(configs[it["source"]]["content"])
-        for it in services["grafana"]["configs"]
+        for name in ("prometheus", "grafana")
+        for it in services[name]["configs"]
     }
+    prometheus = content["/etc/prometheus/prometheus.yml"]
+    assert all(f"/etc/prometheus/{name}" in mounted for name in prometheus["rule_files"])
+    # In a network of its own: the service's would be gone when that is started again.
+    assert "network_mode" not in services["prometheus"]
+    example = yaml.safe_load((DEPLOY / "prometheus.example.yml").read_text())
+    [scraped] = prometheus["scrape_configs"]
+    port = services["draftrec"]["command"][-1]
+    assert scraped == {
+        "job_name": example["scrape_configs"][0]["job_name"],  # the alerts' and the panels' word
+        "static_configs": [{"targets": [f"draftrec:{port}"]}],
+    }
+    assert f"127.0.0.1:{port}:{port}" in services["draftrec"]["ports"]
     [source] = content["/etc/grafana/provisioning/datasources/draftrec.yaml"]["datasources"]
-    assert (source["type"], source["url"]) == ("prometheus", "http://draftrec:9090")
-    assert "127.0.0.1:9090:9090" in services["draftrec"]["ports"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    assert "127.0.0.1:9090:9090" in services["prometheus"]["ports"]
     [provider] = content["/etc/grafana/provisioning/dashboards/draftrec.yaml"]["providers"]
     home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert Path(home).parent == Path(provider["options"]["path"])
