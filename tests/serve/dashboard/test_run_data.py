@@ -432,3 +432,18 @@ def test_without_one_the_baseline_is_an_estimate_that_says_so(tmp_path: Path) ->
     seconds = run.totals["prefill_seconds"] + 24 * TOKENS * 0.012 / 4
     assert run.baseline.tokens_per_second == pytest.approx(24 * TOKENS / seconds)
     assert run.speedup == pytest.approx(seconds / run.totals["wall_seconds"], rel=1e-3)
+
+
+def test_a_run_that_kept_account_is_compared_as_its_own_last_lines_are(tmp_path: Path) -> None:
+    costs = {"slots": 4, "rows": [1, 4, 16], "seconds": [0.010, 0.012, 0.020]}
+    writer = RunWriter(tmp_path / "run", cost_state=costs)
+    # Passes took ten times what the curve says: the machine was busy, and so it would have been.
+    totals = writer.manifest.totals
+    totals.verify_seconds, totals.prefill_seconds, totals.draft_seconds = 40.0, 1.0, 2.0
+    totals.curve_seconds, totals.plain_seconds = 4.0, 6.0
+    [run] = with_baselines([read(writer.finish())])
+    own = writer.manifest.summary()["times_plain"]
+    assert own > 1
+    assert run.baseline.kind == "estimate"
+    assert run.speedup == pytest.approx(own, abs=1e-3)
+    assert run.baseline.seconds == pytest.approx(run.totals["wall_seconds"] * own)

@@ -352,11 +352,17 @@ def _speedup(run: RunData, plain: RunData | None) -> float | None:
 
 
 def _own_baseline(manifest: Manifest, totals: Totals) -> Baseline:
-    """What plain decoding would do by the costs that the run measured at its start: full batches to
-    the last text, so that it errs on the fast side."""
+    """What plain decoding would do, by the run's own account of its finished shards, as its last
+    lines and its summary have it. Where there is none yet, and of earlier versions, by the costs
+    that it measured at its start: full batches to the last text, which errs on the fast side, and
+    a clock that may since have become slower."""
     if manifest.settings["draft"] == "none":
         rate = totals.rates()["tokens_per_second"]
         return Baseline("self", rate, "this is the baseline", seconds=totals.wall_seconds)
+    if times := manifest.totals.spent.times_plain:
+        rate = totals.rates()["tokens_per_second"] / times
+        words = "an estimate by what this run's own passes would have taken without drafts"
+        return Baseline("estimate", rate, words, seconds=totals.wall_seconds * times)
     costs = manifest.cost_state or {}
     if not costs.get("rows") or not totals.new_tokens:
         words = "none: run the same command with --draft none beside it"
