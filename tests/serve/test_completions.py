@@ -28,7 +28,7 @@ from draftrec.demo.shop import demo_model_path
 from draftrec.engine.text.grammar import GrammarLostError
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.serve.http.app import make_server
-from draftrec.serve.http.completion_answers import Reader
+from draftrec.serve.http.completion_answers import Reader, TokenTexts
 from draftrec.serve.logs import RequestLog
 from draftrec.serve.service import Service, sources_of
 from draftrec.serve.settings import KnowledgeSettings
@@ -248,6 +248,15 @@ def test_log_probabilities_are_the_models_own(live: Live, writer: Generator) -> 
     assert told.token_logprobs == pytest.approx(own, abs=1e-4)
     for row, likeliest in zip(truth, told.top_logprobs, strict=True):
         assert list(likeliest.values()) == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+def test_tokens_that_are_no_whole_character_are_told_apart_by_their_bytes() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
+    whole, lead, rest = tokenizer(" n\u00e9", add_special_tokens=False).input_ids
+    texts = TokenTexts(tokenizer)
+    assert [texts.name(i) for i in (whole, lead, rest)] == [" n", r"bytes:\xc3", r"bytes:\xa9"]
+    told = texts.by_name([(lead, -0.1), (whole, -2.5), (rest, -3.0), (lead, -float("inf"))])
+    assert told == {r"bytes:\xc3": -0.1, " n": -2.5, r"bytes:\xa9": -3.0}
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ from draftrec.serve.work import Wanted, Written
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length"}
 #: Stands for minus infinity, which JSON does not have.
 _LEAST = -9999.0
+#: What decoders write for bytes that are no whole character.
+_CUT = "\ufffd"
 
 Event = tuple[IntArray, Seq[TokenScore]] | Future[Written]
 
@@ -155,12 +157,9 @@ class Job:
             return {"content": tokens, "refusal": None}
         return {
             "text_offset": [offset for offset, _ in read.scores],
-            "tokens": [self.texts.text(score.token_id) for _, score in read.scores],
+            "tokens": [self.texts.name(score.token_id) for _, score in read.scores],
             "token_logprobs": [max(score.log_prob, _LEAST) for _, score in read.scores],
-            "top_logprobs": [
-                {self.texts.text(token): max(value, _LEAST) for token, value in score.likeliest}
-                for _, score in read.scores
-            ],
+            "top_logprobs": [self.texts.by_name(score.likeliest) for _, score in read.scores],
         }
 
     async def stream(self, request: Request) -> AsyncIterator[bytes]:
@@ -276,9 +275,21 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._known: dict[int, tuple[str, list[int] | None]] = {}
 
-    def text(self, token_id: int) -> str:
-        """As it would stand in the middle of a text."""
-        return self._look_up(token_id)[0]
+    def name(self, token_id: int) -> str:
+        """As it would stand in the middle of a text; of a token that is no whole character its
+        bytes, as OpenAI writes them: `bytes:\\xe2\\x80`. Such tokens would all be called alike."""
+        text, own = self._look_up(token_id)
+        if _CUT not in text or own is None:
+            return text
+        return "bytes:" + repr(bytes(own))[2:-1]
+
+    def by_name(self, likeliest: Seq[tuple[int, float]]) -> dict[str, float]:
+        """Log-probabilities of tokens, best first, as completions have them. Where two have one
+        name, as a letter and the byte that it is in UTF-8, the likelier one has it."""
+        found: dict[str, float] = {}
+        for token, value in likeliest:
+            found.setdefault(self.name(token), max(value, _LEAST))
+        return found
 
     def entry(self, token_id: int, log_prob: float) -> dict[str, Any]:
         """As log-probabilities of chats have it; `bytes` None where a token has none of its own."""
@@ -289,7 +300,7 @@ class TokenTexts:
         if token_id not in self._known:
             pair = self._tokenizer.decode([*self._lead[0], token_id], skip_special_tokens=False)
             text = pair.removeprefix(self._lead[1])
-            whole = "\ufffd" not in text
+            whole = _CUT not in text
             self._known[token_id] = text, list(text.encode()) if whole else self._bytes(token_id)
         return self._known[token_id]
 
