@@ -345,18 +345,18 @@ def test_hanging_up_ends_the_text(live: Live) -> None:
     with slow_passes(live.service.writing) as work:
         events = live.complete(stream=True)
         next(iter(events))
-        assert work._wanted
+        assert work._texts
         events.close()
         until = time.monotonic() + 1.0  # the whole text would take longer
-        while work._wanted and time.monotonic() < until:
+        while work._texts and time.monotonic() < until:
             time.sleep(0.01)
-        assert not work._wanted
+        assert not work._texts
         with pytest.raises(openai.APITimeoutError):
             live.complete(timeout=0.2)
         until = time.monotonic() + 1.0
-        while work._wanted and time.monotonic() < until:
+        while work._texts and time.monotonic() < until:
             time.sleep(0.01)
-        assert not work._wanted
+        assert not work._texts
 
 
 @pytest.mark.slow
