@@ -128,6 +128,20 @@ def test_it_starts_answers_reloads_drains_and_ends_with_0(config: Path, tmp_path
     assert sum(line["status"] == 200 for line in asked) == answers.count(200) + 1
 
 
+@pytest.mark.slow
+def test_interruptions_in_a_row_end_it_at_once_with_a_sentence(
+    config: Path, tmp_path: Path
+) -> None:
+    with started("--config", str(config), cwd=tmp_path) as served:
+        served.until_ready()
+        for _ in range(60):
+            served.process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        _, err = served.process.communicate(timeout=WAIT)
+    assert served.process.returncode == 0, err
+    assert err == "draftrec: everything accepted was answered\n"
+
+
 @pytest.mark.parametrize("moment", [(app, "Service"), (serve, "_what")], ids=["load", "read"])
 def test_a_signal_while_models_load_or_before_ends_it_with_0(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: Any

@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import thread as futures
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
 
-from draftrec.serve.http.app import create_app, exposure, make_server
+from draftrec.serve.http.app import _life_of, create_app, exposure, make_server
 from draftrec.serve.http.lifecycle import Lifecycle, accepted
 from draftrec.serve.http.schemas import ApiError
 from draftrec.serve.logs import RequestLog
@@ -588,3 +590,32 @@ def test_a_lack_of_descriptors_is_one_line_and_no_traceback() -> None:
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == [
         "out_of_descriptors"
     ]
+
+
+def test_an_application_that_is_left_no_time_ends_without_a_traceback() -> None:
+    """At a second signal asyncio cancels it, and uvicorn logged that as a failure."""
+    called: list[str] = []
+    told: list[str] = []
+    service: Any = SimpleNamespace(
+        note_loop_error=None,
+        start=lambda: called.append("start"),
+        stop=lambda: called.append("stop"),
+    )
+
+    async def ends() -> None:
+        events: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def send(message: Any) -> None:
+            told.append(message["type"])
+
+        app = Starlette(lifespan=_life_of(service))
+        life = asyncio.create_task(app({"type": "lifespan"}, events.get, send))
+        await events.put({"type": "lifespan.startup"})
+        while not told:
+            await asyncio.sleep(0)
+        life.cancel()
+        await life
+
+    asyncio.run(ends())
+    assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert called == ["start"], "threads are waited for only where there is time"

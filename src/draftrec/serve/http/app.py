@@ -13,8 +13,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -179,21 +179,13 @@ _DESCRIPTION = (
 
 def create_app(service: Service) -> FastAPI:
     """The service over HTTP. Its threads run from the application's start to its end."""
-
-    @asynccontextmanager
-    async def running(app: FastAPI) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_exception_handler(service.note_loop_error)
-        service.start()
-        yield
-        service.stop()
-
     app = FastAPI(
         title="draftrec",
         version=__version__,
         description=_DESCRIPTION,
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=running,
+        lifespan=_life_of(service),
     )
     _add_routes(app, service)
     _add_errors(app)
@@ -210,6 +202,22 @@ def create_app(service: Service) -> FastAPI:
             expose_headers=["retry-after", "x-request-id"],
         )
     return app
+
+
+def _life_of(service: Service) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """What an application does as it starts, and as it ends."""
+
+    @asynccontextmanager
+    async def running(app: Any) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(service.note_loop_error)
+        service.start()
+        try:
+            yield
+        except asyncio.CancelledError:
+            return  # a second signal leaves no time; who does not say so has a traceback logged
+        service.stop()
+
+    return running
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
@@ -310,13 +318,29 @@ def serve(settings: ServeSettings, sources: ServiceSources, say: Callable[[str],
         service.lifecycle.reload_wanted = bool(early)
         server = make_server(service)
         say(f"serving on {address(listener)}, process {os.getpid()}; see /docs")
-        server.run(sockets=[listener])
-        service.let_go()  # where a second signal left no time
-        log.flush()
+        with _heard(server):
+            server.run(sockets=[listener])
+            service.let_go()  # where a second signal left no time
+            log.flush()
     if service.broken:
         raise service.broken
     left = server.unanswered
     say(f"ended without answering {left} requests" if left else "everything accepted was answered")
+
+
+@contextmanager
+def _heard(server: DrainingServer) -> Iterator[None]:
+    """Signals are the server's to the end: uvicorn gives them back while its loop is taken down,
+    where a third Ctrl-C would end everything with a traceback."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, server.handle_exit)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _early_wish() -> list[int]:
