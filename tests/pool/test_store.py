@@ -417,6 +417,32 @@ def test_a_kill_between_the_renames_leaves_a_pool(
     assert not list(tmp_path.glob("*.old"))
 
 
+@pytest.mark.parametrize("renames", [1, 2])
+def test_an_interruption_right_after_a_rename_leaves_a_pool_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """After the first, there was none; after the second, the pool was said not to be written."""
+    make_pool().save(tmp_path / "pool")
+    before = files.fingerprint(tmp_path / "pool")
+    rename, done = Path.rename, list[Path]()
+
+    def interrupted(self: Path, target: Path) -> Path:
+        found = rename(self, target)
+        done.append(found)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_pool("other").save(tmp_path / "pool")
+    assert (tmp_path / "pool").is_dir()
+    assert (files.fingerprint(tmp_path / "pool") == before) == (renames == 1)
+    make_pool("other").save(tmp_path / "pool")
+    assert [path.name for path in tmp_path.iterdir()] == ["pool"]
+
+
 def test_what_a_killed_save_had_written_goes_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

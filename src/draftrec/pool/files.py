@@ -170,12 +170,12 @@ def checksum(path: Path) -> str:
 def _swap(folder: Path, new: Path) -> None:
     """Rename `new` to `folder`; what was there goes away only then, or comes back."""
     old = new.with_name(f"{new.name}.old")
-    if folder.exists():
-        folder.rename(old)
     try:
+        if folder.exists():
+            folder.rename(old)
         new.rename(folder)
     except BaseException:
-        if old.exists():
+        if old.exists() and not folder.exists():  # an interruption may come when all is done
             old.rename(folder)
         raise
     sync_folder(folder.parent)
