@@ -253,6 +253,8 @@ def test_inputs_that_are_no_records_are_refused(tmp_path: Path) -> None:
     assert "none.parquet is empty" in refusal(tmp_path / "none.parquet")
     (tmp_path / "x.xlsx").write_text("x")
     assert "no readable kind" in refusal(tmp_path / "x.xlsx")
+    (tmp_path / "v.npy").write_bytes(b"\x93NUMPY")
+    assert "an array without ids; write Parquet of both" in refusal(tmp_path / "v.npy")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").write_text("x")
     assert "no readable part" in refusal(tmp_path / "folder")

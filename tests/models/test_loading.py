@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +242,18 @@ def test_a_tokenizer_of_mistrals_own_library_makes_way(
     backend = type("MistralCommonBackend", (), {})
     monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", lambda *_, **__: backend())
     assert loading.load_tokenizer(saved).get_vocab() == make_tokenizer().get_vocab()
+
+
+def test_a_long_prompt_is_not_said_to_end_in_indexing_errors(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    log = tf.tokenization_utils_base.logger
+    monkeypatch.setattr(log, "warning", lambda text, *_: said.append(text))
+    folder = shutil.copytree(saved, tmp_path / "short")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 4}))
+    tokenizer = loading.load_tokenizer(folder)
+    assert tokenizer.model_max_length == 4
+    assert len(tokenizer("a b c d e f g h").input_ids) > 4
+    assert not said

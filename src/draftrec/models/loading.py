@@ -116,6 +116,9 @@ def _tokenizer(place: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
         cached = {"local_files_only": options.get("local_files_only", False)}
         if file := cached_file(place, "chat_template.json", **cached, **_IF_THERE):
             found.chat_template = json.loads(Path(file).read_text("utf-8"))["chat_template"]
+    # That it has warned already: too long a prompt is refused with a reason, and never run "with
+    # indexing errors", as transformers says.
+    found.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return found
 
 

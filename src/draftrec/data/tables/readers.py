@@ -201,6 +201,11 @@ def open_records(location: str | Place) -> RecordSource:
         found = " and ".join(sorted(map(str, kinds)))
         raise DraftrecError(f"{location} mixes {found} files; name one kind with a glob")
     kind = kinds.pop()
+    if kind is None and files[0].suffix in _ARRAYS:
+        raise DraftrecError(
+            f"{files[0]} is an array without ids; write Parquet of both, in Python with "
+            'pandas.DataFrame({"item": ids, "vector": list(array)}).to_parquet("vectors.parquet")'
+        )
     if kind is None:
         raise DraftrecError(
             f"{files[0]} is of no readable kind; give a file ending in {_READABLE}, or make one of "
@@ -214,6 +219,8 @@ def open_records(location: str | Place) -> RecordSource:
     return source
 
 
+#: Endings of files of arrays, which no text file has.
+_ARRAYS = frozenset((".npy", ".npz", ".pt", ".pth", ".safetensors"))
 #: What is in a row and hardly ever in a header: a number, a date, an address, a list.
 _CELL = re.compile(r"[-+]?\d+(\.\d+)?|\d{4}-\d\d-\d\d.*|https?://.*|\[.*\]", re.DOTALL)
 
