@@ -45,7 +45,8 @@ class Kind:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Session:
-    """`identity` is everything that decides what the training ends with."""
+    """`identity` is everything that decides what the training ends with. `tidy` removes what is of
+    no use when the model is whole: also what a kill kept an earlier run from removing."""
 
     output: Path
     settings: TrainSettings
@@ -54,6 +55,7 @@ class Session:
     watcher: TrainWatcher
     should_stop: Callable[[], bool] | None
     kind: Kind
+    tidy: Callable[[], None] = _nothing
 
     def run(self, prepare: Callable[[], Prepared]) -> dict[str, Any]:
         """Train and save, go on with what was begun, or find that it is done; a summary.
@@ -71,6 +73,7 @@ class Session:
             folder.check(self.identity)
             if (self.output / self.kind.sign).is_file():
                 self.watcher.note(f"{self.output} is already trained; nothing was changed")
+                self.tidy()
                 return self.kind.summary(self.output)
         prepared = prepare()
         folder.claim(self.identity, overwrite=self.overwrite)
@@ -88,6 +91,7 @@ class Session:
                 "epochs": progress.epochs,
             }
         )
+        self.tidy()
         return self.kind.summary(self.output)
 
 

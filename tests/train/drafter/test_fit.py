@@ -19,6 +19,7 @@ from draftrec.train.drafter.fit import fit_drafter, held_out
 from draftrec.train.drafter.texts import TrainingText
 from draftrec.train.loop import TrainWatcher
 from draftrec.train.settings import HeadSettings
+from tests.fakes import Killed
 from tests.train.drafter.worlds import (
     HEAD,
     SETTINGS,
@@ -104,6 +105,27 @@ def test_an_interrupted_reading_goes_on(world: Path, tmp_path: Path) -> None:
     assert len(watcher.read) == seen, "features were kept for another training"
     fit_drafter(replace(spec, head=replace(HEAD, loss="ce")), watcher)
     assert "is already trained" in watcher.notes[-1]
+
+
+def test_features_that_a_kill_has_left_go_with_the_next_run(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head was whole, and they, which are most of what is written, stayed for good."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    spec = drafter_spec(world / "target", [world / "run0"], tmp_path / "d")
+    with monkeypatch.context() as patch:
+        patch.setattr("draftrec.train.drafter.fit.shutil.rmtree", killed)
+        with pytest.raises(Killed):
+            fit_drafter(spec)
+    features = tmp_path / "d" / "training" / "features"
+    assert features.is_dir()
+    watcher = Notes()
+    fit_drafter(spec, watcher)
+    assert "is already trained" in watcher.notes[-1]
+    assert not features.exists()
 
 
 def test_runs_of_another_model_are_refused(world: Path, tmp_path: Path) -> None:

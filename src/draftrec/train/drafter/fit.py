@@ -10,6 +10,7 @@ counted twice.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field, replace
@@ -238,10 +239,21 @@ def fit_drafter(
     check_apart(spec.output, {"--model": spec.model})
     runs, identity = _identity(spec)
     watcher = watcher or TrainWatcher()
+    tidy = partial(_tidy, spec)
     session = Session(
-        spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, DRAFTER
+        spec.output, spec.settings, identity, spec.overwrite, watcher, should_stop, DRAFTER, tidy
     )
     return session.run(lambda: _HeadTraining(spec, runs, watcher, should_stop).prepared())
+
+
+def _features(spec: DrafterSpec) -> Path:
+    return spec.output / "training" / "features"
+
+
+def _tidy(spec: DrafterSpec) -> None:
+    """Remove the target's features, unless they are to stay."""
+    if not spec.keep_features:
+        shutil.rmtree(_features(spec), ignore_errors=True)
 
 
 def resumed(spec: DrafterSpec) -> DrafterSpec:
@@ -317,8 +329,7 @@ class _HeadTraining:
         size = min(spec.head.vocabulary, vocabulary(self.model))
         self.tokens = torch.from_numpy(draft_vocabulary(chosen, sorted(ends), size)).long()
         ids = [it.ids for it in self.texts]
-        folder = spec.output / "training" / "features"
-        self.features = FeatureFiles(folder, ids, self.fingerprint["model"])
+        self.features = FeatureFiles(_features(spec), ids, self.fingerprint["model"])
 
     def prepared(self) -> Prepared:
         """Raises DraftrecError for a target that no head can be trained for."""
@@ -382,8 +393,6 @@ class _HeadTraining:
             tokenizer=self.fingerprint["tokenizer"],
         )
         save_drafter(self.spec.output, head.state_dict(), self.tokens, info)
-        if not self.spec.keep_features:
-            self.features.clear()
 
 
 def held_out(texts: Seq[TrainingText], count: int, seed: int) -> set[str]:
