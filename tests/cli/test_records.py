@@ -284,6 +284,28 @@ def test_half_a_character_is_refused_by_its_place(command: Command, side: str, c
     assert "B" not in str(command.rows())
 
 
+@pytest.mark.parametrize("name", ["sequences", "records"])
+def test_an_end_before_the_table_is_there_costs_no_list_of_rejected_rows(
+    command: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The table was there first, and the next run refused to replace it."""
+    events = command.write(interactions(), "e.csv")
+    events.write_text(events.read_text() + ",5,3,1001\n")
+    line = [name, events, "--output", command.output]
+    line += [command.write(catalogue(), "i.csv")] if name == "records" else []
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("draftrec.data.files.writers.write_tables", killed)
+        assert run([*map(str, line)]) == 130
+    listed = command.folder / "records.parquet.rejected.jsonl"
+    assert len(listed.read_text().splitlines()) == 1
+    assert not command.output.exists()
+    assert run([*map(str, line)]) == 3
+
+
 #: Genres as files have them, and how prompts name them.
 GENRES: list[tuple[Any, str]] = [
     (["Drama", None, "War"], "Drama, War"),

@@ -23,6 +23,7 @@ from draftrec.models.recommender import (
     save_recommender,
     weights_fingerprint,
 )
+from tests.fakes import Killed
 
 TOKENS = ("<a_0>", "<a_1>", "<b_0>", "<b_1>")
 
@@ -163,3 +164,22 @@ def test_other_folders_are_refused_in_a_sentence(tmp_path: Path, content: str | 
     with pytest.raises(DraftrecError, match=words) as error:
         load_recommender(folder, "cpu")
     assert "\n" not in str(error.value)
+
+
+def test_ids_in_the_models_folder_are_there_whatever_ends_the_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They may be those that it is trained on again: a kill between two steps cost them."""
+    save(tmp_path, sids=IDS)
+    before = (tmp_path / "sids.parquet").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("draftrec.models.recommender.write_semantic_ids", killed)
+        with pytest.raises(Killed):
+            save(tmp_path, sids=IDS)
+    assert (tmp_path / "sids.parquet").read_bytes() == before
+    save(tmp_path)
+    assert not (tmp_path / "sids.parquet").exists()

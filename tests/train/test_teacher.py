@@ -242,3 +242,19 @@ def test_more_contexts_per_user_and_ends():
         teacher.contexts_of(users[:1], TeachSettings())
     with pytest.raises(DraftrecError, match="no contexts"):
         TeachSettings(per_user=0)
+
+
+def test_beginning_anew_keeps_the_ids_of_the_folder(tmp_path: Path):
+    """They may be the ones that are read: a kill before they are written again cost them."""
+    for name in ("sids.parquet", "teacher-00007.safetensors", "catalogue.safetensors.tmp"):
+        (tmp_path / name).write_bytes(b"before")
+    TeacherFolder(tmp_path).ledger.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["sids.parquet"]
+
+
+@pytest.mark.slow
+def test_shards_that_no_manifest_speaks_of_go(folder: Path, tmp_path: Path):
+    """A kill while --overwrite clears the folder leaves some."""
+    (tmp_path / "teacher-00099.safetensors").write_bytes(b"of another recording")
+    teach(spec_in(folder, tmp_path))
+    assert not (tmp_path / "teacher-00099.safetensors").exists()

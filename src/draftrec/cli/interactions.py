@@ -93,12 +93,13 @@ def sequences(options: SequencesOptions) -> int:
     known = {name: when and when(events) for name, when in moments.items()}
     settings = settings_of(SplitSettings, options, **known)
     found = split_events(events, settings)
+    # Before the table: a kill between the two would cost the list, as a table that is there stays.
+    code = told_rejects(rejects, options.output)
     write_tables(options.output, found.table.schema, [found.table])
     summary = {**found.figures, "rejected": len(rejects), "output": str(options.output)}
     if events.time is None:
         say("the interactions have no times: a user's items are in file order")
     _tell_parts(summary, settings)
-    code = told_rejects(rejects, options.output)
     if options.json:
         print_json(summary)
     return code
@@ -232,11 +233,11 @@ def records(options: RecordsOptions) -> int:
             "them, or name the columns with --item-column and --id-column"
         )
     table = table_of(found)
+    code = told_rejects(rejects, options.output)  # before the table, as `sequences` does
     write_tables(options.output, table.schema, [table])
     summary = {"records": len(found), "side": options.side, **left_out}
     summary |= {"rejected": len(rejects), "output": str(options.output)}
     _report(summary)
-    code = told_rejects(rejects, options.output)
     if options.json:
         print_json(summary)
     return code

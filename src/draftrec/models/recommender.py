@@ -97,8 +97,9 @@ def save_recommender(
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / IDS_FILE).unlink(missing_ok=True)
-    if sids is not None:
+    if sids is None:
+        (folder / IDS_FILE).unlink(missing_ok=True)
+    else:  # never away: they may be the ones that the model was trained on again
         write_semantic_ids(folder / IDS_FILE, sids)
     share(folder)
     sync_files(folder)  # or a crash of the machine could leave the sign beside half of the weights

@@ -302,6 +302,7 @@ def _begun(
     found = folder.manifest()
     if found is None:
         folder.path.mkdir(parents=True, exist_ok=True)
+        folder.ledger.clear()  # what a kill has left of another recording
         return wanted
     names = ("target", "sids", "contexts")
     before, now = ({name: getattr(it, name) for name in names} for it in (found, wanted))

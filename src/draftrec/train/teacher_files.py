@@ -158,7 +158,8 @@ def at_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 FORMAT_VERSION = 2
-_OWNED = re.compile(r"catalogue\.safetensors|sids\.parquet|teacher-\d{5,}\.safetensors")
+# Not the ids, which are replaced whole: they may be the ones that are read.
+_OWNED = re.compile(r"catalogue\.safetensors|teacher-\d{5,}\.safetensors")
 _RAGGED = ("prompt", "answers", "beams", "log_probs", "prompt_log_probs")
 
 
