@@ -130,7 +130,7 @@ SUBCOMMANDS = {"fit": fit, "info": info}
 OWN_DRAFTER = "drafter"
 
 
-def check_taught(spec: JobSpec) -> None:
+def check_drafter_fit(spec: JobSpec) -> None:
     """Raise DraftrecError for a job that cannot train its own drafter."""
     generate, why = spec.config.generate, None
     if generate.accept.accept != "strict":
@@ -166,14 +166,14 @@ def with_own_drafter(spec: JobSpec) -> JobSpec | int:
     folder: Any = spec.output / OWN_DRAFTER
     if spec.overwrite or not _fits(folder, spec):
         say("training a draft head on the texts so far; later ones are drafted with it")
-        teaching = DrafterSpec(
+        training = DrafterSpec(
             runs=[spec.output],
             model=spec.config.generate.target.model,
             output=folder,
             records=[spec.input],  # which may have moved since the run was begun
         )
-        teaching = replace(teaching, overwrite=True) if spec.overwrite else resumed(teaching)
-        if code := trained(fit_drafter, teaching, None):
+        training = replace(training, overwrite=True) if spec.overwrite else resumed(training)
+        if code := trained(fit_drafter, training, None):
             return code
     return replace(spec.with_settings(drafter=str(folder)), overwrite=False)
 

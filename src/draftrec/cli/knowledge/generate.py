@@ -289,23 +289,23 @@ def generate(options: GenerateOptions) -> int:
         overwrite=options.overwrite,
     )
     with tracked(options.track, options.output, options) as tracker:
-        return _taught(spec, cluster, options, tracker)
+        return _with_drafter_fit(spec, cluster, options, tracker)
 
 
-def _taught(spec: Any, cluster: Any, options: GenerateOptions, tracker: Any) -> int:
+def _with_drafter_fit(spec: Any, cluster: Any, options: GenerateOptions, tracker: Any) -> int:
     """Do the job, with a drafter that it trains itself where that is asked for; an exit code."""
     if options.drafter_fit is not None:
-        from draftrec.cli.drafter import check_taught, has_shards, with_own_drafter
+        from draftrec.cli.drafter import check_drafter_fit, has_shards, with_own_drafter
 
-        check_taught(spec)
+        check_drafter_fit(spec)
         if not has_shards(spec, options.drafter_fit):
             code = _run(spec, cluster, options, tracker, until=options.drafter_fit)
             if code is not None:
                 return code
-        taught = with_own_drafter(spec)
-        if isinstance(taught, int):
-            return taught
-        spec = taught
+        drafted = with_own_drafter(spec)
+        if isinstance(drafted, int):
+            return drafted
+        spec = drafted
     return _run(spec, cluster, options, tracker) or DONE
 
 

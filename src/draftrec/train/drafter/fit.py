@@ -108,16 +108,17 @@ def observations_of(
 
 
 def mixture_of(
-    taught: Seq[TrainingText],
+    training: Seq[TrainingText],
     held_out: Seq[tuple[TrainingText, Callable[[], DoubleArray]]],
     tokens: IntArray,
     levels: int,
 ) -> DoubleArray:
-    """float64 `[levels, 8]` for a pool of the `taught` texts, from `held_out` ones and what
+    """float64 `[levels, 8]` for a pool of the `training` texts, from `held_out` ones and what
     the head says along each, float64 `[levels, n, V]`: row i of a level is about its token i."""
     pool = Pool("")
-    pool.add((it.ids[it.first :], None) for it in taught)
-    known = np.full(1 + max(int(tokens.max()), *(int(it.ids.max()) for it in taught)), -1, np.int32)
+    pool.add((it.ids[it.first :], None) for it in training)
+    largest = max(int(tokens.max()), *(int(it.ids.max()) for it in training))
+    known = np.full(1 + largest, -1, np.int32)
     known[tokens] = np.arange(len(tokens), dtype=np.int32)
 
     def observed() -> Iterator[list[Observations]]:
@@ -323,9 +324,9 @@ class _HeadTraining:
         self.texts = [it for run in runs for it in run.training_texts(self.model, tokenizer)]
         held = held_out(self.texts, spec.held_out, spec.settings.seed)
         self.held = [i for i in range(len(self.texts)) if self.texts[i].entity_id in held]
-        self.taught = [i for i in range(len(self.texts)) if self.texts[i].entity_id not in held]
+        self.training = [i for i in range(len(self.texts)) if self.texts[i].entity_id not in held]
         ends = eos_token_ids(self.model, tokenizer)
-        chosen = [self.texts[i] for i in self.taught]
+        chosen = [self.texts[i] for i in self.training]
         size = min(spec.head.vocabulary, vocabulary(self.model))
         self.tokens = torch.from_numpy(draft_vocabulary(chosen, sorted(ends), size)).long()
         ids = [it.ids for it in self.texts]
@@ -337,14 +338,14 @@ class _HeadTraining:
         self.scale, self.cap = score_transform(model)
         output = OutputRows.of(model, self.tokens, torch.float32, self.scale, self.cap)
         torch.manual_seed(spec.settings.seed)
-        head = new_head(model, self.texts[self.taught[0]].ids).to(model.device)
+        head = new_head(model, self.texts[self.training[0]].ids).to(model.device)
         self.trained = HeadModel(head, model.get_input_embeddings(), output)
         index = torch.full((vocabulary(model),), len(self.tokens))
         index[self.tokens] = torch.arange(len(self.tokens))
         self.task = HeadTask(
             self.texts,
             self.features,
-            self.taught,
+            self.training,
             self.held,
             index.to(model.device),
             len(self.tokens),
@@ -353,7 +354,7 @@ class _HeadTraining:
             spec.settings.seed,
         )
         note = (
-            f"{len(self.taught):,} texts to learn from and {len(self.held):,} to validate on, "
+            f"{len(self.training):,} texts to learn from and {len(self.held):,} to validate on, "
             f"{len(self.tokens):,} draft tokens, {self.task.steps():,} steps an epoch"
         )
         return Prepared(self.task, self.trained, note, self._save, self._begin)
@@ -376,11 +377,11 @@ class _HeadTraining:
     def _save(self, record: dict[str, Any]) -> None:
         head = self.trained.head
         self.watcher.note("fitting how the head and a pool are heard together")
-        taught = [self.texts[i] for i in self.taught]
+        training = [self.texts[i] for i in self.training]
         along = [
             (self.texts[i], partial(self.task.probabilities, self.trained, i)) for i in self.held
         ]
-        mixture = mixture_of(taught, along, self.tokens.int().numpy(), self.spec.head.levels)
+        mixture = mixture_of(training, along, self.tokens.int().numpy(), self.spec.head.levels)
         info = DrafterInfo(
             shape=asdict(head.shape),
             levels=self.spec.head.levels,

@@ -121,12 +121,12 @@ class HeadTask:
     """The task of a head: texts, their features, and what is drafted of them.
 
     `tokens` int64 `[V]`: the draft tokens; `index` int64 `[vocabulary]`: the place of each token
-    among them, or V; `taught` and `held_out`: numbers of texts.
+    among them, or V; `training` and `held_out`: numbers of texts.
     """
 
     texts: Seq[TrainingText]
     features: FeatureFiles
-    taught: Seq[int]
+    training: Seq[int]
     held_out: Seq[int]
     index: torch.Tensor
     draft_tokens: int
@@ -135,11 +135,11 @@ class HeadTask:
     seed: int
 
     def steps(self) -> int:
-        return len(self._cuts(self.taught))
+        return len(self._cuts(self.training))
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng([self.seed, epoch])
-        order, cuts = self._order(self.taught, rng), self._cuts(self.taught)
+        order, cuts = self._order(self.training, rng), self._cuts(self.training)
         for cut in rng.permutation(len(cuts)).tolist():
             yield self.batch([order[i] for i in range(*cuts[cut])])
 
