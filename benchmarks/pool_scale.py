@@ -23,7 +23,7 @@ from workload import Workload, make_texts
 from draftrec.core import IntArray
 from draftrec.pool.index import NgramIndex, TreeBuilder, tail_of_text, warm_up
 from draftrec.pool.ngrams import ORDER
-from draftrec.pool.store import Pool, level_of
+from draftrec.pool.store import Level, Pool
 from draftrec.pool.suffixes import ClosedIndex
 
 _HELD_OUT = 200
@@ -77,7 +77,7 @@ def growth(texts: list[IntArray]) -> dict[str, Any]:
         index.add_text(text)
     insert = (time.process_time_ns() - clock) / 1e3 / tokens
     used = int(index.arrays.size[0]) * 32
-    pool = level_of([])
+    pool = Level()
     clock = time.process_time_ns()
     for text in texts:
         pool.add([text])

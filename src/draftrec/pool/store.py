@@ -90,13 +90,6 @@ class Level:
         return self.closed.texts_in_order() if self.closed else iter(())
 
 
-def level_of(texts: Iterable[IntArray]) -> Level:
-    """A level that holds `texts` settled; empty ones are left out."""
-    level = Level()
-    level.add([np.ascontiguousarray(t, np.int32) for t in texts if len(t)])
-    return level
-
-
 #: A level of a pool; texts without a group are in "all" only.
 LevelName = Literal["group", "all"]
 LEVELS: tuple[LevelName, ...] = get_args(LevelName)
