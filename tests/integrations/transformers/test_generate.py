@@ -316,6 +316,8 @@ def test_costs_are_measured_once_for_batches_of_about_a_size(
         assert torch.equal(found.sequences, plain(model, rows))
         assert accepted(found) > 0
     assert asked == [8, 1]
+    # What drafts are worth is learned over all calls.
+    assert lent._STATES[model].calibrations[False].expected.sum() > 1
 
 
 @pytest.mark.slow

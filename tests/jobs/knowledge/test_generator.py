@@ -14,6 +14,7 @@ import torch
 
 from draftrec.config import make_config
 from draftrec.core import Generation, Request
+from draftrec.engine.text.budget import AutoBudget
 from draftrec.engine.text.stats import StepStats
 from draftrec.errors import DraftrecError, Interrupted, PoolMismatchError
 from draftrec.jobs.knowledge.generator import Generator
@@ -294,6 +295,18 @@ def test_a_resumed_run_decides_as_the_uninterrupted_one(folder: Path, accept: st
         assert a.token_ids.tolist() == b.token_ids.tolist()
         # How much is drafted of a strict text follows the clock within a run as well.
         assert a.counts == b.counts or accept == "strict"
+
+
+@pytest.mark.usefixtures("fixed_costs")
+@pytest.mark.parametrize("accept", ["strict", "relaxed"])
+def test_what_drafts_are_worth_is_learned_over_all_strict_runs(folder: Path, accept: str) -> None:
+    generator = load(folder, budget="auto", accept=accept)
+    generator.commit((g.token_ids, None) for g in generator.run(requests()))
+    generator.run(requests())
+    budget = generator.engine(10).budget
+    assert isinstance(budget, AutoBudget)
+    # Of relaxed texts, what a resumed job writes must not hang on what its first life has seen.
+    assert (budget.calibration.expected.sum() > 1) == (accept == "strict")
 
 
 def test_a_pool_of_another_tokenizer_is_refused(folder: Path) -> None:

@@ -61,12 +61,14 @@ class AutoBudget:
 
     Drafting itself takes time. While what was accepted lately was not worth that, it rests and
     tries again after `_REST` steps. All clocks are the cost curve's: where that does not change, a
-    run repeats its decisions.
+    run repeats its decisions, if no `calibration` comes with what earlier texts have taught it.
     """
 
-    def __init__(self, cost: PassCosts, most: int = 64) -> None:
+    def __init__(
+        self, cost: PassCosts, most: int = 64, calibration: Calibration | None = None
+    ) -> None:
         self.cost, self.most = cost, most
-        self.calibration = Calibration()
+        self.calibration = calibration or Calibration()
         self._tokens = self._seconds = 0.0
         self._largest = float(most)
         self._gain, self._aside, self._rested, self._doubts = 0.0, 0.0, 0, 0

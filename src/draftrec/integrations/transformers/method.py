@@ -35,7 +35,7 @@ from draftrec.engine.target import Target
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import AcceptanceRule, make_rule
 from draftrec.engine.text.batch import RunningSequence
-from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
+from draftrec.engine.text.budget import AutoBudget, Budget, Calibration, FixedBudget
 from draftrec.engine.text.loop import NoDrafter
 from draftrec.errors import PoolMismatchError, UnsupportedModelError
 from draftrec.integrations.transformers.call import Call, Handed, Settings, read_call, read_settings
@@ -63,6 +63,7 @@ class ModelState:
     checked: bool = False
     plain: bool = False  # runs as it is, and not by a pass written for its architecture
     costs: dict[tuple[str, str, int], LearningCurve] = field(default_factory=dict)
+    calibrations: dict[bool, Calibration] = field(default_factory=dict)  # strict: sampled or not
     pools: WeakSet[Pool] = field(default_factory=WeakSet)
     learned: tuple[tuple[object, ...], LearnedDrafter] | None = None
 
@@ -163,10 +164,13 @@ def costs_of(
     return state.costs[key]
 
 
-def make_budget(settings: Settings, costs: LearningCurve | None) -> Budget:
-    """How many nodes a pass may carry."""
+def make_budget(
+    settings: Settings, costs: LearningCurve | None, calibration: Calibration
+) -> Budget:
+    """How many nodes a pass may carry. Strict calls go by what earlier ones have learned of drafts,
+    their `calibration`; where drafts change texts, each begins anew."""
     if costs is not None:
-        return AutoBudget(costs)
+        return AutoBudget(costs, calibration=calibration if settings.strict else None)
     wanted = settings.drafting.budget
     return FixedBudget(0 if settings.drafting.draft == "none" or wanted == "auto" else wanted)
 
@@ -292,7 +296,8 @@ def _engine(
         warp=settings.strict and call.do_sample,
     )  # fmt: skip
     costs = costs_of(target, state, settings, longest, call.max_new_tokens)
-    budget, drafter = make_budget(settings, costs), NoDrafter()
+    known = state.calibrations.setdefault(call.do_sample, Calibration())
+    budget, drafter = make_budget(settings, costs, known), NoDrafter()
     if settings.drafting.draft != "none":
         warm_up()
         drafter = PoolDrafter(pool if settings.drafting.draft == "pool" else None)

@@ -21,7 +21,7 @@ from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.engine.text import loop
 from draftrec.engine.text.accept import make_rule
-from draftrec.engine.text.budget import AutoBudget, Budget, FixedBudget
+from draftrec.engine.text.budget import AutoBudget, Budget, Calibration, FixedBudget
 from draftrec.engine.text.controls import Control
 from draftrec.engine.text.grammar import GrammarControl, GrammarDrafter, GrammarStates
 from draftrec.engine.text.grammar_text import check_structure, compile_grammar
@@ -119,6 +119,7 @@ class Generator:
         self.costs: dict[BatchConfig, dict[str, Any]] = {}
         self.timing = Timing()
         self._passes = Passes(target, config, self.context_length, cost_state)
+        self._calibration = Calibration()  # goes on from shard to shard and call to call
 
     @classmethod
     def from_pretrained(
@@ -461,7 +462,9 @@ class Generator:
             return FixedBudget(wanted)
         # A resumed job has the costs of its manifest and the drafts of the shards before, and no
         # more. Where drafts change texts, what this run learns is for the next to go by.
-        return AutoBudget(costs if self.config.accept.accept == "strict" else costs.curve)
+        if self.config.accept.accept != "strict":
+            return AutoBudget(costs.curve)
+        return AutoBudget(costs, calibration=self._calibration)
 
 
 def fingerprint_of(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
