@@ -146,12 +146,14 @@ def test_interruptions_in_a_row_end_it_at_once_with_a_sentence(
 def test_a_signal_while_models_load_or_before_ends_it_with_0(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: Any
 ) -> None:
-    before = signal.getsignal(signal.SIGHUP)
+    before = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's tests leave a handler of its own
     monkeypatch.setattr(*moment, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         assert run(["serve", "--demo", "--port", "0"]) == 0
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert "ended before anything was served" in capsys.readouterr().err
 
 

@@ -72,7 +72,7 @@ def test_bad_rows_are_rejected_and_columns_named(
     found = json.loads(out.splitlines()[-1])
     listed = (tmp_path / "a" / "rejected.jsonl").read_text().splitlines()
     assert [(json.loads(r)["file"], json.loads(r)["reason"]) for r in listed] == [
-        ("labels.jsonl", "rating is None, not a number"),
+        ("labels.jsonl", "rating is null, not a number"),
         ("more-items.jsonl", "item_id is null, not a string or an integer"),
     ]
     assert found["rejected"] == 2
