@@ -19,7 +19,7 @@ from common import spread
 from transformers import AutoModelForCausalLM
 
 from draftrec.config import make_config
-from draftrec.core import IntArray, Request
+from draftrec.core import Generation, IntArray, Request
 from draftrec.jobs.knowledge.account import loops
 from draftrec.jobs.knowledge.generator import Generator
 
@@ -59,12 +59,14 @@ def requests_from(
     ]
 
 
-def ours(generator: Generator) -> Engine:
-    """An engine from a Generator."""
+def ours(
+    generator: Generator, on_text: Callable[[Request, Generation], None] | None = None
+) -> Engine:
+    """An engine from a Generator; `on_text` is told of every text in the step that finishes it."""
 
     def write(requests: list[Request]) -> Written:
         start = time.perf_counter()
-        done = generator.run(requests)
+        done = generator.run(requests, on_text=on_text)
         seconds = time.perf_counter() - start
         calls = sum(g.counts.target_calls for g in done)
         return Written([g.token_ids.tolist() for g in done], seconds, calls)

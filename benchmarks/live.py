@@ -15,14 +15,13 @@ pool, some words changed. The last line is the result.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import note, write_result
 from drafter import Work, requests_of, written_of
-from knowledge_live import Engine, Written, compare, hugging_face, ours
+from knowledge_live import Engine, compare, hugging_face, ours
 from transformers import AutoModelForCausalLM
 
 from draftrec.config import make_config
@@ -37,14 +36,7 @@ def first_job(generator: Generator) -> Engine:
     def join(request: Request, text: Generation) -> None:
         generator.commit([(text.token_ids, request.group)])
 
-    def write(requests: list[Request]) -> Written:
-        start = time.perf_counter()
-        done = generator.run(requests, on_text=join)
-        seconds = time.perf_counter() - start
-        calls = sum(g.counts.target_calls for g in done)
-        return Written([g.token_ids.tolist() for g in done], seconds, calls)
-
-    return write
+    return ours(generator, join)
 
 
 def ways(
