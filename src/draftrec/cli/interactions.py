@@ -75,7 +75,8 @@ def sequences(options: SequencesOptions) -> int:
     A user's items are in the order of time; files without times, and equal times unless --ties
     random draws their order, stay in file order.
     """
-    from draftrec.data.events import read_events, say_future
+    from draftrec.data.clock import say_future
+    from draftrec.data.events import read_events
     from draftrec.data.files.writers import check_new_table, write_tables
     from draftrec.data.records import Rejects
     from draftrec.data.splits import split_events
@@ -107,7 +108,7 @@ def sequences(options: SequencesOptions) -> int:
 
 def moment(name: str, text: str | None) -> Callable[[Events], float] | None:
     """The number or the date that an option asks for, for the clock of a file."""
-    from draftrec.data.events import on_clock
+    from draftrec.data.clock import on_clock
     from draftrec.data.tables.times import read_time
 
     if text is None:
@@ -197,7 +198,8 @@ def records(options: RecordsOptions) -> int:
     A user's history holds titles with ratings, oldest first; equal times, and files without times,
     stay in file order.
     """
-    from draftrec.data.events import read_events, say_future
+    from draftrec.data.clock import say_future
+    from draftrec.data.events import read_events
     from draftrec.data.files.writers import check_new_table, write_tables
     from draftrec.data.profiles import ItemColumns, item_records, read_items, user_records
     from draftrec.data.profiles import record_table as table_of

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from draftrec.ctr.features import FeatureSources, Inputs, Prepared, prepare
 from draftrec.ctr.settings import FitSettings, StudyRun
+from draftrec.data.clock import say_untimed
 from draftrec.data.events import (
     PARTS,
     CutSettings,
@@ -25,7 +26,6 @@ from draftrec.data.events import (
     cut_samples,
     positive_of,
     read_events,
-    say_untimed,
 )
 from draftrec.data.files.writers import replace_file
 from draftrec.data.records import Rejects

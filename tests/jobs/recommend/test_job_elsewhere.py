@@ -17,7 +17,8 @@ from draftrec.data.sequences import History
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger
 from draftrec.jobs.recommend.catalogue import Recommendation
-from draftrec.jobs.recommend.job import ModelFacts, RecommendJob, ShardAnswers, run_job
+from draftrec.jobs.recommend.job import RecommendJob, run_job
+from draftrec.jobs.recommend.worker import ModelFacts, ShardAnswers
 from tests.fakes import Killed
 from tests.locks import held_elsewhere
 

@@ -24,16 +24,10 @@ from draftrec.errors import DraftrecError, Interrupted
 from draftrec.items.retriever import ItemRetriever
 from draftrec.jobs.recommend import engines
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
-from draftrec.jobs.recommend.job import (
-    NUMBERS,
-    RecommendJob,
-    _join,
-    run_job,
-    shadowed,
-    to_table,
-)
+from draftrec.jobs.recommend.job import RecommendJob, _join, run_job
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
 from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare, read_inputs
+from draftrec.jobs.recommend.worker import NUMBERS, shadowed, to_table
 from draftrec.models.recommender import load_recommender
 from tests.jobs.recommend.worlds import World, make_world, reassigned, save_model, with_texts
 

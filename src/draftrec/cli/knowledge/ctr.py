@@ -194,7 +194,8 @@ def _names(columns: str | None) -> tuple[str, ...] | None:
 
 def _save_histories(options: CtrOptions, path: Place) -> int:
     from draftrec.ctr.features import save_histories
-    from draftrec.data.events import read_events, say_untimed
+    from draftrec.data.clock import say_untimed
+    from draftrec.data.events import read_events
     from draftrec.data.profiles import ItemColumns, read_items
     from draftrec.data.records import Rejects
 

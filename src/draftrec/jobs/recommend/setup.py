@@ -34,14 +34,9 @@ from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, 
 from draftrec.jobs.knowledge.account import exactness
 from draftrec.jobs.recommend.catalogue import Catalogue
 from draftrec.jobs.recommend.item_model import ItemModel
-from draftrec.jobs.recommend.job import (
-    IdTypes,
-    ModelFacts,
-    RecommendJob,
-    RecommendWorker,
-    check_output,
-)
+from draftrec.jobs.recommend.job import RecommendJob, check_output
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.jobs.recommend.worker import IdTypes, ModelFacts, RecommendWorker
 from draftrec.models.recommender import load_recommender
 
 _LOG = logging.getLogger("draftrec")
