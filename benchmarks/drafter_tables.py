@@ -116,6 +116,15 @@ def live(result: Result) -> str:
         "prompts in turn; transformers pads its batches, which also changes what its repetition "
         "penalty sees.\n"
     )
+    for name, peer in result.get("peers", {}).items():
+        if "skipped" in peer:
+            out += f"\n{name} was skipped: {peer['skipped']}.\n"
+        else:
+            out += (
+                f"\n{name}: {peer['version']}, weights {peer['weights']}, cache {peer['cache']}"
+                f"{', it multiplies in ' + peer['computes'] if 'computes' in peer else ''}; a text "
+                "that ends makes room for the next at once.\n"
+            )
     return out + live_table(result["live"])
 
 

@@ -42,6 +42,19 @@ class Written:
 Engine = Callable[[list[Request]], Written]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What engines that know only tokens are asked for: texts `batch` at a time, of at most
+    `max_new_tokens` tokens, greedy at temperature 0, each until a token of `ends`."""
+
+    batch: int
+    max_new_tokens: int
+    repetition_penalty: float
+    temperature: float
+    seed: int
+    ends: frozenset[int]
+
+
 def requests_from(
     path: Path, generator: Generator, split: str, count: int, seed: int
 ) -> list[Request]:
@@ -70,6 +83,17 @@ def ours(
         seconds = time.perf_counter() - start
         calls = sum(g.counts.target_calls for g in done)
         return Written([g.token_ids.tolist() for g in done], seconds, calls)
+
+    return write
+
+
+def another(peer: Any, asked: Asked) -> Engine:
+    """An engine from a peer of `peers.py`."""
+
+    def write(requests: list[Request]) -> Written:
+        start = time.perf_counter()
+        texts = peer.write([r.prompt_ids for r in requests], asked)
+        return Written(texts, time.perf_counter() - start)
 
     return write
 

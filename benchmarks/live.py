@@ -6,22 +6,25 @@
 The prompts are KAR's of MovieLens entities that neither the pool nor the head has seen, the
 settings those that one would use: bfloat16, the model's chat template, a repetition penalty. Every
 way writes the same prompts, in turn, slice by slice: transformers' `generate`, and its prompt
-lookup, which takes one text at a time; `plain`, without drafts; `first`, a first job, whose pool,
-empty but for the few texts of the warm-up, receives each text as it ends; `pool`, with what the
-model wrote about other entities; `head`, with a draft head beside that pool; `relaxed`, with the
-pool, some words changed. The last line is the result.
+lookup, which takes one text at a time; llama.cpp and OpenVINO GenAI, where they are installed
+(`peer_llama_cpp.py` and `peer_openvino.py` say how); `plain`, without drafts; `first`, a first job,
+whose pool, empty but for the few texts of the warm-up, receives each text as it ends; `pool`, with
+what the model wrote about other entities; `head`, with a draft head beside that pool; `relaxed`,
+with the pool, some words changed. The last line is the result.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import note, write_result
 from drafter import Work, requests_of, written_of
-from knowledge_live import Engine, compare, hugging_face, ours
+from knowledge_live import Asked, Engine, another, compare, hugging_face, ours
+from peers import PEERS, start_engines
 from transformers import AutoModelForCausalLM
 
 from draftrec.config import make_config
@@ -40,7 +43,12 @@ def first_job(generator: Generator) -> Engine:
 
 
 def ways(
-    args: argparse.Namespace, work: Work, bare: Generator, batch: int, temperature: float
+    args: argparse.Namespace,
+    work: Work,
+    bare: Generator,
+    peers: dict[str, Any],
+    batch: int,
+    temperature: float,
 ) -> dict[str, Engine]:
     """Every way to write, at this batch size and temperature."""
     model = str(args.model)
@@ -55,6 +63,9 @@ def ways(
         found["hf_prompt_lookup"] = hugging_face(
             reference, bare.tokenizer, 1, prompt_lookup_num_tokens=10, **asked, **drawn
         )
+    ends = frozenset(bare.eos_ids)
+    told = Asked(batch, args.max_new_tokens, args.penalty, temperature, args.seed, ends)
+    found |= {name: another(peer, told) for name, peer in peers.items()}
     pool = Pool(bare.fingerprint["tokenizer"])
     pool.add(written_of(work.run, args.texts))
 
@@ -76,7 +87,14 @@ def ways(
     return found
 
 
-def measure(args: argparse.Namespace, work: Work) -> dict[str, Any]:
+def others(args: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The other engines that are installed, and what is known of all."""
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    options = {"openvino": {"precision": args.openvino_precision}}
+    return start_engines(PEERS, model, scratch, options)
+
+
+def measure(args: argparse.Namespace, work: Work, peers: dict[str, Any]) -> dict[str, Any]:
     """Every batch size and temperature."""
     bare = Generator.from_pretrained(args.model, dtype=args.dtype)
     cells: dict[str, Any] = {}
@@ -85,7 +103,7 @@ def measure(args: argparse.Namespace, work: Work) -> dict[str, Any]:
             # Static batches idle while their longest text runs on: rounds must outlast one batch.
             count = args.prompts if batch == 1 else 2 * batch * args.rounds
             asked = requests_of(bare, work, count + batch)
-            engines = ways(args, work, bare, batch, temperature)
+            engines = ways(args, work, bare, peers, batch, temperature)
             name = f"{'sampled' if temperature else 'greedy'}_batch_{batch}"
             cells[name] = compare(engines, asked[:count], args.rounds, asked[count:])
             note(f"{name}: {cells[name]}")
@@ -106,17 +124,28 @@ def main() -> None:
     parser.add_argument("--penalty", type=float, default=1.1, help="of repetitions")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument(
+        "--openvino-precision",
+        choices=("f32", "bf16"),
+        default="f32",
+        help="bf16 ends the whole process with a floating point exception on some machines",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="folder of the result file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = {k: v for k, v in vars(args).items() if k not in ("model", "work", "results")}
-    payload = {
-        "settings": settings,
-        "model": args.model.name,
-        "live": measure(args, Work(args.work, args.side)),
-    }
+    with tempfile.TemporaryDirectory() as scratch:
+        peers, known = others(args, Path(scratch))
+        payload = {
+            "settings": settings,
+            "model": args.model.name,
+            "peers": known,
+            "live": measure(args, Work(args.work, args.side), peers),
+        }
+        for peer in peers.values():
+            peer.close()
     name = f"live-{args.model.name}-{args.side}"
     write_result(name, payload, seed=args.seed, folder=args.results)
 

@@ -1,4 +1,5 @@
-"""llama.cpp on the steps of `steps.py`: the same weights in a GGUF file, decoded by its own calls.
+"""llama.cpp on the steps of `steps.py` and the texts of `live.py`: the same weights in a GGUF file,
+decoded and sampled by its own calls.
 
     pip install gguf llama-cpp-python
 
@@ -7,7 +8,9 @@ That compiles llama.cpp for this processor, with cmake and a C++ compiler: 25 mi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import note
+from knowledge_live import Asked
 
 _ERROR = 4  # of ggml's levels of messages
 # Tokens that may be decoded in one call, the longest prompt among them.
@@ -64,19 +68,22 @@ class LlamaCpp:
 
     def begin(self, prompts: Any) -> None:
         """Read the prompts, each as a sequence of its own; forgets those before."""
-        self.close()
         texts, self._length = prompts.shape
+        self._open(texts, self._length + 64)
+        for slot in range(texts):
+            self._decode(self._batch(prompts[slot : slot + 1], 0, first=slot))
+
+    def _open(self, texts: int, room: int) -> None:
+        """A context of that many sequences, of at most `room` tokens each."""
+        self.close()
         options = self._lib.llama_context_default_params()
-        # Every sequence has as much room as the longest call takes.
-        options.n_seq_max, options.n_ctx = texts, texts * (self._length + 64)
+        options.n_seq_max, options.n_ctx = texts, texts * room
         options.n_batch = _BATCH
         options.n_threads = options.n_threads_batch = torch.get_num_threads()
         options.no_perf = True
         self._context = self._lib.llama_init_from_model(self._model, options)
         if not self._context:
             raise RuntimeError("llama.cpp has no memory for these texts")
-        for slot in range(texts):
-            self._decode(self._batch(prompts[slot : slot + 1], 0, first=slot))
 
     def step(self, following: Any) -> Callable[[], object]:
         """Logits of `following` `[texts, rows]` after the prompts, then forgotten."""
@@ -99,6 +106,70 @@ class LlamaCpp:
             last = np.array([[int(np.argmax(x))] for x in self._logits(len(prompts))])
             found.append(last)
         return np.concatenate(found, 1).tolist()
+
+    def write(self, prompts: Seq[Any], asked: Asked) -> list[list[int]]:
+        """A text for each of the prompts, `asked.batch` at a time: a text that ends makes room for
+        the next prompt at once, which is read in one pass with the others' next tokens."""
+        room = max(map(len, prompts)) + asked.max_new_tokens
+        self._open(asked.batch, room)
+        memory = self._lib.llama_get_memory(self._context)
+        texts: list[list[int]] = [[] for _ in prompts]
+        waiting = deque(range(len(prompts)))
+        writing: dict[int, tuple[int, Any]] = {}  # by sequence: text and its sampler
+        while waiting or writing:
+            rows: list[tuple[int, int, Any]] = []  # sequence, first position, tokens
+            for slot in range(asked.batch):
+                if slot in writing:
+                    text = writing[slot][0]
+                    at = len(prompts[text]) + len(texts[text]) - 1
+                    rows.append((slot, at, texts[text][-1:]))
+                elif waiting:
+                    text = waiting.popleft()
+                    writing[slot] = text, self._sampler(asked, text, prompts[text])
+                    rows.append((slot, 0, prompts[text]))
+            for slot, last in self._pass(rows).items():
+                text, sampler = writing[slot]
+                # It is told of what it chose, too.
+                token = self._lib.llama_sampler_sample(sampler, self._context, last)
+                texts[text].append(token)
+                if token in asked.ends or len(texts[text]) == asked.max_new_tokens:
+                    self._lib.llama_sampler_free(writing.pop(slot)[1])
+                    self._lib.llama_memory_seq_rm(memory, slot, -1, -1)
+        return texts
+
+    def _pass(self, rows: Seq[tuple[int, int, Any]]) -> dict[int, int]:
+        """Decode tokens of several sequences; by sequence the row of its last token."""
+        batch = self._lib.llama_batch_init(sum(len(tokens) for *_, tokens in rows), 0, 1)
+        last = {}
+        for slot, start, tokens in rows:
+            for place, token in enumerate(tokens, start):
+                i = batch.n_tokens
+                batch.token[i], batch.pos[i], batch.logits[i] = int(token), place, 0
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, slot
+                batch.n_tokens += 1
+            last[slot] = batch.n_tokens - 1
+            batch.logits[last[slot]] = 1
+        self._decode(batch)
+        self._lib.llama_batch_free(batch)
+        return last
+
+    def _sampler(self, asked: Asked, text: int, prompt: Any) -> Any:
+        """llama.cpp's own chain; like transformers' its penalty counts the prompt's tokens."""
+        lib = self._lib
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        everything = len(prompt) + asked.max_new_tokens
+        penalty = (everything, asked.repetition_penalty, 0.0, 0.0)
+        steps = [lib.llama_sampler_init_penalties(self._vocabulary, *penalty)]
+        if asked.temperature:
+            steps.append(lib.llama_sampler_init_temp(asked.temperature))
+            steps.append(lib.llama_sampler_init_dist(asked.seed + text))
+        else:
+            steps.append(lib.llama_sampler_init_greedy())
+        for step in steps:
+            lib.llama_sampler_chain_add(chain, step)
+        for token in prompt:
+            lib.llama_sampler_accept(chain, int(token))
+        return chain
 
     def close(self) -> None:
         """Forget all texts."""

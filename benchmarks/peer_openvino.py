@@ -1,17 +1,21 @@
-"""OpenVINO GenAI on the steps of `steps.py`: the same model as its graph, written by many texts.
+"""OpenVINO GenAI on the steps of `steps.py` and the texts of `live.py`: the same model as its
+graph, written by many texts.
 
 pip install openvino-genai      # brings openvino and openvino-tokenizers of the same release
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from knowledge_live import Asked
 from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -28,7 +32,7 @@ class OpenVino:
     modules = ("openvino", "openvino_genai")
     drafts = False
 
-    def __init__(self, model: Any, folder: Path) -> None:
+    def __init__(self, model: Any, folder: Path, precision: str = "f32") -> None:
         import openvino
         import openvino_genai
 
@@ -40,16 +44,20 @@ class OpenVino:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size, scheduler.max_num_batched_tokens = 2, 8192
         scheduler.dynamic_split_fuse = scheduler.enable_prefix_caching = False
-        precision = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "KV_CACHE_PRECISION": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
         self._pipe = openvino_genai.ContinuousBatchingPipeline(
-            str(folder), scheduler, "CPU", precision | threads
+            str(folder), scheduler, "CPU", options
         )
         self._writing: list[Any] = []
         self.about = {
             "version": f"openvino-genai {version('openvino-genai')}",
             "weights": "float16",
-            "cache": "float32",
+            "computes": {"f32": "float32", "bf16": "bfloat16"}[precision],
+            "cache": {"f32": "float32", "bf16": "bfloat16"}[precision],
         }
 
     def begin(self, prompts: Any, tokens: int = _MOST) -> None:
@@ -76,6 +84,31 @@ class OpenVino:
         found = [list(x.read_all()[0].generated_ids) for x in self._writing]
         self._writing = []
         return found
+
+    def write(self, prompts: Seq[Any], asked: Asked) -> list[list[int]]:
+        """A text for each of the prompts, `asked.batch` at a time: one that ends makes room."""
+        options = self._genai.GenerationConfig()
+        options.max_new_tokens, options.stop_token_ids = asked.max_new_tokens, set(asked.ends)
+        options.repetition_penalty = asked.repetition_penalty
+        options.do_sample = asked.temperature > 0
+        if asked.temperature:
+            options.temperature, options.rng_seed = asked.temperature, asked.seed
+        texts: list[list[int]] = [[] for _ in prompts]
+        waiting = deque(range(len(prompts)))
+        writing: dict[int, Any] = {}
+        while waiting or writing:
+            while waiting and len(writing) < asked.batch:
+                text = waiting.popleft()
+                ids = self._ov.Tensor(np.ascontiguousarray(prompts[text][None], np.int64))
+                writing[text] = self._pipe.add_request(text, ids, options)
+            self._pipe.step()
+            for text, handle in list(writing.items()):
+                if handle.can_read():
+                    (read,) = handle.read().values()
+                    texts[text] += read.generated_ids
+                if handle.get_status() != self._genai.GenerationStatus.RUNNING:
+                    del writing[text]
+        return texts
 
     def close(self) -> None:
         """End all texts."""

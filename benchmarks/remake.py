@@ -99,9 +99,9 @@ JOBS = (
            "--name smollm2-item-batch8"),
           ("drafter-smollm2-item-nodes16", "500 --batch 8 --budgets 16 --reported 8 --rounds 1 "
            "--name smollm2-item-nodes16"))),
-    *(Job(f"live.py --model {_SMOLLM2} --work WORK {options}", (f"live-smollm2-{side}",), 20,
+    *(Job(f"live.py --model {_SMOLLM2} --work WORK {options}", (f"live-smollm2-{side}",), 30,
           _REAL, "WORK: what `drafter.py prepare` and `fit` have made, hours")
-      for side, options in (("user", "--side user --temperatures 0"), ("item", "--side item"))),
+      for side, options in (("user", "--side user"), ("item", "--side item"))),
     Job(f"small_drafter.py RUN --model {_SMOLLM2} --head HEAD --work WORK", ("drafter-small",), 60,
         _REAL, "RUN, HEAD: what `drafter.py prepare` and `fit` have made; WORK: a folder"),
     Job("drafter.py plan", ("drafter-plan",), 1),

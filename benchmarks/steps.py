@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,8 +30,7 @@ import torch
 from common import ROOT, in_turn, interleave, note, paired_ratio, seconds_of, spread, write_result
 from knowledge_replay import build_model
 from packed_weights import PrepackedLinear
-from peer_llama_cpp import LlamaCpp
-from peer_openvino import OpenVino
+from peers import PEERS, skipped, start_engines
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StoppingCriteria
 
 from draftrec.core import EMPTY_TREE
@@ -47,7 +45,6 @@ _CONTEXT = 300
 _NODES = 8
 #: Tokens that a call of transformers' `generate` writes beside its first.
 _WRITTEN = 4
-PEERS: dict[str, Any] = {"llama_cpp": LlamaCpp, "openvino": OpenVino}
 #: Our passes by hand, and what they run in.
 OURS = {"by_hand": torch.float32, "bfloat16": torch.bfloat16}
 #: Texts, their prompts' tokens and new tokens that a peer has to write as transformers does.
@@ -166,23 +163,15 @@ def our_step(target: Target, following: Any, start: int) -> Callable[[], object]
 def start_peers(model: Any, prompts: Any, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The other engines over the model's weights, and what is known of each: how much it writes as
     transformers does, or why it was skipped."""
-    peers: dict[str, Any] = {}
-    known: dict[str, Any] = {}
-    for name, engine in PEERS.items():
-        absent = [m for m in engine.modules if importlib.util.find_spec(m) is None]
-        if absent:
-            known[name] = {"skipped": f"{', '.join(absent)} not installed"}
-            continue
-        folder = scratch / name
-        folder.mkdir()
+    started, known = start_engines(PEERS, model, scratch)
+    for name in list(started):
         try:
-            peer = engine(model, folder)
-            known[name] = {**peer.about, **agreement(peer, model, prompts)}
-            peers[name] = peer
+            known[name] = known[name] | agreement(started[name], model, prompts)
         except Exception as error:  # noqa: BLE001 - the other ways are worth measuring
-            known[name] = {"skipped": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+            known[name] = skipped(error)
+            del started[name]
         note(f"{name}: {known[name]}")
-    return peers, known
+    return started, known
 
 
 def agreement(peer: Any, model: Any, prompts: Any) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence as Seq
 from pathlib import Path
+from typing import Any
 
 import drafter
 import drafter_tables
@@ -11,6 +13,7 @@ import live
 import numpy as np
 import pytest
 import torch
+from knowledge_live import Asked
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from draftrec.core import Request
@@ -27,6 +30,25 @@ def test_the_plan_counts_what_the_target_has() -> None:
     layer = sum(size for name, size in read.items() if ".layers.0." in name)
     rows = 4096 * (2 * 4096 + 8192)  # where it joins two inputs, and the draft tokens
     assert found["level_bytes"] == pytest.approx(2 * (layer + rows), rel=1e-4)  # but for norms
+
+
+class SilentPeer:
+    """Ends each text at once."""
+
+    modules = ("json",)
+    about = {"version": "silent 1", "weights": "none", "cache": "none"}  # noqa: RUF012
+
+    def __init__(self, model: Any, folder: Path) -> None: ...
+
+    def write(self, prompts: Seq[Any], asked: Asked) -> list[list[int]]:
+        assert asked.repetition_penalty == 1.1
+        return [[min(asked.ends)] for _ in prompts]
+
+    def close(self) -> None: ...
+
+
+class MissingPeer(SilentPeer):
+    modules = ("no_such_engine",)
 
 
 @pytest.mark.slow
@@ -64,6 +86,7 @@ def test_measure_dry(
     assert "| 16 texts |" in table
 
     monkeypatch.setattr(live, "requests_of", lambda *_: asked)
+    monkeypatch.setattr(live, "PEERS", {"missing": MissingPeer, "silent": SilentPeer})
     few = ["--texts", "16", "--prompts", "2", "--rounds", "1", "--batch", "1", "2"]
     more = ["--max-new-tokens", "8", "--dtype", "float32", "--results", str(tmp_path)]
     line = ["--model", str(target), "--work", str(tmp_path), "--side", "item"]
@@ -76,4 +99,9 @@ def test_measure_dry(
     for way in ("hf_generate", "hf_prompt_lookup", "first", "pool", "head"):
         assert greedy[way]["identical_to_plain"] == greedy[way]["texts"] == 2
     assert greedy["plain"]["tokens_per_call"] == 1 < greedy["pool"]["tokens_per_call"]
-    assert drafter_tables.live(found).count("| 2 of 2 |") >= 6
+    assert greedy["silent"]["identical_to_plain"] == 0
+    assert found["peers"]["missing"] == {"skipped": "no_such_engine not installed"}
+    table = drafter_tables.live(found)
+    assert table.count("| 2 of 2 |") >= 6
+    assert "missing was skipped: no_such_engine not installed." in table
+    assert "silent: silent 1, weights none, cache none; a text" in table

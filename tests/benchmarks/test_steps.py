@@ -14,6 +14,7 @@ import peer_llama_cpp
 import pytest
 import steps
 import torch
+from knowledge_live import Asked
 from step_tables import steps as section
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -119,6 +120,33 @@ def test_a_peer_is_compared_first_and_skipped_with_the_reason(
     assert (known["fake"]["same_tokens"], known["fake"]["of_tokens"]) == (3 * 16 + 2, 64)
     assert known["broken"] == {"skipped": "RuntimeError: no such instruction"}
     assert known["missing"] == {"skipped": "no_such_engine not installed"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.parametrize("name", sorted(steps.PEERS))
+def test_a_peer_writes_texts_as_transformers_does(name: str, tmp_path: Path) -> None:
+    """Greedy with a penalty that sees the prompt, texts of unlike lengths, more than at a time."""
+    for module in steps.PEERS[name].modules:
+        pytest.importorskip(module)
+    model = small_llama(torch.float32)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(5, 90, n).astype(np.int32) for n in (20, 3, 9, 14)]
+    expected = [
+        model.generate(
+            torch.from_numpy(p).long()[None], max_new_tokens=12, do_sample=False,
+            repetition_penalty=1.3, eos_token_id=None, pad_token_id=0,
+        )[0, len(p):].tolist()
+        for p in prompts
+    ]  # fmt: skip
+    end = expected[0][4]
+    expected = [x[: x.index(end) + 1] if end in x else x for x in expected]
+    peer = steps.PEERS[name](model, tmp_path)
+    asked = Asked(2, 12, 1.3, 0.0, 0, frozenset([end]))
+    assert peer.write(prompts, asked) == expected
+    drawn = peer.write(prompts, Asked(3, 5, 1.0, 0.8, 0, frozenset()))
+    assert [len(x) for x in drawn] == [5] * 4
+    peer.close()
 
 
 def test_break_even_is_a_step_with_drafts_over_a_plain_one() -> None:
