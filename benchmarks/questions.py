@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from draftrec.report.plots import Bar, Labels, Series, Stack
 PAGE = ROOT / "docs" / "benchmarks.md"
 ASSETS = ROOT / "docs" / "assets"
 STYLE = ROOT / "src" / "draftrec" / "report" / "page.css"
+#: Width of a letter of a caption, in pixels, where its font is a wide one.
+_LETTER = 6
 Results = dict[str, Any]
 
 
@@ -43,6 +46,8 @@ def _speeds(results: Results, setting: str = "greedy_batch_1") -> Results:
 _WAYS = (
     ("hf_generate", "transformers generate", 0),
     ("hf_prompt_lookup", "transformers prompt lookup", 0),
+    ("openvino", "OpenVINO GenAI", 0),
+    ("llama_cpp", "llama.cpp", 0),
     ("plain", "draftrec without drafts", 2),
     ("first", "draftrec, first job", 1),
     ("pool", "draftrec, earlier texts", 1),
@@ -57,7 +62,7 @@ def _fast_plot(results: Results) -> Markup:
         bars.append(Bar(label, speed["median"], speed["low"], speed["high"], tone))
     about = (
         "SmolLM2-135M-Instruct describes items, one text at a time, greedy with a repetition "
-        "penalty, in bfloat16, one thread; median and extremes of three rounds."
+        "penalty, in bfloat16 (OpenVINO: float32), one thread; median and extremes of three rounds."
     )
     return plots.bars(bars, Labels("Tokens per second", about))
 
@@ -105,7 +110,14 @@ def _real(results: Results) -> str:
             f"without drafts, {times(one, 'first')} times in a first job, whose pool starts empty, "
             f"{times(one, 'pool')} times with drafts from a thousand texts that it wrote about "
             f"others, and relaxed {times(one, 'relaxed')} times; transformers' prompt lookup is "
-            f"{times(one, 'hf_prompt_lookup')} times as fast."
+            f"{times(one, 'hf_prompt_lookup')} times as fast"
+            + (f", {beside(one)}." if "llama_cpp" in one else ".")
+        )
+
+    def beside(cell: Results) -> str:
+        return (
+            f"OpenVINO GenAI, in float32, {times(cell, 'openvino')} times and llama.cpp "
+            f"{times(cell, 'llama_cpp')} times"
         )
 
     item = results["live-smollm2-item"]["live"]
@@ -117,9 +129,10 @@ def _real(results: Results) -> str:
         "SmolLM2-135M-Instruct, a real instruct model, with a repetition penalty, in bfloat16, "
         f"writes {sentence('item', 'descriptions of items')} Eight at a time those figures are "
         f"{times(eight, 'plain')}, {times(eight, 'first')}, {times(eight, 'pool')} and "
-        f"{times(eight, 'relaxed')}; sampled one at a time, {times(drawn, 'plain')}, "
+        f"{times(eight, 'relaxed')}, {beside(eight)}; "
+        f"sampled one at a time, {times(drawn, 'plain')}, "
         f"{times(drawn, 'first')} and {times(drawn, 'pool')}. Sampled eight at a time, a first "
-        f"job's drafts did not pay: {lost:.2f} times our own plain decoding."
+        f"job's drafts cost more than they saved: {lost:.2f} times our own plain decoding."
         f" It writes {sentence('user', 'profiles of users')} {loops} of those {user['texts']} "
         "end in a loop, which flatters drafts."
     )
@@ -227,9 +240,7 @@ def _relaxed(results: Results) -> str:
         "% interval "
         f"{lost['low']:+.3f} to {lost['high']:+.3f}), where the texts had brought "
         f"{gained['mean']:+.3f}. {_relaxed_real(results)}"
-        "Strict costs nothing. Both were measured while click models still saw clicks of a "
-        "sample's own moment, which they no longer do. This says nothing about large models: "
-        "[measure yours](quality.md)."
+        "Strict costs nothing. This says nothing about large models: [measure yours](quality.md)."
     )
 
 
@@ -243,7 +254,8 @@ def _relaxed_real(results: Results) -> str:
         "With SmolLM2-135M-Instruct, whose texts change it by "
         f"{gained['mean']:+.3f} ({gained['low']:+.3f} to {gained['high']:+.3f}) against no "
         "knowledge, relaxed texts drafted from other entities' strict ones change it by another "
-        f"{lost['mean']:+.3f} ({lost['low']:+.3f} to {lost['high']:+.3f}). "
+        f"{lost['mean']:+.3f} ({lost['low']:+.3f} to {lost['high']:+.3f}), measured while click "
+        "models still saw clicks of a sample's own moment. "
     )
 
 
@@ -425,15 +437,8 @@ def render(results: Results) -> str:
     return "\n".join(parts)
 
 
-def _wrapped(text: str, width: int = 100) -> str:
-    lines, line = [], ""
-    for word in text.split(" "):
-        if line and len(line) + 1 + len(word) > width:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    return "\n".join([*lines, line])
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def slug(title: str) -> str:
@@ -479,11 +484,7 @@ def alone(plot: Markup, mode: str, caption: str) -> str:
     inside = str(plot).removeprefix(head).removesuffix("</svg>")
     tall = int(height) + 52
     about = re.search(r"<desc>(.*?)</desc>", str(plot))[1]  # type: ignore[index]
-    notes = (
-        [about, caption]
-        if len(about) < 80
-        else [*re.split(r"(?<=[:;]) ", about, maxsplit=1), caption]
-    )
+    notes = [*textwrap.wrap(about, (int(width) - 24) // _LETTER), caption]
     tall += 15 * (len(notes) - 1)
     lines = "".join(
         f'<text class="tick" x="12" y="{int(height) + 40 + 15 * i}">{note}</text>'
