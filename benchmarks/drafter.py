@@ -215,16 +215,17 @@ def measure(
         note(f"temperature {temperature}, batch {batch}, budget {budget}: {timed}")
     found = {way: _told(ways.done[way], ways.done["plain"]) for way in names}
     for way in names:
-        found[way]["seconds"] = spread(seconds[way])
-        found[way]["speedup_over_plain"] = paired_ratio(seconds["plain"], seconds[way])
         kind, _, number = way.partition("-")
         pool = f"pool-{number}"
         if kind in ("both", "head") and pool in seconds:
             calls = found[way]["tokens_per_call"] / found[pool]["tokens_per_call"]
-            found[way]["over_pool"] = {
-                "tokens_per_call": round(calls, 4),
-                "speed": paired_ratio(seconds[pool], seconds[way]),
-            }
+            found[way]["over_pool"] = {"tokens_per_call": round(calls, 4)}
+        if args.untimed:
+            continue
+        found[way]["seconds"] = spread(seconds[way])
+        found[way]["speedup_over_plain"] = paired_ratio(seconds["plain"], seconds[way])
+        if "over_pool" in found[way]:
+            found[way]["over_pool"]["speed"] = paired_ratio(seconds[pool], seconds[way])
     return found
 
 
@@ -285,6 +286,7 @@ def main() -> None:
     parser.add_argument("--reported", type=int, default=24, help="texts that are reported")
     parser.add_argument("--aside", type=int, default=300, help="entities that are set aside")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--untimed", action="store_true", help="count alone; needs no quiet")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
     parser.add_argument("--budgets", nargs="+", default=["16", "auto"])

@@ -26,8 +26,9 @@ def drafter(result: Result) -> str:
         f"{asked['reported']} held-out texts of at most {asked['max_new_tokens']} tokens, KAR "
         f"prompts, {greedy}, {asked['threads']} thread(s). `pool-N`: a pool of the first N texts "
         "that the model wrote for other entities; `both-N`: and a head trained on the same; "
-        "`head-N`: the head, and the text's own words. Times are of the same prompts in turn.\n"
+        "`head-N`: the head, and the text's own words. "
     )
+    out += "Not timed.\n" if asked.get("untimed") else "Times are of the same prompts in turn.\n"
     out += header(
         "texts", "budget", "way", "tokens per call", "over the pool", "speed over plain",
         "speed over the pool", "plain\'s texts",
@@ -39,7 +40,7 @@ def drafter(result: Result) -> str:
                 ratio = over.get("tokens_per_call")
                 out += row(
                     cell, budget.removeprefix("budget "), way, f"{found['tokens_per_call']:.2f}",
-                    f"{ratio:.2f}" if ratio else "", spread(found["speedup_over_plain"]),
+                    f"{ratio:.2f}" if ratio else "", spread(found.get("speedup_over_plain")),
                     spread(over.get("speed")), f"{found['identical_to_plain']} of {found['texts']}",
                 )  # fmt: skip
     out += "\n" + header("head", "draft tokens", "epochs", "minutes", "tokens per call, no pool")
