@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from draftrec.engine.sampling import Warping
+from draftrec.engine.sampling import Warping, _entropy
 
 CUTS: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
     "top_k": ({"top_k": 3}, lambda: tf.TopKLogitsWarper(3)),
@@ -52,6 +52,37 @@ def test_cuts_follow_one_another_in_transformers_order() -> None:
     )  # fmt: skip
     theirs = model._get_logits_processor(config, input_ids_seq_length=1, device="cpu")
     assert torch.equal(ours(logits), theirs(torch.zeros(50, 1, dtype=torch.long), logits))
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_cut_does_not_depend_on_other_rows(name: str) -> None:
+    """Many tokens tie in half precision; beside a flat row more of them are looked at."""
+    random = torch.Generator().manual_seed(5)
+    sharp = (3 * torch.randn(40, 3_000, generator=random)).bfloat16().float()
+    flat = 0.01 * torch.randn(1, 3_000, generator=random)
+    cut = Warping(**CUTS[name][0])
+    alone = torch.cat([cut(row) for row in sharp.split(1)])
+    assert torch.equal(cut(torch.cat([sharp, flat]))[:-1], alone)
+
+
+def test_an_entropy_does_not_depend_on_other_rows() -> None:
+    """Several threads share the sum of one row of a large vocabulary, and part many rows."""
+    logits = 3 * torch.randn(8, 40_000, generator=torch.Generator().manual_seed(6))
+    log_probs = logits.log_softmax(-1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = _entropy(log_probs)
+        alone = torch.cat([_entropy(row) for row in log_probs.split(1)])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, alone)
+
+
+def test_of_tokens_that_tie_where_top_p_ends_the_first_ones_stay() -> None:
+    logits = torch.tensor([[0.0, 2.0, 0.0, 0.0, -torch.inf, 0.0]])
+    kept = Warping(top_p=0.8)(logits).isfinite()
+    assert kept.tolist() == [[True, True, True, False, False, False]]
 
 
 def test_nothing_asked_for_cuts_nothing() -> None:

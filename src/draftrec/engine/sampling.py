@@ -173,8 +173,7 @@ class Warping:
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """float32 `[R, V]`: scores over the temperature, minus infinity where a cut removed them.
 
-        A row always keeps its most probable token. Among exactly equal scores at the border of
-        top-p, which ones stay is not fixed.
+        A row always keeps its most probable token. What it keeps is up to its own scores alone.
         """
         scores = logits.float() / self.temperature
         if self.top_h:
@@ -199,16 +198,25 @@ class Warping:
 
 
 def _top_p(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """The smallest set of most probable tokens whose mass reaches `share` (arXiv 1904.09751)."""
+    """The smallest set of most probable tokens whose mass reaches `share` (arXiv 1904.09751); of
+    equally probable ones at its border those of the smallest ids."""
     probs = scores.softmax(-1)
-    ordered, ids = probs.topk(min(_MOST_FOUND, probs.shape[-1]), -1)
-    if bool((ordered.sum(-1) < share).any()):
-        ordered, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
+    ordered = probs.topk(min(_MOST_FOUND, probs.shape[-1]), -1).values
+    if bool((ordered.cumsum(-1)[:, -1] < share).any()):
+        ordered = probs.sort(-1, descending=True).values
     beyond = ordered.cumsum(-1) - ordered >= share
     beyond[:, 0] = False  # a share of 0 is the first token's
-    inside = torch.full_like(scores, -torch.inf)
-    kept = scores.gather(-1, ids).masked_fill(beyond, -torch.inf)
-    return inside.scatter_(-1, ids, kept)
+    # Which of equal ones a sort puts first is up to how many are sorted, and so to the other rows;
+    # in half precision many are equal. So tokens are found by how probable they are.
+    least = ordered.masked_fill(beyond, torch.inf).amin(-1, True)
+    kept = probs >= least
+    over = kept.sum(-1, keepdim=True) - (~beyond).sum(-1, keepdim=True)
+    rows = (over > 0).nonzero()[:, 0]
+    if len(rows):
+        ties = probs[rows] == least[rows]
+        room = ties.sum(-1, keepdim=True) - over[rows]
+        kept[rows] &= ~ties | (ties.cumsum(-1) <= room)
+    return scores.masked_fill(~kept, -torch.inf)
 
 
 def _typical(scores: torch.Tensor, share: float) -> torch.Tensor:
@@ -242,5 +250,7 @@ def _above(scores: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
 
 
 def _entropy(log_probs: torch.Tensor) -> torch.Tensor:
-    """`[R, 1]`, in nats."""
-    return -(log_probs * log_probs.exp()).nansum(-1, keepdim=True)
+    """`[R, 1]`, in nats. Summed in float64: in float32 several threads round the sum of a row that
+    is alone otherwise than those of many."""
+    parts = log_probs * log_probs.exp()
+    return -parts.nansum(-1, keepdim=True, dtype=torch.float64).to(log_probs.dtype)

@@ -295,7 +295,7 @@ class HeadDrafter:
         had = self._seen.rows(batch, grown, rows) if self._seen else (None, None)
         logits = self.rules(scores, *(x if x is None else x.to(scores.device) for x in had))
         asked = torch.from_numpy(growth.questions(grown, rows, self._known)).to(logits.device)
-        total = logits.logsumexp(-1, keepdim=True)
+        total = sampling.log_sum_exp(logits)[:, None]
         best, ids = self._best(logits, grown, rows, drawn_by)
         own = (logits[asked[:, 0], asked[:, 1]] - total[asked[:, 0], 0]).exp()
         found = torch.cat([(best - total).exp().double().flatten(), own.double()]).cpu().numpy()

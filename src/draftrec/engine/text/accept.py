@@ -141,7 +141,7 @@ class Typical:
     window: int = 0
 
     def allows(self, queries: Queries) -> torch.Tensor:
-        least = math.log(max(self.delta, _LEAST)) - entropy(queries).double()
+        least = math.log(max(self.delta, _LEAST)) - entropy(queries)
         least = least.clamp(max=math.log(max(self.epsilon, _LEAST)))
         return queries.log_probs.double() > least[queries.at]
 
@@ -161,7 +161,7 @@ class EntropyGate:
     window: int
 
     def allows(self, queries: Queries) -> torch.Tensor:
-        share = entropy(queries).double() / math.log(max(queries.logits.shape[-1], 2))
+        share = entropy(queries) / math.log(max(queries.logits.shape[-1], 2))
         return share[queries.at] >= self.gate
 
 
@@ -177,10 +177,12 @@ def make_tolerance(config: AcceptConfig) -> Tolerance:
 
 
 def entropy(queries: Queries) -> torch.Tensor:
-    """float32 `[P]`: the entropy of each place's distribution in nats, `total - sum(p * logit)`."""
+    """float64 `[P]`: the entropy of each place's distribution in nats, `total - sum(p * logit)`;
+    that of a place whatever other places there are."""
     probs = torch.exp(queries.logits - queries.totals[:, None])
     # An impossible token adds nothing, but 0 times minus infinity would be no number.
-    return queries.totals - (probs * queries.logits.clamp(min=-1e30)).sum(-1)
+    parts = probs * queries.logits.clamp(min=-1e30)
+    return queries.totals.double() - parts.sum(-1, dtype=torch.float64)
 
 
 class Relaxed:
@@ -231,7 +233,7 @@ class Relaxed:
         places, at = np.unique(parents, return_inverse=True)
         where, at, tokens = (torch.as_tensor(a, device=logits.device) for a in (places, at, tokens))
         rows = logits[where].float()
-        totals = rows.logsumexp(-1)
+        totals = sampling.log_sum_exp(rows)
         log_probs = rows[at, tokens] - totals[at]
         allowed = self._tolerance.allows(Queries(rows, totals, at, tokens, log_probs))
         choices, scores = own_choices(self.warping, batch, trees, logits)
