@@ -98,7 +98,7 @@ def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
 def most_probable(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `k` most probable tokens of each row: log-probabilities `[R, k]`, ids int64 `[R, k]`.
 
-    The first is the row's greedy token: `topk` alone picks any among exact ties.
+    Of equal ones those of the smallest ids, so that the first is the row's greedy token.
     """
     values, ids = _highest(logits, k)
     return values - log_sum_exp(logits)[:, None], ids
@@ -118,9 +118,16 @@ def most_probable_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _highest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    values, ids = logits.float().topk(min(k, logits.shape[-1]), -1)
-    first = greedy(logits)[:, None]
-    return values, torch.cat([first, torch.where(ids == first, ids[:, :1], ids)[:, 1:]], -1)
+    """The `k` highest of each row, of equal ones the smallest ids, which also come first."""
+    scores, k = logits.float(), min(k, logits.shape[-1])
+    values, ids = scores.topk(k, -1)
+    least = values[:, -1:]
+    rows = ((scores >= least).sum(-1) > k).nonzero()[:, 0]
+    if len(rows):
+        ids[rows] = _foremost(scores[rows], least[rows], k).nonzero()[:, 1].view(-1, k)
+    ids = ids.sort(-1).values
+    values, order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
 
 
 def log_probs_of(logits: torch.Tensor, rows: LongArray, tokens: IntArray) -> FloatArray:
@@ -206,17 +213,28 @@ def _top_p(scores: torch.Tensor, share: float) -> torch.Tensor:
         ordered = probs.sort(-1, descending=True).values
     beyond = ordered.cumsum(-1) - ordered >= share
     beyond[:, 0] = False  # a share of 0 is the first token's
-    # Which of equal ones a sort puts first is up to how many are sorted, and so to the other rows;
-    # in half precision many are equal. So tokens are found by how probable they are.
     least = ordered.masked_fill(beyond, torch.inf).amin(-1, True)
-    kept = probs >= least
-    over = kept.sum(-1, keepdim=True) - (~beyond).sum(-1, keepdim=True)
+    kept = _foremost(probs, least, (~beyond).sum(-1, keepdim=True))
+    return scores.masked_fill(~kept, -torch.inf)
+
+
+def _foremost(
+    scores: torch.Tensor, least: torch.Tensor, counts: torch.Tensor | int
+) -> torch.Tensor:
+    """bool `[R, V]`: the `counts` highest of each row, the lowest of which are `least` `[R, 1]`; of
+    equal ones those of the smallest ids.
+
+    Which of equal ones a sort puts first is up to how many are sorted, and so to other rows and
+    settings; in half precision many are equal. So they are found by their scores.
+    """
+    kept = scores >= least
+    over = kept.sum(-1, keepdim=True) - counts
     rows = (over > 0).nonzero()[:, 0]
     if len(rows):
-        ties = probs[rows] == least[rows]
+        ties = scores[rows] == least[rows]
         room = ties.sum(-1, keepdim=True) - over[rows]
         kept[rows] &= ~ties | (ties.cumsum(-1) <= room)
-    return scores.masked_fill(~kept, -torch.inf)
+    return kept
 
 
 def _typical(scores: torch.Tensor, share: float) -> torch.Tensor:
