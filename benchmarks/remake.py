@@ -89,16 +89,18 @@ JOBS = (
     Job("pool.py --part groups", ("pool-groups",), 5, _TEXTS),
     Job("pool_scale.py", ("pool-scale",), 10, small="--millions 0.03 --budgets 8"),
     Job("pool_workers.py", ("pool-workers",), 10, _TEXTS),
-    *(Job(f"drafter.py measure --model {_SMOLLM2} --work WORK --side item --texts {options}",
+    *(Job(f"drafter.py measure --model {_SMOLLM2} --work WORK --side {options}",
           (name,), 30, _REAL, "WORK: what `drafter.py prepare` and `fit` have made, hours")
       for name, options in (
-          ("drafter-smollm2-item", "500 --batch 1 --budgets auto --reported 12"),
-          ("drafter-smollm2-item-1000", "1000 --batch 1 --budgets auto 16 --reported 12 "
-           "--name smollm2-item-1000"),
-          ("drafter-smollm2-item-batch8", "500 --batch 8 --budgets auto "
+          ("drafter-smollm2-item", "item --texts 500 --batch 1 --budgets auto --reported 12"),
+          ("drafter-smollm2-item-1000", "item --texts 1000 --batch 1 --budgets auto 16 "
+           "--reported 12 --name smollm2-item-1000"),
+          ("drafter-smollm2-item-batch8", "item --texts 500 --batch 8 --budgets auto "
            "--name smollm2-item-batch8"),
-          ("drafter-smollm2-item-nodes16", "500 --batch 8 --budgets 16 --reported 8 --rounds 1 "
-           "--name smollm2-item-nodes16"))),
+          ("drafter-smollm2-item-nodes16", "item --texts 500 --batch 8 --budgets 16 "
+           "--reported 8 --rounds 1 --name smollm2-item-nodes16"),
+          ("drafter-smollm2-user-nodes16", "user --texts 1000 --batch 8 --budgets 16 "
+           "--reported 96 --rounds 1 --untimed --dtype bfloat16 --name smollm2-user-nodes16"))),
     *(Job(f"live.py --model {_SMOLLM2} --work WORK {options}", (f"live-smollm2-{side}",), 30,
           _REAL, "WORK: what `drafter.py prepare` and `fit` have made, hours")
       for side, options in (("user", "--side user"), ("item", "--side item"))),

@@ -372,6 +372,7 @@ SECTIONS = {
     "drafter-smollm2-item-1000": drafter,
     "drafter-smollm2-item-batch8": drafter,
     "drafter-smollm2-item-nodes16": drafter,
+    "drafter-smollm2-user-nodes16": drafter,
     "drafter-small": small_drafter,
     "drafter-plan": drafter_plan,
     "recycling": recycling,
