@@ -111,3 +111,32 @@ def test_what_was_made_for_the_lock_alone_goes_again(
             assert main.run([*name.split(), *line.format(output).split()]) == 2
             assert not list(tmp_path.iterdir()), name
     capsys.readouterr()
+
+
+_FILES = [name for name in _LINES if name not in (*_FOLDERS, "generate") and "pool" not in name]
+
+
+@pytest.mark.parametrize("name", _FILES)
+def test_a_file_to_write_is_no_folder_and_none_that_is_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was found out when the work was done; and vectors, say, were replaced by ids of them."""
+    assert main.run([*name.split(), *_LINES[name].format(tmp_path).split()]) == 2
+    assert f"--output {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    output = tmp_path / "out.parquet"
+    output.write_text("precious")
+    line = _LINES[name].format(output).split()
+    line[1 if name == "sid join" else 0] = str(output)
+    assert main.run([*name.split(), *line]) == 2
+    assert f"--output {output} is a file that is read" in capsys.readouterr().err
+    assert output.read_text() == "precious"
+
+
+def test_ids_may_be_joined_in_their_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost: the new ones have all of the old."""
+    sids = tmp_path / "sids.jsonl"
+    sids.write_text('{"item": 1, "sid": ["<a_0>"]}\n')
+    assert main.run(["sid", "join", str(sids), "none.parquet", "--output", str(sids)]) == 2
+    assert "none.parquet" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from draftrec.data.files.writers import replace_file
 from draftrec.errors import DraftrecError
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.settings import PromptFormat
@@ -31,6 +33,7 @@ from draftrec.train.loop import (
 )
 from draftrec.train.presets import stream_dropout
 from draftrec.train.settings import TrainSettings
+from tests.fakes import Killed
 
 SETTINGS = TrainSettings(epochs=6, lr=0.1, weight_decay=0.0, dropout=0.0, patience=2, device="cpu")
 
@@ -137,6 +140,48 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path):
     pytest.importorskip("tensorboard")
     trained(tmp_path, Scored([1.0, 2.0]), epochs=2)
     assert list((tmp_path / "logs").glob("events.*"))
+
+
+def test_tensorboard_on_a_full_disk_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: Any
+):
+    """It ended the training, and the thread that writes showed a traceback."""
+    gfile = pytest.importorskip("tensorboard.compat.tensorflow_stub.io.gfile")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Filling(Scored):
+        def validate(self, model: Any) -> Validation | None:
+            monkeypatch.setattr(gfile.LocalFileSystem, "append", full)
+            return super().validate(model)
+
+    _, progress = trained(tmp_path, Filling([1.0, 2.0, 3.0]), epochs=3)
+    assert progress.epoch == 3
+    [said] = caplog.messages
+    assert "the training goes on: OSError: [Errno 28] No space left" in said
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_kill_at_the_last_checkpoint_costs_no_epoch_of_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They were written behind it, and never again where nothing was left to train."""
+
+    def killed(path: Path, content: bytes) -> None:
+        if content.count(b"\n") == 2:
+            path.with_name(f"{path.name}.tmp").write_bytes(b"half")
+            raise Killed
+        replace_file(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("draftrec.train.files.replace_file", killed)
+        with pytest.raises(Killed):
+            trained(tmp_path, Scored([1.0, 2.0]), epochs=2)
+    files = TrainingFolder(tmp_path, "model.json")
+    Trainer(Scored([2.0]), Line(), replace(SETTINGS, epochs=2), files).run(TrainWatcher())
+    assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == 2
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_the_rate_rises_then_falls_to_zero():

@@ -8,17 +8,19 @@ import inspect
 import json
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.core import TyperCommand
 
-from draftrec.cli.knobs import PANELS, hints_of, presented
-from draftrec.cli.messages import drop_held, hold, say, say_held, set_loudness
+from draftrec.cli.knobs import PANELS, WRITTEN, hints_of, marked, presented
+from draftrec.cli.messages import begin_anew, drop_held, hold, say, say_held, set_loudness
 from draftrec.cli.options import Idle, Options, idle_lines
 from draftrec.data.files.locks import sole_writer
+from draftrec.errors import DraftrecError
 
 if TYPE_CHECKING:
     from draftrec.data.files.places import Place
@@ -72,12 +74,15 @@ def _repeated(args: list[str], names: set[str]) -> list[str]:
     return words
 
 
-def command(
+def command(  # noqa: PLR0913
     options: type[Given],
     cls: type[TyperCommand] | None = None,
     idle: Seq[Idle] = (),
     writes: Seq[str] = (),
     fills: Seq[str] = (),
+    *,
+    resumes: bool = False,
+    contains: Seq[str] = (),
 ) -> Callable[[Callable[[Given], int]], Callable[..., int]]:
     """Make a command of a function whose options are the fields of a dataclass.
 
@@ -86,8 +91,11 @@ def command(
     Typer's. `idle`: which options do nothing beside which others; it is said when the work begins
     (`say_held`), at the latest when it is done. `writes`: options that name what the command writes
     as a whole, `fills`: folders that it writes files into; while it runs, another process that
-    would write there is refused. Jobs that resume see to it alone.
+    would write there is refused. Jobs that resume see to it alone. `resumes`: it goes on where it
+    was interrupted, but begins anew with `--overwrite`. A file that is read may be written only if
+    its option is among those whose content the new one `contains`.
     """
+    marks = {name: marked(hint) for name, hint in hints_of(options).items()}
     hints = {name: presented(name, hint) for name, hint in hints_of(options).items()}
     defaults = {f.name: _default(f) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
 
@@ -112,8 +120,12 @@ def command(
         def run(**values: Any) -> int:
             given = options(**values)
             set_loudness(quiet=given.quiet, verbose=given.verbose)
+            begin_anew(anew=resumes and getattr(given, "overwrite", False))
             drop_held()
             hold(idle_lines(given, idle))
+            written = [n for n, mark in marks.items() if mark is WRITTEN or n in writes]
+            read = [n for n, mark in marks.items() if mark and n not in (*written, *contains)]
+            _check_apart(given, written, read)
             with ExitStack() as held:
                 for name in (*writes, *fills):
                     if (output := getattr(given, name)) is not None:
@@ -130,6 +142,22 @@ def command(
         return run
 
     return wrap
+
+
+def _check_apart(options: Options, written: Seq[str], read: Seq[str]) -> None:
+    """Raise DraftrecError where a file that is written is one that is read: it would be lost."""
+    for name in written:
+        output = getattr(options, name)
+        if not isinstance(output, Path) or not output.is_file():
+            continue
+        for value in (getattr(options, it) for it in read):
+            for given in value if isinstance(value, list) else [value]:
+                with suppress(OSError):  # no file: a name on the Hub, an address, a glob
+                    if given is not None and output.samefile(str(given)):
+                        raise DraftrecError(
+                            f"--{name.replace('_', '-')} {output} is a file that is read, and "
+                            "would be lost; name another"
+                        )
 
 
 def readable(hint: Any) -> Any:

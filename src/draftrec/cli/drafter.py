@@ -83,7 +83,7 @@ _IDLE = (
 )
 
 
-@command(DrafterFitOptions, idle=_IDLE)
+@command(DrafterFitOptions, idle=_IDLE, resumes=True)
 def fit(options: DrafterFitOptions) -> int:
     """Train a draft head on texts that TARGET has written in RUNs.
 

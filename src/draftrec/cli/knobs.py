@@ -245,7 +245,8 @@ def presented(name: str, hint: Any) -> Any:
         if hasattr(info, "parser"):
             as_text = Path not in _leaves(kind)
             info.metavar = info.metavar or ("TEXT" if as_text else "PATH")
-            info.parser = _parser(_called(name, info), mark, as_text)
+            a_file = mark is WRITTEN and info.metavar.startswith("FILE")
+            info.parser = _parser(_called(name, info), mark, as_text=as_text, a_file=a_file)
     return Annotated[(_as_text(kind), *infos)]  # type: ignore[return-value]
 
 
@@ -258,9 +259,11 @@ def _called(name: str, info: Any) -> str:
     return next(iter(words), f"--{name.replace('_', '-')}")
 
 
-def _parser(option: str, mark: Where, as_text: bool) -> Callable[[Any], Any]:  # noqa: FBT001
+def _parser(option: str, mark: Where, *, as_text: bool, a_file: bool) -> Callable[[Any], Any]:
     def parse(value: Any) -> Any:
         found = _found(option, mark, value)
+        if a_file and isinstance(found, Path) and found.is_dir():
+            raise DraftrecError(f"{option} {found} is a folder; name a file in it")
         if not as_text:
             return found
         return str(found if str(value).startswith("~") else value)

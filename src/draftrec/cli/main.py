@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import inspect
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from rich.markup import escape
 from draftrec import __version__
 from draftrec.cli.command import BAD_INPUT, INTERRUPTED
 from draftrec.cli.messages import (
+    again,
     fail,
     interruptible,
     leave_at_once,
@@ -29,6 +29,7 @@ from draftrec.cli.messages import (
     say,
     was_interrupted,
 )
+from draftrec.data.files.writers import system_error
 from draftrec.errors import DraftrecError
 
 #: Command -> module that defines a function of that name, or a table SUBCOMMANDS.
@@ -55,8 +56,6 @@ _COMMANDS = {
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 #: Whatever the parser refuses. Typer exports the class's child only.
 _ClickError = typer.BadParameter.__mro__[2]
-#: How libraries in Rust, whose errors are no OSErrors, say what the system told them.
-_OF_RUST = re.compile(r"(?:\bos error |\bOs \{ code: )(\d+)")
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -160,7 +159,7 @@ def _stoppable(function: Callable[..., int]) -> Callable[..., int]:
 
 
 def _interrupted() -> int:
-    say("interrupted; what is finished is kept, run the same command again to continue")
+    say(f"interrupted; what is finished is kept, {again()}")
     return INTERRUPTED
 
 
@@ -196,9 +195,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return error.format_message(), error.exit_code  # type: ignore[attr-defined]
     if isinstance(error, OSError):
         return _mended(error.strerror or str(error), error.filename)
-    found = _OF_RUST.search(str(error))
-    if found and int(found[1]) in _UNWRITABLE:  # as safetensors and tokenizers say it
-        return _mended(os.strerror(int(found[1])), None)
+    number = system_error(error)
+    if number is not None and number in _UNWRITABLE:  # as safetensors and tokenizers say it
+        return _mended(os.strerror(number), None)
     kind = type(error).__name__
     first_line = next(iter(str(error).splitlines()), "")
     return f"unexpected {kind}: {first_line}; run again with --debug for the traceback", 1
@@ -206,4 +205,4 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 def _mended(reason: str, file: object) -> tuple[str, int]:
     what = f"{reason.lower()} ({file})" if file else reason.lower()
-    return f"{what}; mend that and run the same command again to continue", BAD_INPUT
+    return f"{what}; mend that and {again()}", BAD_INPUT

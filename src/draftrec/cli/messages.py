@@ -28,6 +28,8 @@ _Asked = ParamSpec("_Asked")
 _INTERRUPTS: list[int] = []
 # Lines, and how loud they are, that wait for the work to begin.
 _HELD: list[tuple[int, str]] = []
+# Whether the command is to begin anew what it could go on with, and whether it has.
+_ANEW = {"asked": False, "begun": False}
 _STYLES = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "red"}
 
 
@@ -54,6 +56,7 @@ def hold(lines: list[str], level: int = logging.WARNING) -> None:
 
 def say_held() -> None:
     """The work begins, nothing is refused any more: say what waited, once."""
+    _ANEW["begun"] = _ANEW["asked"]
     while _HELD:
         level, line = _HELD.pop(0)
         _LOG.log(level, "%s", line)
@@ -62,6 +65,18 @@ def say_held() -> None:
 def drop_held() -> None:
     """Forget what waited."""
     _HELD.clear()
+
+
+def begin_anew(*, anew: bool) -> None:
+    """Let `again` know of a command that may have `--overwrite`, and goes on without it."""
+    _ANEW.update(asked=anew, begun=False)
+
+
+def again() -> str:
+    """How work goes on that has ended early. The same command would give up what is finished where
+    it has `--overwrite`, once that has been heeded."""
+    without = ", without --overwrite," if _ANEW["begun"] else ""
+    return f"run the same command again{without} to continue"
 
 
 def beginning(watch: Callable[_Asked, None]) -> Callable[_Asked, None]:
@@ -166,6 +181,7 @@ def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP, which would end the process where it stands, interrupt the command as
     Ctrl-C does: what is half written goes, and locks. A handler that somebody has set stays."""
     _INTERRUPTS.clear()
+    begin_anew(anew=False)
     usual: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         found = {number: signal.getsignal(number) for number in _ending()}

@@ -173,11 +173,11 @@ def _wandb(output: Path, settings: dict[str, str]) -> Backend:
 
 
 def _tensorboard(output: Path, settings: dict[str, str]) -> Backend:
-    from torch.utils.tensorboard import SummaryWriter
+    from draftrec.train.files import event_writer
 
     # Beside the output, as some outputs are files, and some folders are emptied by --overwrite.
     folder = output.with_name(f"{output.name}.logs")
-    writer = SummaryWriter(str(folder))
+    writer = event_writer(folder)
     say(f"TensorBoard's files are in {folder}")
     rows = "".join(f"| {name} | `{value}` |\n" for name, value in settings.items())
     writer.add_text("settings", f"| option | value |\n|---|---|\n{rows}")

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from draftrec.config import ModelConfig
 from draftrec.data.files.places import here
-from draftrec.data.files.writers import replace_file, share, sync_files, sync_folder
+from draftrec.data.files.writers import naming, replace_file, share, sync_files, sync_folder
 from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError
 from draftrec.items.semantic_ids import SemanticIds
@@ -95,8 +95,9 @@ def save_recommender(
     (folder / INFO_FILE).unlink(missing_ok=True)
     sync_folder(folder)
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with naming(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     if sids is None:
         (folder / IDS_FILE).unlink(missing_ok=True)
     else:  # never away: they may be the ones that the model was trained on again

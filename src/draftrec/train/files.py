@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +20,10 @@ from draftrec.data.files.writers import renaming, replace_file
 from draftrec.errors import DraftrecError
 from draftrec.jobs.ledger import Ledger, changes
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_LOG = logging.getLogger(__name__)
 _OWNED = re.compile(r"state\.pt|best\.safetensors|metrics\.jsonl")
 #: In the settings: a fingerprint of the files that the model came from.
 SOURCE_FILES = "source_files"
@@ -63,6 +69,9 @@ class TrainingFolder:
 
     def save(self, state: dict[str, Any], epochs: list[dict[str, float]]) -> None:
         """Replace the checkpoint. Raises DraftrecError where PyTorch cannot write it."""
+        # Before the checkpoint: behind the last one, nothing would write what a kill has torn.
+        lines = "".join(json.dumps(record) + "\n" for record in epochs)
+        replace_file(self.path / "metrics.jsonl", lines.encode())
         path = self.path / "state.pt"
         try:
             with renaming(path) as temporary:
@@ -70,10 +79,8 @@ class TrainingFolder:
         except RuntimeError as error:  # its only word for a full disk
             raise DraftrecError(
                 f"the checkpoint {path} cannot be written ({error}); make room and run the same "
-                "command again to continue"
+                "command again, without --overwrite, to continue"
             ) from error
-        lines = "".join(json.dumps(record) + "\n" for record in epochs)
-        replace_file(self.path / "metrics.jsonl", lines.encode())
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint, None if there is none yet. Raises DraftrecError for a damaged one."""
@@ -89,23 +96,56 @@ class TrainingFolder:
 
     @contextmanager
     def board(self) -> Iterator[Board]:
-        """Writes numbers for TensorBoard if it is installed, otherwise does nothing."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            yield lambda step, record: None
-            return
-        writer = SummaryWriter(str(self.path / "logs"))
+        """Writes numbers for TensorBoard if it is installed, otherwise does nothing. Files that
+        take no more of them, as on a full disk, are left alone from then on, which is said once."""
+        logs, writer, ended = self.path / "logs", None, False
 
         def write(step: int, record: dict[str, float]) -> None:
-            for name, value in record.items():
-                if name not in ("epoch", "steps"):
-                    writer.add_scalar(name, value, step)
+            nonlocal writer, ended
+            if ended:
+                return
+            try:
+                writer = writer or event_writer(logs)
+                for name, value in record.items():
+                    if name not in ("epoch", "steps"):
+                        writer.add_scalar(name, value, step)
+                writer.flush()
+            except ImportError:
+                ended = True
+            except Exception as error:  # noqa: BLE001 - theirs are many, and the training goes on
+                ended = True
+                text = "TensorBoard's files in %s end here, the training goes on: %s: %s"
+                _LOG.warning(text, logs, type(error).__name__, error)
 
         try:
             yield write
         finally:
-            writer.close()
+            if writer is not None:
+                with suppress(Exception):  # said where it was written
+                    writer.close()
+
+
+def event_writer(folder: Path) -> SummaryWriter:
+    """What writes TensorBoard's files into a folder. Raises ImportError where TensorBoard is
+    missing.
+
+    What ends the thread that writes is told to whoever writes next; it ends without a traceback of
+    its own, also if it outlives the writer.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    if threading.excepthook is not _hushed:
+        _usual.append(threading.excepthook)
+        threading.excepthook = _hushed
+    return SummaryWriter(str(folder))
+
+
+_usual: list[Callable[[Any], object]] = []
+
+
+def _hushed(ended: Any) -> None:
+    if not type(ended.thread).__module__.startswith("tensorboard."):
+        _usual[-1](ended)
 
 
 def check_apart(output: Path, inputs: Mapping[str, Path | str | None]) -> None:

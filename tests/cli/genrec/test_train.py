@@ -162,7 +162,13 @@ def test_a_signal_ends_with_130_and_the_same_command_continues(
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
     assert command(*words) == 130
-    assert "interrupted in epoch 1 after 2 steps" in command.err
+    assert "interrupted in epoch 1 after 2 steps; run the same command again to" in command.err
+    assert command(*words) == 0
+    assert "continuing after 0 epochs and 2 steps" in command.err
+    count = iter(range(100))
+    assert command(*words, "--overwrite") == 130
+    # It was told that the same command continues, which gave up what was finished.
+    assert "run the same command again, without --overwrite, to continue" in command.err
     assert command(*words) == 0
     assert "continuing after 0 epochs and 2 steps" in command.err
 

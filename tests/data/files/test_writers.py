@@ -8,8 +8,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 
 from draftrec.data.files import writers
 from draftrec.data.files.writers import renaming, replace_file, sync_folder, write_tables
@@ -89,3 +91,11 @@ def test_a_folder_that_cannot_be_forced_to_disk_is_written_to(
     said[0] = errno.EIO
     with pytest.raises(OSError, match="Input/output"):
         sync_folder(tmp_path)
+
+
+def test_what_the_system_told_a_library_in_rust_is_told_with_the_file(tmp_path: Path) -> None:
+    """Of a folder that had gone it was an unexpected SafetensorError, without a way to mend it."""
+    path = tmp_path / "gone" / "best.safetensors"
+    with pytest.raises(OSError, match="No such file") as told, renaming(path) as temporary:
+        save_file({"a": np.zeros(3)}, temporary)
+    assert (told.value.errno, told.value.filename) == (errno.ENOENT, str(path))

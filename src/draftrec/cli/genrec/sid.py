@@ -148,7 +148,7 @@ class JoinOptions(JsonOptions, VectorColumnOptions):
     weights: str | None = Weights(show_default="as in sid fit, or 1 each")
 
 
-@command(JoinOptions, idle=(_ALONE,), writes=["output"])
+@command(JoinOptions, idle=(_ALONE,), writes=["output"], contains=["sids"])
 def join(options: JoinOptions) -> int:
     """Give new items ids made of the catalogue's own codes: models go on as they are.
 

@@ -22,7 +22,7 @@ from draftrec.cli.knobs import (
     option_of,
     settings_of,
 )
-from draftrec.cli.messages import StopSignal, say
+from draftrec.cli.messages import StopSignal, again, say
 from draftrec.cli.options import (
     GenrecColumnOptions,
     Idle,
@@ -194,7 +194,7 @@ _ALIGN_IDLE = (
 )
 
 
-@command(FitOptions, idle=_FIT_IDLE)
+@command(FitOptions, idle=_FIT_IDLE, resumes=True)
 def fit(options: FitOptions) -> int:
     """Train a target on SEQUENCES: a model that writes the semantic id of the next item.
 
@@ -224,7 +224,7 @@ def fit(options: FitOptions) -> int:
     return trained(run, spec, options, track=options.track)
 
 
-@command(TeachOptions, idle=_TEACH_IDLE)
+@command(TeachOptions, idle=_TEACH_IDLE, resumes=True)
 def teach(options: TeachOptions) -> int:
     """Record the beams of TARGET in training contexts, for drafts to learn from.
 
@@ -256,7 +256,7 @@ def teach(options: TeachOptions) -> int:
             tracker.end(summary)
     except Interrupted as event:
         done, total = sum(event.progress.shards), event.progress.total
-        say(f"interrupted after {done:,} of {total:,} contexts; the same command continues")
+        say(f"interrupted after {done:,} of {total:,} contexts; {again()}")
         return INTERRUPTED
     megabytes = summary["bytes"] / 1e6
     say(f"{summary['contexts']:,} contexts, {megabytes:,.0f} MB, in {summary['output']}")
@@ -265,7 +265,7 @@ def teach(options: TeachOptions) -> int:
     return DONE
 
 
-@command(AlignOptions, idle=_ALIGN_IDLE)
+@command(AlignOptions, idle=_ALIGN_IDLE, resumes=True)
 def align(options: AlignOptions) -> int:
     """Train a draft on what TEACHER says that its target recommends.
 
@@ -303,17 +303,14 @@ def trained(run: Any, spec: Any, options: JsonOptions | None, track: str | None 
             tracker.end(summary)
     except Interrupted as event:
         done = event.progress
-        say(
-            f"interrupted in epoch {done.epoch + 1} after {done.step} steps; the same command "
-            "continues"
-        )
+        say(f"interrupted in epoch {done.epoch + 1} after {done.step} steps; {again()}")
         return INTERRUPTED
     say(
         f"{summary['kind']} with {summary['weights']:,} weights in {summary['output']}, best of "
         f"{summary['epochs']} epochs: {summary['best_epoch']}"
     )
     if options is None and stop():  # asked while nobody looked: the command has more to do
-        say("interrupted; run the same command again to continue")
+        say(f"interrupted; {again()}")
         return INTERRUPTED
     if options and options.json:
         print_json(summary)

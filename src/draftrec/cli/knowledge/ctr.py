@@ -127,7 +127,7 @@ def _adaptors(options: CtrOptions) -> set[str]:
     return set(options.adaptor or ())
 
 
-@command(CtrOptions, idle=_IDLE, writes=["save_histories"], fills=["output"])
+@command(CtrOptions, idle=_IDLE, writes=["save_histories"], fills=["output"], resumes=True)
 def ctr(options: CtrOptions) -> int:
     """Train click models on INTERACTIONS, with and without knowledge vectors, over several seeds.
 

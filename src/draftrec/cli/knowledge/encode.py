@@ -84,7 +84,7 @@ _IDLE = (
 )
 
 
-@command(EncodeOptions, idle=_IDLE)
+@command(EncodeOptions, idle=_IDLE, resumes=True)
 def encode(options: EncodeOptions) -> int:
     """Turn TEXTS into vectors, one per entity.
 

@@ -35,7 +35,7 @@ from draftrec.cli.knobs import (
     option_of,
     settings_of,
 )
-from draftrec.cli.messages import StopSignal, hold, say, warn
+from draftrec.cli.messages import StopSignal, again, hold, say, warn
 from draftrec.cli.options import (
     ClusterOptions,
     Groups,
@@ -261,7 +261,7 @@ _IDLE = (
 )
 
 
-@command(GenerateOptions, idle=_IDLE, writes=["save_pool"])
+@command(GenerateOptions, idle=_IDLE, writes=["save_pool"], resumes=True)
 def generate(options: GenerateOptions) -> int:
     """Write a text for every record of INPUT.
 
@@ -376,10 +376,7 @@ def _run(
         tracker.close("stopped")
         done, total, what = progress_of(event.progress, event.kept)
         kept = ", which are kept" if done else ""
-        say(
-            f"interrupted after {done:,} of {total:,} {what}{kept}; run the same command again "
-            f"to continue"
-        )
+        say(f"interrupted after {done:,} of {total:,} {what}{kept}; {again()}")
         return INTERRUPTED
     if not result.fresh:
         say(f"the run in {spec.output} is already finished; nothing was changed")

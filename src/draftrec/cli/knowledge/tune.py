@@ -135,7 +135,7 @@ _IDLE = (
 )
 
 
-@command(TuneOptions, idle=_IDLE)
+@command(TuneOptions, idle=_IDLE, resumes=True)
 def tune(options: TuneOptions) -> int:
     """Choose settings of `generate`, from recorded texts or with the model.
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -157,13 +158,28 @@ def cut_torn_line(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have errors of writing say where; a full disk does not by itself."""
+    """Have errors of writing say where: a full disk does not by itself, and libraries in Rust
+    (safetensors, tokenizers) have errors of their own for it."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)
         raise
+    except Exception as error:
+        if (number := system_error(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+#: How libraries in Rust, whose errors are no OSErrors, say what the system told them.
+_OF_RUST = re.compile(r"(?:\bos error |\bOs \{ code: )(\d+)")
+
+
+def system_error(error: Exception) -> int | None:
+    """The number of what the system told a library in Rust; None for any other error."""
+    found = _OF_RUST.search(str(error))
+    return int(found[1]) if found else None
 
 
 def remove_folder(folder: Place) -> None:
