@@ -94,7 +94,7 @@ def test_an_interruption_is_said(
     step = Trainer._step
     monkeypatch.setattr(Trainer, "_step", lambda self, batch: _stopping(step(self, batch)))
     assert command(*line) == 130
-    assert "the same command continues" in command.err
+    assert "run the same command again to continue" in command.err
     monkeypatch.setattr(Trainer, "_step", step)
     assert command(*line) == 0
     assert "continuing after 0 epochs and 1 steps" in command.err

@@ -157,7 +157,8 @@ def test_other_names_are_refused_before_any_work(
     words = ["genrec", "recommend", str(world.sequences), "--target", "absent"]
     words += ["--sids", str(world.sids), "--output", name if name == "." else str(tmp_path / name)]
     assert run(words) == 2
-    assert "ends in .parquet, .jsonl, .csv" in capsys.readouterr().err
+    said = "is a folder; name a file" if name == "." else "ends in .parquet, .jsonl, .csv"
+    assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
