@@ -23,6 +23,8 @@ from transformers.cache_utils import DynamicLayer
 _INPUTS = ("input_ids", "attention_mask", "position_ids")
 # Tokens after which a text ends by itself: more than any measurement takes.
 _MOST = 1024
+# What it calls precisions.
+_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 class OpenVino:
@@ -56,8 +58,8 @@ class OpenVino:
         self.about = {
             "version": f"openvino-genai {version('openvino-genai')}",
             "weights": "float16",
-            "computes": {"f32": "float32", "bf16": "bfloat16"}[precision],
-            "cache": {"f32": "float32", "bf16": "bfloat16"}[precision],
+            "computes": _DTYPES[precision],
+            "cache": _DTYPES[precision],
         }
 
     def begin(self, prompts: Any, tokens: int = _MOST) -> None:

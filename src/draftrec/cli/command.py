@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
@@ -96,6 +96,8 @@ def command(  # noqa: PLR0913
     its option is among those whose content the new one `contains`.
     """
     marks = {name: marked(hint) for name, hint in hints_of(options).items()}
+    written = [n for n, mark in marks.items() if mark is WRITTEN or n in writes]
+    read = [n for n, mark in marks.items() if mark and n not in (*written, *contains)]
     hints = {name: presented(name, hint) for name, hint in hints_of(options).items()}
     defaults = {f.name: _default(f) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
 
@@ -123,8 +125,6 @@ def command(  # noqa: PLR0913
             begin_anew(anew=resumes and getattr(given, "overwrite", False))
             drop_held()
             hold(idle_lines(given, idle))
-            written = [n for n, mark in marks.items() if mark is WRITTEN or n in writes]
-            read = [n for n, mark in marks.items() if mark and n not in (*written, *contains)]
             _check_apart(given, written, read)
             with ExitStack() as held:
                 for name in (*writes, *fills):
@@ -146,18 +146,22 @@ def command(  # noqa: PLR0913
 
 def _check_apart(options: Options, written: Seq[str], read: Seq[str]) -> None:
     """Raise DraftrecError where a file that is written is one that is read: it would be lost."""
+    values = [getattr(options, name) for name in read]
+    given = [it for v in values for it in (v if isinstance(v, list) else [v]) if it is not None]
     for name in written:
         output = getattr(options, name)
-        if not isinstance(output, Path) or not output.is_file():
-            continue
-        for value in (getattr(options, it) for it in read):
-            for given in value if isinstance(value, list) else [value]:
-                with suppress(OSError):  # no file: a name on the Hub, an address, a glob
-                    if given is not None and output.samefile(str(given)):
-                        raise DraftrecError(
-                            f"--{name.replace('_', '-')} {output} is a file that is read, and "
-                            "would be lost; name another"
-                        )
+        if isinstance(output, Path) and any(_same_file(output, it) for it in given):
+            raise DraftrecError(
+                f"--{name.replace('_', '-')} {output} is a file that is read, and would be lost; "
+                "name another"
+            )
+
+
+def _same_file(output: Path, given: object) -> bool:
+    try:
+        return output.is_file() and output.samefile(str(given))
+    except OSError:  # no file: a name on the Hub, an address, a glob
+        return False
 
 
 def readable(hint: Any) -> Any:
