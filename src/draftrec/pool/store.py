@@ -109,7 +109,8 @@ class Pool:
     `levels`: which indexes are kept. `max_bytes` bounds texts and indexes, about: texts that would
     pass it are left out, so that memory does not follow the number of records of a job; `prune`
     makes room. `full`: one was left out. `rows` is what is known of each text, `usage` what the
-    pool was worth as a whole.
+    pool was worth as a whole. `added`: a fingerprint of what `pool add` added last, empty for
+    nothing.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Pool:
         self.created = time.time()
         self._rows = fresh_rows(0, 0.0)
         self.usage = Usage()
+        self.added = ""
         self.full = False
         self._texts: list[IntArray] = []
         self._names: list[str | None] = []
@@ -322,6 +324,7 @@ class Pool:
                     "groups": names,
                     "levels": list(self.levels),
                     "usage": self.usage.to_json(),
+                    "added": self.added,
                 },
             )
 
@@ -345,6 +348,7 @@ class Pool:
             files.verify(folder, manifest)
         pool = cls(manifest["tokenizer"], levels=manifest["levels"])
         pool.created = manifest["created"]
+        pool.added = manifest.get("added", "")
         pool.max_bytes = max(
             pool.max_bytes, 2 * sum(f["bytes"] for f in manifest["files"].values())
         )

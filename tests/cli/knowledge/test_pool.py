@@ -112,6 +112,19 @@ def test_texts_are_added_and_pools_merged(command: Command) -> None:
     assert command.tell("info", command.pool)["texts"] == 4
 
 
+def test_texts_that_a_killed_add_has_added_are_not_added_again(command: Command) -> None:
+    command.build()
+    more = command.write("more.jsonl", {"entity_id": "d", "text": "Late trains.", "group": "x"})
+    line = ("add", command.pool, more, "--tokenizer", command.tokenizer)
+    assert [command.tell(*line)["texts"] for _ in range(2)] == [4, 4]
+    assert "these texts already" in command.err
+    command.write("more.jsonl", {"entity_id": "d", "text": "Late trains.", "group": "y"})
+    assert command.tell(*line, "--max-bytes", 1 << 20)["texts"] == 5
+    assert command.tell(*line)["texts"] == 5
+    command.tell("prune", command.pool, "--max-bytes", 1 << 20)
+    assert command.tell(*line)["texts"] == 6
+
+
 @pytest.mark.parametrize("second", ["add", "prune"])
 @pytest.mark.parametrize("begun", ["add", "prune"])
 def test_two_that_change_a_pool_at_once_are_one_too_many(

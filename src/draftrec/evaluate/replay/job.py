@@ -4,8 +4,11 @@ the `draftrec pool` commands do: build, add, merge, prune, describe, check.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,8 +39,9 @@ from draftrec.evaluate.replay.recordings import (
 )
 from draftrec.pool import files
 from draftrec.pool.index import warm_up
-from draftrec.pool.store import LEVELS, LevelName, Pool
+from draftrec.pool.store import LEVELS, LevelName, Pool, PoolText
 
+_LOG = logging.getLogger(__name__)
 Watch = Callable[[str, int, int], None]
 
 
@@ -161,7 +165,7 @@ def build_pool(
     _refuse_taken(output)
     loaded, fingerprint = _tokenizer(tokenizer)
     pool = Pool(fingerprint, max_bytes=_NO_LIMIT, levels=levels)
-    _take_in(pool, texts, loaded, groups)
+    pool.add(_pool_texts(texts, loaded, groups))
     return _kept(pool, output, max_bytes)
 
 
@@ -173,7 +177,8 @@ def add_to_pool(
     groups: Path | None = None,
     max_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Add texts to the pool in `folder`, which is replaced at once or not at all.
+    """Add texts to the pool in `folder`, which is replaced at once or not at all. The very texts
+    that were added last are not added again: whoever was killed may not know that all was done.
 
     Raises DraftrecError for bad input, and where another process writes to the pool: what that one
     adds would be lost.
@@ -182,7 +187,13 @@ def add_to_pool(
     with sole_writer(folder):
         pool = Pool.load(folder, fingerprint)
         pool.max_bytes = _NO_LIMIT
-        _take_in(pool, texts, loaded, groups)
+        found = list(_pool_texts(texts, loaded, groups))
+        added = _fingerprint(found)
+        if added == pool.added:
+            _LOG.warning("%s: the pool %s has these texts already, added last", texts, folder)
+        else:
+            pool.add(found)
+            pool.added = added
         return _kept(pool, folder, max_bytes)
 
 
@@ -197,7 +208,9 @@ def merge_pools(one: Path, other: Path, output: Path) -> dict[str, Any]:
 def prune_pool(folder: Path, max_bytes: int) -> dict[str, Any]:
     """Leave out what was accepted least and longest ago until the files fit `max_bytes`."""
     with sole_writer(folder):
-        return _kept(Pool.load(folder), folder, max_bytes)
+        pool = Pool.load(folder)
+        pool.added = ""  # texts of it may go, and be added again
+        return _kept(pool, folder, max_bytes)
 
 
 def check_pool(folder: Path) -> dict[str, Any]:
@@ -243,9 +256,8 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def _kept(pool: Pool, folder: Path, max_bytes: int | None) -> dict[str, Any]:
     if max_bytes is not None and len(pool):
-        usage, created = pool.usage, pool.created
-        pool = pool.prune(max_bytes)
-        pool.usage, pool.created = usage, created
+        whole, pool = pool, pool.prune(max_bytes)
+        pool.usage, pool.created, pool.added = whole.usage, whole.created, whole.added
         if not len(pool):
             raise DraftrecError(
                 f"--max-bytes {max_bytes} has no room for a single text; give it more"
@@ -254,9 +266,17 @@ def _kept(pool: Pool, folder: Path, max_bytes: int | None) -> dict[str, Any]:
     return describe(folder)
 
 
-def _take_in(pool: Pool, texts: str | TextFiles, tokenizer: Any, groups: Path | None) -> None:
+def _pool_texts(texts: str | TextFiles, tokenizer: Any, groups: Path | None) -> Iterator[PoolText]:
     table = GroupTable.load(groups) if groups else None
-    pool.add((r.token_ids, r.group) for r in read_recordings(texts, tokenizer, table))
+    return ((r.token_ids, r.group) for r in read_recordings(texts, tokenizer, table))
+
+
+def _fingerprint(texts: Iterable[PoolText]) -> str:
+    whole = hashlib.sha256()
+    for token_ids, group in texts:
+        whole.update(json.dumps([len(token_ids), group]).encode())
+        whole.update(np.ascontiguousarray(token_ids, "<i4").data)
+    return whole.hexdigest()
 
 
 def _tokenizer(path: str) -> tuple[Any, str]:
