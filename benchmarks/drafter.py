@@ -48,10 +48,12 @@ _TASKS = {"item": "gear_item", "user": "gear_user"}
 
 @dataclass(frozen=True)
 class Work:
-    """Files of one side in the working folder."""
+    """Files of one side in the working folder; `written_at`: the temperature of the texts that are
+    learnt from."""
 
     folder: Path
     side: Side
+    written_at: float = 0.0
 
     @property
     def taught(self) -> Path:
@@ -63,10 +65,14 @@ class Work:
 
     @property
     def run(self) -> Path:
-        return self.folder / f"run-{self.side}s"
+        return self.folder / f"run-{self.name}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.side}s" + (f"-at-{self.written_at}" if self.written_at else "")
 
     def head(self, texts: int) -> Path:
-        return self.folder / f"head-{self.side}s-{texts}"
+        return self.folder / f"head-{self.name}-{texts}"
 
 
 def prepare(args: argparse.Namespace, work: Work) -> None:
@@ -87,6 +93,7 @@ def prepare(args: argparse.Namespace, work: Work) -> None:
         "generate", str(work.taught), f"--model={args.model}", f"--output={work.run}",
         f"--repetition-penalty={args.penalty}", f"--max-new-tokens={args.max_new_tokens}",
         f"--limit={max(args.texts)}", "--shard-size=64", "--threads=1",
+        f"--temperature={work.written_at}",
     ]  # fmt: skip
     job += [] if args.profiles else ["--template=kar", f"--side={work.side}"]
     note(json.dumps(run_command(job)))
@@ -289,6 +296,13 @@ def main() -> None:
     parser.add_argument("--untimed", action="store_true", help="count alone; needs no quiet")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
+    parser.add_argument(
+        "--written-at",
+        type=float,
+        default=0.0,
+        metavar="TEMPERATURE",
+        help="of the texts that are learnt from; default: 0, greedy",
+    )
     parser.add_argument("--budgets", nargs="+", default=["16", "auto"])
     parser.add_argument("--penalty", type=float, default=1.1, help="of repetitions")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -304,7 +318,7 @@ def main() -> None:
         return
     if not args.model or not args.work:
         parser.error("--model and --work are needed")
-    work = Work(args.work, args.side)
+    work = Work(args.work, args.side, args.written_at)
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     if args.part == "prepare":
@@ -312,8 +326,8 @@ def main() -> None:
     elif args.part == "fit":
         fit(args, work)
     else:
-        kept = ("side", "profiles", "texts", "reported", "batch", "temperatures", "budgets",
-                "penalty", "max_new_tokens", "dtype", "threads", "rounds")  # fmt: skip
+        kept = ("side", "profiles", "texts", "written_at", "reported", "batch", "temperatures",
+                "budgets", "penalty", "max_new_tokens", "dtype", "threads", "rounds")  # fmt: skip
         settings = {name: getattr(args, name) for name in kept}
         payload = {"settings": settings, "model": args.model.name, **_measured(args, work)}
         name = args.name or f"{args.model.name}-{args.side}"

@@ -12,8 +12,11 @@ Result = dict[str, Any]
 
 def _cells(result: Result) -> str:
     """What tells one of these results from the others."""
-    batch, budgets = result["settings"]["batch"], result["settings"]["budgets"]
-    return f"batch {' and '.join(map(str, batch))}, budget {' and '.join(map(str, budgets))}"
+    asked = result["settings"]
+    cells = f"batch {' and '.join(map(str, asked['batch']))}"
+    cells += f", budget {' and '.join(map(str, asked['budgets']))}"
+    heat = asked.get("written_at")
+    return f"{cells}, learnt from sampled texts" if heat else cells
 
 
 def drafter(result: Result) -> str:
@@ -28,7 +31,11 @@ def drafter(result: Result) -> str:
         "that the model wrote for other entities; `both-N`: and a head trained on the same; "
         "`head-N`: the head, and the text's own words. "
     )
-    out += "Not timed.\n" if asked.get("untimed") else "Times are of the same prompts in turn.\n"
+    if heat := asked.get("written_at"):
+        out += f"These texts were sampled at temperature {heat}, as those of a sampling job are. "
+    ways = [w for cell in result["cells"].values() for ways in cell.values() for w in ways.values()]
+    timed = any("seconds" in way for way in ways)
+    out += "Times are of the same prompts in turn.\n" if timed else "Not timed.\n"
     out += header(
         "texts", "budget", "way", "tokens per call", "over the pool", "speed over plain",
         "speed over the pool", "plain\'s texts",
