@@ -247,6 +247,20 @@ def read_semantic_ids(location: str | Place, columns: SequenceColumns = USUAL) -
     return SemanticIds.from_codes(ids_array(items), np.stack(codes), list(known))
 
 
+def read_items(location: str | Place, columns: SequenceColumns = USUAL) -> Ids:
+    """The items of a file, one in a row: of its only column, or of that called `item`, a synonym of
+    it or what `columns` says.
+
+    Raises DraftrecError for a missing column and a cell that is no id.
+    """
+    source = open_records(location)
+    names = source.columns()
+    named = columns.item if columns.item in names else None
+    what = "a list of items has one column, or one called item"
+    name = names[0] if len(names) == 1 else need_columns(source, [(ITEM, named)], what)[0]
+    return ids_array(cell_id(row, name, typed=source.typed) for row in source.rows([name]))
+
+
 def check_semantic_ids_file(path: Place) -> None:
     """Raise DraftrecError for a name that `write_semantic_ids` would refuse."""
     if path.suffix not in _KINDS:

@@ -283,3 +283,46 @@ def test_unconstrained_search_needs_no_other_option(
     assert run(line(world, output, "--constraint", "none", "--json")) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["invalid_rate"] > 0
+
+
+def test_lists_of_what_is_in_stock_and_what_is_not_hold_for_everybody(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With histories of all items, which only the files' own ones narrow."""
+    items = read_semantic_ids(world.sids).items.tolist()
+    allow, deny = tmp_path / "stock.csv", tmp_path / "gone.jsonl"
+    allow.write_text("sku\n" + "".join(f"{it}\n" for it in [*items[:8], 999_999]))
+    deny.write_text("".join(json.dumps({"name": "x", "item_id": it}) + "\n" for it in items[:2]))
+    told = {}
+    for draft in ("none", "items"):
+        output = tmp_path / f"{draft}.parquet"
+        lists = ("--allow", str(allow), "--deny", str(deny))
+        assert run(line(world, output, "--draft", draft, *lists)) == 0
+        assert "1 of 9 items of" in capsys.readouterr().err
+        told[draft] = pq.read_table(output)["items"].to_pylist()
+        assert all(len(row) == 5 and set(row) <= set(items[2:8]) for row in told[draft])
+    assert told["items"] == told["none"]
+    allow.write_text("sku\n" + "".join(f"{it}\n" for it in items[:9]))
+    assert run(line(world, output, "--draft", "items", "--allow", str(allow))) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("item\n", "is empty"),
+        ("item\n999999\nx1\n", "none of the 2 items"),
+        ("one,two\n1,2\n", "one column, or one called item"),
+        ("item\n1.5\n\n", "has a semantic id"),
+    ],
+)
+def test_a_list_of_items_that_says_nothing_is_refused(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, wanted: str
+) -> None:
+    (tmp_path / "list.csv").write_text(content)
+    words = line(world, tmp_path / "out.parquet", "--deny", str(tmp_path / "list.csv"))
+    assert run(words) == 2
+    told = capsys.readouterr().err
+    assert wanted in told
+    assert "list.csv" in told
+    assert not (tmp_path / "out.parquet").exists()

@@ -103,6 +103,15 @@ class RecommendOptions(TrackOptions, GenrecColumnOptions, ClusterOptions):
     seed: int = Config("seed", panel=SEARCH_PANEL)
     batch_size: int = Config("batch_size", panel=MODEL_PANEL)
     exclude_seen: bool = Config("exclude_seen")
+    allow: str | None = option(
+        "File of the only items to recommend, such as those in stock: one column, or one called "
+        "item. [default: all]",
+        metavar="FILE",
+        place=READ,
+    )
+    deny: str | None = option(
+        "File of items not to recommend. [default: none]", metavar="FILE", place=READ
+    )
     shadow: float = Run("shadow", panel=DRAFTING_PANEL)
     device: str = Run("device", panel=MODEL_PANEL)
     dtype: str = Run("dtype", panel=MODEL_PANEL)
@@ -192,6 +201,8 @@ def recommend_settings(options: RecommendOptions) -> Any:
         draft=drafting_of(options),
         output=options.output,
         item_model=options.item_model,
+        allow=options.allow,
+        deny=options.deny,
         overwrite=options.overwrite,
         config=settings_of(
             RecommendConfig, options, item_item=settings_of(RetrieverSettings, options)

@@ -22,12 +22,15 @@ from draftrec.data.sequences import (
     LeftOut,
     SequenceColumns,
     read_histories,
+    read_items,
     read_known,
     read_semantic_ids,
     usual_part,
 )
 from draftrec.data.tables.readers import open_records
 from draftrec.engine.target import Target
+from draftrec.errors import DraftrecError
+from draftrec.items.ids import Ids
 from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, usual_window
@@ -36,7 +39,7 @@ from draftrec.jobs.recommend.catalogue import Catalogue
 from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.jobs.recommend.job import RecommendJob, check_output
 from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.worker import IdTypes, ModelFacts, RecommendWorker
+from draftrec.jobs.recommend.worker import IdTypes, ModelFacts, RecommendWorker, Stock
 from draftrec.models.recommender import load_recommender
 
 _LOG = logging.getLogger("draftrec")
@@ -44,7 +47,8 @@ _LOG = logging.getLogger("draftrec")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings(RecommendRun):
-    """Where everything lies. `draft` is a folder, `items` or `none`; `part` None: `usual_part`."""
+    """Where everything lies. `draft` is a folder, `items` or `none`; `part` None: `usual_part`;
+    `allow`, `deny`: files of the only items to recommend to anybody, and of those not to."""
 
     sequences: str
     sids: Place
@@ -52,10 +56,18 @@ class TaskSettings(RecommendRun):
     draft: str
     output: Place
     item_model: Path | None = None
+    allow: str | None = None
+    deny: str | None = None
     part: Wanted | None = "test"
     overwrite: bool = False
     config: RecommendConfig = field(default_factory=RecommendConfig)
     columns: SequenceColumns = USUAL
+
+    @property
+    def lists(self) -> list[tuple[str, str]]:
+        """`allow` and `deny`, as far as they are given, with their names."""
+        given = (("allow", self.allow), ("deny", self.deny))
+        return [(name, location) for name, location in given if location]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -169,11 +181,12 @@ class RecommendWork:
     def placed(self, share: Share, /) -> RecommendWork:
         """The same files, from wherever a worker runs, and its own device."""
         it, draft = self.settings, self.settings.draft
-        sequences = it.sequences
         return RecommendWork(
             replace(
                 it,
-                sequences=sequences if is_address(sequences) else str(Path(sequences).absolute()),
+                sequences=_absolute(it.sequences),
+                allow=it.allow and _absolute(it.allow),
+                deny=it.deny and _absolute(it.deny),
                 sids=it.sids.absolute(),
                 target=it.target.absolute(),
                 draft=draft if draft in ("items", "none") else str(Path(draft).absolute()),
@@ -184,8 +197,13 @@ class RecommendWork:
         )
 
 
+def _absolute(location: str) -> str:
+    return location if is_address(location) else str(Path(location).absolute())
+
+
 def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     """Target, draft and retriever over a catalogue."""
+    stock = Stock(**{name: read_stock(it, sids, settings.columns) for name, it in settings.lists})
     target = load_recommender(settings.target, settings.device, settings.dtype)
     draft = None
     if settings.draft not in ("items", "none"):
@@ -205,7 +223,27 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
         meaning,
         item_model.source.fingerprint if item_model else None,
     )
-    return RecommendWorker(recommender, facts, settings.shadow)
+    return RecommendWorker(recommender, facts, settings.shadow, stock)
+
+
+def read_stock(location: str, sids: SemanticIds, columns: SequenceColumns) -> Ids:
+    """The items of a list, those told of that the catalogue does not have.
+
+    Raises DraftrecError as `read_items` does, and where it has none of them.
+    """
+    items = read_items(location, columns)
+    unknown = items[sids.find(items) < 0]
+    if len(unknown) == len(items):
+        raise DraftrecError(
+            f"none of the {len(items):,} items of {location}, such as {items[0]}, has a semantic "
+            "id; list items of --sids"
+        )
+    if len(unknown):
+        _LOG.warning(
+            "%s of %s items of %s, such as %s, have no semantic id and count for nothing",
+            f"{len(unknown):,}", f"{len(items):,}", location, unknown[0],
+        )  # fmt: skip
+    return items
 
 
 def load_item_model(
@@ -281,6 +319,7 @@ def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dic
         "target": models.target,
         "draft": models.draft,
         **({"item_model": models.item_model} if models.item_model else {}),
+        **{name: open_records(it).fingerprint() for name, it in settings.lists},
         "part": settings.part,
         "popular": "of all that is known",  # of the train part, in earlier versions
         "limit": settings.limit,
