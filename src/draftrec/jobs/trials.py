@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from draftrec.data.files.locks import check_still_held
 from draftrec.data.files.places import Place
 from draftrec.data.files.writers import (
     append_file,
@@ -101,6 +102,7 @@ class TrialStore:
 
     def append(self, settings: Settings, figures: Mapping[str, Scalar], seconds: float) -> None:
         """Keep a finished trial."""
+        check_still_held(self.folder)
         # The journal last: whatever it holds is whole, also if this is interrupted here.
         append_file(self.times, _line({"settings": settings, "seconds": round(seconds, 3)}))
         append_file(self.journal, _line({"settings": settings, "figures": dict(figures)}))

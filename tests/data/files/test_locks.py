@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from draftrec.data.files import locks
 from draftrec.data.files.locks import sole_writer
 from draftrec.data.files.remote import RemotePath
 from draftrec.errors import DraftrecError
+from draftrec.jobs.trials import TrialStore
 from tests.locks import held_elsewhere
 
 
@@ -30,6 +32,22 @@ def test_a_link_is_locked_as_what_it_leads_to(tmp_path: Path, *, inside: bool) -
         ):
             pass
     assert [p.name for p in tmp_path.iterdir()] == ["link"]
+
+
+def test_who_writes_to_what_was_removed_notices(tmp_path: Path) -> None:
+    """The next process may have begun anew there, with a lock of its own."""
+    output, figures = tmp_path / "study", {"auc": 0.5}
+    store = TrialStore(output, {"data": "a"})
+    with store.opened():
+        store.append({"seed": 0}, figures, 1.0)
+        shutil.rmtree(output)
+        output.mkdir()
+        (output / ".lock").touch()
+        with pytest.raises(DraftrecError, match="was removed"):
+            store.append({"seed": 1}, figures, 1.0)
+        with pytest.raises(DraftrecError, match="was removed"):
+            store.ledger.write("{}")
+    assert [p.name for p in output.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

@@ -192,12 +192,12 @@ def test_another_process_is_refused_until_it_is_not_heard_of(
         ):
             pass
         monkeypatch.setattr(remote_lock, "_STALE_SECONDS", 0.0)
-        first = remote_lock._held[there.url]
+        first = remote_lock._held[there]
         with sole_remote_writer(lock, there):
             with pytest.raises(DraftrecError, match=r"took .* over"):
-                first.check()
+                first()
             check_still_held(there)
-        remote_lock._held[there.url] = first  # the test's two processes are one
+        remote_lock._held[there] = first  # the test's two processes are one
     assert not lock.exists()
 
 

@@ -2,8 +2,8 @@
 
 A path is locked by the operating system, until its process ends. Stores have no such lock. A file
 that is created only where there is none comes near it: its owner renews it every minute, and who
-finds it older than five takes it over. The process that it was taken from notices before it makes
-anything count.
+finds it older than five takes it over. The process that it was taken from, or whose output was
+removed with the lock in it, notices before it makes anything count.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _STALE_SECONDS = 300.0
 _NAME = ".lock"
 #: What file systems say that have no flock: Lustre as it is mounted by default, some NFS and FUSE.
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-_held: dict[str, _Lock] = {}
+_held: dict[Place, Callable[[], None]] = {}  # what raises where somebody else has it now
 _entered: set[tuple[int, str]] = set()  # by which thread of this process
 
 
@@ -43,18 +44,19 @@ def sole_remote_writer(lock: RemotePath, output: RemotePath) -> Iterator[None]:
     """
     held = _Lock(lock, output)
     held.take()
-    _held[output.url] = held
+    _held[output] = held.check
     try:
         yield
     finally:
-        del _held[output.url]
+        del _held[output]
         held.release()
 
 
-def check_still_held(output: object) -> None:
-    """Raise DraftrecError if somebody took over what this process holds, say because it slept."""
-    if isinstance(output, RemotePath) and output.url in _held:
-        _held[output.url].check()
+def check_still_held(output: Place) -> None:
+    """Raise DraftrecError if somebody took over what this process holds, say because it slept, or
+    may have, because it was removed."""
+    if (check := _held.get(output)) is not None:
+        check()
 
 
 class _Lock:
@@ -214,16 +216,27 @@ def _local(path: Path, output: Path) -> Iterator[None]:
                     raise
             if not _still_there(path, descriptor):
                 continue  # its holder removed it between our opening and locking it
+            _held[output] = partial(_check_here, path, descriptor, output)
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                del _held[output]
+                if _still_there(path, descriptor):
+                    path.unlink()
                 with suppress(OSError):  # one that is not empty, perhaps since this moment
                     for folder in made:
                         folder.rmdir()
             return
         finally:
             os.close(descriptor)
+
+
+def _check_here(path: Path, descriptor: int, output: Path) -> None:
+    if not _still_there(path, descriptor):
+        raise DraftrecError(
+            f"{output} was removed, or its lock {path}, while this process wrote to it, so that "
+            "another one may write there now; let that one finish, or run the same command again"
+        )
 
 
 def refuse_second_writer(output: Place) -> None:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from draftrec.core import COUNTED, OWN, SOURCES, Counts, Generation, IntArray, Request
+from draftrec.data.files.locks import check_still_held
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.remote import RemotePath
 from draftrec.data.files.writers import (
@@ -235,6 +236,7 @@ class RunFolder:
         self, index: int, texts: Seq[Written], rejected: Seq[Rejected], rejected_size: int
     ) -> tuple[ShardEntry, int]:
         """Write data, statistics and rejected records; the entry and the new rejected size."""
+        check_still_held(self.path)
         part = _part_table(texts, keep_prompts=self.keep_prompts)
         part_size = replace_parquet(self.part(index), self._numbered(part, texts))
         stats = self._numbered(_stats_table(texts), texts)
