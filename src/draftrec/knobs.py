@@ -6,10 +6,12 @@ settings of single packages. The command line is made of them; dataclasses are c
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence as Seq
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -84,10 +86,20 @@ def check_knobs(settings: Any) -> None:
         if known.choices and value not in known.choices:
             choices = ", ".join(known.choices)
             raise DraftrecError(f"{option} must be one of {choices}, not {value!r}")
+        check_finite(option, value)
         if value is None or all(_BOUNDS[it][1](value, known.bounds[it]) for it in known.bounds):
             continue
         words = " and ".join(f"{_BOUNDS[it][0]} {at:g}" for it, at in known.bounds.items())
         raise DraftrecError(f"{option} must be {words}, not {value}")
+
+
+def check_finite(option: str, value: Any) -> None:
+    """Raise DraftrecError for infinities and what is no number, alone or among others: without
+    bounds nothing else refuses them, and they spoil whatever is computed of them."""
+    numbers = cast("Seq[Any]", value if isinstance(value, list | tuple) else [value])
+    for number in numbers:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise DraftrecError(f"{option} must be a finite number, not {number}")
 
 
 def encodable(value: Any) -> bool:

@@ -149,6 +149,8 @@ class TestInputsRefusedBeforeAModelIsLoaded:
             ("--batch-size must be auto or a whole number", ["--batch-size", "many"]),
             ("--shard-size should be greater", ["--shard-size", "0"]),
             ("--budget", ["--budget", "-1"]),
+            ("--presence-penalty must be a finite number", ["--presence-penalty", "nan"]),
+            ("--temperature must be a finite number, not inf", ["--temperature", "inf"]),
             ("No such option: --nope", ["--nope"]),
             ("--workers needs --engine ray", ["--workers", "2"]),
             ("holds no finished part of a run", ["--previous", "nowhere"]),

@@ -234,6 +234,7 @@ class TestKnobs:
             train.TrainSettings(epochs=0)
         for values, words in (
             ({"share": 1.0}, "--share must be at least 0 and below 1, not 1.0"),
+            ({"share": float("nan")}, "--share must be a finite number, not nan"),
             ({"kind": "c"}, "--kind must be one of a, b, not 'c'"),
         ):
             with pytest.raises(DraftrecError, match=words):

@@ -21,6 +21,7 @@ from draftrec.cli.messages import begin_anew, drop_held, hold, say, say_held, se
 from draftrec.cli.options import Idle, Options, idle_lines
 from draftrec.data.files.locks import sole_writer
 from draftrec.errors import DraftrecError
+from draftrec.knobs import check_finite
 
 if TYPE_CHECKING:
     from draftrec.data.files.places import Place
@@ -121,6 +122,7 @@ def command(  # noqa: PLR0913
     def wrap(function: Callable[[Given], int]) -> Callable[..., int]:
         def run(**values: Any) -> int:
             given = options(**values)
+            _check_finite(given)
             set_loudness(quiet=given.quiet, verbose=given.verbose)
             begin_anew(anew=resumes and getattr(given, "overwrite", False))
             drop_held()
@@ -142,6 +144,11 @@ def command(  # noqa: PLR0913
         return run
 
     return wrap
+
+
+def _check_finite(options: Options) -> None:
+    for it in dataclasses.fields(options):
+        check_finite(f"--{it.name.replace('_', '-')}", getattr(options, it.name))
 
 
 def _check_apart(options: Options, written: Seq[str], read: Seq[str]) -> None:

@@ -42,9 +42,9 @@ Side = Literal["user", "item"]
 
 
 class Frozen(BaseModel):
-    """Settings: nothing is changed, and nothing unknown is taken."""
+    """Settings: nothing is changed, nothing unknown is taken, and numbers are finite ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _under_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from draftrec.config import make_config
 from draftrec.errors import DraftrecError
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.knowledge.writing import Texts
@@ -299,6 +300,10 @@ def test_what_a_model_thinks_before_it_answers_is_told_of_once(
     assert "</think>" in said.getMessage()
 
 
+def identity(_ids: Any, scores: Any) -> Any:
+    return scores
+
+
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "nothing": (None, {}, "None is given, where a text"),
     "a number": (5, {}, "an int is given"),
@@ -327,6 +332,15 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "chat": ("x", {"chat": True}, "no chat template"),
     "system": ("x", {"system": "y"}, "system needs a chat template"),
     "long": (f"{word(5)} " * 300, {}, "300 tokens"),
+    "an array without dimension": (np.array("x"), {}, "a ndarray is given, where a text"),
+    "a class": (Iterator, {}, "an ABCMeta is given"),
+    "a class of frames": (pl.DataFrame, {}, "a type is given"),
+    "no end": ("x", {"temperature": float("inf")}, "temperature=inf is not allowed: .* finite"),
+    "no number": ("x", {"presence_penalty": float("nan")}, "=nan is not allowed: .* finite"),
+    "endless bias": ("x", {"logit_bias": "5=inf"}, "'5=inf' is not TOKEN=BIAS"),
+    "a processor alone": ("x", {"processors": identity}, "put a single one into a list"),
+    "no processor": ("x", {"processors": ["y"]}, "'y', which cannot be called"),
+    "no tensor": ("x", {"processors": [lambda _, s: s.numpy()]}, "returned ndarray; it must"),
     "no frame": (PROMPTS, {"as_frame": True}, "as_frame needs a data frame"),
     "taken": (pd.DataFrame({"prompt": ["x"], "text": ["y"]}), {"as_frame": True}, "column 'text'"),
     "twice": (pd.DataFrame([["x", "y"]], columns=["prompt", "prompt"]), {}, "two columns"),
@@ -354,6 +368,9 @@ def test_several_data_sets_are_refused(generator: Generator) -> None:
         ({"model": "nowhere/at/all"}, "does not exist"),
         ({"model": "x", "accept": "lax"}, "accept='lax' is not allowed"),
         ({"model": "x", "max_new_tokens": 0}, "max_new_tokens=0 is not allowed"),
+        ({"model": "x", "pool": 5}, "pool=5 is neither a pool nor"),
+        ({"model": "x", "processors": identity}, "put a single one into a list"),
+        ({"config": make_config("x"), "max_new_tokens": 3}, "a config, or a model and settings"),
     ],
 )
 def test_loading_refuses_in_one_kind(settings: dict[str, Any], words: str) -> None:

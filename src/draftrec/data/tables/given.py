@@ -55,9 +55,14 @@ def records_of(given: Any) -> GivenRecords:
             return read(given)
     if isinstance(given, str | Mapping):
         return GivenRecords(iter([_row(given, 1)]), one=True)
+    refused = DraftrecError(f"{_named(given)} is given, where {_WANTED} is needed")
     if isinstance(given, bytes | bytearray) or not isinstance(given, Iterable):
-        raise DraftrecError(f"{_named(given)} is given, where {_WANTED} is needed")
-    return GivenRecords(_row(item, i) for i, item in enumerate(given, 1))
+        raise refused
+    try:
+        items = iter(given)
+    except TypeError as error:  # arrays and tensors of no dimension
+        raise refused from error
+    return GivenRecords(_row(item, i) for i, item in enumerate(items, 1))
 
 
 def plain(value: Any) -> Any:
@@ -104,7 +109,7 @@ def _of_type(*names: str) -> Callable[[Any], bool]:
 
     def is_kind(value: Any) -> bool:
         return any(
-            (c.__module__.partition(".")[0], c.__name__) in wanted for c in type(value).mro()
+            (c.__module__.partition(".")[0], c.__name__) in wanted for c in type(value).__mro__
         )
 
     return is_kind
@@ -200,5 +205,5 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Callable[[Any], GivenRecords]], ...] 
     (_of_type("datasets:DatasetDict", "datasets:IterableDatasetDict"), _several_sets),
     (_of_type("datasets:Dataset", "datasets:IterableDataset"), _data_set),
     (_of_type("pyarrow:Table", "pyarrow:RecordBatch"), _arrow),
-    (lambda value: hasattr(value, "__arrow_c_stream__"), _arrow),
+    (lambda value: hasattr(type(value), "__arrow_c_stream__"), _arrow),
 )

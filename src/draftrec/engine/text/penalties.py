@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -417,6 +417,19 @@ class LogitsProcessor(Protocol):
         ...
 
 
+def check_processors(given: Any) -> None:
+    """Raise DraftrecError unless they are logits processors, in a list."""
+    if not isinstance(given, list | tuple):
+        raise DraftrecError(
+            f"processors={given} is no list of logits processors; put a single one into a list"
+        )
+    if unfit := [it for it in cast("Seq[Any]", given) if not callable(it)]:
+        raise DraftrecError(
+            f"processors has {unfit[0]!r}, which cannot be called; a logits processor is a "
+            f"function of token ids and scores"
+        )
+
+
 class OwnProcessors:
     """Applies `processors` in order, once per length among the rows of a pass.
 
@@ -448,11 +461,12 @@ class OwnProcessors:
     def _processed(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         shape = scores.shape
         for process in self.processors:
-            scores = process(ids, scores)
-            if getattr(scores, "shape", None) != shape:
-                found = list(getattr(scores, "shape", [])) or type(scores).__name__
+            made: Any = process(ids, scores)
+            if not isinstance(made, torch.Tensor) or made.shape != shape:
+                found = list(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
                 raise DraftrecError(
                     f"The logits processor {type(process).__name__} was given scores of shape "
                     f"{list(shape)} and returned {found}; it must return new scores of that shape."
                 )
+            scores = made
         return scores.to(torch.float32)

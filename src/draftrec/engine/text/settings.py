@@ -257,7 +257,7 @@ def _bias(entry: str, tokenizer: Any) -> list[Any]:
         value = float(bias)
     except ValueError:
         value = float("nan")
-    if not equals or not token or value != value:
+    if not equals or not token or value != value or value == float("inf"):
         raise DraftrecError(
             f"The logit bias {entry!r} is not TOKEN=BIAS with a number after the last '='; write "
             "for example --logit-bias 42=-5 or --logit-bias ' film=2.5'."

@@ -25,7 +25,7 @@ from draftrec.engine.text.budget import AutoBudget, Budget, Calibration, FixedBu
 from draftrec.engine.text.controls import Control
 from draftrec.engine.text.grammar import GrammarControl, GrammarDrafter, GrammarStates
 from draftrec.engine.text.grammar_text import check_structure, compile_grammar
-from draftrec.engine.text.penalties import LogitsProcessor, OwnProcessors
+from draftrec.engine.text.penalties import LogitsProcessor, OwnProcessors, check_processors
 from draftrec.engine.text.settings import GenerationSettings, make_controls, resolve
 from draftrec.engine.text.stats import StepStats, Timing
 from draftrec.engine.text.stop_strings import stop_strings_of
@@ -143,6 +143,11 @@ class Generator:
         """
         if config is None and model is None:
             raise DraftrecError("from_pretrained needs a model: a folder or a Hub id")
+        if config is not None and (model is not None or settings):
+            raise DraftrecError("from_pretrained takes a config, or a model and settings, not both")
+        if not isinstance(pool, Pool | str | Path | None):
+            raise DraftrecError(f"pool={pool!r} is neither a pool nor the name of its folder")
+        check_processors(processors)
         config = config or make_config(str(model), **settings)
         drafter = config.target.drafter
         check_structure(config.structure)  # before the model, which may take minutes
@@ -349,6 +354,7 @@ class Generator:
                 f"{fixed[0]!r} is decided when the model is loaded; give it to from_pretrained"
             )
         processors = settings.pop("processors", self.processors)
+        check_processors(processors)
         config = with_values(self.config, settings)
         drafts = config.draft.draft == "pool"
         made = self.with_config(config, pool=self.pool if drafts else None)
