@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import resource
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -129,11 +131,28 @@ def test_weights_that_say_no_number_later_are_not_the_best(tmp_path: Path):
     assert float(model.weight.detach()) == task.seen[0]
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+def _other(state: dict[str, Any], **changes: Any) -> bytes:
+    kept = io.BytesIO()
+    torch.save({**state, **changes}, kept)
+    return kept.getvalue()
+
+
+@pytest.mark.parametrize("name", ["state.pt", "best.safetensors"])
+@pytest.mark.parametrize("how", ["damaged", "other", "renamed"])
+def test_what_a_training_cannot_go_on_from_is_refused(tmp_path: Path, name: str, how: str):
+    """Weights of other names were left out without a word, and best ones told by a traceback."""
     trained(tmp_path, Scored([1.0] * 6))
-    (tmp_path / "state.pt").write_bytes(b"nothing")
-    with pytest.raises(DraftrecError, match="is damaged"):
-        TrainingFolder(tmp_path, "model.json").load()
+    files = TrainingFolder(tmp_path, "model.json")
+    state = torch.load(files.checkpoint)
+    found = {
+        ("state.pt", "other"): _other({}),
+        ("state.pt", "renamed"): _other(state, weights={"layer.weight": torch.zeros(())}),
+        ("best.safetensors", "other"): save({"weight": torch.zeros(2)}),
+        ("best.safetensors", "renamed"): save({"layer.weight": torch.zeros(())}),
+    }
+    (tmp_path / name).write_bytes(found.get((name, how), b"nothing"))
+    with pytest.raises(DraftrecError, match=f"{name} is damaged, or another version"):
+        Trainer(Scored([]), Line(), SETTINGS, files).run(TrainWatcher())
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path):

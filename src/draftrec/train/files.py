@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from draftrec.data.files.writers import renaming, replace_file
 from draftrec.errors import DraftrecError
@@ -27,6 +28,18 @@ _LOG = logging.getLogger(__name__)
 _OWNED = re.compile(r"state\.pt|best\.safetensors|metrics\.jsonl")
 #: In the settings: a fingerprint of the files that the model came from.
 SOURCE_FILES = "source_files"
+#: What libraries raise over a file that is damaged, or was written by other versions of them.
+_UNUSABLE = (
+    AttributeError,
+    EOFError,
+    FileNotFoundError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 Board = Callable[[int, dict[str, float]], None]
 
 
@@ -42,6 +55,11 @@ class TrainingFolder:
     @property
     def ledger(self) -> Ledger:
         return Ledger(self.path.parent, self.path, "a training", "settings.json", _OWNED)
+
+    @property
+    def checkpoint(self) -> Path:
+        """What the training goes on from."""
+        return self.path / "state.pt"
 
     @property
     def best(self) -> Path:
@@ -72,7 +90,7 @@ class TrainingFolder:
         # Before the checkpoint: behind the last one, nothing would write what a kill has torn.
         lines = "".join(json.dumps(record) + "\n" for record in epochs)
         replace_file(self.path / "metrics.jsonl", lines.encode())
-        path = self.path / "state.pt"
+        path = self.checkpoint
         try:
             with renaming(path) as temporary:
                 torch.save(state, temporary)
@@ -84,15 +102,10 @@ class TrainingFolder:
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint, None if there is none yet. Raises DraftrecError for a damaged one."""
-        path = self.path / "state.pt"
-        if not path.is_file():
+        if not self.checkpoint.is_file():
             return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise DraftrecError(
-                f"the checkpoint {path} is damaged; start again with --overwrite"
-            ) from error
+        with sound(self.checkpoint):
+            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
 
     @contextmanager
     def board(self) -> Iterator[Board]:
@@ -123,6 +136,19 @@ class TrainingFolder:
             if writer is not None:
                 with suppress(Exception):  # said where it was written
                     writer.close()
+
+
+@contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Raise DraftrecError where a file of a training is not one that it can go on from."""
+    try:
+        yield
+    except _UNUSABLE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise DraftrecError(
+            f"{path} is damaged, or another version of draftrec or of its libraries wrote it "
+            f"({reason}); start again with --overwrite"
+        ) from error
 
 
 def event_writer(folder: Path) -> SummaryWriter:

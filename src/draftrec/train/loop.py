@@ -35,7 +35,7 @@ from draftrec.items.hits import find_hits
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.trie import ItemTrie
 from draftrec.train.examples import IGNORED, Batch, padded
-from draftrec.train.files import TrainingFolder
+from draftrec.train.files import TrainingFolder, sound
 from draftrec.train.presets import stream_dropout
 from draftrec.train.settings import TrainSettings
 
@@ -131,7 +131,8 @@ class Trainer:
                 board(self.progress.epoch * self.steps, record)
                 watcher.epoch(record)
                 self._save()
-        _put(self.bare, load_file(self.folder.best))
+        with sound(self.folder.best):
+            _put(self.bare, load_file(self.folder.best))
         self.bare.eval()
         return self.progress
 
@@ -222,11 +223,12 @@ class Trainer:
         state = self.folder.load()
         if state is None:
             return
-        self.progress = Progress(**state["progress"])
-        _put(self.bare, state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        with sound(self.folder.checkpoint):
+            self.progress = Progress(**state["progress"])
+            _put(self.bare, state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"] and self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def _not_finite(found: Validation | None) -> str | None:
@@ -276,9 +278,13 @@ def _trained(model: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _put(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    for name, weight in model.named_parameters():
-        if name in weights:
-            weight.copy_(weights[name])
+    """Raises ValueError for other weights than those that training changes."""
+    own = {n: weight for n, weight in model.named_parameters() if weight.requires_grad}
+    sizes, given = ({n: it.shape for n, it in some.items()} for some in (own, weights))
+    if sizes != given:
+        raise ValueError("it holds the weights of another model")
+    for name, weight in own.items():
+        weight.copy_(weights[name])
 
 
 @contextmanager
