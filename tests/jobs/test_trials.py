@@ -111,9 +111,10 @@ def test_a_first_line_that_was_cut_off_begins_anew(tmp_path: Path) -> None:
 
 
 def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
-    run_trials(partial(counted, []), xs(1), TrialStore(tmp_path, {"items": "abc", "epochs": 3}))
-    other = TrialStore(tmp_path, {"items": "abc", "epochs": 4, "vectors": "new"})
-    words = "epochs was 3, now 4; vectors was unset, now new"
+    one, other_one = "0123456789abcdef", "fedcba9876543210"
+    run_trials(partial(counted, []), xs(1), TrialStore(tmp_path, {"items": one, "epochs": 3}))
+    other = TrialStore(tmp_path, {"items": other_one, "epochs": 4, "vectors": "new"})
+    words = r"\(epochs was 3, now 4; items changed; vectors was unset, now new\)"
     with pytest.raises(DraftrecError, match=words):
         run_trials(partial(counted, []), xs(1), other)
     calls: list[Settings] = []

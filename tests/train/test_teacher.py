@@ -244,6 +244,23 @@ def test_more_contexts_per_user_and_ends():
         TeachSettings(per_user=0)
 
 
+def test_what_is_otherwise_when_a_recording_goes_on_is_named(folder: Path, tmp_path: Path):
+    """A shard that was gone was found out at the end, and one that was cut off by `align`."""
+    stops = iter([False, True])
+    with pytest.raises(Interrupted):
+        teach(spec_in(folder, tmp_path), should_stop=lambda: next(stops))
+    with pytest.raises(DraftrecError, match=r"otherwise \(beams was 5, now 4\)"):
+        teach(spec_in(folder, tmp_path, settings=replace(SETTINGS, beams=4)))
+    catalogue, shard = tmp_path / "catalogue.safetensors", TeacherFolder(tmp_path).shard(0)
+    catalogue.unlink()
+    with pytest.raises(Interrupted):
+        teach(spec_in(folder, tmp_path), should_stop=lambda: True)
+    assert catalogue.is_file()
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DraftrecError, match=r"teacher-00000.safetensors is missing or was changed"):
+        teach(spec_in(folder, tmp_path))
+
+
 def test_beginning_anew_keeps_the_ids_of_the_folder(tmp_path: Path):
     """They may be the ones that are read: a kill before they are written again cost them."""
     for name in ("sids.parquet", "teacher-00007.safetensors", "catalogue.safetensors.tmp"):

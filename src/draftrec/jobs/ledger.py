@@ -29,6 +29,8 @@ from draftrec.errors import DraftrecError
 State = TypeVar("State", bound=BaseModel)
 
 _LONGEST = 80
+#: As settings hold them, the whole of one or its beginning.
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}(?:[0-9a-f]{48})?")
 _PACKAGES = ("draftrec", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "numba")
 
 
@@ -142,11 +144,14 @@ class JobResult:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is otherwise now, a phrase each, as in `k was 20, now 10`."""
-    return [
-        f"{name} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
+    found: list[str] = []
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if any(isinstance(it, str) and _FINGERPRINT.fullmatch(it) for it in (old, new)):
+            found += input_changes({name: old}, {name: new})
+        elif old != new:
+            found.append(f"{name} was {_shown(old)}, now {_shown(new)}")
+    return found
 
 
 def input_changes(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> list[str]:

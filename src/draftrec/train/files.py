@@ -144,7 +144,7 @@ def sound(path: Path) -> Iterator[None]:
     try:
         yield
     except _UNUSABLE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise DraftrecError(
             f"{path} is damaged, or another version of draftrec or of its libraries wrote it "
             f"({reason}); start again with --overwrite"

@@ -28,7 +28,7 @@ from draftrec.errors import DraftrecError, Interrupted, UnsupportedModelError
 from draftrec.items.ids import is_text
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.trie import ItemTrie
-from draftrec.jobs.ledger import input_changes
+from draftrec.jobs.ledger import changes, input_changes
 from draftrec.models.loading import tokenizer_fingerprint
 from draftrec.models.recommender import Recommender, check_ids, load_recommender
 from draftrec.train.examples import cuts, read_training_data
@@ -220,7 +220,7 @@ def _teach(
     )
     asks = contexts_of(data.train, spec.settings)
     manifest = _begun(spec, folder, recommender, asks, sids.fingerprint())
-    if not manifest.shards:
+    if not manifest.finished:
         # Items are told apart by number; texts have none but their places.
         numbers = np.arange(len(sids)) if is_text(sids.items) else sids.items
         folder.write_catalogue(ItemRows(numbers, tokens, legal_codes(tokens)), sids)
@@ -252,7 +252,7 @@ def _record_shard(
     number = len(manifest.shards)
     contexts = recorder.record(asks)
     recorder.check(max(contexts, key=lambda c: len(c.prompt)))  # windows show in long ones alone
-    folder.write_shard(number, contexts)
+    manifest.sizes.append(folder.write_shard(number, contexts))
     manifest.shards.append(len(contexts))
     manifest.seconds += time.monotonic() - started
     folder.write_manifest(manifest)
@@ -304,7 +304,11 @@ def _begun(
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.ledger.clear()  # what a kill has left of another recording
         return wanted
-    names = ("target", "sids", "contexts")
+    otherwise = changes(found.settings, wanted.settings)
+    names = ("target", "sids", *(() if otherwise else ("contexts",)))  # of which settings are part
     before, now = ({name: getattr(it, name) for name in names} for it in (found, wanted))
-    folder.ledger.refuse(input_changes(before, now))
+    folder.ledger.refuse(otherwise + input_changes(before, now))
+    for i in range(len(found.sizes), len(found.shards)):  # of an earlier version
+        found.sizes.append(folder.shard(i).stat().st_size)
+    folder.ledger.check({folder.shard(i): size for i, size in enumerate(found.sizes)})
     return found

@@ -165,7 +165,8 @@ _RAGGED = ("prompt", "answers", "beams", "log_probs", "prompt_log_probs")
 
 class TeacherManifest(BaseModel):
     """Where a teacher folder comes from. `target`, `tokenizer`, `sids` and `contexts` are
-    fingerprints, the last of what was asked; `shards` counts the contexts of each."""
+    fingerprints, the last of what was asked; `shards` counts the contexts of each, `sizes` the
+    bytes of its file, where no earlier version wrote it."""
 
     format_version: int = FORMAT_VERSION
     target: str
@@ -178,6 +179,7 @@ class TeacherManifest(BaseModel):
     prompt: dict[str, Any]
     settings: dict[str, Any] = Field(default_factory=dict)
     shards: list[int] = Field(default_factory=list[int])
+    sizes: list[int] = Field(default_factory=list[int])
     seconds: float = 0.0
 
     @property
@@ -246,7 +248,8 @@ class TeacherFolder:
             found = TeacherManifest.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise DraftrecError(
-                f"{path} is damaged ({error.errors()[0]['msg']}); record the teacher data again"
+                f"{path} is damaged ({error.errors()[0]['msg']}); record the teacher data again "
+                "with --overwrite"
             ) from error
         if found.format_version != FORMAT_VERSION:
             raise DraftrecError(
@@ -273,8 +276,9 @@ class TeacherFolder:
         path = self.path / IDS_FILE
         return read_semantic_ids(path) if path.is_file() else None
 
-    def write_shard(self, number: int, contexts: Seq[Context]) -> None:
-        """Write contexts one after another, with the lengths of everything that is ragged."""
+    def write_shard(self, number: int, contexts: Seq[Context]) -> int:
+        """Write contexts one after another, with the lengths of everything that is ragged; the
+        file's size."""
         levels = contexts[0].beams.shape[1]
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name in _RAGGED:
@@ -282,7 +286,9 @@ class TeacherFolder:
             arrays[f"{name}_lengths"] = np.array([len(getattr(c, name)) for c in contexts])
         known = [c.truth if len(c.truth) else np.full(levels, -1, np.int32) for c in contexts]
         arrays["truth"] = np.stack(known)
-        replace_file(self.shard(number), save(arrays))
+        content = save(arrays)
+        replace_file(self.shard(number), content)
+        return len(content)
 
     def contexts(self, number: int) -> list[Context]:
         """The contexts of a shard. Raises DraftrecError if it is damaged or missing."""
@@ -330,5 +336,5 @@ def _load(path: Path) -> dict[str, Any]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise DraftrecError(
-            f"{path} is missing or damaged; record the teacher data again"
+            f"{path} is missing or damaged; record the teacher data again with --overwrite"
         ) from error
