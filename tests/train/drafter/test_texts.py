@@ -78,6 +78,10 @@ def test_records_may_have_moved_but_not_changed(world: Path, tmp_path: Path) -> 
     other = str(write_records(tmp_path / "other.jsonl", 10, seed=1))
     with pytest.raises(DraftrecError, match=r"10 of 10 prompts .*are not those of its records"):
         WrittenRun(tmp_path / "run", other, None).training_texts(MODEL, tokenizer)
+    manifest["paths"]["template"] = "gone.j2"
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DraftrecError, match=r"run this where its template gone.j2 was named from"):
+        WrittenRun(tmp_path / "run", moved, None).training_texts(MODEL, tokenizer)
 
 
 @pytest.mark.slow

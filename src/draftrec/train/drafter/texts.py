@@ -33,6 +33,7 @@ from draftrec.core import EMPTY_TREE, IntArray
 from draftrec.data.files.places import Place, arrow_path
 from draftrec.data.files.writers import replace_file
 from draftrec.data.records import Entity
+from draftrec.data.templates import FRAMEWORKS
 from draftrec.engine.learned.rules import ScoreRules
 from draftrec.engine.packing import Segment
 from draftrec.engine.target import Target
@@ -197,9 +198,12 @@ class WrittenRun:
             while block := list(islice(records, _BLOCK)):
                 yield from encoder.encode([it.prompt for it in block if isinstance(it, Entity)])
         except DraftrecError as error:
+            template = self.manifest.paths["template"]
+            own = template is not None and template not in FRAMEWORKS
+            where = f", and run this where its template {template} was named from" if own else ""
             raise DraftrecError(
                 f"the prompts of the run in {self.folder} cannot be made again ({error}); name its "
-                "records with --records"
+                f"records with --records{where}"
             ) from error
 
 
