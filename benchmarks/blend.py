@@ -28,8 +28,8 @@ from draftrec.evaluate.blend import Way, best_way, mean_error, rank_by_weight
 from draftrec.evaluate.ranking import KS
 from draftrec.items.retriever import ItemRetriever
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
-from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import fit_retriever
+from draftrec.jobs.recommend.loading import fit_retriever, parts_of
+from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.models.recommender import load_recommender
 
 Result = dict[str, Any]

@@ -27,8 +27,8 @@ from draftrec.data.sequences import History, read_histories, read_semantic_ids
 from draftrec.engine.target import Target
 from draftrec.evaluate.beam_speed import EngineRun, UserBeams, beam_figures
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
-from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import fit_retriever
+from draftrec.jobs.recommend.loading import fit_retriever, parts_of
+from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.models.recommender import load_recommender
 
 Engine = Callable[[Seq[Query]], list[UserBeams]]

@@ -35,7 +35,8 @@ from draftrec.evaluate.ranking import KS
 from draftrec.items.hits import Hits, find_hits
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
-from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.jobs.recommend.loading import parts_of
+from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.models.recommender import load_recommender
 
 Result = dict[str, Any]

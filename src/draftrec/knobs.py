@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -125,6 +127,14 @@ def whole_characters(value: Any) -> Any:
     if not encodable(value):
         raise ValueError("holds half of a surrogate pair, which is not valid Unicode")
     return value
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> str:
+    """That there is no setting of this name, for users of Python, and what there is."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    meant = f"is {near[0]!r} meant? " if near else ""
+    return f"Unknown setting {name!r}; {meant}known are {', '.join(names)}."
 
 
 def not_allowed(error: ValidationError) -> str:

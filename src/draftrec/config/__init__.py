@@ -35,6 +35,7 @@ from draftrec.config.recommend import (
     RecommendRun,
     RetrieverSettings,
     Wanted,
+    make_recommend_config,
 )
 
 __all__ = [
@@ -42,5 +43,5 @@ __all__ = [
     "DraftConfig", "Dtype", "EncodeConfig", "EncoderConfig", "FirstUsers", "GenerateConfig",
     "JobConfig", "ListenConfig", "ModelConfig", "RecommendConfig", "RecommendRun",
     "RecordsConfig", "RetrieverSettings", "Side", "Size", "StructureConfig", "Wanted",
-    "make_config", "with_values",
+    "make_config", "make_recommend_config", "with_values",
 ]  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import date
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +17,7 @@ from pydantic import (
 )
 
 from draftrec.errors import DraftrecError
-from draftrec.knobs import knob, not_allowed, whole_characters
+from draftrec.knobs import knob, not_allowed, unknown_setting, whole_characters
 
 Auto = Literal["auto"]
 
@@ -392,12 +391,8 @@ def with_values(config: GenerateConfig, settings: Mapping[str, Any]) -> Generate
     for key, value in settings.items():
         home = next((n for n, g in groups.items() if key in type(g).model_fields), None)
         if home is None:
-            known = sorted(k for g in groups.values() for k in type(g).model_fields)
-            near = get_close_matches(key, known, n=1)
-            raise DraftrecError(
-                f"Unknown setting {key!r}; {f'is {near[0]!r} meant? ' if near else ''}"
-                f"known are {', '.join(known)}."
-            )
+            known = (name for group in groups.values() for name in type(group).model_fields)
+            raise DraftrecError(unknown_setting(key, known))
         changed.setdefault(home, {})[key] = value
     try:
         made = {n: type(groups[n])(**{**dict(groups[n]), **v}) for n, v in changed.items()}

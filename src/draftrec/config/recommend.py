@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import field_validator
+from pydantic import ValidationError, field_validator
 
 from draftrec.config.generate import Auto, Count, Device, Dtype, Frozen, IdColumn, Size
 from draftrec.errors import DraftrecError
-from draftrec.knobs import check_knobs, knob
+from draftrec.knobs import check_knobs, knob, not_allowed, unknown_setting
 
 
 class ListenConfig(Frozen):
@@ -242,6 +242,18 @@ class RecommendConfig(Frozen):
         if isinstance(self.draft_beams, tuple):
             return self.draft_beams
         return (self.draft_beams or max(40, 2 * self.width),) * (levels - 1)
+
+
+def make_recommend_config(**settings: Any) -> RecommendConfig:
+    """A configuration of settings by name. Raises DraftrecError naming one that is unknown or not
+    allowed."""
+    for name in settings:
+        if name not in RecommendConfig.model_fields:
+            raise DraftrecError(unknown_setting(name, RecommendConfig.model_fields))
+    try:
+        return RecommendConfig(**settings)
+    except ValidationError as error:
+        raise DraftrecError(not_allowed(error)) from error
 
 
 Wanted = Literal["train", "valid", "test", "all"]

@@ -135,7 +135,7 @@ def load_shipped(folder: Path, readers: int = READERS) -> Shipped:
     """
     from draftrec.items.retriever import ItemRetriever, RetrieverSettings
     from draftrec.jobs.recommend.catalogue import Catalogue
-    from draftrec.jobs.recommend.recommender import parts_of
+    from draftrec.jobs.recommend.loading import parts_of
     from draftrec.models.recommender import load_recommender
 
     if not (folder / "card.json").is_file():

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,10 +24,10 @@ from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.knowledge.generator import Generator
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
-from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import fit_retriever, load_item_model, proposes
+from draftrec.jobs.recommend.loading import Sources, fit_retriever, load_parts, proposes
+from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.models.loading import tokenizer_fingerprint
-from draftrec.models.recommender import Recommender, load_recommender
+from draftrec.models.recommender import Recommender
 from draftrec.pool.store import Pool
 from draftrec.serve.dashboard.sources import BUSY_LOOK_SECONDS, RunSources
 from draftrec.serve.http.auth import ATTEMPTS, Keyring, Sessions, TokenBuckets
@@ -110,16 +109,20 @@ class FileCatalogue:
 
     def load(self) -> ItemRecommender:
         """Read everything and load the models."""
-        settings = self.settings
-        sids, items = self._catalogue()
-        load = partial(load_recommender, device=settings.device, dtype=settings.dtype)
-        target = load(settings.target)
-        draft = None if settings.draft in ("items", "none") else load(settings.draft)
-        self._models = target, draft
-        catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
-        parts = parts_of(target, catalogue, draft, self._proposer(items))
-        item_model = load_item_model(settings.item_model, sids, settings.device, settings.dtype)
-        return ItemRecommender(parts, catalogue, settings.settings, items, item_model)
+        it = self.settings
+        sources = Sources(
+            target=it.target,
+            sids=it.sids,
+            sequences=it.sequences,
+            draft=it.draft,
+            item_model=it.item_model,
+            device=it.device,
+            dtype=it.dtype,
+            columns=it.columns,
+        )
+        loaded = load_parts(sources, it.settings, read_semantic_ids(it.sids, it.columns))
+        self._models = loaded.target, loaded.draft
+        return ItemRecommender.of(loaded, it.settings)
 
     def reload(self, old: ItemRecommender) -> ItemRecommender:
         """Read semantic ids and sequences again; the models stay."""

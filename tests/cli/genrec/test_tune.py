@@ -28,7 +28,7 @@ from draftrec.evaluate.blend import (
     name_of,
 )
 from draftrec.items.hits import find_hits
-from draftrec.jobs.recommend.setup import known_places
+from draftrec.jobs.recommend.loading import known_places
 from tests.jobs.recommend.worlds import World, make_world, save_item_model
 
 

@@ -20,8 +20,9 @@ from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.recommend import item_model
 from draftrec.jobs.recommend.catalogue import Candidates, Catalogue, Query
 from draftrec.jobs.recommend.item_model import ItemModel
-from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, load
+from draftrec.jobs.recommend.loading import fit_retriever, parts_of
+from draftrec.jobs.recommend.recommender import ItemRecommender
+from draftrec.jobs.recommend.setup import TaskSettings, load
 from draftrec.models.recommender import load_recommender
 from tests.jobs.recommend.test_recommender import queries, same
 from tests.jobs.recommend.worlds import World, make_world, save_item_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,14 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftrec.config import RecommendConfig
-from draftrec.data.sequences import read_semantic_ids
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.items.retriever import ItemRetriever
 from draftrec.jobs.recommend import engines
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
 from draftrec.jobs.recommend.job import RecommendJob, _join, run_job
-from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
-from draftrec.jobs.recommend.setup import TaskSettings, fit_retriever, prepare, read_inputs
+from draftrec.jobs.recommend.loading import fit_retriever, parts_of
+from draftrec.jobs.recommend.recommender import ItemRecommender
+from draftrec.jobs.recommend.setup import TaskSettings, load, prepare, read_inputs
 from draftrec.jobs.recommend.worker import NUMBERS, shadowed, to_table
 from draftrec.models.recommender import load_recommender
 from tests.jobs.recommend.worlds import World, make_world, reassigned, save_model, with_texts
@@ -732,3 +734,65 @@ def test_a_run_with_the_former_defaults_goes_on(world: World, tmp_path: Path) ->
     job = prepare(task(world, tmp_path / "out.parquet", config=config)).job
     assert job.settings["draft_beams"] == 40
     assert "beams" not in job.settings
+
+
+def test_a_recommender_is_loaded_from_its_files_in_one_call(world: World, tmp_path: Path) -> None:
+    """With the ids that its target keeps, and lists of any kind for histories."""
+    write_semantic_ids(world.target / "sids.parquet", read_semantic_ids(world.sids))
+    short = ItemRecommender.from_pretrained(
+        world.target, sequences=str(world.sequences), draft=world.draft, k=4, exclude_seen=True
+    )
+    long = load(
+        TaskSettings(
+            target=world.target,
+            sids=world.sids,
+            sequences=str(world.sequences),
+            draft=str(world.draft),
+            output=tmp_path / "unwritten.parquet",
+            part="all",
+            config=RecommendConfig(k=4, exclude_seen=True),
+        ),
+        read_semantic_ids(world.sids),
+    ).recommender
+    lists = [[12, 30], (12, 30), np.array(["12", "30"]), np.array([12, 30], np.uint8), ["12", 30]]
+    found = short.recommend([Query(i, history, deny=[41]) for i, history in enumerate(lists)])
+    asked = [Query(i, np.array([12, 30]), np.array([41])) for i in range(len(lists))]
+    same(found, long.recommend(asked))
+    alone = ItemRecommender.from_pretrained(world.target, k=4)
+    assert alone.parts.retriever is None
+    assert len(alone.recommend([Query("somebody", [])])[0].items) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({"history": "12"}, "no list of ids"),
+        ({"history": None}, "no list of ids"),
+        ({"history": np.array([[12]])}, "no list of ids"),
+        ({"history": [12.0]}, "holds 12.0, which is no id"),
+        ({"history": [2**63]}, "which is no id"),
+        ({"history": [], "deny": [True]}, "deny holds True"),
+        ({"history": [], "allow": 12}, "allow=12 is no list"),
+        ({"history": [], "user": None}, "user holds None"),
+    ],
+)
+def test_what_is_no_id_is_refused_where_a_query_is_made(asked: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(DraftrecError, match=wanted):
+        Query(**{"user": 1, **asked})
+
+
+def test_what_cannot_be_loaded_is_said(world: World, tmp_path: Path) -> None:
+    for changes, wanted in (
+        ({"kk": 5}, "is 'k' meant"),
+        ({"k": 0}, "k=0 is not allowed"),
+        ({"draft": "items"}, "give sequences"),
+    ):
+        with pytest.raises(DraftrecError, match=wanted):
+            ItemRecommender.from_pretrained(world.target, **changes)
+    with pytest.raises(DraftrecError, match=r"no genrec\.json"):
+        ItemRecommender.from_pretrained(tmp_path)
+    copied = tmp_path / "old"
+    shutil.copytree(world.target, copied)
+    (copied / "sids.parquet").unlink(missing_ok=True)
+    with pytest.raises(DraftrecError, match="keeps no semantic ids"):
+        ItemRecommender.from_pretrained(copied)

@@ -142,7 +142,7 @@ def _item_item(
 ) -> RetrieverSettings:
     """The settings with which item-item alone finds most of the valid part."""
     from draftrec.evaluate.item_item import rate_settings, search
-    from draftrec.jobs.recommend.setup import known_places
+    from draftrec.jobs.recommend.loading import known_places
 
     known = list(known_places(options.sequences, inputs.sids, settings.columns, "valid"))
     histories = [history for history in inputs.histories if len(history.items)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from draftrec.core import DoubleArray, LongArray
+from draftrec.data.tables.columns import float_hint, is_id
 from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.errors import DraftrecError
-from draftrec.items.ids import Id, Ids, joined_ids
+from draftrec.items.ids import Id, Ids, ids_array, is_text, joined_ids
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.retriever import ItemScorer
 from draftrec.items.semantic_ids import SemanticIds
@@ -171,8 +174,12 @@ def _normalised(logs: DoubleArray) -> DoubleArray:
 class Query:
     """`history` `[h]`: the user's items, oldest first. `deny`: items not to recommend, `allow`: the
     only ones to recommend (None: all). `k`: items wanted, at most as many as the recommender's
-    settings say (None: as many). Ids are int64 or texts (see `items.ids`). `unknown`: items that
-    were left out of the history, as the catalogue does not have them."""
+    settings say (None: as many). Ids are whole numbers or texts (see `items.ids`), and lists, of
+    whatever kind, become arrays of them. `unknown`: items that were left out of the history, as the
+    catalogue does not have them.
+
+    Raises DraftrecError for what is no id.
+    """
 
     user: Id
     history: Ids
@@ -180,6 +187,34 @@ class Query:
     allow: Ids | None = None
     k: int | None = None
     unknown: int = 0
+
+    def __post_init__(self) -> None:
+        (user,) = _values("user", [self.user])
+        object.__setattr__(self, "user", user)
+        for name in ("history", "deny", "allow"):
+            if (given := getattr(self, name)) is not None or name == "history":
+                object.__setattr__(self, name, _ids(name, given))
+
+
+def _ids(name: str, given: Any) -> Ids:
+    """Ids as an array. Raises DraftrecError for anything but whole numbers and texts in a row."""
+    if isinstance(given, np.ndarray) and given.ndim == 1:
+        if is_text(given) or given.dtype.kind in "iu":
+            return ids_array(given)
+    elif isinstance(given, np.ndarray | str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise DraftrecError(f"{name}={given!r} is no list of ids; give whole numbers or texts")
+    return ids_array(_values(name, given))
+
+
+def _values(name: str, given: Iterable[Any]) -> list[Id]:
+    found = [value.item() if isinstance(value, np.generic) else value for value in given]
+    for value in found:
+        if not is_id(value) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+            raise DraftrecError(
+                f"{name} holds {value!r}, which is no id: a whole number of 64 bits or a text"
+                f"{float_hint(value)}"
+            )
+    return found
 
 
 @dataclass(frozen=True, eq=False, slots=True)

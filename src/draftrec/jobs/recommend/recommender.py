@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from draftrec.config import RecommendConfig
+from draftrec.config import RecommendConfig, make_recommend_config
 from draftrec.core import DoubleArray, LongArray
+from draftrec.data.files.places import here, place
+from draftrec.data.sequences import USUAL, SequenceColumns, read_semantic_ids
 from draftrec.engine.beams.loop import BeamEngine, search
 from draftrec.engine.beams.state import BeamRequest, Beams, UserSearch
-from draftrec.engine.passes.prepacked import prepack
-from draftrec.engine.selfcheck import checked_target
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import number_of
@@ -22,30 +24,8 @@ from draftrec.items.trie import Filter
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
 from draftrec.jobs.recommend.engines import Curves, Parts, check_config, make_engine
 from draftrec.jobs.recommend.item_model import ItemModel
-from draftrec.models.recommender import Recommender, check_draft
-
-
-def parts_of(
-    target: Recommender,
-    catalogue: Catalogue,
-    draft: Recommender | None = None,
-    retriever: ItemRetriever | None = None,
-    *,
-    exact: bool = False,
-) -> Parts:
-    """Loaded models as parts of an engine. They serve engines only from here on.
-
-    `exact`: as for `checked_target`, of the target alone. Raises DraftrecError for a draft of
-    another vocabulary and architectures that cannot be served.
-    """
-    if draft is not None:
-        check_draft(target, draft)
-    for loaded in (target, draft):
-        if loaded is not None:
-            prepack(loaded.model)
-    small = checked_target(draft.model, way="auto") if draft else None
-    large = checked_target(target.model, exact=exact, way="auto")
-    return Parts(large, catalogue.trie, small, retriever)
+from draftrec.jobs.recommend.loading import Loaded, Sources, load_parts
+from draftrec.models.recommender import IDS_FILE, read_info
 
 
 def _scorers(
@@ -95,6 +75,60 @@ class ItemRecommender:
         self.scorers = _scorers(config, popular, item_model)
         self._engine: BeamEngine | None = None
         self._curves = Curves()
+
+    @classmethod
+    def of(cls, loaded: Loaded, config: RecommendConfig) -> ItemRecommender:
+        """One of what its files hold."""
+        items, item_model = loaded.items, loaded.item_model
+        return cls(loaded.parts, loaded.catalogue, config, items, item_model)
+
+    @classmethod
+    def from_pretrained(  # noqa: PLR0913
+        cls,
+        target: str | Path,
+        sids: str | Path | None = None,
+        sequences: str | Path | None = None,
+        *,
+        draft: str | Path | None = None,
+        item_model: str | Path | None = None,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        exact: bool = False,
+        columns: SequenceColumns = USUAL,
+        **settings: Any,
+    ) -> ItemRecommender:
+        """Load a target's folder and what goes with it, as `draftrec genrec recommend` takes it.
+
+        `sids` None: those that the target was trained on. `sequences`: what everybody took, of
+        which items are proposed, and which answers where there is no history. `draft`: a draft
+        model's folder, `items` or `none`; None: `items` where there are sequences. `settings` are
+        the fields of `RecommendConfig` by name (`k=10`, `beams=40`, `exclude_seen=True` ...).
+        Raises DraftrecError for unknown or impossible settings and unusable files.
+        """
+        config = make_recommend_config(**settings)
+        file = place(target) / IDS_FILE if sids is None else place(sids)
+        proposed = "items" if sequences is not None and config.constraint == "trie" else "none"
+        sources = Sources(
+            target=here(target, "target"),
+            sids=file,
+            sequences=None if sequences is None else str(sequences),
+            draft=proposed if draft is None else str(draft),
+            item_model=None if item_model is None else here(item_model, "item_model"),
+            device=device,
+            dtype=dtype,
+            exact=exact,
+            columns=columns,
+        )
+        if sources.draft == "items" and sequences is None:
+            raise DraftrecError(
+                "draft='items' proposes what others took together; give sequences, or draft='none'"
+            )
+        if sids is None and not file.is_file():
+            read_info(sources.target)
+            raise DraftrecError(
+                f"{target} keeps no semantic ids; give those it was trained on, sids="
+            )
+        return cls.of(load_parts(sources, config, read_semantic_ids(file, columns)), config)
 
     def variant(
         self,

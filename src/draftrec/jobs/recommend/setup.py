@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from draftrec.config import RecommendConfig, RecommendRun, RetrieverSettings, Wanted
-from draftrec.core import LongArray
 from draftrec.data.files.locks import refuse_second_writer
 from draftrec.data.files.places import Place, is_address
 from draftrec.data.files.writers import check_table_name
@@ -23,7 +21,6 @@ from draftrec.data.sequences import (
     SequenceColumns,
     read_histories,
     read_items,
-    read_known,
     read_semantic_ids,
     usual_part,
 )
@@ -31,16 +28,13 @@ from draftrec.data.tables.readers import open_records
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
 from draftrec.items.ids import Ids
-from draftrec.items.retriever import ItemRetriever
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, usual_window
 from draftrec.jobs.knowledge.account import exactness
-from draftrec.jobs.recommend.catalogue import Catalogue
-from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.jobs.recommend.job import RecommendJob, check_output
-from draftrec.jobs.recommend.recommender import ItemRecommender, parts_of
+from draftrec.jobs.recommend.loading import Sources, load_parts
+from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.jobs.recommend.worker import IdTypes, ModelFacts, RecommendWorker, Stock
-from draftrec.models.recommender import load_recommender
 
 _LOG = logging.getLogger("draftrec")
 
@@ -204,24 +198,26 @@ def _absolute(location: str) -> str:
 def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     """Target, draft and retriever over a catalogue."""
     stock = Stock(**{name: read_stock(it, sids, settings.columns) for name, it in settings.lists})
-    target = load_recommender(settings.target, settings.device, settings.dtype)
-    draft = None
-    if settings.draft not in ("items", "none"):
-        draft = load_recommender(settings.draft, settings.device, settings.dtype)
-    items = fit_retriever(
-        settings.sequences, sids, settings.columns, settings.part or ALL, settings.config.item_item
+    sources = Sources(
+        target=settings.target,
+        sids=settings.sids,
+        sequences=settings.sequences,
+        draft=settings.draft,
+        item_model=settings.item_model,
+        part=settings.part or ALL,
+        device=settings.device,
+        dtype=settings.dtype,
+        exact=settings.exact,
+        columns=settings.columns,
     )
-    catalogue = Catalogue.of(sids, target, draft, str(settings.sids))
-    proposer = items if proposes(settings.draft, settings.config) else None
-    parts = parts_of(target, catalogue, draft, proposer, exact=settings.exact)
-    item_model = load_item_model(settings.item_model, sids, settings.device, settings.dtype)
-    recommender = ItemRecommender(parts, catalogue, settings.config, items, item_model)
-    meaning = _meaning(settings, parts.target)
+    loaded = load_parts(sources, settings.config, sids)
+    recommender = ItemRecommender.of(loaded, settings.config)
+    meaning = _meaning(settings, loaded.parts.target)
     facts = ModelFacts(
-        target.fingerprint,
-        draft.fingerprint if draft else settings.draft,
+        loaded.target.fingerprint,
+        loaded.draft.fingerprint if loaded.draft else settings.draft,
         meaning,
-        item_model.source.fingerprint if item_model else None,
+        loaded.item_model.source.fingerprint if loaded.item_model else None,
     )
     return RecommendWorker(recommender, facts, settings.shadow, stock)
 
@@ -246,17 +242,6 @@ def read_stock(location: str, sids: SemanticIds, columns: SequenceColumns) -> Id
     return items
 
 
-def load_item_model(
-    folder: Path | None,
-    sids: SemanticIds,
-    device: str,
-    dtype: Literal["auto", "float32", "bfloat16"],
-) -> ItemModel | None:
-    """The item model of a folder over a catalogue, if there is to be one. Raises as
-    `ItemModel.of` does."""
-    return ItemModel.of(load_recommender(folder, device, dtype), sids) if folder else None
-
-
 def _meaning(settings: TaskSettings, target: Target) -> str:
     """How equal to plain search's the answers are, which is said where drafts are verified."""
     rule = "relaxed" if settings.config.verify == "relaxed" else "strict"
@@ -265,36 +250,6 @@ def _meaning(settings: TaskSettings, target: Target) -> str:
         hint = ": near-ties may fall otherwise" if meaning == "up to rounding" else ""
         _LOG.info("items and scores are those of plain beam search, %s%s", meaning, hint)
     return meaning
-
-
-def proposes(draft: str, config: RecommendConfig) -> bool:
-    """Are proposed items drafted: alone, or beside a model's drafts where they can be? `draft`: a
-    draft model's folder, `items` or `none`."""
-    if draft in ("items", "none"):
-        return draft == "items"
-    fits = config.verify != "relaxed" and config.constraint == "trie"
-    return fits and config.draft_items > 0
-
-
-def fit_retriever(
-    sequences: str,
-    sids: SemanticIds,
-    columns: SequenceColumns = USUAL,
-    part: str = ALL,
-    settings: RetrieverSettings | None = None,
-) -> ItemRetriever:
-    """Co-occurrence and popularity of what is known when `part` is to be predicted, of items that
-    have a semantic id."""
-    return ItemRetriever.fit(known_places(sequences, sids, columns, part), len(sids), settings)
-
-
-def known_places(
-    sequences: str, sids: SemanticIds, columns: SequenceColumns = USUAL, part: str = ALL
-) -> Iterator[LongArray]:
-    """What every user is known to have taken when `part` is to be predicted, places int64 `[h]`
-    of the items that have a semantic id, oldest first."""
-    places = (sids.find(items) for items in read_known(sequences, part, columns))
-    return (p[p >= 0] for p in places)
 
 
 def _facts(settings: TaskSettings, models: ModelFacts, sids: SemanticIds) -> dict[str, Any]:
