@@ -305,7 +305,9 @@ def _begun(
         folder.ledger.clear()  # what a kill has left of another recording
         return wanted
     otherwise = changes(found.settings, wanted.settings)
-    names = ("target", "sids", *(() if otherwise else ("contexts",)))  # of which settings are part
+    names = ["target", "sids"]
+    if not otherwise:  # settings are a part of them
+        names.append("contexts")
     before, now = ({name: getattr(it, name) for name in names} for it in (found, wanted))
     folder.ledger.refuse(otherwise + input_changes(before, now))
     for i in range(len(found.sizes), len(found.shards)):  # of an earlier version
