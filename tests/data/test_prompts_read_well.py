@@ -202,6 +202,15 @@ def test_items(framework: str, kind: str) -> None:
     assert prompt == ITEM_PROMPTS[framework, kind]
 
 
+@pytest.mark.parametrize("blank", ["", " \n", [], [None, ""]])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_blank_fields_are_missing_ones(framework: str, blank: Any) -> None:
+    blanks = dict.fromkeys(("domain", "profile", "factors", "rating_scale", "brand"), blank)
+    user, item = (load_template(framework, side) for side in ("user", "item"))
+    assert user.render(USERS["sparse"] | blanks) == USER_PROMPTS[framework, "sparse"]
+    assert item.render(ITEMS["sparse"] | blanks) == ITEM_PROMPTS[framework, "sparse"]
+
+
 @pytest.mark.parametrize(
     ("ratings", "scale", "said"),
     [
@@ -286,6 +295,7 @@ def test_nouns_that_are_left_alone(noun: str) -> None:
 
 def test_small_words() -> None:
     assert singular("CDs") == "CD"
+    assert (singular(["movies"]), plural("movie|book")) == ("movie", "movie, book")
     assert listed([["Books", "Fiction"], "Crime|War"]) == "Books, Fiction, Crime, War"
     assert listed([["Books", "Fiction"], ["Books", "War"]]) == "Books, Fiction, War"
     assert titled("Blade Runner 2049", 2017) == "Blade Runner 2049 (2017)"

@@ -42,13 +42,15 @@ _SCALES = (5, 10, 100)
 
 
 def singular(noun: Any) -> str:
-    """`movies` as `movie`; what is one already, or cannot be counted, as it is."""
-    return _with_last_word(str(noun), _one)
+    """`movies` as `movie`; what is one already, or cannot be counted, as it is. Lists as `listed`
+    has them."""
+    return _with_last_word(listed(noun), _one)
 
 
 def plural(noun: Any) -> str:
-    """`movie` as `movies`; what is many already, or cannot be counted, as it is."""
-    return _with_last_word(str(noun), _many)
+    """`movie` as `movies`; what is many already, or cannot be counted, as it is. Lists as `listed`
+    has them."""
+    return _with_last_word(listed(noun), _many)
 
 
 def heading(text: Any) -> str:

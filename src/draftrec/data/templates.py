@@ -63,8 +63,10 @@ class Template:
     schema: str | None = None
 
     def render(self, record: Mapping[str, Any]) -> str:
-        """Fill in one record. A null field counts as missing."""
-        fields = _clean(record)
+        """Fill in one record. A null field counts as missing, and one without words does unless
+        it is required."""
+        needed = self.required_fields
+        fields = {n: v for n, v in _clean(record).items() if n in needed or not _is_blank(v)}
         missing = [name for name in self.required_fields if name not in fields]
         if missing:
             raise DraftrecError(
@@ -187,6 +189,13 @@ def _clean(value: Any) -> Any:
 
 def _is_null(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether it is a text, or a list, in which nothing is written."""
+    if isinstance(value, str):
+        return not value.strip()
+    return isinstance(value, list) and all(it is None or _is_blank(it) for it in value)
 
 
 @lru_cache(maxsize=1)
