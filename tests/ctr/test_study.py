@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +14,9 @@ from draftrec.ctr import study
 from draftrec.ctr.features import FeatureSources
 from draftrec.ctr.settings import FitSettings
 from draftrec.ctr.study import StudyJob, run_study, summarise
-from draftrec.data.events import CutSettings
+from draftrec.data.events import CutSettings, Events, read_events
 from draftrec.errors import DraftrecError
+from draftrec.jobs.ledger import changes
 from tests.ctr.world import World
 
 QUICK = FitSettings(batch_sizes=(256,), size=4, epochs=1)
@@ -81,6 +83,28 @@ def test_other_inputs_do_not_continue_a_study(world: World, tmp_path: Path) -> N
         run_study(replace(begun, sources=replace(begun.sources, item_vectors=str(other))), 1)
     with pytest.raises(DraftrecError, match="history was 30, now 3"):
         run_study(replace(begun, cut=CutSettings(history=3)), 1)
+
+
+def test_inputs_that_change_while_they_are_read_do_not_continue_a_study(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of the old file stood under the fingerprint of the new one."""
+    path = tmp_path / "interactions.jsonl"
+    begun = replace(job(world, tmp_path / "out"), seeds=1, interactions=str(path))
+    lines = world.interactions.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines))
+
+    def replaced(*given: Any) -> Events:
+        found = read_events(*given)
+        path.write_text("".join(lines[1:]))
+        return found
+
+    monkeypatch.setattr(study, "read_events", replaced)
+    monkeypatch.setattr(study, "run_trials", lambda trial, settings, store, **_: store)
+    monkeypatch.setattr(study, "_summary", lambda store, *_: {"identity": store.identity})
+    (tmp_path / "out").mkdir()
+    first, again = (run_study(begun, 1)["identity"] for _ in range(2))
+    assert changes(first, again) == ["interactions changed"]
 
 
 def test_adaptors_are_checked_before_anything_is_trained(world: World, tmp_path: Path) -> None:

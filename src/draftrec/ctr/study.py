@@ -45,6 +45,8 @@ from draftrec.models.cpu import usable_cores
 REJECTED = "rejected.jsonl"
 #: Figures of the test that summaries show.
 _FIGURES = ("auc", "logloss")
+#: What sources hold besides files.
+_COLUMNS = ("item_columns", "user_columns")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def run_study(
     """
     _require_library()
     rejects = Rejects(job.columns.user)
+    # Before they are read: of files that change in between, a study that goes on knows.
+    prints = _fingerprints(job)
     events = read_events(job.interactions, job.columns, rejects)
     say_untimed(events, job.interactions)
     job = replace(job, cut=replace(job.cut, positive=positive_of(events, job.cut.positive)))
@@ -93,7 +97,7 @@ def run_study(
         user_ids=job.cut.split == "time",
     )
     _check_adaptors(job.adaptors, prepared.inputs, job.fit.size)
-    store = TrialStore(job.output, _identity(job), job.overwrite)
+    store = TrialStore(job.output, _identity(job, prints), job.overwrite)
     table = run_trials(
         partial(_trial, prepared.inputs, job.fit),
         job.trials,
@@ -164,16 +168,20 @@ def _counts(samples: Samples, number: int) -> dict[str, int]:
     }
 
 
-def _identity(job: StudyJob) -> dict[str, Scalar]:
-    """What all trials share, flat: contents of the inputs, not their names."""
-    sources = asdict(job.sources)
-    shared = {**asdict(job.columns), **asdict(job.cut), **asdict(job.fit)}
-    shared |= {name: sources.pop(name) for name in ("item_columns", "user_columns")}
-    files = {"interactions": job.interactions, **sources}
-    prints = {
+def _fingerprints(job: StudyJob) -> dict[str, Scalar]:
+    """Of the contents of the inputs, None for those that there are not."""
+    given = {**asdict(job.sources), "interactions": job.interactions}
+    return {
         name: open_records(place).fingerprint()[:16] if place else None
-        for name, place in files.items()
+        for name, place in given.items()
+        if name not in _COLUMNS
     }
+
+
+def _identity(job: StudyJob, prints: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """What all trials share, flat: contents of the inputs, not their names."""
+    shared = {**asdict(job.columns), **asdict(job.cut), **asdict(job.fit)}
+    shared |= {name: getattr(job.sources, name) for name in _COLUMNS}
     flat: dict[str, Scalar] = {
         name: ", ".join(map(str, value)) if isinstance(value, tuple) else value
         for name, value in shared.items()

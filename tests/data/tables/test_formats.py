@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +368,22 @@ def test_a_folder_without_parts_says_what_it_holds(
         (tmp_path / name).touch()
     with pytest.raises(DraftrecError, match=words):
         open_records(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path: Path, name: str) -> None:
+    """Its end was lost without a word; one that is replaced by another file is read to its end."""
+    path, other = tmp_path / name, tmp_path / "other"
+    line = "u,i\n" if name == "x.csv" else '{"u": 1}\n'
+    path.write_text(line * 40_000)
+    rows = open_records(path).rows()
+    next(rows)
+    other.write_text(line)
+    other.replace(path)
+    assert sum(1 for _ in rows) >= 39_998
+    path.write_text(line * 40_000)
+    rows = open_records(path).rows()
+    next(rows)
+    os.truncate(path, len(line))
+    with pytest.raises(DraftrecError, match="became shorter while it was read"):
+        list(rows)

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -380,8 +381,30 @@ def _open_text(path: Place, encoding: str = "utf-8") -> Iterator[io.TextIOWrappe
         pa.input_stream(raw, compression=compression) if compression else raw as stream,
         # utf-8-sig: spreadsheets put a byte-order mark in front.
         io.TextIOWrapper(stream, encoding=encoding, newline="") as text,  # type: ignore[arg-type]
+        _not_cut(path, raw),
     ):
         yield text
+
+
+@contextmanager
+def _not_cut(path: Place, opened: Any) -> Iterator[None]:
+    """Raise DraftrecError for a file of this machine that others cut while it is read, whatever is
+    found wrong with its end. What stores hold stays as it is."""
+    if not isinstance(path, Path):
+        yield
+        return
+    size, error = os.fstat(opened.fileno()).st_size, None
+    try:
+        yield
+    except Exception as found:  # noqa: BLE001 - raised again below
+        error = found
+    if os.fstat(opened.fileno()).st_size < size:
+        raise DraftrecError(
+            f"{path} became shorter while it was read; run the same command again when nobody "
+            "writes to it"
+        ) from error
+    if error is not None:
+        raise error
 
 
 @contextmanager
