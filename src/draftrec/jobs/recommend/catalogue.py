@@ -170,7 +170,7 @@ def _normalised(logs: DoubleArray) -> DoubleArray:
     return logs - total if total > -np.inf else logs
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, init=False)
 class Query:
     """`history` `[h]`: the user's items, oldest first. `deny`: items not to recommend, `allow`: the
     only ones to recommend (None: all). `k`: items wanted, at most as many as the recommender's
@@ -183,17 +183,30 @@ class Query:
 
     user: Id
     history: Ids
-    deny: Ids | None = None
-    allow: Ids | None = None
-    k: int | None = None
-    unknown: int = 0
+    deny: Ids | None
+    allow: Ids | None
+    k: int | None
+    unknown: int
 
-    def __post_init__(self) -> None:
-        (user,) = _values("user", [self.user])
-        object.__setattr__(self, "user", user)
-        for name in ("history", "deny", "allow"):
-            if (given := getattr(self, name)) is not None or name == "history":
-                object.__setattr__(self, name, _ids(name, given))
+    def __init__(
+        self,
+        user: Id,
+        history: Ids | Iterable[Id],
+        deny: Ids | Iterable[Id] | None = None,
+        allow: Ids | Iterable[Id] | None = None,
+        k: int | None = None,
+        unknown: int = 0,
+    ) -> None:
+        values = {
+            "user": _values("user", [user])[0],
+            "history": _ids("history", history),
+            "deny": None if deny is None else _ids("deny", deny),
+            "allow": None if allow is None else _ids("allow", allow),
+            "k": k,
+            "unknown": unknown,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 def _ids(name: str, given: Any) -> Ids:

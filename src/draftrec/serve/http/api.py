@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from draftrec.errors import DraftrecError
-from draftrec.items.ids import Id, Ids, as_text, ids_array
+from draftrec.items.ids import Id, Ids, as_text
 from draftrec.jobs.knowledge.prompts import unknown_token
 from draftrec.jobs.recommend.catalogue import Query
 from draftrec.jobs.recommend.recommender import ItemRecommender
@@ -389,13 +389,10 @@ def health_router(service: Service) -> APIRouter:
 
 
 def _query(body: RecommendRequest, most: int, prefix: str) -> Query:
-    def items(ids: Seq[Id] | None) -> Any:
-        return None if ids is None else ids_array(ids)
-
     k = min(_USUAL_K, most) if body.k is None else body.k
     if k > most:
         raise refused(f"{prefix}k: this service gives at most {most} items")
-    return Query(body.user, items(body.history), items(body.deny), items(body.allow), k)
+    return Query(body.user, body.history, body.deny, body.allow, k)
 
 
 def _as_asked(items: Ids, body: RecommendRequest, *, spelt: bool) -> list[Id]:
