@@ -28,9 +28,9 @@ _API: dict[str, dict[str, tuple[str, ...] | None]] = {
         "draftrec.jobs.knowledge.writing.Text": None,
     },
     "Recommending": {
-        "draftrec.jobs.recommend.recommender.ItemRecommender": ("recommend",),
+        "draftrec.jobs.recommend.recommender.ItemRecommender": ("from_pretrained", "recommend"),
         "draftrec.jobs.recommend.catalogue.Query": None,
-        "draftrec.jobs.recommend.recommender.Recommendation": None,
+        "draftrec.jobs.recommend.catalogue.Recommendation": None,
     },
     "Pools": {"draftrec.pool.store.Pool": ("load", "save", "add", "merge", "prune")},
     "Inside transformers": {"draftrec.integrations.transformers": None},
@@ -43,7 +43,7 @@ _SETTINGS = {
         "ModelConfig", "AcceptConfig", "ControlsConfig", "DraftConfig", "BatchConfig",
         "StructureConfig",
     ),
-    "Settings of recommendations, for `RecommendConfig`": ("RecommendConfig",),
+    "Settings of recommendations, for `ItemRecommender`": ("RecommendConfig",),
 }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def api() -> str:
     """The API reference, for mkdocstrings to fill in."""
     parts = [
         "# API\n\nWhat other programs may rely on. Everything else may change between versions. "
-        "`draftrec.Generator` is the first class below.\n"
+        "`from draftrec import Generator, ItemRecommender, Query` has most of it.\n"
     ]
     for title, names in _API.items():
         parts += [
@@ -154,7 +154,7 @@ def _object(name: str, members: tuple[str, ...] | None) -> str:
     options: dict[str, Any] = {"heading_level": 3}
     if members is not None:
         options["members"] = list(members)
-    if name == "draftrec.jobs.knowledge.generator.Generator":  # made by from_pretrained
+    if "from_pretrained" in (members or ()):  # by which they are made
         options["merge_init_into_class"] = False
     return f"::: {name}\n    options: {json.dumps(options)}\n"
 
