@@ -84,9 +84,62 @@ def test_shares(rows: list[tuple[int, int]]) -> None:
     inside(plots.shares(data, LABELS))
 
 
-@pytest.mark.parametrize(("value", "shown"), [(3.0, "3"), (0.125, "0.125"), (1234.5, "1.23e+03")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(3.0, "3"), (0.125, "0.125"), (1234.6, "1,235"), (2e6, "2.00M")]
+)
 def test_values_are_written_out(value: float, shown: str) -> None:
     assert f">{shown}<" in plots.bars([Bar("only", value)], LABELS)
+
+
+def placed(svg: Markup) -> list[tuple[str, float, float]]:
+    """Each level text of a plot, and where it begins and ends by the letters' usual width."""
+    found = []
+    for node in inside(svg).findall("text"):
+        words, x, names = node.text or "", float(node.attrib["x"]), node.attrib["class"].split()
+        long = sum(12.6 if ord(letter) > 0x2E80 else 6.3 for letter in words)
+        start = x - (long if "end" in names else long / 2 if "middle" in names else 0)
+        found.append((words, start, start + long))
+    return found
+
+
+def test_long_names_are_shortened_and_leave_room_for_the_plot() -> None:
+    name = "relaxed-top4-minprob0.02-poolA-2026-12-01-second-try"
+    data = [
+        Bar(name, 1.0, note="1,000,000 letters"),
+        Bar("基準モデルの出力テキスト全部の比較", 2.0),
+    ]
+    root = inside(plots.bars(data, LABELS))
+    assert max(float(bar.attrib["width"]) for bar in root.iter("rect")) > 100
+    stack = plots.shares([Stack(name, [("pool", 1), ("prompt", 1)])], LABELS)
+    for words, start, end in [*placed(plots.bars(data, LABELS)), *placed(stack)]:
+        assert 0 <= start < end <= plots.WIDTH, words
+    assert any(
+        words.startswith("relaxed-") and words.endswith("-try") for words, *_ in placed(stack)
+    )
+
+
+def test_legends_take_as_many_lines_as_they_need() -> None:
+    names = [f"a run with a long name {i}" for i in range(5)]
+    series = [Series(name, [1, 2], [1, 2], i) for i, name in enumerate(names)]
+    stack = [Stack("all", [(name, 1) for name in names])]
+    drawn = (
+        plots.lines(series, LABELS), plots.histogram(series, LABELS),
+        plots.scatter(series, LABELS), plots.shares(stack, LABELS),
+    )  # fmt: skip
+    for svg in drawn:
+        assert {words for words, *_ in placed(svg)} >= set(names)
+        for words, start, end in placed(svg):
+            assert start >= 0, words
+            assert end <= plots.WIDTH, words
+
+
+@pytest.mark.parametrize("value", [1.2345, 1000.15, 0.0, 2e7])
+def test_ticks_of_a_single_point_differ(value: float) -> None:
+    root = inside(plots.scatter([Series("a", [0.0, 1.0], [value] * 2)], LABELS))
+    ticks = [it.text or "" for it in root.findall("text[@class='tick end']")]
+    assert len(ticks) > 1
+    assert len(set(ticks)) == len(ticks)
+    assert "e+" not in "".join(ticks)
 
 
 def test_words_are_escaped() -> None:

@@ -7,6 +7,7 @@ sheet (`page.css`). Every plot carries a title and a description for those who c
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from markupsafe import Markup
 
 WIDTH = 460
 _LETTER = 6.3  # pixels that a letter of the 12 pixel label font takes, roughly
+_GUTTER = 210  # the most that names on the left take of a plot
+_LEGEND = 22  # pixels of a line of a legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +62,21 @@ class Stack:
 
 def bars(data: Seq[Bar], labels: Labels, reference: float | None = None) -> Markup:
     """Horizontal bars from zero, values written out; `reference` draws a dashed line."""
-    left, right, top, step = _gutter(b.label for b in data), 70, 10, 44
+    left, top, step = _gutter(b.label for b in data), 10, 44
+    notes = [bar.note or _number(bar.value) for bar in data]
+    right = max(70.0, 16 + 1.25 * max(map(_length, notes)))  # they are bold
     bottom = top + step * len(data)
     ticks = _ticks(max([b.high or b.value for b in data] + [reference or 0.0]), 5)
     scale = _Scale(0.0, ticks[-1], left, WIDTH - right)
     parts = [_x_axis(scale, ticks, top, bottom, labels.x)]
-    for i, bar in enumerate(data):
+    for i, (bar, note) in enumerate(zip(data, notes, strict=True)):
         y = top + step * i + step / 2
-        parts.append(_text(left - 10, y + 4, bar.label, "label end"))
+        parts.append(_text(left - 10, y + 4, _short(bar.label, left - 24), "label end"))
         width = max(1.0, scale(bar.value) - left)
         parts.append(_shape("rect", f"c{bar.tone}", x=left, y=y - 11, width=width, height=22, rx=3))
         parts.append(_whisker(scale, bar, y))
         edge = scale(max(bar.value, bar.high or 0.0))
-        parts.append(_text(edge + 8, y + 4, bar.note or _number(bar.value), "value"))
+        parts.append(_text(edge + 8, y + 4, note, "value"))
     if reference is not None:
         x = scale(reference)
         parts.append(_shape("line", "reference", x1=x, x2=x, y1=top, y2=bottom))
@@ -80,7 +85,8 @@ def bars(data: Seq[Bar], labels: Labels, reference: float | None = None) -> Mark
 
 def lines(series: Seq[Series], labels: Labels, *, doubling: bool = False) -> Markup:
     """Lines through marked points, y from zero. `doubling` spaces powers of two evenly on x."""
-    left, right, top, bottom = 52, WIDTH - 18, 34 if len(series) > 1 else 12, 236
+    legend = [(s.label, s.tone) for s in series]
+    left, right, (top, bottom) = 52, WIDTH - 18, _under(legend, 236)
     xs = sorted({x for s in series for x in s.x})
     ticks = _ticks(max(max(s.y) for s in series), 4)
     across = _Scale(xs[0], xs[-1], left + 12, right - 12, doubling=doubling)
@@ -94,13 +100,14 @@ def lines(series: Seq[Series], labels: Labels, *, doubling: bool = False) -> Mar
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(_shape("polyline", f"line s{one.tone}", points=path))
         parts += [_shape("circle", f"c{one.tone} dot", cx=x, cy=y, r=3.5) for x, y in points]
-    parts.append(_legend([(s.label, s.tone) for s in series]))
+    parts.append(_legend(legend))
     return _svg(parts, bottom + 48, labels)
 
 
 def histogram(series: Seq[Series], labels: Labels, most: int = 16) -> Markup:
     """Shares in percent of counts at 0, 1, 2 ...; whatever lies past `most` joins the last bin."""
-    left, right, top, bottom = 52, WIDTH - 12, 34, 236
+    legend = [(s.label, s.tone) for s in series]
+    left, right, (top, bottom) = 52, WIDTH - 12, _under(legend, 236)
     folded = [_fold(one, most) for one in series]
     bins = max(len(f) for f in folded)
     ticks = _ticks(max(max(f, default=0.0) for f in folded) or 1.0, 4)
@@ -120,7 +127,7 @@ def histogram(series: Seq[Series], labels: Labels, most: int = 16) -> Markup:
         name = f"{i}+" if more and i == bins - 1 else str(i)
         parts.append(_text(left + slot * (i + 0.5), bottom + 18, name, "tick middle"))
     parts.append(_text((left + right) / 2, bottom + 38, labels.x, "axis middle"))
-    parts.append(_legend([(s.label, s.tone) for s in series]))
+    parts.append(_legend(legend))
     return _svg(parts, bottom + 48, labels)
 
 
@@ -129,11 +136,13 @@ def shares(data: Seq[Stack], labels: Labels, first_tone: int = 3) -> Markup:
     drawn = {name for s in data for name, value in s.parts if value > 0}
     names = [n for n in dict.fromkeys(n for s in data for n, _ in s.parts) if n in drawn]
     tones = {name: (first_tone + i) % 6 for i, name in enumerate(names)}
-    left, right, top, step = _gutter(s.label for s in data), WIDTH - 18, 40, 58
-    parts = [_legend(list(tones.items()))]
+    legend = list(tones.items())
+    left, right, step = _gutter(s.label for s in data), WIDTH - 18, 58
+    top = 18 + _LEGEND * max(1, len(_legend_rows(legend)))
+    parts = [_legend(legend)]
     for i, stack in enumerate(data):
         y = top + step * i + step / 2
-        parts.append(_text(left - 10, y + 4, stack.label, "label end"))
+        parts.append(_text(left - 10, y + 4, _short(stack.label, left - 24), "label end"))
         total, x = sum(value for _, value in stack.parts), float(left)
         for name, value in stack.parts:
             if value <= 0:
@@ -154,7 +163,8 @@ def scatter(
     series: Seq[Series], labels: Labels, edge: Series | None = None, limit: float | None = None
 ) -> Markup:
     """Points by kind, on axes that span them; `edge` is a line, `limit` a dashed one across x."""
-    left, right, top, bottom = 52, WIDTH - 18, 34 if len(series) > 1 else 12, 266
+    legend = [(s.label, s.tone) for s in series]
+    left, right, (top, bottom) = 52, WIDTH - 26, _under(legend, 266)
     xs, ys = [x for s in series for x in s.x], [y for s in series for y in s.y]
     x_ticks = _ticks_between(xs if limit is None else [*xs, limit], 5)
     y_ticks = _ticks_between(ys, 5)
@@ -171,7 +181,7 @@ def scatter(
     for one in series:
         for x, y in zip(one.x, one.y, strict=True):
             parts.append(_shape("circle", f"c{one.tone} dot", cx=across(x), cy=up(y), r=4.5))
-    parts.append(_legend([(s.label, s.tone) for s in series]))
+    parts.append(_legend(legend))
     return _svg(parts, bottom + 48, labels)
 
 
@@ -191,15 +201,17 @@ class _Scale:
 
 
 def _ticks(high: float, about: int) -> list[float]:
-    """Round numbers from zero to at least `high`."""
+    """Round numbers from zero to at least `high`; to 1 where all is zero."""
+    high = high if high > 0 else 1.0
     step = _round_step(max(high, 1e-9) / about)
     return [i * step for i in range(math.ceil(high / step * 0.999) + 1)]
 
 
 def _ticks_between(values: Seq[float], about: int) -> list[float]:
-    """Two or more round numbers, from at most the lowest value to at least the highest."""
+    """Two or more round numbers, from at most the lowest value to at least the highest; values
+    that differ by less than a hundredth are shown as the one that they nearly are."""
     low, high = min(values), max(values)
-    step = _round_step(max(high - low, 1e-9, 1e-6 * abs(high)) / about)
+    step = _round_step(max(high - low, 1e-9, 1e-2 * abs(high)) / about)
     first, last = math.floor(low / step + 0.001), math.ceil(high / step - 0.001)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
@@ -229,31 +241,63 @@ def _fold(series: Series, most: int) -> list[float]:
 
 
 def _gutter(names: Iterable[str]) -> float:
-    return 24 + _LETTER * max((len(n) for n in names), default=0)
+    return min(_GUTTER, 24 + max(map(_length, names), default=0.0))
+
+
+def _length(text: str) -> float:
+    """Pixels that a label takes, roughly; those of Chinese, Japanese and Korean are wide."""
+    return _LETTER * sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _short(text: str, room: float) -> str:
+    """The text, or its two ends where it is longer than `room` pixels."""
+    if _length(text) <= room + 0.1:
+        return text
+    ends = len(text) // 2
+    while ends and _length(f"{text[:ends]}…{text[-ends:]}") > room:
+        ends -= 1
+    return f"{text[:ends]}…{text[-ends:]}" if ends else "…"
 
 
 def _number(value: float) -> str:
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
+    """Three digits or more, and no powers of ten but of what is tiny."""
+    if abs(value) >= 999_999.5:
+        return f"{value / 1e6:,.{2 if abs(value) < 1e7 else 0}f}M"
+    if value == int(value) or abs(value) >= 999.5:
+        return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def _tick_words(ticks: Seq[float]) -> list[str]:
+    """Each with the places that tell it from the next."""
+    size, unit = (1e6, "M") if max(map(abs, ticks)) >= 1e6 else (1.0, "")
+    places = max(0, 1 - math.floor(math.log10((ticks[1] - ticks[0]) / size) + 1e-9))
+    if places > 7:
+        return [_number(tick) for tick in ticks]
+    words = [f"{tick / size:,.{places}f}" for tick in ticks]
+    words = [word.rstrip("0").rstrip(".") if "." in word else word for word in words]
+    return [word if word in ("0", "-0") else word + unit for word in words]
 
 
 def _x_axis(scale: _Scale, ticks: Seq[float], top: float, bottom: float, name: str) -> Markup:
     parts: list[Markup] = []
-    for tick in ticks:
+    words = _tick_words(ticks)
+    apart = scale(ticks[1]) - scale(ticks[0])
+    every = math.ceil((max(map(_length, words)) + 6) / apart)
+    for i, (tick, word) in enumerate(zip(ticks, words, strict=True)):
         x = scale(tick)
         parts.append(_shape("line", "grid", x1=x, x2=x, y1=top, y2=bottom))
-        parts.append(_text(x, bottom + 16, _number(tick), "tick middle"))
+        parts.append(_text(x, bottom + 16, "" if i % every else word, "tick middle"))
     middle = (scale(ticks[0]) + scale(ticks[-1])) / 2
     return Markup("").join([*parts, _text(middle, bottom + 36, name, "axis middle")])
 
 
 def _y_axis(scale: _Scale, ticks: Seq[float], left: float, right: float, name: str) -> Markup:
     parts: list[Markup] = []
-    for tick in ticks:
+    for tick, word in zip(ticks, _tick_words(ticks), strict=True):
         y = scale(tick)
         parts.append(_shape("line", "grid", x1=left, x2=right, y1=y, y2=y))
-        parts.append(_text(left - 8, y + 4, _number(tick), "tick end"))
+        parts.append(_text(left - 8, y + 4, word, "tick end"))
     middle = (scale(ticks[0]) + scale(ticks[-1])) / 2
     turned = Markup('<g transform="translate(13 {:.1f}) rotate(-90)">{}</g>')
     return Markup("").join([*parts, turned.format(middle, _text(0, 0, name, "axis middle"))])
@@ -267,15 +311,33 @@ def _whisker(scale: _Scale, bar: Bar, y: float) -> Markup:
     return Markup("").join([_shape("line", "spread", x1=low, x2=high, y1=y, y2=y), *ends])
 
 
+def _under(legend: Seq[tuple[str, int]], bottom: float) -> tuple[float, float]:
+    """Top and bottom of a plot below its legend, `bottom` where that takes a line at most."""
+    rows = len(_legend_rows(legend))
+    return 12 + _LEGEND * rows, bottom + _LEGEND * max(0, rows - 1)
+
+
+def _legend_rows(entries: Seq[tuple[str, int]]) -> list[list[tuple[float, str, int]]]:
+    """Lines of a legend: where each entry begins, its label and tone. None for a single entry."""
+    rows: list[list[tuple[float, str, int]]] = []
+    x = float(WIDTH)
+    for label, tone in entries if len(entries) > 1 else ():
+        shown = _short(label, WIDTH - 40)
+        if x + 17 + _length(shown) > WIDTH:
+            rows.append([])
+            x = 12.0
+        rows[-1].append((x, shown, tone))
+        x += 17 + _length(shown) + 18
+    return rows
+
+
 def _legend(entries: Seq[tuple[str, int]]) -> Markup:
-    if len(entries) < 2:
-        return Markup("")
     parts: list[Markup] = []
-    x = 12.0
-    for label, tone in entries:
-        parts.append(_shape("rect", f"c{tone}", x=x, y=6, width=11, height=11, rx=2))
-        parts.append(_text(x + 17, 16, label, "label"))
-        x += 17 + _LETTER * len(label) + 18
+    for line, row in enumerate(_legend_rows(entries)):
+        y = _LEGEND * line
+        for x, label, tone in row:
+            parts.append(_shape("rect", f"c{tone}", x=x, y=y + 6, width=11, height=11, rx=2))
+            parts.append(_text(x + 17, y + 16, label, "label"))
     return Markup("").join(parts)
 
 
