@@ -254,7 +254,7 @@ def _short(text: str, room: float) -> str:
     if _length(text) <= room + 0.1:
         return text
     ends = len(text) // 2
-    while ends and _length(f"{text[:ends]}…{text[-ends:]}") > room:
+    while ends and _length(f"{text[:ends]}…{text[-ends:]}") > 0.9 * room:  # fonts differ
         ends -= 1
     return f"{text[:ends]}…{text[-ends:]}" if ends else "…"
 

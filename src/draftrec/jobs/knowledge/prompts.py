@@ -164,6 +164,6 @@ def unknown_token(ids: IntArray, vocabulary: int) -> str | None:
     if largest < vocabulary:
         return None
     return (
-        f"the prompt has token {largest}, which the tokenizer knows and the model does not (its "
-        f"embedding has {vocabulary} rows)"
+        f"the prompt has token {largest}, which the model does not know (its embedding has "
+        f"{vocabulary} rows)"
     )
