@@ -38,6 +38,10 @@ def test_denied_items_close_what_only_they_need(catalogue: Catalogue, data: st.D
     assert (np.diff(found.blocked) > 0).all()
     assert found.items.tolist() == sorted(denied & catalogue.paths.keys())
     check(catalogue, found, set(catalogue.paths) - denied)
+    more = chosen(data, catalogue)
+    both = Filter.deny(catalogue.trie(), catalogue.places(more), found)
+    check(catalogue, both, set(catalogue.paths) - denied - more)
+    assert both.listed is None
 
 
 @pytest.mark.slow
@@ -58,6 +62,10 @@ def test_allowed_items_open_what_leads_to_them(catalogue: Catalogue, data: st.Da
     denied = chosen(data, catalogue)
     rest = Filter.allow(catalogue.trie(), places, np.tile(catalogue.places(denied), 2))
     check(catalogue, rest, allowed - denied)
+    more = chosen(data, catalogue)
+    less = Filter.deny(catalogue.trie(), catalogue.places(more), rest)
+    check(catalogue, less, allowed - denied - more)
+    assert less.listed is rest.items
 
 
 def test_an_item_that_shares_its_leaf_is_denied_without_closing_it() -> None:

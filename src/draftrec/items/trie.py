@@ -324,30 +324,31 @@ class Filter:
     `blocked` int64 `[b]`, sorted: nodes that must not be entered, since all items below them are
     denied. `allowed` int64 `[a]`, sorted: nodes that may be entered, since an item below them is
     allowed. `items` int64 `[m]`, sorted: the denied or allowed items themselves, for those that
-    share a leaf with others.
+    share a leaf with others. `base`: what holds besides.
     """
 
     blocked: LongArray | None
     allowed: LongArray | None
     items: LongArray
+    base: Filter | None = None
 
     @classmethod
-    def deny(cls, trie: ItemTrie, places: LongArray) -> Filter:
+    def deny(cls, trie: ItemTrie, places: LongArray, base: Filter | None = None) -> Filter:
         """Leave out the items at `places` int64 `[k]`, in any order, repeated or not; negative
-        ones (items that the catalogue does not have) are ignored.
+        ones (items that the catalogue does not have) are ignored. With a `base` they are left out
+        of what that one leaves, in a time that follows `places` alone.
 
         With all items denied, the root is blocked.
         """
         places = _known(places)
+        if base is not None:
+            places = places[base.keeps(_items(trie, places))]
         nodes, counts = np.unique(trie.leaves_of(places), return_counts=True)
-        leaves = nodes - trie.level_start[-2]
-        held = trie.item_start[leaves + 1] - trie.item_start[leaves]
-        blocked = [nodes[counts == held]]
+        blocked = [nodes[counts == _held(trie, nodes, base)]]
         for level in range(trie.levels, 0, -1):
             nodes, counts = np.unique(trie.parents(blocked[-1], level), return_counts=True)
-            held = trie.first[nodes + 1] - trie.first[nodes]
-            blocked.append(nodes[counts == held])
-        return cls(np.concatenate(blocked[::-1]), None, _items(trie, places))
+            blocked.append(nodes[counts == _followed(trie, nodes, base)])
+        return cls(np.concatenate(blocked[::-1]), None, _items(trie, places), base)
 
     @classmethod
     def allow(cls, trie: ItemTrie, places: LongArray, denied: LongArray | None = None) -> Filter:
@@ -368,17 +369,44 @@ class Filter:
             allowed.append(_distinct(trie.parents(allowed[-1], level)))
         return cls(None, np.concatenate(allowed[::-1]), _items(trie, places))
 
+    @property
+    def listed(self) -> LongArray | None:
+        """The only items that may be, int64 `[m]`, but for those that are left out of them; None
+        where there is no such list."""
+        if self.allowed is not None:
+            return self.items
+        return self.base.listed if self.base is not None else None
+
     def legal(self, nodes: LongArray) -> BoolArray:
         """bool `[r]`: whether each of `nodes` int64 `[r]` may be entered; -1 may not."""
         nodes = np.asarray(nodes, np.int64)
         if self.allowed is not None:
             return _among(self.allowed, nodes)
         assert self.blocked is not None
-        return ~_among(self.blocked, nodes) & (nodes >= 0)
+        legal = ~_among(self.blocked, nodes) & (nodes >= 0)
+        return legal if self.base is None else legal & self.base.legal(nodes)
 
     def keeps(self, items: LongArray) -> BoolArray:
         """bool `[m]`: whether each item, given by id, may be recommended."""
-        return _among(self.items, np.asarray(items, np.int64)) == (self.allowed is not None)
+        items = np.asarray(items, np.int64)
+        kept = _among(self.items, items) == (self.allowed is not None)
+        return kept if self.base is None else kept & self.base.keeps(items)
+
+
+def _held(trie: ItemTrie, nodes: LongArray, base: Filter | None) -> LongArray:
+    """How many items int64 `[k]` of each leaf of `nodes` the base keeps."""
+    if base is not None:
+        return np.array([int(base.keeps(trie.items_at(node)).sum()) for node in nodes.tolist()])
+    leaves = nodes - trie.level_start[-2]
+    return trie.item_start[leaves + 1] - trie.item_start[leaves]
+
+
+def _followed(trie: ItemTrie, nodes: LongArray, base: Filter | None) -> LongArray:
+    """How many children int64 `[k]` of each of `nodes` may be entered by the base."""
+    if base is None or not len(nodes):
+        return trie.first[nodes + 1] - trie.first[nodes]
+    offsets, children = trie.children(nodes)
+    return np.add.reduceat(base.legal(children).astype(np.int64), offsets[:-1])
 
 
 def _known(places: LongArray) -> LongArray:

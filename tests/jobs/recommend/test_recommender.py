@@ -24,6 +24,7 @@ from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.errors import DraftrecError, Interrupted
 from draftrec.items.retriever import ItemRetriever
 from draftrec.jobs.recommend import engines
+from draftrec.jobs.recommend import recommender as recommender_module
 from draftrec.jobs.recommend.catalogue import Catalogue, Query, Recommendation
 from draftrec.jobs.recommend.job import RecommendJob, _join, run_job
 from draftrec.jobs.recommend.loading import fit_retriever, parts_of
@@ -796,3 +797,20 @@ def test_what_cannot_be_loaded_is_said(world: World, tmp_path: Path) -> None:
     (copied / "sids.parquet").unlink(missing_ok=True)
     with pytest.raises(DraftrecError, match="keeps no semantic ids"):
         ItemRecommender.from_pretrained(copied)
+
+
+@pytest.mark.parametrize("few", [0, 10_000])
+def test_lists_that_all_share_and_what_a_user_has_seen_hold_together(
+    world: World, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """However many are allowed: a blend rates all, or proposes until enough are."""
+    monkeypatch.setattr(recommender_module, "_FEW", few)
+    recommender = make(world, "items", exclude_seen=True, blend=0.5, blend_candidates=4)
+    allow, deny = np.arange(10, 50), np.arange(20, 25)
+    asked = [replace(q, allow=allow, deny=deny) for q in queries()]
+    for query, answer in zip(asked, recommender.recommend(asked), strict=True):
+        left = set(range(10, 50)) - set(range(20, 25)) - set(query.history.tolist())
+        assert len(answer.items) == 5
+        assert set(answer.items.tolist()) <= left
+    (own,) = recommender.recommend([replace(asked[0], allow=allow.copy(), deny=deny.copy())])
+    same([own], recommender.recommend(asked[:1]))

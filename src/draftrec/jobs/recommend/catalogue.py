@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from draftrec.core import DoubleArray, LongArray
 from draftrec.data.tables.columns import float_hint, is_id
 from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.errors import DraftrecError
-from draftrec.items.ids import Id, Ids, ids_array, is_text, joined_ids
+from draftrec.items.ids import Id, Ids, ids_array, is_text
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.retriever import ItemScorer
 from draftrec.items.semantic_ids import SemanticIds
@@ -29,6 +29,11 @@ class Catalogue:
     sids: SemanticIds
     trie: ItemTrie
     encoder: HistoryEncoder
+    #: The latest lists of a query and their filter: all users of a job share theirs, and a long one
+    #: takes longer to be turned into nodes than the search for a user.
+    _latest: list[tuple[Ids | None, Ids | None, Filter | None]] = field(
+        default_factory=list[tuple[Ids | None, Ids | None, Filter | None]], init=False, repr=False
+    )
 
     @classmethod
     def of(
@@ -74,13 +79,21 @@ class Catalogue:
     def filter_of(self, query: Query, *, exclude_seen: bool) -> Filter | None:
         """What the query forbids, applied before anything is drafted. Unknown items are ignored;
         raises DraftrecError where an allow list has no others."""
-        denied = [] if query.deny is None else [query.deny]
-        if exclude_seen:
-            denied.append(query.history)
-        deny = self.sids.find(joined_ids(denied))
-        if query.allow is not None:
-            return Filter.allow(self.trie, self.sids.find(query.allow), deny)
-        return Filter.deny(self.trie, deny) if (deny >= 0).any() else None
+        lists = self._of_lists(query.allow, query.deny)
+        seen = self.sids.find(query.history[: None if exclude_seen else 0])
+        return Filter.deny(self.trie, seen, lists) if (seen >= 0).any() else lists
+
+    def _of_lists(self, allow: Ids | None, deny: Ids | None) -> Filter | None:
+        for its_allow, its_deny, found in self._latest:
+            if its_allow is allow and its_deny is deny:
+                return found
+        found, denied = None, None if deny is None else self.sids.find(deny)
+        if allow is not None:
+            found = Filter.allow(self.trie, self.sids.find(allow), denied)
+        elif denied is not None and (denied >= 0).any():
+            found = Filter.deny(self.trie, denied)
+        self._latest[:] = [(allow, deny, found)]
+        return found
 
     def places_of(
         self, beams: Beams, allowed: Filter | None, k: int

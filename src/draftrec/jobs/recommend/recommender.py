@@ -27,6 +27,9 @@ from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.jobs.recommend.loading import Loaded, Sources, load_parts
 from draftrec.models.recommender import IDS_FILE, read_info
 
+#: Of so many allowed items each is rated; of more, the best are proposed until enough are allowed.
+_FEW = 10_000
+
 
 def _scorers(
     config: RecommendConfig, items: ItemRetriever | None, item_model: ItemModel | None
@@ -325,19 +328,24 @@ class ItemRecommender:
     ) -> tuple[LongArray, DoubleArray]:
         """At most the `most` best items that follow `history`, places int64 `[h]`, as `scorer` has
         it, among those that the query allows: places int64 `[m]` and shares float64 `[m]`."""
-        if allowed is not None and allowed.allowed is not None:  # few of many items, perhaps
-            shares = scorer.shares(history, allowed.items)
-            best = np.lexsort((allowed.items, -shares))[:most]
+        listed = None if allowed is None else allowed.listed
+        if allowed is not None and listed is not None and len(listed) <= _FEW:
+            listed = listed[allowed.keeps(listed)]
+            shares = scorer.shares(history, listed)
+            best = np.lexsort((listed, -shares))[:most]
             best = best[shares[best] > 0]
-            return allowed.items[best], shares[best]
-        enough = most
-        if allowed is not None:  # as many as may be left out
-            enough += len(query.history) + (0 if query.deny is None else len(query.deny))
-        places, weights = scorer.propose(history, enough)
-        if allowed is not None:
+            return listed[best], shares[best]
+        if allowed is None:
+            return scorer.propose(history, most)
+        # As many as may be left out, at first; where that is a long list, few of the best are.
+        left_out = len(query.history) + (0 if query.deny is None else len(query.deny))
+        enough = most + min(max(left_out, most * (listed is not None)), 4 * most)
+        while True:
+            places, weights = scorer.propose(history, enough)
             kept = allowed.keeps(places)
-            places, weights = places[kept], weights[kept]
-        return places[:most], weights[:most]
+            if kept.sum() >= most or len(places) < enough:
+                return places[kept][:most], weights[kept][:most]
+            enough *= 8
 
     def _without_model(
         self, query: Query, places: LongArray, weights: DoubleArray
