@@ -220,7 +220,7 @@ def _local(path: Path, output: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                del _held[output]
+                _held.pop(output, None)  # one inside a folder and one beside it have one name
                 if _still_there(path, descriptor):
                     path.unlink()
                 with suppress(OSError):  # one that is not empty, perhaps since this moment
