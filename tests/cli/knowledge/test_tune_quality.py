@@ -87,7 +87,7 @@ def test_a_learned_drafter_drafts_in_every_setting(
     journal.write_text("".join([json.dumps({"identity": before}) + "\n", *rest]))
     assert tune(records, *more) == 0
     assert tune(records, *more, "--drafter", drafter) == 2
-    assert "drafter was" in capsys.readouterr().err
+    assert "drafter added" in capsys.readouterr().err
     assert tune(records, *more, "--drafter", drafter, "--overwrite") == 0
     assert looks
     with_it = json.loads(journal.read_text().splitlines()[0])["identity"]
