@@ -288,8 +288,8 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path):
     for name, value in (("epochs", 0), ("dropout", 1.0), ("lr", 0.0), ("device", "tpu")):
         with pytest.raises(DraftrecError, match=f"--{name} must"):
             replace(SETTINGS, **{name: value})
-    for value in (-1.0, float("nan")):
-        with pytest.raises(DraftrecError, match="--weight-decay must be (at least 0|a finite number)"):
+    for value, words in ((-1.0, "at least 0"), (float("nan"), "a finite number")):
+        with pytest.raises(DraftrecError, match=f"--weight-decay must be {words}"):
             replace(SETTINGS, weight_decay=value)
 
 
