@@ -100,7 +100,14 @@ JOBS = (
           ("drafter-smollm2-item-nodes16", "item --texts 500 --batch 8 --budgets 16 "
            "--reported 8 --rounds 1 --name smollm2-item-nodes16"),
           ("drafter-smollm2-user-nodes16", "user --texts 1000 --batch 8 --budgets 16 "
-           "--reported 96 --rounds 1 --untimed --dtype bfloat16 --name smollm2-user-nodes16"))),
+           "--reported 96 --rounds 1 --untimed --dtype bfloat16 --name smollm2-user-nodes16"),
+          ("drafter-smollm2-user-sampled", "user --texts 1000 --written-at 0.7 --temperatures 0.7 "
+           "--batch 8 --budgets 16 --reported 96 --rounds 1 --untimed --dtype bfloat16 "
+           "--name smollm2-user-sampled"))),
+    Job(f"drafter.py measure --model {_MODELS / 'profile-lm'} --work WORK --side user --profiles "
+        "--texts 500 --max-new-tokens 256 --reported 300 --batch 8 --budgets 16 --rounds 1 "
+        "--untimed --name profile-lm-user", ("drafter-profile-lm-user",), 20, _OURS,
+        "WORK: what `drafter.py prepare` and `fit` have made with the same options, an hour"),
     *(Job(f"live.py --model {_SMOLLM2} --work WORK {options}", (f"live-smollm2-{side}",), 30,
           _REAL, "WORK: what `drafter.py prepare` and `fit` have made, hours")
       for side, options in (("user", "--side user"), ("item", "--side item"))),

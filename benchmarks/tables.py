@@ -373,6 +373,8 @@ SECTIONS = {
     "drafter-smollm2-item-batch8": drafter,
     "drafter-smollm2-item-nodes16": drafter,
     "drafter-smollm2-user-nodes16": drafter,
+    "drafter-smollm2-user-sampled": drafter,
+    "drafter-profile-lm-user": drafter,
     "drafter-small": small_drafter,
     "drafter-plan": drafter_plan,
     "recycling": recycling,
