@@ -374,6 +374,8 @@ def test_wrong_schemas_are_refused_with_their_place(schema: Any, said: str) -> N
     [
         ({"regex": "[a-z"}, "regex: unclosed character class"),
         ({"regex": "a(?=b)"}, "regex: look-around"),
+        ({"regex": r"a[^\s\S]"}, "regex: no text has this form; mend it there"),
+        ({"grammar": "start: /[^\\s\\S]/"}, "grammar: no text has this form; mend it there"),
         ({"grammar": 'start: "a" b'}, 'grammar, line 1 column 8: unknown name: "b"'),
         ({"grammar": 'start: "a"\nb: "c" "'}, "grammar, line 2 column 9: lexer error"),
         ({"grammar": "root ::= ("}, "grammar: Failed to convert the grammar from GBNF"),

@@ -152,13 +152,17 @@ def _schema_grammar(schema: dict[str, Any]) -> str:
 
 
 def _fault(made: str, origin: str) -> str:
-    """What llguidance says against a grammar; warnings go to the log."""
-    wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(made)
+    """What llguidance says against a grammar, or notices only once it is asked for a first byte;
+    warnings go to the log."""
+    lib = _llguidance()
+    wrong, messages = lib.LLMatcher.validate_grammar_with_warnings(made)
     if wrong:
         return messages[0]
     for message in messages:
         logging.getLogger("draftrec").warning("%s: %s", origin, _reason(message))
-    return ""
+    first = lib.LLMatcher(lib.LLTokenizer("byte"), made, log_level=0)
+    first.compute_bitmask()
+    return "no text has this form" if first.get_error().startswith("NoExtensionBias") else ""
 
 
 def _place(schema: dict[str, Any], message: str) -> str:
