@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from draftrec.cli.main import run
+from draftrec.data.sequences import read_semantic_ids, write_semantic_ids
 from draftrec.demo.shop import demo_model_path
+from tests.jobs.recommend.worlds import make_world
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +65,19 @@ def test_options_of_generate_are_its_own(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     example = example.replace("path/or/hub-id", str(demo_model_path()))
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_recommending_from_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path)
+    write_semantic_ids(world.target / "sids.parquet", read_semantic_ids(world.sids))
+    monkeypatch.chdir(tmp_path)
+    _, example = blocks("python")
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    assert len(capsys.readouterr().out.split()) >= 20

@@ -165,7 +165,7 @@ JOBS = {
     "encode": Job(Inputs.encode, "shard_size", "v.parquet", ("v.parquet",)),
     "recommend": Job(Inputs.recommend, "k", "lists.parquet", ("lists.parquet",), repeats=False),
     "fit": Job(Inputs.fit, "lr", "model", ("model.safetensors",)),
-    "teach": Job(Inputs.teach, "contexts", "teacher", ("*.safetensors",), kill_at=2),
+    "teach": Job(Inputs.teach, "beams", "teacher", ("*.safetensors",), kill_at=2),
     "align": Job(Inputs.align, "lr", "draft", ("model.safetensors",)),
     "drafter": Job(Inputs.drafter, "lr", "drafter", ("head.safetensors",)),
     # A study of `ctr`, and what `tune --model` tries.

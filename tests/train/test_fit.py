@@ -194,7 +194,7 @@ def test_another_configuration_in_the_same_file_is_refused(tmp_path: Path):
     with pytest.raises(Interrupted):
         fit(spec, should_stop=StopAfter(1))
     path.write_text(json.dumps({**SMALL, "rope_theta": 100.0}))
-    with pytest.raises(DraftrecError, match=r"source_files was.*--overwrite"):
+    with pytest.raises(DraftrecError, match=r"source_files changed.*--overwrite"):
         fit(spec)
     path.write_text(json.dumps(SMALL))
     fit(spec)
@@ -211,7 +211,7 @@ def test_another_checkpoint_in_the_same_folder_is_refused(tmp_path: Path):
     with pytest.raises(Interrupted):
         fit(second, should_stop=StopAfter(1))
     fit(replace(first, settings=replace(once, seed=1), overwrite=True))
-    with pytest.raises(DraftrecError, match=r"source_files was.*--overwrite"):
+    with pytest.raises(DraftrecError, match=r"source_files changed.*--overwrite"):
         fit(second)
     record = second.output / "training" / "settings.json"
     earlier = json.loads(record.read_text())
