@@ -254,8 +254,7 @@ def _relaxed_real(results: Results) -> str:
         "With SmolLM2-135M-Instruct, whose texts change it by "
         f"{gained['mean']:+.3f} ({gained['low']:+.3f} to {gained['high']:+.3f}) against no "
         "knowledge, relaxed texts drafted from other entities' strict ones change it by another "
-        f"{lost['mean']:+.3f} ({lost['low']:+.3f} to {lost['high']:+.3f}), measured while click "
-        "models still saw clicks of a sample's own moment. "
+        f"{lost['mean']:+.3f} ({lost['low']:+.3f} to {lost['high']:+.3f}). "
     )
 
 
