@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +34,14 @@ def is_text(ids: Ids) -> bool:
     return isinstance(ids.dtype, np.dtypes.StringDType)
 
 
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number of 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and _LOW <= value <= _HIGH
+
+
 def plain(value: Id) -> Id:
     """The whole number that a text spells the usual way, anything else as it is."""
-    if isinstance(value, str) and _WHOLE.fullmatch(value) and _LOW <= int(value) <= _HIGH:
+    if isinstance(value, str) and _WHOLE.fullmatch(value) and is_whole(int(value)):
         return int(value)
     return value
 

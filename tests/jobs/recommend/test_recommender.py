@@ -814,3 +814,22 @@ def test_lists_that_all_share_and_what_a_user_has_seen_hold_together(
         assert set(answer.items.tolist()) <= left
     (own,) = recommender.recommend([replace(asked[0], allow=allow.copy(), deny=deny.copy())])
     same([own], recommender.recommend(asked[:1]))
+    sids = recommender.catalogue.sids
+    recommender.catalogue = recommender.catalogue.narrowed(sids.find(allow), sids.find(deny))
+    same(recommender.recommend(queries()), recommender.recommend(asked))
+    left = [replace(q, allow=np.arange(30, 60)) for q in queries()]
+    both = [replace(q, allow=np.arange(30, 50)) for q in queries()]
+    same(recommender.recommend(left), recommender.recommend(both))
+
+
+def test_items_are_proposed_until_enough_are_allowed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the best that are known are all left out."""
+    monkeypatch.setattr(recommender_module, "_FEW", 0)
+    recommender = make(world)
+    assert recommender.popular is not None
+    best = recommender.catalogue.sids.items[recommender.popular.popular]
+    (denied,) = recommender.recommend([Query(1, [], deny=best[:50])])
+    (allowed,) = recommender.recommend([Query(1, [], allow=best[50:])])
+    assert denied.items.tolist() == allowed.items.tolist() == best[50:55].tolist()

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -160,9 +161,15 @@ def _fault(made: str, origin: str) -> str:
         return messages[0]
     for message in messages:
         logging.getLogger("draftrec").warning("%s: %s", origin, _reason(message))
-    first = lib.LLMatcher(lib.LLTokenizer("byte"), made, log_level=0)
+    first = lib.LLMatcher(_bytes(), made, log_level=0)
     first.compute_bitmask()
     return "no text has this form" if first.get_error().startswith("NoExtensionBias") else ""
+
+
+@cache
+def _bytes() -> Any:
+    """A tokenizer whose tokens are bytes: for many a form it takes longer to make than the rest."""
+    return _llguidance().LLTokenizer("byte")
 
 
 def _place(schema: dict[str, Any], message: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from draftrec.core import DoubleArray, LongArray
 from draftrec.data.tables.columns import float_hint, is_id
 from draftrec.engine.beams.state import BeamRequest, Beams
 from draftrec.errors import DraftrecError
-from draftrec.items.ids import Id, Ids, ids_array, is_text
+from draftrec.items.ids import Id, Ids, ids_array, is_text, is_whole, joined_ids
 from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.retriever import ItemScorer
 from draftrec.items.semantic_ids import SemanticIds
@@ -24,16 +24,13 @@ from draftrec.models.recommender import Recommender, check_ids
 @dataclass(frozen=True, eq=False)
 class Catalogue:
     """Semantic ids, their trie in a model's vocabulary, and how histories become prompts. The
-    trie's items are places in the catalogue, whatever the ids are."""
+    trie's items are places in the catalogue, whatever the ids are. `lists`: what may be recommended
+    to anybody, None: everything."""
 
     sids: SemanticIds
     trie: ItemTrie
     encoder: HistoryEncoder
-    #: The latest lists of a query and their filter: all users of a job share theirs, and a long one
-    #: takes longer to be turned into nodes than the search for a user.
-    _latest: list[tuple[Ids | None, Ids | None, Filter | None]] = field(
-        default_factory=list[tuple[Ids | None, Ids | None, Filter | None]], init=False, repr=False
-    )
+    lists: Filter | None = None
 
     @classmethod
     def of(
@@ -61,6 +58,14 @@ class Catalogue:
         encoder = HistoryEncoder(model.format, model.tokenizer, tokens).fit(context)
         return cls(sids, ItemTrie.build(np.arange(len(sids)), tokens), encoder)
 
+    def narrowed(self, allow: LongArray | None, deny: LongArray | None) -> Catalogue:
+        """The same, of which nobody is recommended anything but the items at places `allow` int64
+        `[k]` (None: all), nor those at `deny`; negative places are ignored. Turning a long list
+        into nodes takes longer than the search for a user, so it is done here, once."""
+        lists = None if allow is None else Filter.allow(self.trie, allow)
+        lists = lists if deny is None else Filter.deny(self.trie, deny, lists)
+        return replace(self, lists=lists)
+
     def check_width(self, k: int) -> None:
         """Raise DraftrecError if there are not `k` items."""
         if k > len(self.sids):
@@ -79,21 +84,16 @@ class Catalogue:
     def filter_of(self, query: Query, *, exclude_seen: bool) -> Filter | None:
         """What the query forbids, applied before anything is drafted. Unknown items are ignored;
         raises DraftrecError where an allow list has no others."""
-        lists = self._of_lists(query.allow, query.deny)
-        seen = self.sids.find(query.history[: None if exclude_seen else 0])
-        return Filter.deny(self.trie, seen, lists) if (seen >= 0).any() else lists
-
-    def _of_lists(self, allow: Ids | None, deny: Ids | None) -> Filter | None:
-        for its_allow, its_deny, found in self._latest:
-            if its_allow is allow and its_deny is deny:
-                return found
-        found, denied = None, None if deny is None else self.sids.find(deny)
-        if allow is not None:
-            found = Filter.allow(self.trie, self.sids.find(allow), denied)
-        elif denied is not None and (denied >= 0).any():
-            found = Filter.deny(self.trie, denied)
-        self._latest[:] = [(allow, deny, found)]
-        return found
+        denied = [] if query.deny is None else [query.deny]
+        if exclude_seen:
+            denied.append(query.history)
+        deny = self.sids.find(joined_ids(denied))
+        if query.allow is not None:
+            allow = self.sids.find(query.allow)
+            if self.lists is not None:
+                allow = allow[self.lists.keeps(allow)]
+            return Filter.allow(self.trie, allow, deny)
+        return Filter.deny(self.trie, deny, self.lists) if (deny >= 0).any() else self.lists
 
     def places_of(
         self, beams: Beams, allowed: Filter | None, k: int
@@ -235,7 +235,7 @@ def _ids(name: str, given: Any) -> Ids:
 def _values(name: str, given: Iterable[Any]) -> list[Id]:
     found = [value.item() if isinstance(value, np.generic) else value for value in given]
     for value in found:
-        if not is_id(value) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+        if not (is_id(value) if isinstance(value, str) else is_whole(value)):
             raise DraftrecError(
                 f"{name} holds {value!r}, which is no id: a whole number of 64 bits or a text"
                 f"{float_hint(value)}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from draftrec.config import RecommendConfig, RecommendRun, RetrieverSettings, Wanted
+from draftrec.core import LongArray
 from draftrec.data.files.locks import refuse_second_writer
 from draftrec.data.files.places import Place, is_address
 from draftrec.data.files.writers import check_table_name
@@ -27,14 +28,13 @@ from draftrec.data.sequences import (
 from draftrec.data.tables.readers import open_records
 from draftrec.engine.target import Target
 from draftrec.errors import DraftrecError
-from draftrec.items.ids import Ids
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import Executor, LocalExecutor, Note, Share, Start, usual_window
 from draftrec.jobs.knowledge.account import exactness
 from draftrec.jobs.recommend.job import RecommendJob, check_output
 from draftrec.jobs.recommend.loading import Sources, load_parts
 from draftrec.jobs.recommend.recommender import ItemRecommender
-from draftrec.jobs.recommend.worker import IdTypes, ModelFacts, RecommendWorker, Stock
+from draftrec.jobs.recommend.worker import IdTypes, ModelFacts, RecommendWorker
 
 _LOG = logging.getLogger("draftrec")
 
@@ -197,7 +197,7 @@ def _absolute(location: str) -> str:
 
 def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
     """Target, draft and retriever over a catalogue."""
-    stock = Stock(**{name: read_stock(it, sids, settings.columns) for name, it in settings.lists})
+    stock = {name: read_stock(it, sids, settings.columns) for name, it in settings.lists}
     sources = Sources(
         target=settings.target,
         sids=settings.sids,
@@ -211,7 +211,8 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
         columns=settings.columns,
     )
     loaded = load_parts(sources, settings.config, sids)
-    recommender = ItemRecommender.of(loaded, settings.config)
+    catalogue = loaded.catalogue.narrowed(stock.get("allow"), stock.get("deny"))
+    recommender = ItemRecommender.of(replace(loaded, catalogue=catalogue), settings.config)
     meaning = _meaning(settings, loaded.parts.target)
     facts = ModelFacts(
         loaded.target.fingerprint,
@@ -219,16 +220,18 @@ def load(settings: TaskSettings, sids: SemanticIds) -> RecommendWorker:
         meaning,
         loaded.item_model.source.fingerprint if loaded.item_model else None,
     )
-    return RecommendWorker(recommender, facts, settings.shadow, stock)
+    return RecommendWorker(recommender, facts, settings.shadow)
 
 
-def read_stock(location: str, sids: SemanticIds, columns: SequenceColumns) -> Ids:
-    """The items of a list, those told of that the catalogue does not have.
+def read_stock(location: str, sids: SemanticIds, columns: SequenceColumns) -> LongArray:
+    """The places int64 `[k]` of the items of a list, -1 for those that the catalogue does not have,
+    which are told of.
 
     Raises DraftrecError as `read_items` does, and where it has none of them.
     """
     items = read_items(location, columns)
-    unknown = items[sids.find(items) < 0]
+    places = sids.find(items)
+    unknown = items[places < 0]
     if len(unknown) == len(items):
         raise DraftrecError(
             f"none of the {len(items):,} items of {location}, such as {items[0]}, has a semantic "
@@ -239,7 +242,7 @@ def read_stock(location: str, sids: SemanticIds, columns: SequenceColumns) -> Id
             "%s of %s items of %s, such as %s, have no semantic id and count for nothing",
             f"{len(unknown):,}", f"{len(items):,}", location, unknown[0],
         )  # fmt: skip
-    return items
+    return places
 
 
 def _meaning(settings: TaskSettings, target: Target) -> str:

@@ -20,7 +20,7 @@ from draftrec.data.files.writers import (
 )
 from draftrec.data.sequences import History
 from draftrec.data.tables.columns import arrow_type
-from draftrec.items.ids import Ids, as_text, is_text
+from draftrec.items.ids import as_text, is_text
 from draftrec.items.semantic_ids import SemanticIds
 from draftrec.jobs.executor import ShouldStop
 from draftrec.jobs.recommend.catalogue import Query, Recommendation
@@ -171,22 +171,11 @@ class Finished:
 _PLAIN = [f.name for f in fields(Recommendation) if f.name not in ("items", "scores", "sids")]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Stock:
-    """Of all users of a job: items not to recommend, and the only ones that may be (None: all)."""
-
-    deny: Ids | None = None
-    allow: Ids | None = None
-
-
 class RecommendWorker:
     """Answers for the users of a shard. `shadow`: the share of users answered twice."""
 
-    def __init__(
-        self, recommender: ItemRecommender, facts: ModelFacts, shadow: float, stock: Stock
-    ) -> None:
+    def __init__(self, recommender: ItemRecommender, facts: ModelFacts, shadow: float) -> None:
         self.recommender, self._facts, self._shadow = recommender, facts, shadow
-        self._stock = stock
 
     @property
     def facts(self) -> ModelFacts:
@@ -201,8 +190,7 @@ class RecommendWorker:
     ) -> ShardAnswers:
         """Recommend for the users of one shard, and again for some of them. Those that its journal
         has are taken over."""
-        stock = self._stock
-        queries = [Query(h.user, h.items, stock.deny, stock.allow) for h in shard.users]
+        queries = [Query(h.user, h.items) for h in shard.users]
         with self._journal(shard) as journal:
             answers, walltime = self._answers(queries, journal, on_done, should_stop)
         chosen = shadowed(shard.first, len(queries), self._shadow)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from draftrec.data.tables.columns import is_id
+from draftrec.items.ids import is_whole
 
 _INT64 = 2**63
 _LONGEST = 512
@@ -32,7 +33,7 @@ def _id(value: Any) -> int | str:
     if isinstance(value, str):
         if not 0 < len(value) <= _LONGEST or not is_id(value):
             raise ValueError(f"an id must be a text of 1 to {_LONGEST} characters")
-    elif not isinstance(value, int) or isinstance(value, bool) or not -_INT64 <= value < _INT64:
+    elif not is_whole(value):
         raise ValueError("an id must be a whole number of 64 bits or a text")
     return value
 
