@@ -387,3 +387,21 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path: Path, name
     os.truncate(path, len(line))
     with pytest.raises(DraftrecError, match="became shorter while it was read"):
         list(rows)
+
+
+def test_a_run_that_lost_a_part_is_no_smaller_run(tmp_path: Path) -> None:
+    """A copy that was cut off was taken for fewer texts; parts of a run under way are its own."""
+    parts(tmp_path, "part-00000.parquet", "part-00002.parquet", "part-00003.parquet")
+    (tmp_path / "manifest.json").write_text(json.dumps({"shards": [{}, {}, {}]}))
+    with pytest.raises(DraftrecError, match=r"run of 3 parts, of which 1 .* part-00001\.parquet"):
+        open_records(tmp_path)
+    assert len(rows(tmp_path / "part-*.parquet")) == 3
+    parts(tmp_path, "part-00001.parquet")
+    assert len(rows(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"shards": null}', "{}"])
+def test_other_manifests_say_nothing_of_parts(tmp_path: Path, content: str) -> None:
+    parts(tmp_path, "part-00001.parquet")
+    (tmp_path / "manifest.json").write_text(content)
+    assert len(rows(tmp_path)) == 1

@@ -254,7 +254,16 @@ def _find_files(path: Place) -> tuple[list[Place], str]:
     """The files, and the folder that their partitions are named under."""
     with _explained(path):
         if path.is_dir():
-            return parts_of(path, _kind_of, _READABLE), f"{path}/"
+            listed = _parts_listed(path)  # first: a run that is under way writes more of them
+            files = parts_of(path, _kind_of, _READABLE)
+            # A copy that was cut off would pass for fewer texts.
+            if missing := sorted({*listed} - {file.name for file in files}):
+                raise DraftrecError(
+                    f"{path} is a run of {len(listed)} parts, of which {len(missing)} are missing, "
+                    f"such as {missing[0]}; copy the folder again, or name the parts that are "
+                    f"there with a glob"
+                )
+            return files, f"{path}/"
         if path.exists():
             return [path], ""
     location = str(path)
@@ -265,6 +274,19 @@ def _find_files(path: Place) -> tuple[list[Place], str]:
     if not files:
         raise DraftrecError(f"no file matches {location}; check the pattern")
     return sorted(files, key=natural), _fixed_part(location)
+
+
+def _parts_listed(folder: Place) -> list[str]:
+    """The parts that the manifest of a run lists; none where `folder` holds no run."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return []
+    try:
+        listed = json.loads(manifest.read_bytes())
+    except ValueError:  # somebody else's, or damaged, which is for those to say who go by it
+        return []
+    shards = listed.get("shards") if isinstance(listed, dict) else None
+    return [f"part-{i:05d}.parquet" for i in range(len(shards or ()))]
 
 
 def _matching(pattern: Place) -> list[Place]:
