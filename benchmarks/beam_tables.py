@@ -46,35 +46,45 @@ def beam_sampling(result: Result) -> str:
     return out
 
 
+def _large_target(result: Result) -> str:
+    """A sentence on where a target came from that nobody trains whole on a CPU."""
+    trained = result.get("trained", {}).get("target", {})
+    if trained.get("lora"):
+        return (
+            f"The target is a language model with adapters of rank {trained['lora']['rank']} and "
+            f"new rows for the ids' tokens, learnt in {trained['seconds'] / 60:.0f} minutes "
+            "(benchmarks/README.md says of how many users), then merged.\n"
+        )
+    return (
+        "The target is a small one set into a Llama of a language model's size that computes the "
+        "same function (`benchmarks/grown.py`): passes cost what they cost there.\n"
+    )
+
+
 def genrec_beauty(result: Result) -> str:
     """Speculative beams on a trained target, all users and timed ones."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in result["parameters"].items())
     s = result["settings"]
-    # Nobody trains so large a target on a CPU: it is a small one's function (`grown.py`).
     size = result["parameters"]["target"]
     large = f", {size / 1e6:.0f} million weights, {s['batch']} at once" if size > 5e7 else ""
     out = (
         f"## Recommending on Amazon Beauty{'' if result['whole'] else ', timed'}{large}: "
-        "`benchmarks/genrec.py`\n\n"
+        f"`benchmarks/genrec.py`\n\n{_large_target(result) if large else ''}"
     )
-    if large:
-        out += (
-            "The target is a small one set into a Llama of a language model's size that computes "
-            "the same function (`benchmarks/grown.py`): passes cost what they cost there.\n"
-        )
     out += (
         f"Target and drafts trained on this data on a CPU (parameters: {sizes}; the number behind "
         f"a draft's name is its epochs); N = {s['draft_beams']}, {s['batch']} users at once, "
         f"{s['dtype']}. Users with a history: {result['users']:,}. Strict and relaxed draft all "
         "levels they can, auto what pays.\n"
     )
+    who = f"the first {s['limit']:,} users" if s["limit"] else "all users"
     if result["whole"]:
         out += (
-            "\nAll users, against plain search; Recall and NDCG count every test item. Behind N= "
-            "stand widths of all levels but the last.\n"
+            f"\n{who.capitalize()}, against plain search; Recall and NDCG count every test item. "
+            "Behind N= stand widths of all levels but the last.\n"
         )
     for k, engines in result["whole"].items():
-        out += f"\n**K = {k}, all users**\n"
+        out += f"\n**K = {k}, {who}**\n"
         out += header(
             "engine", "target calls", "AS@K", "draft rows", "same list as plain", "Recall@K",
             "NDCG@K", "invalid",

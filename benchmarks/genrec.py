@@ -29,7 +29,7 @@ from draftrec.evaluate.beam_speed import EngineRun, UserBeams, beam_figures
 from draftrec.jobs.recommend.catalogue import Catalogue, Query
 from draftrec.jobs.recommend.loading import fit_retriever, parts_of
 from draftrec.jobs.recommend.recommender import ItemRecommender
-from draftrec.models.recommender import load_recommender
+from draftrec.models.recommender import Recommender, load_recommender
 
 Engine = Callable[[Seq[Query]], list[UserBeams]]
 HF, HF_MASKED, PLAIN = "hf_prefix_fn", "hf_trie_mask", "plain"
@@ -46,11 +46,13 @@ class Bench:
         self.items = fit_retriever(str(args.sequences), sids, part="valid")
         config = RecommendConfig(batch_size=args.batch, k=1)
         self.sizes = {"target": _parameters(target.model)}  # engines pack copies of weights
+        self.trained = {"target": _trained(target)}
         self.drafts: dict[str, Target] = {}
         parts = parts_of(target, self.catalogue)
         for name, folder in args.draft:
             draft = load_recommender(folder, "auto", args.dtype)
             self.sizes[name] = _parameters(draft.model)
+            self.trained[name] = _trained(draft)
             # As `draftrec genrec recommend` runs them, packed and by hand.
             self.drafts[name] = parts_of(draft, self.catalogue).target
         self.base = ItemRecommender(parts, self.catalogue, config, self.items)
@@ -222,6 +224,14 @@ def _parameters(model: Any) -> int:
     return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
 
 
+def _trained(model: Recommender) -> dict[str, Any]:
+    """How it was trained, as far as its folder tells."""
+    record = model.info.training
+    kept = ("lora", "batch_tokens", "lr", "objective", "weights", "seconds")
+    found = {name: record[name] for name in kept if record.get(name)}
+    return {**found, "epochs": len(record.get("epochs", ()))}
+
+
 def _named(text: str) -> tuple[str, str]:
     name, found, folder = text.partition("=")
     if not found:
@@ -279,6 +289,7 @@ def main() -> None:
     found: dict[str, Any] = {
         "settings": settings,
         "parameters": bench.sizes,
+        "trained": bench.trained,
         "users": len(bench.histories),
         "users_without_history_left_out": bench.dropped,
         "timed": {},
