@@ -14,6 +14,7 @@ import pytest
 import torch
 from numba.core.codegen import get_host_cpu_features
 
+from draftrec.engine.passes import team
 from draftrec.engine.passes.prepacked import RowLinear
 from draftrec.engine.passes.row_attention import attend
 from tests.engine.passes.test_row_attention import sight_of, tensors
@@ -43,7 +44,22 @@ def summed(weights: torch.Tensor, rows: torch.Tensor) -> Any:
 
 
 def found() -> dict[str, Any]:
-    """All that is compared, from a process that has this processor's registers or others."""
+    """All that is compared, from a process that has this processor's registers or others; the same
+    where several threads share the loops, which hold kinds that not every processor can multiply.
+    """
+    alone = results()
+    least, threads = team._LEAST, torch.get_num_threads()
+    team._LEAST = 1
+    torch.set_num_threads(3)
+    try:
+        assert results() == alone
+    finally:
+        team._LEAST = least
+        torch.set_num_threads(threads)
+    return alone
+
+
+def results() -> dict[str, Any]:
     torch.manual_seed(0)
     narrow, rows = torch.randn(70, 91).bfloat16(), torch.randn(9, 91)
     return {

@@ -266,6 +266,8 @@ def _tile(*, ahead: bool) -> Any:
         )
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            if add is _add_pairs and not PAIRWISE:  # in loops for every kind, and never asked for
+                return context.get_dummy_value()
             rows, begin, count, laid, block, bias, out, column = arrays(
                 context, builder, signature, arguments
             )
