@@ -79,7 +79,8 @@ export function drawGroups(runs) {
   if (run.everyone && !wanted) rows.unshift(row({ ...figures(run.everyone), name: "the pool of all" }, most));
   const again = () => drawGroups(runs);
   fill($("groups-table"), table(COLUMNS.map((column) => sorter(column, again)), rows));
-  noteGroups(groups.length - shown.length, again);
+  const sized = run.groups.some((g) => g.per_mb !== null);
+  noteGroups(groups.length - shown.length, sized, again);
 }
 
 function offerRuns(runs) {
@@ -123,8 +124,10 @@ function sorter([key, name], again) {
   return el("th", { scope: "col", "aria-sort": state }, el("button", { type: "button", "data-key": key, onclick: sort }, name + mark));
 }
 
-function noteGroups(left, again) {
-  const note = "Accepted tokens of this run per megabyte of the group's index: a pool far below the others could be pruned.";
+function noteGroups(left, sized, again) {
+  const note = sized
+    ? "Accepted tokens of this run per megabyte of the group's index: a pool far below the others could be pruned."
+    : "How large pools are is known of runs that began with one or kept theirs (--pool, --save-pool).";
   if (left <= 0) return fill($("groups-note"), note);
   const all = () => {
     everything = true;
