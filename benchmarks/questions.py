@@ -83,18 +83,19 @@ def _fast(results: Results) -> str:
     def over_theirs(way: str) -> str:
         return f"{one[way]['speedup_over_hf_generate']['median']:.2f}"
 
-    return (
-        f"{_real(results)} Beside our own plain decoding, a first job about users, with default "
-        f"settings, is {first}. "
-        "A small real model (6.8M parameters, which repeats itself more than a large one does) "
-        f"writes one greedy text at a time {over_theirs('plain')} times as fast as with "
-        "transformers' `generate`, with drafts from a pool of its own texts "
-        f"{over_theirs('strict')} times (relaxed: {over_theirs('relaxed')} times). Beside our own "
-        f"plain decoding drafts are {times(one, 'strict')} times as fast (relaxed: "
-        f"{times(one, 'relaxed')} times), sixteen texts at a time "
-        f"{times(sixteen, 'strict')} times. Sixteen sampled texts at a time are slower "
-        f"with drafts: {times(sampled, 'strict')} times, a loss." + _beside_llama_cpp(results)
-    )
+    return "\n".join((
+        _real(results),
+        f"- A first job about users, with default settings, against our own plain decoding: "
+        f"{first}.",
+        "- A small real model (6.8M parameters, which repeats itself more than a large one does), "
+        f"one greedy text at a time: {over_theirs('plain')} times as fast as transformers' "
+        f"`generate` without drafts, {over_theirs('strict')} with drafts from a pool of its own "
+        f"texts, relaxed {over_theirs('relaxed')}. Against our own plain decoding drafts are "
+        f"{times(one, 'strict')} times as fast (relaxed {times(one, 'relaxed')}), sixteen texts "
+        f"at a time {times(sixteen, 'strict')}; sixteen sampled ones are slower with drafts: "
+        f"{times(sampled, 'strict')}, a loss.",
+        *_beside_llama_cpp(results),
+    ))  # fmt: skip
 
 
 def _real(results: Results) -> str:
@@ -103,46 +104,48 @@ def _real(results: Results) -> str:
     def times(cell: Results, way: str) -> str:
         return f"{cell[way]['speedup_over_hf_generate']['median']:.2f}"
 
-    def sentence(side: str, what: str) -> str:
+    def all_ways(side: str) -> str:
         one = results[f"live-smollm2-{side}"]["live"]["greedy_batch_1"]
         return (
-            f"{what} one at a time {times(one, 'plain')} times as fast as transformers' `generate` "
-            f"without drafts, {times(one, 'first')} times in a first job, whose pool starts empty, "
-            f"{times(one, 'pool')} times with drafts from a thousand texts that it wrote about "
-            f"others, and relaxed {times(one, 'relaxed')} times; transformers' prompt lookup is "
-            f"{times(one, 'hf_prompt_lookup')} times as fast"
-            + (f", {beside(one)}." if "llama_cpp" in one else ".")
+            f"{times(one, 'plain')} without drafts, {times(one, 'first')} in a first job, whose "
+            f"pool starts empty, {times(one, 'pool')} with drafts from a thousand texts that it "
+            f"wrote about others, relaxed {times(one, 'relaxed')}; transformers' prompt lookup "
+            f"{times(one, 'hf_prompt_lookup')}{beside(one) if 'llama_cpp' in one else ''}."
         )
 
     def beside(cell: Results) -> str:
         return (
-            f"OpenVINO GenAI, in float32, {times(cell, 'openvino')} times and llama.cpp "
-            f"{times(cell, 'llama_cpp')} times"
+            f", OpenVINO GenAI, in float32, {times(cell, 'openvino')}, llama.cpp "
+            f"{times(cell, 'llama_cpp')}"
         )
 
     item = results["live-smollm2-item"]["live"]
     eight, drawn = item["greedy_batch_8"], item["sampled_batch_1"]
     user = results["live-smollm2-user"]["live"]["greedy_batch_1"]["plain"]
-    loops = user["looping"]
     lost = item["sampled_batch_8"]["first"]["speedup_over_best_plain"]["median"]
-    return (
-        "SmolLM2-135M-Instruct, a real instruct model, with a repetition penalty, in bfloat16, "
-        f"writes {sentence('item', 'descriptions of items')} Eight at a time those figures are "
-        f"{times(eight, 'plain')}, {times(eight, 'first')}, {times(eight, 'pool')} and "
-        f"{times(eight, 'relaxed')}, {beside(eight)}; "
-        f"sampled one at a time, {times(drawn, 'plain')}, "
-        f"{times(drawn, 'first')} and {times(drawn, 'pool')}. Sampled eight at a time, a first "
-        f"job's drafts cost more than they saved: {lost:.2f} times our own plain decoding."
-        f" It writes {sentence('user', 'profiles of users')} {loops} of those {user['texts']} "
-        "end in a loop, which flatters drafts."
-    )
+    four = ", ".join(times(eight, way) for way in ("plain", "first", "pool", "relaxed"))
+    three = ", ".join(times(drawn, way) for way in ("plain", "first", "pool"))
+    return "\n".join((
+        "SmolLM2-135M-Instruct, a real instruct model, in bfloat16 with a repetition penalty, so "
+        "many times as fast as transformers' `generate`:",
+        "",
+        f"- Descriptions of items, one at a time: {all_ways('item')}",
+        f"- Eight at a time, in that order: {four}{beside(eight)}.",
+        f"- Sampled, one at a time: {three}. Eight at a time a first job's drafts cost more than "
+        f"they saved: {lost:.2f} times our own plain decoding.",
+        f"- Profiles of users, one at a time: {all_ways('user')} {user['looping']} of those "
+        f"{user['texts']} end in a loop, which flatters drafts.",
+        "",
+        "Apart from that run:",
+        "",
+    ))  # fmt: skip
 
 
 def _name(cpu: str) -> str:
     return cpu.replace("(R)", "").removesuffix(" Processor")
 
 
-def _beside_llama_cpp(results: Results) -> str:
+def _beside_llama_cpp(results: Results) -> list[str]:
     """Plain steps of a real model beside llama.cpp's, where those were measured."""
 
     def beside(name: str, *batches: int) -> list[str]:
@@ -153,13 +156,13 @@ def _beside_llama_cpp(results: Results) -> str:
 
     usual, long = beside("steps", 1, 4, 8), beside("steps-900", 1, 8, 16)
     if len(usual) < 3 or len(long) < 3:
-        return ""
-    return (
-        f" A plain step of SmolLM2, in bfloat16, takes {usual[0]} times as long as llama.cpp's of "
+        return []
+    return [
+        f"- A plain step of SmolLM2, in bfloat16, takes {usual[0]} times as long as llama.cpp's of "
         f"the same weights for one text, {usual[1]} for four, {usual[2]} for eight; after 900 "
         f"tokens, as long as prompts of profiles are, {long[0]} for one, {long[1]} for eight, "
         f"{long[2]} for sixteen."
-    )
+    ]
 
 
 def _exact_shares(results: Results) -> list[tuple[str, int, int]]:
@@ -438,7 +441,14 @@ def render(results: Results) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+    """Each line by itself, as a paragraph or a point of a list."""
+    return "\n".join(
+        textwrap.fill(
+            line, 100, break_long_words=False, break_on_hyphens=False,
+            subsequent_indent="  " if line.startswith("- ") else "",
+        )
+        for line in text.split("\n")
+    )  # fmt: skip
 
 
 def slug(title: str) -> str:
