@@ -402,6 +402,7 @@ QUESTIONS = (
              _large_plot, _large),
     Question("What about beams?", "beams", (
         "genrec-beauty", "genrec-beauty-timed", "genrec-grown-1", "genrec-grown-8",
+        "genrec-lora", "genrec-lora-timed",
         "beauty-table", "item-baseline", "blend-beauty",
         "blend-items-beauty", "sasrec-beauty", "blend-items-ml100k", "sasrec-ml100k",
         "id-schemes-ml100k", "item-trie",

@@ -137,6 +137,13 @@ JOBS = (
       for name, options in (
           ("genrec-grown-1", "--batch 1 --timed 32 --latency 16 -k 1 3 5 20"),
           ("genrec-grown-8", "--batch 8 --timed 32 -k 1 3 5 20"))),
+    *(Job(f"genrec.py --target ADAPTED --draft NAME=DRAFT --batch 8 {options} "
+          f"--name {name}", (name,), 20, _BEAUTY,
+          "ADAPTED, DRAFT: a language model with adapters and its draft, by the commands in "
+          "benchmarks/README.md, two hours")
+      for name, options in (
+          ("genrec-lora", "-k 20 --timed 0 --engines strict --limit 48"),
+          ("genrec-lora-timed", "-k 5 1 --whole --timed 8 --rounds 3 --engines auto"))),
     Job("blend.py --target TARGET --newer NEWER --check 200", ("blend-beauty",), 15, _BEAUTY,
         "TARGET, NEWER: what `draftrec genrec fit` has trained, without and with --with-valid"),
     Job("blend_items.py --target TARGET --item-model ITEMS --check 200", ("blend-items-beauty",),

@@ -403,6 +403,8 @@ SECTIONS = {
     "genrec-beauty-timed": genrec_beauty,
     "genrec-grown-1": genrec_beauty,
     "genrec-grown-8": genrec_beauty,
+    "genrec-lora": genrec_beauty,
+    "genrec-lora-timed": genrec_beauty,
     "load": load,
     "ray": ray,
     "vllm": vllm,
