@@ -133,6 +133,33 @@ def test_legends_take_as_many_lines_as_they_need() -> None:
             assert end <= plots.WIDTH, words
 
 
+def test_entries_of_a_legend_keep_apart_in_the_larger_letters_of_a_phone() -> None:
+    """20 letters were 149 pixels wide there, where the next entry began after 138."""
+    parts = [("own prompt and text", 3), ("group pool", 13), ("pool of all", 83)]
+    root = inside(plots.shares([Stack("strict", parts)], LABELS))
+    texts = [t for t in root.findall("text[@class='label']") if t.text in dict(parts)]
+    swatches = [r for r in root.findall("rect") if r.attrib["width"] == "11.0"]
+    rows = [(float(r.attrib["y"]), float(r.attrib["x"])) for r in swatches]
+    for text, (y, _), (next_y, next_x) in zip(texts, rows, rows[1:], strict=False):
+        end = float(text.attrib["x"]) + 7.8 * len(text.text or "")
+        assert next_y > y or next_x > end, text.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([1, 3, 5, 12, 80, 130], ["1", "2", "4", "8", "16", "32", "64", "128"]),  # few are powers
+        ([3, 5], ["3", "5"]),
+        ([5, 6, 7], ["5", "6", "7"]),
+    ],
+)
+def test_an_axis_of_powers_is_named_to_its_end(rows: list[float], named: list[str]) -> None:
+    series = Series("pass", rows, [1.0] * len(rows))
+    root = inside(plots.lines([series], LABELS, doubling=True))
+    shown = [text.text for text in root.findall("text[@class='tick middle']")]
+    assert shown == named
+
+
 @pytest.mark.parametrize("value", [1.2345, 1000.15, 0.0, 2e7])
 def test_ticks_of_a_single_point_differ(value: float) -> None:
     root = inside(plots.scatter([Series("a", [0.0, 1.0], [value] * 2)], LABELS))

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 WIDTH = 460
 _LETTER = 6.3  # pixels that a letter of the 12 pixel label font takes, roughly
+_WIDEST = 1.25  # times as wide on phones, where letters are larger, in a wide font
 _GUTTER = 210  # the most that names on the left take of a plot
 _LEGEND = 22  # pixels of a line of a legend
 
@@ -92,7 +93,7 @@ def lines(series: Seq[Series], labels: Labels, *, doubling: bool = False) -> Mar
     across = _Scale(xs[0], xs[-1], left + 12, right - 12, doubling=doubling)
     up = _Scale(0.0, ticks[-1], bottom, top)
     parts = [_y_axis(up, ticks, left, right, labels.y)]
-    marks = _spaced([x for x in xs if not doubling or math.log2(max(x, 1)).is_integer()], across)
+    marks = _spaced(_powers(xs[0], xs[-1]) or xs if doubling else xs, across)
     parts += [_text(across(x), bottom + 18, _number(x), "tick middle") for x in marks]
     parts.append(_text((left + right) / 2, bottom + 38, labels.x, "axis middle"))
     for one in series:
@@ -222,6 +223,13 @@ def _round_step(raw: float) -> float:
     return next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
 
 
+def _powers(low: float, high: float) -> list[float]:
+    """Powers of two from `low` to `high`, measured or not: an axis names all of its length. None
+    where there are fewer than two."""
+    first, last = math.ceil(math.log2(max(low, 1))), math.floor(math.log2(max(high, 1)))
+    return [2.0**power for power in range(first, last + 1)] if last > first else []
+
+
 def _spaced(values: Seq[float], scale: _Scale, apart: float = 30.0) -> list[float]:
     """Those values whose labels do not run into one another."""
     kept: list[float] = []
@@ -322,12 +330,13 @@ def _legend_rows(entries: Seq[tuple[str, int]]) -> list[list[tuple[float, str, i
     rows: list[list[tuple[float, str, int]]] = []
     x = float(WIDTH)
     for label, tone in entries if len(entries) > 1 else ():
-        shown = _short(label, WIDTH - 40)
-        if x + 17 + _length(shown) > WIDTH:
+        shown = _short(label, (WIDTH - 40) / _WIDEST)
+        length = 17 + _WIDEST * _length(shown)
+        if x + length > WIDTH:
             rows.append([])
             x = 12.0
         rows[-1].append((x, shown, tone))
-        x += 17 + _length(shown) + 18
+        x += length + 18
     return rows
 
 
