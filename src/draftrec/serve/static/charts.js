@@ -3,6 +3,8 @@
 
 /** Steps between ticks of seconds that people count in. */
 const SECONDS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400];
+/** Of which every multiple is told in the digits of the step itself, as 2.5 is not. */
+const STEPS = Array.from({ length: 24 }, (_, i) => 10 ** (i - 9)).flatMap((n) => [n, 2 * n, 5 * n].map((v) => Number(v.toPrecision(1))));
 const COUNTS = [1, 2, 5].flatMap((n) => Array.from({ length: 12 }, (_, i) => n * 10 ** i)).sort((a, b) => a - b);
 
 const drawn = new Map();
@@ -14,12 +16,12 @@ const paint = (tone) => (tone.startsWith("var(") ? colour(tone.slice(4, -1)) : t
 
 /**
  * Draw curves into a host. `series`: [{name, tone, dashed, faint, x: [...], y: [...]}]; `form` writes
- * a value of the y axis; `xForm` one of the x axis; `bars` draws bars instead of lines; `hover` is
+ * a value of the y axis, given how far apart ticks are, or not; `xForm` one of the x axis; `bars` draws bars instead of lines; `hover` is
  * told the values under the pointer, or null. `log`: the y axis by powers of ten; `counted`: x counts
- * something else than seconds; `titles`: what lies along x and y; `range`: [from, to] of x to show, null for all; `zoom`: told another
+ * something else than seconds; `whole`: y counts, so that no tick is a part of one; `titles`: what lies along x and y; `range`: [from, to] of x to show, null for all; `zoom`: told another
  * one that was asked for.
  */
-export function chart(host, { series, form, xForm, label, bars = false, hover = () => {}, log = false, counted = false, titles = [], range = null, zoom = null }) {
+export function chart(host, { series, form, xForm, label, bars = false, hover = () => {}, log = false, counted = false, whole = false, titles = [], range = null, zoom = null }) {
   host.setAttribute("aria-label", label);
   const data = align(series, log);
   const key = JSON.stringify([series.map((s) => [s.name, s.tone, s.dashed, s.faint]), bars, theme(), form(0.5), log, counted, titles, xForm(3601)]);
@@ -32,7 +34,7 @@ export function chart(host, { series, form, xForm, label, bars = false, hover = 
   old?.plot.destroy();
   const entry = { key, hover, range, zoom, plot: null };
   const told = (plot) => entry.hover(plot.cursor.idx == null ? null : nearest(plot));
-  entry.plot = new uPlot(options(host, series, { form, xForm, bars, told, log, counted, titles, entry }), data, host);
+  entry.plot = new uPlot(options(host, series, { form, xForm, bars, told, log, counted, whole, titles, entry }), data, host);
   drawn.set(host, entry);
   observer.observe(host);
   if (zoom && !host.onkeydown) host.onkeydown = (event) => steer(host, event);
@@ -92,7 +94,7 @@ function align(series, log) {
   return uPlot.join(series.map((s) => [s.x, told(s.y)]));
 }
 
-function options(host, series, { form, xForm, bars, told, log, counted, titles, entry }) {
+function options(host, series, { form, xForm, bars, told, log, counted, whole: units, titles, entry }) {
   const axis = {
     stroke: colour("--soft"),
     grid: { stroke: colour("--line"), width: 1 },
@@ -122,10 +124,17 @@ function options(host, series, { form, xForm, bars, told, log, counted, titles, 
     },
     axes: [
       { ...axis, ...named(titles[0]), size: 32, space: 64, incrs: bars ? [1, 2, 5, 10] : counted ? COUNTS : SECONDS, grid: { show: false }, values: (_, ticks) => ticks.map(xForm) },
-      { ...axis, ...named(titles[1]), size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : form(tick))) },
+      { ...axis, ...named(titles[1]), size: 62, ...(log ? {} : { incrs: units ? COUNTS : STEPS }), values: (_, ticks, _axis, _space, step) => ticks.map((tick) => (tick === null ? "" : form(tick, log ? undefined : step))) },
     ],
     series: [{}, ...series.map((s, place) => one(s, place, series.length, bars))],
   };
+}
+
+/** Values between gaps, which no line shows; all of them (null) where points are shown anyway. */
+function alone(plot, place, shown) {
+  if (shown) return null;
+  const values = plot.data[place];
+  return values.flatMap((v, i) => (v != null && values[i - 1] == null && values[i + 1] == null ? [i] : []));
 }
 
 const lineRange = (_, low, high) => [low ?? 0, high > (low ?? 0) ? high : (low ?? 0) + 1];
@@ -145,6 +154,6 @@ function one(series, place, count, bars) {
     width: series.faint ? 1 : 2,
     spanGaps: !series.gaps,
     dash: series.dashed ? [6, 5] : undefined,
-    points: { show: few && !series.dashed && !series.faint, size: 5, fill: stroke },
+    points: { show: few && !series.dashed && !series.faint, size: 5, fill: stroke, filter: series.gaps ? alone : undefined },
   };
 }

@@ -48,6 +48,7 @@ function drawContents() {
 
 function receive(news) {
   data = news;
+  $("waiting").hidden = true;
   if (price === null && data.price_per_hour !== null && $("price").value === "") {
     price = data.price_per_hour;
     $("price").value = String(price);
@@ -80,6 +81,7 @@ function listen() {
   events.addEventListener("service", (event) => {
     drawService(JSON.parse(event.data));
     drawContents();
+    $("waiting").hidden = true;
     $("empty").hidden = true;
   });
 }

@@ -1,9 +1,16 @@
 // Figures as people read them.
 
-export const number = (value, digits = 0) =>
-  value === null || value === undefined || !Number.isFinite(value)
-    ? "-"
-    : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+export function number(value, digits = 0) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "-";
+  const shown = value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return /^-[0.]+$/.test(shown) ? shown.slice(1) : shown; // there is no minus nothing
+}
+
+/** Digits behind the point that tell apart what lies `step` apart. */
+export const places = (step) => Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+
+/** A figure of which one or two digits matter: tokens per second of a large model may be few. */
+export const speed = (value) => number(value, value < 1 ? 2 : value < 10 ? 1 : 0);
 
 /** A figure with as many digits as its size needs. */
 export const short = (value) => number(value, Number.isInteger(value) ? 0 : value < 1 ? 2 : value < 100 ? 1 : 0);
@@ -39,4 +46,5 @@ export const hours = (value) => number(value, value < 0.1 ? 5 : value < 10 ? 3 :
 /** An amount in whatever currency the price is in. */
 export const money = (value) => number(value, Math.abs(value) < 1 ? 4 : 2);
 
-export const ratio = (numerator, denominator) => (denominator ? numerator / denominator : 0);
+/** A share of something, null where there is nothing to have a share of. */
+export const ratio = (numerator, denominator) => (denominator ? numerator / denominator : null);

@@ -1,8 +1,8 @@
 // One run or two of them side by side: what they were asked for, what came of it, and their texts.
 
 import { $, el, fill, legend, show, table } from "./dom.js";
-import { duration, number, percent } from "./format.js";
-import { guess, settingsTable } from "./runs.js";
+import { duration, number, percent, speed } from "./format.js";
+import { draftsKept, guess, settingsTable } from "./runs.js";
 import { SOURCES } from "./speed.js";
 import { choose, chosen } from "./view.js";
 
@@ -50,9 +50,9 @@ function figures(pair) {
   const times = (run) => (run.speedup ? (run.baseline.kind === "estimate" ? guess(number(run.speedup, 2)).textContent : number(run.speedup, 2)) : "-");
   const rows = [
     ["times plain", times],
-    ["tokens per second", (run) => number(run.rates.tokens_per_second)],
+    ["tokens per second", (run) => speed(run.rates.tokens_per_second)],
     ["tokens per call", (run) => number(run.rates.tokens_per_call, 2)],
-    ["drafts kept", (run) => (run.plain ? "-" : percent(run.rates.acceptance_rate))],
+    ["drafts kept", (run) => percent(draftsKept(run))],
     ["relaxed tokens", (run) => (run.totals.relaxed_tokens ? percent(run.rates.relaxed_share, 1) : "-")],
     ["texts", (run) => number(run.totals.texts)],
     ["took", (run) => duration(run.totals.wall_seconds)],
@@ -102,9 +102,9 @@ function drawTexts(one, other, entity) {
 function card(text, beside, one, other) {
   const same = beside && words(text) === words(beside);
   return el("article", { class: "card evaluation" },
-    el("div", { class: "title" }, el("h3", {}, text.entity_id), text.group ? el("span", {}, text.group) : null,
+    el("div", { class: "title" }, el("h3", { dir: "auto" }, text.entity_id), text.group ? el("span", { dir: "auto" }, text.group) : null,
       beside ? el("span", { class: `badge ${same ? "good" : "hint"}` }, same ? "the same text" : "texts differ") : null),
-    text.prompt ? el("details", { class: "plain" }, el("summary", {}, "Prompt"), el("pre", {}, text.prompt)) : null,
+    text.prompt ? el("details", { class: "plain" }, el("summary", {}, "Prompt"), el("pre", { dir: "auto" }, text.prompt)) : null,
     el("div", { class: "versions" }, version(text, one), other ? version(beside, other) : null));
 }
 
@@ -115,7 +115,7 @@ function version(text, run) {
   if (!text) return el("div", { class: "version", tone: run.tone }, head, el("p", { class: "hint" }, "It has no text of this entity yet."));
   const note = `${number(text.new_tokens)} tokens in ${number(text.target_calls)} calls, ${number(text.accepted_tokens)} drafted${text.relaxed_tokens ? `, ${number(text.relaxed_tokens)} relaxed` : ""}, ended by ${text.finish_reason}`;
   return el("div", { class: "version", tone: run.tone }, head, el("p", { class: "hint" }, note),
-    el("p", { class: "written" }, ...text.pieces.map(piece), text.cut ? el("span", { class: "hint" }, " … (cut off here)") : null));
+    el("p", { class: "written", dir: "auto" }, ...text.pieces.map(piece), text.cut ? el("span", { class: "hint" }, " … (cut off here)") : null));
 }
 
 function piece([source, text]) {

@@ -2,7 +2,8 @@
 
 import { chart, clear } from "./charts.js";
 import { $, el, fill, legend, meter, show, table } from "./dom.js";
-import { megabytes, number, percent, ratio } from "./format.js";
+import { megabytes, number, percent, places, ratio } from "./format.js";
+import { draftsKept } from "./runs.js";
 
 const MOST_ROWS = 15;
 let sorting = { key: "accepted_tokens", rising: false };
@@ -39,8 +40,8 @@ function retrievalRow(run) {
     run.name,
     percent(ratio(totals.draft_calls, totals.target_calls)),
     number(ratio(totals.drafted_tokens, totals.draft_calls), 1),
-    number(rates.mean_accepted_tokens, 2),
-    percent(rates.acceptance_rate),
+    number(totals.draft_calls ? rates.mean_accepted_tokens : null, 2),
+    percent(draftsKept(run)),
     percent(rates.relaxed_share, 1),
     pool ? number(pool.texts) : "-",
     pool ? megabytes(pool.nbytes) : "-",
@@ -61,7 +62,7 @@ function drawLengths(runs) {
   const x = pool.by_length.map((_, length) => length);
   const shares = pool.by_length.map((n) => n / pool.accepted);
   const label = `Accepted tokens by length of the match, pool ${name}`;
-  chart($("lengths-chart"), { series: [{ name, tone, x, y: shares }], form: (v) => percent(v), xForm: (v) => number(v), label, bars: true, titles: ["tokens known before the draft", "share accepted"] });
+  chart($("lengths-chart"), { series: [{ name, tone, x, y: shares }], form: (v, step) => percent(v, step ? places(100 * step) : 0), xForm: (v) => number(v), label, bars: true, titles: ["tokens known before the draft", "share accepted"] });
   legend($("lengths-legend"), [{ name: `pool ${name}`, tone }]);
   fill($("lengths-table"), table(["tokens known", "accepted tokens", "share"], x.map((n) => [String(n), number(pool.by_length[n]), percent(shares[n], 1)])));
 }

@@ -1,7 +1,7 @@
 // Runs: a table to sort and search, which of them are shown, their tiles, advice, settings.
 
 import { $, el, fill, show, table } from "./dom.js";
-import { duration, number, percent, ratio } from "./format.js";
+import { duration, number, percent, ratio, speed } from "./format.js";
 import { choose, chosen, chosenList } from "./view.js";
 
 const TONES = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)", "var(--c7)"];
@@ -50,10 +50,11 @@ const COLUMNS = {
   done: ["done", (r) => ratio(r.records_done, r.records), (r) => percent(ratio(r.records_done, r.records))],
   left: ["time left", remaining, (r) => (remaining(r) === null ? "-" : guess(duration(remaining(r))))],
   times: ["times plain", (r) => r.speedup, timesOf],
-  speed: ["tokens/s", (r) => r.rates.tokens_per_second, (r) => number(r.rates.tokens_per_second)],
-  percall: ["tokens per call", (r) => r.rates.tokens_per_call, (r) => number(r.rates.tokens_per_call, 2)],
-  kept: ["drafts kept", (r) => (r.plain ? null : r.rates.acceptance_rate), (r) => (r.plain ? "-" : percent(r.rates.acceptance_rate))],
+  speed: ["tokens/s", (r) => r.rates.tokens_per_second, (r) => speed(r.rates.tokens_per_second)],
+  percall: ["tokens per call", perCall, (r) => number(perCall(r), 2)],
+  kept: ["drafts kept", draftsKept, (r) => percent(draftsKept(r))],
   relaxed: ["relaxed", (r) => (r.totals.relaxed_tokens ? r.rates.relaxed_share : null), (r) => (r.totals.relaxed_tokens ? percent(r.rates.relaxed_share, 1) : "-")],
+  rejected: ["rejected", (r) => r.totals.rejected || null, (r) => number(r.totals.rejected || null)],
   cut: ["cut off", ...ending("cut_texts")],
   empty: ["empty", ...ending("empty_texts")],
   looping: ["looping", ...ending("looping_texts")],
@@ -61,6 +62,17 @@ const COLUMNS = {
   texts: ["texts", (r) => r.totals.texts, (r) => number(r.totals.texts)],
   took: ["took", (r) => r.totals.wall_seconds, (r) => duration(r.totals.wall_seconds)],
 };
+
+/** Tokens per call of a run, null where there was no call. */
+function perCall({ totals, rates }) {
+  return totals.target_calls ? rates.tokens_per_call : null;
+}
+
+/** Share of the drafted tokens that were accepted, null where nothing was drafted: that is not
+ * the same as drafts of which nothing was kept. */
+export function draftsKept({ totals, rates }) {
+  return totals.drafted_tokens ? rates.acceptance_rate : null;
+}
 
 function ending(name) {
   const share = (run) => (run.totals[name] ? ratio(run.totals[name], run.totals.texts) : null);
@@ -96,6 +108,12 @@ function settingColumns(runs) {
   return [differing, same.map((name) => `${name.replaceAll("_", " ")} ${told(runs[0], name)}`)];
 }
 
+/** A number as the table shows it: with commas between thousands, a share with its sign. */
+function figure(text) {
+  const plain = text.replaceAll(",", "");
+  return plain.endsWith("%") ? Number(plain.slice(0, -1)) / 100 : Number(plain);
+}
+
 /** Whether a run has all that was asked for: words anywhere, or name=value, name>number, name<number. */
 export function matches(run, asked) {
   const all = facts(run);
@@ -107,7 +125,7 @@ export function matches(run, asked) {
     const found = value(name);
     if (sign === "=") return String(found).toLowerCase() === wanted;
     if (found === null || found === undefined || found === "") return false;
-    return sign === "<" ? Number(found) < Number(wanted) : Number(found) > Number(wanted);
+    return sign === "<" ? Number(found) < figure(wanted) : Number(found) > figure(wanted);
   });
 }
 
@@ -184,19 +202,20 @@ function tile(run) {
   const estimated = run.speedup && run.baseline.kind === "estimate";
   const big = run.speedup
     ? [estimated ? guess(number(run.speedup, 2)) : number(run.speedup, 2), el("small", {}, estimated ? " times plain, estimated" : " times plain")]
-    : [number(rates.tokens_per_second), el("small", {}, " tokens/s")];
+    : [speed(rates.tokens_per_second), el("small", {}, " tokens/s")];
   const drafts = run.plain
     ? "nothing drafted: the baseline"
-    : `${number(rates.tokens_per_call, 2)} tokens per call, ${percent(rates.acceptance_rate)} of drafts accepted`;
+    : !totals.target_calls ? "nothing written"
+    : `${number(rates.tokens_per_call, 2)} tokens per call, ${draftsKept(run) === null ? "nothing drafted" : `${percent(draftsKept(run))} of drafts accepted`}`;
   const relaxed = run.settings.accept === "strict" || run.plain ? null : `${percent(rates.relaxed_share, 1)} of tokens relaxed`;
   const left = remaining(run);
   return el("article", { class: estimated ? "tile estimated" : "tile", tone: run.tone },
     el("p", { class: "name" }, run.name, " ", el("span", { class: `badge ${run.state}` }, STATES[run.state])),
     el("p", { class: "big" }, ...big),
     el("progress", { max: 1, value: done, "aria-label": `${run.name}: ${percent(done)} done` }),
-    el("p", {}, `${number(run.records_done)} of ${number(run.records)} records, ${duration(totals.wall_seconds)}`,
+    el("p", {}, `${number(run.records_done)} of ${number(run.records)} records${totals.rejected ? `, ${number(totals.rejected)} of them rejected` : ""}, ${duration(totals.wall_seconds)}`,
       ...(left === null ? [] : [", ", guess(duration(left)), " left"])),
-    el("p", {}, run.speedup ? `${number(rates.tokens_per_second)} tokens/s; ${drafts}` : drafts),
+    el("p", {}, run.speedup ? `${speed(rates.tokens_per_second)} tokens/s; ${drafts}` : drafts),
     relaxed ? el("p", {}, relaxed) : null,
     run.plain ? null : el("p", {}, `Baseline: ${run.baseline.words}.`));
 }

@@ -2,7 +2,7 @@
 
 import { chart } from "./charts.js";
 import { $, el, fill, legend, show, table } from "./dom.js";
-import { duration, megabytes, number, percent, ratio, short, timeOfDay } from "./format.js";
+import { clock, duration, megabytes, number, percent, places, ratio, short, timeOfDay } from "./format.js";
 import { choose, chosen, onChoice } from "./view.js";
 
 const MOST_POINTS = 720;
@@ -97,12 +97,12 @@ function drawCharts() {
   draw("service-latency", "time to answer", whole, routes.flatMap((route, i) => [0, 1].map((place) => ({
     name: `${route}, ${place ? "99 %" : "median"}`, tone: TONES[i % TONES.length], dashed: place === 1, gaps: true,
     value: (p) => p.times.request_seconds?.[route]?.[place] ?? null,
-  }))), (v) => duration(v));
+  }))), (v, step) => (step && v >= 1 ? clock(v) : step && step < 0.001 ? `${number(1000 * v, places(1000 * step))} ms` : duration(v)));
   draw("service-queue", "waiting and under way", whole, [
     { name: "waiting requests", tone: "var(--c2)", value: (p) => (p.gauges.queue_requests ?? 0) },
     { name: "texts at once", tone: "var(--c1)", value: (p) => p.gauges.batch_sequences ?? 0 },
     { name: "users at once", tone: "var(--c3)", value: (p) => p.gauges.beam_batch_users ?? 0 },
-  ].filter((s) => s.name === "waiting requests" || shown.some((p) => s.value(p))), short);
+  ].filter((s) => s.name === "waiting requests" || shown.some((p) => s.value(p))), short, true);
   // Users are more than answers where one request brings many.
   const users = { name: "users recommended to", tone: "var(--c1)", value: (p) => p.totals.beam_users ?? 0 };
   draw("service-answers", "answers per second", whole, [...STATUSES.map(([status, name, tone]) => ({
@@ -113,7 +113,7 @@ function drawCharts() {
   ], short);
 }
 
-function draw(id, name, { shown, range }, series, form) {
+function draw(id, name, { shown, range }, series, form, whole = false) {
   const x = shown.map((p) => p.at);
   const curves = series.map((s) => ({ ...s, x, y: shown.map(s.value) }));
   const last = (s) => { const known = s.y.findLast((v) => v !== null); return known === undefined ? "-" : form(known); };
@@ -121,7 +121,7 @@ function draw(id, name, { shown, range }, series, form) {
   const hover = (values) => legend($(`${id}-legend`), curves.map((s, i) => ({ ...s, shown: values ? (values[i] == null ? null : form(values[i])) : last(s) })));
   // Minutes tell ticks apart where there is no more than one to a minute.
   const seconds = range && range[1] - range[0] < 600;
-  chart($(id), { series: curves, form, xForm: (at) => timeOfDay(at).slice(0, seconds ? 8 : 5), label, hover, range });
+  chart($(id), { series: curves, form, xForm: (at) => timeOfDay(at).slice(0, seconds ? 8 : 5), label, hover, range, whole });
   hover(null);
   if (!curves.length) fill($(`${id}-legend`), el("li", {}, "nothing has been asked in this time"));
 }

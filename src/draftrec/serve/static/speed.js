@@ -2,14 +2,14 @@
 
 import { chart, clear, rescale } from "./charts.js";
 import { $, fill, legend, show, stackBar, table } from "./dom.js";
-import { clock, duration, number, percent, ratio, timeOfDay } from "./format.js";
+import { clock, duration, number, percent, places, ratio, speed, timeOfDay } from "./format.js";
 import { choose, chosen } from "./view.js";
 
 const MEASURES = {
-  tokens_per_second: ["tokens per second", (v) => number(v)],
-  tokens_per_call: ["tokens per call", (v) => number(v, v < 10 ? 1 : 0)],
-  acceptance_rate: ["acceptance rate", (v) => percent(v)],
-  relaxed_share: ["relaxed share", (v) => percent(v, 1)],
+  tokens_per_second: ["tokens per second", (v, step) => (step ? number(v, places(step)) : speed(v))],
+  tokens_per_call: ["tokens per call", (v, step) => number(v, step ? places(step) : v < 10 ? 1 : 0)],
+  acceptance_rate: ["acceptance rate", (v, step) => percent(v, step ? places(100 * step) : 0)],
+  relaxed_share: ["relaxed share", (v, step) => percent(v, step ? places(100 * step) : 1)],
   batch: ["texts at once", (v) => number(v)],
 };
 export const SOURCES = {
@@ -77,7 +77,7 @@ export function drawSpeed(runs) {
   const hover = (values) => legend($("speed-legend"), withValues(series, values, form));
   const label = `${name} over time, last values: ${told}. Drag, or use + - and arrows, to look closer.`;
   const faint = smooth ? exact.map((s) => ({ ...s, faint: true })) : [];
-  chart($("speed-chart"), { series: [...series, ...faint], form, xForm, label, hover, log, counted: against === "tokens", titles: [CLOCKS[against][0], name], range: rangeOf(), zoom });
+  chart($("speed-chart"), { series: [...series, ...faint], form, xForm, label, hover, log, counted: against === "tokens", whole: key === "batch", titles: [CLOCKS[against][0], name], range: rangeOf(), zoom });
   hover(null);
   const estimates = series.some((s) => s.dashed) ? " Dashed: plain decoding, estimated from the run's own measured costs." : "";
   const left = begun.length - drawable.length;
@@ -119,7 +119,8 @@ function sampled(series, form, against) {
   if (!series.length) return [];
   const start = Math.min(...series.map((s) => s.x[0]));
   const end = Math.max(...series.map((s) => s.x.at(-1)));
-  return Array.from({ length: ROWS }, (_, i) => {
+  const last = ["at its end", ...series.map((s) => form(s.y.at(-1)))]; // a short run has no other row
+  const rows = Array.from({ length: ROWS }, (_, i) => {
     const at = start + ((end - start) * (i + 1)) / ROWS;
     const values = series.map((s) => {
       const place = s.x.findIndex((x) => x >= at - 1e-9);
@@ -127,6 +128,7 @@ function sampled(series, form, against) {
     });
     return [against === "day" ? timeOfDay(at) : against === "tokens" ? number(at) : duration(at), ...values];
   });
+  return [...rows, last];
 }
 
 export function drawSources(runs) {
