@@ -392,7 +392,8 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path: Path, name
 def test_a_run_that_lost_a_part_is_no_smaller_run(tmp_path: Path) -> None:
     """A copy that was cut off was taken for fewer texts; parts of a run under way are its own."""
     parts(tmp_path, "part-00000.parquet", "part-00002.parquet", "part-00003.parquet")
-    (tmp_path / "manifest.json").write_text(json.dumps({"shards": [{}, {}, {}]}))
+    manifest = {"format": "draftrec-run", "shards": [{}, {}, {}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DraftrecError, match=r"run of 3 parts, of which 1 .* part-00001\.parquet"):
         open_records(tmp_path)
     assert len(rows(tmp_path / "part-*.parquet")) == 3
@@ -400,7 +401,9 @@ def test_a_run_that_lost_a_part_is_no_smaller_run(tmp_path: Path) -> None:
     assert len(rows(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"shards": null}', "{}"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"shards": null}', '{"shards": 3}', '{"shards": [0, 1, 2]}', "{}"]
+)
 def test_other_manifests_say_nothing_of_parts(tmp_path: Path, content: str) -> None:
     parts(tmp_path, "part-00001.parquet")
     (tmp_path / "manifest.json").write_text(content)

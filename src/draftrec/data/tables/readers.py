@@ -254,8 +254,10 @@ def _find_files(path: Place) -> tuple[list[Place], str]:
     """The files, and the folder that their partitions are named under."""
     with _explained(path):
         if path.is_dir():
-            listed = _parts_listed(path)  # first: a run that is under way writes more of them
+            run = run_manifest(path)  # first: one that is under way writes more parts
             files = parts_of(path, _kind_of, _READABLE)
+            shards = run.get("shards", ()) if run else ()
+            listed = [f"part-{i:05d}.parquet" for i in range(len(shards))]
             # A copy that was cut off would pass for fewer texts.
             if missing := sorted({*listed} - {file.name for file in files}):
                 raise DraftrecError(
@@ -276,17 +278,14 @@ def _find_files(path: Place) -> tuple[list[Place], str]:
     return sorted(files, key=natural), _fixed_part(location)
 
 
-def _parts_listed(folder: Place) -> list[str]:
-    """The parts that the manifest of a run lists; none where `folder` holds no run."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return []
+def run_manifest(folder: Place) -> dict[str, Any] | None:
+    """What `draftrec generate` has written about its output in `folder`; None where that is no run,
+    or its manifest is damaged, which is for those to say who go by it."""
     try:
-        listed = json.loads(manifest.read_bytes())
-    except ValueError:  # somebody else's, or damaged, which is for those to say who go by it
-        return []
-    shards = listed.get("shards") if isinstance(listed, dict) else None
-    return [f"part-{i:05d}.parquet" for i in range(len(shards or ()))]
+        found = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("format") == "draftrec-run" else None
 
 
 def _matching(pattern: Place) -> list[Place]:

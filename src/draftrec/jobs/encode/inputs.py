@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -15,7 +14,7 @@ from draftrec.config import EncodeConfig
 from draftrec.data.files.places import Place, place
 from draftrec.data.records import Entity, EntityReader, Layout
 from draftrec.data.tables.columns import ENTITY, TEXT, Join, find_column
-from draftrec.data.tables.readers import RecordSource, open_records
+from draftrec.data.tables.readers import RecordSource, open_records, run_manifest
 from draftrec.data.tables.values import as_list
 from draftrec.data.templates import facts_template
 from draftrec.errors import DraftrecError
@@ -163,12 +162,8 @@ def _texts_of(location: str) -> RecordSource:
 
 def _refuse_unfinished(location: str) -> None:
     """A run that goes on writing would make every vector so far one of another input."""
-    try:
-        manifest = json.loads((place(location) / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # no run's folder
-    run = isinstance(manifest, dict) and manifest.get("format") == "draftrec-run"
-    if run and not manifest.get("finished"):
+    run = run_manifest(place(location))
+    if run and not run.get("finished"):
         raise DraftrecError(
             f"the run in {location} is not finished; give its generate command again, then encode"
         )
