@@ -76,6 +76,8 @@ def test_nothing_is_not_told_as_none_of_something(open_page: Any, tmp_path: Path
         told = tiles.filter(has_text="broken").inner_text()
         assert "8 of them rejected" in told
         assert "nothing written" in told
+        assert "0 tokens/s" in told
+        assert "0.00" not in told
         heads = page.locator("#run-table thead th").all_inner_texts()
         cells = page.locator("#run-table tbody tr").first.locator("th, td").all_inner_texts()
         row = dict(zip(heads, cells, strict=True))

@@ -9,9 +9,6 @@ export function number(value, digits = 0) {
 /** Digits behind the point that tell apart what lies `step` apart. */
 export const places = (step) => Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
 
-/** A figure of which one or two digits matter: tokens per second of a large model may be few. */
-export const speed = (value) => number(value, value < 1 ? 2 : value < 10 ? 1 : 0);
-
 /** A figure with as many digits as its size needs. */
 export const short = (value) => number(value, Number.isInteger(value) ? 0 : value < 1 ? 2 : value < 100 ? 1 : 0);
 

@@ -1,7 +1,7 @@
 // One run or two of them side by side: what they were asked for, what came of it, and their texts.
 
 import { $, el, fill, legend, show, table } from "./dom.js";
-import { duration, number, percent, speed } from "./format.js";
+import { duration, number, percent, short } from "./format.js";
 import { draftsKept, guess, settingsTable } from "./runs.js";
 import { SOURCES } from "./speed.js";
 import { choose, chosen } from "./view.js";
@@ -50,7 +50,7 @@ function figures(pair) {
   const times = (run) => (run.speedup ? (run.baseline.kind === "estimate" ? guess(number(run.speedup, 2)).textContent : number(run.speedup, 2)) : "-");
   const rows = [
     ["times plain", times],
-    ["tokens per second", (run) => speed(run.rates.tokens_per_second)],
+    ["tokens per second", (run) => short(run.rates.tokens_per_second)],
     ["tokens per call", (run) => number(run.rates.tokens_per_call, 2)],
     ["drafts kept", (run) => percent(draftsKept(run))],
     ["relaxed tokens", (run) => (run.totals.relaxed_tokens ? percent(run.rates.relaxed_share, 1) : "-")],

@@ -1,7 +1,7 @@
 // Runs: a table to sort and search, which of them are shown, their tiles, advice, settings.
 
 import { $, el, fill, show, table } from "./dom.js";
-import { duration, number, percent, ratio, speed } from "./format.js";
+import { duration, number, percent, ratio, short } from "./format.js";
 import { choose, chosen, chosenList } from "./view.js";
 
 const TONES = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)", "var(--c7)"];
@@ -50,7 +50,7 @@ const COLUMNS = {
   done: ["done", (r) => ratio(r.records_done, r.records), (r) => percent(ratio(r.records_done, r.records))],
   left: ["time left", remaining, (r) => (remaining(r) === null ? "-" : guess(duration(remaining(r))))],
   times: ["times plain", (r) => r.speedup, timesOf],
-  speed: ["tokens/s", (r) => r.rates.tokens_per_second, (r) => speed(r.rates.tokens_per_second)],
+  speed: ["tokens/s", (r) => r.rates.tokens_per_second, (r) => short(r.rates.tokens_per_second)],
   percall: ["tokens per call", perCall, (r) => number(perCall(r), 2)],
   kept: ["drafts kept", draftsKept, (r) => percent(draftsKept(r))],
   relaxed: ["relaxed", (r) => (r.totals.relaxed_tokens ? r.rates.relaxed_share : null), (r) => (r.totals.relaxed_tokens ? percent(r.rates.relaxed_share, 1) : "-")],
@@ -196,17 +196,21 @@ export function drawTiles(runs) {
   fill($("tiles"), ...runs.slice(0, MOST_TILES).map(tile));
 }
 
+function drafted(run) {
+  if (run.plain) return "nothing drafted: the baseline";
+  if (!run.totals.target_calls) return "nothing written";
+  const kept = draftsKept(run);
+  return `${number(perCall(run), 2)} tokens per call, ${kept === null ? "nothing drafted" : `${percent(kept)} of drafts accepted`}`;
+}
+
 function tile(run) {
   const { rates, totals } = run;
   const done = run.records ? run.records_done / run.records : 0;
   const estimated = run.speedup && run.baseline.kind === "estimate";
   const big = run.speedup
     ? [estimated ? guess(number(run.speedup, 2)) : number(run.speedup, 2), el("small", {}, estimated ? " times plain, estimated" : " times plain")]
-    : [speed(rates.tokens_per_second), el("small", {}, " tokens/s")];
-  const drafts = run.plain
-    ? "nothing drafted: the baseline"
-    : !totals.target_calls ? "nothing written"
-    : `${number(rates.tokens_per_call, 2)} tokens per call, ${draftsKept(run) === null ? "nothing drafted" : `${percent(draftsKept(run))} of drafts accepted`}`;
+    : [short(rates.tokens_per_second), el("small", {}, " tokens/s")];
+  const drafts = drafted(run);
   const relaxed = run.settings.accept === "strict" || run.plain ? null : `${percent(rates.relaxed_share, 1)} of tokens relaxed`;
   const left = remaining(run);
   return el("article", { class: estimated ? "tile estimated" : "tile", tone: run.tone },
@@ -215,7 +219,7 @@ function tile(run) {
     el("progress", { max: 1, value: done, "aria-label": `${run.name}: ${percent(done)} done` }),
     el("p", {}, `${number(run.records_done)} of ${number(run.records)} records${totals.rejected ? `, ${number(totals.rejected)} of them rejected` : ""}, ${duration(totals.wall_seconds)}`,
       ...(left === null ? [] : [", ", guess(duration(left)), " left"])),
-    el("p", {}, run.speedup ? `${speed(rates.tokens_per_second)} tokens/s; ${drafts}` : drafts),
+    el("p", {}, run.speedup ? `${short(rates.tokens_per_second)} tokens/s; ${drafts}` : drafts),
     relaxed ? el("p", {}, relaxed) : null,
     run.plain ? null : el("p", {}, `Baseline: ${run.baseline.words}.`));
 }

@@ -2,11 +2,11 @@
 
 import { chart, clear, rescale } from "./charts.js";
 import { $, fill, legend, show, stackBar, table } from "./dom.js";
-import { clock, duration, number, percent, places, ratio, speed, timeOfDay } from "./format.js";
+import { clock, duration, number, percent, places, ratio, short, timeOfDay } from "./format.js";
 import { choose, chosen } from "./view.js";
 
 const MEASURES = {
-  tokens_per_second: ["tokens per second", (v, step) => (step ? number(v, places(step)) : speed(v))],
+  tokens_per_second: ["tokens per second", (v, step) => (step ? number(v, places(step)) : short(v))],
   tokens_per_call: ["tokens per call", (v, step) => number(v, step ? places(step) : v < 10 ? 1 : 0)],
   acceptance_rate: ["acceptance rate", (v, step) => percent(v, step ? places(100 * step) : 0)],
   relaxed_share: ["relaxed share", (v, step) => percent(v, step ? places(100 * step) : 1)],
