@@ -1,9 +1,11 @@
 """Settings of the whole test suite: one thread, drawn examples that are the same every time, and
-how several processes share the tests (`pytest -n 2`)."""
+how several processes share the tests (`pytest -n 2`); and a browser, where there is one."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 # Commands that tests start shall not fight for cores either.
@@ -50,3 +52,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _starts_clusters(path: str) -> bool:
     return path.startswith(("tests/jobs/ray/", "tests/benchmarks/test_ray_jobs.py"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright; tests are skipped without either."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if found is None:
+        pytest.skip("no chromium is installed")
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +10,6 @@ import pytest
 from draftrec.report.blocks import Card, Cards, Piece, Section, Table, row
 from draftrec.report.show import render
 from tests.report.test_report import sample_report
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-_CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="no chromium is installed")
 
 #: What is cut off or has to be scrolled to.
 _HIDDEN = """() => [document.documentElement, ...document.querySelectorAll('.scroll, .steps code')]
@@ -32,14 +26,6 @@ _CROWDED = """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
     .map(([other]) => [one, other]));
   return [...cut.map(([words]) => words), ...over];
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser: Any, report: Any, width: int, scheme: str = "light") -> Any:
