@@ -30,6 +30,7 @@ from draftrec.jobs.recommend.catalogue import Catalogue, Query
 from draftrec.jobs.recommend.loading import fit_retriever, parts_of
 from draftrec.jobs.recommend.recommender import ItemRecommender
 from draftrec.models.recommender import Recommender, load_recommender
+from draftrec.train.session import figures
 
 Engine = Callable[[Seq[Query]], list[UserBeams]]
 HF, HF_MASKED, PLAIN = "hf_prefix_fn", "hf_trie_mask", "plain"
@@ -225,11 +226,14 @@ def _parameters(model: Any) -> int:
 
 
 def _trained(model: Recommender) -> dict[str, Any]:
-    """How it was trained, as far as its folder tells."""
+    """How it was trained, where its folder tells: settings, and what came of it."""
     record = model.info.training
-    kept = ("lora", "batch_tokens", "lr", "objective", "weights", "seconds")
-    found = {name: record[name] for name in kept if record.get(name)}
-    return {**found, "epochs": len(record.get("epochs", ()))}
+    if not record:
+        return {}
+    found = figures(model.folder, record, objective=model.info.objective)
+    del found["output"]
+    kept = ("lora", "batch_tokens", "lr")
+    return {**found, **{name: record[name] for name in kept if record.get(name)}}
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -85,6 +85,9 @@ def _fast(results: Results) -> str:
 
     return "\n".join((
         _real(results),
+        "",
+        "Apart from that run:",
+        "",
         f"- A first job about users, with default settings, against our own plain decoding: "
         f"{first}.",
         "- A small real model (6.8M parameters, which repeats itself more than a large one does), "
@@ -135,9 +138,6 @@ def _real(results: Results) -> str:
         f"they saved: {lost:.2f} times our own plain decoding.",
         f"- Profiles of users, one at a time: {all_ways('user')} {user['looping']} of those "
         f"{user['texts']} end in a loop, which flatters drafts.",
-        "",
-        "Apart from that run:",
-        "",
     ))  # fmt: skip
 
 
