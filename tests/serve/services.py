@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,20 @@ def slow_passes(work: Any, seconds: float = 0.05) -> Iterator[Any]:
         yield work
     finally:
         work.turn = real
+
+
+def held(service: Service) -> threading.Event:
+    """Makes the passes of recommendations wait for the event that is returned, and fail if nobody
+    sets it."""
+    event, work = threading.Event(), service.recommending
+    real = type(work).turn
+
+    def turn() -> Any:
+        assert event.wait(10), "the pass was waited for"
+        return real(work)  # type: ignore[arg-type]
+
+    work.turn = turn  # type: ignore[union-attr, method-assign]
+    return event
 
 
 def counted(found: Running) -> dict[str, float]:

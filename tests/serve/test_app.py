@@ -33,6 +33,7 @@ from tests.serve.services import (
     KEYS,
     Running,
     error_of,
+    held,
     knowledge_settings,
     recommend_settings,
     running,
@@ -52,19 +53,6 @@ def served(world: World) -> Iterator[Running]:
     limits = {"body_bytes": 2000, "body_seconds": 0.2, "queue": 8, "records": 8}
     with running(settings(recommend_settings(world), limits=limits)) as found:
         yield found
-
-
-def held(service: Any) -> Any:
-    """Makes the engine's passes wait for the event that is returned."""
-    event, work = threading.Event(), service.recommending
-    real = type(work).turn
-
-    def turn() -> Any:
-        event.wait(10)
-        return real(work)
-
-    work.turn = turn
-    return event
 
 
 @pytest.mark.slow

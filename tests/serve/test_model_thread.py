@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
 
 from draftrec.errors import DraftrecError
+from draftrec.serve.http.api import _answer
 from draftrec.serve.model_thread import (
     ModelThread,
     QueueFullError,
@@ -31,6 +33,7 @@ class Counting:
         self.stopped: list[int] = []
         self.resets = 0
         self.live = False
+        self.making: Callable[[], object] = bool
         self.fail: Exception | None = None
 
     def prepare(self) -> None:
@@ -66,9 +69,11 @@ class Counting:
         del self.left[number]
 
     def cut(self, number: int) -> str:
+        self.making()
         return f"cut with {self.left.pop(number)[0]} to go"
 
     def late(self, question: int) -> str:
+        self.making()
         return "late"
 
     def may_change(self) -> bool:
@@ -183,6 +188,39 @@ def test_deadlines_cut_what_runs_and_what_waits(
     work.gate.release(1)
     assert cut.future.result(WAIT).startswith("cut with")
     assert late.future.result(WAIT) == "late"
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_an_answer_that_is_being_made_is_not_made_twice(
+    work: Counting, engine: ModelThread[int, str], *, running: bool
+) -> None:
+    """Whoever asked finds, at the deadline, that the thread is at it already."""
+    cancelled = []
+    if not running:
+        ask(engine, 9, 9)
+        until(lambda: len(work.left) == 2)
+    late = Ticket[int, str](9, deadline=time.monotonic() + (60 if running else 0))
+    work.making = lambda: cancelled.append(late.future.cancel())
+    engine.submit([late])
+    if running:
+        until(lambda: work.left)
+        late.deadline = time.monotonic()
+    work.gate.release(1)
+    assert late.future.result(WAIT) == ("cut with 8 to go" if running else "late")
+    assert cancelled == [False]
+
+
+def test_who_is_late_waits_for_an_answer_that_is_being_made() -> None:
+    ticket = Ticket[int, str](9, deadline=time.monotonic())
+    assert ticket.claim()
+
+    async def scenario() -> str:
+        asked = asyncio.create_task(_answer(ticket, lambda question: "another", ""))
+        await asyncio.sleep(0.01)
+        ticket.settle("the thread's")
+        return await asked
+
+    assert asyncio.run(scenario()) == "the thread's"
 
 
 def test_those_who_hang_up_leave_the_batch(work: Counting, engine: ModelThread[int, str]) -> None:

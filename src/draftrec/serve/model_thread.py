@@ -69,6 +69,11 @@ class Ticket(Generic[Question, Answer]):
         """Is its deadline over?"""
         return self.deadline is not None and now >= self.deadline
 
+    def claim(self) -> bool:
+        """Say once that an answer is being made: `future` cannot be cancelled from here on. False
+        where nobody waits for one any more."""
+        return self.future.set_running_or_notify_cancel()
+
     def settle(self, answer: Answer) -> None:
         """Hand the answer over, unless nobody waits for it any more."""
         try:
@@ -261,18 +266,19 @@ class ModelThread(Generic[Question, Answer]):
         """Those who hung up, and those who cannot wait any longer."""
         now = time.monotonic()
         for number, ticket in list(self._running.items()):
-            if ticket.gone:
-                del self._running[number]
-                self.work.stop(number)
-            elif ticket.late(now):
-                del self._running[number]
+            if not (ticket.gone or ticket.late(now)):
+                continue
+            del self._running[number]
+            if ticket.claim():  # else whoever asked has an answer already, and it is counted
                 self._answer(ticket, partial(self.work.cut, number))
+            else:
+                self.work.stop(number)
         with self._changed:
             ended = [t for t in self._waiting if t.gone or t.late(now)]
             if ended:
                 self._waiting = deque(t for t in self._waiting if not (t.gone or t.late(now)))
         for ticket in ended:
-            if not ticket.gone:
+            if ticket.claim():
                 self._answer(ticket, partial(self.work.late, ticket.question))
 
     def _let_in(self) -> None:

@@ -132,15 +132,14 @@ async def _answers(
 async def _answer(
     ticket: Ticket[Question, Answer], late: Callable[[Question], Answer] | None, place: str
 ) -> Answer:
-    """The thread's answer, or that of `late`, whichever comes first."""
+    """The thread's answer, or that of `late`, whichever comes first: one of them is made."""
     waiting = asyncio.wrap_future(ticket.future)
     try:
         if late is None or ticket.deadline is None:
             return await waiting
         await asyncio.wait({waiting}, timeout=max(0.0, ticket.deadline - time.monotonic()))
-        if waiting.done():
-            return waiting.result()
-        ticket.future.cancel()
+        if not ticket.future.cancel():
+            return await waiting  # it is there, or is being made
         return late(ticket.question)
     except DraftrecError as error:
         raise DraftrecError(f"{place}: {error}" if place else str(error)) from error
