@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from draftrec.serve.http.app import operations
+from draftrec.serve.http.app import operations, render_docs
 from tests.jobs.recommend.worlds import make_world
 from tests.serve.services import (
     Running,
@@ -132,3 +132,19 @@ def test_the_page_tells_fields_within_fields_and_quotes_for_a_shell() -> None:
     words = shlex.split(operation.curl)
     assert words[:4] == ["curl", "-X", "POST", "http://h:1/x"]
     assert json.loads(words[-1]) == {"records": "it's"}
+
+
+def test_the_page_tells_every_kind_of_a_field_and_what_is_code(served: Running) -> None:
+    """Ids were said to be whole numbers alone, and to be quoted by backticks."""
+    document = served.client.get("/openapi.json").json()
+    fields = {o.path: {f[0]: f[1] for f in o.fields} for o in operations(document, "http://h:1")}
+    assert fields["/v1/recommend"]["history"] == "list of integer or string"
+    assert fields["/v1/recommend"]["users[].user"] == "integer or string"
+    assert fields["/v1/completions"]["stop"] == "string or list of string"
+    assert fields["/v1/knowledge"]["records[].group"] == "string"  # or nothing at all
+    page = render_docs(document)
+    assert "`" not in page
+    assert "<code>draftrec genrec recommend -k K</code>" in page
+    recommend, knowledge = page.split("<h2>")[1:3]
+    assert "must be given" not in recommend  # each of its two forms has its own
+    assert "must be given" in knowledge

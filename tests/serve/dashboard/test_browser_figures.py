@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from draftrec.serve.http.app import render_docs
 from tests.serve.dashboard.conftest import served
 from tests.serve.run_folders import RunWriter
 
@@ -155,3 +156,22 @@ def test_texts_run_in_their_own_direction(open_page: Any, tmp_path: Path) -> Non
         written = page.locator("#texts .written").first
         written.wait_for()
         assert written.evaluate("e => getComputedStyle(e).direction") == "rtl"
+
+
+def test_the_page_of_the_interface_fits_a_phone(browser: Any) -> None:
+    record = {"properties": {f"a_rather_long_name_{i}": {"type": "string"} for i in range(3)}}
+    for field in record["properties"].values():
+        field["description"] = "what is to be said of the record, and how"
+    body = {"properties": {"records": {"type": "array", "items": record}}}
+    content = {"application/json": {"schema": body}}
+    answers = {"200": {"description": "`text`"}}
+    document = {
+        "info": {"title": "t", "version": "1", "description": "d"},
+        "paths": {"/x": {"post": {"requestBody": {"content": content}, "responses": answers}}},
+        "components": {"schemas": {}},
+    }
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.set_content(render_docs(document))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("td code", has_text="records[].a_rather_long_name_2").is_visible()
+    page.close()

@@ -150,13 +150,16 @@ def _options(field: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _kind(field: dict[str, Any]) -> str:
-    """`list of integer`, `KnowledgeRecord`: a word or two for a schema."""
-    first = next(iter(_options(field)), field)
-    if "$ref" in first:
-        return first["$ref"].rpartition("/")[2]
-    if first.get("type") == "array":
-        return f"list of {_kind(first.get('items', {}))}"
-    return str(first.get("type", "any"))
+    """`list of integer or string`, `KnowledgeRecord`: a word or two for a schema."""
+    return " or ".join(dict.fromkeys(map(_kind_of, _options(field)))) or "any"
+
+
+def _kind_of(option: dict[str, Any]) -> str:
+    if "$ref" in option:
+        return str(option["$ref"]).rpartition("/")[2]
+    if option.get("type") == "array":
+        return f"list of {_kind(option.get('items', {}))}"
+    return str(option.get("type", "any"))
 
 
 def _curl(method: str, url: str, example: Any, *, key: bool) -> str:
