@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +22,7 @@ from draftrec.jobs.knowledge import worker
 from draftrec.train.loop import Progress, TrainWatcher
 from tests.fakes import FakeGenerator
 from tests.train.small import write_all
+from tests.waiting import until
 
 BIG = "a few hundred megabytes of client that only this test would use; pip install draftrec[%s]"
 
@@ -199,11 +199,9 @@ def test_wandb_writes_a_run_that_can_be_sent_later(
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     example("wandb", tmp_path / "run")
     [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    deadline = time.monotonic() + 60  # another process writes it, when it comes to it
     words = (b"tokens_per_call", b"draft/calls", b"epochs")
-    while not all(word in file.read_bytes() for word in words):
-        assert time.monotonic() < deadline, file.read_bytes()
-        time.sleep(0.2)
+    # Another process writes it, when it comes to it.
+    until(lambda: all(word in file.read_bytes() for word in words))
 
 
 @pytest.mark.parametrize("kind", ["mlflow", "wandb", "tensorboard"])

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 from draftrec.errors import DraftrecError
 from draftrec.jobs.trials import Settings, TrialStore, run_trials, trial_key
 from tests.locks import held_elsewhere
+from tests.waiting import until
 
 #: Functions for worker processes, which import them from a file of their own.
 _MODULE = """
@@ -243,13 +242,6 @@ def test_workers_end_with_a_study_that_is_killed(tmp_path: Path, module: Any) ->
 def children(pid: int) -> list[str]:
     """Processes that a process has started."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    stop = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < stop
-        time.sleep(0.05)
 
 
 def test_a_line_of_times_that_was_cut_off_goes(tmp_path: Path) -> None:

@@ -128,15 +128,15 @@ def held(service: Service) -> threading.Event:
     real = type(work).turn
 
     def turn() -> Any:
-        assert event.wait(10), "the pass was waited for"
+        assert event.wait(60), "the pass was waited for"
         return real(work)  # type: ignore[arg-type]
 
     work.turn = turn  # type: ignore[union-attr, method-assign]
     return event
 
 
-def counted(found: Running) -> dict[str, float]:
-    """What the service has counted so far, by name, where that is anything."""
+def counted(found: Any) -> dict[str, float]:
+    """What `found.service` has counted so far, by name, where that is anything."""
     samples = [s for metric in found.service.metrics.registry.collect() for s in metric.samples]
     return {
         s.name.removeprefix("draftrec_"): s.value

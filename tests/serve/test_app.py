@@ -39,6 +39,7 @@ from tests.serve.services import (
     running,
     settings,
 )
+from tests.waiting import until
 
 JSON = {"content-type": "application/json"}
 
@@ -176,10 +177,8 @@ def test_a_body_that_is_announced_too_large_is_not_read(served: Running) -> None
 
 def test_a_slow_body_is_given_up(served: Running) -> None:
     client = Asgi(served)
-    start = time.monotonic()
-    asyncio.run(client.run(piece(b'{"his', more=True), 5))
+    asyncio.run(client.run(piece(b'{"his', more=True)))
     assert client.sent[0]["status"] == 408
-    assert time.monotonic() - start < 2
 
 
 def test_whoever_hangs_up_leaves_the_batch(served: Running) -> None:
@@ -211,9 +210,7 @@ def test_a_full_queue_says_when_to_come_back(served: Running) -> None:
     try:
         with ThreadPoolExecutor(16) as clients:
             jobs = [clients.submit(served.recommend, [10 + i]) for i in range(16)]
-            end = time.monotonic() + 10
-            while sum(job.done() for job in jobs) < 4 and time.monotonic() < end:
-                time.sleep(0.01)
+            until(lambda: sum(job.done() for job in jobs) >= 4)
             event.set()
             answers = [job.result() for job in jobs]
     finally:
@@ -356,9 +353,7 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest(world: World) -
         event, lifecycle = held(served.service), served.service.lifecycle
         with ThreadPoolExecutor(2) as clients:
             job = clients.submit(served.recommend, [10, 11])
-            end = time.monotonic() + 10
-            while not lifecycle.in_flight and time.monotonic() < end:
-                time.sleep(0.001)
+            until(lambda: lifecycle.in_flight)
             lifecycle.drain()
             error_of(served.client.get("/readyz"), 503, "draining")
             error_of(served.recommend([10]), 503, "draining")

@@ -15,6 +15,7 @@ import uvicorn
 
 from draftrec.serve.http import lifecycle
 from draftrec.serve.settings import LimitSettings
+from tests.waiting import until
 
 #: More than a system keeps for a client who does not read.
 LARGE = b"x" * (12 << 20)
@@ -94,7 +95,7 @@ def test_headers_without_end_end_their_connection(begin: bytes) -> None:
 
 def test_a_slow_second_request_ends_its_connection_too() -> None:
     with serving(headers_seconds=0.5) as port, connected(port) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         got = b""
         while not got.endswith(b"ok"):
@@ -104,15 +105,13 @@ def test_a_slow_second_request_ends_its_connection_too() -> None:
 
 
 def test_idle_connections_give_way_to_a_probe() -> None:
-    with serving(connections=8) as port, ExitStack() as open_ones:
+    with serving(connections=8, headers_seconds=600) as port, ExitStack() as open_ones:
         idle = [
             open_ones.enter_context(socket.create_connection(("127.0.0.1", port)))
             for _ in range(40)
         ]
-        began = time.monotonic()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as found:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as found:
             assert found.status == 200
-        assert time.monotonic() - began < 5
         assert all(ends(client) for client in idle[:30])
         assert not ends(idle[-1], 0.2)
 
@@ -128,7 +127,7 @@ def asks(port: int, path: str, *, more: str = "") -> socket.socket:
 
 def read_slowly(client: socket.socket, seconds: float) -> int:
     """Bytes of all that comes, a little at a time at first."""
-    client.settimeout(10)
+    client.settimeout(60)
     got, end = 0, time.monotonic() + seconds
     while got < len(LARGE) and (piece := client.recv(1 << 18)):
         got += len(piece)
@@ -148,27 +147,19 @@ def test_whoever_reads_slowly_gets_the_whole_answer(more: str) -> None:
 @pytest.mark.parametrize("path", ["/large", "/pieces"])
 def test_whoever_reads_nothing_is_let_go(path: str) -> None:
     with served(headers_seconds=0.3, unread_seconds=0.3) as (port, server), asks(port, path):
-        end = time.monotonic() + 5
-        while not server.server_state.connections and time.monotonic() < end:
-            time.sleep(0.01)
-        while server.server_state.connections and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not server.server_state.connections
+        until(lambda: server.server_state.connections)
+        until(lambda: not server.server_state.connections)
 
 
 def test_a_server_that_drains_waits_for_answers_to_be_read() -> None:
     with served() as (port, server), asks(port, "/large") as client:
-        end = time.monotonic() + 5
-        while not any(c.unsent for c in server.server_state.connections):  # type: ignore[union-attr]
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        connections: Any = server.server_state.connections
+        until(lambda: any(c.unsent for c in connections))
         server.lifecycle.drain()
         time.sleep(0.3)
         assert not server.should_exit
         assert read_slowly(client, 1.5) >= len(LARGE)
-        while not server.should_exit and time.monotonic() < end:
-            time.sleep(0.01)
-        assert server.should_exit
+        until(lambda: server.should_exit)
 
 
 def test_a_process_asks_for_as_many_files_as_its_connections_need(

@@ -29,6 +29,7 @@ from tests.serve.services import (
     running,
     settings,
 )
+from tests.waiting import until
 
 #: The embedded model goes on and on after these.
 PROMPTS = ["hello reader", "a story of ships", "the sea"]
@@ -251,10 +252,7 @@ def test_metrics_of_tokens_and_nothing_left_of_them_when_idle(served: Running) -
     assert [now - then for now, then in zip(counts(), before, strict=True)] == [2, 2]
     groups = served.service.metrics.registry.get_sample_value
     assert groups("draftrec_group_drafted_tokens_total", {"group": "made up"}) is None
-    end = time.monotonic() + 5
-    while not idle():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(idle)
     assert value("kv_capacity_tokens") > 0
 
 

@@ -20,8 +20,9 @@ from draftrec.serve.model_thread import (
     Ticket,
     WorkError,
 )
+from tests.waiting import until
 
-WAIT = 10
+WAIT = 60
 
 
 class Counting:
@@ -108,13 +109,6 @@ def ask(engine: ModelThread[int, str], *questions: int) -> list[Ticket[int, str]
     tickets = [Ticket[int, str](q) for q in questions]
     engine.submit(tickets)
     return tickets
-
-
-def until(condition: Any) -> None:
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_questions_enter_while_others_run(work: Counting, engine: ModelThread[int, str]) -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import tomllib
 import urllib.error
 import urllib.parse
@@ -23,6 +22,7 @@ import yaml
 from draftrec.cli.main import _app
 from draftrec.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS, ServiceMetrics, served
 from tests.serve.test_metrics import step
+from tests.waiting import until
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 _NAME = re.compile(r"(?:draftrec|process)_\w+")
@@ -151,9 +151,9 @@ def test_promtool_accepts_rules_config_and_metrics_and_alerts_fire(tmp_path: Pat
 def test_a_real_prometheus_answers_every_panel_and_rule(tmp_path: Path) -> None:
     metrics = busy()
     with served(metrics, 0) as port, prometheus(tmp_path, port) as ask:
-        wait_for(lambda: ask("query", query='up{job="draftrec-service"} == 1')["result"])
+        until(lambda: ask("query", query='up{job="draftrec-service"} == 1')["result"])
         busy(metrics)
-        wait_for(lambda: ask("query", query="rate(draftrec_passes_total[10s]) > 0")["result"])
+        until(lambda: ask("query", query="rate(draftrec_passes_total[10s]) > 0")["result"])
         empty = []
         for expression in expressions():
             query = expression.replace("$__rate_interval", "10s").replace("$job", ".*")
@@ -162,7 +162,7 @@ def test_a_real_prometheus_answers_every_panel_and_rule(tmp_path: Path) -> None:
         assert not empty, empty
         rules = [r for group in ask("rules")["groups"] for r in group["rules"]]
         assert {r["name"] for r in rules} == set(alerts())
-        wait_for(lambda: all(r["health"] != "unknown" for r in ask("rules")["groups"][0]["rules"]))
+        until(lambda: all(r["health"] != "unknown" for r in ask("rules")["groups"][0]["rules"]))
         bad = [r["name"] for r in ask("rules")["groups"][0]["rules"] if r["health"] != "ok"]
         assert not bad, bad
 
@@ -222,18 +222,11 @@ def prometheus(folder: Path, port: int) -> Iterator[Any]:
             return False
 
     try:
-        wait_for(is_there)
+        until(is_there)
         yield ask
     finally:
         process.terminate()
         process.wait(20)
-
-
-def wait_for(happened: Any, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.2)
 
 
 def instructions() -> list[tuple[str, str]]:
