@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -297,3 +299,25 @@ def test_tails_are_the_last_tokens_or_the_whole_beginning() -> None:
 def test_warming_up_compiles_and_changes_nothing() -> None:
     warm_up()
     assert draw(index_of([1, 2, 3]), [1, 2]).token_ids[0] == 3
+
+
+_CREDITED = """
+import numpy as np
+from draftrec.pool import suffixes
+from draftrec.pool.index import warm_up
+from draftrec.pool.store import Pool
+
+warm_up()
+before = suffixes.locate.signatures
+text = np.arange(32, dtype=np.int32)
+pool = Pool("tokenizer")
+pool.add([(text, None)] * 20)
+pool.credit(None, text, 2, [(1, 3), (2, 7)])
+assert before, "what a finished text counts is compiled with the rest"
+assert suffixes.locate.signatures == before
+"""
+
+
+def test_what_a_finished_text_counts_is_compiled_before_texts_are_timed() -> None:
+    """In a process of its own: another test may have compiled it."""
+    subprocess.run([sys.executable, "-c", _CREDITED], check=True)

@@ -365,6 +365,7 @@ def warm_up() -> None:
     tail = tail_of_text(np.arange(2, dtype=np.int32))
     sources: list[Source] = [(index, tail, 1.0, 0), (closed, tail, 1.0, 3)]
     TreeBuilder().build_many([sources], 4, 4, [(1, 0)])
+    closed.locate(np.arange(4, dtype=np.int32), np.array([2], np.int64))
 
 
 _NOTHING, _NOTHING_SAID = views.no_handle(), np.empty(0, np.int32)

@@ -381,7 +381,8 @@ class ClosedIndex:
         """Where the pool agrees longest with `text` up to each of `ends` int64 `[k]`: places int64
         `[k]` of the last token, and how many tokens agree there, at most `REACH`. Not of an empty
         index."""
-        return locate(self.handle, text, ends)
+        # Compiled for one layout: of `ends`, columns of a table come here.
+        return locate(self.handle, np.ascontiguousarray(text), np.ascontiguousarray(ends))
 
     def owners(self, places: Any) -> Any:
         """Numbers int64 `[k]` of the texts that hold `places`."""
