@@ -32,7 +32,7 @@ class ShardCost:
 
 @dataclass(slots=True)
 class _Steps:
-    """Sums over the steps since `start`, a reading of the clock."""
+    """Sums over the steps since `start`, a reading of the clock. `active`: of texts at once."""
 
     start: float
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_STEP_COUNTS, 0))
@@ -45,7 +45,7 @@ class _Steps:
             self.counts[name] += getattr(step, name)
         for i, n in enumerate(step.accepted_by_source):
             self.by_source[i] += n
-        self.active = step.active
+        self.active += step.active
         self.steps += 1
 
 
@@ -91,7 +91,9 @@ class Metrics:
         steps, self._steps = self._steps, _Steps(now)
         if steps.steps:
             counts = {**steps.counts, "accepted_by_source": steps.by_source}
-            about = {"seconds": now - steps.start, "active": steps.active}
+            # A mean: the last step of a shard has but the one or two texts that took longest.
+            active = round(steps.active / steps.steps)
+            about = {"seconds": now - steps.start, "active": active}
             self._write("steps", {**counts, **about})
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:

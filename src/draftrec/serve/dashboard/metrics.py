@@ -65,8 +65,8 @@ class MetricsTail:
 
 
 class Sums:
-    """What a stretch of work came to, and what its texts cost. `active`: the last batch; `at`: Unix
-    seconds at its end, 0 where that is not known."""
+    """What a stretch of work came to, and what its texts cost. `active`: texts at once, of its last
+    record; `at`: Unix seconds at its end, 0 where that is not known."""
 
     __slots__ = ("_numbers", "active", "at")
 
