@@ -21,7 +21,7 @@ from draftrec.items.prompts import HistoryEncoder
 from draftrec.items.settings import PromptFormat
 from draftrec.jobs.recommend.item_model import ItemModel
 from draftrec.models.recommender import IDS_FILE, load_recommender, new_tokenizer
-from draftrec.train import presets
+from draftrec.train import presets, session
 from draftrec.train.align import AlignSpec, align
 from draftrec.train.drafter.fit import DrafterSpec, fit_drafter
 from draftrec.train.fit import FitSpec, fit
@@ -97,6 +97,37 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int
         fit(broken, should_stop=StopAfter(5))
     fit(broken)
     assert same(whole.output, broken.output)
+
+
+@pytest.mark.parametrize("gone", ["", "training"])
+def test_a_training_says_that_its_folder_was_removed(tmp_path: Path, gone: str):
+    spec = fit_spec(tmp_path)
+
+    def remove() -> bool:
+        if (spec.output / "training" / "state.pt").exists():
+            shutil.rmtree(spec.output / gone)
+        return False
+
+    with pytest.raises(DraftrecError, match="was removed while this process trained there"):
+        fit(spec, should_stop=remove)
+
+
+def test_a_training_whose_folder_goes_at_the_end_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = fit_spec(tmp_path, settings=replace(SETTINGS, epochs=1), recall_users=0)
+    save = session.save_recommender
+
+    def removed(*args: Any) -> None:
+        shutil.rmtree(spec.output)
+        save(*args)
+
+    monkeypatch.setattr(session, "save_recommender", removed)
+    with pytest.raises(DraftrecError, match="was removed while this process trained there"):
+        fit(spec)
+    assert not (spec.output / "genrec.json").exists()
+    monkeypatch.undo()
+    assert fit(spec)["epochs"] == 1, "the same command trains anew"
 
 
 @pytest.mark.slow

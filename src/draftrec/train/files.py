@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -86,19 +87,18 @@ class TrainingFolder:
         self.ledger.write(json.dumps(_plain(settings), indent=1) + "\n")
 
     def save(self, state: dict[str, Any], epochs: list[dict[str, float]]) -> None:
-        """Replace the checkpoint. Raises DraftrecError where PyTorch cannot write it."""
+        """Replace the checkpoint. Raises OSError where it cannot be written, by its name."""
         # Before the checkpoint: behind the last one, nothing would write what a kill has torn.
         lines = "".join(json.dumps(record) + "\n" for record in epochs)
         replace_file(self.path / "metrics.jsonl", lines.encode())
-        path = self.checkpoint
-        try:
-            with renaming(path) as temporary:
-                torch.save(state, temporary)
-        except RuntimeError as error:  # its only word for a full disk
-            raise DraftrecError(
-                f"the checkpoint {path} cannot be written ({error}); make room and run the same "
-                "command again, without --overwrite, to continue"
-            ) from error
+        with renaming(self.checkpoint) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                # PyTorch says `unexpected pos` of a full disk, and hides what the system said.
+                if isinstance(told := error.__context__, OSError) and told.errno:
+                    raise OSError(told.errno, os.strerror(told.errno)) from error
+                raise
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint, None if there is none yet. Raises DraftrecError for a damaged one."""
@@ -106,6 +106,26 @@ class TrainingFolder:
             return None
         with sound(self.checkpoint):
             return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around all that is written: raise DraftrecError where the folder was removed meanwhile,
+        also if nothing noticed it. The sign goes then: what it stands for may have lost a part."""
+        try:
+            yield
+        except (FileNotFoundError, DraftrecError) as error:
+            if self.ledger.path.is_file():
+                raise
+            raise self._removed() from error
+        if not self.ledger.path.is_file():
+            raise self._removed()
+
+    def _removed(self) -> DraftrecError:
+        (self.path.parent / self.sign).unlink(missing_ok=True)
+        return DraftrecError(
+            f"{self.path.parent}, or the folder {self.path.name} in it, was removed while this "
+            "process trained there; run the same command again to train anew"
+        )
 
     @contextmanager
     def board(self) -> Iterator[Board]:

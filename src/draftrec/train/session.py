@@ -61,8 +61,8 @@ class Session:
         """Train and save, go on with what was begun, or find that it is done; a summary.
 
         Nothing is written before `prepare` has found the input usable. Raises DraftrecError where
-        the folder holds another training, or another process trains in it, and Interrupted
-        once `should_stop()` is true.
+        the folder holds another training, another process trains in it, or it is removed meanwhile,
+        and Interrupted once `should_stop()` is true.
         """
         folder = TrainingFolder(self.output / "training", self.kind.sign)
         with folder.ledger.held():
@@ -79,18 +79,19 @@ class Session:
         folder.claim(self.identity, overwrite=self.overwrite)
         weights = sum(weight.numel() for weight in prepared.model.parameters())
         self.watcher.note(f"{weights:,} weights, {prepared.note}")
-        prepared.begin()
-        trainer = Trainer(prepared.task, prepared.model, self.settings, folder)
-        progress = trainer.run(self.watcher, self.should_stop)
-        prepared.save(
-            {
-                **self.identity,
-                "weights": weights,
-                "best_epoch": progress.best_epoch,
-                "seconds": round(progress.seconds, 1),
-                "epochs": progress.epochs,
-            }
-        )
+        with folder.kept():
+            prepared.begin()
+            trainer = Trainer(prepared.task, prepared.model, self.settings, folder)
+            progress = trainer.run(self.watcher, self.should_stop)
+            prepared.save(
+                {
+                    **self.identity,
+                    "weights": weights,
+                    "best_epoch": progress.best_epoch,
+                    "seconds": round(progress.seconds, 1),
+                    "epochs": progress.epochs,
+                }
+            )
         self.tidy()
         return self.kind.summary(self.output)
 
