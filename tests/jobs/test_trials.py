@@ -121,11 +121,24 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
     assert calls == xs(1)
 
 
-def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("journal", "line"),
+    [
+        ('{"identity": {}}\nnonsense\n', 2),
+        ('{"identity": {}}\n[]\n', 2),
+        ('{"identity": {}}\n{"settings": {"x": 1}}\n', 2),
+        ('{"identity": {}}\n{"settings": 3, "figures": {}}\n', 2),
+        ('{"identity": {}}\n{"settings": {"x": 1}, "figures": [1]}\n', 2),
+        ('{"identity": 5}\n', 1),
+        ("[1]\n", 1),
+    ],
+)
+def test_a_damaged_journal_is_named(tmp_path: Path, journal: str, line: int) -> None:
     store = TrialStore(tmp_path, {})
-    store.journal.write_bytes(b'{"identity": {}}\nnonsense\n')
-    with pytest.raises(DraftrecError, match="damaged"):
+    store.journal.write_text(journal)
+    with pytest.raises(DraftrecError, match=f"damaged in line {line}"):
         run_trials(partial(counted, []), xs(1), store)
+    assert store.journal.read_text() == journal
 
 
 def test_a_store_in_use_is_left_alone(tmp_path: Path) -> None:

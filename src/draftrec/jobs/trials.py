@@ -113,7 +113,7 @@ class TrialStore:
             self.ledger.clear()
             self.ledger.write(_line({"identity": dict(self.identity)}).decode())
             return {}
-        self.ledger.refuse(changes(lines[0].get("identity", {}), self.identity))
+        self.ledger.refuse(changes(lines[0]["identity"], self.identity))
         cut_torn_line(self.times)
         return {trial_key(line["settings"]): line["figures"] for line in lines[1:]}
 
@@ -123,13 +123,20 @@ class TrialStore:
         whole, _, torn = content.rpartition(b"\n")
         if torn:
             replace_file(self.journal, whole + b"\n" if whole else b"")
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise DraftrecError(
-                f"{self.journal} is damaged ({error}); remove the line, or start again with "
-                "--overwrite"
-            ) from error
+        entries: list[dict[str, Any]] = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            names = ("settings", "figures") if entries else ("identity",)
+            try:
+                entry = json.loads(line)
+                if not all(isinstance(entry[name], dict) for name in names):
+                    raise ValueError("it is not what a study writes")
+            except (ValueError, KeyError, TypeError) as error:
+                raise DraftrecError(
+                    f"{self.journal} is damaged in line {number} ({error}); remove the line, or "
+                    "start again with --overwrite"
+                ) from error
+            entries.append(entry)
+        return entries
 
 
 def trial_key(settings: Settings) -> str:
