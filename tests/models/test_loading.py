@@ -101,6 +101,15 @@ def test_a_config_that_is_no_language_models_is_refused(broken: Callable[..., Pa
     refused(lambda: loading.load_model(config(folder)), "could not be loaded")
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_settings_that_are_json_of_another_shape_are_refused(
+    broken: Callable[..., Path], name: str
+) -> None:
+    folder = broken()
+    (folder / name).write_text("[]")
+    refused(lambda: loading.load_model(config(folder)), "could not be loaded", str(folder))
+
+
 @pytest.mark.parametrize("name", ["gpu", "cpu:x", "mps", "", "cuda:-1"])
 def test_unknown_devices_are_refused(name: str) -> None:
     refused(lambda: loading.pick_device(name), "nknown device")

@@ -275,3 +275,18 @@ def test_shards_that_no_manifest_speaks_of_go(folder: Path, tmp_path: Path):
     (tmp_path / "teacher-00099.safetensors").write_bytes(b"of another recording")
     teach(spec_in(folder, tmp_path))
     assert not (tmp_path / "teacher-00099.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_catalogue_that_was_lost_is_written_again(folder: Path, tmp_path: Path):
+    """It follows from the input; without it nothing can be aligned to what is recorded."""
+    teach(spec_in(folder, tmp_path, limit=3))
+    names = ("catalogue.safetensors", "sids.parquet")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    for name in names:
+        for content in (before[name][:40], b"", None):
+            (tmp_path / name).unlink()
+            if content is not None:
+                (tmp_path / name).write_bytes(content)
+            teach(spec_in(folder, tmp_path, limit=3))
+            assert {name: (tmp_path / name).read_bytes() for name in names} == before

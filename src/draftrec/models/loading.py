@@ -161,7 +161,7 @@ def _load(config: ModelConfig, kind: Any, *, packs: bool = False) -> PreTrainedM
         )
     except (
         OSError, ValueError, LookupError, RuntimeError, ImportError, NotImplementedError,
-        SafetensorError,
+        SafetensorError, TypeError, AttributeError,  # the last two: JSON of another shape
     ) as error:  # fmt: skip
         _refuse_known(source, error)
         unknown = "Unrecognized configuration class" in str(error)
@@ -269,7 +269,9 @@ def load_outline(config: ModelConfig) -> PreTrainedModel:
             return kind_for(AutoModelForCausalLM, stored).from_config(
                 stored, trust_remote_code=config.trust_remote_code
             )
-    except (OSError, ValueError, LookupError, RuntimeError, ImportError) as error:
+    except (
+        OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
         raise DraftrecError(
             f"The configuration of {source.name} could not be read ({_first_line(error)}); name a "
             "folder with config.json, a .gguf file, or a Hub id that this machine can reach."

@@ -220,7 +220,7 @@ def _teach(
     )
     asks = contexts_of(data.train, spec.settings)
     manifest = _begun(spec, folder, recommender, asks, sids.fingerprint())
-    if not manifest.finished:
+    if not (manifest.finished and folder.has_catalogue()):
         # Items are told apart by number; texts have none but their places.
         numbers = np.arange(len(sids)) if is_text(sids.items) else sids.items
         folder.write_catalogue(ItemRows(numbers, tokens, legal_codes(tokens)), sids)

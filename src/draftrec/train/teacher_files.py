@@ -271,6 +271,14 @@ class TeacherFolder:
         """Raises DraftrecError if it is damaged or missing."""
         return ItemRows(**_load(self.path / "catalogue.safetensors"))
 
+    def has_catalogue(self) -> bool:
+        """Can what `write_catalogue` writes be read?"""
+        try:
+            self.catalogue()
+            return self.sids() is not None
+        except DraftrecError:
+            return False
+
     def sids(self) -> SemanticIds | None:
         """The semantic ids of the contexts; None where an earlier version has not kept them."""
         path = self.path / IDS_FILE
