@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -276,6 +277,15 @@ class TestSentenceTransformers:
         with pytest.raises(DraftrecError, match="begins with StaticEmbedding"):
             load(tmp_path / "static")
 
+    @pytest.mark.parametrize("modules", ["5", '["a"]'])
+    def test_modules_of_another_shape_are_refused(
+        self, sentences: Path, tmp_path: Path, modules: str
+    ) -> None:
+        shutil.copytree(sentences, tmp_path / "damaged")
+        (tmp_path / "damaged" / "modules.json").write_text(modules)
+        with pytest.raises(DraftrecError, match="could not be loaded"):
+            load(tmp_path / "damaged")
+
     def test_another_pooling_is_refused(self, sentences: Path) -> None:
         with pytest.raises(DraftrecError, match="leave --pooling at auto"):
             load(sentences, pooling="mean")
@@ -333,3 +343,12 @@ def test_positions_end_where_their_table_does(tmp_path: Path) -> None:
     assert encoder.max_tokens == LIMIT - 2
     text = words(*range(5, 45))
     assert vectors_of(encoder, [text]).shape == (1, encoder.dim)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"max_seq_length": "x"}', '{"max', "\udcff"])
+def test_a_damaged_limit_of_an_encoder_is_named(tmp_path: Path, content: str) -> None:
+    folder = folders.bert(tmp_path / "bert")
+    path = folder / "sentence_bert_config.json"
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(DraftrecError, match=r"sentence_bert_config\.json is damaged"):
+        load(folder)

@@ -171,7 +171,9 @@ def _sentence_transformer(folder: str, config: EncoderConfig) -> Any:
             trust_remote_code=config.trust_remote_code,
             model_kwargs={"dtype": dtype},
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200].rstrip(". ")
         raise DraftrecError(
             f"the sentence-transformers model {folder} could not be loaded ({reason}); name a "
@@ -212,7 +214,13 @@ def _limit(folder: str, tokenizer: Any, model: PreTrainedModel) -> int:
     most = min(context_length(model), tokenizer.model_max_length, _positions(model))
     trained = Path(folder) / "sentence_bert_config.json"
     if trained.is_file():
-        most = min(most, json.loads(trained.read_text()).get("max_seq_length") or most)
+        try:
+            most = min(most, json.loads(trained.read_text()).get("max_seq_length") or most)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DraftrecError(
+                f"{trained} is damaged ({str(error)[:200]}); download the encoder again, or remove "
+                "the file"
+            ) from error
     return most
 
 
