@@ -96,16 +96,16 @@ class Ledger:
         check_still_held(self.output)
         replace_file(self.path, record.encode())
 
-    def check(self, sizes: Mapping[Place, int]) -> None:
-        """Raise DraftrecError when a finished file is not of the size, in bytes, that it had."""
+    def check(self, sizes: Mapping[Place, int], mend: str = "start again with --overwrite") -> None:
+        """Raise DraftrecError when a finished file is not of the size, in bytes, that it had.
+        `mend`: what helps where nobody can put it back."""
         held = {path: path.stat().st_size for path in self._files()}  # elsewhere, one question
         for path, size in sizes.items():
             if path not in held and path.is_file():
                 held[path] = path.stat().st_size
             if held.get(path) != size:
                 raise DraftrecError(
-                    f"{path} is missing or was changed since it was written; put it back, or start "
-                    f"again with --overwrite"
+                    f"{path} is missing or was changed since it was written; put it back, or {mend}"
                 )
 
     def drop(self, unfinished: Callable[[str], bool]) -> None:

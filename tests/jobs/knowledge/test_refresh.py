@@ -145,7 +145,9 @@ def test_folders_that_cannot_be_refreshed_are_refused(old: Path, tmp_path: Path)
         assert "no finished part of a run" in message
     assert "one folder" in refusal(lambda: do(make_spec(tmp_path, "old", previous=old)))
     (old / "part-00001.parquet").write_bytes(b"short")
-    assert "changed since" in refusal(lambda: do(make_spec(tmp_path, "new", previous=old)))
+    message = refusal(lambda: do(make_spec(tmp_path, "new", previous=old)))
+    assert "changed since" in message
+    assert "--overwrite" not in message, "it would give up what is written, not mend what is read"
 
 
 @pytest.mark.slow

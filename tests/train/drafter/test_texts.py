@@ -101,6 +101,12 @@ def test_what_cannot_be_learnt_from_is_refused(world: Path, tmp_path: Path) -> N
     (tmp_path / "empty" / "manifest.json").write_text(json.dumps({**manifest, "shards": []}))
     with pytest.raises(DraftrecError, match="holds no texts yet"):
         open_runs([tmp_path / "empty"], [], None)
+    for name, content in (("part-00000.parquet", b"cut"), ("manifest.json", b"{}")):
+        shutil.copytree(world / "run", tmp_path / name)
+        (tmp_path / name / name).write_bytes(content)
+        with pytest.raises(DraftrecError, match="give another run, or write this one") as error:
+            open_runs([tmp_path / name], [], None)
+        assert "--o" not in str(error.value), "that is read, not written"
 
 
 @pytest.mark.slow

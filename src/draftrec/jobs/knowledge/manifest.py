@@ -232,9 +232,9 @@ class Manifest(BaseModel):
         return totals.spent.times_plain, "estimated"
 
 
-def read_manifest(path: Place) -> Manifest | None:
-    """The manifest at `path`, or None where there is none."""
-    return read_state(path, Manifest, "generate; choose another --output")
+def read_manifest(path: Place, mend: str = "choose another --output") -> Manifest | None:
+    """The manifest at `path`, or None where there is none. `mend`: what helps with another one."""
+    return read_state(path, Manifest, f"generate; {mend}")
 
 
 def settings_of(config: JobConfig) -> dict[str, Any]:

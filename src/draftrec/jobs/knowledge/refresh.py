@@ -60,13 +60,12 @@ class PreviousRun:
 
     def __init__(self, path: Place) -> None:
         self.path, self._folder = path, RunFolder(path)
-        manifest = self._folder.manifest() if path.is_dir() else None
+        manifest = self._folder.to_read()
         if manifest is None or not manifest.shards:
             raise DraftrecError(
                 f"{path} holds no finished part of a run; give --previous the --output of an "
                 f"earlier `draftrec generate`"
             )
-        self._folder.check_parts(manifest)
         self.manifest: Manifest = manifest
         self._example = ""
         self._hashes, self._places = self._index(len(manifest.shards))

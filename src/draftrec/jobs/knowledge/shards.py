@@ -192,22 +192,35 @@ class RunFolder:
             if isinstance(self.path, RemotePath):
                 self._gathered.write(self.path / "metrics.jsonl")
 
-    def manifest(self) -> Manifest | None:
+    def to_read(self) -> Manifest | None:
+        """The manifest of a run that is read and not gone on with, None for any other folder.
+
+        Raises DraftrecError where its files are not as the run left them.
+        """
+        if not self.path.is_dir():
+            return None
+        mend = "give another run, or write this one again with `draftrec generate`"
+        if (found := self.manifest(mend)) is not None:
+            self.check_parts(found, mend)
+        return found
+
+    def manifest(self, mend: str = "choose another --output") -> Manifest | None:
         """The run's manifest, None for a new folder; refuses data files of unknown origin."""
         path = self.ledger.path
-        manifest = read_manifest(path.latest() if isinstance(path, RemotePath) else path)
+        manifest = read_manifest(path.latest() if isinstance(path, RemotePath) else path, mend)
         if manifest is None and any(_SHARD_FILE.fullmatch(p.name) for p in self._files()):
             raise DraftrecError(
                 f"{self.path} holds Parquet parts but no manifest.json, so they are not a run's; "
-                f"choose another --output"
+                f"{mend}"
             )
         return manifest
 
-    def check_parts(self, manifest: Manifest) -> None:
+    def check_parts(self, manifest: Manifest, mend: str = "start again with --overwrite") -> None:
         """Raise when a finished shard's files are not as the run left them."""
         shards = list(enumerate(manifest.shards))
         parts = {self.part(i): shard.part_size for i, shard in shards}
-        self.ledger.check(parts | {self.stats(i): shard.stats_size for i, shard in shards})
+        stats = {self.stats(i): shard.stats_size for i, shard in shards}
+        self.ledger.check(parts | stats, mend)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest. This is the moment at which a shard counts as finished."""

@@ -80,10 +80,9 @@ class WrittenRun:
 
     def __init__(self, folder: Place, records: str | None, limit: int | None) -> None:
         self.folder, self._files = folder, RunFolder(folder)
-        manifest = self._files.manifest() if folder.is_dir() else None
+        manifest = self._files.to_read()
         if manifest is None:
             raise DraftrecError(f"{folder} is no run; give folders that `draftrec generate` wrote")
-        self._files.check_parts(manifest)
         self.manifest: Manifest = manifest
         self.settings = recorded_settings(manifest)
         self.records = records or str(manifest.paths["input"])
