@@ -170,6 +170,14 @@ def test_what_strict_means_follows_the_precision() -> None:
     assert exactness("strict", "bfloat16", exact=True) == "bit for bit"
 
 
+def test_relaxed_tokens_are_told_for_what_they_are(tmp_path: Path) -> None:
+    """Also where texts are sampled, of which many a token is no first choice."""
+    write_rows(tmp_path / "in.jsonl")
+    summary = do(make_spec(tmp_path)).summary
+    told = lines({**summary, "accept": "relaxed", "relaxed_share": 0.015})[-1]
+    assert told.endswith("relaxed: 1.5% of tokens are drafts in place of the model's own choice")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["json_schema", "regex", "grammar"])
 def test_cut_texts_are_said_to_lack_the_form_that_was_asked_for(tmp_path: Path, form: str) -> None:
