@@ -330,7 +330,9 @@ def test_a_full_disk_while_an_index_is_written_is_one_sentence(
         raise SafetensorError("Error while serializing: No space left on device (os error 28)")
 
     monkeypatch.setattr("draftrec.pool.suffixes.save_file", full_disk)
-    with pytest.raises(DraftrecError, match=r"cannot be written .*no space") as error:
+    with pytest.raises(
+        DraftrecError, match=r"cannot be written \(no space left on device\)"
+    ) as error:
         make_pool().save(tmp_path / "pool")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,13 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from draftrec.data.files.locks import sole_writer
-from draftrec.data.files.writers import behind_link, share, sync_files, sync_folder
+from draftrec.data.files.writers import (
+    behind_link,
+    share,
+    sync_files,
+    sync_folder,
+    system_error,
+)
 from draftrec.errors import DraftrecError, PoolMismatchError, PoolOverwrittenError
 
 FORMAT_VERSION = 2
@@ -55,7 +61,9 @@ def _aside(folder: Path) -> Iterator[Path]:
         sync_files(new)
         _swap(folder, new)
     except (OSError, SafetensorError) as error:  # such as a full disk
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        number = system_error(error)
+        known = os.strerror(number) if number else getattr(error, "strerror", None)
+        reason = (known or str(error)).lower()
         raise DraftrecError(
             f"the pool {folder} cannot be written ({reason}); make room or choose another folder; "
             "what was there before is unchanged"
