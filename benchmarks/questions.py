@@ -396,7 +396,7 @@ QUESTIONS = (
         "pool-rivals", "pool-published", "pool-refresh", "pool-groups", "drafter-smollm2-item",
         "drafter-smollm2-item-1000", "drafter-smollm2-item-batch8", "drafter-smollm2-item-nodes16",
         "drafter-smollm2-user-nodes16", "drafter-smollm2-user-sampled", "drafter-profile-lm-user",
-        "drafter-small", "drafter-plan", "recycling",
+        "drafter-gemma3-item", "drafter-small", "drafter-plan", "recycling",
     ), _drafts_plot, _drafts),
     Question("How large can it get?", "large", ("pool-scale", "pool-workers", "ray", "memory"),
              _large_plot, _large),

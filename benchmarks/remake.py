@@ -108,6 +108,10 @@ JOBS = (
         "--texts 500 --max-new-tokens 256 --reported 300 --batch 8 --budgets 16 --rounds 1 "
         "--untimed --name profile-lm-user", ("drafter-profile-lm-user",), 20, _OURS,
         "WORK: what `drafter.py prepare` and `fit` have made with the same options, an hour"),
+    Job(f"drafter.py measure --model {_MODELS / 'gemma3'} --work WORK --side item --texts 500 "
+        "--batch 8 --budgets 16 --reported 96 --rounds 1 --untimed --name gemma3-item",
+        ("drafter-gemma3-item",), 60, (_MODELS / "gemma3",),
+        "WORK: what `drafter.py prepare` and `fit` have made with the same options, an hour"),
     *(Job(f"live.py --model {_SMOLLM2} --work WORK {options}", (f"live-smollm2-{side}",), 30,
           _REAL, "WORK: what `drafter.py prepare` and `fit` have made, hours")
       for side, options in (("user", "--side user"), ("item", "--side item"))),

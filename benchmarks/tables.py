@@ -375,6 +375,7 @@ SECTIONS = {
     "drafter-smollm2-user-nodes16": drafter,
     "drafter-smollm2-user-sampled": drafter,
     "drafter-profile-lm-user": drafter,
+    "drafter-gemma3-item": drafter,
     "drafter-small": small_drafter,
     "drafter-plan": drafter_plan,
     "recycling": recycling,

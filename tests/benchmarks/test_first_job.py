@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 from collections.abc import Sequence as Seq
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import job_tables
 import pytest
 from bookshop.world import stream_records
 
+from draftrec import config
 from draftrec.cli.main import run
+from draftrec.config import make_config
 from draftrec.core import Request
 from draftrec.data.templates import load_template
 from draftrec.demo.shop import demo_model_path
@@ -54,6 +57,8 @@ def test_a_real_model_with_plain_chunks_in_between(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(first_job, "_requests", _readers)
     usual = first_job.movielens.__globals__
     monkeypatch.setitem(usual, "note", lambda _: None)
+    # By its own measurements a busy machine might draft nothing.
+    monkeypatch.setattr(config, "make_config", partial(make_config, budget=8))
     model = demo_model_path()
     args = argparse.Namespace(model=model, users=10, chunk=4, plain_every=2)
     result = first_job.movielens(args, Generator.from_pretrained(model), 1.0)
