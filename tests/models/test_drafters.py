@@ -16,6 +16,7 @@ from draftrec.models.drafters import (
     WEIGHTS_FILE,
     DrafterInfo,
     OutputRows,
+    describe_drafter,
     load_drafter,
     save_drafter,
     score_transform,
@@ -146,7 +147,9 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     refused("head.safetensors is damaged")
     path.unlink()
-    refused("head.safetensors is damaged")
+    refused("head.safetensors is missing")
+    with pytest.raises(DraftrecError, match=r"head\.safetensors is missing"):
+        describe_drafter(tmp_path)
     save(tmp_path, model)
     (tmp_path / INFO_FILE).write_text("{")
     refused("drafter.json is damaged")

@@ -159,7 +159,7 @@ def _stoppable(function: Callable[..., int]) -> Callable[..., int]:
 
 
 def _interrupted() -> int:
-    say(f"interrupted; what is finished is kept, {again()}")
+    say(f"interrupted; {again()}")
     return INTERRUPTED
 
 

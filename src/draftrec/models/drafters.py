@@ -177,7 +177,8 @@ def save_drafter(
 
 
 def read_drafter_info(folder: str | Place) -> DrafterInfo:
-    """What `drafter.json` says. Raises DraftrecError if there is none that this version reads."""
+    """What `drafter.json` says. Raises DraftrecError if there is none that this version reads, and
+    where the weights that it speaks of are not there."""
     path = place(folder) / INFO_FILE
     if not path.is_file():
         raise DraftrecError(
@@ -195,6 +196,8 @@ def read_drafter_info(folder: str | Place) -> DrafterInfo:
             f"{path} has format version {info.format_version}, this draftrec reads up to "
             f"{FORMAT_VERSION}; update draftrec"
         )
+    if not (weights := place(folder) / WEIGHTS_FILE).is_file():
+        raise DraftrecError(f"{weights} is missing; train the drafter again, or copy all its files")
     return info
 
 

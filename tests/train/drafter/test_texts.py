@@ -94,6 +94,8 @@ def test_what_cannot_be_learnt_from_is_refused(world: Path, tmp_path: Path) -> N
             run.check({**prints, what: "other"})
     with pytest.raises(DraftrecError, match="is no run"):
         open_runs([tmp_path], [], None)
+    with pytest.raises(DraftrecError, match="run is named twice"):
+        open_runs([world / "run", world / "sampled", world / "run"], [], None)
     with pytest.raises(DraftrecError, match="names 1 files of records and there are 2 runs"):
         open_runs([world / "run", world / "sampled"], ["a"], None)
     shutil.copytree(world / "run", tmp_path / "empty")

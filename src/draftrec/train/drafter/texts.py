@@ -211,8 +211,11 @@ def open_runs(
 ) -> tuple[list[WrittenRun], str]:
     """The runs, and a fingerprint of all that is learnt from them. `records`: of each, or none.
 
-    Raises DraftrecError for other folders, and for runs of several models.
+    Raises DraftrecError for other folders, one that is named twice, and runs of several models.
     """
+    again = [folder for i, folder in enumerate(folders) if folder in folders[:i]]
+    if again:
+        raise DraftrecError(f"{again[0]} is named twice, and would count twice; name it once")
     if records and len(records) != len(folders):
         raise DraftrecError(
             f"--records names {len(records)} files of records and there are {len(folders)} runs; "
