@@ -132,10 +132,12 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="of the result, live-NAME; the model's and the side if left")
     parser.add_argument("--results", type=Path, help="folder of the result file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {k: v for k, v in vars(args).items() if k not in ("model", "work", "results")}
+    known_by = ("model", "work", "results", "name")  # what is no setting
+    settings = {k: v for k, v in vars(args).items() if k not in known_by}
     with tempfile.TemporaryDirectory() as scratch:
         peers, known = others(args, Path(scratch))
         payload = {
@@ -146,8 +148,8 @@ def main() -> None:
         }
         for peer in peers.values():
             peer.close()
-    name = f"live-{args.model.name}-{args.side}"
-    write_result(name, payload, seed=args.seed, folder=args.results)
+    name = args.name or f"{args.model.name}-{args.side}"
+    write_result(f"live-{name}", payload, seed=args.seed, folder=args.results)
 
 
 if __name__ == "__main__":
