@@ -113,11 +113,12 @@ def recycling(result: Result) -> str:
 def live(result: Result) -> str:
     """A real instruct model's own texts, every way to write them."""
     asked = result["settings"]
+    wide = f", {asked['dtype']}" if asked["dtype"] != "bfloat16" else ""
     out = (
-        f"## A real instruct model, live, {result['model']}, {asked['side']} texts: "
+        f"## A real instruct model, live, {result['model']}, {asked['side']} texts{wide}: "
         "`benchmarks/live.py`\n\n"
-        f"bfloat16, KAR prompts of held-out MovieLens {asked['side']}s, a repetition penalty of "
-        f"{asked['penalty']}, texts of at most {asked['max_new_tokens']} tokens, "
+        f"{asked['dtype']}, KAR prompts of held-out MovieLens {asked['side']}s, a repetition "
+        f"penalty of {asked['penalty']}, texts of at most {asked['max_new_tokens']} tokens, "
         f"{asked['threads']} thread(s). `first`: a first job, whose pool receives its own texts; "
         f"`pool`: {asked['texts']:,} texts that the model wrote about others; `head`: a draft head "
         "beside that pool; `relaxed`: the pool, some words changed. All ways write the same "

@@ -122,6 +122,20 @@ def _real(results: Results) -> str:
             f"{times(cell, 'llama_cpp')}"
         )
 
+    def without_tiles() -> str:
+        found = results["live-smollm2-item-avx2"]
+        one, many = (found["live"][f"greedy_batch_{n}"] for n in (1, 16))
+        ways = ("plain", "first", "pool", "relaxed")
+        alone, sixteen = (", ".join(times(cell, way) for way in ways) for cell in (one, many))
+        return (
+            f"Items on a processor without matrix tiles ({_name(found['machine']['cpu'])}, "
+            "float32), one at a time, without drafts, in a first job, with the pool, relaxed: "
+            f"{alone}; transformers' prompt lookup {times(one, 'hf_prompt_lookup')}, OpenVINO "
+            f"GenAI {times(one, 'openvino')}. Sixteen at a time: {sixteen}; OpenVINO GenAI "
+            f"{times(many, 'openvino')}. A row more costs nearly what a row costs there, so that "
+            "drafts of sixteen texts bring nothing."
+        )
+
     item = results["live-smollm2-item"]["live"]
     eight, drawn = item["greedy_batch_8"], item["sampled_batch_1"]
     user = results["live-smollm2-user"]["live"]["greedy_batch_1"]["plain"]
@@ -136,6 +150,7 @@ def _real(results: Results) -> str:
         f"- Eight at a time, in that order: {four}{beside(eight)}.",
         f"- Sampled, one at a time: {three}. Eight at a time a first job's drafts cost more than "
         f"they saved: {lost:.2f} times our own plain decoding.",
+        f"- {without_tiles()}",
         f"- Profiles of users, one at a time: {all_ways('user')} {user['looping']} of those "
         f"{user['texts']} end in a loop, which flatters drafts.",
     ))  # fmt: skip
@@ -378,7 +393,7 @@ def _auto(ways: Results) -> float:
 
 QUESTIONS = (
     Question("How fast?", "fast", (
-        "live-smollm2-item", "live-smollm2-user", "knowledge-live",
+        "live-smollm2-item", "live-smollm2-item-avx2", "live-smollm2-user", "knowledge-live",
         "first-job-movielens", "first-job-movielens-penalty",
         "first-job-movielens-tiles", "first-job-movielens-penalty-tiles",
         "first-job-bookshop", "first-job-bookshop-penalty", "knowledge-replay", "sampled",

@@ -115,6 +115,10 @@ JOBS = (
     *(Job(f"live.py --model {_SMOLLM2} --work WORK {options}", (f"live-smollm2-{side}",), 30,
           _REAL, "WORK: what `drafter.py prepare` and `fit` have made, hours")
       for side, options in (("user", "--side user"), ("item", "--side item"))),
+    Job(f"live.py --model {_SMOLLM2} --work WORK --side item --batch 1 16 --temperatures 0 "
+        "--prompts 8 --rounds 2 --dtype float32 --name smollm2-item-avx2",
+        ("live-smollm2-item-avx2",), 20, _REAL,
+        "WORK: what `drafter.py prepare` has made, hours"),
     Job(f"small_drafter.py RUN --model {_SMOLLM2} --head HEAD --work WORK", ("drafter-small",), 60,
         _REAL, "RUN, HEAD: what `drafter.py prepare` and `fit` have made; WORK: a folder"),
     Job("drafter.py plan", ("drafter-plan",), 1),

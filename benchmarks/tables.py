@@ -355,6 +355,7 @@ SECTIONS = {
     "knowledge-live": _live,
     "live-smollm2-user": live,
     "live-smollm2-item": live,
+    "live-smollm2-item-avx2": live,
     "sampled": sampled,
     "pool-rivals": _pool_rivals,
     "pool-published": _pool_rivals,
