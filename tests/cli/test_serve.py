@@ -26,6 +26,7 @@ from draftrec.serve.http import app
 from draftrec.serve.http.app import exposure
 from draftrec.serve.settings import ServeSettings
 from tests.jobs.recommend.worlds import World, make_world
+from tests.waiting import until
 
 WAIT = 60
 KEY = {"name": "a", "sha256": "ab" * 32}
@@ -65,10 +66,7 @@ class Served:
                 return error.code, json.loads(error.read())
 
     def until_ready(self) -> None:
-        end = time.monotonic() + WAIT
-        while self.ask("/readyz")[0] != 200:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: self.ask("/readyz")[0] == 200)
 
 
 @contextmanager

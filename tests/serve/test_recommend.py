@@ -362,11 +362,7 @@ def test_who_hangs_up_takes_all_users_along(few: Running) -> None:
     work, thread = few.service.recommending, few.service.recommend
     assert work
     assert thread
-    hold, real = threading.Event(), work.turn
-
-    def turn() -> Any:
-        hold.wait(30)
-        return real()
+    hold = held(few.service)
 
     async def hang_up() -> None:
         body = json.dumps({"users": [{"history": [i]} for i in range(10, 14)]}).encode()
@@ -390,12 +386,11 @@ def test_who_hangs_up_takes_all_users_along(few: Running) -> None:
         }  # fmt: skip
         await few.client.app(scope, receive, send)
 
-    work.turn = turn  # type: ignore[method-assign]
     few.client.portal.call(hang_up)  # type: ignore[union-attr]
     assert few.log[-1]["status"] == 499
     assert few.log[-1]["users"] == 4
-    work.turn = real  # type: ignore[method-assign]
     hold.set()
+    del work.turn  # type: ignore[attr-defined]
     assert ask_for(few, [10]).status_code == 200
     assert not work._asked, "the searches that nobody waited for have left the batch"
 
